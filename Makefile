@@ -1,0 +1,78 @@
+# Two commands for a fresh machine: `make demo` and `make test`. The rest: `make help`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
+
+# The demo's own pictures, or with PICTURES=~/Pictures those of a folder (an index of its own, nothing is copied).
+PICTURES ?=
+OWN := $(patsubst ~/%,$(HOME)/%,$(PICTURES))
+OUT := $(if $(OWN),demo-out/own,demo-out)
+FOLDER := '$(subst ','\'',$(if $(OWN),$(OWN),$(OUT)/pictures))'
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo own-queries test lint types unit format clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+# Stop early with the remedy instead of late with a traceback.
+$(VENV)/.made:
+	@$(PYTHON) -c '' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot be run here; install Python 3.11 or newer, or say make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), expected 3.11 or newer; say make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "making the environment in $(VENV)"
+	@$(PYTHON) -m venv --clear '$(VENV)'
+	@touch $@
+
+# Stamps: what is there is installed into again only when pyproject.toml changed.
+$(VENV)/.demo: pyproject.toml | $(VENV)/.made
+	@echo "installing mg-milvus and what it needs (torch is large: a minute or more) ..."
+	@$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.made
+	@echo "installing mg-milvus and what its tests need (torch is large: a minute or more) ..."
+	@$(PIP) -e '.[dev,demo]'
+	@touch $@ $(VENV)/.demo
+
+demo-out/.pictures: benchmarks/demo_pictures.py | $(VENV)/.demo
+	@$(BIN)/python benchmarks/demo_pictures.py demo-out
+	@touch $@
+
+own-queries: | $(VENV)/.demo
+	@$(BIN)/python benchmarks/demo_pictures.py $(OUT) --own $(FOLDER)
+
+demo: $(VENV)/.demo $(if $(OWN),own-queries,demo-out/.pictures) ## ingest pictures, ask three questions; PICTURES=~/Pictures: with your own
+	$(BIN)/mgm ingest $(FOLDER) --uri $(OUT)/demo.db
+	$(BIN)/mgm query $(OUT)/queries/category.jpg --uri $(OUT)/demo.db --profile category -k 5
+	$(BIN)/mgm query $(OUT)/queries/object.jpg --uri $(OUT)/demo.db --profile object -k 5
+	$(BIN)/mgm query $(OUT)/queries/instance.jpg --uri $(OUT)/demo.db --profile instance -k 10 --html $(OUT)/result.html
+	@echo
+	@echo "The last answer as a page: file://$(CURDIR)/$(OUT)/result.html"
+	@echo "Ask on: $(BIN)/mgm query PICTURE --uri $(OUT)/demo.db"
+
+test: lint types unit ## everything that CI checks
+
+lint: $(VENV)/.dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## mypy, strict
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev ## pytest with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+format: $(VENV)/.dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment, the demo and all caches
+	rm -rf '$(VENV)' demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
