@@ -1,0 +1,191 @@
+"""Which picture files are there? Folders are walked; what cannot be read is reported and passed over."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote_to_bytes
+
+from mg_milvus.errors import PictureError
+from mg_milvus.hits import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif"}
+)
+"""Lower-cased endings of the files that are taken from a walked folder."""
+
+_URI = "file://"
+
+_Identity = tuple[int, int]
+"""st_dev and st_ino: the same folder under all its names."""
+
+_FileIdentity = tuple[_Identity, str]
+"""The real folder and the name in it: the same directory entry, however its path is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A picture file.
+
+    Attributes:
+        path: its absolute path, as ``path_text`` writes it.
+        size: bytes.
+        mtime_ns: modification time, nanoseconds since the epoch.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def path_text(path: str | os.PathLike[str]) -> str:
+    """The absolute path as text that is valid UTF-8; links are not resolved.
+
+    A path that is not valid UTF-8 becomes its percent-encoded ``file://`` URI. ``text_path`` is the inverse.
+    """
+    absolute = os.path.abspath(path)
+    try:
+        absolute.encode("utf-8")
+    except UnicodeEncodeError:
+        return _URI + quote(os.fsencode(absolute))
+    return absolute
+
+
+def text_path(text: str) -> Path:
+    """The path that ``path_text`` wrote; bytes that are not UTF-8 come back as surrogates, so ``open`` finds it."""
+    if text.startswith(_URI):
+        return Path(os.fsdecode(unquote_to_bytes(text.removeprefix(_URI))))
+    return Path(text)
+
+
+def picture_id(path: str) -> str:
+    """Primary key of the picture at ``path`` (as ``path_text`` writes it): 32 hex digits, BLAKE2b-128 of its UTF-8."""
+    return hashlib.blake2b(path.encode("utf-8"), digest_size=16).hexdigest()
+
+
+def discover(sources: Sequence[str | os.PathLike[str]], on_failure: Callable[[Failure], None]) -> Iterator[Found]:
+    """Find the picture files in folders, and the files that are named themselves.
+
+    Every file comes once, however often its folder is given or linked to. Sources come in the order given, a folder's
+    entries in the order of their names. Links to folders come last, so that a picture is known by its own path
+    whenever that path is among the sources. Hidden entries (``.name``) and files without a known suffix are passed
+    over, unless they are sources themselves. Memory grows with the number of folders, not of files.
+
+    Args:
+        sources: folders and files.
+        on_failure: told of folders and files that cannot be looked at; the walk goes on.
+
+    Raises:
+        PictureError: a source does not exist, or is neither a folder nor a file. Raised before any work.
+    """
+    named: set[_FileIdentity] = set()
+    todo: list[tuple[str, bool]] = []
+    for source in sources:
+        folder = _is_folder(source)
+        path = os.path.abspath(source)
+        if not folder:
+            identity = _file_identity(path)
+            if identity in named:
+                continue
+            named.add(identity)
+        todo.append((path, folder))
+    return _Walk(named, on_failure).run(todo)
+
+
+def _is_folder(source: str | os.PathLike[str]) -> bool:
+    try:
+        mode = os.stat(source).st_mode
+    except FileNotFoundError:
+        raise PictureError(f"{os.fspath(source)!r} does not exist: expected a folder or a picture file") from None
+    except (OSError, ValueError) as error:
+        raise PictureError(f"{os.fspath(source)!r} cannot be read: {_reason(error)}") from error
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise PictureError(f"{os.fspath(source)!r} is neither a folder nor a file: expected a folder or a picture file")
+    return stat.S_ISDIR(mode)
+
+
+def _file_identity(path: str) -> _FileIdentity:
+    folder, name = os.path.split(path)
+    return _identity(os.stat(folder)), name
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return status.st_dev, status.st_ino
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+class _Walk:
+    """One walk: what was seen, and what is still to be done."""
+
+    def __init__(self, named: set[_FileIdentity], on_failure: Callable[[Failure], None]) -> None:
+        self._named = named
+        self._on_failure = on_failure
+        self._entered: set[_Identity] = set()
+        self._linked: deque[str] = deque()
+
+    def run(self, todo: list[tuple[str, bool]]) -> Iterator[Found]:
+        """Visit (path, is it a folder) in order, then the folders that were linked to."""
+        for path, folder in todo:
+            yield from self._folder(path) if folder else self._file(path)
+        while self._linked:
+            yield from self._folder(self._linked.popleft())
+
+    def _folder(self, top: str) -> Iterator[Found]:
+        # An explicit stack: folders can be nested deeper than Python's own.
+        stack = [self._entries(top)]
+        while stack:
+            entry = next(stack[-1], None)
+            if entry is None:
+                stack.pop()
+            elif isinstance(entry, str):
+                stack.append(self._entries(entry))
+            else:
+                yield entry
+
+    def _entries(self, folder: str) -> Iterator[Found | str]:
+        """The files of one folder, and the paths of the folders in it."""
+        try:
+            identity = _identity(os.stat(folder))
+            if identity in self._entered:
+                return
+            self._entered.add(identity)
+            with os.scandir(folder) as scan:
+                entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            self._fail(folder, f"the folder cannot be read: {_reason(error)}")
+            return
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield entry.path
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                self._linked.append(entry.path)
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                self._fail(entry.path, "is a link to nothing")
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and (identity, entry.name) not in self._named:
+                yield from self._file(entry.path)
+
+    def _file(self, path: str) -> Iterator[Found]:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            self._fail(path, f"cannot be read: {_reason(error)}")
+            return
+        if stat.S_ISREG(status.st_mode):
+            yield Found(path_text(path), status.st_size, status.st_mtime_ns)
+        else:
+            self._fail(path, "is not a regular file")
+
+    def _fail(self, path: str, reason: str) -> None:
+        self._on_failure(Failure(path_text(path), reason))

@@ -1,0 +1,134 @@
+"""Which rows are in a table file: CSV, JSON lines or Parquet, read row by row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mg_milvus.errors import MissingPackageError, SchemaError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table that is being read.
+
+    Attributes:
+        columns: names of all its columns.
+        rows: number and cells of each row, wanted columns only; an empty CSV cell is None. Read once, lazily where the
+            format allows it: reading raises ``SchemaError`` as ``read_table`` does.
+        unit: what the numbers count from 1: "line" or "row".
+    """
+
+    columns: list[str]
+    rows: Iterable[tuple[int, dict[str, Any]]]
+    unit: str
+
+
+def read_table(name: str, wanted: Collection[str]) -> Table:
+    """Open a table by the ending of its name.
+
+    Raises:
+        SchemaError: the file cannot be read, or is not what its name says.
+        MissingPackageError: Parquet without pyarrow.
+    """
+    read = _READERS.get(os.path.splitext(name)[1].lower())
+    if read is None:
+        raise SchemaError(f"{name!r} is not a metadata file: expected a name that ends in {', '.join(_READERS)}")
+    try:
+        return read(name, wanted)
+    except OSError as error:
+        raise SchemaError(f"metadata file {name!r} cannot be read: {error.strerror or error}") from error
+
+
+def _read_csv(name: str, wanted: Collection[str]) -> Table:
+    headers = {delimiter: next(_csv_rows(name, delimiter, strict=False), (0, [])) for delimiter in ",;\t"}
+    delimiter = max(headers, key=lambda found: len(headers[found][1]))
+    first, header = headers[delimiter]
+    columns = [column.strip() for column in header]
+    if len(set(columns)) < len(columns):
+        raise SchemaError(f"{name!r}: a name comes twice in the header: {', '.join(columns)}")
+
+    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, cells in _csv_rows(name, delimiter, strict=True):
+            if len(cells) != len(columns):
+                raise SchemaError(
+                    f"{name!r}, line {number}: {len(cells)} cells, expected {len(columns)} as the header has"
+                )
+            if number != first:
+                row = zip(columns, cells, strict=True)
+                yield number, {column: cell or None for column, cell in row if column in wanted}
+
+    return Table(columns, records(), "line")
+
+
+def _csv_rows(name: str, delimiter: str, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
+    with open(name, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=strict)
+        try:
+            yield from ((reader.line_num, cells) for cells in reader if cells)
+        except UnicodeDecodeError as error:
+            raise SchemaError(f"{name!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
+        except csv.Error as error:
+            raise SchemaError(f"{name!r}, line {reader.line_num}: not well-formed CSV: {error}") from error
+
+
+def _read_json_lines(name: str, wanted: Collection[str]) -> Table:
+    # The columns are known only when every line has been seen.
+    columns: dict[str, None] = {}
+    rows: list[tuple[int, dict[str, Any]]] = []
+    with open(name, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise SchemaError(f"{name!r}, line {number}: not JSON in UTF-8: {error}") from error
+            if not isinstance(record, dict):
+                raise SchemaError(f'{name!r}, line {number}: expected one JSON object a line, as {{"path": "a.jpg"}}')
+            columns.update(dict.fromkeys(record))
+            rows.append((number, {column: cell for column, cell in record.items() if column in wanted}))
+    return Table(list(columns), rows, "line")
+
+
+def _read_parquet(name: str, wanted: Collection[str]) -> Table:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise MissingPackageError(
+            f"reading {name!r} needs pyarrow, which is not installed: pip install 'mg-milvus[parquet]'"
+        ) from error
+
+    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+        number = 0
+        try:
+            with ParquetFile(name) as file:
+                for batch in file.iter_batches(columns=[column for column in columns if column in wanted]):
+                    for record in batch.to_pylist():
+                        number += 1
+                        yield number, record
+        except (ArrowException, OSError) as error:
+            raise SchemaError(f"{name!r} is damaged after row {number}: {error}") from error
+
+    try:
+        with ParquetFile(name) as file:
+            columns: list[str] = list(file.schema_arrow.names)
+    except ArrowException as error:
+        raise SchemaError(f"{name!r} is not a Parquet file: {error}") from error
+    return Table(columns, records(), "row")
+
+
+_READERS: dict[str, Callable[[str, Collection[str]], Table]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".parquet": _read_parquet,
+}
