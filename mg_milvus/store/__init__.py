@@ -1,0 +1,165 @@
+"""Where the codes live: the ``Store`` protocol, its records, and ``open_store``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mg_milvus.codes import Codes
+    from mg_milvus.schema import Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One picture as it is stored.
+
+    Attributes:
+        id: 32 hexadecimal digits.
+        path: absolute path (or URI) of the picture.
+        size: bytes of the file.
+        mtime_ns: modification time of the file, nanoseconds since the epoch.
+        width: pixels, as shown (after the EXIF rotation).
+        height: pixels.
+        content_hash: hexadecimal BLAKE2b-128 of the file's bytes.
+        codes: granularity -> packed code, bits / 8 bytes. May be empty or partial in what ``fetch`` returns.
+        fields: the schema's own extra fields.
+    """
+
+    id: str
+    path: str
+    size: int
+    mtime_ns: int
+    width: int
+    height: int
+    content_hash: str
+    codes: Mapping[str, bytes] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a collection knows of itself; kept as JSON in its description.
+
+    Attributes:
+        schema: the schema it was made with.
+        fingerprint: of the encoder that fills it.
+        adapted_on: pictures of this collection the heads were fitted on; 0 for shipped heads.
+        backbone: name of the encoder's backbone, for people.
+    """
+
+    schema: Schema
+    fingerprint: str
+    adapted_on: int = 0
+    backbone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The nearest rows of one query on one granularity.
+
+    Attributes:
+        ids: (n,) primary keys, nearest first; the order within a tie is by id.
+        distances: (n,) int32 Hamming distances in bits.
+    """
+
+    ids: list[str]
+    distances: NDArray[np.int32]
+
+
+class Store(Protocol):
+    """One collection (and the encoders kept beside it) in some database.
+
+    Every method raises ``StoreError`` or one of its children, never a vendor's exception. Reads see this client's own
+    earlier writes. Queries may come from several threads at once.
+    """
+
+    uri: str
+    collection: str
+
+    def describe(self) -> Description | None:
+        """The collection's own description; None when there is no such collection.
+
+        Raises:
+            ForeignCollectionError: the collection was not made by mg-milvus.
+        """
+
+    def create(self, description: Description) -> Description:
+        """Make the collection with its indexes and load it; return what it now says of itself.
+
+        When another client made it a moment ago, *its* description is returned: whoever came first wins.
+
+        Raises:
+            UnsupportedError: the server cannot hold this schema.
+        """
+
+    def drop(self) -> None:
+        """Remove the collection and the encoders beside it. No error when there is none."""
+
+    def upsert(self, rows: Sequence[Row]) -> None:
+        """Write rows with all codes and fields; a row with an existing id replaces it. Returns when acknowledged."""
+
+    def nearest(self, granularity: str, codes: Codes, depth: int, where: str | None = None) -> list[Neighbours]:
+        """Search one field with (n, bits / 8) uint8 codes: one ``Neighbours`` a query, at most ``depth`` long."""
+
+    def hybrid(
+        self,
+        codes: Mapping[str, Codes],
+        weights: Mapping[str, float],
+        *,
+        k: int,
+        depth: int,
+        rrf_k: int,
+        where: str | None = None,
+    ) -> list[list[tuple[str, float]]]:
+        """The server's own rank fusion: per query up to ``k`` pairs (id, score), best first."""  # fmt: skip
+
+    def fetch(self, ids: Sequence[str], granularities: Sequence[str] = ()) -> dict[str, Row]:
+        """Rows by id, with the codes of the named granularities only. Unknown ids are left out."""
+
+    def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
+        """All rows, or those that match, in batches of bounded size, in no stated order."""
+
+    def count(self, where: str | None = None) -> int:
+        """Number of rows, or of those that match."""
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete rows by id; the number of rows that were there."""
+
+    def put_encoder(self, fingerprint: str, data: bytes) -> None:
+        """Keep an encoder file beside the collection, in the companion ``<collection>_encoder``; idempotent."""
+
+    def get_encoder(self, fingerprint: str) -> bytes | None:
+        """The encoder file kept under a fingerprint; None when there is none (or only a part of it)."""
+
+    def drop_encoder(self, fingerprint: str) -> None:
+        """Remove one encoder from beside the collection. No error when there is none."""
+
+    def collections(self) -> list[str]:
+        """Names of all mg-milvus collections at this URI, without companions, sorted."""
+
+    def server(self) -> str:
+        """Name and version of what answers, as "Milvus Lite 2.5.1"."""
+
+    def close(self) -> None:
+        """Give the connection back; idempotent."""
+
+
+def open_store(uri: str, collection: str, *, token: str | None = None, timeout: float = 10.0) -> Store:
+    """Connect to ``memory:``, a Milvus Lite file (``*.db``) or a Milvus server (``http://``, ``https://``, ``tcp://``).
+
+    Raises:
+        StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
+    """
+    if uri == "memory:":
+        from mg_milvus.store.memory import MemoryStore
+
+        return MemoryStore(collection)
+    from mg_milvus.store.milvus import MilvusStore
+
+    return MilvusStore(uri, collection, token=token, timeout=timeout)

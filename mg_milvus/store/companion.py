@@ -1,0 +1,119 @@
+"""Encoder files in Milvus: the companion collection ``<collection>_encoder``, a file in parts of text.
+
+The parts are base64 in a JSON column. Measured on Milvus Lite with 14 MB: written in 0.10 s and read in 0.06 s. In
+VARCHAR, whose characters pymilvus checks one by one, the same takes 0.6 s to write; binary vectors take 12 s to read.
+"""
+
+from __future__ import annotations
+
+import base64
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mg_milvus.errors import ForeignCollectionError
+from mg_milvus.schema import Granularity, StorageSettings
+from mg_milvus.store import tables
+from mg_milvus.store.description import encode_companion
+from mg_milvus.store.filters import literal
+from mg_milvus.store.layout import Column
+
+if TYPE_CHECKING:
+    from mg_milvus.store.connection import Connection
+
+_PART = 48_000
+"""Bytes of the file in one row: 64,000 of base64, where a JSON value may have 65,536."""
+_PARTS_A_CALL = 64
+_COLUMNS = (
+    Column("id", "string", 64),
+    Column("parts", "int"),
+    Column("size", "int"),
+    Column("data", "json"),
+)
+_FIELDS = ["id", "parts", "size", "data"]
+_VECTOR = Granularity(name="unused", bits=8)  # Milvus wants a vector field in every collection
+
+
+class Companion:
+    """The encoders kept beside one collection."""
+
+    def __init__(self, connection: Connection, collection: str, timeout: float) -> None:
+        self._connection, self._timeout = connection, timeout
+        self._description = encode_companion(collection)
+        self.name = f"{collection}_encoder"
+
+    def exists(self) -> bool:
+        """Whether there is one.
+
+        Raises:
+            ForeignCollectionError: a collection of this name is something else.
+        """
+        found = tables.described(self._connection, self.name)
+        if found not in {None, self._description}:
+            raise ForeignCollectionError(
+                f"collection '{self.name}' was not made by mg-milvus to keep encoders: choose another collection name"
+            )
+        return found is not None
+
+    def put(self, fingerprint: str, data: bytes) -> None:
+        """Write all parts; a part that is there is replaced by the same."""
+        storage = StorageSettings()
+        if not self.exists():
+            tables.create(
+                self._connection, self.name, self._description, _COLUMNS, [_VECTOR], storage
+            )  # fmt: skip
+        self._load()
+        starts = range(0, max(len(data), 1), _PART)
+        rows = [
+            {
+                "id": f"{fingerprint}:{number}",
+                "parts": len(starts),
+                "size": len(data),
+                "data": [base64.b64encode(data[start : start + _PART]).decode("ascii")],
+                _VECTOR.name: b"\0",
+            }
+            for number, start in enumerate(starts)
+        ]
+        client = self._connection.client
+        for first in range(0, len(rows), _PARTS_A_CALL):
+            some = rows[first : first + _PARTS_A_CALL]
+            self._connection.border.call(partial(client.upsert, self.name, some, timeout=self._timeout))
+
+    def get(self, fingerprint: str) -> bytes | None:
+        """The file; None when it, or a part of it, is missing."""
+        if not self.exists():
+            return None
+        self._load()
+        found = self._read(fingerprint, 0, 1)
+        if 0 not in found:
+            return None
+        count, size, _ = found[0]
+        for first in range(1, count, _PARTS_A_CALL):
+            found |= self._read(fingerprint, first, min(first + _PARTS_A_CALL, count))
+        if len(found) != count or any(part[:2] != (count, size) for part in found.values()):
+            return None
+        data = b"".join(base64.b64decode(found[number][2]) for number in range(count))
+        return data if len(data) == size else None
+
+    def drop(self, fingerprint: str) -> None:
+        """Remove all parts of one file."""
+        if self.exists():
+            self._load()
+            parts = f"id like {literal(fingerprint + ':%')}"
+            client = self._connection.client
+            self._connection.border.call(lambda: client.delete(self.name, filter=parts, timeout=self._timeout))
+
+    def _read(self, fingerprint: str, first: int, end: int) -> dict[int, tuple[int, int, str]]:
+        wanted = ",".join(literal(f"{fingerprint}:{number}") for number in range(first, end))
+        rows = self._connection.border.call(
+            lambda: self._connection.client.query(
+                self.name,
+                filter=f"id in [{wanted}]",
+                output_fields=_FIELDS,
+                consistency_level="Strong",
+                timeout=self._timeout,
+            )
+        )
+        return {int(row["id"].rpartition(":")[2]): (row["parts"], row["size"], row["data"][0]) for row in rows}
+
+    def _load(self) -> None:
+        tables.prepare(self._connection, self.name, [_VECTOR.name], ("BIN_FLAT", {}), replicas=1)

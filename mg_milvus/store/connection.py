@@ -1,0 +1,186 @@
+"""From a URI to a connected client, and what the Milvus behind it can do."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import grpc
+from pymilvus import Function, FunctionType, MilvusClient, RRFRanker
+
+from mg_milvus.errors import StoreError, UnsupportedError
+from mg_milvus.store.faults import Border
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mg_milvus.schema import Schema
+
+_CONNECT_ATTEMPTS = 3
+Version = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What answers: Milvus Lite or a server, and its version; None when it says none that can be read."""
+
+    lite: bool
+    version: Version | None
+    label: str
+
+    def older_than(self, *version: int) -> bool:
+        """Whether it is a server known to be older."""
+        return not self.lite and self.version is not None and self.version < version
+
+    def check(self, schema: Schema) -> None:
+        """Refuse a schema that asks for what this Milvus cannot do.
+
+        ``auto`` adapts the index; Milvus Lite is always strongly consistent, which is at least what any
+        consistency level asks. Everything else that was set by hand is done as set, or refused here.
+
+        Raises:
+            UnsupportedError: with what to change.
+        """
+        storage = schema.storage
+        mapped = [g.name for g in schema.granularities if g.mmap]
+        asked = {
+            f"index {storage.index}": (storage.index in {"BIN_IVF_FLAT", "HNSW"}, "index: auto"),
+            f"{storage.shards} shards": (storage.shards > 1, "shards: 1"),
+            f"{storage.replicas} replicas": (storage.replicas > 1, "replicas: 1"),
+            f"partition_key {storage.partition_key}": (storage.partition_key is not None, "no partition_key"),
+            f"mmap for {', '.join(mapped)}": (bool(mapped), "no mmap"),
+        }
+        for what, (is_asked, remedy) in asked.items():
+            if self.lite and is_asked:
+                raise UnsupportedError(f"Milvus Lite has no {what}: set {remedy} in the schema, or use a Milvus server")
+        if storage.index == "HNSW" and self.older_than(2, 6, 4):
+            raise UnsupportedError(f"{self.label} has no HNSW for binary vectors (since 2.6.4): set index: auto")
+        if len(schema.granularities) > 1 and self.older_than(2, 4, 0):
+            raise UnsupportedError(
+                f"{self.label} holds one granularity per collection, the schema has {len(schema.granularities)}: "
+                "upgrade to Milvus 2.4 or later, or use one granularity"
+            )
+        if mapped and self.older_than(2, 4, 10):
+            raise UnsupportedError(f"{self.label} has no mmap per field (since 2.4.10): remove mmap from the schema")
+
+    def index(self, schema: Schema) -> tuple[str, dict[str, Any]]:
+        """The index type of every granularity and its build parameters."""
+        storage = schema.storage
+        name = storage.index if storage.index != "auto" else "BIN_FLAT" if self.lite else "BIN_IVF_FLAT"
+        parameters: dict[str, dict[str, Any]] = {
+            "BIN_FLAT": {},
+            "BIN_IVF_FLAT": {"nlist": storage.nlist},
+            "HNSW": {"M": storage.m, "efConstruction": storage.ef_construction},
+        }
+        return name, parameters[name]
+
+    def search(self, schema: Schema, depth: int) -> dict[str, Any]:
+        """Search parameters for that index; ``ef`` grows to ``depth``, as Milvus demands."""
+        storage = schema.storage
+        parameters: dict[str, dict[str, Any]] = {
+            "BIN_FLAT": {},
+            "BIN_IVF_FLAT": {"nprobe": storage.nprobe},
+            "HNSW": {"ef": max(storage.ef, depth)},
+        }
+        return {"metric_type": "HAMMING", "params": parameters[self.index(schema)[0]]}
+
+    def ranker(self, weights: Sequence[float], rrf_k: int) -> tuple[RRFRanker | Function, float]:
+        """Milvus' own reciprocal rank fusion, and the factor that its scores lack: equal weights are left out of it.
+
+        Raises:
+            UnsupportedError: the weights differ, and this Milvus is not known to have weights (servers since 3.0.1).
+        """
+        if len(set(weights)) == 1:
+            return RRFRanker(rrf_k), weights[0]
+        if self.lite or self.version is None or self.older_than(3, 0, 1):
+            raise UnsupportedError(
+                f"{self.label} fuses with equal weights only, got {list(weights)}: use --fusion rank, or equal weights"
+            )
+        settings = {"reranker": "rrf", "k": rrf_k, "weights": list(weights)}
+        return Function("weighted_rrf", FunctionType.RERANK, input_field_names=[], params=settings), 1.0
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A connected client, its border, what it talks to, seconds for each request, and how to give it back."""
+
+    client: MilvusClient
+    border: Border
+    engine: Engine
+    timeout: float
+    close: Callable[[], None]
+
+
+def connect(uri: str, collection: str, token: str | None, timeout: float) -> Connection:
+    """Connect to a Milvus Lite file or a server.
+
+    Raises:
+        StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
+        StoreError: the file cannot be opened.
+    """
+    border = Border(without_password(uri), collection, timeout)
+    if re.match(r"(https?|tcp)://[^/]", uri, re.IGNORECASE) and not uri.endswith(".db"):
+        client = _client(border, uri, token, timeout)
+        return Connection(client, border, _ask_engine(border, client, timeout), timeout, client.close)
+    if "://" in uri or not uri.endswith(".db"):
+        raise UnsupportedError(
+            f"'{without_password(uri)}' is not a place for pictures: give a file ending in .db for Milvus Lite, or the "
+            "http://, https:// or tcp:// URI of a Milvus server"
+        )
+    if sys.platform == "win32":
+        raise UnsupportedError("there is no Milvus Lite for Windows: give the URI of a Milvus server")
+    from mg_milvus.store import lite
+
+    file = Path(uri).expanduser()
+    address = lite.start(file)
+    try:
+        client = _client(border, address, None, timeout)
+    except StoreError:
+        lite.stop(file)
+        raise
+
+    def close() -> None:
+        client.close()
+        lite.stop(file)
+
+    number = lite.version()
+    return Connection(client, border, Engine(True, _version(number), f"Milvus Lite {number}"), timeout, close)
+
+
+def _client(border: Border, address: str, token: str | None, timeout: float) -> MilvusClient:
+    # A connection of its own: pymilvus never closes those that it shares between clients.
+    return border.call(
+        lambda: MilvusClient(address, token=token or "", timeout=timeout, dedicated=True), _CONNECT_ATTEMPTS
+    )
+
+
+def _ask_engine(border: Border, client: MilvusClient, timeout: float) -> Engine:
+    def ask() -> str | None:
+        try:
+            return str(client.get_server_version(timeout=timeout))
+        except grpc.RpcError as exc:
+            if exc.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return None  # Milvus Lite over TCP cannot say its version; every server can
+            raise
+
+    told = border.call(ask)
+    return (
+        Engine(True, None, "Milvus Lite")
+        if told is None
+        else Engine(False, _version(told), f"Milvus {told.lstrip('v')}")
+    )
+
+
+def _version(told: str) -> Version | None:
+    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", told)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None

@@ -1,0 +1,191 @@
+"""The border to pymilvus: every call goes through ``Border``, which retries, keeps quiet and maps exceptions.
+
+pymilvus and grpc are at home here as in ``milvus.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import threading
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+from pymilvus import exceptions as vendor
+
+from mg_milvus.errors import (
+    AuthenticationError,
+    CollectionNotFoundError,
+    FilterError,
+    StoreError,
+    StoreUnavailableError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+VENDOR_ERRORS = (vendor.MilvusException, grpc.RpcError, grpc.FutureTimeoutError)
+ATTEMPTS = 6
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 2.0
+
+_BY_CODE: dict[object, type[StoreError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
+    grpc.StatusCode.PERMISSION_DENIED: AuthenticationError,
+    grpc.StatusCode.UNAVAILABLE: StoreUnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: StoreUnavailableError,
+    grpc.StatusCode.CANCELLED: StoreUnavailableError,
+    grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
+    vendor.ErrorCode.COLLECTION_NOT_FOUND: CollectionNotFoundError,
+    1800: AuthenticationError,  # a wrong password, as the server numbers it
+    2: StoreUnavailableError,  # pymilvus' Status.CONNECT_FAILED
+}
+_BY_CLASS: dict[type[Exception], type[StoreError]] = {
+    vendor.CollectionNotExistException: CollectionNotFoundError,
+    vendor.MilvusUnavailableException: StoreUnavailableError,
+    vendor.ConnectError: StoreUnavailableError,
+    vendor.ConnectionNotExistException: StoreUnavailableError,
+    vendor.ConnectionConfigException: UnsupportedError,
+    vendor.ServerVersionIncompatibleException: UnsupportedError,
+    grpc.FutureTimeoutError: StoreUnavailableError,
+}
+_BY_TEXT: tuple[tuple[re.Pattern[str], type[StoreError]], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), error)
+    for pattern, error in (
+        (r"auth(entication)? check fail|unauthenticated|permission ?denied|privilege|auth fail", AuthenticationError),
+        (r"can't find collection|collection not (found|exist)", CollectionNotFoundError),
+        (r"invalid expr|cannot parse expr|parse expression|create query plan|expr proto|expr type", FilterError),
+        (r"FilterBitsNode|cannot find field with field_id: 0", FilterError),
+        (r"maximum vector field|vector field.* limit|multiple vector fields", UnsupportedError),
+        (r"invalid index type|index type .*(not match|support)|not support|unsupported", UnsupportedError),
+        (r"retry (timeout|run out)|timed? ?out|connection (refused|reset)|closed channel", StoreUnavailableError),
+        (r"channel.* (closed|not found|not available)|not ready|unavailable|no available", StoreUnavailableError),
+    )
+)
+_BUSY = re.compile(r"rate limit|request is rejected|quota|not (fully )?loaded|channel.* (closed|not)|not ready", re.I)
+
+_inside: ContextVar[bool] = ContextVar("mg_milvus_store_call", default=False)
+
+
+class _OnlyOthers(logging.Filter):
+    """Drops what pymilvus logs about our own calls: we raise it. The user's own calls still log."""
+
+    def filter(self, _record: logging.LogRecord) -> bool:
+        return not _inside.get()
+
+
+def _silence() -> None:
+    for name in ("pymilvus", "pymilvus.milvus_client", "pymilvus.bulk_writer"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_OnlyOthers())
+
+
+_silence()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and its causes: pymilvus hides the real reason of a refused connection in one of them."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # pymilvus raises some errors from themselves
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
+def _code(error: BaseException) -> object:
+    if isinstance(error, grpc.RpcError):
+        return error.code() if hasattr(error, "code") else None
+    return error.code if isinstance(error, vendor.MilvusException) else None
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, grpc.RpcError):
+        return str(error.details() if hasattr(error, "details") else error)
+    return str(error.message if isinstance(error, vendor.MilvusException) else error)
+
+
+def kind_of(error: BaseException) -> type[StoreError]:
+    """The class of ours for an exception of pymilvus or grpc; ``StoreError`` when nothing more is known."""
+    codes = [_code(e) for e in _chain(error)]
+    if any(_BY_CODE.get(code) is AuthenticationError for code in codes):
+        return AuthenticationError
+    for code in codes:
+        if code in _BY_CODE:
+            return _BY_CODE[code]
+    for vendors, ours in _BY_CLASS.items():
+        if isinstance(error, vendors):
+            return ours
+    text = _text(error)
+    return next((ours for pattern, ours in _BY_TEXT if pattern.search(text)), StoreError)
+
+
+def translate(error: BaseException, where: str, collection: str) -> StoreError:
+    """Our exception for one of pymilvus or grpc, with the remedy; the caller raises it ``from`` the other."""
+    kind = kind_of(error)
+    said = " ".join(_text(error).split())[:500] or type(error).__name__
+    messages = {
+        AuthenticationError: f"{where} refused the token ({said}): give --token USER:PASSWORD or MGM_TOKEN",
+        CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",
+        StoreUnavailableError: f"Milvus at {where} does not answer ({said}): check the URI and that it is running",
+        FilterError: f"Milvus cannot use the filter ({said}): check the names of columns, quotes and parentheses",
+        UnsupportedError: f"{where} cannot do this ({said}): change the storage settings of the schema, or the server",
+        StoreError: f"Milvus at {where} refused: {said}",
+    }
+    return kind(messages[kind])
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed a moment later."""
+    if _code(error) is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return False  # the time that the caller allowed is already spent
+    return (
+        kind_of(error) is StoreUnavailableError
+        or _code(error) == vendor.ErrorCode.RATE_LIMIT
+        or bool(_BUSY.search(_text(error)))
+    )
+
+
+class Border:
+    """Runs calls of pymilvus: quietly, again when the failure is transient, and raising our errors only.
+
+    Retries wait 0.1 s, then twice as long each time, up to 2 s, shortened by a random half, at most ``ATTEMPTS``
+    times and no longer than ``timeout`` seconds in all.
+    """
+
+    def __init__(self, where: str, collection: str, timeout: float) -> None:
+        self._where, self._collection, self._timeout = where, collection, timeout
+        self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Refuse all later calls."""
+        self._closed.set()
+
+    def call(self, operation: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+        """The operation's result.
+
+        Raises:
+            StoreError: or one of its children, from the vendor's exception.
+        """
+        if self._closed.is_set():
+            raise StoreError(f"the connection to {self._where} was closed: open it again")
+        deadline = time.monotonic() + self._timeout
+        delay = _FIRST_DELAY
+        while True:
+            attempts -= 1
+            token = _inside.set(True)
+            try:
+                return operation()
+            except VENDOR_ERRORS as exc:
+                wait = delay * (0.5 + self._random.random() / 2)
+                if attempts <= 0 or time.monotonic() + wait > deadline or not is_transient(exc):
+                    raise translate(exc, self._where, self._collection) from exc
+            finally:
+                _inside.reset(token)
+            time.sleep(wait)
+            delay = min(2 * delay, _LONGEST_DELAY)

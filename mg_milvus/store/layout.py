@@ -1,0 +1,229 @@
+"""What one collection holds: its columns, what fits into them, and rows to records and back.
+
+Pure: shared by every store, so that the twin and Milvus accept, default and refuse the same things.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mg_milvus.errors import QueryError, StoreError
+from mg_milvus.store import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mg_milvus.codes import Codes
+    from mg_milvus.schema import Schema
+
+MAX_DEPTH = 16_384
+"""Most results of one search, in Milvus and in Milvus Lite."""
+
+Record = dict[str, Any]
+
+
+def check_collection_name(name: str) -> str:
+    """The name itself, when Milvus can hold a collection (and its companion) under it.
+
+    Raises:
+        StoreError: it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", name):
+        raise StoreError(
+            f"'{name}' is not a collection name: use up to 200 letters, digits and '_', with no digit first"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its name, "string", "int", "float", "bool" or "json", most bytes of a string, value when missing."""
+
+    name: str
+    type: str
+    max_bytes: int = 0
+    default: Any = None
+
+
+_FIXED = (
+    Column("id", "string", 64),
+    Column("path", "string", 16_384),
+    Column("size", "int"),
+    Column("mtime_ns", "int"),
+    Column("width", "int"),
+    Column("height", "int"),
+    Column("content_hash", "string", 64),
+)
+_EMPTY: dict[str, Any] = {"string": "", "int": 0, "float": 0.0, "bool": False}
+_ACCEPTED: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "int": (int, np.integer),
+    "float": (float, int, np.floating, np.integer),
+    "bool": (bool, np.bool_),
+}
+_PYTHON: dict[str, type] = {"string": str, "int": int, "float": float, "bool": bool}
+
+
+class Layout:
+    """The columns and granularities of a schema, and rows to records (one flat dictionary each) and back."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.extras = tuple(
+            Column(f.name, f.type, f.max_length, _EMPTY[f.type] if f.default is None else f.default)
+            for f in schema.fields
+        )
+        self.columns = (*_FIXED, *self.extras)
+        self.bytes = {name: bits // 8 for name, bits in schema.bits.items()}
+
+    @property
+    def rows_a_call(self) -> int:
+        """Rows of the longest possible texts and codes that stay well below the 64 MB of a server's message."""
+        longest = sum(column.max_bytes or 8 for column in self.columns) + sum(self.bytes.values())
+        return max(1, min(5000, (48 << 20) // longest))
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Column -> type, for filters."""
+        return {column.name: column.type for column in self.columns}
+
+    def output_fields(self, granularities: Sequence[str]) -> list[str]:
+        """Names to ask for: every scalar column and the codes of these granularities.
+
+        Raises:
+            QueryError: an unknown granularity.
+        """
+        for name in granularities:
+            self._check_granularity(name)
+        return [*(column.name for column in self.columns), *granularities]
+
+    def check_codes(self, granularity: str, codes: Codes) -> None:
+        """Raise QueryError unless the codes are (n, bits / 8) uint8 of this granularity."""
+        self._check_granularity(granularity)
+        expected = self.bytes[granularity]
+        if codes.ndim != 2 or codes.shape[1] != expected or codes.dtype != np.uint8:
+            raise QueryError(
+                f"codes for '{granularity}' are {codes.dtype} of shape {codes.shape}, expected uint8 of (n, {expected})"
+            )
+
+    def check_depth(self, depth: int) -> None:
+        """Raise QueryError unless Milvus can return that many results."""
+        if not 1 <= depth <= MAX_DEPTH:
+            raise QueryError(f"{depth} results were asked for, expected 1 to {MAX_DEPTH}")
+
+    def check_hybrid(self, codes: Mapping[str, Codes], weights: Mapping[str, float], k: int) -> list[str]:
+        """The granularities to ask, in the order of the schema: those of a weight above 0.
+
+        Raises:
+            QueryError: none is left, a weight is negative, codes are missing, or the numbers of queries differ.
+        """
+        for name, weight in weights.items():
+            self._check_granularity(name)
+            if not 0 <= weight < float("inf"):
+                raise QueryError(f"the weight of '{name}' is {weight}, expected 0 or more")
+        used = [name for name in self.bytes if weights.get(name, 0) > 0]
+        if not used:
+            raise QueryError(f"no granularity has a weight above 0, got {dict(weights)}")
+        missing = [name for name in used if name not in codes]
+        if missing:
+            raise QueryError(f"codes for {', '.join(missing)} are missing, got {', '.join(codes) or 'none'}")
+        for name in used:
+            self.check_codes(name, codes[name])
+        if len({len(codes[name]) for name in used}) > 1:
+            raise QueryError(f"the numbers of queries differ: { {name: len(codes[name]) for name in used} }")
+        self.check_depth(k)
+        return used
+
+    def records(self, rows: Sequence[Row]) -> list[Record]:
+        """Rows as records, with defaults filled in.
+
+        Raises:
+            StoreError: a value that the column cannot hold. Nothing is left to the server here: Milvus Lite
+                stores texts and codes of any length, and dies of a missing value.
+        """
+        names = [column.name for column in self.extras]
+        known = set(names)
+        records = []
+        for row in rows:
+            record: Record = {
+                "id": row.id, "path": row.path, "size": row.size, "mtime_ns": row.mtime_ns, "width": row.width,
+                "height": row.height, "content_hash": row.content_hash,
+            }  # fmt: skip
+            if not known.issuperset(row.fields):
+                unknown = ", ".join(sorted(set(row.fields) - known))
+                raise StoreError(f"row {row.id}: unknown fields {unknown}, expected {', '.join(names) or 'none'}")
+            if self.bytes.keys() != row.codes.keys():
+                raise StoreError(
+                    f"row {row.id}: codes for {', '.join(row.codes) or 'nothing'}, expected {', '.join(self.bytes)}"
+                )
+            for column in self.extras:
+                value = row.fields.get(column.name)
+                record[column.name] = column.default if value is None else value
+            record.update(row.codes)
+            records.append(record)
+        for column in self.columns:
+            _check_column(column, records)
+        for name, expected in self.bytes.items():
+            for record in records:
+                code = record[name]
+                if type(code) is not bytes or len(code) != expected:
+                    raise StoreError(f"row {record['id']}: code {name} is {code!r}, expected {expected} bytes")
+        return records
+
+    def row(self, record: Mapping[str, Any], granularities: Sequence[str]) -> Row:
+        """A record as a row, with the codes of these granularities. Milvus gives each code as a list of one."""
+        codes = {}
+        for name in granularities:
+            code = record[name]
+            codes[name] = code if type(code) is bytes else code[0]
+        return Row(
+            record["id"], record["path"], record["size"], record["mtime_ns"], record["width"], record["height"],
+            record["content_hash"], codes, {column.name: record[column.name] for column in self.extras},
+        )  # fmt: skip
+
+    def _check_granularity(self, name: str) -> None:
+        if name not in self.bytes:
+            raise QueryError(f"there is no granularity '{name}', expected one of {', '.join(self.bytes)}")
+
+
+def could_be_id(text: str) -> bool:
+    """Whether a row can have this id: 1 to 64 bytes of text in one line."""
+    try:
+        return 0 < len(text.encode()) <= 64 and "\n" not in text and "\r" not in text
+    except UnicodeEncodeError:
+        return False
+
+
+def _check_column(column: Column, records: list[Record]) -> None:
+    """Check one column of all records, and turn numpy's scalars into Python's."""
+    name, plain, accepted = column.name, _PYTHON[column.type], _ACCEPTED[column.type]
+    for record in records:
+        value = record[name]
+        if type(value) is not plain:
+            if not isinstance(value, accepted) or (isinstance(value, bool) and plain is not bool):
+                raise StoreError(f"row {record['id']}: {name} is {value!r}, expected a value of type {column.type}")
+            value = record[name] = plain(value)
+        if plain is str:
+            if len(value) > column.max_bytes or not value.isascii():
+                _check_text(column, record["id"], value)
+        elif plain is int and not -(2**63) <= value < 2**63:
+            raise StoreError(f"row {record['id']}: {name} is {value}, expected a 64-bit integer")
+    if name == "id":
+        for record in records:
+            if not could_be_id(record["id"]):
+                raise StoreError(f"'{record['id']!r}' is not an id, expected 32 hexadecimal digits")
+
+
+def _check_text(column: Column, row_id: str, value: str) -> None:
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as exc:
+        raise StoreError(
+            f"row {row_id!a}: {column.name} is {value!a}, which is not valid Unicode: escape what is not text"
+        ) from exc
+    if size > column.max_bytes:
+        raise StoreError(f"row {row_id}: {column.name} has {size} bytes, at most {column.max_bytes} fit: shorten it")

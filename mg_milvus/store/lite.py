@@ -1,0 +1,214 @@
+"""Milvus Lite's engine for one file: started when first needed, shared inside the process, stopped by the last user.
+
+The engine is a program inside the milvus-lite package. It is started here rather than by that package because the
+package lets it write on the terminal and in the reach of Ctrl-C, waits half a second, and warns at import.
+The lock file is the package's own, so that other programs and this one keep each other out.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import threading
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from mg_milvus.errors import StoreError, StoreLockedError, UnsupportedError
+
+_LOCK_PATIENCE = 2.0
+_START_PATIENCE = 10.0
+_SERVER_REMEDY = "give the URI of a Milvus server instead, such as http://localhost:19530"
+
+
+@dataclass
+class _Engine:
+    process: subprocess.Popen[bytes]
+    lock: IO[str]
+    folder: Path
+    users: int = 0
+
+    @property
+    def uri(self) -> str:
+        return f"unix:{self.folder / 's'}"
+
+    def stop(self) -> None:
+        # Only when the program has ended is the lock given back: the next one must not meet it still writing.
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.lock.close()  # the lock file stays: removing it would let two others lock two different files
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_engines: dict[Path, _Engine] = {}
+_guard = threading.Lock()
+
+
+def version() -> str:
+    """The installed version of milvus-lite.
+
+    Raises:
+        UnsupportedError: none is installed, or one without binary vectors.
+    """
+    try:
+        found = importlib.metadata.version("milvus-lite")
+    except importlib.metadata.PackageNotFoundError as exc:
+        raise UnsupportedError(
+            "milvus-lite is not installed: pip install 'milvus-lite>=2.5.1,<3'; there is none for Windows and Alpine "
+            f"Linux, there {_SERVER_REMEDY}"
+        ) from exc
+    if int(found.split(".")[0]) >= 3:
+        raise UnsupportedError(
+            f"milvus-lite {found} is installed, which has no binary vectors: pip install 'milvus-lite>=2.5.1,<3'"
+        )
+    return found
+
+
+def program() -> Path:
+    """The engine's program.
+
+    Raises:
+        UnsupportedError: see ``version``; or the package holds no program for this platform.
+    """
+    version()
+    spec = importlib.util.find_spec("milvus_lite")
+    found = Path(str(spec.origin)).parent / "lib" / "milvus" if spec else Path("milvus")
+    if not found.exists():
+        raise UnsupportedError(f"milvus-lite has no engine for this platform: {_SERVER_REMEDY}")
+    return found
+
+
+def start(file: Path) -> str:
+    """The URI of the engine that serves this file; every call needs a ``stop``.
+
+    Raises:
+        UnsupportedError: no milvus-lite here, or a file name that it cannot have.
+        StoreLockedError: another process holds the file, and still does after two seconds.
+        StoreError: the folder is missing, or the file is something else or damaged.
+    """
+    file = file.resolve()
+    with _guard:
+        engine, users = _engines.pop(file, None), 1
+        if engine is not None:
+            users += engine.users
+            if engine.process.poll() is not None:  # it crashed: its users' `stop` calls will still come
+                engine.stop()
+                engine = None
+        if engine is None:
+            _check(file)
+            engine = _launch(program(), file)
+        engine.users = users
+        _engines[file] = engine
+        return engine.uri
+
+
+def stop(file: Path) -> None:
+    """Give the engine of this file back; the last one stops it and unlocks the file."""
+    file = file.resolve()
+    with _guard:
+        engine = _engines.get(file)
+        if engine is None:
+            return
+        engine.users -= 1
+        if engine.users == 0:
+            del _engines[file]
+            engine.stop()
+
+
+os.register_at_fork(after_in_child=_engines.clear)  # they are the parent's
+
+
+@atexit.register
+def _stop_all() -> None:
+    with _guard:
+        while _engines:
+            _engines.popitem()[1].stop()
+
+
+def _check(file: Path) -> None:
+    if len(file.name) > 36 or not re.fullmatch(r"[A-Za-z0-9._-]+", file.name):
+        raise UnsupportedError(
+            f"'{file.name}' cannot be the name of a Milvus Lite file: use up to 36 letters, digits, dots, '-' and '_'"
+        )
+    if not file.parent.is_dir():
+        raise StoreError(f"the folder {file.parent} for {file.name} does not exist: make it first (mkdir -p)")
+    if file.is_dir():
+        raise StoreError(f"{file} is a folder, expected a Milvus Lite file: give the name of a file in it")
+    if file.exists() and file.stat().st_size and not _is_milvus(file):
+        raise StoreError(f"{file} is not a Milvus Lite file, or damaged: choose another name, or restore a copy")
+
+
+def _is_milvus(file: Path) -> bool:
+    """Whether an existing file is Milvus Lite's: it would put its tables into any other SQLite file."""
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=0.2)) as database:
+            question = "SELECT count(*) FROM sqlite_master WHERE name = 'collection_meta'"
+            return bool(database.execute(question).fetchone()[0])
+    except sqlite3.OperationalError:
+        return True  # busy or not readable now: the engine will tell
+    except sqlite3.DatabaseError:
+        return False
+
+
+def _launch(binary: Path, file: Path) -> _Engine:
+    lock_file = file.with_name(f".{file.name}.lock")
+    lock = _lock(file, lock_file)
+    folder = Path(tempfile.mkdtemp(prefix="mgm-"))
+    libraries = {
+        name: f"{binary.parent}:{os.environ.get(name, '')}" for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+    }
+    engine = _Engine(
+        subprocess.Popen(  # noqa: S603  (the program of an installed package)
+            [binary, file, f"unix:{folder / 's'}", "ERROR", lock_file],
+            cwd=file.parent,
+            env=os.environ | libraries,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for us: the engine must live to acknowledge the last batch
+        ),
+        lock,
+        folder,
+    )
+    give_up = time.monotonic() + _START_PATIENCE
+    while not (folder / "s").exists():
+        if engine.process.poll() is not None or time.monotonic() > give_up:
+            engine.stop()
+            raise StoreError(f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to")
+        time.sleep(0.005)
+    return engine
+
+
+def _lock(file: Path, lock_file: Path) -> IO[str]:
+    try:
+        lock = lock_file.open("a")
+    except OSError as exc:
+        raise StoreError(f"{lock_file} cannot be written ({exc.strerror}): choose a folder you may write to") from exc
+    give_up = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if time.monotonic() > give_up:
+                lock.close()
+                raise StoreLockedError(
+                    f"{file} is open in another process, such as another mgm, a notebook or a web page: close that, or "
+                    "let all of them use one Milvus server (--uri http://HOST:19530)"
+                ) from exc
+            time.sleep(0.1)
+        else:
+            return lock

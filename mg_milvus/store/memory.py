@@ -1,0 +1,167 @@
+"""The in-memory twin: exact, nothing to install, gone with the process. For tests and for trying things out."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mg_milvus.codes import hamming
+from mg_milvus.errors import CollectionNotFoundError, StoreError
+from mg_milvus.store import Description, Neighbours, Row
+from mg_milvus.store.description import decode_description, encode_description
+from mg_milvus.store.filters import compile_filter
+from mg_milvus.store.layout import Layout, Record, check_collection_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from mg_milvus.codes import Codes
+
+_BATCH = 1000
+
+
+class MemoryStore:
+    """``Store`` in a dictionary. Each instance is a database of its own."""
+
+    def __init__(self, collection: str) -> None:
+        self.uri = "memory:"
+        self.collection = check_collection_name(collection)
+        self._lock = threading.RLock()
+        self._description: str | None = None
+        self._records: dict[str, Record] = {}
+        self._encoders: dict[str, bytes] = {}
+        self._closed = False
+
+    def describe(self) -> Description | None:
+        """See ``Store``."""
+        with self._lock:
+            self._check_open()
+            return None if self._description is None else decode_description(self._description, self.collection)
+
+    def create(self, description: Description) -> Description:
+        """See ``Store``."""
+        with self._lock:
+            self._check_open()
+            if self._description is None:
+                self._description = encode_description(description)
+            return decode_description(self._description, self.collection)
+
+    def drop(self) -> None:
+        """See ``Store``."""
+        with self._lock:
+            self._check_open()
+            self._description = None
+            self._records = {}
+            self._encoders = {}
+
+    def upsert(self, rows: Sequence[Row]) -> None:
+        """See ``Store``."""
+        records = self._layout().records(rows)
+        with self._lock:
+            self._records = self._records | {record["id"]: record for record in records}
+
+    def nearest(self, granularity: str, codes: Codes, depth: int, where: str | None = None) -> list[Neighbours]:
+        """See ``Store``."""
+        layout = self._layout()
+        layout.check_codes(granularity, codes)
+        layout.check_depth(depth)
+        records = self._matching(layout, where)
+        ids = [record["id"] for record in records]
+        database = np.frombuffer(b"".join(record[granularity] for record in records), np.uint8)
+        database = database.reshape(len(records), layout.bytes[granularity])
+        found = []
+        for code in codes:
+            distances = hamming(code[None], database)[0]
+            order = np.argsort(distances, kind="stable")[:depth]  # records are sorted by id: so are ties
+            found.append(Neighbours([ids[i] for i in order], distances[order]))
+        return found
+
+    def hybrid(
+        self, codes: Mapping[str, Codes], weights: Mapping[str, float], *, k: int, depth: int, rrf_k: int,
+        where: str | None = None,
+    ) -> list[list[tuple[str, float]]]:  # fmt: skip
+        """See ``Store``."""
+        layout = self._layout()
+        used = layout.check_hybrid(codes, weights, k)
+        scores: list[dict[str, float]] = [{} for _ in range(len(codes[used[0]]))]
+        for name in used:
+            for score, neighbours in zip(scores, self.nearest(name, codes[name], depth, where), strict=True):
+                for rank, row_id in enumerate(neighbours.ids, 1):
+                    score[row_id] = score.get(row_id, 0.0) + weights[name] / (rrf_k + rank)
+        return [sorted(score.items(), key=lambda item: (-item[1], item[0]))[:k] for score in scores]
+
+    def fetch(self, ids: Sequence[str], granularities: Sequence[str] = ()) -> dict[str, Row]:
+        """See ``Store``."""
+        layout = self._layout()
+        layout.output_fields(granularities)
+        records = self._records
+        return {row_id: layout.row(records[row_id], granularities) for row_id in ids if row_id in records}
+
+    def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
+        """See ``Store``."""
+        layout = self._layout()
+        layout.output_fields(granularities)
+        records = self._matching(layout, where)
+        for start in range(0, len(records), _BATCH):
+            yield [layout.row(record, granularities) for record in records[start : start + _BATCH]]
+
+    def count(self, where: str | None = None) -> int:
+        """See ``Store``."""
+        return len(self._matching(self._layout(), where))
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """See ``Store``."""
+        self._layout()
+        gone = set(ids)
+        with self._lock:
+            before = len(self._records)
+            self._records = {row_id: record for row_id, record in self._records.items() if row_id not in gone}
+            return before - len(self._records)
+
+    def put_encoder(self, fingerprint: str, data: bytes) -> None:
+        """See ``Store``."""
+        with self._lock:
+            self._check_open()
+            self._encoders[fingerprint] = data
+
+    def get_encoder(self, fingerprint: str) -> bytes | None:
+        """See ``Store``."""
+        with self._lock:
+            self._check_open()
+            return self._encoders.get(fingerprint)
+
+    def drop_encoder(self, fingerprint: str) -> None:
+        """See ``Store``."""
+        with self._lock:
+            self._check_open()
+            self._encoders.pop(fingerprint, None)
+
+    def collections(self) -> list[str]:
+        """See ``Store``."""
+        return [] if self.describe() is None else [self.collection]
+
+    def server(self) -> str:
+        """See ``Store``."""
+        return "memory"
+
+    def close(self) -> None:
+        """See ``Store``."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"the connection to {self.uri} was closed: open it again")
+
+    def _layout(self) -> Layout:
+        description = self.describe()
+        if description is None:
+            raise CollectionNotFoundError(f"there is no collection '{self.collection}' in memory: ingest first")
+        return Layout(description.schema)
+
+    def _matching(self, layout: Layout, where: str | None) -> list[Record]:
+        """The records that match, sorted by id. Writers replace the dictionary, so readers need no lock."""
+        matches = compile_filter(where, layout.types)
+        records = self._records
+        return [record for _, record in sorted(records.items()) if matches(record)]

@@ -1,0 +1,277 @@
+"""``Store`` over pymilvus: Milvus Lite files, Milvus Lite over TCP, and Milvus servers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+# gRPC's C core writes on the terminal by itself, and reads this once, when it is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+from pymilvus import AnnSearchRequest
+
+from mg_milvus.errors import CollectionNotFoundError, StoreUnavailableError
+from mg_milvus.store import Description, Neighbours, Row, tables
+from mg_milvus.store.companion import Companion
+from mg_milvus.store.connection import connect, without_password
+from mg_milvus.store.description import decode_description, encode_description, own_description
+from mg_milvus.store.filters import among
+from mg_milvus.store.layout import Layout, check_collection_name, could_be_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from mg_milvus.codes import Codes
+
+T = TypeVar("T")
+
+_ROWS_A_CALL = 1000
+_RESULTS_A_CALL = 250_000
+
+
+class MilvusStore:
+    """``Store`` in Milvus.
+
+    Housekeeping (``fetch``, ``scan``, ``count``, ``delete``) always reads with Strong consistency. ``nearest`` and
+    ``hybrid`` read with the schema's: Strong, unless its author traded fresh results for speed.
+
+    Settings that were made by hand are done as set or refused with ``UnsupportedError``; ``index: auto`` is BIN_FLAT on
+    Milvus Lite and BIN_IVF_FLAT on servers. Milvus Lite is always strongly consistent.
+
+    Which of several rows at the same distance come last into ``depth`` is up to Milvus.
+    """
+
+    def __init__(self, uri: str, collection: str, token: str | None = None, timeout: float = 10.0) -> None:
+        """Connect; ``timeout`` is in seconds, for connecting and for each request."""
+        self.uri = uri
+        self.collection = check_collection_name(collection)
+        self._timeout = timeout
+        self._connection = connect(uri, collection, token, timeout)
+        self._client = self._connection.client
+        self._companion = Companion(self._connection, collection, timeout)
+        self._lock = threading.Lock()
+        self._layout: Layout | None = None
+        self._closed = False
+
+    def describe(self) -> Description | None:
+        """See ``Store``."""
+        text = tables.described(self._connection, self.collection)
+        return None if text is None else decode_description(text, self.collection)
+
+    def create(self, description: Description) -> Description:
+        """See ``Store``."""
+        recorded = self.describe()
+        if recorded is None:
+            layout, schema = Layout(description.schema), description.schema
+            self._connection.engine.check(schema)
+            text = encode_description(description)
+            tables.create(
+                self._connection, self.collection, text, layout.columns, schema.granularities, schema.storage
+            )  # fmt: skip
+            recorded = self.describe()
+        if recorded is None:
+            raise StoreUnavailableError(f"collection '{self.collection}' was removed while it was made: try again")
+        self._open(recorded)
+        return recorded
+
+    def drop(self) -> None:
+        """See ``Store``."""
+        if self.describe() is not None:
+            self._call(lambda: self._client.drop_collection(self.collection, timeout=self._timeout))
+        if self._companion.exists():
+            self._call(lambda: self._client.drop_collection(self._companion.name, timeout=self._timeout))
+        self._layout = None
+
+    def upsert(self, rows: Sequence[Row]) -> None:
+        """See ``Store``."""
+        layout = self._ready()
+        records = layout.records(rows)
+        for some in _chunks(records, layout.rows_a_call):
+            self._call(partial(self._client.upsert, self.collection, some, timeout=self._timeout))
+
+    def nearest(self, granularity: str, codes: Codes, depth: int, where: str | None = None) -> list[Neighbours]:
+        """See ``Store``."""
+        layout = self._ready()
+        layout.check_codes(granularity, codes)
+        layout.check_depth(depth)
+        parameters = self._connection.engine.search(layout.schema, depth)
+        found: list[Neighbours] = []
+        for some in _chunks(codes, max(1, _RESULTS_A_CALL // depth)):
+            queries = [code.tobytes() for code in some]
+            results = self._call(
+                partial(
+                    self._client.search,
+                    self.collection,
+                    queries,
+                    filter=where or "",
+                    limit=depth,
+                    search_params=parameters,
+                    anns_field=granularity,
+                    timeout=self._timeout,
+                )
+            )
+            found += [_neighbours(hits.ids, hits.distances) for hits in results]
+        return found
+
+    def hybrid(
+        self, codes: Mapping[str, Codes], weights: Mapping[str, float], *, k: int, depth: int, rrf_k: int,
+        where: str | None = None,
+    ) -> list[list[tuple[str, float]]]:  # fmt: skip
+        """See ``Store``."""
+        layout = self._ready()
+        used = layout.check_hybrid(codes, weights, k)
+        layout.check_depth(depth)
+        ranker, scale = self._connection.engine.ranker([weights[name] for name in used], rrf_k)
+        parameters = self._connection.engine.search(layout.schema, depth)
+        fused: list[list[tuple[str, float]]] = []
+        # Milvus Lite counts the ranks of a second query on from the first's: one query a call.
+        size = 1 if self._connection.engine.lite else max(1, _RESULTS_A_CALL // max(k, depth))
+        for some in _chunks(range(len(codes[used[0]])), size):
+            requests = [
+                AnnSearchRequest([codes[name][i].tobytes() for i in some], name, parameters, depth, expr=where or None)
+                for name in used
+            ]
+            results = self._call(
+                partial(self._client.hybrid_search, self.collection, requests, ranker, limit=k, timeout=self._timeout)
+            )
+            for hits in results:
+                pairs = [(i, scale * score) for i, score in zip(hits.ids, hits.distances, strict=True)]
+                fused.append(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+        return fused
+
+    def fetch(self, ids: Sequence[str], granularities: Sequence[str] = ()) -> dict[str, Row]:
+        """See ``Store``."""
+        layout = self._ready()
+        fields = layout.output_fields(granularities)
+        found = {}
+        for some in _chunks([i for i in dict.fromkeys(ids) if could_be_id(i)], _ROWS_A_CALL):
+            for record in tables.records(self._query(among(some), fields)):
+                found[record["id"]] = layout.row(record, granularities)
+        return {i: found[i] for i in ids if i in found}
+
+    def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
+        """See ``Store``."""
+        layout = self._ready()
+        iterator = self._call(
+            lambda: self._client.query_iterator(
+                self.collection,
+                batch_size=_ROWS_A_CALL,
+                filter=where or "",
+                output_fields=layout.output_fields(granularities),
+                timeout=self._timeout,
+                consistency_level="Strong",
+            )
+        )
+        try:
+            while records := self._call(iterator.next):
+                yield [layout.row(record, granularities) for record in records]
+        finally:
+            iterator.close()
+
+    def count(self, where: str | None = None) -> int:
+        """See ``Store``."""
+        self._ready()
+        return int(self._query(where or "", ["count(*)"])[0]["count(*)"])
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """See ``Store``."""
+        self._ready()
+        deleted = 0
+        for some in _chunks([i for i in dict.fromkeys(ids) if could_be_id(i)], _ROWS_A_CALL):
+            # Servers answer with the number of ids asked for, not of rows that were there.
+            there = [record["id"] for record in self._query(among(some), ["id"])]
+            if there:
+                chosen = among(there)
+                self._call(partial(self._client.delete, self.collection, filter=chosen, timeout=self._timeout))
+            deleted += len(there)
+        return deleted
+
+    def put_encoder(self, fingerprint: str, data: bytes) -> None:
+        """See ``Store``."""
+        self._companion.put(fingerprint, data)
+
+    def get_encoder(self, fingerprint: str) -> bytes | None:
+        """See ``Store``."""
+        return self._companion.get(fingerprint)
+
+    def drop_encoder(self, fingerprint: str) -> None:
+        """See ``Store``."""
+        self._companion.drop(fingerprint)
+
+    def collections(self) -> list[str]:
+        """See ``Store``."""
+        names = []
+        for name in self._call(lambda: self._client.list_collections(timeout=self._timeout)):
+            own = own_description(tables.described(self._connection, name) or "")
+            if own is not None and "encoder_of" not in own:
+                names.append(name)
+        return sorted(names)
+
+    def server(self) -> str:
+        """See ``Store``."""
+        return self._connection.engine.label
+
+    def close(self) -> None:
+        """See ``Store``."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._connection.border.close()
+                self._connection.close()
+
+    def _call(self, operation: Callable[[], T]) -> T:
+        try:
+            return self._connection.border.call(operation)
+        except CollectionNotFoundError:
+            self._layout = None  # another client dropped it, and may make another
+            raise
+
+    def _query(self, where: str, fields: list[str]) -> Any:
+        return self._call(
+            lambda: self._client.query(
+                self.collection, filter=where, output_fields=fields, consistency_level="Strong", timeout=self._timeout
+            )
+        )
+
+    def _open(self, description: Description) -> Layout:
+        schema = description.schema
+        layout = Layout(schema)
+        index = self._connection.engine.index(schema)
+        tables.prepare(self._connection, self.collection, list(layout.bytes), index, schema.storage.replicas)
+        self._layout = layout
+        return layout
+
+    def _ready(self) -> Layout:
+        """The layout of the collection, which is loaded now.
+
+        Raises:
+            CollectionNotFoundError: there is none.
+        """
+        layout = self._layout
+        if layout is not None:
+            return layout
+        with self._lock:
+            if self._layout is not None:
+                return self._layout
+            description = self.describe()
+            if description is None:
+                others = ", ".join(self.collections())
+                remedy = f"choose one of {others}, or ingest pictures first" if others else "ingest pictures first"
+                raise CollectionNotFoundError(
+                    f"there is no collection '{self.collection}' at {without_password(self.uri)}: {remedy}"
+                )
+            return self._open(description)
+
+
+def _chunks(items: Any, size: int) -> Iterator[Any]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _neighbours(ids: Sequence[str], distances: Sequence[float]) -> Neighbours:
+    """Milvus orders by distance; the order within a tie is made ours: by id."""
+    ordered = sorted(zip(distances, ids, strict=True))
+    return Neighbours([i for _, i in ordered], np.array([d for d, _ in ordered], np.int32))

@@ -1,0 +1,87 @@
+"""Servers for tests: Milvus Lite over TCP, and one that refuses every token."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+
+from mg_milvus.store import lite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class LiteServer:
+    """Milvus Lite's engine on a loopback port, as a process that can be killed and started again."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        program = lite.program()
+        self._process = subprocess.Popen(
+            [program, self.file, f"127.0.0.1:{self.port}", "ERROR"],
+            env=os.environ | {"LD_LIBRARY_PATH": str(program.parent)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        give_up = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.02)
+            else:
+                return
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def lite_server(file: Path) -> Iterator[LiteServer]:
+    server = LiteServer(file)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+class _Refuse(grpc.GenericRpcHandler):
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        def refuse(_request: bytes, context: grpc.ServicerContext) -> None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "auth check failure, please check user and password")
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+@contextmanager
+def refusing_server() -> Iterator[str]:
+    """The URI of a gRPC server that knows no token."""
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[_Refuse()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
