@@ -1,0 +1,197 @@
+"""Encoder files: one ``.safetensors`` file holds the weights, the heads and, as metadata, the whole configuration.
+
+Tensors are named ``backbone.*``, ``heads.<granularity>.*`` and ``statistics.<granularity>.*``. A heads-only file has no
+``backbone.*``; its configuration names torchvision's weights and their fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from mg_milvus.encoder.backbones import find_backbone, pretrained, read_weights
+from mg_milvus.encoder.fit import Head, Statistics
+from mg_milvus.encoder.heads import Reading
+from mg_milvus.errors import EncoderError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from mg_milvus.encoder import Encoder
+    from mg_milvus.encoder.torch_encoder import TorchEncoder
+
+_KEY = "mg_milvus_encoder"
+_FINGERPRINT = "fingerprint"
+BUILTIN = "builtin"
+
+
+class Configuration(BaseModel):
+    """Everything about an encoder that is not a tensor; JSON in the file's metadata."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    backbone: str
+    backbone_fingerprint: str
+    side: Annotated[int, Field(ge=16, le=1024)]
+    readings: dict[str, Reading]
+    adapted_on: Annotated[int, Field(ge=0)] = 0
+    ancestors: tuple[str, ...] = ()
+
+
+class Parts(BaseModel):
+    """An encoder in pieces, as it is on disk."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    configuration: Configuration
+    backbone: dict[str, torch.Tensor]
+    heads: dict[str, Head]
+    statistics: dict[str, Statistics]
+
+
+def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """16 hexadecimal digits over names, shapes, types and values."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint(parts: Parts) -> str:
+    """16 hexadecimal digits over configuration, heads, statistics and, through its own fingerprint, the backbone."""
+    text = json.dumps(parts.configuration.model_dump(mode="json"), sort_keys=True)
+    return hashlib.blake2b(f"{text}{tensors_fingerprint(_fitted_tensors(parts))}".encode(), digest_size=8).hexdigest()
+
+
+def to_bytes(parts: Parts, *, with_backbone: bool = True) -> bytes:
+    """The content of the encoder file."""
+    tensors = _fitted_tensors(parts)
+    if with_backbone:
+        tensors |= {f"backbone.{name}": tensor.contiguous() for name, tensor in parts.backbone.items()}
+    return save_tensors(
+        tensors, metadata={_KEY: parts.configuration.model_dump_json(), _FINGERPRINT: fingerprint(parts)}
+    )
+
+
+def from_bytes(data: bytes, origin: str, shared: dict[str, torch.Tensor] | None = None) -> Parts:
+    """Read an encoder file.
+
+    Args:
+        data: its content.
+        origin: what to call it in errors.
+        shared: the backbone's weights for a heads-only file; default: torchvision's.
+
+    Raises:
+        EncoderError: not an encoder file, damaged, or from a newer version.
+        WeightsNotFoundError: heads only, and the backbone's weights are not here.
+    """
+    try:
+        tensors = load_tensors(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise EncoderError(
+            f"{origin} is not an encoder file or is damaged ({error}); expected a .safetensors file made by mgm fit"
+        ) from error
+    if _KEY not in metadata:
+        raise EncoderError(
+            f"{origin} holds tensors but is not an encoder file; make one from it with mgm fit --weights"
+        )
+    try:
+        configuration = Configuration.model_validate_json(metadata[_KEY])
+        heads = {
+            g: Head(tensors[f"heads.{g}.mean"].numpy(), tensors[f"heads.{g}.projection"].float().numpy())
+            for g in configuration.readings
+            if f"heads.{g}.mean" in tensors
+        }
+        moments = {
+            g: Statistics(tensors[f"statistics.{g}.mean"].numpy(), tensors[f"statistics.{g}.factor"].float().numpy())
+            for g in configuration.readings
+        }
+    except (ValidationError, KeyError) as error:
+        raise EncoderError(
+            f"{origin} is an encoder file that this version of mg-milvus cannot read "
+            f"({str(error).splitlines()[0]}); update mg-milvus, or make the file again with mgm fit"
+        ) from error
+    backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+    backbone = backbone or shared or pretrained(configuration.backbone)
+    found = tensors_fingerprint(backbone)
+    if found != configuration.backbone_fingerprint:
+        raise EncoderError(
+            f"{origin}: the backbone's weights have the fingerprint {found}, expected "
+            f"{configuration.backbone_fingerprint}; the file is damaged, or other weights of "
+            f"{configuration.backbone} are on this machine"
+        )
+    parts = Parts(configuration=configuration, backbone=backbone, heads=heads, statistics=moments)
+    if fingerprint(parts) != metadata.get(_FINGERPRINT):
+        raise EncoderError(
+            f"{origin} has the fingerprint {fingerprint(parts)}, expected {metadata.get(_FINGERPRINT)}; the file is "
+            "damaged: fetch or make it again"
+        )
+    return parts
+
+
+def load(source: str | Path | bytes, *, device: str = "auto", base: Encoder | None = None) -> TorchEncoder:
+    """See ``mg_milvus.encoder.load_encoder``."""
+    from mg_milvus.encoder.torch_encoder import TorchEncoder
+
+    shared = base.parts.backbone if isinstance(base, TorchEncoder) else None
+    if isinstance(source, bytes):
+        return TorchEncoder(from_bytes(source, "the encoder", shared), device=device)
+    if source == BUILTIN:
+        file = resources.files("mg_milvus.encoder") / "weights" / "builtin.safetensors"
+        return TorchEncoder(from_bytes(file.read_bytes(), "the built-in encoder"), device=device)
+    path = Path(source)
+    if not path.is_file():
+        raise EncoderError(f"there is no encoder file {path}; give '{BUILTIN}' or a .safetensors file made by mgm fit")
+    return TorchEncoder(from_bytes(path.read_bytes(), str(path), shared), device=device)
+
+
+def untrained(backbone: str, weights: str | os.PathLike[str] | None, *, device: str = "auto") -> TorchEncoder:
+    """See ``mg_milvus.encoder.untrained_encoder``."""
+    from mg_milvus.encoder.torch_encoder import TorchEncoder
+
+    row = find_backbone(backbone)
+    tensors = pretrained(backbone) if weights is None else read_weights(weights)
+    configuration = Configuration(
+        backbone=backbone,
+        backbone_fingerprint=tensors_fingerprint(tensors),
+        side=row.side,
+        readings=default_readings(backbone),
+    )
+    return TorchEncoder(Parts(configuration=configuration, backbone=tensors, heads={}, statistics={}), device=device)
+
+
+def default_readings(backbone: str) -> dict[str, Reading]:
+    """What the granularities read of a backbone: the last stage; the last two; all, in 2 x 2 cells."""
+    stages = find_backbone(backbone).stages
+    return {
+        "coarse": Reading(stages=stages[-1:]),
+        "mid": Reading(stages=stages[-2:]),
+        "fine": Reading(stages=stages, pooling="pyramid", cells=2),
+    }
+
+
+def _fitted_tensors(parts: Parts) -> dict[str, torch.Tensor]:
+    """Heads and statistics; their matrices have values of half precision, see ``fit.py``."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, head in parts.heads.items():
+        tensors[f"heads.{name}.mean"] = torch.from_numpy(head.mean)
+        tensors[f"heads.{name}.projection"] = torch.from_numpy(head.projection).half()
+    for name, moments in parts.statistics.items():
+        tensors[f"statistics.{name}.mean"] = torch.from_numpy(moments.mean)
+        tensors[f"statistics.{name}.factor"] = torch.from_numpy(moments.factor).half()
+    return tensors
