@@ -1,0 +1,75 @@
+"""The encoder of a collection: kept beside it in the store, and a copy of it on this machine."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mg_milvus.encoder import load_encoder
+from mg_milvus.encoder.files import write_whole
+from mg_milvus.errors import EncoderError, EncoderMismatchError
+
+if TYPE_CHECKING:
+    from mg_milvus.encoder import Encoder
+    from mg_milvus.store import Store
+
+WHOLE_FILE_LIMIT = 32_000_000
+"""Encoder files up to this many bytes are kept whole in the store; of larger ones the heads only."""
+
+
+def cache_folder() -> Path:
+    """Where copies of encoders are kept: under ``$XDG_CACHE_HOME``, else ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mg-milvus" / "encoders"
+
+
+def keep_encoder(store: Store, encoder: Encoder) -> None:
+    """Put an encoder beside the collection, so that a URI is all that a client needs.
+
+    One that is too large to be kept whole is also put into the cache, where its own backbone is not lost.
+    """
+    kept = encoder.to_bytes(WHOLE_FILE_LIMIT)
+    whole = encoder.to_bytes()
+    if len(kept) < len(whole):
+        _cache(encoder.fingerprint, whole)
+    store.put_encoder(encoder.fingerprint, kept)
+
+
+def encoder_of(store: Store, fingerprint: str, *, device: str, base: Encoder | None = None) -> Encoder:
+    """The encoder that filled the store's collection.
+
+    A copy in the cache is used when its fingerprint is right, otherwise it is replaced by the store's. ``base`` lends
+    its backbone to what is kept without one.
+
+    Raises:
+        EncoderMismatchError: the store does not have it, or what it has is another one.
+    """
+    with suppress(EncoderError):
+        cached = load_encoder(_copy(fingerprint), device=device, base=base)
+        if cached.fingerprint == fingerprint:
+            return cached
+    data = store.get_encoder(fingerprint)
+    if data is None:
+        raise EncoderMismatchError(
+            f"collection '{store.collection}' was filled by the encoder {fingerprint}, which is not kept beside it any "
+            "more; give that encoder's file, or ingest into a new collection"
+        )
+    encoder = load_encoder(data, device=device, base=base)
+    if encoder.fingerprint != fingerprint:
+        raise EncoderMismatchError(
+            f"collection '{store.collection}' was filled by the encoder {fingerprint}, but {encoder.fingerprint} is "
+            "kept beside it; give the right encoder's file, or ingest into a new collection"
+        )
+    _cache(fingerprint, data)
+    return encoder
+
+
+def _copy(fingerprint: str) -> Path:
+    return cache_folder() / f"{fingerprint}.safetensors"
+
+
+def _cache(fingerprint: str, data: bytes) -> None:
+    with suppress(OSError):  # a cache that cannot be written is no reason to fail
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        write_whole(_copy(fingerprint), data)

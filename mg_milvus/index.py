@@ -1,0 +1,295 @@
+"""``ImageIndex``: the facade that the library, the command line and the web page share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from mg_milvus import search
+from mg_milvus.connection import Connection
+from mg_milvus.errors import QueryError
+from mg_milvus.hits import IndexInfo
+from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
+from mg_milvus.images.discover import discover, path_text
+from mg_milvus.ingest import FEWEST_TO_FIT, SAMPLE_SIZE, Settings, run_ingest, run_refit
+from mg_milvus.metadata import default_values, read_metadata
+from mg_milvus.schema import Schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, Unpack
+
+    from mg_milvus.codes import Codes
+    from mg_milvus.encoder import Encoder
+    from mg_milvus.hits import Hit, IngestReport, Progress
+    from mg_milvus.images.decode import PictureSource
+    from mg_milvus.images.discover import Found
+    from mg_milvus.search import QueryOptions
+    from mg_milvus.store import Row
+
+    PathLike = str | os.PathLike[str]
+
+
+class ImageIndex:
+    """Pictures in one Milvus collection, found by their likeness.
+
+    Make one with ``open``; use it as a context manager. Queries may come from several threads at once.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    def open(
+        cls,
+        uri: PathLike = "mgm.db",
+        schema: Schema | PathLike | None = None,
+        encoder: Encoder | PathLike | None = None,
+        token: str | None = None,
+        *,
+        collection: str | None = None,
+        device: str = "auto",
+        timeout: float = 10.0,
+    ) -> Self:
+        """Open an index. Nothing is connected or made before it is needed.
+
+        Args:
+            uri: a Milvus Lite file ``*.db``, a server ``http://host:19530``, or ``memory:``.
+            schema: preset name, YAML file or ``Schema``. A collection that exists knows its own; a given one may change
+                weights and fusion only.
+            encoder: ``builtin``, an encoder file, or an ``Encoder``. A collection that exists brings its own.
+            token: ``user:password`` or an API key, where the server asks for one.
+            collection: its name; default: the schema's, or the only one there is.
+            device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+            timeout: seconds that one call to the server may take.
+
+        Raises:
+            SchemaError: the schema is not well formed.
+        """
+        if schema is not None and not isinstance(schema, Schema):
+            schema = Schema.load(str(schema))
+        if isinstance(encoder, os.PathLike):
+            encoder = Path(encoder)
+        return cls(Connection(
+            str(uri), collection=collection, token=token, timeout=timeout, device=device,
+            schema=schema, encoder=encoder,
+        ))  # fmt: skip
+
+    @property
+    def uri(self) -> str:
+        """Where the collection lives."""
+        return self._connection.uri
+
+    @property
+    def collection(self) -> str:
+        """Its name."""
+        return self._connection.collection
+
+    @property
+    def schema(self) -> Schema:
+        """The collection's schema, or the one it will be made with."""
+        return self._connection.schema
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a collection already."""
+        return self._connection.description() is not None
+
+    def ingest(
+        self,
+        *sources: PathLike,
+        metadata: PathLike | None = None,
+        batch_size: int = 64,
+        workers: int | None = None,
+        prune: bool = False,
+        dry_run: bool = False,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> IngestReport:
+        """Bring the index up to date with folders and files of pictures.
+
+        Files whose size and time, or content, are those of their row are not encoded again. The first ingest into a
+        new collection fits the hash heads to a sample of the pictures. A file that cannot be read is reported and
+        keeps the row it may have. Ctrl-C ends it with a report; what Milvus acknowledged stays.
+
+        Args:
+            *sources: folders, walked recursively, and picture files.
+            metadata: CSV, JSON lines or Parquet file with the schema's extra fields.
+            batch_size: pictures per batch.
+            workers: decoding threads; default: one a core.
+            prune: also delete the rows under the given folders whose file is gone.
+            dry_run: write nothing, read no picture; say what would be done.
+            max_pixels: larger pictures are refused.
+            progress: called after each batch.
+
+        Raises:
+            PictureError: a source does not exist; nothing was done.
+            StoreError: Milvus failed; what was acknowledged stays.
+        """
+        table = read_metadata(metadata, self.schema.fields, [path_text(s) for s in sources]) if metadata else None
+        defaults = default_values(self.schema.fields)
+
+        def fields_of(found: Found, row: Row | None) -> Mapping[str, Any]:
+            if table is not None:
+                return table.values(found.path)
+            return defaults if row is None else row.fields
+
+        return run_ingest(
+            self._connection, lambda on_failure: discover(sources, on_failure),
+            Settings(batch_size, workers, max_pixels), fields_of,
+            prune=sources if prune else (), dry_run=dry_run, progress=progress,
+        )  # fmt: skip
+
+    def refit(
+        self,
+        to: str,
+        *,
+        batch_size: int = 64,
+        workers: int | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> IngestReport:
+        """Fit the hash heads again, on the collection as it has grown, and build the new one beside the old.
+
+        The pictures are read again from where they were ingested; those that are gone are reported as failures. The old
+        collection stays as it is.
+
+        Args:
+            to: name of the collection to make; it must not exist.
+            batch_size: as in ``ingest``.
+            workers: as in ``ingest``.
+            progress: as in ``ingest``.
+
+        Raises:
+            QueryError: ``to`` exists already.
+        """
+        return run_refit(self._connection, to, Settings(batch_size, workers), progress=progress)
+
+    def query(self, picture: PictureSource, **options: Unpack[QueryOptions]) -> list[Hit]:
+        """Find the pictures that look like one; see ``query_many``."""
+        return self.query_many([picture], **options)[0]
+
+    def query_many(self, pictures: Sequence[PictureSource], **options: Unpack[QueryOptions]) -> list[list[Hit]]:
+        """Find the pictures that look like each of several, in one batch.
+
+        Args:
+            pictures: paths, encoded bytes, PIL images, numpy arrays (h, w), (h, w, 3) or (h, w, 4), or torch tensors
+                (3, h, w) or (1, h, w); uint8, or floats from 0 to 1.
+            **options: see ``QueryOptions``.
+
+        Returns:
+            A list of at most k hits for each picture, best first; equal scores are ordered by the weighted distance,
+            then by id.
+
+        Raises:
+            PictureError: a picture cannot be read.
+            QueryError: an option is out of range.
+            FilterError: Milvus does not understand the filter.
+        """
+        self._connection.existing()
+        question = search.Question.of(self.schema, options)
+        if not pictures:
+            return []
+        encoder, box = self._connection.encoder, options.get("crop")
+        prepared = [search.prepared(encoder, picture, box) for picture in pictures]
+        return search.ask(self._connection.store, self.schema, encoder.encode(prepared), question)
+
+    def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> list[Hit]:
+        """Ask with codes that are there already.
+
+        Args:
+            codes: granularity -> bits / 8 bytes (or uint8), for every granularity of the schema.
+            **options: see ``QueryOptions``; ``crop`` has no meaning here.
+
+        Raises:
+            QueryError: a granularity is missing, or a code has the wrong length.
+        """
+        self._connection.existing()
+        question = search.Question.of(self.schema, options)
+        asked: dict[str, Codes] = {}
+        for name, bits in self.schema.bits.items():
+            if name not in codes:
+                raise QueryError(f"there is no code for '{name}'; give one for each of {', '.join(self.schema.bits)}")
+            value = codes[name]
+            code = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value).reshape(-1)
+            if code.dtype != np.uint8 or len(code) != bits // 8:
+                raise QueryError(f"the code for {name} has {len(code)} {code.dtype}, expected {bits // 8} uint8 bytes")
+            asked[name] = code[None]
+        return search.ask(self._connection.store, self.schema, asked, question)[0]
+
+    def like(self, id_or_path: PathLike, **options: Unpack[QueryOptions]) -> list[Hit]:
+        """Find the pictures that look like one that is indexed, which is itself left out; nothing is encoded.
+
+        Raises:
+            NotIndexedError: it is not indexed.
+        """
+        self._connection.existing()
+        question = search.Question.of(self.schema, options)
+        row = self._connection.rows([id_or_path], tuple(self.schema.bits))[0]
+        codes = {name: np.frombuffer(code, np.uint8)[None] for name, code in row.codes.items()}
+        return search.ask(self._connection.store, self.schema, codes, question, without=[row.id])[0]
+
+    def path(self, id_or_path: PathLike) -> str:
+        """Where an indexed picture was when it was ingested.
+
+        Raises:
+            NotIndexedError: it is not indexed.
+        """
+        self._connection.existing()
+        return self._connection.rows([id_or_path])[0].path
+
+    def delete(self, ids_or_paths: Sequence[PathLike]) -> int:
+        """Delete rows, by id or by the path they were ingested from; the files stay. The number of rows deleted.
+
+        Raises:
+            NotIndexedError: one of them is not indexed; nothing was deleted.
+        """
+        self._connection.existing()
+        return self._connection.store.delete([row.id for row in self._connection.rows(ids_or_paths)])
+
+    def delete_where(self, filter: str) -> int:  # noqa: A002
+        """Delete the rows that match a Milvus expression; the number of rows deleted."""
+        self._connection.existing()
+        store = self._connection.store
+        ids = [row.id for rows in store.scan(filter) for row in rows]
+        return store.delete(ids)
+
+    def count(self, filter: str | None = None) -> int:  # noqa: A002
+        """Count the rows, or those that match a Milvus expression."""
+        self._connection.existing()
+        return self._connection.store.count(filter)
+
+    def info(self) -> IndexInfo:
+        """Tell what the collection is.
+
+        Raises:
+            CollectionNotFoundError: there is none.
+        """
+        description = self._connection.existing()
+        store = self._connection.store
+        rows, fitted = store.count(), description.adapted_on
+        advice: tuple[str, ...] = ()
+        if description.schema.encoder.heads == "adapt" and rows >= FEWEST_TO_FIT:
+            if not fitted:
+                advice = (
+                    f"the hash heads are the shipped ones; mgm refit --to NAME would fit them to {rows} pictures",
+                )
+            elif fitted < SAMPLE_SIZE and rows >= 4 * fitted:
+                advice = (f"the hash heads were fitted on {fitted} of {rows} pictures; mgm refit --to NAME would help",)
+        return IndexInfo(
+            self.uri, store.server(), self.collection, rows, self.schema.model_dump(mode="json"),
+            description.fingerprint, description.backbone, f"adapted on {fitted} pictures" if fitted else "shipped",
+            sum(self.schema.bits.values()) // 8, advice,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Give the connection back; idempotent."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,7 @@
+"""From picture files to rows: the first ingest, the later ones, and the refit."""
+
+from mg_milvus.ingest.first import FEWEST_TO_FIT, SAMPLE_SIZE, reservoir, sample_features
+from mg_milvus.ingest.pipeline import Settings
+from mg_milvus.ingest.run import run_ingest, run_refit
+
+__all__ = ["FEWEST_TO_FIT", "SAMPLE_SIZE", "Settings", "reservoir", "run_ingest", "run_refit", "sample_features"]

@@ -1,0 +1,265 @@
+"""The pipeline: discover -> decode -> encode -> upsert, with bounded queues.
+
+Decoding runs in worker threads, encoding in the caller's thread, and one batch is on its way to the store meanwhile.
+The number of pictures in memory does not depend on the number of pictures to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Self
+
+from mg_milvus.errors import PictureError, StoreError
+from mg_milvus.hits import Failure, Progress
+from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, decode
+from mg_milvus.images.discover import Found, path_text, picture_id, text_path
+from mg_milvus.store import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+    from typing import Any
+
+    from mg_milvus.codes import Codes
+    from mg_milvus.encoder import Encoder, Pixels
+    from mg_milvus.store import Store
+
+    FieldsOf = Callable[[Found, "Row | None"], "Mapping[str, Any]"]
+
+_LOOKUP = 512
+"""Files whose rows are looked up in one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to run the pipeline: pictures per batch, decoding threads (None: one a core), largest picture to decode."""
+
+    batch_size: int = 64
+    workers: int | None = None
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A file that was read: ready for the encoder, or known already (no pixels), or failed."""
+
+    found: Found
+    content_hash: str = ""
+    pixels: Pixels | None = None
+    width: int = 0
+    height: int = 0
+    failure: str | None = None
+
+    def row(self, codes: Mapping[str, bytes], fields: Mapping[str, Any]) -> Row:
+        """The row to store."""
+        return Row(
+            picture_id(self.found.path), self.found.path, self.found.size, self.found.mtime_ns, self.width, self.height,
+            self.content_hash, codes, fields,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been done so far; a row counts once the store has acknowledged it."""
+
+    total: int = 0
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    def progress(self, stage: str) -> Progress:
+        """The state for a progress callback."""
+        done = self.added + self.updated + self.unchanged + len(self.failures)
+        return Progress(stage, done, max(self.total, done), len(self.failures))
+
+
+def read_pictures(
+    files: Iterable[tuple[Found, str | None]], encoder: Encoder, settings: Settings
+) -> Generator[Prepared]:
+    """Read, check and prepare files in worker threads, in order, a few batches ahead of the consumer.
+
+    Args:
+        files: each with the content hash of its row, if it has one; the same content is not decoded again.
+        encoder: prepares the pictures.
+        settings: batch size and threads.
+    """
+    pool = ThreadPoolExecutor(settings.workers or os.cpu_count(), "mgm-decode")
+    waiting: deque[Future[Prepared]] = deque()
+    try:
+        for found, known_hash in files:
+            waiting.append(pool.submit(_read, found, known_hash, encoder, settings.max_pixels))
+            if len(waiting) >= 3 * settings.batch_size:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class Writer:
+    """Upserts in a thread of its own, one batch in flight, and tallies what was acknowledged.
+
+    A context manager: leaving it waits for the batch in flight.
+    """
+
+    def __init__(self, store: Store, tally: Tally, report: Callable[[], None]) -> None:
+        self._store, self._tally, self._report = store, tally, report
+        self._pool = ThreadPoolExecutor(1, "mgm-upsert")
+        self._flight: tuple[Future[None], tuple[int, int, int]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._land()
+        except StoreError:
+            # What stopped the work (Ctrl-C reaches an embedded server too) is the news, not what followed from it.
+            if kind is None:
+                raise
+        finally:
+            self._pool.shutdown()
+
+    def put(self, rows: Sequence[Row], *, added: int, updated: int, unchanged: int) -> None:
+        """Send rows; waits for those sent before. The counts are tallied when the rows have arrived."""
+        self._land()
+        self._flight = (self._pool.submit(self._store.upsert, rows), (added, updated, unchanged))
+
+    def _land(self) -> None:
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            written, (added, updated, unchanged) = flight
+            written.result()
+            self._tally.added += added
+            self._tally.updated += updated
+            self._tally.unchanged += unchanged
+            self._report()
+
+
+def stale(
+    store: Store,
+    files: Iterable[Found],
+    *,
+    fields_of: FieldsOf,
+    skip: AbstractSet[str],
+    tally: Tally,
+    report: Callable[[], None],
+) -> Iterator[tuple[Found, Row | None]]:
+    """The files that have no row, and with their row (without codes) those that differ from it in size, time or fields.
+
+    The others are tallied as unchanged. Arguments as in ``ingest_files``.
+    """  # fmt: skip
+    todo = (found for found in files if picture_id(found.path) not in skip)
+    while chunk := list(islice(todo, _LOOKUP)):
+        rows = store.fetch([picture_id(found.path) for found in chunk])
+        for found in chunk:
+            row = rows.get(picture_id(found.path))
+            same_file = row is not None and (row.size, row.mtime_ns) == (found.size, found.mtime_ns)
+            if row is not None and same_file and dict(row.fields) == dict(fields_of(found, row)):
+                tally.unchanged += 1
+            else:
+                yield found, row
+        report()
+
+
+def gone(store: Store, roots: Sequence[str | os.PathLike[str]]) -> Iterator[list[str]]:
+    """Ids, in batches, of the rows under the given folders whose file is not there any more."""
+    folders = [os.fsencode(text_path(path_text(root))) for root in roots]
+    for rows in store.scan():
+        yield [row.id for row in rows if _is_under(os.fsencode(text_path(row.path)), folders) and not _exists(row.path)]
+
+
+def ingest_files(
+    store: Store,
+    encoder: Encoder,
+    files: Iterable[Found],
+    settings: Settings,
+    *,
+    fields_of: FieldsOf,
+    skip: AbstractSet[str],
+    tally: Tally,
+    report: Callable[[], None],
+) -> None:
+    """Bring the rows of ``files`` up to date.
+
+    Args:
+        store: has the collection already.
+        encoder: the collection's.
+        files: what was found.
+        settings: see ``Settings``.
+        fields_of: the extra fields of a file, given its row if there is one.
+        skip: ids that have been dealt with.
+        tally: counts and failures are added here.
+        report: called after each batch.
+    """  # fmt: skip
+    before: dict[str, Row] = {}
+
+    def known_hashes() -> Iterator[tuple[Found, str | None]]:
+        for found, row in stale(store, files, fields_of=fields_of, skip=skip, tally=tally, report=report):
+            if row is not None:
+                before[row.id] = row
+            yield found, row.content_hash if row else None
+
+    with closing(read_pictures(known_hashes(), encoder, settings)) as pictures, Writer(store, tally, report) as writer:
+        while batch := list(islice(pictures, settings.batch_size)):
+            for picture in batch:
+                if picture.failure is not None:
+                    tally.failures.append(Failure(picture.found.path, picture.failure))
+                    before.pop(picture_id(picture.found.path), None)
+            new = [p for p in batch if p.pixels is not None]
+            same = [p for p in batch if p.pixels is None and p.failure is None]
+            codes = encoder.encode([p.pixels for p in new if p.pixels is not None]) if new else {}
+            rows, updated, unchanged = [], 0, 0
+            for place, picture in enumerate(new):
+                old = before.pop(picture_id(picture.found.path), None)
+                updated += old is not None
+                rows.append(picture.row(code_bytes(codes, place), fields_of(picture.found, old)))
+            kept = store.fetch([picture_id(p.found.path) for p in same], tuple(encoder.bits)) if same else {}
+            for picture in same:
+                row = kept[picture_id(picture.found.path)]
+                before.pop(row.id)
+                fields = fields_of(picture.found, row)
+                unchanged += dict(fields) == dict(row.fields)
+                updated += dict(fields) != dict(row.fields)
+                rows.append(replace(row, size=picture.found.size, mtime_ns=picture.found.mtime_ns, fields=fields))
+            if rows:
+                writer.put(rows, added=len(rows) - updated - unchanged, updated=updated, unchanged=unchanged)
+
+
+def code_bytes(codes: Mapping[str, Codes], place: int) -> dict[str, bytes]:
+    """One picture's codes out of a batch, as the store wants them."""
+    return {name: values[place].tobytes() for name, values in codes.items()}
+
+
+def _is_under(path: bytes, folders: Sequence[bytes]) -> bool:
+    return any(path == folder or path.startswith(folder.rstrip(b"/") + b"/") for folder in folders)
+
+
+def _exists(path: str) -> bool:
+    try:
+        text_path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # not to be read now, which is not the same as gone
+    return True
+
+
+def _read(found: Found, known_hash: str | None, encoder: Encoder, max_pixels: int) -> Prepared:
+    try:
+        data = text_path(found.path).read_bytes()
+        content_hash = hashlib.blake2b(data, digest_size=16).hexdigest()
+        if content_hash == known_hash:
+            return Prepared(found, content_hash)
+        decoded = decode(data, least=encoder.side, max_pixels=max_pixels)
+    except (PictureError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return Prepared(found, failure=reason)
+    return Prepared(found, content_hash, encoder.prepare(decoded.picture), decoded.width, decoded.height)

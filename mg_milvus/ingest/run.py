@@ -1,0 +1,168 @@
+"""One ingest from start to report."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from mg_milvus.errors import QueryError, StoreError
+from mg_milvus.hits import Failure, IngestReport, Progress
+from mg_milvus.images.discover import Found, path_text, picture_id, text_path
+from mg_milvus.ingest.first import SAMPLE_SIZE, first_ingest, reservoir
+from mg_milvus.ingest.pipeline import Settings, Tally, gone, ingest_files, stale
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Sequence
+
+    from mg_milvus.connection import Connection
+    from mg_milvus.ingest.pipeline import FieldsOf
+    from mg_milvus.store import Store
+
+    Files = Callable[[Callable[[Failure], None]], Iterator[Found]]
+
+
+def run_ingest(
+    connection: Connection,
+    files: Files,
+    settings: Settings,
+    fields_of: FieldsOf,
+    *,
+    prune: Sequence[str | os.PathLike[str]] = (),
+    dry_run: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> IngestReport:
+    """Bring the rows of files up to date; see ``ImageIndex.ingest``.
+
+    Args:
+        connection: to the collection, or to where it will be made.
+        files: walks the files; called twice: to count and sample them, then to do them.
+        settings: see ``Settings``.
+        fields_of: the extra fields of a file, given its row if there is one.
+        prune: folders whose rows are deleted when their file is gone.
+        dry_run: only say what would be done.
+        progress: called after each batch.
+    """  # fmt: skip
+    if settings.batch_size < 1 or (settings.workers is not None and settings.workers < 1):
+        raise QueryError(
+            f"batch_size is {settings.batch_size} and workers is {settings.workers}, expected both to be 1 or more"
+        )
+    run = _Run(connection, files, settings, fields_of, progress or (lambda _: None))
+    started = time.perf_counter()
+    interrupted = False
+    try:
+        run.dry() if dry_run else run.wet()
+        if prune:
+            run.prune(prune, dry_run=dry_run)
+    except KeyboardInterrupt:
+        interrupted = True
+    tally = run.tally
+    return IngestReport(
+        tally.total, tally.added, tally.updated, tally.unchanged, run.removed, tuple(tally.failures),
+        time.perf_counter() - started, run.adapted_on, interrupted, dry_run,
+    )  # fmt: skip
+
+
+def run_refit(
+    connection: Connection, to: str, settings: Settings, *, progress: Callable[[Progress], None] | None = None
+) -> IngestReport:
+    """Ingest the pictures of a collection into a new one; see ``ImageIndex.refit``."""
+    store, schema = connection.store, connection.existing().schema
+    new = connection.beside(to, schema.model_copy(update={"collection": to}))
+    try:
+        if new.description() is not None:
+            raise QueryError(f"there is a collection '{to}' already; choose another name, or drop it first")
+
+        def fields_of(found: Found, _: object) -> dict[str, object]:
+            key = picture_id(found.path)
+            return dict(store.fetch([key])[key].fields)
+
+        return run_ingest(new, lambda on_failure: _files_of(store, on_failure), settings, fields_of, progress=progress)
+    finally:
+        new.close()
+
+
+class _Run:
+    """The steps of an ingest, and what they have done so far."""
+
+    def __init__(
+        self, connection: Connection, files: Files, settings: Settings, fields_of: FieldsOf,
+        progress: Callable[[Progress], None],
+    ) -> None:  # fmt: skip
+        self._connection, self._files, self._settings, self._fields_of = connection, files, settings, fields_of
+        self._progress = progress
+        self.tally = Tally()
+        self.removed = 0
+        self.adapted_on = 0
+
+    def wet(self) -> None:
+        sample, self.tally.total = reservoir(self._files(lambda _: None), SAMPLE_SIZE)
+        handled: set[str] = set()
+        if self._connection.description() is None and sample:
+            encoder, description, handled = first_ingest(
+                self._connection.store, self._connection.base_encoder(), self._connection.schema, sample,
+                self._settings, fields_of=self._fields_of, tally=self.tally, report=self._progress,
+                device=self._connection.device,
+            )  # fmt: skip
+            self._connection.made(description, encoder)
+            self.adapted_on = description.adapted_on if handled else 0
+        # Also without a single picture: what could not be walked is reported here.
+        found = self._files(self.tally.failures.append)
+        if not sample:
+            for _ in found:
+                pass
+            return
+        ingest_files(
+            self._connection.store, self._connection.encoder, found, self._settings,
+            fields_of=self._fields_of, skip=handled, tally=self.tally, report=self._report,
+        )  # fmt: skip
+
+    def dry(self) -> None:
+        """Compare files with rows; nothing is read or written."""
+        files = self._files(self.tally.failures.append)
+        if self._connection.description() is None:
+            self.tally.added = self.tally.total = sum(1 for _ in files)
+            return
+        for _, row in stale(
+            self._connection.store, self._counted(files), fields_of=self._fields_of, skip=frozenset(),
+            tally=self.tally, report=self._report,
+        ):  # fmt: skip
+            self.tally.added += row is None
+            self.tally.updated += row is not None
+
+    def prune(self, roots: Sequence[str | os.PathLike[str]], *, dry_run: bool) -> None:
+        """Delete the rows whose file is gone.
+
+        Raises:
+            StoreError: the folders hold no picture at all any more, which looks more like a disk that is not mounted.
+        """
+        if self._connection.description() is None:
+            return
+        store = self._connection.store
+        for ids in gone(store, roots):
+            if ids and not self.tally.total:
+                raise StoreError(
+                    f"{path_text(roots[0])} holds no picture any more, so --prune would remove all its rows; nothing "
+                    "was removed. Is the disk mounted? Otherwise use mgm delete --filter"
+                )
+            self.removed += len(ids) if dry_run else store.delete(ids)
+
+    def _counted(self, files: Iterator[Found]) -> Iterator[Found]:
+        for found in files:
+            self.tally.total += 1
+            yield found
+
+    def _report(self) -> None:
+        self._progress(self.tally.progress("encoding"))
+
+
+def _files_of(store: Store, on_failure: Callable[[Failure], None]) -> Iterator[Found]:
+    """The files of all rows, as they are now."""
+    for rows in store.scan():
+        for row in rows:
+            try:
+                status = text_path(row.path).stat()
+            except OSError as error:
+                on_failure(Failure(row.path, error.strerror or str(error)))
+                continue
+            yield Found(row.path, status.st_size, status.st_mtime_ns)
