@@ -1,0 +1,3 @@
+"""The command line: each command parses, makes one call of the library, and prints."""
+
+from __future__ import annotations

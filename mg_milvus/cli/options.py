@@ -1,0 +1,151 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+CONNECTION = "Where"
+ENCODING = "Encoding"
+
+
+class Device(StrEnum):
+    """Where the network runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Profile(StrEnum):
+    """The weight profiles of ``mg_milvus.schema.PROFILES``, named here so that help and completion are instant."""
+
+    category = "category"
+    object = "object"
+    instance = "instance"
+    balanced = "balanced"
+
+
+class Fusion(StrEnum):
+    """The fusion methods of the schema."""
+
+    rank = "rank"
+    score = "score"
+    server = "server"
+
+
+def complete_granularity(incomplete: str) -> list[str]:
+    """The names of the default schema's granularities that begin like this."""
+    from mg_milvus.schema import Schema
+
+    return [name for name in Schema().bits if name.startswith(incomplete)]
+
+
+Uri = Annotated[
+    str | None,
+    typer.Option(
+        "--uri",
+        metavar="URI",
+        help="A file for Milvus Lite, or a server: photos.db, http://localhost:19530. Env: MGM_URI; default: mgm.db",
+        rich_help_panel=CONNECTION,
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="TOKEN",
+        help="What the server asks for: user:password, or an API key. Env: MGM_TOKEN (better: no history)",
+        rich_help_panel=CONNECTION,
+    ),
+]
+Collection = Annotated[
+    str | None,
+    typer.Option(
+        "--collection",
+        metavar="NAME",
+        help="The Milvus collection, e.g. holidays. Env: MGM_COLLECTION; default: the schema's, pictures",
+        rich_help_panel=CONNECTION,
+    ),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        min=0.1,
+        help="How long to wait for a server, e.g. 30",
+        rich_help_panel=CONNECTION,
+    ),
+]
+DeviceOption = Annotated[
+    Device | None,
+    typer.Option(
+        "--device", help="Where the network runs, e.g. cuda. Env: MGM_DEVICE; default: auto", rich_help_panel=ENCODING
+    ),
+]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        metavar="FILE",
+        help="An encoder file, e.g. resnet50.safetensors from mgm fit. Env: MGM_ENCODER; default: what the collection "
+        "remembers, or else the one that ships",
+        rich_help_panel=ENCODING,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Pictures per pass of the network, e.g. 32 when memory is short. Env: MGM_BATCH_SIZE; default: 64",
+        rich_help_panel=ENCODING,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Threads that read pictures, e.g. 4. Env: MGM_WORKERS; default: the number of cores",
+        rich_help_panel=ENCODING,
+    ),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        min=1,
+        help="Refuse pictures of more pixels than this, e.g. 500000000 for huge scans",
+        rich_help_panel=ENCODING,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs: mgm … --json | jq")]
+
+
+def numbers(text: str, option: str, example: str) -> dict[str, float]:
+    """``coarse=1,fine=3`` -> names and numbers, in the order given.
+
+    Raises:
+        typer.BadParameter: it is written otherwise, or a name comes twice.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.partition("="))
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not (name and equals and 0 <= value < float("inf")):
+            raise typer.BadParameter(
+                f"'{part.strip()}' is not GRANULARITY=NUMBER with a number from 0 up; write it as {example}",
+                param_hint=option,
+            )
+        if name in found:
+            raise typer.BadParameter(f"'{name}' comes twice in '{text}'", param_hint=option)
+        found[name] = value
+    return found

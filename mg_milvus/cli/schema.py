@@ -1,0 +1,171 @@
+"""``mgm schema``: presets, writing, checking and comparing the descriptions of collections."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
+from mg_milvus.cli.terminal import ERROR, printable
+from mg_milvus.errors import SchemaError
+
+if TYPE_CHECKING:
+    from mg_milvus.schema import Schema
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Write, check and compare schemas: what a collection holds, in YAML.",
+    epilog="Begin with: mgm schema init — then: mgm schema check mgm-schema.yaml",
+)
+
+
+def _complete_preset(incomplete: str) -> list[str]:
+    from mg_milvus.schema_file import presets
+
+    return [name for name in presets() if name.startswith(incomplete)]
+
+
+SchemaFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE", help="A schema file or the name of a preset, e.g. mgm-schema.yaml", show_default=False
+    ),
+]
+
+
+@app.command(name="presets", epilog="Example: mgm schema presets")
+def list_presets() -> None:
+    """List the presets and what each is for."""
+    from mg_milvus.schema_file import presets
+
+    found = presets()
+    width = max(map(len, found))
+    for name, purpose in found.items():
+        print(f"{name:<{width}}  {purpose}")
+
+
+@app.command(epilog="Examples: mgm schema init — mgm schema init --preset server --out server.yaml")
+def init(
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help="What to start from, e.g. compact; mgm schema presets lists them",
+            autocompletion=_complete_preset,
+        ),
+    ] = "default",
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE", help="Where to write, e.g. holidays.yaml; - prints it")
+    ] = "mgm-schema.yaml",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file: mgm schema init --force")] = False,
+) -> None:
+    """Write a schema with comments, to be changed in an editor."""
+    from mg_milvus.schema_file import commented_yaml
+
+    text = commented_yaml(preset)
+    if out == "-":
+        print(text, end="")
+        return
+    try:
+        with Path(out).open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise SchemaError(f"{out} exists; choose another name with --out, or overwrite it with --force") from error
+    except (OSError, ValueError) as error:
+        raise SchemaError(f"{out} cannot be written: {error}; choose another place with --out") from error
+    print(f"wrote {printable(out)}; edit it, then: mgm schema check {printable(out)}")
+
+
+@app.command(epilog="Example: mgm schema check mgm-schema.yaml")
+def check(file: SchemaFile) -> None:
+    """Check a schema; every problem is a line on standard error with file and line number (exit code 1)."""
+    from mg_milvus.schema import Schema
+
+    try:
+        schema = Schema.load(file)
+    except SchemaError as error:
+        for line in str(error).splitlines():
+            print(printable(line), file=sys.stderr)
+        raise typer.Exit(ERROR) from error
+    codes = " + ".join(f"{name} {bits}" for name, bits in schema.bits.items())
+    print(
+        f"ok: {printable(file)}: collection {schema.collection}, {codes} bits = {schema.bytes_per_picture} bytes per "
+        f"picture, index {schema.storage.index}"
+    )
+
+
+@app.command(epilog="Examples: mgm schema show > mgm-schema.yaml — mgm schema show --uri http://localhost:19530 --json")
+def show(
+    uri: options.Uri = None,
+    token: options.Token = None,
+    collection: options.Collection = None,
+    timeout: options.Timeout = 10.0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Print the schema a collection was made with, as YAML."""
+    schema = _stored_schema(uri, token, collection, timeout)
+    print(json.dumps(schema.model_dump(mode="json")) if as_json else schema.to_yaml(), end="\n" if as_json else "")
+
+
+@app.command(epilog="Example: mgm schema diff mgm-schema.yaml --uri photos.db")
+def diff(
+    file: SchemaFile,
+    uri: options.Uri = None,
+    token: options.Token = None,
+    collection: options.Collection = None,
+    timeout: options.Timeout = 10.0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Say what differs between a collection and a schema file, and which of it needs a re-ingest.
+
+    The collection is the one of the settings, else the one that the file names; the name itself is not compared.
+    Exit code 0: they are the same. 1: they differ, or something went wrong (then with a line on standard error).
+    With --json, one object for each difference.
+    """
+    from mg_milvus.schema import Schema
+    from mg_milvus.schema_diff import difference
+
+    wanted = Schema.load(file)
+    stored = _stored_schema(uri, token, collection, timeout, otherwise=wanted.collection)
+    differences = difference(stored, wanted.model_copy(update={"collection": stored.collection}))
+    for d in differences:
+        if as_json:
+            print(json.dumps(asdict(d)))
+        else:
+            print(printable(f"{d.key}: {json.dumps(d.old)} -> {json.dumps(d.new)}"))
+            print(f"    {d.consequence}: {d.reason}")
+    if not as_json:
+        _summarise([d.consequence for d in differences])
+    if differences:
+        raise typer.Exit(ERROR)
+
+
+def _summarise(consequences: list[str]) -> None:
+    if not consequences:
+        print("nothing differs")
+        return
+    needed = consequences.count("re-ingest")
+    remedy = "; fill a new collection: mgm ingest PICTURES --schema FILE --collection NAME" if needed else ""
+    print(f"\n{len(consequences)} differ, {needed} of them need a re-ingest{remedy}")
+
+
+def _stored_schema(
+    uri: str | None, token: str | None, collection: str | None, timeout: float, otherwise: str | None = None
+) -> Schema:
+    """The schema of a collection; ``otherwise`` is its name where neither option nor settings give one."""
+    from mg_milvus.cli.settings import settings_from
+    from mg_milvus.index import ImageIndex
+
+    settings = settings_from(uri, token, collection)
+    with ImageIndex.open(
+        settings.uri, token=settings.token, collection=settings.collection or otherwise, timeout=timeout
+    ) as index:
+        if not index.exists:
+            index.info()  # raises, and says what there is instead; not asked always, for it loads the encoder
+        return index.schema

@@ -1,0 +1,161 @@
+"""What people see: safe text, shortened paths, progress, exit codes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from mg_milvus.hits import Failure, Progress
+
+ERROR = 1
+USAGE = 2
+UNREADABLE = 3
+"""Done, but some pictures could not be read."""
+INTERRUPTED = 130
+
+QUIET_SECONDS = 10.0
+"""How often a line tells the progress when standard error is not a terminal."""
+
+_JOINERS = "\u200c\u200d"
+"""Format characters that emoji and several scripts are written with; all others are escaped."""
+
+
+def printable(text: str) -> str:
+    """Text on one line that cannot steer a terminal: control and direction characters and stray bytes are escaped."""
+    return "".join(char if char.isprintable() or char in _JOINERS else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # a byte of a file name that is not UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def shorten(path: str, width: int) -> str:
+    """A path cut from the left to fit into ``width`` columns, so that the file's name stays in sight."""
+    from rich.cells import cell_len
+
+    if cell_len(path) <= width:
+        return path
+    start = 0
+    while start < len(path) and cell_len(path[start:]) > width - 1:
+        start += 1
+    return "…" + path[start:]
+
+
+def complain(message: str) -> None:
+    """One line on standard error."""
+    line = " ".join(printable(part) for part in message.splitlines())
+    print(f"mgm: {line}", file=sys.stderr, flush=True)
+
+
+def console(*, error: bool = False) -> Console:
+    """A rich console for standard output or standard error; what is no terminal has room for long lines."""
+    from rich.console import Console
+
+    made = Console(stderr=error, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    if not made.is_terminal:
+        made = Console(stderr=error, highlight=False, markup=False, emoji=False, width=100_000)
+    return made
+
+
+def print_failures(failures: Sequence[Failure]) -> None:
+    """The files that could not be read, one line each, on standard output."""
+    if failures:
+        print(f"\n{len(failures):,} could not be read:")
+    for failure in failures:
+        print(f"  {printable(failure.path)}: {printable(failure.reason)}")
+
+
+class ProgressView:
+    """Shows ``Progress`` records: a bar on a terminal, quiet lines otherwise. Both on standard error.
+
+    Use it as a context manager and hand it over as the ``progress`` callback.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._started = self._told = 0.0
+
+    def __enter__(self) -> ProgressView:
+        target = console(error=True)
+        if target.is_terminal and not target.is_dumb_terminal:
+            self._bar = _bar(target)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show how far it is."""
+        begins = progress.stage != self._stage
+        if begins:
+            self._stage = progress.stage
+            self._started = time.monotonic()
+        if self._bar:
+            self._show_bar(self._bar, progress, begins=begins)
+        else:
+            self._show_line(progress, begins=begins)
+
+    def _show_bar(self, bar: Bar, progress: Progress, *, begins: bool) -> None:
+        if begins or self._task is None:
+            self._task = bar.add_task(progress.stage, total=progress.total, failed="")
+        bar.update(
+            self._task,
+            completed=progress.done,
+            total=progress.total,
+            failed=f"{progress.failed:,} failed" if progress.failed else "",
+        )
+
+    def _show_line(self, progress: Progress, *, begins: bool) -> None:
+        now = time.monotonic()
+        if not begins and now - self._told < QUIET_SECONDS:
+            return
+        self._told = now
+        seconds = now - self._started
+        rate = f", {progress.done / seconds:.0f} pictures/s" if seconds > 1 else ""
+        failed = f", {progress.failed:,} failed" if progress.failed else ""
+        print(
+            f"{progress.stage}: {progress.done:,} of {progress.total:,} pictures{failed}{rate}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _bar(target: Console) -> Bar:
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Pictures a second."""
+
+        def render(self, task: object) -> Text:
+            speed = getattr(task, "finished_speed", None) or getattr(task, "speed", None)
+            return Text(f"{speed:.0f}/s" if speed else "", style="progress.data.speed")
+
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[failed]}", style="yellow"),
+        console=target,
+        expand=True,
+    )

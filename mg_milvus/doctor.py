@@ -1,0 +1,220 @@
+"""What ``mgm doctor`` looks at: packages, pictures, device, encoder, Milvus, the collection; each with its remedy."""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mg_milvus.errors import AuthenticationError, MgMilvusError, StoreLockedError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mg_milvus.store import Store
+
+__all__ = ["Check", "examine"]
+
+RANGES = {
+    "pymilvus": ((3, 0, 2), (4,)),
+    # Milvus Lite 3 has no binary vectors.
+    "milvus-lite": ((2, 5, 1), (3,)),
+    # Milvus Lite 2.5 imports pkg_resources, which setuptools 82 no longer has.
+    "setuptools": ((0,), (82,)),
+    "torch": ((2, 6), (3,)),
+    "torchvision": ((0, 21), (1,)),
+    "Pillow": ((11, 3), (100,)),
+}
+"""Package -> first version that works, first that does not."""
+
+LITE_SYSTEMS = ("Linux", "Darwin")
+
+REMEDIES: dict[type[MgMilvusError], str] = {
+    StoreUnavailableError: "start the server, or correct --uri or MGM_URI; a file such as mgm.db needs no server",
+    AuthenticationError: "pass --token user:password, or set MGM_TOKEN",
+    StoreLockedError: "end the other program that has the file open, or run one Milvus server for all of them",
+}
+"""Error -> remedy, where the message's own words are not about the command line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what it is.
+        ok: whether it is as it should be.
+        message: what was found, in one line.
+        remedy: what to do; empty when nothing needs doing.
+    """
+
+    name: str
+    ok: bool
+    message: str
+    remedy: str = ""
+
+
+def examine(
+    uri: str, *, token: str | None = None, collection: str | None = None, device: str = "auto", timeout: float = 10.0
+) -> Iterator[Check]:
+    """Look at everything, one check after the other; nothing is changed, and no index is made where there is none.
+
+    Args:
+        uri: the Milvus Lite file or the server.
+        token: what the server asks for.
+        collection: its name; None is the default schema's.
+        device: where the network is to run.
+        timeout: seconds to wait for a server.
+    """
+    yield _attempt("python", _python)
+    for package in RANGES:
+        if package != "milvus-lite" or _is_file(uri):
+            yield _attempt(package, partial(_package, package))
+    yield _attempt("torch and torchvision", _torch_pair, "install the two together: pip install -U torch torchvision")
+    yield _attempt("picture formats", _formats, "pip install --force-reinstall Pillow, whose wheels have both")
+    yield _attempt("device", lambda: _device(device), "use --device auto or cpu")
+    yield _attempt("encoder", lambda: _encoder(device), "pip install --force-reinstall mg-milvus")
+    yield from _milvus(uri, token, collection, device, timeout)
+
+
+def _attempt(name: str, look: Callable[[], Check], remedy: str = "see the message") -> Check:
+    try:
+        return look()
+    except MgMilvusError as exc:
+        return Check(name, False, _line(exc), REMEDIES.get(type(exc), remedy))
+    except Exception as exc:  # noqa: BLE001 - a broken installation can raise anything
+        return Check(name, False, f"{type(exc).__name__}: {_line(exc)}", remedy)
+
+
+def _line(exc: Exception) -> str:
+    return " ".join(str(exc).split())
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Check("python", True, found)
+
+
+def _package(package: str) -> Check:
+    first, end = RANGES[package]
+    wanted = f'pip install "{package}>={_dotted(first)},<{_dotted(end)}"'
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        if package == "milvus-lite" and platform.system() not in LITE_SYSTEMS:
+            return Check(
+                package,
+                False,
+                f"Milvus Lite does not run on {platform.system()}",
+                "use a server: --uri http://localhost:19530",
+            )
+        return Check(package, False, "not installed", wanted)
+    if not first <= _numbers(version) < end:
+        return Check(package, False, f"{version}, expected {_dotted(first)} or newer, before {_dotted(end)}", wanted)
+    return Check(package, True, version)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
+
+
+def _torch_pair() -> Check:
+    from mg_milvus.encoder.device import torch_versions
+
+    torch, torchvision = torch_versions()
+    return Check("torch and torchvision", True, f"{torch} and {torchvision} fit together")
+
+
+def _formats() -> Check:
+    from PIL import features
+
+    missing = [name for name in ("jpg", "webp", "zlib") if not features.check(name)]
+    if missing:
+        raise RuntimeError(f"Pillow was built without {', '.join(missing)}")
+    return Check("picture formats", True, "JPEG, PNG and WebP can be read")
+
+
+def _device(device: str) -> Check:
+    from mg_milvus.encoder.device import has_bfloat16, resolve_device
+
+    found = resolve_device(device)
+    precision = "bfloat16" if has_bfloat16(found) else "float32 (no fast bfloat16 here)"
+    return Check("device", True, f"{device} is {found}, {precision}")
+
+
+def _encoder(device: str) -> Check:
+    from PIL import Image
+
+    from mg_milvus.encoder import load_encoder
+
+    encoder = load_encoder(device=device)
+    codes = encoder.encode([encoder.prepare(Image.linear_gradient("L").convert("RGB"))])
+    lengths = {name: 8 * code.shape[1] for name, code in codes.items()}
+    if lengths != dict(encoder.bits):
+        raise RuntimeError(f"codes of {lengths} bits, expected {dict(encoder.bits)}")
+    return Check("encoder", True, f"{encoder.backbone}, {encoder.fingerprint}, encodes a test picture")
+
+
+def _milvus(uri: str, token: str | None, collection: str | None, device: str, timeout: float) -> Iterator[Check]:
+    from mg_milvus.schema import Schema
+    from mg_milvus.store import open_store
+
+    if _is_file(uri) and not Path(uri).exists():
+        yield Check("milvus", True, f"no index here yet ({uri}): mgm ingest makes it")
+        return
+    name = collection or Schema().collection
+    opened: list[Store] = []
+
+    def connect() -> Check:
+        opened.append(open_store(uri, name, token=token, timeout=timeout))
+        return Check("milvus", True, f"{opened[0].server()} at {uri}")
+
+    yield _attempt("milvus", connect, "correct --uri or MGM_URI; it is a file such as mgm.db, or http://host:19530")
+    if not opened:
+        return
+    try:
+        yield _attempt(
+            "collection", lambda: _collection(opened[0], device), "name another --collection, or ingest into a new one"
+        )
+    finally:
+        opened[0].close()
+
+
+def _collection(store: Store, device: str) -> Check:
+    from mg_milvus.encoder import load_encoder
+
+    description = store.describe()
+    if description is None:
+        others = store.collections()
+        there = f"there are {', '.join(others)}" if others else "there is none"
+        return Check("collection", True, f"no collection '{store.collection}' yet: mgm ingest makes it ({there})")
+    kept = store.get_encoder(description.fingerprint)
+    rows = f"'{store.collection}', {store.count():,} rows"
+    if kept is None:
+        return Check(
+            "collection",
+            False,
+            f"{rows}, but its encoder {description.fingerprint} is not kept beside it",
+            "pass the encoder's file with --encoder, or ingest into a new collection",
+        )
+    found = load_encoder(kept, device=device).fingerprint
+    if found != description.fingerprint:
+        return Check(
+            "collection",
+            False,
+            f"{rows}, filled by encoder {description.fingerprint}, but {found} is kept beside it",
+            "ingest into a new collection",
+        )
+    return Check("collection", True, f"{rows}, encoder {found} is kept with it")
+
+
+def _is_file(uri: str) -> bool:
+    return "://" not in uri and uri != "memory:"

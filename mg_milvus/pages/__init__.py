@@ -1,0 +1,192 @@
+"""Result pages: queries and their hits as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from mg_milvus.errors import PictureError
+from mg_milvus.images.decode import open_picture
+from mg_milvus.images.discover import text_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jinja2 import Template
+
+    from mg_milvus.hits import Hit
+    from mg_milvus.images.decode import PictureSource
+
+__all__ = ["QueryResult", "result_page"]
+
+HIT_SIDE = 480
+"""Longest side of a hit's thumbnail in pixels: twice what a card shows, for dense screens."""
+
+QUERY_SIDE = 720
+"""Longest side of the query's thumbnail in pixels."""
+
+JPEG_QUALITY = 82
+
+
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """One question and its answer.
+
+    Attributes:
+        title: what to call the query picture: its path, ``-``, an id.
+        picture: the query picture.
+        hits: best first.
+        crop: the part of the picture that was asked with, as x, y, width, height in pixels of the whole picture.
+    """
+
+    title: str
+    picture: PictureSource
+    hits: Sequence[Hit]
+    crop: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Thumbnail:
+    """A picture for the page: its data URI (empty when unreadable), and the size of the whole picture in pixels."""
+
+    uri: str = ""
+    width: int = 0
+    height: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """How near a hit is on one granularity."""
+
+    name: str
+    hue: int
+    percent: float
+    distance: int
+    bits: int
+    rank: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """What the template shows of one hit."""
+
+    rank: int
+    score: str
+    name: str
+    path: str
+    link: str
+    thumbnail: _Thumbnail
+    bars: Sequence[_Bar]
+
+    @property
+    def fills(self) -> bool:
+        """Whether the picture's shape is near the tile's, from square to 16:9."""
+        return self.thumbnail.height <= self.thumbnail.width <= 16 / 9 * self.thumbnail.height
+
+
+def result_page(
+    results: Sequence[QueryResult],
+    *,
+    collection: str,
+    bits: Mapping[str, int],
+    weights: Mapping[str, float],
+    fusion: str,
+    profile: str | None = None,
+) -> str:
+    """Queries and their hits as one self-contained HTML page.
+
+    Pictures are embedded as small JPEGs; one that is gone or cannot be read becomes a placeholder tile.
+
+    Args:
+        results: the queries, shown in this order.
+        collection: name of the collection that was asked.
+        bits: granularity -> code length in bits, in the order to show.
+        weights: granularity -> weight in the fusion.
+        fusion: name of the fusion method.
+        profile: name of the weight profile, when one was asked for.
+
+    Returns:
+        The HTML text, encodable as UTF-8.
+    """
+    queries = [
+        {
+            "title": _clean(result.title),
+            "name": _clean(os.path.basename(result.title) or result.title),
+            "thumbnail": _thumbnail(result.picture, QUERY_SIDE),
+            "crop": result.crop,
+            "cards": [_card(hit, bits) for hit in result.hits],
+        }
+        for result in results
+    ]
+    return _template().render(
+        queries=queries,
+        collection=_clean(collection),
+        fusion=fusion,
+        profile=profile,
+        weights=[(name, f"{weights[name]:g}", index % 6) for index, name in enumerate(bits) if name in weights],
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("result.html.jinja")
+
+
+def _card(hit: Hit, bits: Mapping[str, int]) -> _Card:
+    bars = tuple(
+        _Bar(
+            name=name,
+            hue=index % 6,
+            percent=round(100 * (1 - hit.distances[name] / length), 1),
+            distance=hit.distances[name],
+            bits=length,
+            rank=f"{hit.ranks[name]:g}" if name in hit.ranks else "",
+        )
+        for index, (name, length) in enumerate(bits.items())
+        if name in hit.distances
+    )
+    path = text_path(hit.path)
+    return _Card(
+        rank=hit.rank,
+        score=f"{hit.score:.4f}",
+        name=_clean(path.name or hit.path),
+        path=_clean(str(path)),
+        link=path.as_uri() if path.is_absolute() else "",
+        thumbnail=_thumbnail(path, HIT_SIDE),
+        bars=bars,
+    )
+
+
+def _thumbnail(source: PictureSource, side: int) -> _Thumbnail:
+    try:
+        decoded = open_picture(source, least=side)
+    except PictureError:
+        return _Thumbnail()
+    picture = decoded.picture.copy()
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _Thumbnail(uri, decoded.width, decoded.height)
+
+
+def _clean(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of file names that are no UTF-8 become the replacement character."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,119 @@
+"""The doctor: what is found, and that every problem has a remedy."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import pytest
+
+from mg_milvus import doctor
+
+
+def check_of(name: str, uri: object, **options) -> doctor.Check:
+    """The check of that name; those after it are not made."""
+    return next(check for check in doctor.examine(str(uri), **options) if check.name == name)
+
+
+@pytest.fixture
+def versions(monkeypatch):
+    """Pretend that packages have other versions."""
+    pretended: dict[str, str] = {}
+    real = metadata.version
+
+    def version(package: str) -> str:
+        if pretended.get(package) == "gone":
+            raise metadata.PackageNotFoundError(package)
+        return pretended.get(package) or real(package)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    return pretended
+
+
+def test_without_an_index_it_says_so_and_makes_none(tmp_path):
+    file = tmp_path / "mgm.db"
+    check = check_of("milvus", file)
+    assert check.ok
+    assert check.message == f"no index here yet ({file}): mgm ingest makes it"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_packages_here_are_right(tmp_path):
+    checks = {check.name: check for check in doctor.examine(str(tmp_path / "mgm.db"))}
+    for name in (
+        "python",
+        "pymilvus",
+        "milvus-lite",
+        "setuptools",
+        "torch",
+        "torchvision",
+        "Pillow",
+        "picture formats",
+    ):
+        assert checks[name].ok, checks[name]
+    assert checks["torch"].message == metadata.version("torch")
+    assert "fit together" in checks["torch and torchvision"].message
+    assert checks["device"].message.startswith("auto is ")
+    assert checks["encoder"].ok, checks["encoder"]
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "remedy"),
+    [
+        ("milvus-lite", "3.0.0", 'pip install "milvus-lite>=2.5.1,<3"'),
+        ("milvus-lite", "2.4.12", 'pip install "milvus-lite>=2.5.1,<3"'),
+        ("milvus-lite", "gone", 'pip install "milvus-lite>=2.5.1,<3"'),
+        ("setuptools", "82.0.1", 'pip install "setuptools>=0,<82"'),
+        ("pymilvus", "2.6.3", 'pip install "pymilvus>=3.0.2,<4"'),
+    ],
+)
+def test_a_wrong_version_comes_with_the_command_that_mends_it(tmp_path, versions, package, version, remedy):
+    versions[package] = version
+    check = check_of(package, tmp_path / "mgm.db")
+    assert not check.ok
+    assert check.remedy == remedy
+
+
+@pytest.mark.parametrize("version", ["2.15.0+cpu", "2.15.0", "2.15.1.dev3", "2.6", "3.0.0rc1"])
+def test_versions_of_all_forms_are_understood(tmp_path, versions, version):
+    versions["torch"] = version
+    assert check_of("torch", tmp_path / "mgm.db").ok == (not version.startswith("3"))
+
+
+def test_a_server_needs_no_milvus_lite(versions):
+    versions["milvus-lite"] = "gone"
+    with pytest.raises(StopIteration):
+        check_of("milvus-lite", "http://127.0.0.1:9", timeout=0.5)
+
+
+def test_a_server_that_is_not_there(tmp_path):
+    check = check_of("milvus", "http://127.0.0.1:9", timeout=0.5)
+    assert not check.ok
+    assert "127.0.0.1:9" in check.message
+    assert "start the server" in check.remedy
+
+
+def test_a_torch_that_does_not_fit_torchvision(tmp_path, monkeypatch):
+    def torch_versions():
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("mg_milvus.encoder.device.torch_versions", torch_versions)
+    check = check_of("torch and torchvision", tmp_path / "mgm.db")
+    assert not check.ok
+    assert "torchvision::nms" in check.message
+    assert check.remedy == "install the two together: pip install -U torch torchvision"
+
+
+def test_a_device_that_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    check = check_of("device", tmp_path / "mgm.db", device="cuda")
+    assert not check.ok
+    assert "cuda" in check.message
+    assert check.remedy == "use --device auto or cpu"
+
+
+def test_a_file_that_is_no_milvus_lite_file(tmp_path):
+    file = tmp_path / "mgm.db"
+    file.write_bytes(b"this is not SQLite " * 100)
+    check = check_of("milvus", file, timeout=1.0)
+    assert not check.ok
+    assert check.remedy
