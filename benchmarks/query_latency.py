@@ -1,0 +1,99 @@
+"""What a question costs beyond the encoding, on a Milvus Lite file of synthetic codes.
+
+    python benchmarks/query_latency.py [--rows 100000] [--json FILE]
+
+Times ``ImageIndex.query_codes`` whole: three searches of depth 100, one fetch of the union, fusion, hits. Beside it, in
+turn, the searches and the fetch alone; the rest is this package's own work. The codes are those of clustered pictures:
+random codes would make every candidate list different, which pictures do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mg_milvus import ImageIndex, load_encoder
+from mg_milvus.codes import pack
+from mg_milvus.encoder_cache import keep_encoder
+from mg_milvus.schema import Schema
+from mg_milvus.store import Description, Row, open_store
+
+if TYPE_CHECKING:
+    from mg_milvus.store import Store
+
+CLUSTERS, BATCH, QUESTIONS, DEPTH = 1000, 2000, 100, 100
+
+
+def synthetic_codes(count: int, schema: Schema, seed: int) -> dict[str, np.ndarray]:
+    """Codes of ``count`` pictures around 1,000 centres which all granularities share."""
+    centres = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
+    cluster = random.integers(0, CLUSTERS, count)
+    codes = {}
+    for name, bits in schema.bits.items():
+        middle = centres.standard_normal((CLUSTERS, bits)).astype(np.float32)
+        codes[name] = pack(middle[cluster] + random.standard_normal((count, bits)).astype(np.float32))
+    return codes
+
+
+def fill(store: Store, schema: Schema, rows: int) -> float:
+    """Rows a second."""
+    started = time.perf_counter()
+    for start in range(0, rows, BATCH):
+        codes = synthetic_codes(BATCH, schema, seed=start + 1)
+        store.upsert([
+            Row(f"{start + i:032x}", f"/photos/{start + i:09}.jpg", 1, 1, 640, 480, "0" * 32,
+                {name: values[i].tobytes() for name, values in codes.items()})
+            for i in range(BATCH)
+        ])  # fmt: skip
+    return rows / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    schema, encoder = Schema(), load_encoder()
+    with tempfile.TemporaryDirectory() as scratch:
+        uri = f"{scratch}/latency.db"
+        store = open_store(uri, schema.collection)
+        keep_encoder(store, encoder)
+        store.create(Description(schema, encoder.fingerprint))
+        fill_rate = fill(store, schema, options.rows)
+        store.close()
+        with ImageIndex.open(uri) as index:
+            questions = synthetic_codes(QUESTIONS, schema, seed=0)
+            whole, calls = [], []
+            for i in range(QUESTIONS):
+                asked = {name: codes[i] for name, codes in questions.items()}
+                started = time.perf_counter()
+                index.query_codes(asked, k=10, depth=DEPTH)
+                whole.append(time.perf_counter() - started)
+                started = time.perf_counter()
+                live = index._connection.store
+                found = {n.ids[j] for g in schema.bits for n in live.nearest(g, asked[g][None], DEPTH)
+                         for j in range(len(n.ids))}  # fmt: skip
+                live.fetch(sorted(found), tuple(schema.bits))
+                calls.append(time.perf_counter() - started)
+    result = {
+        "rows": options.rows,
+        "upsert, rows/s": round(fill_rate),
+        "query p50, ms": round(1000 * float(np.percentile(whole, 50)), 1),
+        "query p95, ms": round(1000 * float(np.percentile(whole, 95)), 1),
+        "store calls p50, ms": round(1000 * float(np.percentile(calls, 50)), 1),
+        "query over store calls": round(float(np.median(np.array(whole) / np.array(calls))), 3),
+    }
+    print("\n".join(f"{name:32}{value:>10}" for name, value in result.items()))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
