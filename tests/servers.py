@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import time
@@ -38,7 +37,7 @@ class LiteServer:
         program = lite.program()
         self._process = subprocess.Popen(
             [program, self.file, f"127.0.0.1:{self.port}", "ERROR"],
-            env=os.environ | {"LD_LIBRARY_PATH": str(program.parent)},
+            env=lite.environment(program),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -168,14 +168,11 @@ def _launch(binary: Path, file: Path) -> _Engine:
     lock_file = file.with_name(f".{file.name}.lock")
     lock = _lock(file, lock_file)
     folder = Path(tempfile.mkdtemp(prefix="mgm-"))
-    libraries = {
-        name: f"{binary.parent}:{os.environ.get(name, '')}" for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-    }
     engine = _Engine(
         subprocess.Popen(  # noqa: S603  (the program of an installed package)
             [binary, file, f"unix:{folder / 's'}", "ERROR", lock_file],
             cwd=file.parent,
-            env=os.environ | libraries,
+            env=environment(binary),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -191,6 +188,15 @@ def _launch(binary: Path, file: Path) -> _Engine:
             raise StoreError(f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to")
         time.sleep(0.005)
     return engine
+
+
+def environment(binary: Path) -> dict[str, str]:
+    """The environment that the engine needs."""
+    libraries = {
+        name: f"{binary.parent}:{os.environ.get(name, '')}" for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+    }
+    # Else it leaves a log file in the folder for temporary files at every start.
+    return os.environ | libraries | {"GLOG_logtostderr": "1"}
 
 
 def _lock(file: Path, lock_file: Path) -> IO[str]:
