@@ -382,6 +382,8 @@ def test_old_servers_refuse_what_came_later() -> None:
     server(2, 4, 0).check(Schema())
     with pytest.raises(errors.UnsupportedError, match="one granularity per collection, the schema has 3"):
         server(2, 3, 5).check(Schema())
+    with pytest.raises(errors.UnsupportedError, match=r"no hybrid_search.*--fusion rank"):
+        server(2, 3, 5).ranker([1.0], 60)
     with pytest.raises(errors.UnsupportedError, match=r"since 2\.6\.4"):
         server(2, 6, 3).check(with_storage(index="HNSW"))
     server(2, 6, 4).check(with_storage(index="HNSW", shards=2, replicas=2, partition_key="city"))

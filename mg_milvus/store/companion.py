@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PART = 48_000
 """Bytes of the file in one row: 64,000 of base64, where a JSON value may have 65,536."""
+_KEY = "base64"  # servers take objects only
 _PARTS_A_CALL = 64
 _COLUMNS = (
     Column("id", "string", 64),
@@ -68,7 +69,7 @@ class Companion:
                 "id": f"{fingerprint}:{number}",
                 "parts": len(starts),
                 "size": len(data),
-                "data": [base64.b64encode(data[start : start + _PART]).decode("ascii")],
+                "data": {_KEY: base64.b64encode(data[start : start + _PART]).decode("ascii")},
                 _VECTOR.name: b"\0",
             }
             for number, start in enumerate(starts)
@@ -113,7 +114,7 @@ class Companion:
                 timeout=self._timeout,
             )
         )
-        return {int(row["id"].rpartition(":")[2]): (row["parts"], row["size"], row["data"][0]) for row in rows}
+        return {int(row["id"].rpartition(":")[2]): (row["parts"], row["size"], row["data"][_KEY]) for row in rows}
 
     def _load(self) -> None:
         tables.prepare(self._connection, self.name, [_VECTOR.name], ("BIN_FLAT", {}), replicas=1)

@@ -92,8 +92,11 @@ class Engine:
         """Milvus' own reciprocal rank fusion, and the factor that its scores lack: equal weights are left out of it.
 
         Raises:
-            UnsupportedError: the weights differ, and this Milvus is not known to have weights (servers since 3.0.1).
+            UnsupportedError: this Milvus has no hybrid_search, or the weights differ and it is not known to have
+                weights (servers since 3.0.1).
         """
+        if self.older_than(2, 4, 0):
+            raise UnsupportedError(f"{self.label} has no hybrid_search, which came with Milvus 2.4: use --fusion rank")
         if len(set(weights)) == 1:
             return RRFRanker(rrf_k), weights[0]
         if self.lite or self.version is None or self.older_than(3, 0, 1):
