@@ -1,6 +1,6 @@
 """How well pictures of a class are found: leave-one-out mAP on a labelled folder, per granularity and fused.
 
-    python benchmarks/quality.py FOLDER [--json FILE]
+    python benchmarks/quality.py FOLDER [--schema compact] [--sample 50] [--json FILE]
 
 FOLDER holds class/picture. Every picture is asked against all others; those of its class are relevant. Ties are shared:
 a picture's precision counts all pictures that are as near as it is. Four rows: heads adapted to the folder as an ingest
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--schema", default="default", help="preset or file")
     parser.add_argument("--encoder", default="builtin")
+    parser.add_argument("--sample", type=int, default=SAMPLE_SIZE, help="pictures to fit the heads on, at most")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     schema, base = Schema.load(options.schema), load_encoder(options.encoder)
@@ -93,7 +94,8 @@ def main() -> None:
     labels = np.array([Path(p.found.path).parent.name for p in read if p.failure is None])
 
     started = time.perf_counter()
-    adapted = base.adapted({name: values[:SAMPLE_SIZE] for name, values in features.items()}, schema.bits)
+    sample = np.random.default_rng(0).permutation(len(labels))[: options.sample]
+    adapted = base.adapted({name: values[sample] for name, values in features.items()}, schema.bits)
     fitted = time.perf_counter() - started
     rows = {
         "adapted heads": scores_of(adapted.codes(features), labels, schema),
