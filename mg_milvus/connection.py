@@ -55,14 +55,15 @@ class Connection:
     @property
     def collection(self) -> str:
         """Name of the collection: as given, the schema's, or the only one there is."""
-        if self._collection is None:
-            self._collection = self._given_schema.collection if self._given_schema else Schema().collection
-            if self._given_schema is None and (self.uri == "memory:" or not self._is_absent()):
-                names = self.store.collections()
-                if len(names) == 1 and names[0] != self._collection:
-                    self._close_store()
-                    self._collection = names[0]
-        return self._collection
+        with self._lock:
+            if self._collection is None:
+                self._collection = self._given_schema.collection if self._given_schema else Schema().collection
+                if self._given_schema is None and not self._is_absent():
+                    names = self.store.collections()
+                    if len(names) == 1 and names[0] != self._collection:
+                        self._close_store()
+                        self._collection = names[0]
+            return self._collection
 
     @property
     def store(self) -> Store:

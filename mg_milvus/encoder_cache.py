@@ -29,11 +29,11 @@ def keep_encoder(store: Store, encoder: Encoder) -> None:
 
     One that is too large to be kept whole is also put into the cache, where its own backbone is not lost.
     """
-    kept = encoder.to_bytes(WHOLE_FILE_LIMIT)
-    whole = encoder.to_bytes()
-    if len(kept) < len(whole):
-        _cache(encoder.fingerprint, whole)
-    store.put_encoder(encoder.fingerprint, kept)
+    data = encoder.to_bytes()
+    if len(data) > WHOLE_FILE_LIMIT:
+        _cache(encoder.fingerprint, data)
+        data = encoder.to_bytes(WHOLE_FILE_LIMIT)
+    store.put_encoder(encoder.fingerprint, data)
 
 
 def encoder_of(store: Store, fingerprint: str, *, device: str, base: Encoder | None = None) -> Encoder:

@@ -114,6 +114,29 @@ def test_a_file_that_changes_while_it_is_read_is_read_again_next_time(
         assert index.query(file, k=1)[0].distances == {"coarse": 0, "mid": 0, "fine": 0}
 
 
+def test_a_row_that_another_client_deletes_meanwhile_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, deleted = (save_picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate(("kept", "deleted")))
+    read = pipeline.text_path
+    with ImageIndex.open("memory:") as index:
+        index.ingest(kept, deleted)
+        for file in (kept, deleted):
+            os.utime(file, ns=(1, 1))
+        store, gone = index._connection.store, index.query(deleted, k=1)[0].id
+
+        def deleting(text: str) -> Path:
+            store.delete([gone])
+            return read(text)
+
+        monkeypatch.setattr(pipeline, "text_path", deleting)
+        report = index.ingest(kept, deleted, workers=1)
+        assert (report.unchanged, [f.path for f in report.failures]) == (1, [str(deleted)])
+        assert "ingest again" in report.failures[0].reason
+        monkeypatch.undo()
+        assert index.ingest(kept, deleted).added == 1
+
+
 def test_a_clock_that_goes_back_is_a_change_like_any_other(tmp_path: Path) -> None:
     file = save_picture(tmp_path / "one.png", 1)
     with ImageIndex.open("memory:") as index:

@@ -91,7 +91,7 @@ def first_ingest(
 
     Returns:
         The collection's encoder and description, and the ids of the files that are dealt with.
-    """  # fmt: skip
+    """
     base.check(schema.bits)
     if schema.encoder.heads == "fixed" or len(sample) < FEWEST_TO_FIT:
         encoder = base.with_bits(schema.bits)

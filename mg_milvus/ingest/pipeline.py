@@ -121,7 +121,7 @@ class Writer:
         try:
             self._land()
         except StoreError:
-            # What stopped the work (Ctrl-C reaches an embedded server too) is the news, not what followed from it.
+            # What stopped the work is the news, not what followed from it.
             if kind is None:
                 raise
         finally:
@@ -155,7 +155,7 @@ def stale(
     """The files that have no row, and with their row (without codes) those that differ from it in size, time or fields.
 
     The others are tallied as unchanged. Arguments as in ``ingest_files``.
-    """  # fmt: skip
+    """
     todo = (found for found in files if picture_id(found.path) not in skip)
     while chunk := list(islice(todo, _LOOKUP)):
         rows = store.fetch([picture_id(found.path) for found in chunk])
@@ -198,7 +198,7 @@ def ingest_files(
         skip: ids that have been dealt with.
         tally: counts and failures are added here.
         report: called after each batch.
-    """  # fmt: skip
+    """
     before: dict[str, Row] = {}
 
     def known_hashes() -> Iterator[tuple[Found, str | None]]:
@@ -223,8 +223,12 @@ def ingest_files(
                 rows.append(picture.row(code_bytes(codes, place), fields_of(picture.found, old)))
             kept = store.fetch([picture_id(p.found.path) for p in same], tuple(encoder.bits)) if same else {}
             for picture in same:
-                row = kept[picture_id(picture.found.path)]
-                before.pop(row.id)
+                row = kept.get(picture_id(picture.found.path))
+                before.pop(picture_id(picture.found.path), None)
+                if row is None:
+                    reason = "its row was deleted by another client meanwhile; ingest again"
+                    tally.failures.append(Failure(picture.found.path, reason))
+                    continue
                 fields = fields_of(picture.found, row)
                 unchanged += dict(fields) == dict(row.fields)
                 updated += dict(fields) != dict(row.fields)

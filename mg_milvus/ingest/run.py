@@ -10,10 +10,12 @@ from mg_milvus.hits import Failure, IngestReport, Progress
 from mg_milvus.images.discover import Found, path_text, picture_id, text_path
 from mg_milvus.ingest.first import SAMPLE_SIZE, first_ingest, reservoir
 from mg_milvus.ingest.pipeline import Settings, Tally, gone, ingest_files, stale
+from mg_milvus.metadata import default_values
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any
 
     from mg_milvus.connection import Connection
     from mg_milvus.ingest.pipeline import FieldsOf
@@ -71,11 +73,14 @@ def run_refit(
     new = connection.beside(to, schema.model_copy(update={"collection": to}))
     try:
         if new.description() is not None:
-            raise QueryError(f"there is a collection '{to}' already; choose another name, or drop it first")
+            raise QueryError(f"there is a collection '{to}' already; choose another name, or fill it with mgm ingest")
 
-        def fields_of(found: Found, _: object) -> dict[str, object]:
+        def fields_of(found: Found, _: object) -> Mapping[str, Any]:
+            if not schema.fields:
+                return {}
             key = picture_id(found.path)
-            return dict(store.fetch([key])[key].fields)
+            row = store.fetch([key]).get(key)
+            return default_values(schema.fields) if row is None else row.fields
 
         return run_ingest(new, lambda on_failure: _files_of(store, on_failure), settings, fields_of, progress=progress)
     finally:
