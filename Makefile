@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
+# Pictures that the encoder which ships is trained on: group/class/picture.
+TRAIN ?= tiny-imagenet/train
+
 # The demo's own pictures, or with PICTURES=~/Pictures those of a folder (an index of its own, nothing is copied).
 PICTURES ?=
 OWN := $(patsubst ~/%,$(HOME)/%,$(PICTURES))
@@ -14,7 +17,7 @@ FOLDER := '$(subst ','\'',$(if $(OWN),$(OWN),$(OUT)/pictures))'
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo own-queries test lint types unit format clean
+.PHONY: help demo own-queries encoder test lint types unit format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -69,6 +72,12 @@ types: $(VENV)/.dev ## mypy, strict
 
 unit: $(VENV)/.dev ## pytest with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+encoder: $(VENV)/.demo ## train the encoder that ships, from nothing, on TRAIN=folder (hours)
+	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/1-shapes.yaml --out encoder-1.safetensors
+	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/2-styles.yaml --out encoder-2.safetensors --stop-after 3
+	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/3-edits.yaml --out encoder-3.safetensors
+	@echo "encoder-3.safetensors goes to mg_milvus/encoder/weights/builtin.safetensors"
 
 format: $(VENV)/.dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

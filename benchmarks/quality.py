@@ -1,121 +1,121 @@
-"""How well pictures of a class are found: leave-one-out mAP on a labelled folder, per granularity and fused.
+"""How well pictures are found: every figure of the README that is about quality, in one run.
 
-    python benchmarks/quality.py FOLDER [--schema compact] [--sample 50] [--json FILE]
+    python benchmarks/quality.py --photographs COREL [--hierarchy TINY_VAL] [--labelled FILE] [--json FILE]
 
-FOLDER holds class/picture. Every picture is asked against all others; those of its class are relevant. Ties are shared:
-a picture's precision counts all pictures that are as near as it is. Four rows: heads adapted to the folder as an ingest
-does it, the shipped heads as they are, and the float features of the same network by cosine, centred on the collection.
+Each folder is evaluated as ``mgm eval`` does it: hash heads adapted to the database, never to the queries.
+
+- PHOTOGRAPHS holds class/picture: leave-one-out mAP of the codes, the fusions and the float features; with heads fitted
+  on few pictures and with the shipped ones; of codes of 8 to 128 bits; and recall of the originals of edited copies.
+- HIERARCHY holds group/class/picture: which granularity is best at what.
+- ``--labelled`` is an encoder that ``mgm train`` made with the labels of HIERARCHY's training part; its codes are
+  compared with unsupervised ones of the same network.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mg_milvus.codes import hamming
-from mg_milvus.encoder import load_encoder
-from mg_milvus.fusion import shared_ranks
-from mg_milvus.images.discover import discover
-from mg_milvus.ingest import SAMPLE_SIZE, Settings, reservoir, sample_features
-from mg_milvus.schema import PROFILES, Schema
+from mg_milvus import evaluate, load_encoder
+from mg_milvus.images.edits import STRENGTHS
+from mg_milvus.schema import PROFILES
 
 if TYPE_CHECKING:
-    from mg_milvus.codes import Codes
+    from collections.abc import Mapping, Sequence
+
+SHORT = (8, 16, 32, 64, 128)
+SAMPLES = (50, 300)
+LEVELS = ("coarse", "mid", "fine")
 
 
-def average_precision(distances: np.ndarray, relevant: np.ndarray) -> float:
-    """Average precision of one query; pictures at the same distance share the precision at the end of their tie."""
-    order = np.argsort(distances, kind="stable")
-    ordered, hits = distances[order], relevant[order]
-    end = np.searchsorted(ordered, ordered, side="right")
-    precision = np.cumsum(hits)[end - 1] / end
-    return float((precision * hits).sum() / hits.sum())
+def table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> None:
+    wide = max(16, *(len(name) + 2 for name in rows))
+    print(f"\n{title}\n{'':{wide}}" + "".join(f"{column:>13}" for column in columns))
+    for name, row in rows.items():
+        print(f"{name:{wide}}" + "".join(f"{row[c]:13.3f}" if c in row else f"{'':13}" for c in columns), flush=True)
 
 
-def mean_average_precision(distances: np.ndarray, labels: np.ndarray) -> float:
-    """Leave-one-out mAP of (n, n) distances."""
-    others = ~np.eye(len(labels), dtype=bool)
-    return float(
-        np.mean([
-            average_precision(row[other], (labels == label)[other])
-            for row, label, other in zip(distances, labels, others, strict=True)
-        ])
-    )  # fmt: skip
+def maps(figures: dict[str, Any], level: str = "map") -> dict[str, float]:
+    found = {name: values[level] for name, values in (figures["granularities"] | figures["fused"]).items()}
+    return found | {"float": figures["float"][level]}
 
 
-def fused_distances(
-    distances: dict[str, np.ndarray], weights: dict[str, float], method: str, schema: Schema
-) -> np.ndarray:
-    """Minus the fused score of every pair; a picture is no candidate for itself."""
-    n = len(next(iter(distances.values())))
-    scores = np.zeros((n, n))
-    for name, weight in weights.items():
-        if method == "score":
-            scores += weight * (1 - distances[name] / schema.bits[name])
-            continue
-        others = np.where(np.eye(n, dtype=bool), np.iinfo(np.int32).max, distances[name])
-        scores += weight / (schema.fusion.rrf_k + np.stack([shared_ranks(row) for row in others]))
-    return -np.round(scores, 12)
+def photographs(folder: Path, encoder: Any) -> dict[str, Any]:
+    rows = {"adapted heads": maps(evaluate(folder, encoder=encoder).to_json())}
+    for size in SAMPLES:
+        rows[f"fitted on {size}"] = maps(evaluate(folder, encoder=encoder, sample=size).to_json())
+    rows["shipped heads"] = maps(evaluate(folder, encoder=encoder, heads="fixed").to_json())
+    rows["compact"] = maps(evaluate(folder, encoder=encoder, schema="compact").to_json())
+    columns = [*LEVELS, "rank", "score", *PROFILES, "float"]
+    table("Photographs, leave-one-out mAP", columns, rows)
+    best = max(rows["adapted heads"]["rank"], rows["adapted heads"]["score"])
+    print(f"fused over the best float features of the same network: {best / rows['adapted heads']['float']:.3f}")
+
+    curve = {}
+    for bits in SHORT:
+        figures = maps(evaluate(folder, encoder=encoder, bits=dict.fromkeys(LEVELS, bits)).to_json())
+        curve[f"{bits} bits each"] = {name: value for name, value in figures.items() if name not in PROFILES}
+    table("Photographs, leave-one-out mAP by code length", [*LEVELS, "rank", "score", "float"], curve)
+    return {"map": rows, "bits": curve}
 
 
-def scores_of(codes: dict[str, Codes], labels: np.ndarray, schema: Schema) -> dict[str, float]:
-    """mAP per granularity, fused by rank and by score with the schema's weights, and by rank with each profile."""
-    distances = {name: hamming(values, values) for name, values in codes.items()}
-    found = {name: mean_average_precision(values, labels) for name, values in distances.items()}
-    for method in ("rank", "score"):
-        fused = fused_distances(distances, schema.weights, method, schema)
-        found[f"fused, {method}"] = mean_average_precision(fused, labels)
-    for profile, weights in PROFILES.items():
-        known = {name: weights[name] for name in distances}
-        found[profile] = mean_average_precision(fused_distances(distances, known, "rank", schema), labels)
-    return found
+def copies(folder: Path, encoder: Any, queries: int) -> dict[str, Any]:
+    figures = evaluate(folder, encoder=encoder, protocol="copies", copies=queries).to_json()["copies"]
+    rows = {
+        f"{edit}, {strength}": {name: values["recall@1"] for name, values in found[strength].items()}
+        for edit, found in figures.items()
+        for strength in STRENGTHS
+    }
+    table("Copies, recall@1", [*LEVELS, "instance", "rank"], rows)
+    return rows
+
+
+def hierarchy(folder: Path, encoder: Any, labelled: Path | None, queries: int) -> dict[str, Any]:
+    figures = evaluate(folder, encoder=encoder).to_json()
+    found = evaluate(folder, encoder=encoder, protocol="copies", copies=queries).to_json()
+    tasks = {
+        "same group, mAP": maps(figures, "map_group"),
+        "same class, mAP": maps(figures),
+        "this picture, MRR of copies": maps(found),
+    }
+    table("Hierarchy: what each granularity is best at", [*LEVELS, "rank", *PROFILES], tasks)
+    result: dict[str, Any] = {"tasks": tasks}
+    if labelled:
+        learned = evaluate(folder, encoder=labelled).to_json()
+        result["labelled"] = {
+            "coarse, same group": {
+                "unsupervised": figures["granularities"]["coarse"]["map_group"],
+                "labelled": learned["granularities"]["coarse"]["map_group"],
+            },
+            "mid, same class": {
+                "unsupervised": figures["granularities"]["mid"]["map"],
+                "labelled": learned["granularities"]["mid"]["map"],
+            },
+        }
+        for row in result["labelled"].values():
+            row["ratio"] = row["labelled"] / row["unsupervised"]
+        table("Hierarchy: codes that learned its labels", ["unsupervised", "labelled", "ratio"], result["labelled"])
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--schema", default="default", help="preset or file")
+    parser.add_argument("--photographs", type=Path, required=True)
+    parser.add_argument("--hierarchy", type=Path)
+    parser.add_argument("--labelled", type=Path, help="encoder trained on the labels of the hierarchy")
     parser.add_argument("--encoder", default="builtin")
-    parser.add_argument("--sample", type=int, default=SAMPLE_SIZE, help="pictures to fit the heads on, at most")
+    parser.add_argument("--queries", type=int, default=200, help="pictures that are edited and asked for")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    schema, base = Schema.load(options.schema), load_encoder(options.encoder)
-
-    files = list(discover([options.folder], print))
-    chosen, _ = reservoir(files, max(SAMPLE_SIZE, len(files)))
-    started = time.perf_counter()
-    read, features = sample_features(chosen, base, Settings(), lambda _: None)
-    encoded = time.perf_counter() - started
-    labels = np.array([Path(p.found.path).parent.name for p in read if p.failure is None])
-
-    started = time.perf_counter()
-    sample = np.random.default_rng(0).permutation(len(labels))[: options.sample]
-    adapted = base.adapted({name: values[sample] for name, values in features.items()}, schema.bits)
-    fitted = time.perf_counter() - started
-    rows = {
-        "adapted heads": scores_of(adapted.codes(features), labels, schema),
-        "shipped heads": scores_of(base.with_bits(schema.bits).codes(features), labels, schema),
-    }
-    floats = {}
-    for name, values in features.items():
-        centred = values - values.mean(axis=0)
-        centred /= np.linalg.norm(centred, axis=1, keepdims=True)
-        floats[name] = mean_average_precision(-(centred @ centred.T), labels)
-    rows["floats, cosine"] = floats
-
-    columns = list(rows["adapted heads"])
-    print(f"{len(labels)} pictures, {len(set(labels))} classes; {sum(schema.bits.values()) // 8} bytes a picture;")
-    print(f"decoded and encoded in {encoded:.1f} s, heads fitted in {fitted:.1f} s\n")
-    print(f"{'mAP':16}" + "".join(f"{column:>14}" for column in columns))
-    for title, row in rows.items():
-        print(f"{title:16}" + "".join(f"{row[c]:14.3f}" if c in row else f"{'':14}" for c in columns))
+    encoder = load_encoder(options.encoder)
+    result = photographs(options.photographs, encoder)
+    result["copies"] = copies(options.photographs, encoder, options.queries)
+    if options.hierarchy:
+        result["hierarchy"] = hierarchy(options.hierarchy, encoder, options.labelled, options.queries)
     if options.json:
-        options.json.write_text(json.dumps({"pictures": len(labels), "schema": schema.bits, "map": rows}, indent=1))
+        options.json.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

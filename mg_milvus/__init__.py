@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         EncoderMismatchError,
         FilterError,
         ForeignCollectionError,
+        LabelError,
         MgMilvusError,
         MissingPackageError,
         NotIndexedError,
@@ -27,13 +28,18 @@ if TYPE_CHECKING:
         StoreError,
         StoreLockedError,
         StoreUnavailableError,
+        TrainingError,
         UnsupportedError,
         WeightsNotFoundError,
     )
+    from mg_milvus.evaluation.run import evaluate
+    from mg_milvus.evaluation.tuning import tune
     from mg_milvus.fusion import fuse
     from mg_milvus.hits import Hit, IngestReport
     from mg_milvus.index import ImageIndex
     from mg_milvus.schema import Granularity, Schema
+    from mg_milvus.training.configuration import TrainingConfiguration
+    from mg_milvus.training.run import train
 
 __version__ = "0.1.0"
 
@@ -45,6 +51,10 @@ _HOMES = {
     "IngestReport": "hits",
     "load_encoder": "encoder",
     "fuse": "fusion",
+    "evaluate": "evaluation.run",
+    "tune": "evaluation.tuning",
+    "train": "training.run",
+    "TrainingConfiguration": "training.configuration",
 }
 
 __all__ = [
@@ -58,6 +68,7 @@ __all__ = [
     "Hit",
     "ImageIndex",
     "IngestReport",
+    "LabelError",
     "MgMilvusError",
     "MissingPackageError",
     "NotIndexedError",
@@ -69,11 +80,16 @@ __all__ = [
     "StoreError",
     "StoreLockedError",
     "StoreUnavailableError",
+    "TrainingConfiguration",
+    "TrainingError",
     "UnsupportedError",
     "WeightsNotFoundError",
     "__version__",
+    "evaluate",
     "fuse",
     "load_encoder",
+    "train",
+    "tune",
 ]
 
 

@@ -9,6 +9,8 @@ MgMilvusError
 ├── EncoderError (ValueError)             an encoder file or name cannot be used
 │   ├── EncoderMismatchError              the collection was filled by another encoder
 │   └── WeightsNotFoundError              pretrained weights are not on this machine and cannot be fetched
+├── LabelError (ValueError)               labels are missing, or do not fit the pictures
+├── TrainingError (ValueError)            a training, or its configuration, cannot be as asked
 ├── MissingPackageError (ImportError)     an extra is needed
 └── StoreError                            Milvus said no
     ├── StoreUnavailableError (ConnectionError)   not reachable, or gone in the middle
@@ -59,6 +61,14 @@ class EncoderMismatchError(EncoderError):
 
 class WeightsNotFoundError(EncoderError):
     """Pretrained weights are not on this machine and cannot be fetched."""
+
+
+class LabelError(MgMilvusError, ValueError):
+    """Labels are missing, or do not fit the pictures."""
+
+
+class TrainingError(MgMilvusError, ValueError):
+    """A training, or its configuration, cannot be as asked."""
 
 
 class MissingPackageError(MgMilvusError, ImportError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mg_milvus.encoder import load_encoder, untrained_encoder
 from mg_milvus.encoder.files import write_whole
@@ -48,21 +48,25 @@ def fit_encoder(
     bits: Mapping[str, int] | None = None,
     sample: int = SAMPLE_SIZE,
     weights: str | os.PathLike[str] | None = None,
+    method: Literal["adaptive", "itq", "lsh"] = "adaptive",
     device: str = "auto",
     batch_size: int = 64,
     workers: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: Callable[[Progress], None] | None = None,
 ) -> FitReport:
-    """Fit hash heads (PCA and ITQ per granularity) over a backbone to pictures, and write the encoder file.
+    """Fit hash heads over a backbone to pictures, and write the encoder file.
 
     Args:
         folder: pictures like those to be searched.
         out: the file to write, whole or not at all.
-        backbone: ``builtin``, or a name of the table in ``encoder/backbones.py``.
+        backbone: ``builtin``, an encoder file (whose network is used), or a name of the table in
+            ``encoder/backbones.py``.
         bits: granularity -> code length; default: the default schema's.
         sample: pictures looked at, at most.
         weights: the backbone's weights; default: torchvision's pretrained ones.
+        method: ``adaptive`` heads, which every collection fits again to its own pictures; or, to compare with, those of
+            PCA and ITQ, or random hyperplanes (LSH), which collections keep as they are.
         device: where the backbone runs.
         batch_size: pictures per batch.
         workers: decoding threads.
@@ -80,6 +84,8 @@ def fit_encoder(
         if weights is not None:
             raise EncoderError("the built-in encoder has its weights; name a backbone (mgnet) to use others")
         base = load_encoder("builtin", device=device)
+    elif Path(backbone).suffix == ".safetensors":
+        base = load_encoder(backbone, device=device)
     else:
         base = untrained_encoder(backbone, weights, device=device)
     base.check(lengths)
@@ -97,7 +103,11 @@ def fit_encoder(
             f"{folder} has {good} readable pictures, expected at least {FEWEST_TO_FIT} to fit hash heads; add more, or "
             "use the encoder 'builtin' as it is"
         )
-    encoder = base.adapted(features, lengths)
+    encoder = base.adapted(features, lengths) if method == "adaptive" else base.baseline(features, lengths, method)
+    if encoder is base:
+        raise EncoderError(
+            f"the hash heads of {backbone} were trained and are kept; only the methods itq and lsh replace them"
+        )
     data = encoder.to_bytes()
     try:
         write_whole(Path(out), data)

@@ -14,7 +14,7 @@ from mg_milvus.schema_errors import Model, Problem, refused, refused_all, shown
 PROFILES: dict[str, dict[str, float]] = {
     "category": {"coarse": 3.0, "mid": 2.0, "fine": 0.5},
     "object": {"coarse": 1.0, "mid": 3.0, "fine": 1.0},
-    "instance": {"coarse": 0.25, "mid": 1.0, "fine": 3.0},
+    "instance": {"coarse": 0.0, "mid": 0.0, "fine": 1.0},
     "balanced": {"coarse": 1.0, "mid": 1.0, "fine": 1.0},
 }
 """Named weights: what kind of thing, which class, this very picture, a bit of each."""
@@ -32,7 +32,7 @@ _MILVUS_WORDS = frozenset({
 })  # fmt: skip
 """Names, lower case, that Milvus keeps for itself or that no filter expression can speak of."""
 
-_COMPANIONS = ("_encoder", "_parts")
+_COMPANIONS = ("_encoder", "_parts", "_tuned")
 """Endings of the collections kept beside a collection."""
 
 Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$")]

@@ -197,6 +197,12 @@ def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
         if profile not in PROFILES:
             raise QueryError(f"unknown profile '{profile}', expected {', '.join(PROFILES)}")
         weights = {name: PROFILES[profile].get(name, weight) for name, weight in schema.weights.items()}
+        if not any(weights.values()):
+            asked = ", ".join(name for name, weight in PROFILES[profile].items() if weight)
+            raise QueryError(
+                f"the profile '{profile}' asks {asked}, this collection has {', '.join(schema.bits)}; choose another, "
+                "or give weights"
+            )
     if weights is None:
         weights = schema.weights
     for name, weight in weights.items():

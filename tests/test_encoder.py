@@ -15,8 +15,10 @@ from mg_milvus.codes import hamming
 from mg_milvus.encoder import Encoder, load_encoder, untrained_encoder
 from mg_milvus.encoder.backbones import BACKBONES, build
 from mg_milvus.encoder.device import has_bfloat16, resolve_device
-from mg_milvus.encoder.heads import gem, pyramid
-from mg_milvus.encoder.torch_encoder import input_size
+from mg_milvus.encoder.fit import Head
+from mg_milvus.encoder.heads import Reading, gem, mirrored, pyramid
+from mg_milvus.encoder.manifold import ManifoldHead
+from mg_milvus.encoder.torch_encoder import TorchEncoder, input_size
 from mg_milvus.errors import EncoderError, PictureError, WeightsNotFoundError
 from mg_milvus.fitting import fit_encoder
 
@@ -38,6 +40,22 @@ def test_gem_and_pyramid_by_hand() -> None:
     assert gem(maps).item() == pytest.approx(((1 + 8 + 27 + 1e-18) / 4) ** (1 / 3), rel=1e-4)
     assert pyramid(maps, 2).tolist() == [[1, 2, 3, -4]]
     assert pyramid(maps, 1).tolist() == [[0.5]]
+
+
+def test_mirrored_cells_by_hand() -> None:
+    maps = torch.tensor([[[[1.0, 3.0, 2.0], [5.0, 4.0, 5.0], [9.0, 1.0, 6.0]]]])
+    sums, differences = [[3, 6], [10, 8], [15, 2]], [[1, 0], [0, 0], [3, 0]]
+    expected = torch.tensor([sums, differences]).flatten().tolist()
+    assert mirrored(maps, 3)[0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert mirrored(maps.flip(3), 3)[0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert mirrored(torch.ones(2, 5, 4, 7), 2).shape == (2, 20)
+
+
+def test_readings_without_smoothing_are_written_as_by_older_versions() -> None:
+    linear = Reading(stages=("stage4",), pooling="pyramid", cells=2)
+    assert linear.model_dump(mode="json") == {"stages": ["stage4"], "pooling": "pyramid", "cells": 2}
+    smooth = Reading(stages=("stage4",), smoothing=3)
+    assert Reading.model_validate_json(smooth.model_dump_json()) == smooth
 
 
 @pytest.mark.parametrize(
@@ -197,6 +215,44 @@ def test_every_backbone_can_be_fitted(name: str, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, list[np.ndarray]]:
+    """An encoder of random weights without heads, and 24 pictures for it."""
+    file = tmp_path_factory.mktemp("small") / "weights.safetensors"
+    save_file({k: v.contiguous() for k, v in untrained_weights("resnet18").items()}, file)
+    encoder = untrained_encoder("resnet18", file)
+    return encoder, [encoder.prepare(kind_of_picture(KINDS[i % 3], i)) for i in range(24)]
+
+
+def test_heads_fitted_to_a_collection_survive_the_file(small: tuple[TorchEncoder, list[np.ndarray]]) -> None:
+    encoder, pictures = small
+    features = encoder.features(pictures)
+    fitted = encoder.adapted(features, {"coarse": 16, "mid": 24, "fine": 32})
+    kinds = {name: type(head) for name, head in fitted.parts.heads.items()}
+    assert kinds == {"coarse": ManifoldHead, "mid": ManifoldHead, "fine": Head}
+    again = load_encoder(fitted.to_bytes())
+    assert again.fingerprint == fitted.fingerprint
+    assert all((again.codes(features)[g] == codes).all() for g, codes in fitted.codes(features).items())
+
+
+def test_statistics_to_ship_know_how_edits_move_features(small: tuple[TorchEncoder, list[np.ndarray]]) -> None:
+    encoder, pictures = small
+    plain = encoder.features(pictures)
+    dark = encoder.features([picture // 2 for picture in pictures])
+    bits = {"coarse": 16, "fine": 64}
+    unaware = encoder.with_statistics(plain, bits)
+    aware = load_encoder(encoder.with_statistics(plain, bits, {"fine": dark["fine"] - plain["fine"]}).to_bytes())
+
+    def moved(shipped: Encoder, name: str) -> int:
+        return int(np.diag(hamming(shipped.codes(plain)[name], shipped.codes(dark)[name])).sum())
+
+    assert (aware.adapted_on, aware.ancestors, dict(aware.bits)) == (0, (), bits)
+    assert moved(aware, "fine") < 0.8 * moved(unaware, "fine")
+    assert moved(aware, "coarse") == moved(unaware, "coarse")
+    adapted = [shipped.adapted(plain, bits) for shipped in (unaware, aware)]
+    assert moved(adapted[1], "fine") < 0.8 * moved(adapted[0], "fine")
+
+
 @pytest.fixture
 def resnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """torchvision's cache, with weights of resnet18 in it as if they had been downloaded."""
@@ -257,7 +313,7 @@ def test_bad_fits_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     with pytest.raises(PictureError, match="6 readable pictures, expected at least 50"):
         fit_encoder(few, out)
-    with pytest.raises(EncoderError, match="unknown backbone 'resnet19'; known are mgnet, resnet18"):
+    with pytest.raises(EncoderError, match="unknown backbone 'resnet19'; known are mgnet, smallnet, resnet18"):
         fit_encoder(few, out, backbone="resnet19")
     (tmp_path / "w.pth").write_bytes(b"nonsense")
     with pytest.raises(EncoderError, match="is not a file of weights"):
@@ -275,3 +331,20 @@ def test_fit_over_the_builtin_adapts_it(tmp_path: Path, builtin: Encoder) -> Non
     assert report.fingerprint == encoder.fingerprint
     with pytest.raises(EncoderError, match="cannot be written"):
         fit_encoder(tmp_path / "photos", tmp_path / "missing" / "out.safetensors")
+
+
+@pytest.mark.parametrize("method", ["itq", "lsh"])
+def test_baselines_are_kept_by_collections(tmp_path: Path, builtin: Encoder, method: str) -> None:
+    photos, out = make_photos(tmp_path / "photos"), tmp_path / "out.safetensors"
+    report = fit_encoder(photos, out, bits={"coarse": 32}, method=method)  # type: ignore[arg-type]
+    fitted = load_encoder(out)
+    assert fitted.fingerprint == report.fingerprint
+    assert fitted.adapted_on == report.pictures == 60
+    sample = {"coarse": np.random.default_rng(0).random((60, 320), np.float32)}
+    assert fitted.adapted(sample, {"coarse": 32}).fingerprint == fitted.fingerprint
+    with pytest.raises(EncoderError, match="made for 32 bits of 'coarse', the schema asks for 64"):
+        fitted.adapted(sample, {"coarse": 64})
+    with pytest.raises(EncoderError, match="were trained and are kept; only the methods itq and lsh"):
+        fit_encoder(photos, tmp_path / "again.safetensors", backbone=str(out), bits={"coarse": 32})
+    again = fit_encoder(photos, tmp_path / "again.safetensors", backbone=str(out), bits={"coarse": 16}, method="lsh")
+    assert load_encoder(tmp_path / "again.safetensors").fingerprint == again.fingerprint

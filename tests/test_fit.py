@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from mg_milvus.encoder.fit import fit_head, itq_rotation, shipped_head, statistics
+from mg_milvus.encoder.fit import (
+    BASELINES,
+    Head,
+    Statistics,
+    edit_covariance,
+    fit_head,
+    itq_rotation,
+    shipped_head,
+    statistics,
+    steadied,
+)
 
 
 def sample(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -70,6 +80,48 @@ def test_half_of_a_mixed_covariance_is_the_collections_own() -> None:
     assert energy[[4, 5, 6, 7, 12, 13, 14, 15]] == pytest.approx(np.zeros(8), abs=1e-2)
 
 
+def moved(n: int, d: int) -> np.ndarray:
+    """Differences that edits make: much along the first axis, a little along the second."""
+    random = np.random.default_rng(7)
+    values = np.zeros((n, d), np.float32)
+    values[:, :2] = random.standard_normal((n, 2)) * (3, 0.5)
+    return values
+
+
+def test_the_covariance_of_edits_is_not_centred() -> None:
+    differences = moved(500, 12) + np.float32(0.25)  # an edit that moves all pictures alike is one to forget, too
+    factor = edit_covariance(differences)
+    assert factor.T @ factor == pytest.approx(differences.T @ differences / 500, abs=2e-2)
+
+
+def test_directions_of_edits_count_less() -> None:
+    differences = moved(500, 12)
+    known = Statistics(np.zeros(12, np.float32), np.eye(12, dtype=np.float32), edit_covariance(differences))
+    floor = 0.2 * (differences**2).mean(axis=0)[:2].mean()  # of the two directions that were kept
+    expected = np.eye(12)
+    for axis, variance in enumerate((differences**2).mean(axis=0)[:2]):
+        expected[axis, axis] = np.sqrt(floor / (variance + floor))
+    assert steadied(np.eye(12, dtype=np.float32), known) == pytest.approx(expected, abs=2e-2)
+
+
+def test_directions_rounded_to_nothing_are_left_out() -> None:
+    rows = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    nothing = Statistics(np.zeros(3, np.float32), np.eye(3, dtype=np.float32), np.zeros((2, 3), np.float32))
+    np.testing.assert_array_equal(steadied(rows, nothing), rows)
+
+
+def test_heads_that_know_edits_keep_their_bits_under_them() -> None:
+    features, differences = sample(400, 12), moved(400, 12)
+    plain = statistics(features)
+    knowing = Statistics(plain.mean, plain.factor, edit_covariance(differences))
+
+    def lost(head: Head) -> float:
+        return float(((head(features) > 0) != (head(features + differences) > 0)).mean())
+
+    assert lost(fit_head(features, 8, knowing)) < 0.4 * lost(fit_head(features, 8, plain))
+    assert lost(shipped_head(knowing, 8)) < 0.4 * lost(shipped_head(plain, 8))
+
+
 def test_codes_may_be_longer_than_the_features() -> None:
     head = fit_head(sample(100, 10), 64, None)
     assert head.projection.shape == (10, 64)
@@ -99,3 +151,25 @@ def test_shipped_heads_come_from_the_moments_alone() -> None:
     assert balance == pytest.approx(np.full(16, 0.5), abs=0.15)
     inside = PCA(16).fit(features).components_
     assert np.abs(inside.T @ (inside @ head.projection) - head.projection).max() < 5e-2
+
+
+def test_lsh_is_random_hyperplanes_through_the_mean() -> None:
+    """The share of bits in which two vectors differ estimates their angle over pi (Charikar 2002)."""
+    random = np.random.default_rng(0)
+    sample = random.standard_normal((400, 30)).astype(np.float32) + 5
+    bits = BASELINES["lsh"](sample, 2048)(sample) > 0
+    centred = sample - sample.mean(axis=0)
+    for first, second in ((0, 1), (2, 3), (4, 5)):
+        a, b = centred[first], centred[second]
+        angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+        assert (bits[first] != bits[second]).mean() == pytest.approx(angle / np.pi, abs=0.04)
+
+
+def test_itq_alone_knows_only_the_sample() -> None:
+    random = np.random.default_rng(1)
+    sample = (random.standard_normal((300, 12)) * np.arange(1, 13)).astype(np.float32)
+    head = BASELINES["itq"](sample, 8)
+    # PCA's subspace, turned: the projection spans the 8 axes of largest variance and is orthonormal.
+    np.testing.assert_allclose(head.projection.T @ head.projection, np.eye(8), atol=2e-3)
+    _, vectors = np.linalg.eigh(np.cov((sample - sample.mean(axis=0)).T))
+    assert np.linalg.norm(vectors[:, :4].T @ head.projection) < 0.01

@@ -22,9 +22,9 @@ PACKAGE = Path(mg_milvus.__file__).parent
 PLAN = (
     ("errors",),
     ("codes", "hits"),
-    ("schema",),
+    ("schema", "metrics", "code_health"),
     ("encoder", "store", "fusion", "images", "metadata"),
-    ("connection", "search"),
+    ("connection", "search", "labels"),
     ("index", "ingest"),
     ("training", "fitting"),
     ("evaluation", "bulk", "duplicates", "pages", "doctor"),
@@ -39,6 +39,7 @@ PART_OF = {
     "schema_diff": "schema",
     "schema_errors": "schema",
     "encoder_cache": "connection",
+    "ties": "metrics",
 }
 
 BORDERS = {
@@ -234,7 +235,8 @@ def test_public_names() -> None:
         name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)
     }
     others = {
-        "Granularity", "Hit", "ImageIndex", "IngestReport", "Schema", "fuse", "load_encoder", "__version__",
+        "Granularity", "Hit", "ImageIndex", "IngestReport", "Schema", "TrainingConfiguration", "__version__",
+        "evaluate", "fuse", "load_encoder", "train", "tune",
     }  # fmt: skip
     assert sorted(mg_milvus.__all__) == sorted(error_names | others)
     assert [name for name in mg_milvus.__all__ if getattr(mg_milvus, name, None) is None] == []

@@ -48,7 +48,7 @@ README = blocks((ROOT / "README.md").read_text(encoding="utf-8"))
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos/ and query.jpg, as the README takes for granted."""
+    """A folder with photos/, labelled/ and query.jpg, as the README takes for granted."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "photos").mkdir()
     for number in range(60):  # enough to fit hash heads on
@@ -59,6 +59,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture.save(folder / "photos" / f"{number:02}.jpg")
         if number == 5:
             picture.crop((5, 5, 155, 115)).save(folder / "query.jpg", quality=60)
+        label = folder / "labelled" / ("plain/round", "plain/lined", "odd/mixed")[number % 3]
+        label.mkdir(parents=True, exist_ok=True)
+        picture.save(label / f"{number:02}.jpg")
     return folder
 
 

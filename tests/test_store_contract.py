@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import pytest
 from servers import lite_server
 
 from mg_milvus.errors import CollectionNotFoundError, FilterError, QueryError, StoreError, UnsupportedError
-from mg_milvus.schema import ExtraField, Granularity, Schema
+from mg_milvus.schema import ExtraField, FusionSettings, Granularity, Schema
 from mg_milvus.store import Description, Row, Store, open_store
 
 if TYPE_CHECKING:
@@ -54,6 +55,17 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         cleaner = open_store(uri, name, token=token)  # a test may have closed the other
         cleaner.drop()
         cleaner.close()
+
+
+@contextmanager
+def open_again(store: Store) -> Iterator[Store]:
+    """Another client of the same place; the twin in memory has but one."""
+    if store.uri == "memory:":
+        yield store
+        return
+    other = open_store(store.uri, store.collection, token=os.environ.get("MGM_TEST_TOKEN"))
+    yield other
+    other.close()
 
 
 def description_for(store: Store) -> Description:
@@ -123,6 +135,39 @@ def test_a_collection_remembers_who_made_it_first(empty: Store) -> None:
     other = replace(first, fingerprint="another")
     assert empty.create(other) == other
     assert empty.count() == 0
+
+
+def test_a_collection_can_be_tuned_again_and_again(store: Store) -> None:
+    first = description_for(store)
+    rows = make_rows(store, 3)
+    store.upsert(rows)
+    names = list(bits_of(store))
+    for weight, rrf_k in ((0.25, 20), (0.0, 200)):
+        weights = dict.fromkeys(names, weight) | {names[0]: 1.0}
+        fusion = FusionSettings(method="score", rrf_k=rrf_k, depth=500)
+        changed = store.retune(weights, fusion)
+        assert changed == store.describe()
+        assert (changed.schema.weights, changed.schema.fusion) == (weights, fusion)
+        assert (changed.schema.bits, changed.fingerprint, changed.adapted_on) == (
+            first.schema.bits, first.fingerprint, first.adapted_on,
+        )  # fmt: skip
+        with open_again(store) as other:
+            assert other.describe() == changed
+    assert store.create(first) == changed
+    assert store.fetch([row.id for row in rows], names) == {row.id: row for row in rows}
+    assert [name for name in store.collections() if name.startswith(store.collection)] == [store.collection]
+    store.drop()
+    assert store.create(first) == first
+
+
+def test_weights_that_no_schema_can_have_change_nothing(store: Store) -> None:
+    names = list(bits_of(store))
+    for wrong in ({}, {"texture": 1.0}, dict.fromkeys([*names, "texture"], 1.0), dict.fromkeys(names, 0.0)):
+        with pytest.raises(ValueError, match=r"expected"):
+            store.retune(wrong, FusionSettings())
+    with pytest.raises(ValueError, match="weight"):
+        store.retune(dict.fromkeys(names, -1.0), FusionSettings())
+    assert store.describe() == description_for(store)
 
 
 def test_nearest_equals_brute_force_with_many_ties(store: Store) -> None:
@@ -361,6 +406,7 @@ def test_without_a_collection_every_verb_says_so(empty: Store) -> None:
         lambda: list(empty.scan()),
         lambda: empty.count(),
         lambda: empty.delete(["a"]),
+        lambda: empty.retune({"coarse": 1.0}, FusionSettings()),
     ):
         with pytest.raises(CollectionNotFoundError, match=empty.collection):
             ask()

@@ -17,6 +17,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -26,9 +27,10 @@ from pymilvus import DataType, Function, MilvusClient, RRFRanker, exceptions
 from servers import free_port, lite_server, refusing_server
 
 from mg_milvus import errors
-from mg_milvus.schema import ExtraField, Granularity, Schema, StorageSettings
+from mg_milvus.schema import ExtraField, FusionSettings, Granularity, Schema, StorageSettings
 from mg_milvus.store import Description, Row, open_store
 from mg_milvus.store.connection import Engine
+from mg_milvus.store.description import encode_description
 from mg_milvus.store.faults import ATTEMPTS, Border, kind_of, translate
 from mg_milvus.store.filters import compile_filter, literal
 from mg_milvus.store.milvus import MilvusStore
@@ -304,6 +306,45 @@ def test_a_companion_is_no_collection_for_pictures(raw: MilvusStore, file: Path)
     with pytest.raises(errors.ForeignCollectionError, match="keeps the encoders of 'pictures'"):
         companion.describe()
     companion.close()
+
+
+def test_a_record_of_tuning_is_no_collection_for_pictures(raw: MilvusStore, file: Path) -> None:
+    raw.create(DESCRIPTION)
+    raw.retune(DESCRIPTION.schema.weights, FusionSettings(rrf_k=5))
+    record = MilvusStore(str(file), "pictures_tuned")
+    with pytest.raises(errors.ForeignCollectionError, match="remembers the weights of 'pictures'"):
+        record.describe()
+    record.close()
+
+
+def test_a_record_of_tuning_left_behind_means_nothing_to_the_next_collection(raw: MilvusStore) -> None:
+    raw.create(DESCRIPTION)
+    raw.retune(DESCRIPTION.schema.weights, FusionSettings(rrf_k=5))
+    raw._client.drop_collection("pictures")
+    assert raw.describe() is None
+    assert raw.create(DESCRIPTION) == DESCRIPTION
+    raw.retune(DESCRIPTION.schema.weights, FusionSettings(rrf_k=5))
+    raw._client.drop_collection("pictures")
+    make_collection(raw, "pictures", encode_description(replace(DESCRIPTION, fingerprint="another")))
+    assert raw.describe() == replace(DESCRIPTION, fingerprint="another")
+
+
+def test_a_collection_of_others_in_the_place_of_the_record_is_left_alone(raw: MilvusStore) -> None:
+    raw.create(DESCRIPTION)
+    for theirs in ("somebody's", '{"mg_milvus": 1, "tuned_of": "drawings"}'):
+        make_collection(raw, "pictures_tuned", theirs)
+        assert raw.describe() == DESCRIPTION
+        with pytest.raises(errors.ForeignCollectionError, match="'pictures_tuned' is in the way"):
+            raw.retune(DESCRIPTION.schema.weights, FusionSettings(rrf_k=5))
+        raw.drop()
+        assert raw._client.list_collections() == ["pictures_tuned"]
+        raw._client.drop_collection("pictures_tuned")
+        raw.create(DESCRIPTION)
+    raw.drop()
+    assert raw._client.list_collections() == []
+    raw.create(DESCRIPTION)
+    make_collection(raw, "pictures_tuned", '{"mg_milvus": 1, "tuned_of": "pictures", "fingerprint": 3}')
+    assert raw.describe() == DESCRIPTION
 
 
 def test_what_is_recorded(raw: MilvusStore) -> None:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mg_milvus import __version__
-from mg_milvus.cli import fit, ingest, manage, query, schema
+from mg_milvus.cli import evaluate, fit, ingest, manage, query, schema, train, tune
 from mg_milvus.cli.terminal import ERROR, INTERRUPTED, complain
 from mg_milvus.errors import MgMilvusError
 
@@ -70,7 +70,15 @@ def print_version() -> None:
     _print_version(True)
 
 
-for register in (ingest.register, query.register, manage.register, fit.register):
+for register in (
+    ingest.register,
+    query.register,
+    manage.register,
+    fit.register,
+    train.register,
+    evaluate.register,
+    tune.register,
+):
     register(app)
 app.add_typer(schema.app, name="schema")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
@@ -11,6 +12,14 @@ import typer
 from mg_milvus.cli import options
 from mg_milvus.cli.ingest import finish
 from mg_milvus.cli.terminal import UNREADABLE, ProgressView, print_failures
+
+
+class Method(enum.StrEnum):
+    """How ``mgm fit`` makes hash heads."""
+
+    ADAPTIVE = "adaptive"
+    ITQ = "itq"
+    LSH = "lsh"
 
 
 def register(app: typer.Typer) -> None:
@@ -48,6 +57,10 @@ def fit(
             "--weights", metavar="FILE", help="The backbone's weights, where they are not downloaded: resnet50.pth"
         ),
     ] = None,
+    method: Annotated[
+        Method,
+        typer.Option("--method", help="adaptive; or, to compare with: itq, lsh (random hyperplanes)"),
+    ] = Method.ADAPTIVE,
     as_json: options.AsJson = False,
     device: options.DeviceOption = None,
     batch_size: options.BatchSize = None,
@@ -59,7 +72,7 @@ def fit(
     from mg_milvus.fitting import fit_encoder
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 
-    lengths = _lengths(bits) if bits else None
+    lengths = options.code_lengths(bits) if bits else None
     settings = settings_from(device=device, batch_size=batch_size, workers=workers)
     with ProgressView() as view:
         report = fit_encoder(
@@ -69,6 +82,7 @@ def fit(
             bits=lengths,
             sample=sample,
             weights=weights,
+            method=method.value,
             device=settings.device,
             batch_size=settings.batch_size,
             workers=settings.workers,
@@ -93,18 +107,6 @@ def fit(
         print_failures(report.failures)
     if report.failures:
         raise typer.Exit(UNREADABLE)
-
-
-def _lengths(text: str) -> dict[str, int]:
-    example = "coarse=64,fine=256"
-    found = options.numbers(text, "--bits", example)
-    for name, number in found.items():
-        if number % 8 or not 8 <= number <= 4096:
-            raise typer.BadParameter(
-                f"{name}={number:g} is no code length: a multiple of 8 from 8 to 4096, such as {example}",
-                param_hint="--bits",
-            )
-    return {name: int(number) for name, number in found.items()}
 
 
 def refit(

@@ -149,3 +149,16 @@ def numbers(text: str, option: str, example: str) -> dict[str, float]:
             raise typer.BadParameter(f"'{name}' comes twice in '{text}'", param_hint=option)
         found[name] = value
     return found
+
+
+def code_lengths(text: str) -> dict[str, int]:
+    """``coarse=64,fine=256`` as given with ``--bits``."""
+    example = "coarse=64,fine=256"
+    found = numbers(text, "--bits", example)
+    for name, number in found.items():
+        if number % 8 or not 8 <= number <= 4096:
+            raise typer.BadParameter(
+                f"{name}={number:g} is no code length: a multiple of 8 from 8 to 4096, such as {example}",
+                param_hint="--bits",
+            )
+    return {name: int(number) for name, number in found.items()}

@@ -112,6 +112,16 @@ class ProgressView:
         else:
             self._show_line(progress, begins=begins)
 
+    def line(self, text: str) -> None:
+        """Write a line; on a terminal it takes the place of the bar of the stage that it sums up."""
+        if self._bar:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+                self._task, self._stage = None, ""
+            self._bar.console.print(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
     def _show_bar(self, bar: Bar, progress: Progress, *, begins: bool) -> None:
         if begins or self._task is None:
             self._task = bar.add_task(progress.stage, total=progress.total, failed="")

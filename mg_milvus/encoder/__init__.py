@@ -71,6 +71,9 @@ class Encoder(Protocol):
     def adapted(self, sample: Features, bits: Mapping[str, int]) -> Encoder:
         """The same backbone with heads fitted on a sample of features (n, d) of the collection to come."""
 
+    def baseline(self, sample: Features, bits: Mapping[str, int], method: str) -> Encoder:
+        """The same backbone with heads of a known method, ``itq`` or ``lsh``, fitted on features (n, d) for good."""
+
     def to_bytes(self, limit: int | None = None) -> bytes:
         """The encoder file. Longer than ``limit`` bytes: heads only, with the backbone's fingerprint."""
 

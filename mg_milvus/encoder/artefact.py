@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from mg_milvus.encoder.backbones import find_backbone, pretrained, read_weights
 from mg_milvus.encoder.fit import Head, Statistics
 from mg_milvus.encoder.heads import Reading
+from mg_milvus.encoder.manifold import ManifoldHead
 from mg_milvus.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mg_milvus.encoder import Encoder
+    from mg_milvus.encoder.fit import Matrix
     from mg_milvus.encoder.torch_encoder import TorchEncoder
 
 _KEY = "mg_milvus_encoder"
@@ -47,6 +50,8 @@ class Configuration(BaseModel):
     readings: dict[str, Reading]
     adapted_on: Annotated[int, Field(ge=0)] = 0
     ancestors: tuple[str, ...] = ()
+    fixed: bool = False
+    """Collections take the heads as they are: they were trained, or are a baseline to compare with."""
 
 
 class Parts(BaseModel):
@@ -56,7 +61,7 @@ class Parts(BaseModel):
 
     configuration: Configuration
     backbone: dict[str, torch.Tensor]
-    heads: dict[str, Head]
+    heads: dict[str, Head | ManifoldHead]
     statistics: dict[str, Statistics]
 
 
@@ -72,7 +77,10 @@ def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def fingerprint(parts: Parts) -> str:
     """16 hexadecimal digits over configuration, heads, statistics and, through its own fingerprint, the backbone."""
-    text = json.dumps(parts.configuration.model_dump(mode="json"), sort_keys=True)
+    settings = parts.configuration.model_dump(mode="json")
+    if not settings["fixed"]:
+        del settings["fixed"]  # which files older than this setting do not have
+    text = json.dumps(settings, sort_keys=True)
     return hashlib.blake2b(f"{text}{tensors_fingerprint(_fitted_tensors(parts))}".encode(), digest_size=8).hexdigest()
 
 
@@ -112,13 +120,14 @@ def from_bytes(data: bytes, origin: str, shared: dict[str, torch.Tensor] | None 
         )
     try:
         configuration = Configuration.model_validate_json(metadata[_KEY])
-        heads = {
-            g: Head(tensors[f"heads.{g}.mean"].numpy(), tensors[f"heads.{g}.projection"].float().numpy())
-            for g in configuration.readings
-            if f"heads.{g}.mean" in tensors
-        }
+        fitted = {name: tensor.float().numpy() for name, tensor in tensors.items() if not name.startswith("backbone.")}
+        heads = {g: _head(fitted, f"heads.{g}.") for g in configuration.readings if f"heads.{g}.mean" in fitted}
         moments = {
-            g: Statistics(tensors[f"statistics.{g}.mean"].numpy(), tensors[f"statistics.{g}.factor"].float().numpy())
+            g: Statistics(
+                fitted[f"statistics.{g}.mean"],
+                fitted[f"statistics.{g}.factor"],
+                fitted.get(f"statistics.{g}.nuisance"),
+            )
             for g in configuration.readings
         }
     except (ValidationError, KeyError) as error:
@@ -176,22 +185,38 @@ def untrained(backbone: str, weights: str | os.PathLike[str] | None, *, device: 
 
 
 def default_readings(backbone: str) -> dict[str, Reading]:
-    """What the granularities read of a backbone: the last stage; the last two; all, in 2 x 2 cells."""
+    """What the granularities read of a backbone: the last stage, smoothed most; the last two; those in cells."""
     stages = find_backbone(backbone).stages
     return {
-        "coarse": Reading(stages=stages[-1:]),
-        "mid": Reading(stages=stages[-2:]),
-        "fine": Reading(stages=stages, pooling="pyramid", cells=2),
+        "coarse": Reading(stages=stages[-1:], smoothing=4),
+        "mid": Reading(stages=stages[-2:], smoothing=2),
+        "fine": Reading(stages=stages[-2:], pooling="mirrored", cells=2),
     }
 
 
+def _head(fitted: Mapping[str, Matrix], prefix: str) -> Head | ManifoldHead:
+    """A head from its tensors, which are named ``prefix`` and the head's attribute."""
+    if f"{prefix}anchors" not in fitted:
+        return Head(fitted[f"{prefix}mean"], fitted[f"{prefix}projection"])
+    matrices = {f.name: fitted[prefix + f.name] for f in fields(ManifoldHead) if f.name != "neighbours"}
+    return ManifoldHead(**matrices, neighbours=int(fitted[f"{prefix}neighbours"]))
+
+
 def _fitted_tensors(parts: Parts) -> dict[str, torch.Tensor]:
-    """Heads and statistics; their matrices have values of half precision, see ``fit.py``."""
+    """Heads and statistics; means are float32, their other matrices have values of half precision, see ``fit.py``."""
     tensors: dict[str, torch.Tensor] = {}
     for name, head in parts.heads.items():
-        tensors[f"heads.{name}.mean"] = torch.from_numpy(head.mean)
-        tensors[f"heads.{name}.projection"] = torch.from_numpy(head.projection).half()
+        for field in fields(head):
+            tensors[f"heads.{name}.{field.name}"] = _stored(field.name, getattr(head, field.name))
     for name, moments in parts.statistics.items():
-        tensors[f"statistics.{name}.mean"] = torch.from_numpy(moments.mean)
-        tensors[f"statistics.{name}.factor"] = torch.from_numpy(moments.factor).half()
+        for field in fields(moments):
+            value = getattr(moments, field.name)
+            if value is not None:
+                tensors[f"statistics.{name}.{field.name}"] = _stored(field.name, value)
     return tensors
+
+
+def _stored(name: str, value: Matrix | int) -> torch.Tensor:
+    """One attribute of a head or of statistics as it is in the file."""
+    tensor = torch.tensor(value)  # a copy: two tensors of one file may not share memory
+    return tensor.half() if tensor.is_floating_point() and name not in {"mean", "centre"} else tensor

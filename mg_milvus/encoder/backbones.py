@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import nn
 
-from mg_milvus.encoder.network import MgNet
+from mg_milvus.encoder.network import MgNet, SmallNet
 from mg_milvus.errors import EncoderError, WeightsNotFoundError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ BACKBONES: dict[str, Backbone] = {
     row.name: row
     for row in (
         Backbone("mgnet", ("stage2", "stage3", "stage4"), side=112, multiple=16),
+        Backbone("smallnet", ("stage1", "stage2", "stage3"), side=32, multiple=8),
         Backbone("resnet18", ("layer2", "layer3", "layer4")),
         Backbone("resnet50", ("layer2", "layer3", "layer4")),
         Backbone("mobilenet_v3_small", ("features.3", "features.8", "features.12")),
@@ -63,6 +64,10 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
+OWN: dict[str, type[nn.Module]] = {"mgnet": MgNet, "smallnet": SmallNet}
+"""Networks of this project; all others are torchvision's."""
+
+
 def find_backbone(name: str) -> Backbone:
     """The row of the table.
 
@@ -77,8 +82,8 @@ def find_backbone(name: str) -> Backbone:
 def build(name: str) -> nn.Module:
     """The network of a backbone with untrained weights."""
     find_backbone(name)
-    if name == "mgnet":
-        return MgNet()
+    if name in OWN:
+        return OWN[name]()
     from torchvision.models import get_model  # takes two seconds, and mgnet does without
 
     return cast("nn.Module", get_model(name, weights=None))
@@ -99,7 +104,7 @@ def extractor(name: str, weights: Mapping[str, torch.Tensor]) -> nn.Module:
         raise EncoderError(
             f"these weights do not fit the backbone {name}: {str(error).splitlines()[-1].strip()}"
         ) from error
-    if name != "mgnet":  # which hands out its stages itself
+    if name not in OWN:  # which hand out their stages themselves
         from torchvision.models.feature_extraction import create_feature_extractor
 
         network = create_feature_extractor(network, return_nodes={stage: stage for stage in row.stages}).eval()
@@ -125,8 +130,8 @@ def pretrained(name: str) -> dict[str, torch.Tensor]:
         WeightsNotFoundError: not in the cache, and no network.
     """
     find_backbone(name)
-    if name == "mgnet":
-        raise EncoderError("torchvision has no weights for mgnet; the encoder 'builtin' is mgnet with its weights")
+    if name in OWN:
+        raise EncoderError(f"torchvision has no weights for {name}; the encoder 'builtin' is mgnet with its weights")
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(name).DEFAULT

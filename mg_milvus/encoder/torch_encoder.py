@@ -13,8 +13,9 @@ from mg_milvus.codes import pack
 from mg_milvus.encoder import artefact
 from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD, channels_first, extractor, find_backbone
 from mg_milvus.encoder.device import has_bfloat16, resolve_device
-from mg_milvus.encoder.fit import Head, fit_head, shipped_head, statistics
+from mg_milvus.encoder.fit import BASELINES, Head, Statistics, edit_covariance, fit_head, shipped_head, statistics
 from mg_milvus.encoder.heads import read
+from mg_milvus.encoder.manifold import ManifoldHead, fit_manifold_head
 from mg_milvus.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.encoder import Features, Pixels
+    from mg_milvus.encoder.fit import Matrix
 
 MICRO_BATCH = 32
 """Pictures per forward pass: larger ones are no faster on a CPU and take more memory."""
@@ -107,15 +109,20 @@ class TorchEncoder:
         self.check(bits)
         if dict(bits) == dict(self.bits):
             return self
+        if self.parts.configuration.fixed:
+            self._check_lengths(bits)
+            return self._with_heads({name: self.parts.heads[name] for name in bits}, 0)
         kept = {name: self.parts.heads[name] for name in bits if self.bits[name] == bits[name]}
         made = {name: shipped_head(self.parts.statistics[name], bits[name]) for name in bits if name not in kept}
         return self._with_heads({name: (kept | made)[name] for name in bits}, self.adapted_on)
 
     def adapted(self, sample: Features, bits: Mapping[str, int]) -> TorchEncoder:
+        if self.parts.configuration.fixed:
+            return self.with_bits(bits)
         self.check(bits)
         shipped = self.parts.statistics
         try:
-            heads = {name: fit_head(sample[name], bits[name], shipped.get(name)) for name in bits}
+            heads = {name: self._fitted(name, sample[name], bits[name]) for name in bits}
         except ValueError as error:
             raise EncoderError(
                 f"hash heads cannot be fitted: {error}; expected pictures that differ and a trained backbone"
@@ -125,6 +132,43 @@ class TorchEncoder:
             return self._with_heads(heads, count)
         moments = {name: statistics(values) for name, values in sample.items()}
         parts = self.parts.model_copy(update={"heads": heads, "statistics": moments})
+        return TorchEncoder(parts, device=str(self.device))
+
+    def baseline(self, sample: Features, bits: Mapping[str, int], method: str) -> TorchEncoder:
+        """The same backbone with the heads of a known method, fitted once and kept by every collection.
+
+        Args:
+            sample: granularity -> (n, d) features.
+            bits: granularity -> code length.
+            method: a name of ``BASELINES``.
+        """
+        self.check(bits)
+        heads = {name: BASELINES[method](sample[name], length) for name, length in bits.items()}
+        made = self if self.parts.statistics else self.with_statistics(sample, bits)
+        configuration = made.parts.configuration.model_copy(
+            update={"adapted_on": len(next(iter(sample.values()))), "fixed": True}
+        )
+        parts = made.parts.model_copy(update={"configuration": configuration, "heads": heads})
+        return TorchEncoder(parts, device=str(self.device))
+
+    def with_statistics(self, sample: Features, bits: Mapping[str, int], moved: Features | None = None) -> TorchEncoder:
+        """The same backbone to ship: statistics of these features, and heads for pictures of which nothing is known.
+
+        Args:
+            sample: granularity -> (n, d) features of many different pictures.
+            bits: granularity -> code length.
+            moved: granularity -> (m, d) features of edited pictures minus those of the same pictures unedited; where
+                given, heads spend few bits on what edits change.
+        """
+        self.check(bits)
+        moved = moved or {}
+        made: dict[str, Statistics] = {}
+        for name, values in sample.items():
+            moments = statistics(values)
+            nuisance = edit_covariance(moved[name]) if name in moved else None
+            made[name] = Statistics(moments.mean, moments.factor, nuisance)
+        heads = {name: shipped_head(made[name], length) for name, length in bits.items()}
+        parts = self.parts.model_copy(update={"heads": heads, "statistics": made})
         return TorchEncoder(parts, device=str(self.device))
 
     def to_bytes(self, limit: int | None = None) -> bytes:
@@ -141,7 +185,21 @@ class TorchEncoder:
                 f"it offers {', '.join(self.parts.configuration.readings)}"
             )
 
-    def _with_heads(self, heads: dict[str, Head], adapted_on: int) -> TorchEncoder:
+    def _check_lengths(self, bits: Mapping[str, int]) -> None:
+        """Fixed hash functions cannot be made longer or shorter."""
+        for name, length in bits.items():
+            if length != self.bits[name]:
+                raise EncoderError(
+                    f"this encoder was made for {self.bits[name]} bits of '{name}', the schema asks for {length}; "
+                    f"write {self.bits[name]} into the schema, or make the encoder again with --bits {name}={length}"
+                )
+
+    def _fitted(self, name: str, sample: Matrix, bits: int) -> Head | ManifoldHead:
+        """A head of one granularity, of the kind that its reading asks for."""
+        shipped, steps = self.parts.statistics.get(name), self.parts.configuration.readings[name].smoothing
+        return fit_manifold_head(sample, bits, shipped, steps) if steps else fit_head(sample, bits, shipped)
+
+    def _with_heads(self, heads: Mapping[str, Head | ManifoldHead], adapted_on: int) -> TorchEncoder:
         configuration = self.parts.configuration.model_copy(
             update={"adapted_on": adapted_on, "ancestors": (*self.ancestors, self.fingerprint)}
         )

@@ -107,7 +107,7 @@ def first_ingest(
     adapted = len(good) >= FEWEST_TO_FIT
     encoder = base.adapted(features, schema.bits) if adapted else base.with_bits(schema.bits)
     keep_encoder(store, encoder)
-    recorded = store.create(Description(schema, encoder.fingerprint, len(good) if adapted else 0, encoder.backbone))
+    recorded = store.create(Description(schema, encoder.fingerprint, encoder.adapted_on, encoder.backbone))
     if recorded.fingerprint != encoder.fingerprint:
         return _settled(store, encoder, recorded, device), recorded, set()
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mg_milvus.codes import Codes
-    from mg_milvus.schema import Schema
+    from mg_milvus.schema import FusionSettings, Schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Description:
     """What a collection knows of itself; kept as JSON in its description.
 
     Attributes:
-        schema: the schema it was made with.
+        schema: the schema it was made with, with the weights and the fusion it was tuned to since.
         fingerprint: of the encoder that fills it.
         adapted_on: pictures of this collection the heads were fitted on; 0 for shipped heads.
         backbone: name of the encoder's backbone, for people.
@@ -98,8 +98,18 @@ class Store(Protocol):
             UnsupportedError: the server cannot hold this schema.
         """
 
+    def retune(self, weights: Mapping[str, float], fusion: FusionSettings) -> Description:
+        """Record other weights, one for every granularity, and another fusion; return what the collection now says.
+
+        Rows and codes stay as they are. ``describe`` of every client tells the new ones from now on.
+
+        Raises:
+            CollectionNotFoundError: there is no collection.
+            ValueError: weights that a schema cannot have; nothing was changed.
+        """
+
     def drop(self) -> None:
-        """Remove the collection and the encoders beside it. No error when there is none."""
+        """Remove the collection and what is kept beside it. No error when there is none."""
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """Write rows with all codes and fields; a row with an existing id replaces it. Returns when acknowledged."""

@@ -1,15 +1,19 @@
-"""The JSON that a collection keeps in its description, and how it is told from other people's collections."""
+"""The JSON that collections keep in their descriptions, and how they are told from other people's collections."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from mg_milvus.errors import ForeignCollectionError, UnsupportedError
-from mg_milvus.schema import Schema
+from mg_milvus.schema import FusionSettings, Schema
 from mg_milvus.store import Description
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FORMAT = 1
 
@@ -33,8 +37,58 @@ def encode_companion(collection: str) -> str:
     return json.dumps({"mg_milvus": FORMAT, "encoder_of": collection}, separators=(",", ":"))
 
 
+def encode_tuned(collection: str, description: Description) -> str:
+    """The JSON kept in the collection that remembers how another one was tuned."""
+    return json.dumps(
+        {
+            "mg_milvus": FORMAT,
+            "tuned_of": collection,
+            "fingerprint": description.fingerprint,
+            "weights": description.schema.weights,
+            "fusion": description.schema.fusion.model_dump(mode="json"),
+        },
+        separators=(",", ":"),
+    )
+
+
+def decode_tuned(text: str, description: Description) -> Description:
+    """What a collection says of itself, with what ``encode_tuned`` wrote about it.
+
+    A record about another encoder or other granularities, such as one left behind by a collection of the same name, is
+    passed over.
+    """
+    try:
+        parsed = json.loads(text)
+        if parsed["fingerprint"] != description.fingerprint:
+            return description
+        return tuned(description, parsed["weights"], FusionSettings.model_validate(parsed["fusion"]))
+    except (ValueError, KeyError, TypeError):
+        return description
+
+
+def tuned(description: Description, weights: Mapping[str, float], fusion: FusionSettings) -> Description:
+    """The description with other weights and another fusion.
+
+    Args:
+        description: of the collection.
+        weights: granularity -> weight, for every granularity.
+        fusion: as it shall be.
+
+    Raises:
+        ValueError: weights of other granularities, or that a schema cannot have.
+    """
+    if set(weights) != set(description.schema.bits):
+        raise ValueError(
+            f"weights for {', '.join(weights)}, expected one for each of {', '.join(description.schema.bits)}"
+        )
+    plain = description.schema.model_dump()
+    plain["granularities"] = [g | {"weight": weights[g["name"]]} for g in plain["granularities"]]
+    plain["fusion"] = fusion.model_dump()
+    return replace(description, schema=Schema.model_validate(plain))
+
+
 def own_description(text: str) -> dict[str, Any] | None:
-    """The JSON object of a collection or companion made by mg-milvus of any version; None for anything else."""
+    """The JSON object of a collection, or of one beside it, made by any mg-milvus; None for anything else."""
     try:
         parsed = json.loads(text)
     except ValueError:
@@ -54,10 +108,9 @@ def decode_description(text: str, collection: str) -> Description:
         raise ForeignCollectionError(
             f"collection '{collection}' was not made by mg-milvus: choose another name for yours"
         )
-    if "encoder_of" in parsed:
-        raise ForeignCollectionError(
-            f"collection '{collection}' keeps the encoders of '{parsed['encoder_of']}': choose another name"
-        )
+    for key, what in (("encoder_of", "keeps the encoders of"), ("tuned_of", "remembers the weights of")):
+        if key in parsed:
+            raise ForeignCollectionError(f"collection '{collection}' {what} '{parsed[key]}': choose another name")
     remedy = "upgrade mg-milvus here"
     if parsed["mg_milvus"] != FORMAT:
         raise UnsupportedError(

@@ -10,7 +10,7 @@ import numpy as np
 from mg_milvus.codes import hamming
 from mg_milvus.errors import CollectionNotFoundError, StoreError
 from mg_milvus.store import Description, Neighbours, Row
-from mg_milvus.store.description import decode_description, encode_description
+from mg_milvus.store.description import decode_description, encode_description, tuned
 from mg_milvus.store.filters import compile_filter
 from mg_milvus.store.layout import Layout, Record, check_collection_name
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from mg_milvus.codes import Codes
+    from mg_milvus.schema import FusionSettings
 
 _BATCH = 1000
 
@@ -47,6 +48,13 @@ class MemoryStore:
             if self._description is None:
                 self._description = encode_description(description)
             return decode_description(self._description, self.collection)
+
+    def retune(self, weights: Mapping[str, float], fusion: FusionSettings) -> Description:
+        """See ``Store``."""
+        with self._lock:
+            changed = tuned(self._existing(), weights, fusion)
+            self._description = encode_description(changed)
+            return changed
 
     def drop(self) -> None:
         """See ``Store``."""
@@ -154,11 +162,14 @@ class MemoryStore:
         if self._closed:
             raise StoreError(f"the connection to {self.uri} was closed: open it again")
 
-    def _layout(self) -> Layout:
+    def _existing(self) -> Description:
         description = self.describe()
         if description is None:
             raise CollectionNotFoundError(f"there is no collection '{self.collection}' in memory: ingest first")
-        return Layout(description.schema)
+        return description
+
+    def _layout(self) -> Layout:
+        return Layout(self._existing().schema)
 
     def _matching(self, layout: Layout, where: str | None) -> list[Record]:
         """The records that match, sorted by id. Writers replace the dictionary, so readers need no lock."""

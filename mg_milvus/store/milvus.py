@@ -18,14 +18,16 @@ from mg_milvus.errors import CollectionNotFoundError, StoreUnavailableError
 from mg_milvus.store import Description, Neighbours, Row, tables
 from mg_milvus.store.companion import Companion
 from mg_milvus.store.connection import connect, without_password
-from mg_milvus.store.description import decode_description, encode_description, own_description
+from mg_milvus.store.description import decode_description, encode_description, own_description, tuned
 from mg_milvus.store.filters import among
 from mg_milvus.store.layout import Layout, check_collection_name, could_be_id
+from mg_milvus.store.tuned import TunedRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mg_milvus.codes import Codes
+    from mg_milvus.schema import FusionSettings
 
 T = TypeVar("T")
 
@@ -53,6 +55,7 @@ class MilvusStore:
         self._connection = connect(uri, collection, token, timeout)
         self._client = self._connection.client
         self._companion = Companion(self._connection, collection, timeout)
+        self._tuned = TunedRecord(self._connection, collection, timeout)
         self._lock = threading.Lock()
         self._layout: Layout | None = None
         self._closed = False
@@ -60,7 +63,7 @@ class MilvusStore:
     def describe(self) -> Description | None:
         """See ``Store``."""
         text = tables.described(self._connection, self.collection)
-        return None if text is None else decode_description(text, self.collection)
+        return None if text is None else self._tuned.applied(decode_description(text, self.collection))
 
     def create(self, description: Description) -> Description:
         """See ``Store``."""
@@ -69,6 +72,7 @@ class MilvusStore:
             layout, schema = Layout(description.schema), description.schema
             self._connection.engine.check(schema)
             text = encode_description(description)
+            self._tuned.drop()  # left behind by a collection that was dropped in another way
             tables.create(
                 self._connection, self.collection, text, layout.columns, schema.granularities, schema.storage
             )  # fmt: skip
@@ -78,12 +82,23 @@ class MilvusStore:
         self._open(recorded)
         return recorded
 
+    def retune(self, weights: Mapping[str, float], fusion: FusionSettings) -> Description:
+        """See ``Store``."""
+        self._ready()
+        description = self.describe()
+        if description is None:
+            raise StoreUnavailableError(f"collection '{self.collection}' was removed while it was tuned: try again")
+        changed = tuned(description, weights, fusion)
+        self._tuned.write(changed)
+        return changed
+
     def drop(self) -> None:
         """See ``Store``."""
         if self.describe() is not None:
             self._call(lambda: self._client.drop_collection(self.collection, timeout=self._timeout))
         if self._companion.exists():
             self._call(lambda: self._client.drop_collection(self._companion.name, timeout=self._timeout))
+        self._tuned.drop()
         self._layout = None
 
     def upsert(self, rows: Sequence[Row]) -> None:
@@ -207,7 +222,7 @@ class MilvusStore:
         names = []
         for name in self._call(lambda: self._client.list_collections(timeout=self._timeout)):
             own = own_description(tables.described(self._connection, name) or "")
-            if own is not None and "encoder_of" not in own:
+            if own is not None and not own.keys() & {"encoder_of", "tuned_of"}:
                 names.append(name)
         return sorted(names)
 

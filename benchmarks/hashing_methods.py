@@ -1,0 +1,79 @@
+"""Methods of deep hashing side by side: same pictures, same network, same epochs, one table.
+
+    python benchmarks/hashing_methods.py CIFAR10 [--epochs 2] [--bits 48] [--out FOLDER] [--json FILE]
+
+CIFAR10 holds train/class/picture and test/class/picture; the protocol is cifar10-2: all test pictures ask, all training
+pictures are the database. Supervised methods train the small net of ``cifar10.yaml`` from nothing; ITQ and random
+hyperplanes (LSH) hash what the same net, trained as a plain classifier, has learned, and its float features are ranked
+by cosine. Trainings that are already in the folder are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from mg_milvus import TrainingConfiguration, evaluate, load_encoder, train
+from mg_milvus.fitting import fit_encoder
+
+METHODS = ("orthohash", "csq", "greedyhash", "hashnet", "dsh")
+UNSUPERVISED = ("itq", "lsh")
+CONFIGURATION = Path(__file__).with_name("cifar10.yaml")
+
+
+def trained(folder: Path, out: Path, configuration: TrainingConfiguration) -> float:
+    """Seconds that the training took; 0 when its encoder is there."""
+    if out.exists():
+        return 0.0
+    started = time.perf_counter()
+    train(folder / "train", out, configuration)
+    return time.perf_counter() - started
+
+
+def figures(folder: Path, encoder: Any, bits: int) -> dict[str, Any]:
+    return evaluate(folder, encoder=encoder, protocol="cifar10-2", heads="fixed", bits={"mid": bits}).to_json()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--bits", type=int, default=48)
+    parser.add_argument("--out", type=Path, default=Path("hashing_methods"))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    base = TrainingConfiguration.load(CONFIGURATION).changed({"bits": {"mid": options.bits}}, epochs=options.epochs)
+    table: dict[str, dict[str, float]] = {}
+
+    def row(name: str, own: dict[str, Any], seconds: float) -> None:
+        table[name] = {"map": own["map"], "p@100": own["precision"]["100"]}
+        if "precision_radius_2" in own:
+            table[name]["within_radius_2"] = own["precision_radius_2"]
+        told = "".join(f"{value:12.3f}" for value in table[name].values())
+        print(f"{name:22}{told:36}{seconds:8.0f} s", flush=True)
+
+    print(f"{options.bits} bits, {options.epochs} epochs\n{'':22}{'mAP':>12}{'P@100':>12}{'P@radius 2':>12}")
+    for method in METHODS:
+        file = options.out / f"{method}.safetensors"
+        seconds = trained(options.folder, file, base.changed({"supervised": method}))
+        row(method, figures(options.folder, file, options.bits)["granularities"]["mid"], seconds)
+    plain = options.out / "classifier.safetensors"
+    classifier = base.changed({"heads": "adaptive", "weights": {"coarse": 0, "mid": 0, "fine": 0, "softmax": 1}})
+    seconds = trained(options.folder, plain, classifier)
+    for method in UNSUPERVISED:
+        file = options.out / f"{method}.safetensors"
+        fit_encoder(options.folder / "train", file, backbone=str(plain), bits={"mid": options.bits}, method=method)
+        found = figures(options.folder, load_encoder(file), options.bits)
+        row(f"classifier + {method}", found["granularities"]["mid"], seconds)
+    row("classifier, floats", found["float"], seconds)
+    if options.json:
+        result = {"bits": options.bits, "epochs": options.epochs, "methods": table}
+        options.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""``mgm eval``: how well the pictures of a folder are found."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mg_milvus.cli import options
+from mg_milvus.cli.terminal import UNREADABLE, ProgressView, console, print_failures, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mg_milvus.evaluation.run import Evaluation
+
+PROTOCOL = "Protocol"
+
+EXAMPLES = """Examples:
+
+mgm eval photos/      (a folder for each class; nested folders are a hierarchy)
+
+mgm eval database/ --queries queries/ --json
+
+mgm eval photos/ --protocol copies --report report/"""
+
+
+class Protocol(StrEnum):
+    """The protocols of ``mg_milvus.evaluation.protocols``, named here so that help and completion are instant."""
+
+    leave_one_out = "leave-one-out"
+    two_parts = "split"
+    cifar10_1 = "cifar10-1"
+    cifar10_2 = "cifar10-2"
+    copies = "copies"
+
+
+class Heads(StrEnum):
+    """Where the hash heads come from."""
+
+    adapt = "adapt"
+    fixed = "fixed"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(name="eval", epilog=EXAMPLES)(evaluate)
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures in a folder for each class")],
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            "--protocol",
+            help="leave-one-out: each against all others; split: a share of each class is asked; cifar10-1, cifar10-2: "
+            "as in papers; copies: edited versions",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = Protocol.leave_one_out,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            "--queries", metavar="FOLDER", help="Labelled queries; FOLDER is the database", rich_help_panel=PROTOCOL
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            metavar="FILE",
+            help="Labels in a table with the columns path and label: labels.csv, labels.parquet",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = None,
+    share: Annotated[
+        float,
+        typer.Option("--share", help="split: the share of queries in each class, e.g. 0.2", rich_help_panel=PROTOCOL),
+    ] = 0.1,
+    copies: Annotated[
+        int,
+        typer.Option(
+            "--copies", min=1, help="copies: edit so many pictures at most, e.g. 1000", rich_help_panel=PROTOCOL
+        ),
+    ] = 200,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Which pictures become queries, e.g. 1", rich_help_panel=PROTOCOL)
+    ] = 0,
+    schema: Annotated[
+        str | None,
+        typer.Option("--schema", metavar="FILE", help="A schema or a preset, e.g. compact. Env: MGM_SCHEMA"),
+    ] = None,
+    bits: Annotated[
+        str | None,
+        typer.Option("--bits", metavar="NAME=BITS,...", help="Code lengths instead of the schema's: coarse=32,fine=64"),
+    ] = None,
+    heads: Annotated[
+        Heads | None,
+        typer.Option(
+            "--heads",
+            help="adapt: fitted on the database, as by mgm ingest; fixed: the encoder's own. Default: the schema's",
+        ),
+    ] = None,
+    through_index: Annotated[
+        bool,
+        typer.Option("--through-index", help="Also ingest, query, and compare: mgm eval photos/ --through-index"),
+    ] = False,
+    depth: Annotated[
+        int | None,
+        typer.Option("--depth", min=1, help="--through-index: candidates of each granularity, e.g. 100; default: all"),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="DIR", help="Write a page with plots and pictures: report/index.html"),
+    ] = None,
+    as_json: options.AsJson = False,
+    uri: Annotated[
+        str | None,
+        typer.Option(
+            "--uri",
+            metavar="URI",
+            help="--through-index: a server for the collection, http://localhost:19530; default: a temporary file",
+            rich_help_panel=options.CONNECTION,
+        ),
+    ] = None,
+    token: options.Token = None,
+    encoder: options.EncoderOption = None,
+    device: options.DeviceOption = None,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    max_pixels: options.MaxPixels = None,
+) -> None:
+    """Evaluate the encoder on labelled pictures, with heads fitted to the database as an ingest does it.
+
+    Broken files are listed at the end and left out; the exit code is 3 then.
+    """
+    from mg_milvus.cli.settings import settings_from
+    from mg_milvus.evaluation.report import check_report, write_report
+    from mg_milvus.evaluation.run import evaluate as run
+    from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
+    from mg_milvus.ingest import Settings
+
+    if not through_index and (uri is not None or depth is not None):
+        raise typer.BadParameter("--uri and --depth say where and how --through-index asks; add it")
+    # The collection of --through-index is temporary: the environment's URI, where people keep theirs, plays no part.
+    shared = settings_from(
+        token=token, device=device, schema=schema, encoder=encoder, batch_size=batch_size, workers=workers
+    )
+    if report is not None:
+        check_report(report)
+    with ProgressView() as view:
+        evaluation = run(
+            folder,
+            queries=queries,
+            protocol=protocol.value,
+            encoder=shared.encoder,
+            schema=shared.schema_source,
+            bits=options.code_lengths(bits) if bits else None,
+            heads=heads.value if heads else None,
+            labels=labels,
+            share=share,
+            seed=seed,
+            through_index=through_index,
+            uri=uri,
+            token=shared.token,
+            depth=depth,
+            device=shared.device,
+            settings=Settings(shared.batch_size, shared.workers, max_pixels or DEFAULT_MAX_PIXELS),
+            copies=copies,
+            curves=report is not None,
+            progress=view,
+        )
+    if as_json:
+        print(json.dumps(evaluation.to_json()))
+    else:
+        show(evaluation)
+    if report is not None:
+        from mg_milvus.evaluation.shown import report_data
+
+        page = write_report(report_data(evaluation, f"How well the pictures of {folder} are found"), report)
+        if not as_json:
+            print(f"\nReport: {page}")
+    if evaluation.failures:
+        raise typer.Exit(UNREADABLE)
+
+
+def show(evaluation: Evaluation) -> None:
+    """Print the figures as tables on standard output."""
+    from mg_milvus.evaluation.shown import copies_table, figure_table, health_table, setup
+
+    figures = evaluation.to_json()
+    for line in setup(figures):
+        print(line)
+    for title, table in (
+        ("", figure_table(figures)),
+        ("recall@1 of edited copies", copies_table(figures)),
+        ("the codes of the database", health_table(figures)),
+        ("through the index", _index_table(figures)),
+    ):
+        if table:
+            print()
+            _print_table(title, table)
+    if "through_index" in figures:
+        through = figures["through_index"]
+        same = "the same" if through["same_encoder"] else "ANOTHER"
+        print(
+            f"The index fitted {same} hash heads; asked {through['depth']} candidates deep, its figures differ from "
+            f"those in memory by {through['largest_difference']:.6f} at most."
+        )
+    print_failures(evaluation.failures)
+
+
+def _index_table(figures: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    through = figures.get("through_index", {})
+    rows = through.get("granularities", {}) | through.get("fused", {})
+    return {
+        name: {f"P@{k}": value for k, value in found["precision"].items()}
+        | {f"R@{k}": value for k, value in found["recall"].items()}
+        for name, found in rows.items()
+    }
+
+
+def _print_table(title: str, rows: Mapping[str, Mapping[str, float | None]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        table.add_row(printable(name), *(_text(row.get(column)) for column in columns))
+    console().print(table)
+
+
+def _text(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.3f}"

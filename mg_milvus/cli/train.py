@@ -1,0 +1,186 @@
+"""``mgm train``: hash functions learned from pictures and their labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mg_milvus.cli import options
+from mg_milvus.cli.terminal import UNREADABLE, ProgressView, print_failures
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mg_milvus.training.run import TrainReport
+    from mg_milvus.training.trainer import StepReport
+
+_WHAT = "What is trained"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(
+        epilog="Example:\n\nmgm train labelled/ --out mine.safetensors      (a folder for each label)\n\n"
+        "mgm ingest photos/ --encoder mine.safetensors"
+    )(train)
+
+
+def train(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder for each label; nested ones are a hierarchy, group/class")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", dir_okay=False, help="The encoder file, e.g. mine.safetensors")
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="A CSV or Parquet table of labels: path,label; several as a|b"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Settings as YAML; what is given as options goes before them"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last whole epoch of a training that was stopped")
+    ] = False,
+    stop_after: Annotated[
+        int | None,
+        typer.Option(
+            "--stop-after", metavar="EPOCH", min=1, help="Leave after this epoch; --resume goes on from there"
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", metavar="NAME", help="mgnet, resnet50, convnext_tiny, …", rich_help_panel=_WHAT),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="SOURCE",
+            help="builtin, torchvision, scratch, or a file of weights",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            "--freeze",
+            metavar="NAME,...",
+            help="Parts of the backbone to leave alone: backbone, or stem,stage1",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            "--loss",
+            metavar="NAME",
+            help="orthohash, csq, dsh, hashnet or greedyhash: what labels are learned by",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    bits: Annotated[
+        str | None,
+        typer.Option(
+            "--bits",
+            metavar="NAME=BITS,...",
+            help="Codes to train, e.g. mid=48; default coarse=64,mid=128,fine=256",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Passes over the pictures", rich_help_panel=_WHAT)
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=2, help="Pictures per step, e.g. 128; default: 256", rich_help_panel=_WHAT),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=1e-9, help="Highest learning rate, e.g. 0.05", rich_help_panel=_WHAT)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of all that is random", rich_help_panel=_WHAT)
+    ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option("--tensorboard", metavar="FOLDER", help="Write curves for TensorBoard (the extra tensorboard)"),
+    ] = None,
+    loaders: Annotated[
+        int, typer.Option("--loaders", min=0, help="Processes that make batches, for a GPU; 0: none")
+    ] = 0,
+    as_json: options.AsJson = False,
+    device: options.DeviceOption = None,
+    workers: options.Workers = None,
+    max_pixels: options.MaxPixels = None,
+) -> None:
+    """Train hash functions on labelled pictures, into an encoder file.
+
+    Without label folders, clusters take the place of labels.
+    """
+    from mg_milvus.cli.settings import settings_from
+    from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
+    from mg_milvus.training.configuration import TrainingConfiguration
+    from mg_milvus.training.curves import curves
+    from mg_milvus.training.run import train as run
+
+    given: dict[str, Any] = {"backbone": backbone, "init": init, "supervised": loss, "seed": seed}
+    given["freeze"] = tuple(freeze.split(",")) if freeze is not None else None
+    given["bits"] = options.code_lengths(bits) if bits is not None else None
+    changes = {name: value for name, value in given.items() if value is not None}
+    first = TrainingConfiguration.load(config) if config else TrainingConfiguration()
+    configuration = first.changed(changes, epochs=epochs, rate=rate, batch=batch_size)
+    settings = settings_from(device=device, workers=workers)
+    with ProgressView() as view, curves(tensorboard) as write:
+
+        def on_epoch(record: Mapping[str, float]) -> None:
+            write(record)
+            view.line(epoch_line(record, configuration.epochs))
+
+        report = run(
+            folder, out, configuration, labels=labels, resume=resume, stop_after=stop_after,
+            device=settings.device, workers=settings.workers,
+            loaders=loaders, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, progress=view,
+            on_step=lambda step: view(_progress(step)), on_epoch=on_epoch,
+        )  # fmt: skip
+    _finish(report, out, as_json=as_json)
+
+
+def epoch_line(record: Mapping[str, float], epochs: int) -> str:
+    """One epoch in a line: its losses, the mAP on held-out pictures, seconds."""
+    figures = {name.removeprefix("map_"): value for name, value in record.items() if name.startswith("map_")}
+    rest = {k: v for k, v in record.items() if k not in {"epoch", "held_out", "seconds"} and not k.startswith("map_")}
+    losses = ", ".join(f"{name} {value:.3f}" for name, value in rest.items())
+    found = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+    judged = f"; held-out mAP {found}" if figures else ""
+    return f"epoch {int(record['epoch'])} of {epochs}: loss {losses}{judged} ({record['seconds']:.0f} s)"
+
+
+def _progress(step: StepReport) -> Any:
+    from mg_milvus.hits import Progress
+
+    return Progress(f"epoch {step.epoch} of {step.epochs}", step.done, step.total, 0)
+
+
+def _finish(report: TrainReport, out: Path, *, as_json: bool) -> None:
+    if as_json:
+        failures = [{"path": failure.path, "reason": failure.reason} for failure in report.failures]
+        record = {
+            "file": str(out), "fingerprint": report.fingerprint, "bytes": report.bytes, "pictures": report.pictures,
+            "held_out": report.held_out, "labels": dict(report.labels), "epochs": report.epochs,
+            "best_epoch": report.best_epoch, "history": list(report.history), "seconds": round(report.seconds, 3),
+            "failures": failures,
+        }  # fmt: skip
+        print(json.dumps(record))
+    else:
+        learned = " and ".join(f"{count:,} {level}" for level, count in report.labels.items()) or "clusters, no labels"
+        print(
+            f"{out}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, trained on {report.pictures:,} "
+            f"pictures ({learned}) in {report.seconds:.0f} s; weights of epoch {report.best_epoch} of {report.epochs}"
+        )
+        print_failures(report.failures)
+    if report.failures:
+        raise typer.Exit(UNREADABLE)

@@ -1,0 +1,190 @@
+"""The protocol ``copies``: whether the original of an edited picture is found.
+
+Every picture of a folder is in the database; some are asked for in edited versions (``edits``), one edit at a time. The
+rank of the original is the worst inside its tie, so a tie with another picture counts as missed by recall@1. One
+picture is relevant to a query, so ``map`` is the mean reciprocal rank. Labels are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mg_milvus.codes import hamming
+from mg_milvus.errors import PictureError
+from mg_milvus.evaluation.arrays import health_figures
+from mg_milvus.evaluation.encoded import encode_labelled, heads_text, with_heads
+from mg_milvus.evaluation.rankings import fused_keys, recipes_of
+from mg_milvus.evaluation.scoring import FLOAT, FUSED, float_rankings
+from mg_milvus.hits import Failure, Progress
+from mg_milvus.images.decode import open_picture
+from mg_milvus.images.discover import discover, text_path
+from mg_milvus.images.edits import EDITS, STRENGTHS
+from mg_milvus.labels import Labelled
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from mg_milvus.codes import Codes
+    from mg_milvus.encoder import Encoder, Features, Pixels
+    from mg_milvus.images.discover import Found
+    from mg_milvus.ingest import Settings
+    from mg_milvus.schema import Schema
+
+    Version = tuple[str, str]
+    Ranks = dict[Version, dict[str, list[int]]]
+
+COPIES = 200
+"""Pictures that are edited and asked for, at most."""
+CUTS = (1, 10)
+AT_ONCE = 8
+"""Originals held in memory at a time, in full size."""
+
+
+def evaluate_copies(
+    folder: str | os.PathLike[str],
+    encoder: Encoder,
+    schema: Schema,
+    *,
+    sample: int,
+    most: int = COPIES,
+    seed: int = 0,
+    settings: Settings,
+    progress: Callable[[Progress], None] | None = None,
+) -> tuple[dict[str, Any], tuple[Failure, ...]]:
+    """Ask for edited versions of the pictures of a folder.
+
+    Args:
+        folder: all its pictures are the database.
+        encoder: as loaded; its heads become those of an ingest.
+        schema: granularities, weights, heads.
+        sample: pictures that the heads are fitted on, at most.
+        most: pictures asked for, at most; they are drawn at random.
+        seed: of that draw.
+        settings: batch size, threads, largest picture.
+        progress: called after each batch.
+
+    Returns:
+        The figures in the stable form, with ``copies``: edit -> strength -> ranking -> recall@1, recall@10; and the
+        pictures that could not be read or edited.
+
+    Raises:
+        PictureError: there are fewer than two readable pictures.
+    """
+    failed: list[Failure] = []
+    found = tuple(sorted(discover([folder], failed.append), key=lambda picture: picture.path))
+    encoded = encode_labelled(Labelled(found, None, None), encoder, settings, progress)
+    failed += encoded.failures
+    pictures = encoded.labelled.pictures
+    if len(pictures) < 2:
+        raise PictureError(
+            f"there is one readable picture in {folder}, expected at least two; it would always be found"
+        )
+    fitted, fitted_on = with_heads(
+        encoder, encoded.features, pictures, found, schema.bits, heads=schema.encoder.heads, sample=sample
+    )
+    features = {name: encoded.features[name] for name in schema.bits}
+    database = fitted.codes(features)
+    asked = np.sort(np.random.default_rng(seed).permutation(len(pictures))[:most])
+    ranks: Ranks = defaultdict(lambda: defaultdict(list))
+    with ThreadPoolExecutor(settings.workers, "mgm-edit") as pool:
+        for start in range(0, len(asked), AT_ONCE):
+            rows = asked[start : start + AT_ONCE]
+            originals = [pictures[row] for row in rows]
+            versions = list(pool.map(lambda own: _versions(own, fitted, settings.max_pixels), originals))
+            failed += [failure for _, failures in versions for failure in failures]
+            flat = [(row, *version) for row, (made, _) in zip(rows, versions, strict=True) for version in made]
+            _count(flat, fitted, schema, database, features, ranks)
+            if progress:
+                progress(Progress("asking for edited copies", start + len(rows), len(asked), len(failed)))
+    every = {
+        ranking: [rank for own in ranks.values() for rank in own[ranking]] for ranking in next(iter(ranks.values()))
+    }
+    floats = {name: _summary(every[FLOAT + name]) for name in schema.bits}
+    best = max(floats, key=lambda name: float(floats[name]["map"]))
+    codes = health_figures(database)
+    figures = {
+        "queries": len(asked),
+        "database": len(pictures),
+        "granularities": {name: own | _summary(every[name]) for name, own in codes["granularities"].items()},
+        "fused": {name: _summary(every[FUSED + name]) for name in recipes_of(schema)},
+        "float": {"granularity": best, **floats[best], "granularities": floats},
+        "copies": {
+            edit: {
+                strength: {name.removeprefix(FUSED): _recalls(own) for name, own in ranks[edit, strength].items()}
+                for strength in STRENGTHS
+                if (edit, strength) in ranks
+            }
+            for edit in EDITS
+        },
+        "collisions": codes["collisions"],
+        "bytes_per_picture": schema.bytes_per_picture,
+        "protocol": "copies",
+        "about": f"copies: {len(asked)} pictures, each in {len(ranks)} edited versions, against all",
+        "heads": heads_text(fitted_on),
+        "fingerprint": fitted.fingerprint,
+    }
+    return figures, tuple(failed)
+
+
+def _versions(original: Found, encoder: Encoder, max_pixels: int) -> tuple[list[tuple[Version, Pixels]], list[Failure]]:
+    """The edited versions of a picture, ready for the encoder, and those that cannot be made."""
+    made: list[tuple[Version, Pixels]] = []
+    failures: list[Failure] = []
+    try:
+        picture = open_picture(text_path(original.path), max_pixels=max_pixels).picture
+    except PictureError as error:
+        return [], [Failure(original.path, str(error))]
+    for name, edit in EDITS.items():
+        for strength in STRENGTHS:
+            try:
+                made.append(((name, strength), encoder.prepare(edit.apply(picture, strength))))
+            except PictureError as error:
+                failures.append(Failure(original.path, f"{name}, {strength}: {error}"))
+    return made, failures
+
+
+def _count(
+    versions: Sequence[tuple[int, Version, Pixels]],
+    encoder: Encoder,
+    schema: Schema,
+    database: Mapping[str, Codes],
+    features: Features,
+    ranks: Ranks,
+) -> None:
+    """Add the rank of each version's original, in every ranking."""
+    if not versions:
+        return
+    asked = encoder.features([pixels for *_, pixels in versions])
+    asked = {name: asked[name] for name in features}
+    distances = {name: hamming(codes, database[name]) for name, codes in encoder.codes(asked).items()}
+    recipes = recipes_of(schema)
+    nothing = np.empty((0, 0), np.uint8)
+    cosines = dict(float_rankings(asked, features)(slice(None), nothing))
+    for place, (row, version, _) in enumerate(versions):
+        own = {name: values[place] for name, values in distances.items()}
+        keys = fused_keys(own, schema.bits, list(recipes.values()))
+        rankings = own | {FUSED + name: ordered for name, ordered in zip(recipes, keys, strict=True)}
+        rankings |= {FLOAT + name: values[place] for name, values in cosines.items()}
+        for name, values in rankings.items():
+            ranks[version][name].append(_worst_rank(values, row))
+
+
+def _worst_rank(distances: NDArray[Any], row: int) -> int:
+    """The rank of a row, from 1, behind all that are as near as it is."""
+    return int((distances <= distances[row]).sum())
+
+
+def _recalls(ranks: Sequence[int]) -> dict[str, float]:
+    return {f"recall@{k}": round(float(np.mean(np.array(ranks) <= k)), 6) for k in CUTS}
+
+
+def _summary(ranks: Sequence[int]) -> dict[str, Any]:
+    recall = {str(k): round(float(np.mean(np.array(ranks) <= k)), 6) for k in CUTS}
+    return {"map": round(float(np.mean(1 / np.array(ranks))), 6), "recall": recall}

@@ -1,0 +1,113 @@
+"""Pictures as features and codes, with the hash heads that an ingest of the database would use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mg_milvus.errors import EncoderError, PictureError
+from mg_milvus.hits import Failure, Progress
+from mg_milvus.ingest import FEWEST_TO_FIT, SAMPLE_SIZE, Settings, reservoir, sample_features
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from mg_milvus.encoder import Encoder, Features
+    from mg_milvus.images.discover import Found
+    from mg_milvus.labels import Labelled
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Labelled pictures and their features.
+
+    Attributes:
+        labelled: those that could be read.
+        features: granularity -> (n, d) float32, before hashing, in the order of ``labelled``.
+        failures: those that could not be read, which are left out.
+        broken: (n,) bool of the pictures that were asked for: which of them could not be read.
+    """
+
+    labelled: Labelled
+    features: Features
+    failures: tuple[Failure, ...]
+    broken: NDArray[np.bool_]
+
+
+def encode_labelled(
+    labelled: Labelled,
+    encoder: Encoder,
+    settings: Settings | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Encoded:
+    """Read pictures and encode them up to the features.
+
+    Args:
+        labelled: the pictures; labels are not looked at.
+        encoder: its heads play no part.
+        settings: batch size, decoding threads, largest picture; default: the ingest's.
+        progress: called after each batch.
+
+    Raises:
+        PictureError: not one of them can be read.
+    """
+    told = progress or (lambda _: None)
+    read, features = sample_features(
+        labelled.pictures, encoder, settings or Settings(),
+        lambda done: told(Progress("encoding", done, len(labelled), 0)),
+    )  # fmt: skip
+    failures = tuple(Failure(picture.found.path, picture.failure) for picture in read if picture.failure is not None)
+    if len(failures) == len(read):
+        raise PictureError(
+            f"none of the {len(read)} pictures can be read" + (f": {failures[0].reason}" if read else "")
+        )
+    broken = np.array([picture.failure is not None for picture in read])
+    kept = labelled.subset(np.flatnonzero(~broken)) if failures else labelled
+    return Encoded(kept, features, failures, broken)
+
+
+def with_heads(
+    encoder: Encoder,
+    features: Features,
+    readable: Sequence[Found],
+    database: Sequence[Found],
+    bits: Mapping[str, int],
+    *,
+    heads: str = "adapt",
+    sample: int = SAMPLE_SIZE,
+) -> tuple[Encoder, int]:
+    """The encoder with the hash heads that a first ingest of a database gives it.
+
+    Args:
+        encoder: as loaded.
+        features: granularity -> (n, d) of ``readable``.
+        readable: pictures of the database that could be read, in its order.
+        database: all its pictures, in the order of the ingest; the sample is drawn from these, as the ingest draws it.
+        bits: granularity -> code length.
+        heads: ``adapt``: fitted on the sample when it is large enough; ``fixed``: the encoder's own.
+        sample: pictures fitted on, at most.
+
+    Returns:
+        The encoder, and the number of pictures that its heads were fitted on: 0 for its own.
+
+    Raises:
+        EncoderError: the encoder does not offer one of the granularities, or ``heads`` is something else.
+    """
+    if heads not in {"adapt", "fixed"}:
+        raise EncoderError(f"heads is '{heads}', expected adapt or fixed")
+    encoder.check(bits)
+    chosen = {found.path for found in reservoir(database, sample)[0]}
+    rows = [row for row, found in enumerate(readable) if found.path in chosen]
+    # As ingest/first.py decides it.
+    if heads == "fixed" or len(rows) < FEWEST_TO_FIT:
+        return encoder.with_bits(bits), 0
+    return encoder.adapted({name: values[rows] for name, values in features.items()}, bits), len(rows)
+
+
+def heads_text(fitted_on: int) -> str:
+    """Where the heads come from, for people."""
+    return f"adapted on {fitted_on} pictures" if fitted_on else "the encoder's own"

@@ -1,0 +1,206 @@
+"""The same figures through a real index: the database is ingested, the queries are asked, the results are scored."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mg_milvus.errors import QueryError
+from mg_milvus.evaluation.rankings import recipes_of
+from mg_milvus.evaluation.scoring import FUSED
+from mg_milvus.hits import Progress
+from mg_milvus.images.discover import text_path
+from mg_milvus.index import ImageIndex
+from mg_milvus.metrics import SAME_CLASS, RankingScores, score_rankings
+from mg_milvus.search import MAX_DEPTH
+from mg_milvus.store import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from mg_milvus.encoder import Encoder
+    from mg_milvus.evaluation.details import Details
+    from mg_milvus.hits import Hit
+    from mg_milvus.images.discover import Found
+    from mg_milvus.ingest import Settings
+    from mg_milvus.schema import Schema
+    from mg_milvus.search import QueryOptions
+
+BATCH = 32
+"""Queries asked in one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the collection is made. ``uri``: None for a temporary Milvus Lite file. ``depth``: None for all rows."""
+
+    uri: str | None = None
+    token: str | None = None
+    depth: int | None = None
+
+
+def depth_of(place: Place, rows: int, ks: Sequence[int]) -> int:
+    """Candidates to ask of each granularity: as many as wanted, there are, and Milvus returns.
+
+    Raises:
+        QueryError: that is less than the largest rank to report.
+    """
+    depth = min(place.depth or rows, rows, MAX_DEPTH)
+    if depth < min(max(ks), rows):
+        raise QueryError(f"depth is {depth}, expected at least {max(ks)}, the largest rank that is reported")
+    return depth
+
+
+def ask_index(
+    details: Details,
+    database: Sequence[Found],
+    base: Encoder,
+    schema: Schema,
+    place: Place,
+    *,
+    ks: Sequence[int],
+    settings: Settings,
+    progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Any]:
+    """Ingest the database into a collection of its own, ask it, score what it returns, and drop it again.
+
+    A query that is itself in the database is asked with ``ImageIndex.like``, the others with ``query_many``. Results
+    are asked for until the tie at the last rank of ``ks`` is whole, so ties count as in memory.
+
+    Args:
+        details: of the evaluation in memory.
+        database: the pictures to ingest, in their order.
+        base: the encoder before its heads are fitted.
+        schema: of the collection.
+        place: where it is made.
+        ks: ranks of P@k and R@k.
+        settings: of the ingest.
+        progress: called after each batch.
+
+    Returns:
+        ``granularities`` and ``fused``, each name -> ``precision`` and ``recall``; ``depth``; ``same_encoder``, whether
+        the ingest fitted the same heads; ``largest_difference`` of a figure from the one in memory.
+
+    Raises:
+        QueryError: ``depth`` is smaller than the largest k.
+        StoreError: Milvus failed.
+    """
+    depth = depth_of(place, len(details.database), ks)
+    most = min(max(ks), len(details.database))
+    figures: dict[str, Any] = {"depth": depth, "granularities": {}, "fused": {}}
+    differences = []
+    with _collection(schema, base, place) as index:
+        index.ingest(
+            *(text_path(found.path) for found in database), batch_size=settings.batch_size, workers=settings.workers,
+            max_pixels=settings.max_pixels, progress=progress,
+        )  # fmt: skip
+        figures["same_encoder"] = index.info().fingerprint == details.fingerprint
+        known: list[tuple[QueryOptions, RankingScores]] = []
+        for number, (name, options) in enumerate(_rankings(schema).items()):
+            scores = next((found for asked, found in known if asked == options), None)
+            if scores is None:
+                told = _told(progress, number, len(details.scores), len(details.queries))
+                blocks = _blocks(index, details, options | {"depth": depth}, most, told)
+                scores = score_rankings(blocks, ks=ks, relevant_from=SAME_CLASS)
+                known.append((options, scores))
+            part, plain = ("fused", name.removeprefix(FUSED)) if name.startswith(FUSED) else ("granularities", name)
+            in_memory = details.scores[name].ranking
+            figures[part][plain] = {}
+            for figure in ("precision", "recall"):
+                values = getattr(scores, figure)
+                figures[part][plain][figure] = {str(k): round(value, 6) for k, value in values.items()}
+                differences += [abs(value - getattr(in_memory, figure)[k]) for k, value in values.items()]
+    figures["largest_difference"] = round(max(differences), 6)
+    return figures
+
+
+@contextmanager
+def _collection(schema: Schema, base: Encoder, place: Place) -> Iterator[ImageIndex]:
+    """An index on a collection that is gone afterwards, whatever happens."""
+    name = f"mgm_eval_{uuid.uuid4().hex[:12]}"
+    schema = schema.model_copy(update={"collection": name})
+    with tempfile.TemporaryDirectory(prefix="mgm-eval-") as folder:
+        uri = place.uri or str(Path(folder) / "eval.db")
+        try:
+            with ImageIndex.open(uri, schema=schema, encoder=base, token=place.token, collection=name) as index:
+                yield index
+        finally:
+            store = open_store(uri, name, token=place.token)
+            try:
+                store.drop()
+            finally:
+                store.close()
+
+
+def _rankings(schema: Schema) -> dict[str, QueryOptions]:
+    """Name, as in the scores -> how to ask."""
+    found: dict[str, QueryOptions] = {name: {"weights": {name: 1.0}, "fusion": "rank"} for name in schema.bits}
+    for name, recipe in recipes_of(schema).items():
+        found[FUSED + name] = {"weights": recipe.weights, "fusion": recipe.method}
+    return found
+
+
+def _blocks(
+    index: ImageIndex,
+    details: Details,
+    options: QueryOptions,
+    most: int,
+    told: Callable[[int], None],
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
+    """What the index answers, as distances: the number of the tie, and one large number for what it did not return."""
+    column = {found.path: place for place, found in enumerate(details.database)}
+    bits = {name: codes.shape[1] * 8 for name, codes in details.database_codes.items()}
+
+    def standing(hit: Hit) -> tuple[float, float]:
+        """What orders results before their ids do, as in ``fusion.fuse``."""
+        weights = sorted((options["weights"] or {}).items())
+        nearness = sum(weight * (1 - hit.distances[name] / bits[name]) for name, weight in weights)
+        return round(hit.score, 12), round(nearness, 12)
+
+    for start in range(0, len(details.queries), BATCH):
+        part = slice(start, min(start + BATCH, len(details.queries)))
+        answers = _answers(index, details.queries[part], column, options, standing, most)
+        distances = np.full((len(answers), len(column)), len(column), np.int32)
+        for own, hits in zip(distances, answers, strict=True):
+            for number, (_, tied) in enumerate(groupby(hits, key=standing)):
+                own[[column[hit.path] for hit in tied]] = number
+        told(part.stop)
+        yield distances, details.relevance_of(part)
+
+
+def _answers(
+    index: ImageIndex,
+    queries: Sequence[Found],
+    column: Mapping[str, int],
+    options: QueryOptions,
+    standing: Callable[[Hit], tuple[float, float]],
+    most: int,
+) -> list[list[Hit]]:
+    """The results of each query, as many as it takes for the tie at rank ``most`` to be whole."""
+    depth = options.get("depth") or MAX_DEPTH
+    k = min(depth, 2 * most)
+    while True:
+        asked: QueryOptions = options | {"k": k}
+        others = [query for query in queries if query.path not in column]
+        answered = iter(index.query_many([text_path(query.path) for query in others], **asked))
+        answers = [index.like(query.path, **asked) if query.path in column else next(answered) for query in queries]
+        cut = any(len(hits) == k and standing(hits[-1]) == standing(hits[most - 1]) for hits in answers)
+        if not cut or k == depth:
+            return answers
+        k = min(depth, 2 * k)
+
+
+def _told(
+    progress: Callable[[Progress], None] | None, number: int, rankings: int, queries: int
+) -> Callable[[int], None]:
+    total = rankings * queries
+    return lambda done: progress(Progress("asking the index", number * queries + done, total, 0)) if progress else None

@@ -1,0 +1,191 @@
+"""Labels of pictures, from the folders they lie in or from a table: what training, evaluation and tuning learn from.
+
+A label is a path: ``vehicle/sports_car``. The whole of it is the picture's class, its first part the group. A picture
+may have several labels, in a table only.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mg_milvus.errors import LabelError
+from mg_milvus.hits import Failure
+from mg_milvus.images.discover import discover, path_text
+from mg_milvus.metadata import PATH_COLUMNS
+from mg_milvus.metadata.tables import read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from mg_milvus.images.discover import Found
+
+LABEL_COLUMNS = ("label", "labels", "class", "classes")
+"""The column that holds the labels: the first of these that is there."""
+SEPARATOR = "|"
+"""Between several labels in one cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of the hierarchy.
+
+    Attributes:
+        names: of the labels, sorted.
+        members: for each picture the indices into ``names``, ascending, at least one.
+    """
+
+    names: tuple[str, ...]
+    members: tuple[tuple[int, ...], ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether a picture may have more than one label."""
+        return any(len(own) > 1 for own in self.members)
+
+    def ids(self) -> NDArray[np.int64]:
+        """The first label of each picture: (n,)."""
+        return np.array([own[0] for own in self.members], np.int64)
+
+    def one_hot(self) -> NDArray[np.bool_]:
+        """All labels: (n, len(names))."""
+        found = np.zeros((len(self.members), len(self.names)), np.bool_)
+        for row, own in enumerate(self.members):
+            found[row, list(own)] = True
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Pictures and their labels.
+
+    Attributes:
+        pictures: in the order of their paths.
+        classes: the whole labels; None: the pictures have no labels.
+        groups: their first parts; the same object as ``classes`` when no label has more than one part.
+    """
+
+    pictures: tuple[Found, ...]
+    classes: Level | None
+    groups: Level | None
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def subset(self, rows: Sequence[int] | NDArray[np.intp]) -> Labelled:
+        """These pictures, in this order; the names of the labels stay as they are."""
+        chosen = [int(row) for row in rows]
+
+        def of(level: Level | None) -> Level | None:
+            return level and Level(level.names, tuple(level.members[row] for row in chosen))
+
+        classes = of(self.classes)
+        groups = classes if self.groups is self.classes else of(self.groups)
+        return Labelled(tuple(self.pictures[row] for row in chosen), classes, groups)
+
+
+def read_labelled(
+    folder: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None = None,
+    failed: Callable[[Failure], None] = lambda _: None,
+) -> Labelled:
+    """Find the pictures of a folder and their labels.
+
+    Args:
+        folder: without ``labels``, its folders are the labels, nested ones a hierarchy.
+        labels: a table (CSV, JSON lines, Parquet) with a column of paths, relative to the folder or to the table, and
+            a column ``label``; several labels of a picture are divided by ``|``, or are a list.
+        failed: told of pictures without a label among others that have one, and of folders that cannot be read; they
+            are left out.
+
+    Raises:
+        PictureError: there is no such folder.
+        LabelError: the table does not fit the pictures.
+        SchemaError: the table cannot be read.
+    """
+    found = sorted(discover([folder], failed), key=lambda picture: picture.path)
+    if labels is None:
+        root = path_text(folder).rstrip("/") + "/"
+        own = [tuple(filter(None, [os.path.dirname(picture.path.removeprefix(root))])) for picture in found]
+        remedy = "it lies beside the label folders"
+    else:
+        own = _table(os.fspath(labels), os.fspath(folder), found)
+        remedy = f"{os.fspath(labels)} has no row for it"
+    if not any(own):
+        return Labelled(tuple(found), None, None)
+    if labels is None:
+        for empty in _empty_folders(os.fspath(folder)):
+            failed(Failure(path_text(empty), "a label folder without a picture: it teaches nothing"))
+    kept = [(picture, names) for picture, names in zip(found, own, strict=True) if names]
+    for picture, names in zip(found, own, strict=True):
+        if not names:
+            failed(Failure(picture.path, f"no label: {remedy}"))
+    classes = _level([names for _, names in kept])
+    groups = classes
+    if any("/" in name for name in classes.names):
+        groups = _level([tuple({name.partition("/")[0] for name in names}) for _, names in kept])
+    return Labelled(tuple(picture for picture, _ in kept), classes, groups)
+
+
+def _empty_folders(root: str) -> list[str]:
+    """Folders below ``root``, hidden ones aside, in which nothing lies."""
+    empty = []
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if not below and not files and folder != root:
+            empty.append(folder)
+    return empty
+
+
+def _level(labels: Sequence[tuple[str, ...]]) -> Level:
+    names = tuple(sorted({name for own in labels for name in own}))
+    index = {name: i for i, name in enumerate(names)}
+    return Level(names, tuple(tuple(sorted(index[name] for name in own)) for own in labels))
+
+
+def _table(file: str, folder: str, found: Sequence[Found]) -> list[tuple[str, ...]]:
+    """The labels of each picture in the table; () for those without a row."""
+    table = read_table(file, {*PATH_COLUMNS, *LABEL_COLUMNS})
+    path_column = next((name for name in PATH_COLUMNS if name in table.columns), None)
+    label_column = next((name for name in LABEL_COLUMNS if name in table.columns), None)
+    if path_column is None or label_column is None:
+        raise LabelError(
+            f"{file!r} has the columns {', '.join(table.columns) or 'none'}; expected one of paths "
+            f"({', '.join(PATH_COLUMNS)}) and one of labels ({', '.join(LABEL_COLUMNS)})"
+        )
+    place = {picture.path: row for row, picture in enumerate(found)}
+    bases = [Path(os.path.abspath(folder)), Path(os.path.abspath(file)).parent]
+    labels: list[tuple[str, ...]] = [()] * len(found)
+    example = ""
+    for number, record in table.rows:
+        path = record.get(path_column)
+        if not isinstance(path, str):
+            raise LabelError(f"{file!r}, {table.unit} {number}: {path!r} is not the path of a picture")
+        keys = (path, *(path_text(os.path.normpath(base / path)) for base in bases))
+        row = next((place[key] for key in keys if key in place), None)
+        if row is None:
+            example = example or path
+        else:
+            labels[row] = _names(record.get(label_column), f"{file!r}, {table.unit} {number}")
+    if found and not any(labels):
+        raise LabelError(
+            f"no row of {file!r} is about a picture in {folder} (the first names {example!r}); expected paths relative "
+            "to that folder or to the table's own"
+        )
+    return labels
+
+
+def _names(cell: Any, place: str) -> tuple[str, ...]:
+    """The labels in one cell: text divided by ``|``, a number, or a list of these."""
+    cells = cell if isinstance(cell, list) else str(cell).split(SEPARATOR) if cell is not None else []
+    names = tuple(dict.fromkeys(str(name).strip().strip("/") for name in cells))
+    if not names or not all(names):
+        raise LabelError(f"{place}: {cell!r} is not a label; expected text as in vehicle/car, or a|b for several")
+    return names

@@ -1,0 +1,1 @@
+"""Training of hash functions: data, augmentation, losses, the loop."""

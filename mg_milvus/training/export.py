@@ -1,0 +1,137 @@
+"""From trained weights to an encoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from mg_milvus.encoder.artefact import BUILTIN, Configuration, Parts, default_readings, load, tensors_fingerprint
+from mg_milvus.encoder.backbones import build, find_backbone, pretrained, read_weights
+from mg_milvus.encoder.fit import Head
+from mg_milvus.encoder.torch_encoder import TorchEncoder
+from mg_milvus.errors import EncoderError, TrainingError
+from mg_milvus.images.edits import EDITS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from numpy.typing import NDArray
+
+    from mg_milvus.encoder import Features
+    from mg_milvus.encoder.heads import Reading
+    from mg_milvus.training.configuration import TrainingConfiguration
+
+EDITED_SIDE = 320
+"""Pixels that the longer side of a picture has at least before it is edited."""
+_BATCH = 64
+
+
+def first_weights(configuration: TrainingConfiguration) -> dict[str, torch.Tensor]:
+    """The backbone's weights before training, by ``configuration.init``.
+
+    Raises:
+        EncoderError: they are not of this backbone.
+        WeightsNotFoundError: torchvision's are not on this machine.
+    """
+    find_backbone(configuration.backbone)
+    if configuration.init == "scratch":
+        return build(configuration.backbone).state_dict()
+    if configuration.init == "torchvision":
+        return pretrained(configuration.backbone)
+    try:
+        encoder = load(configuration.init, device="cpu")
+    except EncoderError:
+        if configuration.init == BUILTIN:
+            raise
+        return read_weights(configuration.init)
+    if encoder.backbone != configuration.backbone:
+        raise TrainingError(
+            f"init '{configuration.init}' holds the backbone {encoder.backbone}, expected {configuration.backbone}; "
+            f"set the backbone to {encoder.backbone}, or init to torchvision or scratch"
+        )
+    return encoder.parts.backbone
+
+
+def readings_of(configuration: TrainingConfiguration) -> dict[str, Reading]:
+    """What each granularity that is trained reads of the backbone."""
+    offered = default_readings(configuration.backbone)
+    return {name: offered[name] for name in configuration.bits}
+
+
+def encoder_of(
+    configuration: TrainingConfiguration,
+    weights: Mapping[str, torch.Tensor],
+    base: Mapping[str, torch.Tensor],
+    pictures: Sequence[Image.Image],
+    device: str,
+    *,
+    edited: int = 0,
+) -> TorchEncoder:
+    """The encoder of a network's state, as it is written to a file.
+
+    Args:
+        configuration: of the training.
+        weights: the state of a ``HashingNetwork``.
+        base: the backbone's weights before training; those that training leaves out are taken from it.
+        pictures: whose features give the statistics that are kept beside the heads.
+        device: where the encoder is to run.
+        edited: how many of them are also looked at as edited copies, so that ``fine`` codes can see through edits.
+    """
+    trained = {name.removeprefix("backbone."): value for name, value in weights.items() if name.startswith("backbone.")}
+    backbone = {
+        # Half precision halves the file; codes are computed from these very values. Running variances, as all that is
+        # one number a channel, stay exact: they may be larger than half precision can hold.
+        name: (value.half() if value.is_floating_point() and value.ndim > 1 else value).cpu().contiguous()
+        for name, value in (dict(base) | {name: trained[name] for name in base if name in trained}).items()
+    }
+    settings = Configuration(
+        backbone=configuration.backbone,
+        backbone_fingerprint=tensors_fingerprint(backbone),
+        side=configuration.side,
+        readings=readings_of(configuration),
+    )
+    bare = TorchEncoder(Parts(configuration=settings, backbone=backbone, heads={}, statistics={}), device=device)
+    features = features_of(bare, pictures)
+    moved = {"fine": _moved(bare, pictures[:edited])} if edited and "fine" in features else None
+    fitted = bare.with_statistics(features, configuration.bits, moved)
+    if configuration.heads == "adaptive":
+        return fitted
+    learned = {
+        "heads": {name: _head(weights, name) for name in configuration.bits},
+        "configuration": settings.model_copy(update={"fixed": True}),
+    }
+    return TorchEncoder(fitted.parts.model_copy(update=learned), device=device)
+
+
+def features_of(encoder: TorchEncoder, pictures: Sequence[Image.Image]) -> Features:
+    """Features of pictures, as an ingest would compute them: granularity -> (n, d) float32."""
+    starts = range(0, len(pictures), _BATCH)
+    chunks = [encoder.features([encoder.prepare(p) for p in pictures[start : start + _BATCH]]) for start in starts]
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _moved(encoder: TorchEncoder, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
+    """How ``fine`` features change with every strong edit: (edits * n, d)."""
+    # Edits are in pixels, as of photographs; thumbnails would be destroyed by them.
+    enlarged = [_enlarged(picture) for picture in pictures]
+    plain = features_of(encoder, enlarged)["fine"]
+    versions = [features_of(encoder, [edit.apply(p, "strong") for p in enlarged])["fine"] for edit in EDITS.values()]
+    return np.concatenate([version - plain for version in versions])
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    scale = max(1.0, EDITED_SIDE / max(picture.size))
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+
+
+def _head(weights: Mapping[str, torch.Tensor], name: str) -> Head:
+    """A trained hash layer as a head: the sign of its normalised bits is that of W (x - m) with W m = running mean."""
+    projection = weights[f"heads.{name}.linear.weight"].double().cpu().numpy()
+    threshold = weights[f"heads.{name}.norm.running_mean"].double().cpu().numpy()
+    scale = 1 / np.linalg.norm(projection, axis=1, keepdims=True)
+    rounded = (projection * scale).astype(np.float16).astype(np.float64)
+    mean = np.linalg.lstsq(rounded, threshold * scale[:, 0], rcond=None)[0]
+    return Head(mean.astype(np.float32), np.ascontiguousarray(rounded.T.astype(np.float32)))
