@@ -1,6 +1,6 @@
 """How well pictures are found: every figure of the README that is about quality, in one run.
 
-    python benchmarks/quality.py --photographs COREL [--hierarchy TINY_VAL] [--labelled FILE] [--json FILE]
+    python benchmarks/quality.py [--photographs COREL] [--hierarchy TINY_VAL] [--labelled FILE] [--json FILE]
 
 Each folder is evaluated as ``mgm eval`` does it: hash heads adapted to the database, never to the queries.
 
@@ -102,7 +102,7 @@ def hierarchy(folder: Path, encoder: Any, labelled: Path | None, queries: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--photographs", type=Path, required=True)
+    parser.add_argument("--photographs", type=Path)
     parser.add_argument("--hierarchy", type=Path)
     parser.add_argument("--labelled", type=Path, help="encoder trained on the labels of the hierarchy")
     parser.add_argument("--encoder", default="builtin")
@@ -110,8 +110,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     encoder = load_encoder(options.encoder)
-    result = photographs(options.photographs, encoder)
-    result["copies"] = copies(options.photographs, encoder, options.queries)
+    result: dict[str, Any] = {}
+    if options.photographs:
+        result = photographs(options.photographs, encoder)
+        result["copies"] = copies(options.photographs, encoder, options.queries)
     if options.hierarchy:
         result["hierarchy"] = hierarchy(options.hierarchy, encoder, options.labelled, options.queries)
     if options.json:

@@ -67,15 +67,7 @@ def evaluate(
             "--queries", metavar="FOLDER", help="Labelled queries; FOLDER is the database", rich_help_panel=PROTOCOL
         ),
     ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            "--labels",
-            metavar="FILE",
-            help="Labels in a table with the columns path and label: labels.csv, labels.parquet",
-            rich_help_panel=PROTOCOL,
-        ),
-    ] = None,
+    labels: options.LabelTable = None,
     share: Annotated[
         float,
         typer.Option("--share", help="split: the share of queries in each class, e.g. 0.2", rich_help_panel=PROTOCOL),

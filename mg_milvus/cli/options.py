@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,6 +70,12 @@ Collection = Annotated[
         metavar="NAME",
         help="The Milvus collection, e.g. holidays. Env: MGM_COLLECTION; default: the schema's, pictures",
         rich_help_panel=CONNECTION,
+    ),
+]
+LabelTable = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels", metavar="FILE", help="Labels in a table (path,label; several as a|b) instead of folders: labels.csv"
     ),
 ]
 Timeout = Annotated[

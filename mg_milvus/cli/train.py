@@ -35,10 +35,7 @@ def train(
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", dir_okay=False, help="The encoder file, e.g. mine.safetensors")
     ],
-    labels: Annotated[
-        Path | None,
-        typer.Option("--labels", metavar="FILE", help="A CSV or Parquet table of labels: path,label; several as a|b"),
-    ] = None,
+    labels: options.LabelTable = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="Settings as YAML; what is given as options goes before them"),

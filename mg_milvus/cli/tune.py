@@ -41,10 +41,7 @@ def tune(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Pictures in a folder for each label, or those that --pairs names")
     ],
-    labels: Annotated[
-        Path | None,
-        typer.Option("--labels", metavar="FILE", help="Labels in a table (path, label) instead of folders: labels.csv"),
-    ] = None,
+    labels: options.LabelTable = None,
     pairs: Annotated[
         Path | None,
         typer.Option(

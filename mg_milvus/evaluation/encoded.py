@@ -105,7 +105,9 @@ def with_heads(
     # As ingest/first.py decides it.
     if heads == "fixed" or len(rows) < FEWEST_TO_FIT:
         return encoder.with_bits(bits), 0
-    return encoder.adapted({name: values[rows] for name, values in features.items()}, bits), len(rows)
+    fitted = encoder.adapted({name: values[rows] for name, values in features.items()}, bits)
+    # Trained heads stay what they are, whatever is asked.
+    return fitted, 0 if fitted.fingerprint == encoder.with_bits(bits).fingerprint else len(rows)
 
 
 def heads_text(fitted_on: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 
 
-class HashLoss(nn.Module):
+class HashLoss(nn.Module, ABC):
     """A loss of relaxed codes and labels: (n, bits) real numbers and (n, classes) labels -> a scalar.
 
     Relaxed codes are what the network puts out, before sign and without tanh. Labels are multi-hot: one or several ones
@@ -48,8 +50,9 @@ class HashLoss(nn.Module):
             u = full_precision(u)
             return self._loss(u, labels.to(u.dtype))
 
+    @abstractmethod
     def _loss(self, u: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """The loss of checked codes and labels, in full precision."""
 
 
 def full_precision(u: torch.Tensor) -> torch.Tensor:
