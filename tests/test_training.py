@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import make_photos
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.metrics import adjusted_rand_score
 
 from mg_milvus.encoder import load_encoder
@@ -312,6 +313,21 @@ def test_adaptive_encoders_keep_no_learned_heads(photos: Path, tmp_path: Path) -
     assert "mid" not in report.history[0]
     encoder = load_encoder(tmp_path / "e.safetensors")
     assert encoder.with_bits({"mid": 64}).bits == {"mid": 64}, "which only heads that adapt can"
+
+
+def test_blending_keeps_a_share_of_the_first_weights(photos: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first.safetensors"
+    settings = small(heads="adaptive", weights={"mid": 0, "softmax": 1}, phases=[{"epochs": 1, "sides": [16]}])
+    train(photos, first, settings, device="cpu")
+    out = tmp_path / "e.safetensors"
+    train(photos, out, settings.changed({"init": str(first), "blend": 0.25}), device="cpu")
+    before, after = load_file(first), load_file(out)
+    best = load_file(tmp_path / "e.checkpoint.safetensors")
+    name = "stage2.4.weight"
+    expected = 0.25 * before[f"backbone.{name}"].float() + 0.75 * best[f"best.backbone.{name}"]
+    torch.testing.assert_close(after[f"backbone.{name}"].float(), expected, atol=1e-3, rtol=1e-3)
+    with pytest.raises(TrainingError, match="set heads to adaptive"):
+        small(blend=0.5)
 
 
 def test_frozen_parts_do_not_move(photos: Path, tmp_path: Path) -> None:

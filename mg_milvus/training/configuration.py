@@ -108,6 +108,9 @@ class TrainingConfiguration(_Settings):
     weights: Weights = Weights()
     augmentation: Augmentation = Augmentation()
     optimisation: Optimisation = Optimisation()
+    blend: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the first weights in the finished backbone, the rest being the trained ones (Wortsman et al., WiSE-FT,
+    CVPR 2022): keeps what the first could do elsewhere. Only with adaptive heads, which fit any backbone."""
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     """Share of the pictures, of every class alike, that is not trained on but judges each epoch; 2,000 at most."""
     patience: Annotated[int, Field(ge=1)] = 10
@@ -136,6 +139,8 @@ class TrainingConfiguration(_Settings):
     def _consistent(self) -> Self:
         if unknown := [name for name in self.bits if name not in ("coarse", "mid", "fine")]:
             raise ValueError(f"bits: '{unknown[0]}' is no granularity of a training; expected coarse, mid or fine")
+        if self.blend and self.heads == "learned":
+            raise ValueError("blend changes the network under the heads that it has learned; set heads to adaptive")
         if self.augmentation.mixup and "fine" in self.bits and self.weights.fine:
             raise ValueError("mixup blends pictures that 'fine' must tell apart; set mixup or weights.fine to 0")
         if not self.trained and not self.weights.softmax:

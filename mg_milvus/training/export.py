@@ -80,12 +80,18 @@ def encoder_of(
         device: where the encoder is to run.
         edited: how many of them are also looked at as edited copies, so that ``fine`` codes can see through edits.
     """
-    trained = {name.removeprefix("backbone."): value for name, value in weights.items() if name.startswith("backbone.")}
+    trained = {
+        name: weights[f"backbone.{name}"].cpu().lerp(first.cpu().float(), configuration.blend)
+        if first.is_floating_point()
+        else weights[f"backbone.{name}"]
+        for name, first in base.items()
+        if f"backbone.{name}" in weights
+    }
     backbone = {
         # Half precision halves the file; codes are computed from these very values. Running variances, as all that is
         # one number a channel, stay exact: they may be larger than half precision can hold.
         name: (value.half() if value.is_floating_point() and value.ndim > 1 else value).cpu().contiguous()
-        for name, value in (dict(base) | {name: trained[name] for name in base if name in trained}).items()
+        for name, value in (dict(base) | trained).items()
     }
     settings = Configuration(
         backbone=configuration.backbone,
