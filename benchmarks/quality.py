@@ -8,7 +8,7 @@ Each folder is evaluated as ``mgm eval`` does it: hash heads adapted to the data
   on few pictures and with the shipped ones; of codes of 8 to 128 bits; and recall of the originals of edited copies.
 - HIERARCHY holds group/class/picture: which granularity is best at what.
 - ``--labelled`` is an encoder that ``mgm train`` made with the labels of HIERARCHY's training part; its codes are
-  compared with unsupervised ones of the same network.
+  compared with unsupervised ones of the network that ships: PCA and ITQ, and the heads that an ingest fits.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus import evaluate, load_encoder
+from mg_milvus.fitting import fit_encoder
 from mg_milvus.images.edits import STRENGTHS
 from mg_milvus.schema import PROFILES
 
@@ -83,20 +85,18 @@ def hierarchy(folder: Path, encoder: Any, labelled: Path | None, queries: int) -
     table("Hierarchy: what each granularity is best at", [*LEVELS, "rank", *PROFILES], tasks)
     result: dict[str, Any] = {"tasks": tasks}
     if labelled:
-        learned = evaluate(folder, encoder=labelled).to_json()
+        trained = load_encoder(labelled)
+        learned = evaluate(folder, encoder=trained, bits=trained.bits).to_json()
+        with TemporaryDirectory() as place:
+            file = Path(place) / "itq.safetensors"
+            fit_encoder(folder, file, bits=trained.bits, method="itq")
+            itq = evaluate(folder, encoder=file, bits=trained.bits).to_json()
+        sides = {"itq": itq, "adaptive": figures, "labelled": learned}
         result["labelled"] = {
-            "coarse, same group": {
-                "unsupervised": figures["granularities"]["coarse"]["map_group"],
-                "labelled": learned["granularities"]["coarse"]["map_group"],
-            },
-            "mid, same class": {
-                "unsupervised": figures["granularities"]["mid"]["map"],
-                "labelled": learned["granularities"]["mid"]["map"],
-            },
+            f"{name}, same {level}": {side: own["granularities"][name][key] for side, own in sides.items()}
+            for name, level, key in (("coarse", "group", "map_group"), ("mid", "class", "map"))
         }
-        for row in result["labelled"].values():
-            row["ratio"] = row["labelled"] / row["unsupervised"]
-        table("Hierarchy: codes that learned its labels", ["unsupervised", "labelled", "ratio"], result["labelled"])
+        table("Hierarchy: codes that learned its labels", list(sides), result["labelled"])
     return result
 
 
