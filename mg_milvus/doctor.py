@@ -15,6 +15,7 @@ from mg_milvus.errors import AuthenticationError, MgMilvusError, StoreLockedErro
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from mg_milvus.schema import Schema
     from mg_milvus.store import Store
 
 __all__ = ["Check", "examine"]
@@ -59,9 +60,15 @@ class Check:
 
 
 def examine(
-    uri: str, *, token: str | None = None, collection: str | None = None, device: str = "auto", timeout: float = 10.0
+    uri: str,
+    *,
+    token: str | None = None,
+    collection: str | None = None,
+    device: str = "auto",
+    timeout: float = 10.0,
+    repair: bool = False,
 ) -> Iterator[Check]:
-    """Look at everything, one check after the other; nothing is changed, and no index is made where there is none.
+    """Look at everything, one check after the other; no index is made where there is none.
 
     Args:
         uri: the Milvus Lite file or the server.
@@ -69,6 +76,7 @@ def examine(
         collection: its name; None is the default schema's.
         device: where the network is to run.
         timeout: seconds to wait for a server.
+        repair: delete the codes of regions whose picture is gone; otherwise nothing is changed.
     """
     yield _attempt("python", _python)
     for package in RANGES:
@@ -78,7 +86,7 @@ def examine(
     yield _attempt("picture formats", _formats, "pip install --force-reinstall Pillow, whose wheels have both")
     yield _attempt("device", lambda: _device(device), "use --device auto or cpu")
     yield _attempt("encoder", lambda: _encoder(device), "pip install --force-reinstall mg-milvus")
-    yield from _milvus(uri, token, collection, device, timeout)
+    yield from _milvus(uri, token, collection, device, timeout, repair=repair)
 
 
 def _attempt(name: str, look: Callable[[], Check], remedy: str = "see the message") -> Check:
@@ -163,7 +171,9 @@ def _encoder(device: str) -> Check:
     return Check("encoder", True, f"{encoder.backbone}, {encoder.fingerprint}, encodes a test picture")
 
 
-def _milvus(uri: str, token: str | None, collection: str | None, device: str, timeout: float) -> Iterator[Check]:
+def _milvus(
+    uri: str, token: str | None, collection: str | None, device: str, timeout: float, *, repair: bool
+) -> Iterator[Check]:
     from mg_milvus.schema import Schema
     from mg_milvus.store import open_store
 
@@ -184,6 +194,7 @@ def _milvus(uri: str, token: str | None, collection: str | None, device: str, ti
         yield _attempt(
             "collection", lambda: _collection(opened[0], device), "name another --collection, or ingest into a new one"
         )
+        yield from _regions(opened[0], repair=repair)
     finally:
         opened[0].close()
 
@@ -214,6 +225,37 @@ def _collection(store: Store, device: str) -> Check:
             "ingest into a new collection",
         )
     return Check("collection", True, f"{rows}, encoder {found} is kept with it")
+
+
+def _regions(store: Store, *, repair: bool) -> Iterator[Check]:
+    """Whether pictures and the codes of their regions are in step; nothing where the schema has no regions."""
+    try:
+        description = store.describe()
+    except MgMilvusError:
+        return  # the check before this one has said it
+    if description is None or description.schema.parts is None:
+        return
+    yield _attempt(
+        "regions", lambda: _in_step(store, description.schema, repair=repair), "ingest into a new collection"
+    )
+
+
+def _in_step(store: Store, schema: Schema, *, repair: bool) -> Check:
+    from mg_milvus.ingest import mend, out_of_step
+
+    found = out_of_step(store, schema)
+    if repair:
+        mend(store, found)
+    orphans, incomplete = len(found.orphans), len(found.incomplete)
+    removed = f"the regions of {orphans:,} pictures that are gone were removed" if repair and orphans else ""
+    if incomplete or (orphans and not repair):
+        return Check(
+            "regions",
+            False,
+            removed or f"{orphans:,} pictures are gone but for their regions, {incomplete:,} lack regions",
+            "mgm ingest FOLDER encodes what is missing" if incomplete else "mgm doctor --repair, or the next ingest",
+        )
+    return Check("regions", True, removed or f"{store.regions.count():,} codes of regions, in step with the pictures")
 
 
 def _is_file(uri: str) -> bool:

@@ -21,6 +21,8 @@ class Hit:
         distances: granularity -> Hamming distance in bits.
         ranks: granularity -> rank among the candidates, from 1; equal distances share their mean rank.
         fields: the row's other fields (size, width, height, the schema's own).
+        box: x, y, width and height, in pixels of the upright picture, of where a detail was found; None where regions
+            were not asked, or none of this picture is among the nearest.
     """
 
     rank: int
@@ -30,11 +32,13 @@ class Hit:
     distances: Mapping[str, int]
     ranks: Mapping[str, float]
     fields: Mapping[str, Any] = field(default_factory=dict)
+    box: tuple[int, int, int, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """A flat dictionary, ready for JSON: rank, id, path, score, distances, ranks, then the row's fields."""
-        own = {"rank": self.rank, "id": self.id, "path": self.path, "score": self.score}
-        return own | {"distances": dict(self.distances), "ranks": dict(self.ranks)} | dict(self.fields)
+        """A flat dictionary, ready for JSON: rank, id, path, score, distances, ranks, box if any, the row's fields."""
+        own: dict[str, Any] = {"rank": self.rank, "id": self.id, "path": self.path, "score": self.score}
+        own |= {"distances": dict(self.distances), "ranks": dict(self.ranks)}
+        return own | ({"box": list(self.box)} if self.box else {}) | dict(self.fields)
 
 
 @dataclass(frozen=True, slots=True)

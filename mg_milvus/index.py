@@ -10,7 +10,6 @@ import numpy as np
 
 from mg_milvus import search
 from mg_milvus.connection import Connection
-from mg_milvus.errors import QueryError
 from mg_milvus.hits import IndexInfo
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import discover, path_text
@@ -92,6 +91,11 @@ class ImageIndex:
     def schema(self) -> Schema:
         """The collection's schema, or the one it will be made with."""
         return self._connection.schema
+
+    @property
+    def connection(self) -> Connection:
+        """What the index asks through: its store, its encoder, and what its collection says of itself."""
+        return self._connection
 
     @property
     def exists(self) -> bool:
@@ -193,8 +197,8 @@ class ImageIndex:
         if not pictures:
             return []
         encoder, box = self._connection.encoder, options.get("crop")
-        prepared = [search.prepared(encoder, picture, box) for picture in pictures]
-        return search.ask(self._connection.store, self.schema, encoder.encode(prepared), question)
+        prepared = [search.prepared(encoder, picture, box, parts=question.parts) for picture in pictures]
+        return search.ask(self._connection.store, self.schema, search.encoded(encoder, prepared), question)
 
     def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> list[Hit]:
         """Ask with codes that are there already.
@@ -207,16 +211,8 @@ class ImageIndex:
             QueryError: a granularity is missing, or a code has the wrong length.
         """
         self._connection.existing()
-        question = search.Question.of(self.schema, options)
-        asked: dict[str, Codes] = {}
-        for name, bits in self.schema.bits.items():
-            if name not in codes:
-                raise QueryError(f"there is no code for '{name}'; give one for each of {', '.join(self.schema.bits)}")
-            value = codes[name]
-            code = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value).reshape(-1)
-            if code.dtype != np.uint8 or len(code) != bits // 8:
-                raise QueryError(f"the code for {name} has {len(code)} {code.dtype}, expected {bits // 8} uint8 bytes")
-            asked[name] = code[None]
+        question = search.Question.of(self.schema, options).without_parts(options)
+        asked = search.checked_codes(self.schema, codes)
         return search.ask(self._connection.store, self.schema, asked, question)[0]
 
     def like(self, id_or_path: PathLike, **options: Unpack[QueryOptions]) -> list[Hit]:
@@ -226,7 +222,7 @@ class ImageIndex:
             NotIndexedError: it is not indexed.
         """
         self._connection.existing()
-        question = search.Question.of(self.schema, options)
+        question = search.Question.of(self.schema, options).without_parts(options)
         row = self._connection.rows([id_or_path], tuple(self.schema.bits))[0]
         codes = {name: np.frombuffer(code, np.uint8)[None] for name, code in row.codes.items()}
         return search.ask(self._connection.store, self.schema, codes, question, without=[row.id])[0]
@@ -281,7 +277,7 @@ class ImageIndex:
         return IndexInfo(
             self.uri, store.server(), self.collection, rows, self.schema.model_dump(mode="json"),
             description.fingerprint, description.backbone, f"adapted on {fitted} pictures" if fitted else "shipped",
-            sum(self.schema.bits.values()) // 8, advice,
+            self.schema.bytes_per_picture, advice,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from mg_milvus.regions import PARTS
 from mg_milvus.schema_errors import Model, Problem, refused, refused_all, shown
+from mg_milvus.schema_parts import PartsSettings  # noqa: TC001 - pydantic reads the annotations
 
 PROFILES: dict[str, dict[str, float]] = {
     "category": {"coarse": 3.0, "mid": 2.0, "fine": 0.5},
@@ -22,7 +24,7 @@ PROFILES: dict[str, dict[str, float]] = {
 RESERVED_FIELDS = frozenset({"id", "path", "size", "mtime_ns", "width", "height", "content_hash"})
 """Columns that every row has."""
 
-_RESULT_KEYS = frozenset({"query", "rank", "score", "distances", "ranks"})
+_RESULT_KEYS = frozenset({"query", "rank", "score", "distances", "ranks", "box"})
 """Keys of a hit as JSON, beside which the extra fields are written."""
 
 _MILVUS_WORDS = frozenset({
@@ -83,6 +85,10 @@ class FusionSettings(Model):
     depth: Annotated[int, Field(strict=True, ge=1, le=16_384, description="Candidates asked of each granularity.")] = (
         100
     )
+    plan: Annotated[
+        Literal["auto", "full", "cascade"],
+        Field(description="full: ask every field; cascade: the shortest only, then rank what it found; auto: by size."),
+    ] = "auto"
 
 
 class ExtraField(Model):
@@ -180,6 +186,9 @@ class Schema(Model):
         Granularity(name="mid", bits=128),
         Granularity(name="fine", bits=256),
     )
+    parts: Annotated[
+        PartsSettings | None, Field(description="Codes of regions, to find details and say where; null: none.")
+    ] = None
     fusion: Annotated[FusionSettings, Field(description="How the rankings become one.")] = FusionSettings()
     fields: Annotated[
         tuple[ExtraField, ...], Field(max_length=50, description="Columns of your own, filled from --metadata.")
@@ -192,14 +201,19 @@ class Schema(Model):
         return {g.name: g.bits for g in self.granularities}
 
     @property
+    def code_bits(self) -> dict[str, int]:
+        """``bits``, and the code length of a region under ``parts``."""
+        return self.bits | ({PARTS: self.parts.bits} if self.parts else {})
+
+    @property
     def weights(self) -> dict[str, float]:
-        """Granularity -> default weight in the fusion."""
+        """Granularity -> default weight in the fusion, without ``parts``."""
         return {g.name: g.weight for g in self.granularities}
 
     @property
     def bytes_per_picture(self) -> int:
-        """Bytes of all codes of one picture."""
-        return sum(g.bits for g in self.granularities) // 8
+        """Bytes of all codes of one picture, those of its regions included."""
+        return sum(g.bits for g in self.granularities) // 8 + (self.parts.bytes_per_picture if self.parts else 0)
 
     @classmethod
     def load(cls, source: str | Path) -> Schema:
@@ -241,7 +255,9 @@ class Schema(Model):
         named += [("fields", i, f.name) for i, f in enumerate(self.fields)]
         for section, i, name in named:
             where = (section, i, "name")
-            if name in RESERVED_FIELDS:
+            if name == PARTS and section == "granularities":
+                yield Problem(where, "'parts' is the granularity of regions; write a section 'parts' instead")
+            elif name in RESERVED_FIELDS:
                 yield Problem(where, f"'{name}' is a column that every row has; choose another name")
             elif section == "fields" and name in _RESULT_KEYS:
                 yield Problem(where, f"'{name}' is a key of every result; choose another name")

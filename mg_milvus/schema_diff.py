@@ -49,9 +49,14 @@ CONSEQUENCES: dict[str, tuple[Consequence, str]] = {
     "granularities.*.bits": ("re-ingest", "codes of another length are other codes"),
     "granularities.*.weight": ("none", "weights act when a query is asked (--weights); the codes stay as they are"),
     "granularities.*.mmap": ("reload", "the codes stay; Milvus must load the field anew to map it"),
+    "parts": ("re-ingest", "regions get their codes when a picture is ingested"),
+    "parts.bits": ("re-ingest", "codes of another length are other codes"),
+    "parts.weight": ("none", "weights act when a query is asked (--weights); the codes stay as they are"),
+    "parts.scales": ("re-ingest", "other regions have other codes"),
     "fusion.method": ("none", f"{_ASKED} (--fusion)"),
     "fusion.rrf_k": ("none", f"{_ASKED} (--rrf-k)"),
     "fusion.depth": ("none", f"{_ASKED} (--depth)"),
+    "fusion.plan": ("none", f"{_ASKED} (--plan)"),
     "fields": ("none", "the order of extra fields means nothing to queries"),
     "fields.*": ("re-ingest", _COLUMNS),
     "fields.*.type": ("re-ingest", _COLUMNS),
@@ -85,9 +90,9 @@ def _changes(old: dict[str, Any], new: dict[str, Any], key: str, pattern: str) -
         before, after = old[name], new[name]
         if before == after:
             continue
-        if isinstance(before, dict):
+        if isinstance(before, dict) and isinstance(after, dict):
             yield from _changes(before, after, f"{key}{name}.", f"{pattern}{name}.")
-        elif isinstance(before, tuple):
+        elif isinstance(before, tuple) and name != "scales":  # which have no names
             yield from _changes_of_named(before, after, f"{key}{name}", f"{pattern}{name}")
         else:
             yield f"{key}{name}", f"{pattern}{name}", before, after

@@ -1,103 +1,126 @@
-"""Ask a store: options -> a checked question -> candidates of every field -> one ranking -> hits."""
+"""Ask a store: a checked question -> candidates of every field -> one ranking -> hits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, cast, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg_milvus.codes import hamming
+from mg_milvus.candidates import Candidates, candidates, exact_distances
 from mg_milvus.errors import QueryError
 from mg_milvus.fusion import fuse, shared_ranks
 from mg_milvus.hits import Hit
-from mg_milvus.images.decode import crop, open_picture
-from mg_milvus.schema import PROFILES, Schema
+from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, crop, open_picture
+from mg_milvus.question import MAX_DEPTH, QueryOptions, Question
+from mg_milvus.regions import PARTS, box_of, windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from PIL import Image
 
     from mg_milvus.codes import Codes
     from mg_milvus.encoder import Encoder, Pixels
     from mg_milvus.images.decode import PictureSource
+    from mg_milvus.question import Parts
+    from mg_milvus.regions import Box
+    from mg_milvus.schema import Schema
     from mg_milvus.store import Row, Store
 
-Method = Literal["rank", "score", "server"]
-_T = TypeVar("_T")
-MAX_DEPTH = 16_384
-"""What Milvus returns at most for one search."""
+__all__ = [
+    "Candidates",
+    "Prepared",
+    "QueryOptions",
+    "Question",
+    "ask",
+    "candidates",
+    "checked_codes",
+    "encoded",
+    "prepared",
+    "ranked",
+]  # fmt: skip
 
-
-class QueryOptions(TypedDict, total=False):
-    """How to ask; what is missing or None comes from the collection's schema.
-
-    Attributes:
-        k: results returned (10).
-        weights: granularity -> weight in the fusion; granularities that are not named are left out.
-        profile: named weights instead: category, object, instance or balanced.
-        granularity: ask this one only.
-        fusion: ``rank``, ``score`` or ``server``. The server's own (hybrid_search) takes one round trip, but ranks a
-            picture on those granularities only that found it, breaks ties by its own order, and cannot weigh
-            granularities on older servers.
-        rrf_k: the constant in weight / (rrf_k + rank).
-        depth: candidates asked of each granularity, at least k.
-        filter: a Milvus boolean expression on the row's fields.
-        crop: (x, y, width, height) in pixels of the upright query picture: ask with this part of it only.
-    """
-
-    k: int
-    weights: Mapping[str, float] | None
-    profile: str | None
-    granularity: str | None
-    fusion: str | None
-    rrf_k: int | None
-    depth: int | None
-    filter: str | None
-    crop: tuple[int, int, int, int] | None
+LEAST_DETAIL = 8
+"""Pixels that a detail has on each side, at least: less shows nothing that could be found."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """Checked options: see ``QueryOptions``. ``weights`` holds positive weights only."""
+class Prepared:
+    """A query picture, ready to be encoded.
 
-    k: int
-    weights: Mapping[str, float]
-    fusion: Method
-    rrf_k: int
-    depth: int
-    where: str | None
+    Attributes:
+        pixels: of the whole or of the part that was asked with, in the encoder's size.
+        width: of the whole picture, upright, in pixels.
+        height: of the whole picture, upright, in pixels.
+        details: what to look for among the regions, as RGB pictures.
+    """
 
-    @classmethod
-    def of(cls, schema: Schema, options: QueryOptions) -> Question:
-        """Check options against a schema and fill what they leave open.
-
-        Raises:
-            QueryError: an option is unknown or out of range.
-        """
-        unknown = sorted(set(options) - set(QueryOptions.__annotations__))
-        if unknown:
-            raise QueryError(f"unknown option '{unknown[0]}'{_nearest(unknown[0], QueryOptions.__annotations__)}")
-        k = _within("k", options.get("k", 10), MAX_DEPTH)
-        default_depth = min(max(schema.fusion.depth, k), MAX_DEPTH)
-        depth = _within("depth", _or(options.get("depth"), default_depth), MAX_DEPTH)
-        if depth < k:
-            raise QueryError(f"depth is {depth} and k is {k}; ask for at least as many candidates as results")
-        fusion = _or(options.get("fusion"), schema.fusion.method)
-        if fusion not in get_args(Method):
-            raise QueryError(f"fusion is '{fusion}', expected {', '.join(get_args(Method))}")
-        method = cast("Method", fusion)
-        rrf_k = _within("rrf_k", _or(options.get("rrf_k"), schema.fusion.rrf_k), MAX_DEPTH)
-        return cls(k, _weights(schema, options), method, rrf_k, depth, options.get("filter") or None)
+    pixels: Pixels
+    width: int
+    height: int
+    details: Sequence[Image.Image] = ()
 
 
-def prepared(encoder: Encoder, picture: PictureSource, box: tuple[int, int, int, int] | None) -> Pixels:
-    """A query picture, or the part of it in ``box`` (x, y, width, height), ready for the encoder."""
-    if box is None:
-        return encoder.prepare(open_picture(picture, least=encoder.side).picture)
-    return encoder.prepare(crop(open_picture(picture), box))
+def prepared(
+    encoder: Encoder,
+    picture: PictureSource,
+    box: Box | None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    parts: Parts | None = None,
+) -> Prepared:
+    """A query picture, or the part of it in ``box`` (x, y, width, height), ready for the encoder.
+
+    With ``parts``, the details come from the box and the encoder sees the whole picture.
+
+    Raises:
+        PictureError: it cannot be read, or has more than ``max_pixels``.
+        QueryError: the box does not lie inside it, or is too small to look for.
+    """
+    decoded = open_picture(picture, least=None if box else encoder.side, max_pixels=max_pixels)
+    part = decoded.picture if box is None else crop(decoded, box)
+    if parts is None:
+        return Prepared(encoder.prepare(part), decoded.width, decoded.height)
+    width, height = (decoded.width, decoded.height) if box is None else box[2:]
+    if min(width, height) < LEAST_DETAIL:
+        raise QueryError(
+            f"a detail of {width}x{height} pixels shows too little to be found; expected at least {LEAST_DETAIL} "
+            "pixels on each side"
+        )
+    details = [part]
+    if parts == "regions":
+        boxes = (box_of(window, *part.size) for window in windows(encoder.regions))
+        details = [part.crop((x, y, x + w, y + h)) for x, y, w, h in boxes]
+    return Prepared(encoder.prepare(decoded.picture), decoded.width, decoded.height, details)
+
+
+def encoded(encoder: Encoder, pictures: Sequence[Prepared]) -> dict[str, Codes]:
+    """Codes of query pictures as ``ask`` wants them; (n, details, scales, bits / 8) uint8 under ``parts``."""
+    codes = encoder.encode([picture.pixels for picture in pictures])
+    codes.pop(PARTS, None)
+    if all(picture.details for picture in pictures):
+        details = encoder.encode_details([detail for picture in pictures for detail in picture.details])
+        codes[PARTS] = details.reshape(len(pictures), -1, *details.shape[1:])
+    return codes
+
+
+def checked_codes(schema: Schema, codes: Mapping[str, bytes | Codes]) -> dict[str, Codes]:
+    """Codes of one picture as ``ask`` wants them: granularity -> (1, bits / 8) uint8, for all of the schema.
+
+    Raises:
+        QueryError: a granularity is missing, or a code has the wrong length.
+    """
+    asked: dict[str, Codes] = {}
+    for name, bits in schema.bits.items():
+        if name not in codes:
+            raise QueryError(f"there is no code for '{name}'; give one for each of {', '.join(schema.bits)}")
+        value = codes[name]
+        code = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value).reshape(-1)
+        if code.dtype != np.uint8 or len(code) != bits // 8:
+            raise QueryError(f"the code for {name} has {len(code)} {code.dtype}, expected {bits // 8} uint8 bytes")
+        asked[name] = code[None]
+    return asked
 
 
 def ask(
@@ -108,31 +131,27 @@ def ask(
     Args:
         store: where the collection is.
         schema: the collection's.
-        codes: granularity -> (n, bits / 8) uint8, for every granularity of the schema.
+        codes: granularity -> (n, bits / 8) uint8, for all of the schema; those for regions as ``encoded`` makes them.
         question: how to ask.
         without: ids to leave out of the results.
     """
     if question.fusion == "server":
         return _ask_server(store, schema, codes, question, without)
-    count = len(next(iter(codes.values())))
-    found: list[dict[str, None]] = [{} for _ in range(count)]
-    for name in question.weights:
-        depth = min(question.depth + len(without), MAX_DEPTH)
-        for ids, neighbours in zip(found, store.nearest(name, codes[name], depth, question.where), strict=True):
-            ids.update(dict.fromkeys(neighbours.ids))
-    rows = store.fetch(list(dict.fromkeys(key for ids in found for key in ids)), tuple(schema.bits))
-    left_out = set(without)
-    results = []
-    for place, ids in enumerate(found):
-        # A row that was deleted between the search and the fetch is no candidate.
-        candidates = [rows[key] for key in ids if key in rows and key not in left_out]
-        distances = _distances(candidates, codes, schema.bits, place)
-        fused = fuse(
-            [row.id for row in candidates], distances,
-            bits=schema.bits, weights=question.weights, method=question.fusion, rrf_k=question.rrf_k,
-        )  # fmt: skip
-        results.append(_hits(candidates, fused.order[: question.k], fused.scores, distances, fused.ranks))
-    return results
+    return [ranked(found, schema, question) for found in candidates(store, schema, codes, question, without)]
+
+
+def ranked(found: Candidates, schema: Schema, question: Question) -> list[Hit]:
+    """The best k of the candidates that a granularity with a weight has found, as ``ask`` gives them."""
+    kept = [i for i, finders in enumerate(found.found_by) if not question.weights.keys().isdisjoint(finders)]
+    rows = [found.rows[i] for i in kept]
+    distances = {name: values[kept] for name, values in found.distances.items()}
+    fused = fuse(
+        [row.id for row in rows], distances,
+        bits=question.largest(schema), weights=question.weights,
+        method="score" if question.fusion == "score" else "rank", rrf_k=question.rrf_k,
+    )  # fmt: skip
+    boxes = [found.boxes[i] for i in kept]
+    return _hits(rows, fused.order[: question.k], fused.scores, distances, fused.ranks, boxes)
 
 
 def _ask_server(
@@ -147,25 +166,12 @@ def _ask_server(
     results = []
     for place, answer in enumerate(answers):
         kept = [(rows[key], score) for key, score in answer if key in rows and key not in left_out][: question.k]
-        candidates = [row for row, _ in kept]
-        distances = _distances(candidates, codes, schema.bits, place)
+        there = [row for row, _ in kept]
+        distances = exact_distances(there, codes, schema.bits, place)
         ranks = {name: shared_ranks(values) for name, values in distances.items()}
         scores = np.array([score for _, score in kept])
-        results.append(_hits(candidates, range(len(kept)), scores, distances, ranks))
+        results.append(_hits(there, range(len(kept)), scores, distances, ranks, [None] * len(kept)))
     return results
-
-
-def _distances(
-    rows: Sequence[Row], codes: Mapping[str, Codes], bits: Mapping[str, int], place: int
-) -> dict[str, NDArray[np.int32]]:
-    """Exact distances of one query to all its candidates: granularity -> (n,)."""
-    return {
-        name: hamming(
-            codes[name][place : place + 1],
-            np.frombuffer(b"".join(row.codes[name] for row in rows), np.uint8).reshape(len(rows), bits[name] // 8),
-        )[0]
-        for name in bits
-    }
 
 
 def _hits(
@@ -174,6 +180,7 @@ def _hits(
     scores: NDArray[np.float64],
     distances: Mapping[str, NDArray[np.int32]],
     ranks: Mapping[str, NDArray[np.float64]],
+    boxes: Sequence[Box | None],
 ) -> list[Hit]:
     return [
         Hit(
@@ -182,53 +189,7 @@ def _hits(
             {name: float(values[i]) for name, values in ranks.items()},
             {"size": rows[i].size, "mtime_ns": rows[i].mtime_ns, "width": rows[i].width, "height": rows[i].height,
              "content_hash": rows[i].content_hash, **rows[i].fields},
+            boxes[i],
         )
         for rank, i in enumerate(order, start=1)
     ]  # fmt: skip
-
-
-def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
-    weights, profile, only = options.get("weights"), options.get("profile"), options.get("granularity")
-    if sum(option is not None for option in (weights, profile, only)) > 1:
-        raise QueryError("weights, profile and granularity exclude each other; give one of them")
-    if only is not None:
-        weights = {only: 1.0}
-    if profile is not None:
-        if profile not in PROFILES:
-            raise QueryError(f"unknown profile '{profile}', expected {', '.join(PROFILES)}")
-        weights = {name: PROFILES[profile].get(name, weight) for name, weight in schema.weights.items()}
-        if not any(weights.values()):
-            asked = ", ".join(name for name, weight in PROFILES[profile].items() if weight)
-            raise QueryError(
-                f"the profile '{profile}' asks {asked}, this collection has {', '.join(schema.bits)}; choose another, "
-                "or give weights"
-            )
-    if weights is None:
-        weights = schema.weights
-    for name, weight in weights.items():
-        if name not in schema.bits:
-            raise QueryError(
-                f"unknown granularity '{name}'{_nearest(name, schema.bits)}; this collection has "
-                f"{', '.join(schema.bits)}"
-            )
-        if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
-            raise QueryError(f"the weight of {name} is {weight}, expected a number that is 0 or more")
-    used = {name: float(weights[name]) for name in schema.bits if weights.get(name, 0) > 0}
-    if not used:
-        raise QueryError("all weights are 0; give at least one granularity a weight above 0")
-    return used
-
-
-def _within(name: str, value: object, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise QueryError(f"{name} is {value!r}, expected a whole number from 1 to {most}")
-    return value
-
-
-def _or(value: _T | None, default: _T) -> _T:
-    return default if value is None else value
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""

@@ -21,7 +21,7 @@ PACKAGE = Path(mg_milvus.__file__).parent
 
 PLAN = (
     ("errors",),
-    ("codes", "hits"),
+    ("codes", "hits", "regions"),
     ("schema", "metrics", "code_health"),
     ("encoder", "store", "fusion", "images", "metadata"),
     ("connection", "search", "labels"),
@@ -38,6 +38,10 @@ PART_OF = {
     "schema_file": "schema",
     "schema_diff": "schema",
     "schema_errors": "schema",
+    "schema_parts": "schema",
+    "question": "search",
+    "candidates": "search",
+    "part_search": "search",
     "encoder_cache": "connection",
     "ties": "metrics",
 }

@@ -38,6 +38,10 @@ def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "")
     columns = [_numbers(hits, name) for name in names]
     widths = [max(len(name), len(column[0])) for name, column in zip(names, columns, strict=True)]
     left = max(4, len(str(hits[-1].rank))) + GAP + 6 + GAP
+    boxes = [",".join(map(str, hit.box)) if hit.box else "" for hit in hits]
+    if any(boxes):
+        names, columns = [*names, "box"], [*columns, boxes]
+        widths.append(max(map(len, boxes)))
     room = out.width - left - sum(width + GAP for width in widths)
     stacked = room < LEAST_PATH
     if stacked:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
 from mg_milvus.cli.terminal import ERROR, console, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def register(app: typer.Typer) -> None:
@@ -89,6 +92,7 @@ def info(
         ("granularities", granularities),
         ("bytes per picture", f"{told.bytes_per_picture:,} of codes"),
         ("encoder", f"{told.fingerprint} ({told.backbone}, heads {told.heads})"),
+        ("regions", _regions(told.schema["parts"])),
         ("fusion", told.schema["fusion"]["method"]),
         ("fields", ", ".join(f"{f['name']} ({f['type']})" for f in told.schema["fields"]) or "none of your own"),
     ):
@@ -97,7 +101,17 @@ def info(
         print(f"\nadvice: {printable(sentence)}")
 
 
+def _regions(parts: Mapping[str, Any] | None) -> str:
+    if parts is None:
+        return "none"
+    scales = ", ".join(f"{s['grid']}x{s['grid']} of {s['size']:g}" for s in parts["scales"])
+    return f"{parts['bits']} bits each: {scales} of the picture's sides"
+
+
 def doctor(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Also remove codes of regions whose picture is gone: mgm doctor --repair")
+    ] = False,
     as_json: options.AsJson = False,
     uri: options.Uri = None,
     token: options.Token = None,
@@ -115,7 +129,12 @@ def doctor(
     out = console()
     checks = []
     for check in examine(
-        settings.uri, collection=settings.collection, token=settings.token, device=settings.device, timeout=timeout
+        settings.uri,
+        collection=settings.collection,
+        token=settings.token,
+        device=settings.device,
+        timeout=timeout,
+        repair=repair,
     ):
         checks.append(check)
         if not as_json:

@@ -38,6 +38,14 @@ class Fusion(StrEnum):
     server = "server"
 
 
+class Plan(StrEnum):
+    """How candidates are found, as in the schema."""
+
+    auto = "auto"
+    full = "full"
+    cascade = "cascade"
+
+
 def complete_granularity(incomplete: str) -> list[str]:
     """The names of the default schema's granularities that begin like this."""
     from mg_milvus.schema import Schema

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mg_milvus.hits import Hit
     from mg_milvus.images.decode import PictureSource
     from mg_milvus.pages import QueryResult
+    from mg_milvus.question import QueryOptions
     from mg_milvus.schema import Schema
-    from mg_milvus.search import QueryOptions
 
 Crop = tuple[int, int, int, int]
 
@@ -30,7 +30,9 @@ mgm query cat.jpg --profile instance
 
 curl -s URL | mgm query - --json
 
-mgm query --like photos/cat.jpg -k 20 --html result.html"""
+mgm query --like photos/cat.jpg -k 20 --html result.html
+
+mgm query scene.jpg --crop 40,60,200,150 --weights coarse=1,parts=2      (same kind of scene, with this in it)"""
 
 
 def register(app: typer.Typer) -> None:
@@ -92,6 +94,22 @@ def query(
         str | None,
         typer.Option("--crop", metavar="X,Y,W,H", help="Ask with a part of the picture, in pixels: 40,60,200,150"),
     ] = None,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Which pictures contain this detail, and where: mgm query logo.jpg --parts")
+    ] = False,
+    regions: Annotated[
+        bool,
+        typer.Option(
+            "--regions", help="Which pictures share something with this one, anywhere: mgm query scene.jpg --regions"
+        ),
+    ] = False,
+    plan: Annotated[
+        options.Plan | None,
+        typer.Option(
+            "--plan",
+            help="Ask every granularity (full), or the shortest for many candidates (cascade); default: the schema's",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per hit and line: mgm query cat.jpg --json | jq .path")
     ] = False,
@@ -113,6 +131,8 @@ def query(
     names = pictures or []
     area = _crop(crop) if crop else None
     _refuse_conflicts(names, like, crop, (weights, profile, granularity))
+    if parts and regions:
+        raise typer.BadParameter("--parts looks for one detail, --regions for all regions; give one of them")
     asked: QueryOptions = {
         "k": k,
         "weights": options.numbers(weights, "--weights", "coarse=1,fine=3") if weights else None,
@@ -123,6 +143,8 @@ def query(
         "granularity": granularity,
         "filter": where,
         "crop": area,
+        "parts": "detail" if parts else "regions" if regions else None,
+        "plan": plan,
     }
     settings = settings_from(uri, token, collection, device, encoder=encoder)
     with open_index(settings, timeout=timeout) as index:
@@ -136,7 +158,7 @@ def query(
             answers = index.query_many(sources, **asked)
         if html:
             _write_page(html, _results(names, sources, answers, area), asked, index.collection, index.schema)
-        bits = index.schema.bits
+        bits = index.schema.code_bits
     for name, hits in zip(names, answers, strict=True):
         if as_json:
             for hit in hits:
@@ -187,13 +209,13 @@ def _write_page(
     file: Path, results: Sequence[QueryResult], asked: QueryOptions, collection: str, schema: Schema
 ) -> None:
     from mg_milvus.pages import result_page
-    from mg_milvus.search import Question
+    from mg_milvus.question import Question
 
     question = Question.of(schema, asked)
     page = result_page(
         results,
         collection=collection,
-        bits=schema.bits,
+        bits=question.largest(schema),
         weights=question.weights,
         fusion=question.fusion,
         profile=asked["profile"],

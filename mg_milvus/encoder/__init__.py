@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mg_milvus.codes import Codes
+    from mg_milvus.regions import Scale
 
     Pixels = NDArray[np.uint8]
-    Features = dict[str, NDArray[np.float32]]
+    Features = dict[str, NDArray[np.floating]]
 
 
 class Encoder(Protocol):
@@ -46,23 +47,43 @@ class Encoder(Protocol):
     def side(self) -> int:
         """Pixels that the smaller side of a picture needs at most; decoders may reduce it down to this."""
 
+    @property
+    def regions(self) -> tuple[Scale, ...]:
+        """Size and grid of the windows that get codes of their own, under ``parts``; empty: none do."""
+
     def prepare(self, picture: Image.Image) -> Pixels:
         """An RGB picture of any size -> (3, h, w) uint8 of the network's size. Pure CPU work, for worker threads."""
 
     def features(self, pictures: Sequence[Pixels]) -> Features:
-        """Prepared pictures -> granularity -> (n, d) float32 features, before hashing. Shapes may be mixed."""
+        """Prepared pictures -> granularity -> (n, d) float32 features, before hashing. Shapes may be mixed.
+
+        Under ``parts`` are those of the regions, (n, r, d) float16, from the same pass.
+        """
 
     def codes(self, features: Features) -> dict[str, Codes]:
-        """Features -> granularity -> (n, bits / 8) uint8 codes."""
+        """Features -> granularity -> (n, bits / 8) uint8 codes; (n, r, bits / 8) of the regions."""
 
     def encode(self, pictures: Sequence[Pixels]) -> dict[str, Codes]:
         """``codes(features(pictures))``. The code of a picture does not depend on the others in the batch."""
+
+    def encode_details(self, pictures: Sequence[Image.Image]) -> Codes:
+        """RGB pictures of details -> (n, scales, bits / 8) uint8, a code for each size of window.
+
+        A detail is read at the size that a window has inside a picture: what a network sees depends on the scale.
+        """
 
     def check(self, bits: Mapping[str, int]) -> None:
         """Refuse granularities that this encoder does not offer, before any work is done for them.
 
         Raises:
             EncoderError: one of them is unknown.
+        """
+
+    def with_regions(self, scales: Sequence[Scale]) -> Encoder:
+        """The same encoder with codes for these windows, or for none. Their head comes with ``adapted``, ``with_bits``.
+
+        Raises:
+            EncoderError: its network has no place for them.
         """
 
     def with_bits(self, bits: Mapping[str, int]) -> Encoder:

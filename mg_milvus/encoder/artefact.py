@@ -24,6 +24,7 @@ from mg_milvus.encoder.fit import Head, Statistics
 from mg_milvus.encoder.heads import Reading
 from mg_milvus.encoder.manifold import ManifoldHead
 from mg_milvus.errors import EncoderError
+from mg_milvus.regions import PARTS, Scale
 
 if TYPE_CHECKING:
     import os
@@ -52,6 +53,8 @@ class Configuration(BaseModel):
     ancestors: tuple[str, ...] = ()
     fixed: bool = False
     """Collections take the heads as they are: they were trained, or are a baseline to compare with."""
+    regions: tuple[Scale, ...] = ()
+    """Size and grid of the windows that get codes of their own; see ``regions.windows``."""
 
 
 class Parts(BaseModel):
@@ -78,8 +81,9 @@ def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 def fingerprint(parts: Parts) -> str:
     """16 hexadecimal digits over configuration, heads, statistics and, through its own fingerprint, the backbone."""
     settings = parts.configuration.model_dump(mode="json")
-    if not settings["fixed"]:
-        del settings["fixed"]  # which files older than this setting do not have
+    for name in ("fixed", "regions"):  # which files older than these settings do not have
+        if not settings[name]:
+            del settings[name]
     text = json.dumps(settings, sort_keys=True)
     return hashlib.blake2b(f"{text}{tensors_fingerprint(_fitted_tensors(parts))}".encode(), digest_size=8).hexdigest()
 
@@ -129,6 +133,7 @@ def from_bytes(data: bytes, origin: str, shared: dict[str, torch.Tensor] | None 
                 fitted.get(f"statistics.{g}.nuisance"),
             )
             for g in configuration.readings
+            if g != PARTS or f"statistics.{g}.mean" in fitted
         }
     except (ValidationError, KeyError) as error:
         raise EncoderError(
@@ -185,12 +190,16 @@ def untrained(backbone: str, weights: str | os.PathLike[str] | None, *, device: 
 
 
 def default_readings(backbone: str) -> dict[str, Reading]:
-    """What the granularities read of a backbone: the last stage, smoothed most; the last two; those in cells."""
+    """What the granularities read of a backbone: the last stage, smoothed most; the last two; those in cells.
+
+    Regions read the earlier ones, which keep what is where.
+    """
     stages = find_backbone(backbone).stages
     return {
         "coarse": Reading(stages=stages[-1:], smoothing=4),
         "mid": Reading(stages=stages[-2:], smoothing=2),
         "fine": Reading(stages=stages[-2:], pooling="mirrored", cells=2),
+        PARTS: Reading(stages=stages[:-1]),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_serializer
 from torch.nn import functional as F
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from numpy.typing import NDArray
     from pydantic import SerializerFunctionWrapHandler
 
 GEM_POWER = 3.0
@@ -61,6 +63,39 @@ def mirrored(maps: torch.Tensor, cells: int, power: float = GEM_POWER) -> torch.
     half = (cells + 1) // 2
     left, right = grid[..., :half], grid.flip(3)[..., :half]
     return torch.cat([left + right, (left - right).abs()], dim=1).flatten(1)
+
+
+def windowed(maps: torch.Tensor, windows: NDArray[np.float64], power: float = GEM_POWER) -> torch.Tensor:
+    """Generalised mean in each window: (n, c, h, w) and (r, 4) shares -> (n, r, c) float32.
+
+    Borders fall on whole places. Sums come from a summed-area table (Crow 1984), so many windows cost little more than
+    one; in double precision, because they are differences of large sums.
+    """
+    height, width = maps.shape[2:]
+    table = F.pad(maps.float().clamp(min=1e-6).pow(power).double().cumsum(2).cumsum(3), (1, 0, 1, 0)).flatten(2)
+    left, right = _borders(windows[:, 0], windows[:, 2], width)
+    top, bottom = _borders(windows[:, 1], windows[:, 3], height)
+
+    def corner(row: NDArray[np.int64], column: NDArray[np.int64]) -> torch.Tensor:
+        return table[:, :, torch.from_numpy(row * (width + 1) + column).to(maps.device)]
+
+    sums = corner(bottom, right) - corner(top, right) - corner(bottom, left) + corner(top, left)
+    places = torch.from_numpy((bottom - top) * (right - left)).to(maps.device)
+    return (sums / places).clamp(min=1e-18).pow(1 / power).float().transpose(1, 2)
+
+
+def _borders(
+    start: NDArray[np.float64], length: NDArray[np.float64], places: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First place of each window, and the first behind it; a window has at least one place."""
+    first = np.minimum(np.rint(start * places).astype(np.int64), places - 1)
+    return first, np.clip(np.rint((start + length) * places).astype(np.int64), first + 1, places)
+
+
+def read_regions(maps: Mapping[str, torch.Tensor], reading: Reading, windows: NDArray[np.float64]) -> torch.Tensor:
+    """As ``read`` with ``gem``, in each window (r, 4): (n, r, d) float32 on the CPU."""
+    parts = [F.normalize(windowed(maps[stage], windows), dim=2) for stage in reading.stages]
+    return F.normalize(torch.cat(parts, dim=2), dim=2).cpu()
 
 
 def read(maps: Mapping[str, torch.Tensor], reading: Reading) -> torch.Tensor:

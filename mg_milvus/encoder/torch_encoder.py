@@ -14,9 +14,10 @@ from mg_milvus.encoder import artefact
 from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD, channels_first, extractor, find_backbone
 from mg_milvus.encoder.device import has_bfloat16, resolve_device
 from mg_milvus.encoder.fit import BASELINES, Head, Statistics, edit_covariance, fit_head, shipped_head, statistics
-from mg_milvus.encoder.heads import read
+from mg_milvus.encoder.heads import read, read_regions
 from mg_milvus.encoder.manifold import ManifoldHead, fit_manifold_head
 from mg_milvus.errors import EncoderError
+from mg_milvus.regions import PARTS, windows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,9 +25,16 @@ if TYPE_CHECKING:
     from mg_milvus.codes import Codes
     from mg_milvus.encoder import Features, Pixels
     from mg_milvus.encoder.fit import Matrix
+    from mg_milvus.regions import Scale
 
 MICRO_BATCH = 32
 """Pictures per forward pass: larger ones are no faster on a CPU and take more memory."""
+REGIONS_SAMPLE = 20_000
+"""Regions that their head is fitted on, at most."""
+_SEED = 7
+_HASHED_AT_ONCE = 8192
+WHOLE = ((1.0, 1),)
+"""The one window that is the whole picture."""
 
 
 class TorchEncoder:
@@ -63,16 +71,23 @@ class TorchEncoder:
         """See the protocol."""
         return self.parts.configuration.side
 
+    @property
+    def regions(self) -> tuple[Scale, ...]:
+        return self.parts.configuration.regions
+
     @cached_property
     def _network(self) -> torch.nn.Module:
         return extractor(self.backbone, self.parts.backbone).to(self.device)
 
     def prepare(self, picture: Image.Image) -> Pixels:
-        size = input_size(picture.size, self.side, find_backbone(self.backbone).multiple)
-        resized = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-        return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+        return _resized(picture, input_size(picture.size, self.side, find_backbone(self.backbone).multiple))
 
     def features(self, pictures: Sequence[Pixels]) -> Features:
+        whole = [name for name in self.parts.heads or self.parts.configuration.readings if name != PARTS]
+        return self._in_batches(pictures, whole, self.regions)
+
+    def _in_batches(self, pictures: Sequence[Pixels], names: Sequence[str], regions: Sequence[Scale]) -> Features:
+        """Features of these granularities, and of the regions if there are some; pictures of one shape together."""
         rows_of: dict[tuple[int, ...], list[int]] = {}
         for row, picture in enumerate(pictures):
             rows_of.setdefault(picture.shape, []).append(row)
@@ -80,11 +95,11 @@ class TorchEncoder:
         for rows in rows_of.values():
             for start in range(0, len(rows), MICRO_BATCH):
                 chunk = rows[start : start + MICRO_BATCH]
-                for name, values in self._features(np.stack([pictures[row] for row in chunk])).items():
-                    found.setdefault(name, np.empty((len(pictures), values.shape[1]), np.float32))[chunk] = values
+                for name, values in self._features(np.stack([pictures[row] for row in chunk]), names, regions).items():
+                    found.setdefault(name, np.empty((len(pictures), *values.shape[1:]), values.dtype))[chunk] = values
         return found
 
-    def _features(self, pictures: Pixels) -> Features:
+    def _features(self, pictures: Pixels, names: Sequence[str], regions: Sequence[Scale]) -> Features:
         count = len(pictures)
         if count == 1:
             # A convolution of one picture takes another code path in oneDNN, whose float32 rounding differs.
@@ -97,13 +112,46 @@ class TorchEncoder:
             layout = find_backbone(self.backbone).layout
             maps = {stage: channels_first(output, layout) for stage, output in maps.items()}
             readings = self.parts.configuration.readings
-            return {name: read(maps, readings[name])[:count].numpy() for name in self.parts.heads or readings}
+            found: Features = {name: read(maps, readings[name])[:count].numpy() for name in names}
+            if regions:
+                # There are many of them, and in half precision they take half the memory while heads are fitted.
+                found[PARTS] = read_regions(maps, readings[PARTS], windows(regions))[:count].half().numpy()
+            return found
 
     def codes(self, features: Features) -> dict[str, Codes]:
-        return {name: pack(head(features[name])) for name, head in self.parts.heads.items()}
+        return {name: _hashed(head, features[name]) for name, head in self.parts.heads.items()}
+
+    def encode_details(self, pictures: Sequence[Image.Image]) -> Codes:
+        return _hashed(self.parts.heads[PARTS], self.detail_features(pictures))
+
+    def detail_features(self, pictures: Sequence[Image.Image]) -> Matrix:
+        """Features of details (n, scales, d) float16, each seen at the size of that scale's windows."""
+        step = max(1, find_backbone(self.backbone).multiple // 2)
+        inputs = [
+            _resized(picture, input_size(picture.size, self.side * size, step))
+            for picture in pictures
+            for size, _ in self.regions
+        ]
+        found = self._in_batches(inputs, (), WHOLE)[PARTS]
+        return found.reshape(len(pictures), len(self.regions), -1)
 
     def encode(self, pictures: Sequence[Pixels]) -> dict[str, Codes]:
         return self.codes(self.features(pictures))
+
+    def with_regions(self, scales: Sequence[Scale]) -> TorchEncoder:
+        if tuple(scales) == self.regions:
+            return self
+        if scales:
+            self.check({PARTS: 0})
+            if not find_backbone(self.backbone).multiple:
+                raise EncoderError(
+                    f"{self.backbone} takes pictures of one size only, and regions are asked for at several: take "
+                    "another encoder, or leave 'parts' out of the schema"
+                )
+        kept = {name: head for name, head in self.parts.heads.items() if name != PARTS}
+        made = self._with_heads(kept, self.adapted_on)
+        configuration = made.parts.configuration.model_copy(update={"regions": tuple(scales)})
+        return made._like(made.parts.model_copy(update={"configuration": configuration}))
 
     def with_bits(self, bits: Mapping[str, int]) -> TorchEncoder:
         self.check(bits)
@@ -111,26 +159,33 @@ class TorchEncoder:
             return self
         if self.parts.configuration.fixed:
             self._check_lengths(bits)
-            return self._with_heads({name: self.parts.heads[name] for name in bits}, 0)
-        kept = {name: self.parts.heads[name] for name in bits if self.bits[name] == bits[name]}
-        made = {name: shipped_head(self.parts.statistics[name], bits[name]) for name in bits if name not in kept}
-        return self._with_heads({name: (kept | made)[name] for name in bits}, self.adapted_on)
+        kept = {name: self.parts.heads[name] for name in bits if self.bits.get(name) == bits[name]}
+        made = {name: shipped_head(self._moments(name), bits[name]) for name in bits if name not in kept}
+        return self._with_heads(
+            {name: (kept | made)[name] for name in bits}, 0 if self.parts.configuration.fixed else self.adapted_on
+        )
 
     def adapted(self, sample: Features, bits: Mapping[str, int]) -> TorchEncoder:
-        if self.parts.configuration.fixed:
-            return self.with_bits(bits)
         self.check(bits)
+        fixed = self.parts.configuration.fixed
+        if fixed and PARTS not in bits:
+            return self.with_bits(bits)
+        if fixed:
+            self._check_lengths(bits)
         shipped = self.parts.statistics
         try:
-            heads = {name: self._fitted(name, sample[name], bits[name]) for name in bits}
+            heads = {
+                name: self.parts.heads[name] if fixed and name != PARTS else self._fitted(name, sample[name], length)
+                for name, length in bits.items()
+            }
         except ValueError as error:
             raise EncoderError(
                 f"hash heads cannot be fitted: {error}; expected pictures that differ and a trained backbone"
             ) from error
-        count = len(next(iter(sample.values())))
+        count = 0 if fixed else len(next(iter(sample.values())))
         if shipped:
             return self._with_heads(heads, count)
-        moments = {name: statistics(values) for name, values in sample.items()}
+        moments = {name: statistics(values) for name, values in sample.items() if name != PARTS}
         parts = self.parts.model_copy(update={"heads": heads, "statistics": moments})
         return TorchEncoder(parts, device=str(self.device))
 
@@ -186,16 +241,28 @@ class TorchEncoder:
             )
 
     def _check_lengths(self, bits: Mapping[str, int]) -> None:
-        """Fixed hash functions cannot be made longer or shorter."""
+        """Fixed hash functions cannot be made longer or shorter; those of regions are never fixed."""
         for name, length in bits.items():
-            if length != self.bits[name]:
+            if name != PARTS and length != self.bits[name]:
                 raise EncoderError(
                     f"this encoder was made for {self.bits[name]} bits of '{name}', the schema asks for {length}; "
                     f"write {self.bits[name]} into the schema, or make the encoder again with --bits {name}={length}"
                 )
 
+    def _moments(self, name: str) -> Statistics:
+        if name not in self.parts.statistics:
+            raise EncoderError(
+                f"this encoder brings no statistics for '{name}', whose head must be fitted: ingest more pictures at "
+                "first, or use the encoder 'builtin'"
+            )
+        return self.parts.statistics[name]
+
     def _fitted(self, name: str, sample: Matrix, bits: int) -> Head | ManifoldHead:
         """A head of one granularity, of the kind that its reading asks for."""
+        if name == PARTS:
+            rows = sample.reshape(-1, sample.shape[-1])
+            some = np.random.default_rng(_SEED).permutation(len(rows))[:REGIONS_SAMPLE]
+            sample = rows[np.sort(some)].astype(np.float32)
         shipped, steps = self.parts.statistics.get(name), self.parts.configuration.readings[name].smoothing
         return fit_manifold_head(sample, bits, shipped, steps) if steps else fit_head(sample, bits, shipped)
 
@@ -203,21 +270,36 @@ class TorchEncoder:
         configuration = self.parts.configuration.model_copy(
             update={"adapted_on": adapted_on, "ancestors": (*self.ancestors, self.fingerprint)}
         )
-        made = TorchEncoder(
-            self.parts.model_copy(update={"configuration": configuration, "heads": heads}), device=str(self.device)
-        )
+        return self._like(self.parts.model_copy(update={"configuration": configuration, "heads": heads}))
+
+    def _like(self, parts: artefact.Parts) -> TorchEncoder:
+        """Another encoder over the same network."""
+        made = TorchEncoder(parts, device=str(self.device))
         made.__dict__["_network"] = self._network
         return made
 
 
-def input_size(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
+def _hashed(head: Head | ManifoldHead, features: Matrix) -> Codes:
+    """Features (..., d) -> (..., bits / 8) uint8; a block at a time, because heads compute in double precision."""
+    flat = features.reshape(-1, features.shape[-1])
+    starts = range(0, max(len(flat), 1), _HASHED_AT_ONCE)
+    packed = np.concatenate([pack(head(flat[start : start + _HASHED_AT_ONCE])) for start in starts])
+    return packed.reshape(*features.shape[:-1], -1)
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Pixels:
+    resized = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+
+
+def input_size(size: tuple[int, int], side: float, multiple: int) -> tuple[int, int]:
     """Width and height of the network's input for a picture of ``size``.
 
     The area is about side * side and the aspect is kept, between 1:2 and 2:1, as multiples of ``multiple`` allow; there
     are few different sizes, so that pictures can share a batch. A ``multiple`` of 0 gives the square.
     """
     if not multiple:
-        return side, side
+        return round(side), round(side)
     stretch = min(max((size[0] / size[1]) ** 0.5, 0.5**0.5), 2**0.5)
     return (
         max(1, round(side * stretch / multiple)) * multiple,

@@ -19,7 +19,7 @@ from mg_milvus.hits import Progress
 from mg_milvus.images.discover import text_path
 from mg_milvus.index import ImageIndex
 from mg_milvus.metrics import SAME_CLASS, RankingScores, score_rankings
-from mg_milvus.search import MAX_DEPTH
+from mg_milvus.question import MAX_DEPTH
 from mg_milvus.store import open_store
 
 if TYPE_CHECKING:

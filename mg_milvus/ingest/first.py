@@ -92,9 +92,11 @@ def first_ingest(
     Returns:
         The collection's encoder and description, and the ids of the files that are dealt with.
     """
-    base.check(schema.bits)
+    base = base.with_regions(schema.parts.windows if schema.parts else ())
+    bits = schema.code_bits
+    base.check(bits)
     if schema.encoder.heads == "fixed" or len(sample) < FEWEST_TO_FIT:
-        encoder = base.with_bits(schema.bits)
+        encoder = base.with_bits(bits)
         keep_encoder(store, encoder)
         recorded = store.create(Description(schema, encoder.fingerprint, 0, encoder.backbone))
         return _settled(store, encoder, recorded, device), recorded, set()
@@ -105,7 +107,7 @@ def first_ingest(
     )  # fmt: skip
     good = [picture for picture in read if picture.failure is None]
     adapted = len(good) >= FEWEST_TO_FIT
-    encoder = base.adapted(features, schema.bits) if adapted else base.with_bits(schema.bits)
+    encoder = base.adapted(features, bits) if adapted else base.with_bits(bits)
     keep_encoder(store, encoder)
     recorded = store.create(Description(schema, encoder.fingerprint, encoder.adapted_on, encoder.backbone))
     if recorded.fingerprint != encoder.fingerprint:

@@ -19,6 +19,7 @@ from mg_milvus.errors import PictureError, StoreError
 from mg_milvus.hits import Failure, Progress
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, decode
 from mg_milvus.images.discover import Found, path_text, picture_id, text_path
+from mg_milvus.regions import PARTS
 from mg_milvus.store import Row
 
 if TYPE_CHECKING:
@@ -57,10 +58,11 @@ class Prepared:
     failure: str | None = None
 
     def row(self, codes: Mapping[str, bytes], fields: Mapping[str, Any]) -> Row:
-        """The row to store."""
+        """The row to store; the codes of its regions, if there are some, are among ``codes`` under ``parts``."""
+        whole = {name: code for name, code in codes.items() if name != PARTS}
         return Row(
             picture_id(self.found.path), self.found.path, self.found.size, self.found.mtime_ns, self.width, self.height,
-            self.content_hash, codes, fields,
+            self.content_hash, whole, fields, codes.get(PARTS, b""),
         )  # fmt: skip
 
 
@@ -151,10 +153,12 @@ def stale(
     skip: AbstractSet[str],
     tally: Tally,
     report: Callable[[], None],
+    incomplete: AbstractSet[str] = frozenset(),
 ) -> Iterator[tuple[Found, Row | None]]:
     """The files that have no row, and with their row (without codes) those that differ from it in size, time or fields.
 
-    The others are tallied as unchanged. Arguments as in ``ingest_files``.
+    Those whose regions are incomplete are given without their row, so that they are encoded again. The others are
+    tallied as unchanged. Arguments as in ``ingest_files``.
     """
     todo = (found for found in files if picture_id(found.path) not in skip)
     while chunk := list(islice(todo, _LOOKUP)):
@@ -162,7 +166,9 @@ def stale(
         for found in chunk:
             row = rows.get(picture_id(found.path))
             same_file = row is not None and (row.size, row.mtime_ns) == (found.size, found.mtime_ns)
-            if row is not None and same_file and dict(row.fields) == dict(fields_of(found, row)):
+            if picture_id(found.path) in incomplete:
+                yield found, None
+            elif row is not None and same_file and dict(row.fields) == dict(fields_of(found, row)):
                 tally.unchanged += 1
             else:
                 yield found, row
@@ -186,6 +192,7 @@ def ingest_files(
     skip: AbstractSet[str],
     tally: Tally,
     report: Callable[[], None],
+    incomplete: AbstractSet[str] = frozenset(),
 ) -> None:
     """Bring the rows of ``files`` up to date.
 
@@ -198,11 +205,15 @@ def ingest_files(
         skip: ids that have been dealt with.
         tally: counts and failures are added here.
         report: called after each batch.
+        incomplete: ids of pictures whose regions are not all there.
     """
     before: dict[str, Row] = {}
+    names = tuple(name for name in encoder.bits if name != PARTS)
 
     def known_hashes() -> Iterator[tuple[Found, str | None]]:
-        for found, row in stale(store, files, fields_of=fields_of, skip=skip, tally=tally, report=report):
+        for found, row in stale(
+            store, files, fields_of=fields_of, skip=skip, tally=tally, report=report, incomplete=incomplete
+        ):
             if row is not None:
                 before[row.id] = row
             yield found, row.content_hash if row else None
@@ -221,7 +232,7 @@ def ingest_files(
                 old = before.pop(picture_id(picture.found.path), None)
                 updated += old is not None
                 rows.append(picture.row(code_bytes(codes, place), fields_of(picture.found, old)))
-            kept = store.fetch([picture_id(p.found.path) for p in same], tuple(encoder.bits)) if same else {}
+            kept = store.fetch([picture_id(p.found.path) for p in same], names) if same else {}
             for picture in same:
                 row = kept.get(picture_id(picture.found.path))
                 before.pop(picture_id(picture.found.path), None)
@@ -238,7 +249,7 @@ def ingest_files(
 
 
 def code_bytes(codes: Mapping[str, Codes], place: int) -> dict[str, bytes]:
-    """One picture's codes out of a batch, as the store wants them."""
+    """One picture's codes out of a batch, as the store wants them; those of its regions in one."""
     return {name: values[place].tobytes() for name, values in codes.items()}
 
 

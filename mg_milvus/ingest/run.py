@@ -10,6 +10,7 @@ from mg_milvus.hits import Failure, IngestReport, Progress
 from mg_milvus.images.discover import Found, path_text, picture_id, text_path
 from mg_milvus.ingest.first import SAMPLE_SIZE, first_ingest, reservoir
 from mg_milvus.ingest.pipeline import Settings, Tally, gone, ingest_files, stale
+from mg_milvus.ingest.regions import mend, out_of_step
 from mg_milvus.metadata import default_values
 
 if TYPE_CHECKING:
@@ -117,9 +118,12 @@ class _Run:
             for _ in found:
                 pass
             return
+        store, schema = self._connection.store, self._connection.schema
+        broken = out_of_step(store, schema)
+        mend(store, broken)
         ingest_files(
-            self._connection.store, self._connection.encoder, found, self._settings,
-            fields_of=self._fields_of, skip=handled, tally=self.tally, report=self._report,
+            store, self._connection.encoder, found, self._settings, fields_of=self._fields_of,
+            skip=handled, tally=self.tally, report=self._report, incomplete=broken.incomplete,
         )  # fmt: skip
 
     def dry(self) -> None:

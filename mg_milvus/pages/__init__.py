@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mg_milvus.errors import PictureError
 from mg_milvus.images.decode import open_picture
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.hits import Hit
     from mg_milvus.images.decode import PictureSource
+    from mg_milvus.regions import Box
 
 __all__ = ["QueryResult", "result_page"]
 
@@ -35,6 +36,9 @@ QUERY_SIDE = 720
 """Longest side of the query's thumbnail in pixels."""
 
 JPEG_QUALITY = 82
+
+FRAME = ("black", "white", "white", "#ff7a1a", "#ff7a1a", "white", "black")
+"""Colours of the frame around a region, from outside to inside, a pixel each: seen on any picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class _Card:
     link: str
     thumbnail: _Thumbnail
     bars: Sequence[_Bar]
+    box: Box | None
 
     @property
     def fills(self) -> bool:
@@ -109,7 +114,7 @@ def result_page(
     Args:
         results: the queries, shown in this order.
         collection: name of the collection that was asked.
-        bits: granularity -> code length in bits, in the order to show.
+        bits: granularity -> largest distance in bits, in the order to show.
         weights: granularity -> weight in the fusion.
         fusion: name of the fusion method.
         profile: name of the weight profile, when one was asked for.
@@ -154,7 +159,7 @@ def _card(hit: Hit, bits: Mapping[str, int]) -> _Card:
         _Bar(
             name=name,
             hue=index % 6,
-            percent=round(100 * (1 - hit.distances[name] / length), 1),
+            percent=round(100 * max(0.0, 1 - hit.distances[name] / length), 1),
             distance=hit.distances[name],
             bits=length,
             rank=f"{hit.ranks[name]:g}" if name in hit.ranks else "",
@@ -169,18 +174,32 @@ def _card(hit: Hit, bits: Mapping[str, int]) -> _Card:
         name=_clean(path.name or hit.path),
         path=_clean(str(path)),
         link=path.as_uri() if path.is_absolute() else "",
-        thumbnail=_thumbnail(path, HIT_SIDE),
+        thumbnail=_thumbnail(path, HIT_SIDE, hit.box),
+        box=hit.box,
         bars=bars,
     )
 
 
-def _thumbnail(source: PictureSource, side: int) -> _Thumbnail:
+def _thumbnail(source: PictureSource, side: int, box: Box | None = None) -> _Thumbnail:
+    """A small copy of a picture, with a frame around a region where one was found."""
     try:
         decoded = open_picture(source, least=side)
     except PictureError:
         return _Thumbnail()
     picture = decoded.picture.copy()
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    if box:
+        scale = picture.width / decoded.width
+        left, top, right, bottom = (round(scale * x) for x in (box[0], box[1], box[0] + box[2], box[1] + box[3]))
+        draw = ImageDraw.Draw(picture)
+        for inset, colour in enumerate(FRAME):
+            edges = (
+                left + inset,
+                top + inset,
+                max(left + inset, right - 1 - inset),
+                max(top + inset, bottom - 1 - inset),
+            )
+            draw.rectangle(edges, outline=colour)
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

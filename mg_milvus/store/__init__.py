@@ -29,6 +29,8 @@ class Row:
         content_hash: hexadecimal BLAKE2b-128 of the file's bytes.
         codes: granularity -> packed code, bits / 8 bytes. May be empty or partial in what ``fetch`` returns.
         fields: the schema's own extra fields.
+        parts: codes of all regions, one behind the other in the order of ``regions.windows``. Empty: those that are
+            stored stay; ``fetch`` and ``scan`` never read them.
     """
 
     id: str
@@ -40,6 +42,7 @@ class Row:
     content_hash: str
     codes: Mapping[str, bytes] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
+    parts: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,36 @@ class Neighbours:
     distances: NDArray[np.int32]
 
 
+class Regions(Protocol):
+    """The codes of regions of one collection's pictures; they are written by ``Store.upsert``.
+
+    Every method raises ``QueryError`` when the schema has no regions, and ``StoreError`` when what holds them is
+    missing or was filled by another encoder.
+    """
+
+    def nearest(self, scale: int, codes: Codes, depth: int, pictures: Sequence[str] | None = None) -> list[Neighbours]:
+        """Search the regions of one scale.
+
+        Args:
+            scale: its place in the schema.
+            codes: (n, bits / 8) uint8.
+            depth: regions found a query, at most.
+            pictures: look at the regions of these pictures only.
+
+        Returns:
+            One ``Neighbours`` a query, whose ids are those of regions, see ``regions.region_id``.
+        """
+
+    def count(self) -> int:
+        """Number of regions."""
+
+    def scan(self) -> Iterator[list[str]]:
+        """The ids of all regions, in batches of bounded size, in no stated order."""
+
+    def delete(self, pictures: Sequence[str]) -> None:
+        """Delete the regions of pictures; the pictures' rows stay."""
+
+
 class Store(Protocol):
     """One collection (and the encoders kept beside it) in some database.
 
@@ -81,6 +114,10 @@ class Store(Protocol):
 
     uri: str
     collection: str
+
+    @property
+    def regions(self) -> Regions:
+        """The codes of regions."""
 
     def describe(self) -> Description | None:
         """The collection's own description; None when there is no such collection.
@@ -112,7 +149,10 @@ class Store(Protocol):
         """Remove the collection and what is kept beside it. No error when there is none."""
 
     def upsert(self, rows: Sequence[Row]) -> None:
-        """Write rows with all codes and fields; a row with an existing id replaces it. Returns when acknowledged."""
+        """Write rows with all codes and fields; a row with an existing id replaces it. Returns when acknowledged.
+
+        Regions are written before their pictures: a picture that is there has its regions, whatever happens.
+        """
 
     def nearest(self, granularity: str, codes: Codes, depth: int, where: str | None = None) -> list[Neighbours]:
         """Search one field with (n, bits / 8) uint8 codes: one ``Neighbours`` a query, at most ``depth`` long."""
@@ -139,7 +179,7 @@ class Store(Protocol):
         """Number of rows, or of those that match."""
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete rows by id; the number of rows that were there."""
+        """Delete rows by id, and then their regions; the number of rows that were there."""
 
     def put_encoder(self, fingerprint: str, data: bytes) -> None:
         """Keep an encoder file beside the collection, in the companion ``<collection>_encoder``; idempotent."""

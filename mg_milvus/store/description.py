@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT = 1
+COMPANIONS = {
+    "encoder_of": "keeps the encoders of",
+    "tuned_of": "remembers the weights of",
+    "regions_of": "holds the regions of",
+}
+"""Key in the description of a collection that is kept beside another -> what it does for that one."""
 
 
 def encode_description(description: Description) -> str:
@@ -35,6 +41,20 @@ def encode_description(description: Description) -> str:
 def encode_companion(collection: str) -> str:
     """The JSON kept in the collection that holds the encoders of another one."""
     return json.dumps({"mg_milvus": FORMAT, "encoder_of": collection}, separators=(",", ":"))
+
+
+def encode_regions(collection: str, description: Description) -> str:
+    """The JSON kept in the collection that holds the regions of another one's pictures."""
+    parts = description.schema.parts
+    return json.dumps(
+        {
+            "mg_milvus": FORMAT,
+            "regions_of": collection,
+            "fingerprint": description.fingerprint,
+            "scales": [] if parts is None else [scale.model_dump(mode="json") for scale in parts.scales],
+        },
+        separators=(",", ":"),
+    )
 
 
 def encode_tuned(collection: str, description: Description) -> str:
@@ -108,7 +128,7 @@ def decode_description(text: str, collection: str) -> Description:
         raise ForeignCollectionError(
             f"collection '{collection}' was not made by mg-milvus: choose another name for yours"
         )
-    for key, what in (("encoder_of", "keeps the encoders of"), ("tuned_of", "remembers the weights of")):
+    for key, what in COMPANIONS.items():
         if key in parsed:
             raise ForeignCollectionError(f"collection '{collection}' {what} '{parsed[key]}': choose another name")
     remedy = "upgrade mg-milvus here"

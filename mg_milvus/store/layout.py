@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mg_milvus.errors import QueryError, StoreError
-from mg_milvus.store import Row
+from mg_milvus.store import Neighbours, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mg_milvus.codes import Codes
     from mg_milvus.schema import Schema
@@ -188,6 +188,12 @@ class Layout:
     def _check_granularity(self, name: str) -> None:
         if name not in self.bytes:
             raise QueryError(f"there is no granularity '{name}', expected one of {', '.join(self.bytes)}")
+
+
+def neighbours(found: Iterable[tuple[float, str]], depth: int | None = None) -> Neighbours:
+    """Pairs (distance, id) as ``Neighbours``. Milvus orders by distance; the order within a tie is made ours: by id."""
+    ordered = sorted(found)[:depth]
+    return Neighbours([i for _, i in ordered], np.array([d for d, _ in ordered], np.int32))
 
 
 def could_be_id(text: str) -> bool:

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mg_milvus.codes import hamming
-from mg_milvus.errors import CollectionNotFoundError, StoreError
+from mg_milvus.errors import CollectionNotFoundError, QueryError, StoreError
+from mg_milvus.regions import split_id
 from mg_milvus.store import Description, Neighbours, Row
 from mg_milvus.store.description import decode_description, encode_description, tuned
 from mg_milvus.store.filters import compile_filter
-from mg_milvus.store.layout import Layout, Record, check_collection_name
+from mg_milvus.store.layout import Layout, Record, check_collection_name, neighbours
+from mg_milvus.store.region_layout import NO_REGIONS, check_details, region_records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mg_milvus.codes import Codes
     from mg_milvus.schema import FusionSettings
+    from mg_milvus.schema_parts import PartsSettings
 
 _BATCH = 1000
 
@@ -34,6 +37,7 @@ class MemoryStore:
         self._records: dict[str, Record] = {}
         self._encoders: dict[str, bytes] = {}
         self._closed = False
+        self.regions = MemoryRegions(self._parts)
 
     def describe(self) -> Description | None:
         """See ``Store``."""
@@ -63,11 +67,14 @@ class MemoryStore:
             self._description = None
             self._records = {}
             self._encoders = {}
+            self.regions.clear()
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """See ``Store``."""
         records = self._layout().records(rows)
         with self._lock:
+            if any(row.parts for row in rows):
+                self.regions.add(rows)
             self._records = self._records | {record["id"]: record for record in records}
 
     def nearest(self, granularity: str, codes: Codes, depth: int, where: str | None = None) -> list[Neighbours]:
@@ -95,8 +102,8 @@ class MemoryStore:
         used = layout.check_hybrid(codes, weights, k)
         scores: list[dict[str, float]] = [{} for _ in range(len(codes[used[0]]))]
         for name in used:
-            for score, neighbours in zip(scores, self.nearest(name, codes[name], depth, where), strict=True):
-                for rank, row_id in enumerate(neighbours.ids, 1):
+            for score, found in zip(scores, self.nearest(name, codes[name], depth, where), strict=True):
+                for rank, row_id in enumerate(found.ids, 1):
                     score[row_id] = score.get(row_id, 0.0) + weights[name] / (rrf_k + rank)
         return [sorted(score.items(), key=lambda item: (-item[1], item[0]))[:k] for score in scores]
 
@@ -126,6 +133,8 @@ class MemoryStore:
         with self._lock:
             before = len(self._records)
             self._records = {row_id: record for row_id, record in self._records.items() if row_id not in gone}
+            if self._existing().schema.parts:
+                self.regions.delete(ids)
             return before - len(self._records)
 
     def put_encoder(self, fingerprint: str, data: bytes) -> None:
@@ -162,6 +171,12 @@ class MemoryStore:
         if self._closed:
             raise StoreError(f"the connection to {self.uri} was closed: open it again")
 
+    def _parts(self) -> PartsSettings:
+        parts = self._existing().schema.parts
+        if parts is None:
+            raise QueryError(NO_REGIONS)
+        return parts
+
     def _existing(self) -> Description:
         description = self.describe()
         if description is None:
@@ -176,3 +191,50 @@ class MemoryStore:
         matches = compile_filter(where, layout.types)
         records = self._records
         return [record for _, record in sorted(records.items()) if matches(record)]
+
+
+class MemoryRegions:
+    """``Regions`` in a dictionary."""
+
+    def __init__(self, parts: Callable[[], PartsSettings]) -> None:
+        self._parts = parts
+        self._records: dict[str, Record] = {}
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Write the regions of these pictures."""
+        self._records = self._records | {r["id"]: r for r in region_records(rows, self._parts())}
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._records = {}
+
+    def nearest(self, scale: int, codes: Codes, depth: int, pictures: Sequence[str] | None = None) -> list[Neighbours]:
+        """See ``Regions``."""
+        parts = self._parts()
+        check_details(parts, scale, codes, depth)
+        chosen = None if pictures is None else set(pictures)
+        records = [
+            record
+            for record in self._records.values()
+            if record["scale"] == scale and (chosen is None or split_id(record["id"])[0] in chosen)
+        ]
+        database = np.frombuffer(b"".join(record["code"] for record in records), np.uint8)
+        distances = hamming(codes, database.reshape(len(records), parts.bits // 8))
+        ids = [record["id"] for record in records]
+        return [neighbours(zip(own.tolist(), ids, strict=True), depth) for own in distances]
+
+    def count(self) -> int:
+        """See ``Regions``."""
+        self._parts()
+        return len(self._records)
+
+    def scan(self) -> Iterator[list[str]]:
+        """See ``Regions``."""
+        self._parts()
+        yield list(self._records)
+
+    def delete(self, pictures: Sequence[str]) -> None:
+        """See ``Regions``."""
+        self._parts()
+        gone = set(pictures)
+        self._records = {i: record for i, record in self._records.items() if split_id(i)[0] not in gone}

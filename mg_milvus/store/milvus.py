@@ -7,8 +7,6 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 # gRPC's C core writes on the terminal by itself, and reads this once, when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -18,9 +16,10 @@ from mg_milvus.errors import CollectionNotFoundError, StoreUnavailableError
 from mg_milvus.store import Description, Neighbours, Row, tables
 from mg_milvus.store.companion import Companion
 from mg_milvus.store.connection import connect, without_password
-from mg_milvus.store.description import decode_description, encode_description, own_description, tuned
+from mg_milvus.store.description import COMPANIONS, decode_description, encode_description, own_description, tuned
 from mg_milvus.store.filters import among
-from mg_milvus.store.layout import Layout, check_collection_name, could_be_id
+from mg_milvus.store.layout import Layout, check_collection_name, could_be_id, neighbours
+from mg_milvus.store.regions import RegionTable
 from mg_milvus.store.tuned import TunedRecord
 
 if TYPE_CHECKING:
@@ -56,8 +55,10 @@ class MilvusStore:
         self._client = self._connection.client
         self._companion = Companion(self._connection, collection, timeout)
         self._tuned = TunedRecord(self._connection, collection, timeout)
+        self.regions = RegionTable(self._connection, collection, timeout, self._described)
         self._lock = threading.Lock()
         self._layout: Layout | None = None
+        self._description: Description | None = None
         self._closed = False
 
     def describe(self) -> Description | None:
@@ -79,6 +80,7 @@ class MilvusStore:
             recorded = self.describe()
         if recorded is None:
             raise StoreUnavailableError(f"collection '{self.collection}' was removed while it was made: try again")
+        self.regions.create(recorded)
         self._open(recorded)
         return recorded
 
@@ -99,12 +101,14 @@ class MilvusStore:
         if self._companion.exists():
             self._call(lambda: self._client.drop_collection(self._companion.name, timeout=self._timeout))
         self._tuned.drop()
+        self.regions.drop()
         self._layout = None
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """See ``Store``."""
         layout = self._ready()
         records = layout.records(rows)
+        self.regions.upsert(rows)
         for some in _chunks(records, layout.rows_a_call):
             self._call(partial(self._client.upsert, self.collection, some, timeout=self._timeout))
 
@@ -129,7 +133,7 @@ class MilvusStore:
                     timeout=self._timeout,
                 )
             )
-            found += [_neighbours(hits.ids, hits.distances) for hits in results]
+            found += [neighbours(zip(hits.distances, hits.ids, strict=True)) for hits in results]
         return found
 
     def hybrid(
@@ -202,6 +206,8 @@ class MilvusStore:
             if there:
                 chosen = among(there)
                 self._call(partial(self._client.delete, self.collection, filter=chosen, timeout=self._timeout))
+                if self._described().schema.parts:
+                    self.regions.delete(there)
             deleted += len(there)
         return deleted
 
@@ -222,7 +228,7 @@ class MilvusStore:
         names = []
         for name in self._call(lambda: self._client.list_collections(timeout=self._timeout)):
             own = own_description(tables.described(self._connection, name) or "")
-            if own is not None and not own.keys() & {"encoder_of", "tuned_of"}:
+            if own is not None and not own.keys() & COMPANIONS:
                 names.append(name)
         return sorted(names)
 
@@ -257,8 +263,14 @@ class MilvusStore:
         layout = Layout(schema)
         index = self._connection.engine.index(schema)
         tables.prepare(self._connection, self.collection, list(layout.bytes), index, schema.storage.replicas)
-        self._layout = layout
+        self._description, self._layout = description, layout
         return layout
+
+    def _described(self) -> Description:
+        """What the collection, which is open now, was made with."""
+        self._ready()
+        assert self._description is not None  # noqa: S101 - set by _open
+        return self._description
 
     def _ready(self) -> Layout:
         """The layout of the collection, which is loaded now.
@@ -284,9 +296,3 @@ class MilvusStore:
 
 def _chunks(items: Any, size: int) -> Iterator[Any]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _neighbours(ids: Sequence[str], distances: Sequence[float]) -> Neighbours:
-    """Milvus orders by distance; the order within a tie is made ours: by id."""
-    ordered = sorted(zip(distances, ids, strict=True))
-    return Neighbours([i for _, i in ordered], np.array([d for d, _ in ordered], np.int32))

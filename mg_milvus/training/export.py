@@ -13,6 +13,8 @@ from mg_milvus.encoder.fit import Head
 from mg_milvus.encoder.torch_encoder import TorchEncoder
 from mg_milvus.errors import EncoderError, TrainingError
 from mg_milvus.images.edits import EDITS
+from mg_milvus.regions import PARTS
+from mg_milvus.training.regions import region_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,12 +99,15 @@ def encoder_of(
         backbone=configuration.backbone,
         backbone_fingerprint=tensors_fingerprint(backbone),
         side=configuration.side,
-        readings=readings_of(configuration),
+        readings=readings_of(configuration) | {PARTS: default_readings(configuration.backbone)[PARTS]},
     )
     bare = TorchEncoder(Parts(configuration=settings, backbone=backbone, heads={}, statistics={}), device=device)
     features = features_of(bare, pictures)
     moved = {"fine": _moved(bare, pictures[:edited])} if edited and "fine" in features else None
     fitted = bare.with_statistics(features, configuration.bits, moved)
+    if edited and find_backbone(configuration.backbone).multiple:
+        statistics = fitted.parts.statistics | {PARTS: region_statistics(bare, pictures)}
+        fitted = TorchEncoder(fitted.parts.model_copy(update={"statistics": statistics}), device=device)
     if configuration.heads == "adaptive":
         return fitted
     learned = {

@@ -1,0 +1,149 @@
+"""Ask a store for candidates: every granularity for its nearest, or the shortest one for many (a cascade)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mg_milvus.codes import hamming
+from mg_milvus.part_search import find_parts
+from mg_milvus.question import MAX_DEPTH
+from mg_milvus.regions import PARTS
+from mg_milvus.store.filters import among
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from mg_milvus.codes import Codes
+    from mg_milvus.part_search import Found
+    from mg_milvus.question import Plan, Question
+    from mg_milvus.regions import Box
+    from mg_milvus.schema import Schema
+    from mg_milvus.store import Row, Store
+
+CASCADE_ROWS = 200_000
+"""Pictures from which on ``auto`` is a cascade; see benchmarks/cascade.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What one query has to choose from.
+
+    Attributes:
+        rows: (n) rows, all different, with their codes.
+        distances: granularity -> (n,) int32 Hamming distances in bits, for every granularity of the schema.
+        found_by: (n) the granularities that named the row among their nearest; all of them in a cascade.
+        boxes: (n) where the details were found, in pixels of the upright original; None: nowhere, or none were asked.
+    """
+
+    rows: Sequence[Row]
+    distances: Mapping[str, NDArray[np.int32]]
+    found_by: Sequence[tuple[str, ...]]
+    boxes: Sequence[Box | None]
+
+
+def candidates(
+    store: Store, schema: Schema, codes: Mapping[str, Codes], question: Question, without: Sequence[str] = ()
+) -> list[Candidates]:
+    """What the granularities with a weight find, not ranked yet; one for each query. Arguments as for ``ask``."""
+    fields = [name for name in schema.bits if name in question.weights]
+    if _plan(store, question, fields) == "cascade":
+        shortest = min(fields, key=lambda name: schema.bits[name])
+        found = _nearest(store, codes, [shortest], question, question.first_depth + len(without))
+        finders = [{key: list(question.weights) for key in own} for own in found]
+        parts = [_parts(store, schema, codes, question, place, list(own)) for place, own in enumerate(found)]
+    else:
+        found = _nearest(store, codes, fields, question, question.depth + len(without))
+        parts = [_parts(store, schema, codes, question, place) for place in range(_count(codes))]
+        for own, regions in zip(found, parts, strict=True):
+            for key in _reached(store, regions, question, own) if regions else ():
+                own.setdefault(key, []).append(PARTS)
+        finders = found
+    rows = store.fetch(list(dict.fromkeys(key for own in finders for key in own)), tuple(schema.bits))
+    left_out = set(without)
+    results = []
+    for place, own in enumerate(finders):
+        # A row that was deleted between the search and the fetch is no candidate.
+        there = [rows[key] for key in own if key in rows and key not in left_out]
+        distances = exact_distances(there, codes, schema.bits, place)
+        boxes: list[Box | None] = [None] * len(there)
+        if schema.parts and (regions := parts[place]):
+            distances[PARTS] = regions.distances([row.id for row in there])
+            boxes = [regions.box(row.id, schema.parts, row.width, row.height) for row in there]
+        results.append(Candidates(there, distances, [tuple(own[row.id]) for row in there], boxes))
+    return results
+
+
+def exact_distances(
+    rows: Sequence[Row], codes: Mapping[str, Codes], bits: Mapping[str, int], place: int
+) -> dict[str, NDArray[np.int32]]:
+    """Exact distances of one query to all its candidates: granularity -> (n,)."""
+    return {
+        name: hamming(
+            codes[name][place : place + 1],
+            np.frombuffer(b"".join(row.codes[name] for row in rows), np.uint8).reshape(len(rows), bits[name] // 8),
+        )[0]
+        for name in bits
+    }
+
+
+def _plan(store: Store, question: Question, fields: Sequence[str]) -> Plan:
+    """``full`` or ``cascade``; with one granularity in the question, or regions only, there is nothing to cascade."""
+    asked = len(question.weights)
+    if not fields or asked == 1:
+        return "full"
+    if question.plan != "auto":
+        return question.plan
+    return "cascade" if PARTS not in question.weights and store.count() >= CASCADE_ROWS else "full"
+
+
+def _count(codes: Mapping[str, Codes]) -> int:
+    return len(next(iter(codes.values())))
+
+
+def _nearest(
+    store: Store, codes: Mapping[str, Codes], names: Sequence[str], question: Question, depth: int
+) -> list[dict[str, list[str]]]:
+    """For each query, the rows that these granularities find, and which of them did."""
+    found: list[dict[str, list[str]]] = [{} for _ in range(_count(codes))]
+    for name in names:
+        answers = store.nearest(name, codes[name], min(depth, MAX_DEPTH), question.where)
+        for own, neighbours in zip(found, answers, strict=True):
+            for key in neighbours.ids:
+                own.setdefault(key, []).append(name)
+    return found
+
+
+def _parts(
+    store: Store, schema: Schema, codes: Mapping[str, Codes], question: Question, place: int,
+    pictures: Sequence[str] | None = None,
+) -> Found | None:  # fmt: skip
+    """The regions near to one query's details, of all pictures that the filter lets through or of these."""
+    if schema.parts is None or question.parts is None:
+        return None
+    if pictures is None and question.where is not None:
+        few = MAX_DEPTH // schema.parts.regions
+        if store.count(question.where) <= few:
+            pictures = [row.id for rows in store.scan(question.where) for row in rows]
+    if pictures is not None and not pictures:
+        return None
+    # What a filter will take away is asked for beforehand.
+    depth = MAX_DEPTH if question.where is not None else question.depth
+    return find_parts(store, schema.parts, codes[PARTS][place], depth, pictures)
+
+
+def _reached(store: Store, regions: Found, question: Question, known: Iterable[str]) -> list[str]:
+    """The pictures that the regions name: ``depth`` at most, all of which pass the filter."""
+    if question.where is None:
+        return regions.nearest(question.depth)
+    reached, passed = regions.nearest(MAX_DEPTH), set(known)
+    for start in range(0, len(reached), 1000):
+        some = [key for key in reached[start : start + 1000] if key not in passed]
+        if some:
+            where = f"({among(some)}) and ({question.where})"
+            passed |= {row.id for rows in store.scan(where) for row in rows}
+    return [key for key in reached if key in passed][: question.depth]

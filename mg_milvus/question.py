@@ -1,0 +1,210 @@
+"""How to ask: options -> a checked question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, cast, get_args
+
+from mg_milvus.errors import QueryError
+from mg_milvus.regions import PARTS
+from mg_milvus.schema import PROFILES, Schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Method = Literal["rank", "score", "server"]
+Plan = Literal["auto", "full", "cascade"]
+Parts = Literal["detail", "regions"]
+_T = TypeVar("_T")
+MAX_DEPTH = 16_384
+"""What Milvus returns at most for one search."""
+CASCADE_DEPTH = 2_000
+"""Candidates of a cascade, unless told otherwise; see benchmarks/cascade.py."""
+
+
+class QueryOptions(TypedDict, total=False):
+    """How to ask; what is missing or None comes from the collection's schema.
+
+    Attributes:
+        k: results returned (10).
+        weights: granularity -> weight in the fusion; granularities that are not named are left out.
+        profile: named weights instead: category, object, instance or balanced.
+        granularity: ask this one only.
+        fusion: ``rank``, ``score`` or ``server``. The server's own (hybrid_search) takes one round trip, but ranks a
+            picture on those granularities only that found it, breaks ties by its own order, and cannot weigh
+            granularities on older servers.
+        rrf_k: the constant in weight / (rrf_k + rank).
+        depth: candidates asked of each granularity, at least k.
+        filter: a Milvus boolean expression on the row's fields.
+        crop: (x, y, width, height) in pixels of the upright query picture: the part of it that is meant. Where regions
+            are asked, they look for the crop and the other granularities see the whole picture; otherwise all see the
+            crop. On a collection with regions, a crop without weights asks the regions alone.
+        parts: ask the regions of the pictures. ``detail``: which contain what the query picture, or the crop, shows,
+            and where. ``regions``: which share something with it, at whatever place and scale: every region of the
+            query picture is looked for.
+        plan: ``full`` asks every granularity for its nearest; ``cascade`` only the one of the shortest codes, and ranks
+            what it found by all; ``auto`` (the schema's default) chooses by the number of pictures.
+    """
+
+    k: int
+    weights: Mapping[str, float] | None
+    profile: str | None
+    granularity: str | None
+    fusion: str | None
+    rrf_k: int | None
+    depth: int | None
+    filter: str | None
+    crop: tuple[int, int, int, int] | None
+    parts: str | None
+    plan: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Checked options: see ``QueryOptions``.
+
+    Attributes:
+        weights: positive weights only.
+        parts: what is looked for among the regions; None when ``weights`` does not name them.
+        first_depth: ``depth`` of the one granularity that a cascade asks.
+    """
+
+    k: int
+    weights: Mapping[str, float]
+    fusion: Method
+    rrf_k: int
+    depth: int
+    where: str | None
+    parts: Parts | None = None
+    plan: Plan = "full"
+    first_depth: int = CASCADE_DEPTH
+
+    @classmethod
+    def of(cls, schema: Schema, options: QueryOptions) -> Question:
+        """Check options against a schema and fill what they leave open.
+
+        Raises:
+            QueryError: an option is unknown or out of range.
+        """
+        unknown = sorted(set(options) - set(QueryOptions.__annotations__))
+        if unknown:
+            raise QueryError(f"unknown option '{unknown[0]}'{_nearest(unknown[0], QueryOptions.__annotations__)}")
+        k = _within("k", options.get("k", 10), MAX_DEPTH)
+        default_depth = min(max(schema.fusion.depth, k), MAX_DEPTH)
+        depth = _within("depth", _or(options.get("depth"), default_depth), MAX_DEPTH)
+        if depth < k:
+            raise QueryError(f"depth is {depth} and k is {k}; ask for at least as many candidates as results")
+        fusion = _or(options.get("fusion"), schema.fusion.method)
+        if fusion not in get_args(Method):
+            raise QueryError(f"fusion is '{fusion}', expected {', '.join(get_args(Method))}")
+        method = cast("Method", fusion)
+        rrf_k = _within("rrf_k", _or(options.get("rrf_k"), schema.fusion.rrf_k), MAX_DEPTH)
+        plan = _or(options.get("plan"), schema.fusion.plan)
+        if plan not in get_args(Plan):
+            raise QueryError(f"plan is '{plan}', expected {', '.join(get_args(Plan))}")
+        weights = _weights(schema, options)
+        parts = cast("Parts", options.get("parts") or "detail") if PARTS in weights else None
+        if parts and method == "server":
+            raise QueryError("the server cannot fuse the regions with the rest; ask with fusion 'rank' or 'score'")
+        first_depth = depth if options.get("depth") is not None else max(depth, CASCADE_DEPTH)
+        return cls(
+            k, weights, method, rrf_k, depth, options.get("filter") or None, parts, cast("Plan", plan), first_depth
+        )
+
+    def largest(self, schema: Schema) -> dict[str, int]:
+        """Granularity -> the largest distance there can be; for regions the sum over all details."""
+        details = schema.parts.regions if schema.parts and self.parts == "regions" else 1
+        return {name: bits * (details if name == PARTS else 1) for name, bits in schema.code_bits.items()}
+
+    def without_parts(self, options: QueryOptions) -> Question:
+        """The same question for a picture of which only its codes are there.
+
+        Raises:
+            QueryError: regions were asked for, or nothing else.
+        """
+        if PARTS not in self.weights:
+            return self
+        weights = {name: weight for name, weight in self.weights.items() if name != PARTS}
+        named = options.get("parts") or options.get("granularity") or PARTS in (options.get("weights") or {})
+        if named or not weights:
+            raise QueryError("regions are looked for with the picture itself; ask with its path, or without parts")
+        return replace(self, weights=weights, parts=None)
+
+
+def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
+    weights, profile, only = options.get("weights"), options.get("profile"), options.get("granularity")
+    if sum(option is not None for option in (weights, profile, only)) > 1:
+        raise QueryError("weights, profile and granularity exclude each other; give one of them")
+    asks_parts = _asks_parts(schema, options)
+    if only is not None:
+        weights = {only: 1.0}
+    if profile is not None:
+        weights = _weights_of_profile(schema, profile)
+    if weights is None:
+        weights = {} if asks_parts else schema.weights | ({PARTS: schema.parts.weight} if schema.parts else {})
+    if asks_parts and schema.parts and PARTS not in weights:
+        weights = {**weights, PARTS: schema.parts.weight or 1.0}
+    known = schema.code_bits
+    for name, weight in weights.items():
+        if name == PARTS and schema.parts is None:
+            raise QueryError(_NO_REGIONS)
+        if name not in known:
+            raise QueryError(
+                f"unknown granularity '{name}'{_nearest(name, known)}; this collection has {', '.join(known)}"
+            )
+        if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
+            raise QueryError(f"the weight of {name} is {weight}, expected a number that is 0 or more")
+    used = {name: float(weights[name]) for name in known if weights.get(name, 0) > 0}
+    if not used:
+        raise QueryError("all weights are 0; give at least one granularity a weight above 0")
+    return used
+
+
+_NO_REGIONS = (
+    "this collection has no codes of regions, which parts are found by; ingest into a new collection with "
+    "--schema parts, or ask without parts"
+)
+
+
+def _asks_parts(schema: Schema, options: QueryOptions) -> bool:
+    """Whether the regions are asked for, by name or by a crop that nothing else is said of.
+
+    Raises:
+        QueryError: in an unknown way, or there are none.
+    """
+    parts = options.get("parts")
+    if parts is not None and parts not in get_args(Parts):
+        raise QueryError(f"parts is '{parts}', expected {' or '.join(get_args(Parts))}")
+    if parts is not None and schema.parts is None:
+        raise QueryError(_NO_REGIONS)
+    explicit = any(options.get(name) is not None for name in ("weights", "profile", "granularity"))
+    return parts is not None or (options.get("crop") is not None and schema.parts is not None and not explicit)
+
+
+def _weights_of_profile(schema: Schema, profile: str) -> dict[str, float]:
+    if profile not in PROFILES:
+        raise QueryError(f"unknown profile '{profile}', expected {', '.join(PROFILES)}")
+    weights = {name: PROFILES[profile].get(name, weight) for name, weight in schema.weights.items()}
+    if not any(weights.values()):
+        asked = ", ".join(name for name, weight in PROFILES[profile].items() if weight)
+        raise QueryError(
+            f"the profile '{profile}' asks {asked}, this collection has {', '.join(schema.bits)}; choose another, "
+            "or give weights"
+        )
+    return weights
+
+
+def _within(name: str, value: object, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise QueryError(f"{name} is {value!r}, expected a whole number from 1 to {most}")
+    return value
+
+
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
