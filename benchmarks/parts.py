@@ -1,6 +1,6 @@
 """Finding details: how often the picture that contains a detail is found, whether it is shown where, and at what cost.
 
-    python benchmarks/parts.py PHOTOGRAPHS [--queries 200] [--schemas parts parts-precise] [--latency 10000] [--json FILE]
+    python benchmarks/parts.py PHOTOGRAPHS [--queries 200] [--schemas parts ...] [--latency 10000] [--json FILE]
 
 Every picture of the folder is ingested into Milvus Lite through ``ImageIndex``. Queries are random crops of a half, a
 quarter and a tenth of the area of some of them, enlarged by 1.3 and recompressed as JPEG of quality 60; "turned" ones
@@ -8,8 +8,8 @@ are cut out of the picture turned by up to 8 degrees. Columns: the source among 
 the share of sources whose box overlaps the true one by half (IoU). ``composite``: a quarter pasted into another picture
 at a random place and size (0.3 to 0.6 of its side); the whole composite is asked, region by region.
 
-Rows: ``whole`` asks the codes of whole pictures with equal weights, ``fine`` only that, ``parts`` the regions, ``fused``
-regions and ``fine`` two to one, ``floats`` the features under the regions' codes by cosine: the ceiling.
+Rows: ``whole`` asks the codes of whole pictures with equal weights, ``fine`` only that, ``parts`` the regions,
+``fused`` regions and ``fine`` two to one, ``floats`` the features under the regions' codes by cosine: the ceiling.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from PIL import Image
 
 from mg_milvus import ImageIndex, Schema, load_encoder
 from mg_milvus.images.discover import discover
-from mg_milvus.regions import PARTS, scale_of, windows
+from mg_milvus.regions import scale_of, windows
+from mg_milvus.schema_parts import PARTS
 from mg_milvus.store import Description, Row, open_store
 
 AREAS = {"half": 0.5, "quarter": 0.25, "tenth": 0.1}
@@ -135,9 +136,7 @@ def quality(folder: Path, name: str, queries: int) -> dict[str, Any]:
             other = found[int(random.integers(len(found)))].path
             if other == found[row].path:
                 continue
-            made = composite(
-                Image.open(found[row].path).convert("RGB"), Image.open(other).convert("RGB"), random
-            )
+            made = composite(Image.open(found[row].path).convert("RGB"), Image.open(other).convert("RGB"), random)
             for way, more in (("whole", {}), ("fine", {"granularity": "fine"}), ("parts", {"parts": "regions"})):
                 hits = index.query(made, k=100, **more)
                 tallies[way].ranks.append(next((hit.rank for hit in hits if hit.path == found[row].path), 101))
@@ -180,12 +179,17 @@ def latency(rows: int, name: str, times: int = 30) -> dict[str, float]:
         from mg_milvus.search import Question, ask
 
         found: dict[str, float] = {}
-        for label, options in (("parts", {"parts": "detail"}), ("parts and coarse", {"weights": {"coarse": 1, "parts": 2}})):
+        for label, options in (
+            ("parts", {"parts": "detail"}),
+            ("parts and coarse", {"weights": {"coarse": 1, "parts": 2}}),
+        ):
             question = Question.of(schema, options)  # type: ignore[arg-type]
             taken = []
             for _ in range(times):
                 codes = {g: random.integers(0, 256, (1, bits // 8), np.uint8) for g, bits in schema.bits.items()}
-                codes[PARTS] = random.integers(0, 256, (1, 1, len(schema.parts.scales), schema.parts.bits // 8), np.uint8)
+                codes[PARTS] = random.integers(
+                    0, 256, (1, 1, len(schema.parts.scales), schema.parts.bits // 8), np.uint8
+                )
                 started = time.perf_counter()
                 ask(store, schema, codes, question)
                 taken.append(1000 * (time.perf_counter() - started))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mg_milvus.codes import hamming
-from mg_milvus.part_search import find_parts
+from mg_milvus.part_search import Found, find_parts
 from mg_milvus.question import MAX_DEPTH
-from mg_milvus.regions import PARTS
+from mg_milvus.schema_parts import PARTS
 from mg_milvus.store.filters import among
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mg_milvus.codes import Codes
-    from mg_milvus.part_search import Found
     from mg_milvus.question import Plan, Question
     from mg_milvus.regions import Box
     from mg_milvus.schema import Schema
@@ -130,7 +129,8 @@ def _parts(
         if store.count(question.where) <= few:
             pictures = [row.id for rows in store.scan(question.where) for row in rows]
     if pictures is not None and not pictures:
-        return None
+        details = len(codes[PARTS][place])
+        return Found([{}] * details, [schema.parts.bits] * details)
     # What a filter will take away is asked for beforehand.
     depth = MAX_DEPTH if question.where is not None else question.depth
     return find_parts(store, schema.parts, codes[PARTS][place], depth, pictures)

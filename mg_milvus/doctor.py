@@ -243,7 +243,7 @@ def _regions(store: Store, *, repair: bool) -> Iterator[Check]:
 def _in_step(store: Store, schema: Schema, *, repair: bool) -> Check:
     from mg_milvus.ingest import mend, out_of_step
 
-    found = out_of_step(store, schema)
+    found = out_of_step(store, schema, thorough=True)
     if repair:
         mend(store, found)
     orphans, incomplete = len(found.orphans), len(found.incomplete)

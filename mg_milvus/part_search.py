@@ -52,7 +52,7 @@ class Found:
         """Sum over the details of the distance of each picture's nearest region: (n,)."""
         total = np.zeros(len(pictures), np.int32)
         for near, bound in zip(self.near, self.bounds, strict=True):
-            total += [min(near[picture][0][0], bound) if picture in near else bound for picture in pictures]
+            total += np.array([min(near[p][0][0], bound) if p in near else bound for p in pictures], np.int32)
         return total
 
     def nearest(self, depth: int, pictures: Sequence[str] | None = None) -> list[str]:

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, cast, get_args
 
 from mg_milvus.errors import QueryError
-from mg_milvus.regions import PARTS
 from mg_milvus.schema import PROFILES, Schema
+from mg_milvus.schema_parts import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

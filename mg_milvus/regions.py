@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-PARTS = "parts"
-"""Name of the granularity of regions, in weights, distances and ranks."""
-
 Scale = tuple[float, int]
 """Side of a window as a share of the picture's, and windows along each side."""
 Box = tuple[int, int, int, int]

@@ -9,9 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mg_milvus.regions import PARTS
 from mg_milvus.schema_errors import Model, Problem, refused, refused_all, shown
-from mg_milvus.schema_parts import PartsSettings  # noqa: TC001 - pydantic reads the annotations
+from mg_milvus.schema_parts import PARTS, PartsSettings
 
 PROFILES: dict[str, dict[str, float]] = {
     "category": {"coarse": 3.0, "mid": 2.0, "fine": 0.5},

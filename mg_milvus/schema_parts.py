@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from mg_milvus.schema_errors import Model, Problem, refused_all
 
+PARTS = "parts"
+"""Name of the granularity of regions, in weights, distances and ranks."""
 MOST_REGIONS = 256
 
 

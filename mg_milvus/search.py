@@ -13,7 +13,8 @@ from mg_milvus.fusion import fuse, shared_ranks
 from mg_milvus.hits import Hit
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, crop, open_picture
 from mg_milvus.question import MAX_DEPTH, QueryOptions, Question
-from mg_milvus.regions import PARTS, box_of, windows
+from mg_milvus.regions import box_of, windows
+from mg_milvus.schema_parts import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -22,6 +22,7 @@ from mg_milvus.schema import (
     StorageSettings,
 )
 from mg_milvus.schema_diff import CONSEQUENCES, difference
+from mg_milvus.schema_parts import PartsSettings, RegionScale
 
 TWO = ({"name": "coarse", "bits": 64}, {"name": "fine", "bits": 256})
 
@@ -201,6 +202,10 @@ def leaves(model: type[BaseModel], prefix: str = "") -> set[str]:
             found.add(prefix + name)
         elif parts[0] is annotation:
             found |= leaves(annotation, f"{prefix}{name}.")
+        elif type(None) in get_args(annotation):  # a section that may be left out
+            found |= {prefix + name} | leaves(parts[0], f"{prefix}{name}.")
+        elif "name" not in parts[0].model_fields:  # a list whose items have no names: compared as one value
+            found.add(prefix + name)
         else:
             named = f"{prefix}{name}.*"
             found |= {prefix + name, named} | (leaves(parts[0], f"{named}.") - {f"{named}.name"})
@@ -215,6 +220,37 @@ BASE = Schema(
     granularities=(Granularity(name="coarse", bits=64), Granularity(name="fine", bits=256)),
     fields=(ExtraField(name="label", type="string", default=""), ExtraField(name="year", type="int")),
 )
+
+
+def test_differences_of_regions() -> None:
+    plain, parts = Schema(), Schema(parts=PartsSettings())
+    assert [(d.key, d.consequence) for d in difference(plain, parts)] == [("parts", "re-ingest")]
+    assert [(d.key, d.consequence) for d in difference(parts, plain)] == [("parts", "re-ingest")]
+    other = Schema(parts=PartsSettings(bits=64, weight=2.0, scales=(RegionScale(size=0.5, grid=3),)))
+    assert [(d.key, d.consequence) for d in difference(parts, other)] == [
+        ("parts.bits", "re-ingest"),
+        ("parts.weight", "none"),
+        ("parts.scales", "re-ingest"),
+    ]
+
+
+def test_the_bytes_of_regions_count() -> None:
+    schema = Schema(parts=PartsSettings(bits=128, scales=(RegionScale(size=0.5, grid=3),)))
+    assert schema.parts is not None
+    assert schema.parts.regions == 9
+    assert schema.parts.bytes_per_picture == 9 * 16
+    assert schema.bytes_per_picture == 56 + 9 * 16
+    assert schema.code_bits == {"coarse": 64, "mid": 128, "fine": 256, "parts": 128}
+
+
+def test_too_many_regions_are_refused() -> None:
+    with pytest.raises(SchemaError, match="there are 272 regions, expected at most 256; take smaller grids"):
+        PartsSettings(scales=(RegionScale(size=0.2, grid=16), RegionScale(size=0.4, grid=4)))
+
+
+def test_parts_is_no_name_of_a_granularity() -> None:
+    with pytest.raises(SchemaError, match="write a section 'parts' instead"):
+        Schema(granularities=(Granularity(name="parts", bits=64),))
 
 
 def changed(**values: Any) -> Schema:

@@ -26,7 +26,9 @@ from mg_milvus.schema import (
     StorageSettings,
 )
 from mg_milvus.schema_file import commented_yaml, json_schema, presets
+from mg_milvus.schema_parts import PartsSettings, RegionScale
 
+PRESET_NAMES = "expected one of default, compact, parts, parts-precise, precise, server"
 PRESETS = Path(__file__).parent.parent / "schemas"
 
 
@@ -240,10 +242,16 @@ def test_bombs_are_refused_cheaply(text: str, message: str) -> None:
         ("compac", "'compac' is neither a schema file nor a preset; did you mean 'compact'?"),
         (
             "no/such.yaml",
-            "'no/such.yaml' is neither a schema file nor a preset; expected one of default, compact, precise, server",
+            f"'no/such.yaml' is neither a schema file nor a preset; {PRESET_NAMES}",
         ),
-        (".", "'.' is neither a schema file nor a preset; expected one of default, compact, precise, server"),
-        ("", "'' is neither a schema file nor a preset; expected one of default, compact, precise, server"),
+        (
+            ".",
+            f"'.' is neither a schema file nor a preset; {PRESET_NAMES}",
+        ),
+        (
+            "",
+            f"'' is neither a schema file nor a preset; {PRESET_NAMES}",
+        ),
     ],
 )
 def test_a_source_that_is_nothing_names_the_presets(
@@ -278,7 +286,7 @@ def test_a_file_with_a_presets_name_is_reached_by_its_path(tmp_path: Path, monke
 
 
 def test_the_presets() -> None:
-    assert list(presets()) == ["default", "compact", "precise", "server"]
+    assert list(presets()) == ["default", "compact", "parts", "parts-precise", "precise", "server"]
     assert all(10 < len(purpose) < 110 for purpose in presets().values())
     assert Schema.load("default") == Schema()
     assert Schema.load("compact").bits == {"coarse": 32, "mid": 48, "fine": 48}
@@ -291,7 +299,7 @@ def test_the_presets() -> None:
     assert [g.mmap for g in server.granularities] == [None, None, True]
 
 
-@pytest.mark.parametrize("name", ["default", "compact", "precise", "server"])
+@pytest.mark.parametrize("name", ["default", "compact", "parts", "parts-precise", "precise", "server"])
 def test_a_presets_text(name: str) -> None:
     stored = (PRESETS / f"{name}.yaml").read_text()
     assert stored.startswith("# yaml-language-server: $schema=./mgm.schema.json\n")
@@ -375,10 +383,11 @@ def schemas(draw: st.DrawFn) -> Schema:
     keys = [f.name for f in fields if f.type in ("string", "int")]
     nlist = draw(st.integers(1, 65_536))
     return Schema(
-        collection=draw(names.filter(lambda name: not name.endswith(("_encoder", "_parts")))),
+        collection=draw(names.filter(lambda name: not name.endswith(("_encoder", "_parts", "_tuned")))),
         encoder=EncoderSettings(name=draw(texts.filter(bool)), heads=draw(st.sampled_from(["adapt", "fixed"]))),
         granularities=granularities,
         fusion=FusionSettings(rrf_k=draw(st.integers(1, 16_384)), method=draw(st.sampled_from(["rank", "server"]))),
+        parts=draw(st.sampled_from([None, PartsSettings(bits=64, scales=(RegionScale(size=0.35, grid=3),))])),
         fields=tuple(fields),
         storage=StorageSettings(
             index=draw(st.sampled_from(["auto", "HNSW"])),

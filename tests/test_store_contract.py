@@ -16,6 +16,7 @@ from servers import lite_server
 
 from mg_milvus.errors import CollectionNotFoundError, FilterError, QueryError, StoreError, UnsupportedError
 from mg_milvus.schema import ExtraField, FusionSettings, Granularity, Schema
+from mg_milvus.schema_parts import PartsSettings, RegionScale
 from mg_milvus.store import Description, Row, Store, open_store
 
 if TYPE_CHECKING:
@@ -434,3 +435,105 @@ def test_close_twice_then_every_verb_says_so(store: Store) -> None:
         store.describe()
     with pytest.raises(StoreError, match="closed"):
         store.count()
+
+
+PARTS = PartsSettings(bits=16, scales=(RegionScale(size=0.6, grid=2), RegionScale(size=0.4, grid=3)))
+
+
+@pytest.fixture
+def with_regions(empty: Store) -> Store:
+    description = description_for(empty)
+    schema = description.schema.model_copy(update={"parts": PARTS})
+    empty.create(replace(description, schema=schema))
+    return empty
+
+
+def rows_with_regions(store: Store, count: int, seed: int = 0) -> list[Row]:
+    random = np.random.default_rng(seed + 100)
+    return [replace(row, parts=random.bytes(PARTS.bytes_per_picture)) for row in make_rows(store, count, seed)]
+
+
+def distances_of_regions(rows: list[Row], numbers: range, asked: np.ndarray) -> dict[str, int]:
+    """An independent Hamming distance of regions, by their ids."""
+    query = int.from_bytes(asked.tobytes())
+    return {
+        f"{row.id}:{n}": (int.from_bytes(row.parts[2 * n : 2 * n + 2]) ^ query).bit_count()
+        for row in rows
+        for n in numbers
+    }
+
+
+def test_regions_are_searched_scale_by_scale(with_regions: Store) -> None:
+    rows = rows_with_regions(with_regions, 40)
+    with_regions.upsert(rows)
+    assert with_regions.regions.count() == 40 * 13
+    assert f"{with_regions.collection}_parts" not in with_regions.collections()
+    asked = np.random.default_rng(1).integers(0, 256, (3, 2), np.uint8)
+    for scale, numbers in enumerate((range(4), range(4, 13))):
+        answers = with_regions.regions.nearest(scale, asked, 25)
+        for code, answer in zip(asked, answers, strict=True):
+            exact = distances_of_regions(rows, numbers, code)
+            assert answer.distances.tolist() == sorted(exact.values())[:25]
+            assert [exact[i] for i in answer.ids] == answer.distances.tolist()
+
+
+def test_the_regions_of_some_pictures_are_searched(with_regions: Store) -> None:
+    rows = rows_with_regions(with_regions, 30)
+    with_regions.upsert(rows)
+    asked = np.random.default_rng(2).integers(0, 256, (1, 2), np.uint8)
+    chosen = [row.id for row in rows[3:6]]
+    (answer,) = with_regions.regions.nearest(1, asked, 100, chosen)
+    exact = distances_of_regions(rows[3:6], range(4, 13), asked[0])
+    assert dict(zip(answer.ids, answer.distances.tolist(), strict=True)) == exact
+    assert with_regions.regions.nearest(1, asked, 100, ["f" * 32])[0].ids == []
+
+
+def test_regions_come_and_go_with_their_pictures(with_regions: Store) -> None:
+    rows = rows_with_regions(with_regions, 5)
+    with_regions.upsert(rows)
+    changed = replace(rows[0], parts=b"\xff" * PARTS.bytes_per_picture)
+    with_regions.upsert([changed])
+    with_regions.upsert([replace(rows[1], size=7, parts=b"")])  # only the file's time has changed: regions stay
+    assert with_regions.regions.count() == 5 * 13
+    (answer,) = with_regions.regions.nearest(0, np.full((1, 2), 255, np.uint8), 4)
+    assert answer.ids == sorted(f"{rows[0].id}:{n}" for n in range(4))
+    assert answer.distances.tolist() == [0] * 4
+    assert with_regions.delete([rows[0].id, rows[2].id]) == 2
+    left = {region.partition(":")[0] for some in with_regions.regions.scan() for region in some}
+    assert left == {rows[1].id, rows[3].id, rows[4].id}
+    with_regions.regions.delete([rows[3].id])
+    assert with_regions.regions.count() == 2 * 13
+    assert with_regions.count() == 3
+    with open_again(with_regions) as other:
+        assert other.regions.count() == 2 * 13
+    with_regions.drop()
+    with pytest.raises(CollectionNotFoundError):
+        with_regions.regions.count()
+
+
+def test_regions_are_refused_where_the_schema_has_none(store: Store) -> None:
+    with pytest.raises(QueryError, match="no codes of regions"):
+        store.regions.nearest(0, np.zeros((1, 2), np.uint8), 5)
+    with pytest.raises(QueryError, match="no codes of regions"):
+        store.upsert([replace(make_rows(store, 1)[0], parts=b"12")])
+
+
+@pytest.mark.parametrize(
+    ("scale", "codes", "depth", "message"),
+    [
+        (2, np.zeros((1, 2), np.uint8), 5, "no scale 2, expected 0 to 1"),
+        (0, np.zeros((1, 3), np.uint8), 5, r"shape \(1, 3\), expected uint8 of \(n, 2\)"),
+        (0, np.zeros((1, 2), np.uint8), 0, "0 regions were asked for"),
+    ],
+)
+def test_wrong_questions_to_regions(
+    with_regions: Store, scale: int, codes: np.ndarray, depth: int, message: str
+) -> None:
+    with pytest.raises(QueryError, match=message):
+        with_regions.regions.nearest(scale, codes, depth)
+
+
+def test_region_codes_of_another_length_are_refused(with_regions: Store) -> None:
+    with pytest.raises(StoreError, match="25 bytes of region codes, expected 13 times 2"):
+        with_regions.upsert([replace(make_rows(with_regions, 1)[0], parts=b"1" * 25)])
+    assert with_regions.count() == 0

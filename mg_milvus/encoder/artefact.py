@@ -24,7 +24,8 @@ from mg_milvus.encoder.fit import Head, Statistics
 from mg_milvus.encoder.heads import Reading
 from mg_milvus.encoder.manifold import ManifoldHead
 from mg_milvus.errors import EncoderError
-from mg_milvus.regions import PARTS, Scale
+from mg_milvus.regions import Scale  # noqa: TC001 - pydantic reads the annotations
+from mg_milvus.schema_parts import PARTS
 
 if TYPE_CHECKING:
     import os

@@ -17,7 +17,8 @@ from mg_milvus.encoder.fit import BASELINES, Head, Statistics, edit_covariance, 
 from mg_milvus.encoder.heads import read, read_regions
 from mg_milvus.encoder.manifold import ManifoldHead, fit_manifold_head
 from mg_milvus.errors import EncoderError
-from mg_milvus.regions import PARTS, windows
+from mg_milvus.regions import windows
+from mg_milvus.schema_parts import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

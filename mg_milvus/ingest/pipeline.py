@@ -19,7 +19,7 @@ from mg_milvus.errors import PictureError, StoreError
 from mg_milvus.hits import Failure, Progress
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, decode
 from mg_milvus.images.discover import Found, path_text, picture_id, text_path
-from mg_milvus.regions import PARTS
+from mg_milvus.schema_parts import PARTS
 from mg_milvus.store import Row
 
 if TYPE_CHECKING:

@@ -26,9 +26,18 @@ class OutOfStep:
     incomplete: frozenset[str] = frozenset()
 
 
-def out_of_step(store: Store, schema: Schema) -> OutOfStep:
-    """Find what does not fit together. When the two numbers of rows fit, nothing else is looked at."""
-    if schema.parts is None or store.regions.count() == schema.parts.regions * store.count():
+def out_of_step(store: Store, schema: Schema, *, thorough: bool = False) -> OutOfStep:
+    """Find what does not fit together.
+
+    Args:
+        store: where the collection is.
+        schema: the collection's.
+        thorough: read all ids. Otherwise only when the numbers of rows do not fit, which a crash cannot hide: regions
+            are written before their pictures and deleted after them, so it leaves too many and never too few.
+    """
+    if schema.parts is None:
+        return OutOfStep()
+    if not thorough and store.regions.count() == schema.parts.regions * store.count():
         return OutOfStep()
     regions: Counter[str] = Counter()
     for some in store.regions.scan():

@@ -13,7 +13,7 @@ from mg_milvus.encoder.fit import Head
 from mg_milvus.encoder.torch_encoder import TorchEncoder
 from mg_milvus.errors import EncoderError, TrainingError
 from mg_milvus.images.edits import EDITS
-from mg_milvus.regions import PARTS
+from mg_milvus.schema_parts import PARTS
 from mg_milvus.training.regions import region_statistics
 
 if TYPE_CHECKING:

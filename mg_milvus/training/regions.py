@@ -9,8 +9,8 @@ from PIL import Image
 
 from mg_milvus.encoder.fit import Statistics, edit_covariance, statistics
 from mg_milvus.images.edits import recompressed
-from mg_milvus.regions import PARTS, box_of, scale_of, windows
-from mg_milvus.schema_parts import PartsSettings
+from mg_milvus.regions import box_of, scale_of, windows
+from mg_milvus.schema_parts import PARTS, PartsSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
