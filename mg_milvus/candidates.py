@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mg_milvus.codes import hamming
-from mg_milvus.part_search import Found, find_parts
+from mg_milvus.part_search import MOST_REGIONS, REGIONS_A_PICTURE, REGIONS_OF_MANY, Found, find_parts
 from mg_milvus.question import MAX_DEPTH
 from mg_milvus.schema_parts import PARTS
 from mg_milvus.store.filters import among
@@ -131,9 +131,10 @@ def _parts(
     if pictures is not None and not pictures:
         details = len(codes[PARTS][place])
         return Found([{}] * details, [schema.parts.bits] * details)
-    # What a filter will take away is asked for beforehand.
-    depth = MAX_DEPTH if question.where is not None else question.depth
-    return find_parts(store, schema.parts, codes[PARTS][place], depth, pictures)
+    wanted = REGIONS_OF_MANY if question.parts == "regions" else REGIONS_A_PICTURE * question.depth
+    if question.parts == "detail" and (pictures is not None or question.where is not None):
+        wanted = MOST_REGIONS  # every region of these pictures, or what a filter will take away asked for beforehand
+    return find_parts(store, schema.parts, codes[PARTS][place], wanted, pictures)
 
 
 def _reached(store: Store, regions: Found, question: Question, known: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from mg_milvus.part_search import REGIONS_A_PICTURE, Found, find_parts
+from mg_milvus.part_search import Found, find_parts
 from mg_milvus.regions import scale_of
 from mg_milvus.schema import Schema
 from mg_milvus.schema_parts import PartsSettings, RegionScale
@@ -97,7 +97,7 @@ def test_a_search_that_reaches_everything_is_exact(store: Store) -> None:
     pictures = rows(20)
     store.upsert(pictures)
     detail = np.random.default_rng(5).integers(0, 256, (2, 4), np.uint8)
-    found = find_parts(store, PARTS, detail[None], depth=1000)
+    found = find_parts(store, PARTS, detail[None], 8000)
     exact = by_hand(pictures, detail)
     assert found.bounds == [32]
     assert dict(zip(exact, found.distances(list(exact)).tolist(), strict=True)) == {k: d for k, (d, _) in exact.items()}
@@ -108,11 +108,11 @@ def test_a_search_that_stops_early_is_exact_below_its_bound(store: Store) -> Non
     pictures = rows(200)
     store.upsert(pictures)
     detail = np.random.default_rng(6).integers(0, 256, (2, 4), np.uint8)
-    found = find_parts(store, PARTS, detail[None], depth=10)
+    found = find_parts(store, PARTS, detail[None], 80)
     exact = {picture: distance for picture, (distance, _) in by_hand(pictures, detail).items()}
     (bound,) = found.bounds
     assert bound < 32
-    assert max(len(near) for near in found.near) <= 2 * REGIONS_A_PICTURE * 10
+    assert max(len(near) for near in found.near) <= 2 * 80
     assert found.distances(list(exact)).tolist() == [min(d, bound) for d in exact.values()]
 
 
@@ -121,7 +121,7 @@ def test_only_some_pictures_are_looked_at(store: Store) -> None:
     store.upsert(pictures)
     detail = np.random.default_rng(7).integers(0, 256, (2, 4), np.uint8)
     chosen = [row.id for row in pictures[5:9]]
-    found = find_parts(store, PARTS, detail[None], 100, chosen)
+    found = find_parts(store, PARTS, detail[None], 800, chosen)
     exact = by_hand(pictures[5:9], detail)
     assert set(found.near[0]) == set(chosen)
     assert found.distances(chosen).tolist() == [exact[picture][0] for picture in chosen]
