@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from mg_milvus.cli.evaluate import print_figures
 from mg_milvus.cli.hit_table import print_hits
 from mg_milvus.cli.ingest import summary
 from mg_milvus.cli.terminal import ProgressView, complain, print_failures, printable, shorten
@@ -143,3 +144,25 @@ def test_progress_in_a_pipe_is_a_line_per_stage_and_then_one_every_ten_seconds(c
         "encoding: 0 of 2,000 pictures",
         "encoding: 1,000 of 2,000 pictures, 3 failed, 100 pictures/s",
     ]
+
+
+def test_progress_carries_a_note(capsys):
+    with ProgressView() as view:
+        view(Progress("epoch 1 of 2", 16, 48, 0), "loss 1.500")
+    assert capsys.readouterr().err == "epoch 1 of 2: 16 of 48 pictures; loss 1.500\n"
+
+
+def test_wide_tables_are_cut_into_narrow_ones_and_lose_nothing(capsys, monkeypatch):
+    columns = dict.fromkeys(("mAP", "P@1", "P@10", "NDCG@1", "NDCG@100", "P@radius 2", "R@1", "R@10"), 0.125)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    for width in (40, 60, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_figures("figures", {"rank fusion": columns, "mid": {"mAP": 0.25}})
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= width
+        assert sum(line.count("0.125") for line in shown.splitlines() if line.split()[:1] == ["rank"]) == len(columns)
+        assert all(name in shown for name in columns)
+        assert shown.count("figures") == 1

@@ -14,7 +14,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from mg_milvus import evaluate, load_encoder
 from mg_milvus.codes import hamming
 from mg_milvus.encoder import Encoder
-from mg_milvus.errors import QueryError, SchemaError
+from mg_milvus.errors import EncoderError, QueryError, SchemaError
 from mg_milvus.evaluation.run import Evaluation
 from mg_milvus.evaluation.shown import report_data
 from mg_milvus.images.decode import open_picture
@@ -170,6 +170,13 @@ def test_the_rank_of_an_original_is_the_worst_of_its_tie() -> None:
 
     distances = np.array([3, 1, 3, 0, 3])
     assert [_worst_rank(distances, row) for row in range(5)] == [5, 2, 5, 1, 5]
+
+
+def test_trained_heads_of_another_length_are_refused_before_pictures_are_read(folder: Path, encoder: Encoder) -> None:
+    features = features_of(encoder, readable(folder)[:50])
+    fixed = encoder.baseline(features, {"mid": 32}, "lsh")  # type: ignore[attr-defined]
+    with pytest.raises(EncoderError, match="made for 32 bits of 'mid', the schema asks for 64"):
+        evaluate(folder, encoder=fixed, bits={"mid": 64}, progress=lambda told: pytest.fail(str(told)))
 
 
 def test_options_that_exclude_each_other_are_refused(folder: Path) -> None:

@@ -119,7 +119,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    assert "m.xlsx' is not a metadata file: expected a name that ends in .csv" in refusal(tmp_path / "m.xlsx")
+    assert "m.xlsx' is not a table: expected a name that ends in .csv" in refusal(tmp_path / "m.xlsx")
     for name in ("gone.csv", "gone.jsonl", "gone.parquet"):
         assert f"{name}' cannot be read: " in refusal(tmp_path / name)
     (tmp_path / "latin.csv").write_bytes(b"path,label,year,stars,seen\n/a.jpg,caf\xe9,1,1,1\n")

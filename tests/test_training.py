@@ -229,10 +229,15 @@ def test_the_split_is_stratified_and_deterministic() -> None:
 
 def test_held_out_figures_by_hand() -> None:
     codes = {"mid": np.array([[0], [0], [255], [255]], np.uint8)}
-    assert held_out_figures(codes, {"classes": np.eye(2, dtype=bool)[[0, 0, 1, 1]]}) == {"map_mid": 1, "held_out": 1}
+    apart = {"classes": np.eye(2, dtype=bool)[[0, 0, 1, 1]]}
+    assert held_out_figures(codes, apart, 4) == {"map_mid": 1, "held_out": 1}
     # Asked for the first: the second, of the other class, at 0, the relevant third at 8 with the fourth: 1/3 in 3 rows.
-    found = held_out_figures(codes, {"classes": np.eye(2, dtype=bool)[[0, 1, 0, 1]]})
-    assert found["held_out"] == pytest.approx(1 / 3)
+    crossed = {"classes": np.eye(2, dtype=bool)[[0, 1, 0, 1]]}
+    assert held_out_figures(codes, crossed, 4)["held_out"] == pytest.approx(1 / 3)
+    # One alone is held out, and finds the trained picture of its class: at 0 beside the other one, 1 of 2.
+    mixed_up = {"mid": np.array([[0], [0], [0], [255]], np.uint8)}
+    assert held_out_figures(mixed_up, crossed, 1)["held_out"] == pytest.approx(1 / 2)
+    assert held_out_figures(codes, {"classes": np.eye(4, dtype=bool)}, 1)["held_out"] == 0, "nothing to find"
 
 
 # Whole trainings
@@ -253,7 +258,7 @@ def test_training_learns_and_the_file_is_an_encoder(tmp_path: Path) -> None:
     pictures = read_labelled(photos)
     assert pictures.classes is not None
     codes = encoder.encode([encoder.prepare(Image.open(found.path).convert("RGB")) for found in pictures.pictures])
-    figures = held_out_figures(codes, {"classes": pictures.classes.one_hot()})
+    figures = held_out_figures(codes, {"classes": pictures.classes.one_hot()}, len(pictures))
     assert figures["map_mid"] > 0.9, "chance is 0.33"
 
 
@@ -357,6 +362,8 @@ def test_a_resumed_training_gives_the_same_encoder(photos: Path, tmp_path: Path)
             raise Killed
 
     out = tmp_path / "halves.safetensors"
+    with pytest.raises(TrainingError, match=r"no checkpoint .*halves.checkpoint.safetensors to go on from"):
+        train(photos, out, settings, resume=True, device="cpu")
     with pytest.raises(Killed):
         train(photos, out, settings, device="cpu", on_step=kill)
     with pytest.raises(TrainingError, match=r"unfinished training, 1 of 3 epochs: go on with --resume"):
@@ -365,6 +372,7 @@ def test_a_resumed_training_gives_the_same_encoder(photos: Path, tmp_path: Path)
     resumed = train(photos, out, settings, resume=True, device="cpu", on_epoch=told.append)
     assert [record["epoch"] for record in told] == [2, 3], "at most the broken epoch is done again"
     assert resumed.fingerprint == whole.fingerprint
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     with pytest.raises(TrainingError, match="made with another configuration"):
         train(photos, out, settings.changed({"seed": 5}), resume=True, device="cpu")
     next((photos / "disc").iterdir()).unlink()
@@ -373,11 +381,20 @@ def test_a_resumed_training_gives_the_same_encoder(photos: Path, tmp_path: Path)
 
 
 def test_early_stop_looks_at_the_held_out_part(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = iter([0.5, 0.7, 0.6, 0.7, 0.9])
+    figures = iter([0.5, 0.7, 0.6, 0.69, 0.9])
     monkeypatch.setattr(trainer_module, "held_out_figures", lambda *_: {"held_out": next(figures)})
     settings = small(patience=2, phases=[{"epochs": 5, "sides": [16]}])
     report = train(photos, tmp_path / "e.safetensors", settings, device="cpu")
     assert (report.epochs, report.best_epoch) == (4, 2)
+
+
+def test_of_epochs_that_are_as_good_the_last_is_kept(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "held_out_figures", lambda *_: {"held_out": 0.0})
+    settings = small(patience=1, phases=[{"epochs": 3, "sides": [16]}])
+    report = train(photos, tmp_path / "e.safetensors", settings, device="cpu")
+    assert (report.epochs, report.best_epoch) == (3, 3)
 
 
 def test_a_batch_that_does_not_fit_is_divided(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -490,6 +507,7 @@ def test_the_command_survives_sigkill(tmp_path: Path) -> None:
     resumed = mgm(*arguments, "--resume")
     assert resumed.returncode == 3, resumed.stderr
     assert json.loads(resumed.stdout)["fingerprint"] == record["fingerprint"]
+    assert (tmp_path / "e.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
 def test_the_trained_encoder_serves_an_index(photos: Path, tmp_path: Path) -> None:

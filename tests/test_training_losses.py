@@ -17,14 +17,12 @@ from mg_milvus.training.losses import (
     DSH,
     SUPERVISED,
     BitBalance,
-    BitDecorrelation,
     GreedyHash,
     HashLoss,
     HashNet,
     NTXent,
     OrthoHash,
     Quantisation,
-    SupCon,
 )
 
 CLASSES, BITS = 4, 8
@@ -153,8 +151,7 @@ def test_gradients(name: str, labels: np.ndarray) -> None:
 
 def test_gradients_of_the_others() -> None:
     assert gradcheck(NTXent(0.3), (free(5), free(5, seed=1)))
-    assert gradcheck(lambda u: SupCon(0.3)(u, torch.from_numpy(MULTI)), free())
-    for regulariser in (Quantisation(), BitBalance(), BitDecorrelation()):
+    for regulariser in (Quantisation(), BitBalance()):
         assert gradcheck(regulariser, free())
 
 
@@ -465,50 +462,6 @@ def test_ntxent_survives_codes_of_zero() -> None:
     assert first.grad.isfinite().all()
 
 
-def supcon(u: np.ndarray, labels: np.ndarray, temperature: float) -> float:
-    terms = []
-    for i in range(len(u)):
-        others = [k for k in range(len(u)) if k != i]
-        positives = [k for k in others if (labels[i] * labels[k]).any()]
-        total = sum(math.exp(cosine(u[i], u[k]) / temperature) for k in others)
-        if positives:
-            terms.append(
-                mean([-math.log(math.exp(cosine(u[i], u[p]) / temperature) / total) for p in positives]),
-            )
-    return mean(terms)
-
-
-@LABELS
-def test_supcon_is_its_formula(labels: np.ndarray) -> None:
-    u = codes()
-    expected = supcon(u.detach().numpy(), labels, 0.2)
-    assert value(SupCon(0.2)(u, torch.from_numpy(labels))) == pytest.approx(expected, rel=1e-9)
-
-
-def test_supcon_of_pairs_is_ntxent() -> None:
-    first, second = codes(5), codes(5, seed=1)
-    both = torch.cat([first, second])
-    expected = value(NTXent(0.1)(first, second))
-    assert value(SupCon(0.1)(both, torch.eye(5).repeat(2, 1))) == pytest.approx(expected, rel=1e-9)
-
-
-def test_supcon_without_similar_pictures_is_zero() -> None:
-    u = free(4)
-    loss = SupCon()(u, torch.eye(4))
-    loss.backward()
-    assert value(loss) == 0
-    assert u.grad is not None
-    assert (u.grad == 0).all()
-
-
-def test_supcon_under_autocast() -> None:
-    u, labels = codes(scale=300.0).detach().bfloat16(), torch.from_numpy(MULTI)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = SupCon()(u, labels)
-    assert found.dtype == torch.float32
-    assert value(found) == value(SupCon()(u.float(), labels))
-
-
 def test_quantisation_is_what_the_signs_lose() -> None:
     u = torch.tensor([[3.0, -4.0, 0.0, 0.0], [2.0, 2.0, -2.0, 2.0]])
     # cos((3, -4, 0, 0), (1, -1, -1, -1)) = 7 / (5 * 2); the second is a multiple of its signs
@@ -526,17 +479,7 @@ def test_bit_balance() -> None:
     assert value(BitBalance()(u)) == pytest.approx(expected)
 
 
-def test_bit_decorrelation() -> None:
-    u = 9.0 * torch.tensor([[1, 1, 1], [1, -1, 1], [-1, 1, -1], [-1, -1, -1]])
-    # bits 0 and 2 agree, bit 1 is independent of both: one pair of three
-    assert value(BitDecorrelation()(u)) == pytest.approx(1 / 3, rel=1e-5)
-    numbers = np.tanh(codes().detach().numpy())
-    pairs = [(i, j) for i in range(BITS) for j in range(i)]
-    expected = mean([float((numbers[:, i] * numbers[:, j]).mean() ** 2) for i, j in pairs])
-    assert value(BitDecorrelation()(codes())) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("regulariser", [Quantisation(), BitBalance(), BitDecorrelation()])
+@pytest.mark.parametrize("regulariser", [Quantisation(), BitBalance()])
 def test_regularisers_in_half_precision_and_under_autocast(regulariser: torch.nn.Module) -> None:
     u = codes().detach().bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -548,6 +491,6 @@ def test_regularisers_in_half_precision_and_under_autocast(regulariser: torch.nn
 def test_regularisers_are_smallest_for_balanced_binary_codes() -> None:
     """All words of 3 bits: balanced, independent, binary."""
     u = 20.0 * torch.tensor(list(product((-1.0, 1.0), repeat=3)))
-    for regulariser in (Quantisation(), BitBalance(), BitDecorrelation()):
+    for regulariser in (Quantisation(), BitBalance()):
         assert value(regulariser(u)) == pytest.approx(0, abs=1e-6)
         assert value(regulariser(u + torch.tensor([25.0, 25.0, 0.0]))) > 0.05

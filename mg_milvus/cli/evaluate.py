@@ -13,11 +13,14 @@ from mg_milvus.cli import options
 from mg_milvus.cli.terminal import UNREADABLE, ProgressView, console, print_failures, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mg_milvus.evaluation.run import Evaluation
 
 PROTOCOL = "Protocol"
+_MARGIN = 4
+_BETWEEN = 3
+"""Spaces around and between the columns of a table."""
 
 EXAMPLES = """Examples:
 
@@ -194,7 +197,7 @@ def show(evaluation: Evaluation) -> None:
     ):
         if table:
             print()
-            _print_table(title, table)
+            print_figures(title, table)
     if "through_index" in figures:
         through = figures["through_index"]
         same = "the same" if through["same_encoder"] else "ANOTHER"
@@ -215,18 +218,36 @@ def _index_table(figures: Mapping[str, Any]) -> dict[str, dict[str, float | None
     }
 
 
-def _print_table(title: str, rows: Mapping[str, Mapping[str, float | None]]) -> None:
+def print_figures(title: str, rows: Mapping[str, Mapping[str, float | None]]) -> None:
+    """A table on standard output, cut into several where the terminal is narrower."""
     from rich import box
     from rich.table import Table
 
+    out = console()
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold")
-    table.add_column("")
+    for part in _parts(columns, out.width - max(len(printable(name)) for name in rows) - _MARGIN):
+        table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold")
+        table.add_column("", no_wrap=True)
+        for column in part:
+            table.add_column(column, justify="right", no_wrap=True)
+        for name, row in rows.items():
+            table.add_row(printable(name), *(_text(row.get(column)) for column in part))
+        out.print(table)
+        title = ""
+
+
+def _parts(columns: Sequence[str], width: int) -> list[list[str]]:
+    """Columns in as many tables as fit into the width, one beneath the other."""
+    parts: list[list[str]] = [[]]
+    room = width
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, row in rows.items():
-        table.add_row(printable(name), *(_text(row.get(column)) for column in columns))
-    console().print(table)
+        needed = max(len(column), len("0.000")) + _BETWEEN
+        if parts[-1] and needed > room:
+            parts.append([])
+            room = width
+        parts[-1].append(column)
+        room -= needed
+    return parts
 
 
 def _text(value: float | None) -> str:

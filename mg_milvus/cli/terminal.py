@@ -101,16 +101,16 @@ class ProgressView:
         if self._bar:
             self._bar.stop()
 
-    def __call__(self, progress: Progress) -> None:
-        """Show how far it is."""
+    def __call__(self, progress: Progress, note: str = "") -> None:
+        """Show how far it is, and beside it a note that may change."""
         begins = progress.stage != self._stage
         if begins:
             self._stage = progress.stage
             self._started = time.monotonic()
         if self._bar:
-            self._show_bar(self._bar, progress, begins=begins)
+            self._show_bar(self._bar, progress, note, begins=begins)
         else:
-            self._show_line(progress, begins=begins)
+            self._show_line(progress, note, begins=begins)
 
     def line(self, text: str) -> None:
         """Write a line; on a terminal it takes the place of the bar of the stage that it sums up."""
@@ -122,17 +122,18 @@ class ProgressView:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def _show_bar(self, bar: Bar, progress: Progress, *, begins: bool) -> None:
+    def _show_bar(self, bar: Bar, progress: Progress, note: str, *, begins: bool) -> None:
         if begins or self._task is None:
-            self._task = bar.add_task(progress.stage, total=progress.total, failed="")
+            self._task = bar.add_task(progress.stage, total=progress.total, failed="", note="")
         bar.update(
             self._task,
             completed=progress.done,
             total=progress.total,
             failed=f"{progress.failed:,} failed" if progress.failed else "",
+            note=note,
         )
 
-    def _show_line(self, progress: Progress, *, begins: bool) -> None:
+    def _show_line(self, progress: Progress, note: str, *, begins: bool) -> None:
         now = time.monotonic()
         if not begins and now - self._told < QUIET_SECONDS:
             return
@@ -141,7 +142,7 @@ class ProgressView:
         rate = f", {progress.done / seconds:.0f} pictures/s" if seconds > 1 else ""
         failed = f", {progress.failed:,} failed" if progress.failed else ""
         print(
-            f"{progress.stage}: {progress.done:,} of {progress.total:,} pictures{failed}{rate}",
+            f"{progress.stage}: {progress.done:,} of {progress.total:,} pictures{failed}{rate}{note and f'; {note}'}",
             file=sys.stderr,
             flush=True,
         )
@@ -166,6 +167,7 @@ def _bar(target: Console) -> Bar:
         Rate(),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[failed]}", style="yellow"),
+        TextColumn("{task.fields[note]}"),
         console=target,
         expand=True,
     )

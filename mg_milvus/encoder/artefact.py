@@ -94,9 +94,19 @@ def to_bytes(parts: Parts, *, with_backbone: bool = True) -> bytes:
     tensors = _fitted_tensors(parts)
     if with_backbone:
         tensors |= {f"backbone.{name}": tensor.contiguous() for name, tensor in parts.backbone.items()}
-    return save_tensors(
-        tensors, metadata={_KEY: parts.configuration.model_dump_json(), _FINGERPRINT: fingerprint(parts)}
+    return _in_order(
+        save_tensors(tensors, metadata={_KEY: parts.configuration.model_dump_json(), _FINGERPRINT: fingerprint(parts)})
     )
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with its metadata in order: the library writes them in another one each time."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def from_bytes(data: bytes, origin: str, shared: dict[str, torch.Tensor] | None = None) -> Parts:

@@ -178,6 +178,8 @@ def _encoder(given: Encoder | PathLike | None, schema: Schema, device: str) -> E
     source = schema.encoder.name if given is None else given
     found = load_encoder(os.fspath(source), device=device) if isinstance(source, str | os.PathLike) else source
     found.check(schema.bits)
+    if dict(found.bits) != dict(schema.bits):
+        found.with_bits(schema.bits)  # trained heads of another length are refused before pictures are encoded
     return found
 
 

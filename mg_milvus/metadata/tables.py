@@ -39,11 +39,11 @@ def read_table(name: str, wanted: Collection[str]) -> Table:
     """
     read = _READERS.get(os.path.splitext(name)[1].lower())
     if read is None:
-        raise SchemaError(f"{name!r} is not a metadata file: expected a name that ends in {', '.join(_READERS)}")
+        raise SchemaError(f"{name!r} is not a table: expected a name that ends in {', '.join(_READERS)}")
     try:
         return read(name, wanted)
     except OSError as error:
-        raise SchemaError(f"metadata file {name!r} cannot be read: {error.strerror or error}") from error
+        raise SchemaError(f"the table {name!r} cannot be read: {error.strerror or error}") from error
 
 
 def _read_csv(name: str, wanted: Collection[str]) -> Table:

@@ -70,6 +70,16 @@ def refuse_unfinished(file: Path) -> None:
         )
 
 
+def require_checkpoint(file: Path) -> None:
+    """Say early that there is nothing to go on from.
+
+    Raises:
+        TrainingError: there is no checkpoint.
+    """
+    if not file.exists():
+        raise TrainingError(f"there is no checkpoint {file} to go on from; start without --resume")
+
+
 def save_checkpoint(file: Path, tensors: dict[str, torch.Tensor], course: Course) -> None:
     """Write a checkpoint whole or not at all.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +49,10 @@ def first_weights(configuration: TrainingConfiguration) -> dict[str, torch.Tenso
     except EncoderError:
         if configuration.init == BUILTIN:
             raise
+        if not Path(configuration.init).is_file():
+            raise TrainingError(
+                f"init '{configuration.init}' is no file; expected builtin, torchvision, scratch, or a file of weights"
+            ) from None
         return read_weights(configuration.init)
     if encoder.backbone != configuration.backbone:
         raise TrainingError(

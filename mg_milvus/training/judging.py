@@ -1,4 +1,4 @@
-"""How good codes are while they are trained: mAP among the held-out pictures."""
+"""How good codes are while they are trained: mAP of the held-out pictures."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from mg_milvus.codes import Codes
 
 
-def held_out_figures(codes: Mapping[str, Codes], labels: Mapping[str, NDArray[np.bool_]]) -> dict[str, float]:
-    """Leave-one-out mAP of each granularity on the labels of its own level, and their mean.
+def held_out_figures(
+    codes: Mapping[str, Codes], labels: Mapping[str, NDArray[np.bool_]], held_out: int
+) -> dict[str, float]:
+    """mAP of each granularity on the labels of its own level, and their mean.
+
+    Each held-out picture is asked against all others: among themselves alone, a few would have nothing to find.
 
     Args:
-        codes: granularity -> (n, bits / 8) uint8 of the held-out pictures.
+        codes: granularity -> (n, bits / 8) uint8, of the held-out pictures and then of some that were trained on.
         labels: level -> (n, labels) bool; clusters stand in for labels where there are none.
+        held_out: how many of the n are held out.
 
     Returns:
         ``map_<granularity>`` and ``held_out``.
@@ -36,6 +41,7 @@ def held_out_figures(codes: Mapping[str, Codes], labels: Mapping[str, NDArray[np
             found[np.arange(len(found)), np.arange(len(level))[part]] = NOT_A_CANDIDATE
             return found
 
-        # A held-out part so small that no two pictures share a label has no figure: 0 for all epochs alike.
-        figures[f"map_{name}"] = float(np.nan_to_num(score_rankings(code_blocks(values, values, relevance_of)).map))
+        blocks = code_blocks(values[:held_out], values, relevance_of)
+        # Where no other picture shares a label with one held out there is no figure: 0 for all epochs alike.
+        figures[f"map_{name}"] = float(np.nan_to_num(score_rankings(blocks).map))
     return figures | {"held_out": float(np.mean(list(figures.values())))}

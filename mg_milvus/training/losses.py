@@ -10,15 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from mg_milvus.training.hash_loss import HashLoss, full_precision, signs
-from mg_milvus.training.pairwise_losses import DSH, HashNet, NTXent, SupCon
+from mg_milvus.training.pairwise_losses import DSH, HashNet, NTXent
 from mg_milvus.training.pointwise_losses import CSQ, GreedyHash, OrthoHash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
-    "CSQ", "DSH", "SUPERVISED", "BitBalance", "BitDecorrelation", "GreedyHash", "HashLoss", "HashNet", "NTXent",
-    "OrthoHash", "Quantisation", "SupCon",
+    "CSQ", "DSH", "SUPERVISED", "BitBalance", "GreedyHash", "HashLoss", "HashNet", "NTXent", "OrthoHash",
+    "Quantisation",
 ]  # fmt: skip
 
 SUPERVISED: Mapping[str, type[HashLoss]] = MappingProxyType(
@@ -50,19 +50,3 @@ class BitBalance(nn.Module):
         """(n, bits) relaxed codes -> scalar."""
         with torch.autocast(u.device.type, enabled=False):
             return full_precision(u).tanh().mean(dim=0).square().mean()
-
-
-class BitDecorrelation(nn.Module):
-    """No two bits should say the same: the mean over pairs of bits of their squared mean product, tanh taken, 0 to 1.
-
-    Weiss, Torralba and Fergus, "Spectral Hashing", NIPS 2008: ``h.T @ h / n`` is the identity, relaxed by tanh; its
-    diagonal, the size of the values, is left to ``Quantisation``.
-    """
-
-    def forward(self, u: torch.Tensor) -> torch.Tensor:
-        """(n, bits) relaxed codes, at least two bits -> scalar."""
-        with torch.autocast(u.device.type, enabled=False):
-            h = full_precision(u).tanh()
-            products = h.T @ h / len(h)
-            bits = len(products)
-            return products.fill_diagonal_(0).square().sum() / (bits * (bits - 1))

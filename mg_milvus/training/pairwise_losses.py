@@ -103,34 +103,6 @@ class NTXent(nn.Module):
             return F.cross_entropy(logits.masked_fill(_diagonal(logits), -torch.inf), other)
 
 
-class SupCon(nn.Module):
-    """Supervised contrastive loss: NT-Xent in which all pictures with a label in common are the other views.
-
-    Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (the mean over positives outside of the
-    logarithm), temperature 0.1 as in the paper. Pictures without a similar one in the batch do not count. Computed in
-    float32 also under autocast.
-
-    Args:
-        temperature: by which cosines are divided.
-    """
-
-    def __init__(self, temperature: float = 0.1) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(self, u: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Relaxed codes (n, bits) and multi-hot labels (n, classes) -> the mean over pictures with a similar one."""
-        with torch.autocast(u.device.type, enabled=False):
-            logits = _cosines(u) / self.temperature
-            itself = _diagonal(u)
-            log_shares = logits - logits.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
-            labels = labels.to(logits.dtype)
-            similar = (labels @ labels.T > 0) & ~itself
-            positives = similar.sum(dim=1)
-            per_picture = -(log_shares * similar).sum(dim=1) / positives.clamp(min=1)
-            return _mean_where(per_picture, positives > 0)
-
-
 def _cosines(u: torch.Tensor) -> torch.Tensor:
     """All cosines of (n, bits) codes with each other: (n, n)."""
     directions = F.normalize(full_precision(u), dim=1)

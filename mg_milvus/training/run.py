@@ -17,7 +17,7 @@ from mg_milvus.errors import LabelError, TrainingError
 from mg_milvus.hits import Failure, Progress
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.labels import read_labelled
-from mg_milvus.training.checkpoint import checkpoint_beside, refuse_unfinished
+from mg_milvus.training.checkpoint import checkpoint_beside, refuse_unfinished, require_checkpoint
 from mg_milvus.training.clusters import pseudo_labels
 from mg_milvus.training.configuration import TrainingConfiguration
 from mg_milvus.training.data import ROOM, PictureCache
@@ -113,8 +113,7 @@ def train(
     target = Path(out).absolute()
     if not target.parent.is_dir():
         raise TrainingError(f"the folder {target.parent} for the encoder file does not exist; make it first")
-    if not resume:
-        refuse_unfinished(checkpoint_beside(target))
+    (require_checkpoint if resume else refuse_unfinished)(checkpoint_beside(target))
     torch.manual_seed(settings.seed)
     base = first_weights(settings)
     failures: list[Failure] = []

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 STATISTICS_SAMPLE = 5_000
 """Training pictures whose features give the statistics in the encoder file."""
 FEW_MORE = 300
-"""Training pictures that stand in for them after each epoch, beside those held out."""
+"""Training pictures that stand in for them after each epoch, and among which those held out are searched."""
 EDITED_SAMPLE = 500
 """Those of them that are also looked at as edited copies."""
 
@@ -130,7 +130,8 @@ class Trainer:
             self.course.epoch += 1
             record = {"epoch": self.course.epoch, **losses, **figures, "seconds": time.perf_counter() - started}
             self.course.history.append(record)
-            if figures["held_out"] > self.course.best:
+            # Of epochs that are as good the last one: it has learned longest.
+            if figures["held_out"] >= self.course.best:
                 self.course.best, self.course.best_epoch = figures["held_out"], self.course.epoch
                 write(self._out, encoder.to_bytes())
             self._save()
@@ -213,13 +214,17 @@ class Trainer:
 
     def _judge(self) -> tuple[TorchEncoder, dict[str, float]]:
         """The encoder of the averaged weights, and its figures on the held-out pictures."""
-        rows = self._material.held_out
-        pictures = self._pictures(np.concatenate([rows, self._material.train[:FEW_MORE]]))
+        held_out = self._material.held_out
+        rows = np.concatenate([held_out, self._some(FEW_MORE)])
+        pictures = self._pictures(rows)
         encoder = encoder_of(self._configuration, self._average.weights, self._base, pictures, str(self._device))
-        features = features_of(encoder, pictures[: len(rows)])
+        codes = encoder.codes(features_of(encoder, pictures))
         labels = {level: values[rows] for level, values in self._material.labels.items()}
-        codes = encoder.codes(features)
-        return encoder, held_out_figures(codes, labels)
+        return encoder, held_out_figures(codes, labels, len(held_out))
+
+    def _some(self, count: int) -> NDArray[np.int64]:
+        """Training pictures drawn at random, always the same."""
+        return np.random.default_rng(self._configuration.seed).permutation(self._material.train)[:count]
 
     def _pictures(self, rows: NDArray[np.int64]) -> list[Image.Image]:
         return [Image.fromarray(self._material.cache[int(row)]) for row in rows]
@@ -230,9 +235,9 @@ class Trainer:
     def _finish(self) -> TorchEncoder:
         """The best encoder once more, with the statistics of many training pictures."""
         weights = {name.removeprefix("best."): value for name, value in self._best.items()}
-        some = np.random.default_rng(self._configuration.seed).permutation(self._material.train)[:STATISTICS_SAMPLE]
+        pictures = self._pictures(self._some(STATISTICS_SAMPLE))
         encoder = encoder_of(
-            self._configuration, weights, self._base, self._pictures(some), str(self._device), edited=EDITED_SAMPLE
+            self._configuration, weights, self._base, pictures, str(self._device), edited=EDITED_SAMPLE
         )
         write(self._out, encoder.to_bytes())
         return encoder
