@@ -81,7 +81,7 @@ def pairs_within(
         words: (words, n), see ``as_words``.
         radius: in bits, 0 or more.
         first: rows that are compared with all; n for all pairs.
-        on_row: told, now and then, how many of the first rows are done.
+        on_row: told how many of the first rows are done, or nearly.
 
     Yields:
         The pairs of one block each; blocks without any are left out.
@@ -96,13 +96,12 @@ def pairs_within(
                 found = running.popleft().result()
                 if len(found.left):
                     yield found
-            if columns.start == rows.start:
-                on_row(rows.start)
+            if columns.stop == words.shape[1]:
+                on_row(rows.stop)
         for block in running:
             found = block.result()
             if len(found.left):
                 yield found
-        on_row(first)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -79,6 +79,11 @@ def find_duplicates(
             f"there {'is one picture' if count else 'is no picture'} in {place}, expected two or more to compare; add "
             "some with mgm ingest"
         )
+    if not scanned.new:
+        return DuplicateReport(
+            count, 0, question.distance, {}, question.precision if question.distance is None else None, 0, None,
+            question.keep, (), time.perf_counter() - started,
+        )  # fmt: skip
     calibration = calibrated(_sample(scanned), schema.bits)
     radius = question.radius(calibration, compared, scanned.new)
     edges, found = _near(scanned, radius, calibration.limits, progress)
