@@ -2,9 +2,10 @@
 
     python benchmarks/duplicates.py FOLDER [--copies SHARE] [--rows 100000] [--json FILE]
 
-A share of the folder's pictures is edited once each, by a random edit at a random strength, and put beside the folder in one index on Milvus Lite. A pair is right when both are the same picture or copies of it.
-The pairs are counted by brute force, apart from the code that is measured. A folder has near-duplicates of its own (the
-same scene a second later), which count as wrong here: --show FILE writes the page to look at them.
+A share of the folder's pictures is edited once each, by a random edit at a random strength, and put beside the folder
+in one index on Milvus Lite. A pair is right when both are the same picture or copies of it. The pairs are counted by
+brute force, apart from the code that is measured. A folder has near-duplicates of its own (the same scene a second
+later), which count as wrong here: --show FILE writes the page to look at them.
 
 Then the whole command on ``--rows`` synthetic rows, one in a hundred of them a copy with some bits turned.
 """

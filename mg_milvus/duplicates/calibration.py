@@ -33,6 +33,8 @@ SAMPLE = 4096
 """Rows whose pairs are looked at."""
 CHECK_RATE = 0.03
 """A pair must be nearer on every other granularity than all but this share of the unrelated pairs."""
+_LEAST_LIMIT = 1 / 8
+"""But it need not be nearer than this share of the bits: where most pictures have copies, the rest are few and odd."""
 _LIKELY = 0.9
 """Precision at which pictures are left out as duplicates before the estimate is made again."""
 
@@ -91,4 +93,4 @@ def _limit(words: Words, bits: int) -> int:
     allowed = CHECK_RATE * counts.sum()
     if allowed < 1:
         return bits
-    return max(0, int(np.searchsorted(np.cumsum(counts), allowed, side="right")) - 1)
+    return max(int(_LEAST_LIMIT * bits), int(np.searchsorted(np.cumsum(counts), allowed, side="right")) - 1)

@@ -20,6 +20,7 @@ _LEAST_DIMENSION = 2.0
 """Unrelated pictures thin out faster than this, duplicates more slowly or not at all."""
 _MOST_DIMENSION = 10.0
 """The near pairs of ten thousand photographs have 6 to 9; few pictures show only the bulk, where it is 15 to 20."""
+_AROUND = 5
 _ERRORS = 2.0
 """Standard errors by which the fitted dimension is less steep than the best fit."""
 
@@ -44,7 +45,8 @@ class Tail:
 def fitted_tail(counts: NDArray[np.int64], nearer: int = -1) -> Tail | None:
     """Fit the tail of the unrelated pairs.
 
-    Duplicates and noise can only make the fall towards zero look flatter than it is, which overstates the number of
+    Between duplicates and unrelated pairs there is a valley, where the tail begins at the earliest. Where the two run
+    into each other, duplicates make the fall towards zero look flatter than it is, which overstates the number of
     unrelated near pairs: so of all beginnings of the tail the one with the steepest fall is taken, less two standard
     errors.
 
@@ -55,6 +57,7 @@ def fitted_tail(counts: NDArray[np.int64], nearer: int = -1) -> Tail | None:
     Returns:
         None when there are too few pairs, or nearly all of the nearest are duplicates.
     """
+    nearer = max(nearer, _valley(counts))
     for share in _SHARES:
         fit = _steepest(counts, nearer, max(share * counts.sum(), _LEAST_TAIL))
         if fit is not None and fit[0] >= _LEAST_DIMENSION:
@@ -77,9 +80,16 @@ def largest_distance(expected: NDArray[np.float64], found: NDArray[np.int64], pr
     return int(good[-1]) if len(good) else None
 
 
+def _valley(counts: NDArray[np.int64]) -> int:
+    """The distance below the most frequent one around which there are the fewest pairs; -1 when that is at zero."""
+    around = np.convolve(counts, np.ones(_AROUND), "valid")[: max(1, int(np.argmax(counts)))]
+    lowest = len(around) - 1 - int(np.argmin(around[::-1]))
+    return lowest + _AROUND // 2 if lowest else -1
+
+
 def _steepest(counts: NDArray[np.int64], nearer: int, most: float) -> tuple[float, int, int] | None:
-    """Dimension, distance before the first and last distance of the steepest fit to the nearest ``most`` pairs."""
-    within = np.cumsum(counts)
+    """Dimension, distance before the first and last distance of the steepest fit to the ``most`` next pairs."""
+    within = np.cumsum(np.where(np.arange(len(counts)) > nearer, counts, 0))
     until = int(np.searchsorted(within, most, side="right")) - 1
     levels = np.searchsorted(within, np.geomspace(1, most, 1 + round(2 * np.log2(most))))
     best = None

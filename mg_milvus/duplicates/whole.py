@@ -117,7 +117,7 @@ def _scan(
         progress(Progress("reading codes", seen, max(total, seen), 0))
     order = np.lexsort((np.array(ids), np.array(old, bool)))
     words = {
-        name: as_words(np.frombuffer(b"".join(parts.pop(name)), np.uint8).reshape(len(ids), bits // 8)[order])
+        name: as_words(np.frombuffer(b"".join(parts.pop(name, [])), np.uint8).reshape(len(ids), bits // 8)[order])
         for name, bits in schema.bits.items()
     }
     return _Scanned([ids[row] for row in order], words, len(old) - sum(old))
