@@ -14,6 +14,8 @@ from servers import lite_server
 from test_cli import mgm
 from test_pages import Page
 
+from mg_milvus.cli.duplicates import Keep
+from mg_milvus.duplicates.grouping import KEEP
 from mg_milvus.schema import Granularity, Schema
 from mg_milvus.store import Description, open_store
 
@@ -159,6 +161,10 @@ def test_bad_input_is_one_sentence(home, arguments, code, message):
     error = " ".join(done.stderr.decode().replace("│", " ").split())
     assert message in error
     assert "Traceback" not in error
+
+
+def test_the_rules_are_those_of_the_library():
+    assert [rule.value for rule in Keep] == list(KEEP)
 
 
 def test_a_collection_without_fine_is_refused(tmp_path):

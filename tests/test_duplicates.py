@@ -116,9 +116,10 @@ def components(count: int, edges: list[tuple[int, int]]) -> list[list[int]]:
 def test_groups_are_the_transitive_closure_at_every_distance(graph):
     count, edges = graph
     forest = Forest(count)
-    for some in (edges[::2], edges[1::2]):
+    for some in (edges[::3], edges[1::3], edges[2::3]):
         columns = np.array(some, np.int64).reshape(-1, 3).T
         forest.add(Pairs(columns[0], columns[1], columns[2].astype(np.int32)))
+        forest.edges()
     left, right, distances = forest.edges()
     assert len(left) < count
     assert distances.tolist() == sorted(distances.tolist())

@@ -22,7 +22,7 @@ class GroupMember:
     """A picture of a group.
 
     Attributes:
-        id: primary key of the row; empty for a picture that is asked for and not indexed.
+        id: primary key of the row, or what it would be for a picture that is asked for and not indexed.
         path: where the picture was when it was ingested.
         size: bytes of the file.
         mtime_ns: modification time of the file, nanoseconds since the epoch.

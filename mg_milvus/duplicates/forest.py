@@ -46,9 +46,14 @@ class Forest:
         self._count = count
         self._kept: list[Pairs] = []
         self._waiting = 0
+        self._trees = np.arange(count)  # row -> its tree, named by one of its rows
+        self._longest = np.zeros(count, np.int32)  # tree -> its longest edge
 
     def add(self, pairs: Pairs) -> None:
         """Take more pairs in."""
+        # Ends that hang together already, through edges none of which is longer, need no more.
+        trees = self._trees[pairs.left]
+        pairs = pairs.where((trees != self._trees[pairs.right]) | (pairs.distances < self._longest[trees]))
         self._kept.append(pairs)
         self._waiting += len(pairs.left)
         if self._waiting > max(_LEAST_WAITING, 2 * self._count):
@@ -64,6 +69,9 @@ class Forest:
         joins = order[np.fromiter((sets.join(*pair) for pair in ends), bool, len(order))]
         forest = Pairs(left[joins], right[joins], distances[joins])
         self._kept, self._waiting = [forest], 0
+        self._trees = np.fromiter(map(sets.root, range(self._count)), np.int64, self._count)
+        self._longest = np.zeros(self._count, np.int32)
+        np.maximum.at(self._longest, self._trees[forest.left], forest.distances)
         return forest
 
 
