@@ -161,6 +161,16 @@ def test_what_could_go_is_near_to_one_that_is_kept_not_only_through_a_chain():
     assert [m.distances["fine"] for m in group.could_go] == [4, 4]
 
 
+def test_what_could_go_is_said_to_be_like_the_nearest_that_is_kept():
+    rows = [
+        a_row(f"/{n}.jpg", {"fine": code}, width=w)
+        for n, (code, w) in enumerate(zip(chain(0, 9, 12), (3, 1, 2), strict=True))
+    ]
+    group = grouped(rows, 10, {}, "best")
+    assert [(m.path, m.like) for m in group.members] == [("/0.jpg", None), ("/2.jpg", None), ("/1.jpg", "/2.jpg")]
+    assert group.members[2].distances == {"fine": 3}
+
+
 def test_other_granularities_keep_pictures_from_going():
     far, near = b"\xff\x00", b"\x00\x00"
     rows = [a_row(f"/{n}.jpg", {"coarse": c, "fine": bytes(8)}) for n, c in enumerate((near, far, near))]

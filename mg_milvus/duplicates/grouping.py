@@ -39,7 +39,7 @@ def grouped(rows: Sequence[Row], distance: int, limits: Mapping[str, int], rule:
     """Make a group of rows, which hold all their codes.
 
     The best row is kept; what is near to it could go; of the rest the best is kept, and so on. So what could go is
-    always near to one that is kept, not only through a chain.
+    always near to one that is kept, not only through a chain; its ``like`` is the nearest on ``fine`` of those.
 
     Args:
         rows: two or more.
@@ -52,25 +52,30 @@ def grouped(rows: Sequence[Row], distance: int, limits: Mapping[str, int], rule:
         name: np.frombuffer(b"".join(row.codes[name] for row in rows), np.uint8).reshape(len(rows), -1)
         for name in (FINE, *limits)
     }
-    kept: list[GroupMember] = []
-    gone: list[GroupMember] = []
-    left = np.arange(len(rows))
-    while len(left):
-        best, left = left[0], left[1:]
-        kept.append(_member(rows[best], None, dict.fromkeys(codes, 0)))
-        distances = {name: hamming(own[best][None], own[left])[0] for name, own in codes.items()}
-        near = distances[FINE] <= distance
+    kept: list[int] = []
+    like = np.full(len(rows), -1)
+    apart = {name: np.zeros(len(rows), np.int32) for name in codes}
+    for place in range(len(rows)):
+        if like[place] >= 0:
+            continue
+        kept.append(place)
+        distances = {name: hamming(own[place : place + 1], own)[0] for name, own in codes.items()}
+        nearer = (distances[FINE] <= distance) & ((like < 0) | (distances[FINE] < apart[FINE]))
+        nearer[place] = False
         for name, limit in limits.items():
-            near &= distances[name] <= limit
-        for place in np.flatnonzero(near):
-            own = {name: int(values[place]) for name, values in distances.items()}
-            gone.append(_member(rows[left[place]], rows[best].path, own))
-        left = left[~near]
-    return DuplicateGroup((*kept, *sorted(gone, key=lambda member: member.path)), _spread(codes[FINE]))
-
-
-def _member(row: Row, like: str | None, distances: Mapping[str, int]) -> GroupMember:
-    return GroupMember(row.id, row.path, row.size, row.mtime_ns, row.width, row.height, like, distances)
+            nearer &= distances[name] <= limit
+        like[nearer] = place
+        for name, values in distances.items():
+            apart[name][nearer] = values[nearer]
+    members = [
+        GroupMember(
+            row.id, row.path, row.size, row.mtime_ns, row.width, row.height,
+            None if near < 0 else rows[near].path, {name: int(values[place]) for name, values in apart.items()},
+        )
+        for place, (row, near) in enumerate(zip(rows, like, strict=True))
+    ]  # fmt: skip
+    gone = sorted((member for member in members if not member.keep), key=lambda member: member.path)
+    return DuplicateGroup((*(members[place] for place in kept), *gone), _spread(codes[FINE]))
 
 
 def _spread(codes: Codes) -> int:
