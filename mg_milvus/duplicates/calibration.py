@@ -7,6 +7,9 @@ Amsaleg et al. 2015). What is measured is not that distance but a count of bits,
 through this noise has density gamma(d + D) / d! at d bits, which does not vanish at 0. It is fitted (``tails``) to the
 nearest pairs that are not duplicates. Of the pictures that it then takes for duplicates one is kept, and it is fitted
 again.
+
+Distances alone cannot tell copies from a class of pictures that look all alike to the encoder (frames of one camera,
+forms, blurred thumbnails): those count as near-duplicates, and what is expected by chance does not hold among them.
 """
 
 from __future__ import annotations
