@@ -1,6 +1,6 @@
 """Near-duplicates: how precise the prediction of precision is, what is found of edited copies, and what it costs.
 
-    python benchmarks/duplicates.py FOLDER [--copies SHARE] [--rows 100000] [--json FILE]
+    python benchmarks/duplicates.py FOLDER [--copies SHARE] [--without EDIT ...] [--rows 100000] [--json FILE]
 
 A share of the folder's pictures is edited once each, by a random edit at a random strength, and put beside the folder
 in one index on Milvus Lite. A pair is right when both are the same picture or copies of it. The pairs are counted by
@@ -41,13 +41,13 @@ DISTANCES = (8, 16, 24, 32, 40)
 FARTHEST = 96
 
 
-def write_copies(folder: Path, share: float, out: Path) -> dict[str, tuple[str, str, str]]:
+def write_copies(folder: Path, share: float, edits: list[str], out: Path) -> dict[str, tuple[str, str, str]]:
     """Edited copies of a share of the pictures: path -> path of the original, edit, strength."""
     random = np.random.default_rng(0)
     paths = sorted(found.path for found in discover([folder], print))
     made = {}
     for number in np.sort(random.permutation(len(paths))[: round(share * len(paths))]):
-        edit, strength = str(random.choice(list(EDITS))), str(random.choice(STRENGTHS))
+        edit, strength = str(random.choice(edits)), str(random.choice(STRENGTHS))
         copy = out / f"{number:06}.{edit}.{strength}.jpg"
         EDITS[edit].apply(open_picture(paths[number]).picture, strength).save(copy, quality=90)
         made[str(copy)] = paths[number], edit, strength
@@ -74,11 +74,11 @@ class Truth:
         return [right for apart, right in self.pairs if all(apart[name] <= most for name, most in limits.items())]
 
 
-def quality(folder: Path, share: float, show: Path | None) -> list[dict[str, object]]:
+def quality(folder: Path, share: float, edits: list[str], show: Path | None) -> list[dict[str, object]]:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "copies").mkdir()
-        copies = write_copies(folder, share, Path(scratch) / "copies")
+        copies = write_copies(folder, share, edits, Path(scratch) / "copies")
         with ImageIndex.open(f"{scratch}/pictures.db") as index:
             index.ingest(folder, Path(scratch) / "copies")
             truth = Truth(index, copies)
@@ -150,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", help="pictures; without it, only the cost is measured")
     parser.add_argument("--copies", type=float, default=0.1)
+    parser.add_argument("--without", nargs="*", default=[], choices=list(EDITS), help="edits left out")
     parser.add_argument("--rows", type=int, default=100_000, help="0 leaves the cost out")
     parser.add_argument("--show", type=Path)
     parser.add_argument("--json", type=Path)
@@ -159,7 +160,8 @@ def main() -> None:
         result["cost"] = cost(options.rows)
         print(json.dumps(result["cost"], indent=1))
     if options.folder:
-        result["quality"] = quality(options.folder, options.copies, options.show)
+        edits = [edit for edit in EDITS if edit not in options.without]
+        result["quality"] = quality(options.folder, options.copies, edits, options.show)
         for row in result["quality"]:
             print("  ".join(f"{k}: {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in row.items()))
     if options.json:
