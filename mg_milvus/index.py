@@ -10,6 +10,9 @@ import numpy as np
 
 from mg_milvus import search
 from mg_milvus.connection import Connection
+from mg_milvus.duplicates.question import Question
+from mg_milvus.duplicates.single import find_duplicates_of
+from mg_milvus.duplicates.whole import find_duplicates
 from mg_milvus.hits import IndexInfo
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import discover, path_text
@@ -19,9 +22,11 @@ from mg_milvus.schema import Schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
     from typing import Any, Unpack
 
     from mg_milvus.codes import Codes
+    from mg_milvus.duplicates import DuplicateReport
     from mg_milvus.encoder import Encoder
     from mg_milvus.hits import Hit, IngestReport, Progress
     from mg_milvus.images.decode import PictureSource
@@ -226,6 +231,49 @@ class ImageIndex:
         row = self._connection.rows([id_or_path], tuple(self.schema.bits))[0]
         codes = {name: np.frombuffer(code, np.uint8)[None] for name, code in row.codes.items()}
         return search.ask(self._connection.store, self.schema, codes, question, without=[row.id])[0]
+
+    def duplicates(
+        self,
+        *,
+        of: PathLike | None = None,
+        within: PathLike | None = None,
+        newer_than: datetime | None = None,
+        distance: int | None = None,
+        precision: float | None = None,
+        keep: str = "best",
+        progress: Callable[[Progress], None] | None = None,
+    ) -> DuplicateReport:
+        """Find groups of near-identical pictures. Nothing is deleted, no row and no file.
+
+        Pictures whose files are gone count too: the rows are compared.
+
+        Args:
+            of: a picture file; only what is near to it is looked for, without reading the index as a whole.
+            within: only rows under this folder.
+            newer_than: only pairs of which at least one file was modified after this time (a naive one is local).
+            distance: largest distance of near pictures on ``fine``, in bits.
+            precision: instead, share of the pairs found that should not be near by chance (0.99); the distance
+                follows from how near the unrelated pictures of this index are to each other.
+            keep: which picture of a group stays: ``best`` (most pixels, then bytes), ``largest`` (most bytes),
+                ``oldest``, ``newest`` (by the time of the file) or ``first`` (by path).
+            progress: called now and then.
+
+        Raises:
+            QueryError: an option is out of range, the schema has no ``fine``, or there are too few rows.
+            PictureError: ``of`` cannot be read.
+        """
+        self._connection.existing()
+        question = Question.of(self.schema, distance=distance, precision=precision, keep=keep)
+        store = self._connection.store
+        if of is not None:
+            if within is not None or newer_than is not None:
+                raise QueryError("of compares one picture with the whole index; leave within and newer_than out")
+            return find_duplicates_of(store, self.schema, self._connection.encoder, of, question)
+        return find_duplicates(
+            store, self.schema, question, within=within,
+            newer_than_ns=None if newer_than is None else int(newer_than.timestamp() * 1e9),
+            progress=progress or (lambda _: None),
+        )  # fmt: skip
 
     def path(self, id_or_path: PathLike) -> str:
         """Where an indexed picture was when it was ingested.

@@ -24,10 +24,10 @@ PLAN = (
     ("codes", "hits", "regions"),
     ("schema", "metrics", "code_health"),
     ("encoder", "store", "fusion", "images", "metadata"),
-    ("connection", "search", "labels"),
+    ("connection", "search", "duplicates", "labels"),
     ("index", "ingest"),
     ("training", "fitting"),
-    ("evaluation", "bulk", "duplicates", "pages", "doctor"),
+    ("evaluation", "bulk", "pages", "doctor"),
     ("cli", "web"),
 )
 ROWS = {room: height for height, rooms in enumerate(PLAN) for room in rooms}

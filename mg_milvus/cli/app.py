@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mg_milvus import __version__
-from mg_milvus.cli import evaluate, fit, ingest, manage, query, schema, train, tune
+from mg_milvus.cli import duplicates, evaluate, fit, ingest, manage, query, schema, train, tune
 from mg_milvus.cli.terminal import ERROR, INTERRUPTED, complain
 from mg_milvus.errors import MgMilvusError
 
@@ -73,6 +73,7 @@ def print_version() -> None:
 for register in (
     ingest.register,
     query.register,
+    duplicates.register,
     manage.register,
     fit.register,
     train.register,

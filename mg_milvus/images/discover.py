@@ -67,6 +67,13 @@ def text_path(text: str) -> Path:
     return Path(text)
 
 
+def is_under(path: str, folders: Sequence[str]) -> bool:
+    """Whether a path is one of some folders or lies in one of them; all are as ``path_text`` writes them."""
+    inside = os.fsencode(text_path(path))
+    tops = [os.fsencode(text_path(folder)) for folder in folders]
+    return any(inside == top or inside.startswith(top.rstrip(b"/") + b"/") for top in tops)
+
+
 def picture_id(path: str) -> str:
     """Primary key of the picture at ``path`` (as ``path_text`` writes it): 32 hex digits, BLAKE2b-128 of its UTF-8."""
     return hashlib.blake2b(path.encode("utf-8"), digest_size=16).hexdigest()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 from mg_milvus.errors import PictureError, StoreError
 from mg_milvus.hits import Failure, Progress
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, decode
-from mg_milvus.images.discover import Found, path_text, picture_id, text_path
+from mg_milvus.images.discover import Found, is_under, path_text, picture_id, text_path
 from mg_milvus.schema_parts import PARTS
 from mg_milvus.store import Row
 
@@ -177,9 +177,9 @@ def stale(
 
 def gone(store: Store, roots: Sequence[str | os.PathLike[str]]) -> Iterator[list[str]]:
     """Ids, in batches, of the rows under the given folders whose file is not there any more."""
-    folders = [os.fsencode(text_path(path_text(root))) for root in roots]
+    folders = [path_text(root) for root in roots]
     for rows in store.scan():
-        yield [row.id for row in rows if _is_under(os.fsencode(text_path(row.path)), folders) and not _exists(row.path)]
+        yield [row.id for row in rows if is_under(row.path, folders) and not _exists(row.path)]
 
 
 def ingest_files(
@@ -251,10 +251,6 @@ def ingest_files(
 def code_bytes(codes: Mapping[str, Codes], place: int) -> dict[str, bytes]:
     """One picture's codes out of a batch, as the store wants them; those of its regions in one."""
     return {name: values[place].tobytes() for name, values in codes.items()}
-
-
-def _is_under(path: bytes, folders: Sequence[bytes]) -> bool:
-    return any(path == folder or path.startswith(folder.rstrip(b"/") + b"/") for folder in folders)
 
 
 def _exists(path: str) -> bool:

@@ -132,7 +132,7 @@ def result_page(
         }
         for result in results
     ]
-    return _template().render(
+    return _template("result.html.jinja").render(
         queries=queries,
         collection=_clean(collection),
         fusion=fusion,
@@ -143,7 +143,7 @@ def result_page(
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -151,7 +151,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("result.html.jinja")
+    return environment.get_template(name)
 
 
 def _card(hit: Hit, bits: Mapping[str, int]) -> _Card:

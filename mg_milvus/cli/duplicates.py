@@ -1,0 +1,169 @@
+"""``mgm duplicates``: groups of near-identical pictures, and which of them could go."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
+from mg_milvus.cli.terminal import ProgressView, complain, console, printable, shorten
+
+if TYPE_CHECKING:
+    from mg_milvus.duplicates import DuplicateGroup, DuplicateReport
+    from mg_milvus.schema import Schema
+
+EXAMPLES = """Examples:
+
+mgm duplicates --html duplicates.html
+
+mgm duplicates --within photos/2024 --keep best > could-go.txt
+
+mgm duplicates --of new.jpg
+
+mgm duplicates --new-since 2d --json"""
+
+
+class Keep(StrEnum):
+    """The rules of ``mg_milvus.duplicates.grouping.KEEP``, named here so that help and completion are instant."""
+
+    best = "best"
+    largest = "largest"
+    oldest = "oldest"
+    newest = "newest"
+    first = "first"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(epilog=EXAMPLES)(duplicates)
+
+
+def duplicates(
+    of: Annotated[
+        Path | None,
+        typer.Option("--of", metavar="PICTURE", help="Only near-duplicates of this file, indexed or not: new.jpg"),
+    ] = None,
+    within: Annotated[
+        Path | None,
+        typer.Option("--within", metavar="FOLDER", help="Only pictures under this folder, e.g. photos/2024"),
+    ] = None,
+    new_since: Annotated[
+        str | None,
+        typer.Option(
+            "--new-since",
+            metavar="TIME",
+            help="Only pairs of which a file was modified since then: 2d, 12h, 2026-01-31, 2026-01-31T18:00",
+        ),
+    ] = None,
+    distance: Annotated[
+        int | None,
+        typer.Option("--distance", metavar="BITS", help="How many bits of the fine code may differ, e.g. 16"),
+    ] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(
+            "--precision",
+            metavar="SHARE",
+            help="Or: share of the pairs that should be no chance, e.g. 0.9 to find more; default: 0.99",
+        ),
+    ] = None,
+    keep: Annotated[
+        Keep | None,
+        typer.Option(
+            "--keep",
+            help="Print the paths that could go when this one of each group stays: the one of most pixels, of most "
+            "bytes, the oldest or newest file, or the first path. Nothing is deleted",
+        ),
+    ] = None,
+    as_json: options.AsJson = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", dir_okay=False, help="Also write a page with the groups: duplicates.html"
+        ),
+    ] = None,
+    uri: options.Uri = None,
+    token: options.Token = None,
+    collection: options.Collection = None,
+    timeout: options.Timeout = 10.0,
+    device: options.DeviceOption = None,
+) -> None:
+    """Find groups of near-identical pictures and say which could go. No file and no row is ever deleted."""
+    from mg_milvus.cli.settings import open_index, settings_from
+
+    if distance is not None and precision is not None:
+        raise typer.BadParameter("--distance and --precision both say how near; give one of them")
+    if of is not None and (within is not None or new_since is not None):
+        raise typer.BadParameter("--of compares one picture with the whole index; leave --within and --new-since out")
+    since = _time(new_since) if new_since is not None else None
+    settings = settings_from(uri, token, collection, device)
+    with open_index(settings, timeout=timeout) as index, ProgressView() as view:
+        report = index.duplicates(
+            of=of, within=within, newer_than=since, distance=distance, precision=precision, keep=keep or "best",
+            progress=view,
+        )  # fmt: skip
+        schema = index.schema
+    if html:
+        _write_page(html, report, schema)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    elif keep:
+        for member in report.could_go:
+            print(printable(member.path))
+        for line in _summary(report, schema):
+            complain(line)
+    else:
+        for number, group in enumerate(report.groups, 1):
+            _print_group(number, group, report)
+        for line in _summary(report, schema):
+            print(line)
+
+
+def _time(text: str) -> datetime:
+    """A moment in the past, from ``2d`` or an ISO date or time."""
+    units = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+    try:
+        if ago := re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text.strip()):
+            return datetime.now().astimezone() - timedelta(**{units[ago[2]]: float(ago[1])})
+        return datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError, OSError):
+        raise typer.BadParameter(
+            f"'{text}' is neither a time span such as 30m, 12h, 2d, 1w nor a date such as 2026-01-31 or "
+            "2026-01-31T18:00",
+            param_hint="--new-since",
+        ) from None
+
+
+def _summary(report: DuplicateReport, schema: Schema) -> list[str]:
+    from mg_milvus.duplicates.sentences import chance, criterion, headline
+
+    return [line for line in (headline(report), criterion(report, schema.bits), chance(report)) if line]
+
+
+def _print_group(number: int, group: DuplicateGroup, report: DuplicateReport) -> None:
+    from mg_milvus.duplicates.sentences import file_size
+
+    loose = "; held together by pictures in between" if report.loose(group) else ""
+    print(f"group {number}: {len(group.members)} pictures, up to {group.spread} bits apart{loose}")
+    room = console().width - 38
+    for member in group.members:
+        pixels = f"{member.width}x{member.height}"
+        apart = "keep" if member.keep else str(member.distances["fine"])
+        print(f"  {apart:>4}  {pixels:>11}  {file_size(member.size):>9}  {shorten(printable(member.path), room)}")
+    print()
+
+
+def _write_page(file: Path, report: DuplicateReport, schema: Schema) -> None:
+    from mg_milvus.pages.duplicates import duplicates_page
+
+    try:
+        file.write_text(duplicates_page(report, collection=schema.collection, bits=schema.bits), encoding="utf-8")
+    except OSError as exc:
+        raise typer.BadParameter(f"'{file}' cannot be written: {exc.strerror}", param_hint="--html") from exc
+    complain(f"wrote {file}")

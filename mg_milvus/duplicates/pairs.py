@@ -1,0 +1,137 @@
+"""All pairs of near codes, exactly: blocks of XOR and popcount, first on a part of every code.
+
+Two codes that differ in at most ``radius`` bits differ in at most as many in any part of them. So a block of pairs is
+compared on its first words only, and the rest of a code is looked at for the few pairs that are still near.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
+
+    from numpy.typing import NDArray
+
+    from mg_milvus.codes import Codes
+
+ROWS, COLUMNS = 64, 4096
+"""Pairs of one block: what it needs stays in a core's cache."""
+
+_BITS_A_WORD = 20
+"""Words looked at first: one for each so many bits of the radius. Unrelated codes differ in about 32 bits of a word."""
+
+
+class Pairs(NamedTuple):
+    """Pairs of rows and how far apart they are.
+
+    Attributes:
+        left: (n,) int64, the smaller row number of each.
+        right: (n,) int64.
+        distances: (n,) int32 Hamming distances in bits.
+    """
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    distances: NDArray[np.int32]
+
+    def where(self, chosen: NDArray[np.bool_]) -> Pairs:
+        """Some of the pairs."""
+        return Pairs(self.left[chosen], self.right[chosen], self.distances[chosen])
+
+
+def as_words(codes: Codes) -> NDArray[np.uint64]:
+    """Codes (n, bytes) uint8 -> (words, n) uint64, contiguous; codes are filled up with zeros, which differ nowhere."""
+    filled = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 8)))
+    return np.ascontiguousarray(filled.view(np.uint64).T)
+
+
+def distances_of(words: NDArray[np.uint64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Hamming distances of pairs of rows: (n,) and (n,) -> (n,) int32."""
+    distances = np.zeros(len(left), np.int32)
+    for word in words:
+        distances += np.bitwise_count(word[left] ^ word[right])
+    return distances
+
+
+def distance_counts(words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Number of pairs of rows i < j at each distance: (words, n) -> (64 words + 1,)."""
+    width = 64 * len(words) + 1
+    counts = np.zeros(width, np.int64)
+    for rows, columns in _blocks(words.shape[1], words.shape[1]):
+        upper = np.arange(rows.start, rows.stop)[:, None] < np.arange(columns.start, columns.stop)
+        counts += np.bincount(_distances(words, rows, columns)[upper], minlength=width)
+    return counts
+
+
+def pairs_within(
+    words: NDArray[np.uint64], radius: int, first: int, on_row: Callable[[int], None] = lambda _: None
+) -> Iterator[Pairs]:
+    """Every pair of rows i < j with i < ``first`` that differs in at most ``radius`` bits, once.
+
+    Works on all cores, a bounded number of blocks ahead of the consumer; the order is always the same.
+
+    Args:
+        words: (words, n), see ``as_words``.
+        radius: in bits, 0 or more.
+        first: rows that are compared with all; n for all pairs.
+        on_row: told how many of the first rows are done, or nearly.
+
+    Yields:
+        The pairs of one block each; blocks without any are left out.
+    """
+    cores = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(cores, "mgm-pairs")
+    running: deque[Future[Pairs]] = deque()
+    try:
+        for rows, columns in _blocks(words.shape[1], first):
+            running.append(pool.submit(_near, words, radius, rows, columns))
+            if len(running) > 4 * cores:
+                found = running.popleft().result()
+                if len(found.left):
+                    yield found
+            if columns.stop == words.shape[1]:
+                on_row(rows.stop)
+        for block in running:
+            found = block.result()
+            if len(found.left):
+                yield found
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _blocks(count: int, first: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the blocks that hold all pairs i < j with i < first."""
+    for start in range(0, first, ROWS):
+        end = min(start + ROWS, first)
+        for column in range(start, count, COLUMNS):
+            yield slice(start, end), slice(column, min(column + COLUMNS, count))
+
+
+def _near(words: NDArray[np.uint64], radius: int, rows: slice, columns: slice) -> Pairs:
+    """The near pairs i < j of one block."""
+    looked_at = max(1, -(-radius // _BITS_A_WORD))
+    distances = _distances(words[:looked_at], rows, columns)
+    near = np.flatnonzero(distances <= radius)
+    left, right = np.divmod(near, distances.shape[1])
+    left += rows.start
+    right += columns.start
+    upper = left < right
+    left, right = left[upper], right[upper]
+    pairs = Pairs(left, right, distances_of(words, left, right))
+    return pairs.where(pairs.distances <= radius)
+
+
+def _distances(words: NDArray[np.uint64], rows: slice, columns: slice) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Distances of a block, (rows, columns); up to three words add up to at most 192, which a byte holds."""
+    shape = rows.stop - rows.start, columns.stop - columns.start
+    distances = np.zeros(shape, np.uint8 if len(words) < 4 else np.uint16)
+    for word in words:
+        distances += np.bitwise_count(word[rows, None] ^ word[None, columns])
+    return distances
