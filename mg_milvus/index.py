@@ -10,7 +10,6 @@ import numpy as np
 
 from mg_milvus import search
 from mg_milvus.connection import Connection
-from mg_milvus.errors import QueryError
 from mg_milvus.hits import IndexInfo
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import discover, path_text
@@ -92,6 +91,11 @@ class ImageIndex:
     def schema(self) -> Schema:
         """The collection's schema, or the one it will be made with."""
         return self._connection.schema
+
+    @property
+    def connection(self) -> Connection:
+        """What the index asks through: its store, its encoder, and what its collection says of itself."""
+        return self._connection
 
     @property
     def exists(self) -> bool:
@@ -193,7 +197,7 @@ class ImageIndex:
         if not pictures:
             return []
         encoder, box = self._connection.encoder, options.get("crop")
-        prepared = [search.prepared(encoder, picture, box) for picture in pictures]
+        prepared = [search.prepared(encoder, picture, box).pixels for picture in pictures]
         return search.ask(self._connection.store, self.schema, encoder.encode(prepared), question)
 
     def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> list[Hit]:
@@ -208,15 +212,7 @@ class ImageIndex:
         """
         self._connection.existing()
         question = search.Question.of(self.schema, options)
-        asked: dict[str, Codes] = {}
-        for name, bits in self.schema.bits.items():
-            if name not in codes:
-                raise QueryError(f"there is no code for '{name}'; give one for each of {', '.join(self.schema.bits)}")
-            value = codes[name]
-            code = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value).reshape(-1)
-            if code.dtype != np.uint8 or len(code) != bits // 8:
-                raise QueryError(f"the code for {name} has {len(code)} {code.dtype}, expected {bits // 8} uint8 bytes")
-            asked[name] = code[None]
+        asked = search.checked_codes(self.schema, codes)
         return search.ask(self._connection.store, self.schema, asked, question)[0]
 
     def like(self, id_or_path: PathLike, **options: Unpack[QueryOptions]) -> list[Hit]:

@@ -12,7 +12,7 @@ from mg_milvus.codes import hamming
 from mg_milvus.errors import QueryError
 from mg_milvus.fusion import fuse, shared_ranks
 from mg_milvus.hits import Hit
-from mg_milvus.images.decode import crop, open_picture
+from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, crop, open_picture
 from mg_milvus.schema import PROFILES, Schema
 
 if TYPE_CHECKING:
@@ -93,11 +93,60 @@ class Question:
         return cls(k, _weights(schema, options), method, rrf_k, depth, options.get("filter") or None)
 
 
-def prepared(encoder: Encoder, picture: PictureSource, box: tuple[int, int, int, int] | None) -> Pixels:
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A query picture in the encoder's size, and the width and height in pixels of the whole picture, upright."""
+
+    pixels: Pixels
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What one query has to choose from.
+
+    Attributes:
+        rows: (n) rows, all different, with their codes.
+        distances: granularity -> (n,) int32 Hamming distances in bits, for every granularity of the schema.
+        found_by: (n) the granularities that named the row among their nearest.
+    """
+
+    rows: Sequence[Row]
+    distances: Mapping[str, NDArray[np.int32]]
+    found_by: Sequence[tuple[str, ...]]
+
+
+def prepared(
+    encoder: Encoder,
+    picture: PictureSource,
+    box: tuple[int, int, int, int] | None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> Prepared:
     """A query picture, or the part of it in ``box`` (x, y, width, height), ready for the encoder."""
     if box is None:
-        return encoder.prepare(open_picture(picture, least=encoder.side).picture)
-    return encoder.prepare(crop(open_picture(picture), box))
+        decoded = open_picture(picture, least=encoder.side, max_pixels=max_pixels)
+        return Prepared(encoder.prepare(decoded.picture), decoded.width, decoded.height)
+    decoded = open_picture(picture, max_pixels=max_pixels)
+    return Prepared(encoder.prepare(crop(decoded, box)), decoded.width, decoded.height)
+
+
+def checked_codes(schema: Schema, codes: Mapping[str, bytes | Codes]) -> dict[str, Codes]:
+    """Codes of one picture as ``ask`` wants them: granularity -> (1, bits / 8) uint8, for all of the schema.
+
+    Raises:
+        QueryError: a granularity is missing, or a code has the wrong length.
+    """
+    asked: dict[str, Codes] = {}
+    for name, bits in schema.bits.items():
+        if name not in codes:
+            raise QueryError(f"there is no code for '{name}'; give one for each of {', '.join(schema.bits)}")
+        value = codes[name]
+        code = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value).reshape(-1)
+        if code.dtype != np.uint8 or len(code) != bits // 8:
+            raise QueryError(f"the code for {name} has {len(code)} {code.dtype}, expected {bits // 8} uint8 bytes")
+        asked[name] = code[None]
+    return asked
 
 
 def ask(
@@ -114,25 +163,42 @@ def ask(
     """
     if question.fusion == "server":
         return _ask_server(store, schema, codes, question, without)
+    return [ranked(found, schema, question) for found in candidates(store, schema, codes, question, without)]
+
+
+def candidates(
+    store: Store, schema: Schema, codes: Mapping[str, Codes], question: Question, without: Sequence[str] = ()
+) -> list[Candidates]:
+    """What the granularities with a weight find, not ranked yet; one for each query. Arguments as for ``ask``."""
     count = len(next(iter(codes.values())))
-    found: list[dict[str, None]] = [{} for _ in range(count)]
+    found: list[dict[str, list[str]]] = [{} for _ in range(count)]
     for name in question.weights:
         depth = min(question.depth + len(without), MAX_DEPTH)
-        for ids, neighbours in zip(found, store.nearest(name, codes[name], depth, question.where), strict=True):
-            ids.update(dict.fromkeys(neighbours.ids))
-    rows = store.fetch(list(dict.fromkeys(key for ids in found for key in ids)), tuple(schema.bits))
+        for finders, neighbours in zip(found, store.nearest(name, codes[name], depth, question.where), strict=True):
+            for key in neighbours.ids:
+                finders.setdefault(key, []).append(name)
+    rows = store.fetch(list(dict.fromkeys(key for finders in found for key in finders)), tuple(schema.bits))
     left_out = set(without)
     results = []
-    for place, ids in enumerate(found):
+    for place, finders in enumerate(found):
         # A row that was deleted between the search and the fetch is no candidate.
-        candidates = [rows[key] for key in ids if key in rows and key not in left_out]
-        distances = _distances(candidates, codes, schema.bits, place)
-        fused = fuse(
-            [row.id for row in candidates], distances,
-            bits=schema.bits, weights=question.weights, method=question.fusion, rrf_k=question.rrf_k,
-        )  # fmt: skip
-        results.append(_hits(candidates, fused.order[: question.k], fused.scores, distances, fused.ranks))
+        there = [rows[key] for key in finders if key in rows and key not in left_out]
+        distances = _distances(there, codes, schema.bits, place)
+        results.append(Candidates(there, distances, [tuple(finders[row.id]) for row in there]))
     return results
+
+
+def ranked(found: Candidates, schema: Schema, question: Question) -> list[Hit]:
+    """The best k of the candidates that a granularity with a weight has found, as ``ask`` gives them."""
+    kept = [i for i, finders in enumerate(found.found_by) if not question.weights.keys().isdisjoint(finders)]
+    rows = [found.rows[i] for i in kept]
+    distances = {name: values[kept] for name, values in found.distances.items()}
+    fused = fuse(
+        [row.id for row in rows], distances,
+        bits=schema.bits, weights=question.weights,
+        method="score" if question.fusion == "score" else "rank", rrf_k=question.rrf_k,
+    )  # fmt: skip
+    return _hits(rows, fused.order[: question.k], fused.scores, distances, fused.ranks)
 
 
 def _ask_server(
