@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hmac
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from starlette.datastructures import URL, Headers, MutableHeaders
+from starlette.datastructures import URL, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse
-
-from mg_milvus.web.settings import LOOPBACK_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +25,9 @@ COOKIE_SECONDS = 30 * 24 * 3600
 
 _OPEN_PATHS = ("/static/", "/health", "/sign-in")
 """What is answered without a token: code and styles that anyone can install, and the way in."""
+
+_OWN_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
+"""``Host`` as a browser on this machine writes it; another one is a domain that was rebound to this machine."""
 
 _PAGES = ("/", "/docs")
 """What another site may link to."""
@@ -73,7 +75,7 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         headers, token = request.headers, self._settings.token
-        if token is None and _host_name(headers) not in LOOPBACK_NAMES:
+        if token is None and not _OWN_HOST.fullmatch(headers.get("host", "")):
             return refused(421, f"this page is served to this machine only, not as '{headers.get('host', '')}'")
         if _is_foreign(request):
             return refused(403, "another site asked for this; only this page itself may")
@@ -114,13 +116,6 @@ def _same(offered: str, token: str) -> bool:
 
 def _without_token(request: Request) -> dict[str, str]:
     return {name: value for name, value in request.query_params.items() if name != "token"}
-
-
-def _host_name(headers: Headers) -> str:
-    try:
-        return urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    except ValueError:
-        return ""
 
 
 def _is_foreign(request: Request) -> bool:

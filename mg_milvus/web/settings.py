@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 SHORTEST_TOKEN = 12
 
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-"""Names by which a browser on this machine may call it; another one in ``Host`` is a rebound domain."""
-
 
 @dataclass(frozen=True, slots=True)
 class WebSettings:
@@ -77,9 +74,7 @@ def check_address(host: str, token: str | None) -> None:
 
 def is_loopback(host: str) -> bool:
     """Whether an address or name is this machine's own."""
-    if host in LOOPBACK_NAMES:
-        return True
     try:
-        return ip_address(host).is_loopback
+        return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False

@@ -4,6 +4,7 @@ import { thumbnail } from "./api.js";
 import { fileName, h, rankText, svg } from "./dom.js";
 
 const ROWS = 8; // rows of cards in a block
+const GAP = 20; // between cards, in pixels
 const MARGIN = "1200px 0px"; // how far from the window a block is filled
 const MOVED = 60; // cards that are animated at most
 
@@ -45,13 +46,14 @@ export class Grid {
       block.dataset.place = this.blocks.length;
       this.blocks.push(block);
       this.container.append(block);
-      if (this.blocks.length > 1) this.empty(block);
-      this.observer.observe(block);
     }
+    if (count) this.fill(this.blocks[0]);
+    this.height = (this.blocks[0]?.firstElementChild?.offsetHeight ?? 240) + GAP;
     this.blocks.forEach((block, place) => {
       block.start = place * size + 1;
       if (place === 0 || block.childElementCount) this.fill(block);
       else this.empty(block);
+      this.observer.observe(block);
     });
     const kept = new Set(this.entries.map(({ row }) => row.id));
     for (const id of this.cards.keys()) if (!kept.has(id)) this.cards.delete(id);
@@ -72,16 +74,14 @@ export class Grid {
   empty(block) {
     const size = this.columns * ROWS;
     const rows = Math.ceil(Math.min(size, this.entries.length - block.dataset.place * size) / this.columns);
-    const card = this.blocks[0].firstElementChild;
-    const height = (card?.offsetHeight ?? 260) + 20;
-    block.style.minHeight = `${rows * height - 20}px`;
+    block.style.minHeight = `${rows * this.height - GAP}px`;
     for (const child of block.children) this.cards.delete(child.dataset.id);
     block.replaceChildren();
   }
 
   toggle({ target, isIntersecting }) {
     if (isIntersecting) this.fill(target);
-    else if (target !== this.blocks[0] && !target.contains(document.activeElement)) this.empty(target);
+    else if (target.childElementCount && target !== this.blocks[0] && !target.contains(document.activeElement)) this.empty(target);
   }
 
   countColumns() {

@@ -19,6 +19,7 @@ const about = JSON.parse($("#about").textContent);
 const answers = new Map(); // address of what was asked -> answer
 let question = fromAddress(location.search, about);
 let answer = null; // of the question; null: pictures at random
+let asking = location.search; // the address of what is shown
 let waiting = null; // AbortController of the question on its way
 
 const weights = new Weights($("#profiles"), $("#sliders"), about, (chosen) => rerank(chosen));
@@ -76,6 +77,7 @@ async function ask(next, { picture = null, push = true, top = null } = {}) {
     answer = got;
     if (push) history.replaceState({ top: scrollY }, "");
     if (push) history.pushState({}, "", toAddress(question));
+    asking = location.search;
     tell(null);
     show();
     if (top !== null) requestAnimationFrame(() => scrollTo({ top }));
@@ -147,7 +149,10 @@ function rank() {
   grid.show(entries);
 }
 
-const remember = calmly(150, () => history.replaceState(history.state, "", toAddress(question)));
+const remember = calmly(150, () => {
+  history.replaceState(history.state, "", toAddress(question));
+  asking = location.search;
+});
 
 function rerank(chosen) {
   question = { ...question, ...chosen };
@@ -195,6 +200,7 @@ function setUp() {
   if (matchMedia("(max-width: 900px)").matches) $("#weights-panel").open = false;
   if (Object.keys(question.filters).length) $("#filter-panel").open = true;
   addEventListener("popstate", ({ state }) => {
+    if (location.search === asking) return; // the link to the results, within the page
     ask(fromAddress(location.search, about), { push: false, top: state?.top ?? 0 });
   });
   history.scrollRestoration = "manual";
