@@ -43,6 +43,9 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"description": "There is no such picture, or no index yet.", **ERROR},
     422: {"description": "A picture or a parameter cannot be read.", **ERROR},
 }
+BYTES = "the bytes given as a picture"
+"""How ``open_picture`` names what has no name."""
+
 IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
 
 RowId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="Id of an indexed picture.")]
@@ -60,7 +63,10 @@ async def query_with_a_picture(
     """Ask with a picture: ``curl --data-binary @cat.jpg "http://127.0.0.1:8000/api/query?k=5"``."""
     started = time.perf_counter()
     data = await read_body(request, shared.settings.max_upload_bytes)
-    codes, size = await _encoded(shared, data, part)
+    try:
+        codes, size = await _encoded(shared, data, part)
+    except PictureError as error:
+        raise PictureError(f"the picture that was sent{str(error).removeprefix(BYTES)}") from error
     return await _answered(shared, codes, asked, started, candidates, size=size, part=part)
 
 
@@ -72,9 +78,9 @@ async def query_with_what_is_there(
 ) -> Response:  # fmt: skip
     """Ask with a picture that is indexed (it is left out of the hits), with a part of it, or with codes."""
     started = time.perf_counter()
-    if (id is None) == (codes is None):
+    if bool(id) == bool(codes):
         raise QueryError("give an id or codes, and not both; a picture is sent with POST")
-    if id is None:
+    if not id:
         if part is not None:
             raise QueryError("crop needs the picture itself: send it with POST, or give an id")
         given = await _in_thread(_given_codes, shared, codes or "")
@@ -111,7 +117,9 @@ async def row(shared: Shared, id: RowId) -> dict[str, Any]:  # noqa: A002
 async def thumbnail(
     shared: Shared,
     id: RowId,  # noqa: A002
-    side: Annotated[int, Query(description="Pixels: 240, 480 or 1600.")] = SIDES[1],
+    side: Annotated[
+        int, Query(description="Pixels: 240, 480 or 1600.", json_schema_extra={"enum": list(SIDES)})
+    ] = SIDES[1],
 ) -> Response:
     """A small JPEG of an indexed picture."""
     if side not in SIDES:

@@ -165,5 +165,7 @@ async def _as_json(settings: WebSettings, _: Request, error: Exception) -> Respo
             first = error.errors()[0]
             return refused(422, f"{first['loc'][-1]}: {first['msg'][:1].lower()}{first['msg'][1:]}")
         case HTTPException():
-            return refused(error.status_code, error.detail)
+            answer = refused(error.status_code, error.detail)
+            answer.headers.update(error.headers or {})
+            return answer
     return refused(500, f"unexpected {type(error).__name__}: a bug in mg-milvus, its log holds the traceback")

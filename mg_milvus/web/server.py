@@ -73,7 +73,7 @@ def serve(
                 started()
 
     server = Server(uvicorn.Config(
-        create_app(index, settings), log_level="warning", access_log=False, server_header=False,
+        create_app(index, settings), log_level="error", access_log=False, server_header=False,
         timeout_graceful_shutdown=PATIENCE, lifespan="on",
     ))  # fmt: skip
     main = threading.current_thread() is threading.main_thread()

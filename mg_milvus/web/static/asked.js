@@ -13,8 +13,7 @@ export class AskedPicture {
     this.pictures = new Map(); // codes -> {blob, name, address}
     this.size = null;
     this.image = $("#query");
-    this.drawer = new BoxDrawer($("#frame"), () => this.size, part);
-    $("#part").addEventListener("click", () => this.drawer.begin());
+    this.drawer = new BoxDrawer($("#frame"), () => this.size, part, $("#part"));
     $("#whole").addEventListener("click", () => part(null));
   }
 

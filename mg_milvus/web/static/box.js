@@ -10,9 +10,12 @@ export class BoxDrawer {
    * frame: the element around the picture, with position: relative.
    * size: () => [width, height] of the whole picture in its own pixels, or null while unknown.
    * chosen: called with [x, y, width, height] in those pixels.
+   * button: begins a box for those without a mouse, and then asks with it.
    */
-  constructor(frame, size, chosen) {
-    Object.assign(this, { frame, size, chosen, box: null, start: null });
+  constructor(frame, size, chosen, button) {
+    Object.assign(this, { frame, size, chosen, button, box: null, start: null });
+    this.invitation = button.textContent;
+    button.addEventListener("click", () => (frame.classList.contains("drawing") ? this.choose() : this.begin()));
     this.element = h("div", {
       class: "crop", role: "application", tabindex: "-1", hidden: true,
       "aria-label": "The part to ask for. Arrow keys move it, with shift they resize it, Enter asks, Escape removes it",
@@ -31,9 +34,14 @@ export class BoxDrawer {
     const size = this.size();
     this.settled = pixels;
     this.box = pixels && size ? pixels.map((value, i) => value / size[i % 2]) : null;
+    this.end();
+    this.draw();
+  }
+
+  end() {
     this.frame.classList.remove("drawing");
     this.element.tabIndex = -1;
-    this.draw();
+    this.button.textContent = this.invitation;
   }
 
   /** A box in the middle, to be moved with keys or drawn anew with a finger. */
@@ -42,6 +50,7 @@ export class BoxDrawer {
     this.box ??= [0.25, 0.25, 0.5, 0.5];
     this.frame.classList.add("drawing");
     this.element.tabIndex = 0;
+    this.button.textContent = "Ask for what is in the box";
     this.draw();
     this.element.focus();
   }
@@ -104,7 +113,7 @@ export class BoxDrawer {
     const y = Math.round(this.box[1] * height);
     const right = Math.round((this.box[0] + this.box[2]) * width);
     const bottom = Math.round((this.box[1] + this.box[3]) * height);
-    this.frame.classList.remove("drawing");
+    this.end();
     this.chosen([Math.min(x, width - 1), Math.min(y, height - 1), Math.max(1, right - x), Math.max(1, bottom - y)]);
   }
 

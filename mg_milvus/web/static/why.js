@@ -31,7 +31,8 @@ export class Why {
   show(entry, settings, source) {
     const { row } = entry;
     const frame = h("div", { class: "frame" }, h("img", { src: thumbnail(row.id, 1600), alt: fileName(row.path) }));
-    const drawer = new BoxDrawer(frame, () => [row.width, row.height], (box) => this.leave(() => this.ask(row, box)));
+    const part = h("button", { class: "button" }, "Ask for a part of it");
+    new BoxDrawer(frame, () => [row.width, row.height], (box) => this.leave(() => this.ask(row, box)), part);
     if (row.box) frame.append(region(row));
     const close = () => this.dialog.close();
     this.dialog.replaceChildren(
@@ -42,12 +43,12 @@ export class Why {
         h("figure", {},
           source ? h("div", { class: "frame" }, h("img", { src: source, alt: "the query" })) : h("p", { class: "nothing" }, "The query was shared without its picture."),
           h("figcaption", {}, "asked with")),
-        h("figure", {}, frame, h("figcaption", {}, "found; drag a box on it to ask for that part"))),
+        h("figure", {}, frame, h("figcaption", {}, "found", h("span", { class: "roomy" }, "; drag a box on it to ask for that part")))),
       this.table(entry, settings),
       this.facts(row),
       h("div", { class: "buttons" },
         h("button", { class: "button primary", onclick: () => this.leave(() => this.ask(row, null)) }, "Ask with this picture"),
-        h("button", { class: "button", onclick: () => drawer.begin() }, "Ask for a part of it"),
+        part,
         h("a", { class: "button", href: original(row.id), target: "_blank", rel: "noopener" }, "Open the file"),
         this.about.can_delete ? this.remover(row) : null),
     );
@@ -75,7 +76,7 @@ export class Why {
         h("td", {}, weight ? h("span", { class: "formula" }, `${formula} = `) : null, weight ? shares[name].toFixed(4) : "–"));
     });
     const head = ["granularity", "bits that agree", "bits that differ", "rank", "adds to the score"];
-    return h("div", { class: "scroll" }, h("table", {},
+    return h("div", { class: "scroll" }, h("table", { class: "shares" },
       h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, ...rows),
       h("tfoot", {}, h("tr", {}, h("th", { scope: "row", colspan: 4 }, "score"), h("td", {}, h("b", {}, entry.score.toFixed(4)))))));
