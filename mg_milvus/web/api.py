@@ -175,7 +175,7 @@ def about(shared: State) -> dict[str, Any]:
     exists = shared.index.exists
     return {
         "collection": shared.index.collection, "rows": _rows(shared), "bits": schema.bits, "weights": schema.weights,
-        "profiles": _profiles(schema.weights), "fusion": schema.fusion.model_dump(), "sides": SIDES,
+        "profiles": _profiles(schema.weights), "fusion": schema.fusion.model_dump(),
         "fields": [{"name": field.name, "type": field.type} for field in schema.fields],
         "values": shared.browser.values() if exists else {},
         "can_delete": not settings.read_only,

@@ -145,10 +145,10 @@ def codes_from(text: str, schema: Schema, fingerprint: str) -> dict[str, Codes]:
         data = np.frombuffer(base64.b64decode(padded, altchars="-_", validate=True), np.uint8)
     except (binascii.Error, ValueError):
         data = np.empty(0, np.uint8)
-    if len(data) != schema.bytes_per_picture:
-        raise QueryError(f"the codes hold {len(data)} bytes, expected {schema.bytes_per_picture}: copy them whole")
-    ends = np.cumsum([bits // 8 for bits in schema.bits.values()])[:-1]
-    return {name: part[None] for name, part in zip(schema.bits, np.split(data, ends), strict=True)}
+    ends = np.cumsum([bits // 8 for bits in schema.bits.values()])
+    if len(data) != ends[-1]:
+        raise QueryError(f"the codes hold {len(data)} bytes, expected {ends[-1]}: copy them whole")
+    return {name: part[None] for name, part in zip(schema.bits, np.split(data, ends[:-1]), strict=True)}
 
 
 def described(row: Row) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ SIDES = (240, 480, 1600)
 """Longest sides in pixels that can be asked for: few, so that the cache stays small."""
 
 QUALITY = 82
+_HASH = re.compile(r"[0-9a-f]{32}")
 MOST_BYTES = 1_000_000_000
 """What the cache may take; the thumbnails unused for longest go first."""
 
@@ -38,7 +40,10 @@ class Thumbnails:
         Raises:
             PictureError: the file is gone or cannot be read.
         """
-        file = None if self._folder is None else self._folder / row.content_hash[:2] / f"{row.content_hash}-{side}.jpg"
+        key = row.content_hash
+        file = None
+        if self._folder is not None and _HASH.fullmatch(key):  # a row is data, and could name any file
+            file = self._folder / key[:2] / f"{key}-{side}.jpg"
         if file is not None:
             with suppress(OSError):
                 data = file.read_bytes()

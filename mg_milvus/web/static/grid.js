@@ -12,11 +12,10 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Grid {
   /**
-   * bits: {granularity: code length}. link: row -> address. ask: called with a row that was clicked.
-   * why: called with an entry that is to be explained.
+   * link: row -> address. ask: called with a row that was clicked. why: called with an entry that is to be explained.
    */
-  constructor(container, { bits, link, ask, why }) {
-    Object.assign(this, { container, bits, link, ask, why, entries: [], cards: new Map(), blocks: [], columns: 0 });
+  constructor(container, { link, ask, why }) {
+    Object.assign(this, { container, bits: {}, link, ask, why, entries: [], cards: new Map(), blocks: [], columns: 0 });
     this.observer = new IntersectionObserver((seen) => seen.forEach((one) => this.toggle(one)), { rootMargin: MARGIN });
     new ResizeObserver(() => this.resized()).observe(container);
     container.addEventListener("keydown", (event) => this.walk(event));
@@ -24,9 +23,11 @@ export class Grid {
 
   /**
    * Show entries ({row, and for hits rank, score, ranks}), in order. Cards that stay glide to their new place.
+   * bits: {granularity: code length}.
    */
-  show(entries) {
+  show(entries, bits) {
     const before = this.places();
+    this.bits = bits;
     this.entries = entries;
     this.place();
     this.glide(before);

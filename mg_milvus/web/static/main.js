@@ -26,7 +26,6 @@ const weights = new Weights($("#profiles"), $("#sliders"), about, (chosen) => re
 const filters = new Filters($("#filters"), about, (chosen) => ask({ ...question, filters: chosen }));
 const asked = new AskedPicture((box) => askForPart(box));
 const grid = new Grid($("#grid"), {
-  bits: about.bits,
   link: (row) => toAddress({ ...question, id: row.id, codes: null, crop: null }),
   ask: (row) => askWithRow(row, null),
   why: (entry) => why.show(entry, settings(), asked.address),
@@ -36,7 +35,7 @@ const why = new Why($("#why"), about, { ask: askWithRow, removed: forget });
 /** How the candidates are ranked now. */
 function settings() {
   const method = question.fusion ?? (about.fusion.method === "score" ? "score" : "rank");
-  return { bits: about.bits, weights: weights.of(question), method, rrfK: about.fusion.rrf_k };
+  return { bits: answer?.answer?.bits ?? about.bits, weights: weights.of(question), method, rrfK: about.fusion.rrf_k };
 }
 
 /** What the answer depends on: not the weights. */
@@ -50,6 +49,10 @@ function askWithRow(row, crop) {
 }
 
 function askWithPicture(file) {
+  if (file.size > about.max_upload_bytes) {
+    tell(`${file.name} has ${number(file.size)} bytes, more than the ${number(about.max_upload_bytes)} that are taken: send a smaller one.`);
+    return;
+  }
   const picture = { blob: file, name: file.name ?? "pasted picture", address: URL.createObjectURL(file) };
   ask({ ...question, id: null, codes: null, crop: null }, { picture });
 }
@@ -137,7 +140,7 @@ function rank() {
     $("#status").textContent = about.rows
       ? (answer?.rows.length ? "Choose one to see what looks like it." : "None matches the filter.")
       : (about.can_upload || about.folders.length ? "Add some with the button above, or with mgm ingest." : "Add some with mgm ingest.");
-    grid.show((answer?.rows ?? []).map((row) => ({ row })));
+    grid.show((answer?.rows ?? []).map((row) => ({ row })), about.bits);
     return;
   }
   const entries = fuse(answer.answer.candidates, settings());
@@ -146,7 +149,7 @@ function rank() {
   $("#status").textContent = weightless
     ? "Every weight is 0: give one of them more."
     : entries.length ? `${number(entries.length)} candidates, answered in ${Math.round(answer.milliseconds)} ms` : "Nothing was found.";
-  grid.show(entries);
+  grid.show(entries, settings().bits);
 }
 
 const remember = calmly(150, () => {
