@@ -44,11 +44,14 @@ def test_serve_answers_as_query_does_and_ends_with_ctrl_c(tmp_path: Path) -> Non
         request = urllib.request.Request(f"{home}api/query?k=5&profile=category", picture.read_bytes(), method="POST")
         with urllib.request.urlopen(request) as answer:
             hits = json.load(answer)["hits"]
+        with urllib.request.urlopen(f"{home}api/sample?count=5&filter=width%20%3E%3D%2090") as answer:
+            sample = json.load(answer)
         server.send_signal(signal.SIGINT)
         out, errors = server.communicate(timeout=30)
     finally:
         server.kill()
     assert [{"query": str(picture)} | hit for hit in hits] == [json.loads(text) for text in expected]
+    assert len({row["path"] for row in sample}) == 5
     assert (server.returncode, out, errors) == (0, "", "")
 
 

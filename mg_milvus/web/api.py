@@ -9,14 +9,14 @@ from urllib.parse import quote
 
 import anyio
 from fastapi import APIRouter, Depends, Path, Query, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from mg_milvus.errors import CollectionNotFoundError, MgMilvusError, PictureError, QueryError
 from mg_milvus.images.discover import text_path
 from mg_milvus.schema import PROFILES
 from mg_milvus.search import QueryOptions
 from mg_milvus.web.asking import Answer, Box, Info, answer, box, codes_from, codes_text, described, options
-from mg_milvus.web.files import kind_of, read_body
+from mg_milvus.web.files import kind_of_file, read_body
 from mg_milvus.web.state import Shared, State  # noqa: TC001 - FastAPI reads the annotations
 from mg_milvus.web.thumbnails import SIDES
 
@@ -140,12 +140,12 @@ async def original(shared: Shared, id: RowId) -> Response:  # noqa: A002
     found = await _in_thread(shared.browser.row, id)
     path = text_path(found.path)
     try:
-        data = await _in_thread(path.read_bytes)
-        media_type = kind_of(data)[1]
+        media_type = (await _in_thread(kind_of_file, path))[1]
     except (OSError, PictureError) as error:
         raise _gone(id) from error
     name = quote(path.name.encode("utf-8", "surrogateescape"))
-    return Response(data, media_type=media_type, headers={"content-disposition": f"inline; filename*=UTF-8''{name}"})
+    disposition = {"content-disposition": f"inline; filename*=UTF-8''{name}"}
+    return FileResponse(path, media_type=media_type, headers=disposition)
 
 
 @router.get("/api/info", response_model=Info, responses=PROBLEMS)

@@ -48,6 +48,19 @@ def kind_of(data: bytes) -> tuple[str, str]:
     raise PictureError("is not a picture that can be read")
 
 
+def kind_of_file(path: Path) -> tuple[str, str]:
+    """File ending and media type of a picture file.
+
+    Raises:
+        PictureError: no kind that can be read, or no file.
+        OSError: it cannot be opened.
+    """
+    if not path.is_file():  # a pipe would be waited for, a device never ends
+        raise PictureError("is not a file")
+    with path.open("rb") as file:
+        return kind_of(file.read(32))
+
+
 async def read_body(request: Request, most: int) -> bytes:
     """The whole body of a request.
 

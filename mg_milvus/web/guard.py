@@ -65,7 +65,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
-                headers.setdefault("cache-control", "no-store")
+                # Scripts and styles may be kept, but are asked for again: an upgrade must not meet old ones.
+                headers.setdefault("cache-control", "no-cache" if scope["path"].startswith("/static/") else "no-store")
                 route = getattr(scope.get("route"), "path", "other")
                 self._meters.request(scope["method"], route, message["status"])
             await send(message)

@@ -83,6 +83,7 @@ async function ask(next, { picture = null, push = true, top = null } = {}) {
     asking = location.search;
     tell(null);
     show();
+    if (document.activeElement === document.body) $("#results").focus({ preventScroll: true }); // what had it is gone
     if (top !== null) requestAnimationFrame(() => scrollTo({ top }));
   } catch (error) {
     if (error.name === "AbortError" || mine !== waiting) return;

@@ -79,7 +79,7 @@ export class Why {
     return h("div", { class: "scroll" }, h("table", { class: "shares" },
       h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, ...rows),
-      h("tfoot", {}, h("tr", {}, h("th", { scope: "row", colspan: 4 }, "score"), h("td", {}, h("b", {}, entry.score.toFixed(4)))))));
+      h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, "score"), h("td"), h("td"), h("td"), h("td", {}, h("b", {}, entry.score.toFixed(4)))))));
   }
 
   facts(row) {
