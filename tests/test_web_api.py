@@ -309,8 +309,11 @@ def test_a_token_is_asked_of_everyone(index: ImageIndex) -> None:
         assert (page.status_code, 'name="token"' in page.text, "corel" in page.text) == (401, True, False)
         assert client.get("/health").status_code == 200
         assert client.get("/?token=wrong").status_code == 401
+        assert 'name="question" value="id=x&amp;k=1"' in client.get("/?id=x&token=wrong&k=1").text
         assert client.post("/sign-in", data={"token": "wrong"}).status_code == 401
-        signed_in = client.post("/sign-in", data={"token": TOKEN}, follow_redirects=False)
+        asked = {"token": TOKEN, "question": "id=x//evil.example"}
+        signed_in = client.post("/sign-in", data=asked, follow_redirects=False)
+        assert signed_in.headers["location"] == "/?id=x//evil.example"
         cookie = signed_in.headers["set-cookie"].lower()
         assert ("httponly" in cookie, "samesite=lax" in cookie, signed_in.status_code) == (True, True, 303)
         assert client.get("/api/info").status_code == 200  # with the cookie

@@ -138,13 +138,16 @@ def _add_pages(app: FastAPI, state: State) -> None:
     async def sign_in(request: Request) -> Response:
         form = parse_qs((await read_body(request, SIGN_IN_BYTES)).decode("utf-8", "replace"))
         offered = form.get("token", [""])[0]
+        question = form.get("question", [""])[0]
         if not is_token(offered, state.settings):
-            return _html("sign_in.html.jinja", 401, wrong=True)
-        return with_cookie(RedirectResponse("/", 303), offered)
+            return _html("sign_in.html.jinja", 401, wrong=True, question=question)
+        return with_cookie(RedirectResponse(f"/?{question}" if question else "/", 303), offered)
 
 
-def _sign_in_page(_: Request) -> Response:
-    return _html("sign_in.html.jinja", 401, wrong=False)
+def _sign_in_page(request: Request) -> Response:
+    """Asks for the token, and leads on to the question that was asked for."""
+    question = request.url.remove_query_params("token").query
+    return _html("sign_in.html.jinja", 401, wrong=False, question=question)
 
 
 def _html(template: str, status: int = 200, **values: Any) -> Response:
