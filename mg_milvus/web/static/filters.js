@@ -61,16 +61,19 @@ export class Filters {
     return filters;
   }
 
-  /** Show {name: text} in the controls. */
+  /** Show {name: text} in the controls, but for the one that is being typed into. */
   write(filters) {
+    const set = (control, value) => {
+      if (control !== document.activeElement) control.value = value;
+    };
     for (const { name, type } of this.fields) {
       const value = filters[name] ?? "";
       if (type === "int" || type === "float") {
         const [least = "", most = ""] = value.split("..");
-        this.form.elements[`${name}.least`].value = least;
-        this.form.elements[`${name}.most`].value = most;
+        set(this.form.elements[`${name}.least`], least);
+        set(this.form.elements[`${name}.most`], most);
       } else {
-        this.form.elements[name].value = value;
+        set(this.form.elements[name], value);
       }
     }
   }

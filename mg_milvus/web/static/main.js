@@ -82,8 +82,9 @@ async function ask(next, { picture = null, push = true, top = null } = {}) {
     if (push) history.pushState({}, "", toAddress(question));
     asking = location.search;
     tell(null);
+    const inside = grids.contains(document.activeElement);
     show();
-    if (document.activeElement === document.body) $("#results").focus({ preventScroll: true }); // what had it is gone
+    if (inside && !grids.contains(document.activeElement)) $("#results").focus({ preventScroll: true });
     if (top !== null) requestAnimationFrame(() => scrollTo({ top }));
   } catch (error) {
     if (error.name === "AbortError" || mine !== waiting) return;
