@@ -12,6 +12,7 @@ MgMilvusError
 ├── LabelError (ValueError)               labels are missing, or do not fit the pictures
 ├── TrainingError (ValueError)            a training, or its configuration, cannot be as asked
 ├── MissingPackageError (ImportError)     an extra is needed
+├── ServeError (ValueError)               the web page cannot be served as asked: port, token, folders
 └── StoreError                            Milvus said no
     ├── StoreUnavailableError (ConnectionError)   not reachable, or gone in the middle
     ├── AuthenticationError (PermissionError)     wrong or missing token
@@ -73,6 +74,10 @@ class TrainingError(MgMilvusError, ValueError):
 
 class MissingPackageError(MgMilvusError, ImportError):
     """An optional package is needed."""
+
+
+class ServeError(MgMilvusError, ValueError):
+    """The web page cannot be served as asked."""
 
 
 class StoreError(MgMilvusError):

@@ -13,6 +13,7 @@ from mg_milvus.connection import Connection
 from mg_milvus.duplicates.question import Question
 from mg_milvus.duplicates.single import find_duplicates_of
 from mg_milvus.duplicates.whole import find_duplicates
+from mg_milvus.errors import QueryError
 from mg_milvus.hits import IndexInfo
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import discover, path_text

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mg_milvus import ImageIndex
 
 PER_KIND = 20
 KINDS = ("disc", "stripes", "blocks")
@@ -43,6 +49,26 @@ def make_photos(folder: Path, per_kind: int = PER_KIND) -> Path:
 def photos(tmp_path: Path) -> Path:
     """60 pictures in three folders: enough to fit heads on."""
     return make_photos(tmp_path / "photos")
+
+
+@pytest.fixture(scope="session")
+def labelled_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same 60 pictures for several modules, which leave them as they are."""
+    return make_photos(tmp_path_factory.mktemp("labelled") / "photos")
+
+
+@pytest.fixture(scope="session")
+def labelled_index(labelled_photos: Path) -> Iterator[ImageIndex]:
+    """They in memory, with the fields ``kind`` and ``number``; whoever adds a row takes it away again."""
+    from mg_milvus import ImageIndex, Schema
+
+    fields = "[{name: kind, type: string, default: ''}, {name: number, type: int, default: 0}]"
+    table = labelled_photos.with_name("table.csv")
+    rows = [f"{path},{path.parent.name},{int(path.stem)}" for path in sorted(labelled_photos.rglob("*.jpg"))]
+    table.write_text("\n".join(["path,kind,number", *rows]))
+    with ImageIndex.open("memory:", schema=Schema.from_yaml(f"version: 1\nfields: {fields}")) as opened:
+        opened.ingest(labelled_photos, metadata=table)
+        yield opened
 
 
 @pytest.fixture(autouse=True)

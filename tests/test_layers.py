@@ -25,10 +25,11 @@ PLAN = (
     ("schema", "metrics", "code_health"),
     ("encoder", "store", "fusion", "images", "metadata"),
     ("connection", "search", "duplicates", "labels"),
-    ("index", "ingest"),
+    ("index", "ingest", "browse"),
     ("training", "fitting"),
     ("evaluation", "bulk", "pages", "doctor"),
-    ("cli", "web"),
+    ("web",),
+    ("cli",),
 )
 ROWS = {room: height for height, rooms in enumerate(PLAN) for room in rooms}
 ABOVE_EVERYTHING = frozenset({"__init__", "__main__"})

@@ -1,0 +1,168 @@
+"""What a page needs beyond questions and answers: the steps of a question one by one, a look around, and its rows."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mg_milvus import search
+from mg_milvus.errors import QueryError
+from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
+from mg_milvus.question import Question
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from mg_milvus.codes import Codes
+    from mg_milvus.connection import Connection
+    from mg_milvus.encoder import Pixels
+    from mg_milvus.hits import Hit
+    from mg_milvus.images.decode import PictureSource
+    from mg_milvus.question import QueryOptions
+    from mg_milvus.search import Candidates, Prepared
+    from mg_milvus.store import Row
+
+MOST_VALUES = 50
+"""A text column with more different values than this among the rows looked at is not one to choose from."""
+
+
+class Browser:
+    """Looks into one collection. Every method may be called from several threads at once, and needs a collection.
+
+    ``prepare`` and ``encode`` are the two halves of encoding a query: the first is cheap and runs side by side, the
+    second takes several pictures at once.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder that filled the collection."""
+        return self._connection.existing().fingerprint
+
+    def prepare(
+        self,
+        picture: PictureSource,
+        box: tuple[int, int, int, int] | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> Prepared:
+        """A query picture, or the part of it in ``box`` (x, y, width, height), ready to be encoded.
+
+        Raises:
+            PictureError: it cannot be read, or has more than ``max_pixels``.
+            QueryError: the box does not lie inside it.
+        """
+        self._connection.existing()
+        return search.prepared(self._connection.encoder, picture, box, max_pixels)
+
+    def encode(self, pictures: Sequence[Pixels]) -> list[dict[str, Codes]]:
+        """Codes of each of several prepared pictures: granularity -> (1, bits / 8) uint8."""
+        codes, names = self._connection.encoder.encode(pictures), self._connection.schema.bits
+        return [{name: codes[name][place : place + 1] for name in names} for place in range(len(pictures))]
+
+    def codes_of(self, row_id: str) -> dict[str, Codes]:
+        """The codes of an indexed picture: granularity -> (1, bits / 8) uint8.
+
+        Raises:
+            NotIndexedError: it is not indexed.
+        """
+        self._connection.existing()
+        row = self._connection.rows([row_id], tuple(self._connection.schema.bits))[0]
+        return search.checked_codes(self._connection.schema, row.codes)
+
+    def ask(
+        self, codes: Mapping[str, Codes], options: QueryOptions, without: Sequence[str] = ()
+    ) -> tuple[Question, list[Hit]]:
+        """The question as it was understood, and its hits, as ``ImageIndex.query`` gives them.
+
+        Args:
+            codes: one code a granularity.
+            options: see ``QueryOptions``.
+            without: ids to leave out.
+
+        Raises:
+            QueryError: an option is out of range.
+        """
+        self._connection.existing()
+        schema = self._connection.schema
+        question = Question.of(schema, options).without_parts(options)
+        return question, search.ask(self._connection.store, schema, codes, question, without)[0]
+
+    def ask_wide(
+        self, codes: Mapping[str, Codes], options: QueryOptions, without: Sequence[str] = ()
+    ) -> tuple[Question, list[Hit], Candidates]:
+        """As ``ask``, and with it the candidates of all granularities, those of weight 0 too.
+
+        Whoever has them can rank with any weights: those count that a granularity with a weight has found.
+
+        Raises:
+            QueryError: as ``ask``, or the fusion is the server's own.
+        """
+        self._connection.existing()
+        schema = self._connection.schema
+        question = Question.of(schema, options).without_parts(options)
+        if question.fusion == "server":
+            raise QueryError("candidates are ranked by 'rank' or 'score', got fusion 'server': ask for one of the two")
+        widest = replace(question, weights=dict.fromkeys(schema.bits, 1.0), plan="full")
+        found = search.candidates(self._connection.store, schema, codes, widest, without)[0]
+        return question, search.ranked(found, schema, question), found
+
+    def row(self, row_id: str) -> Row:
+        """One row, without its codes.
+
+        Raises:
+            NotIndexedError: there is no such row.
+        """
+        self._connection.existing()
+        return self._connection.rows([row_id])[0]
+
+    def sample(self, count: int, where: str | None = None) -> list[Row]:
+        """Rows at random, at most ``count``, without codes; all of them are read only when they are few.
+
+        Ids are hashes, so the rows that follow a random id are a random sample.
+
+        Args:
+            count: from 1 to 1,000.
+            where: a Milvus expression; only rows that match.
+
+        Raises:
+            QueryError: ``count`` is out of range.
+            FilterError: Milvus does not understand the expression.
+        """
+        if not 1 <= count <= 1000:
+            raise QueryError(f"count is {count}, expected a whole number from 1 to 1000")
+        start = secrets.token_hex(16)
+        rows = self._first(f'id >= "{start}"', where)
+        if len(rows) < count:
+            rows += self._first(f'id < "{start}"', where)
+        chosen = np.random.default_rng().permutation(len(rows))[:count]
+        return [rows[i] for i in chosen]
+
+    def values(self) -> dict[str, Any]:
+        """What the schema's own columns hold, as seen in up to 1,000 rows: for filters to choose from.
+
+        Returns:
+            Name -> sorted texts of a string column (empty when there are too many to choose from), or [least, most]
+            of a number column; columns without a value are left out.
+        """
+        fields = self._connection.schema.fields
+        rows = self._first("", None) if fields else []
+        found: dict[str, Any] = {}
+        for column in fields:
+            seen = {row.fields[column.name] for row in rows if row.fields.get(column.name) not in (None, "")}
+            if column.type == "string":
+                found[column.name] = sorted(seen) if len(seen) <= MOST_VALUES else []
+            elif column.type != "bool" and seen:
+                found[column.name] = [min(seen), max(seen)]
+        return found
+
+    def _first(self, condition: str, where: str | None) -> list[Row]:
+        """The first batch of the rows that match both."""
+        self._connection.existing()
+        both = " and ".join(f"({part})" for part in (condition, where) if part)
+        batches: Iterator[list[Row]] = self._connection.store.scan(both or None)
+        return next(batches, [])

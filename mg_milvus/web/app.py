@@ -1,0 +1,174 @@
+"""The application: its parts put together, its errors as JSON, and the pages."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+import anyio
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from starlette.exceptions import HTTPException
+
+from mg_milvus import __version__, pages
+from mg_milvus.browse import Browser
+from mg_milvus.errors import (
+    CollectionNotFoundError,
+    MgMilvusError,
+    NotIndexedError,
+    PictureError,
+    QueryError,
+    ServeError,
+    StoreError,
+    StoreUnavailableError,
+)
+from mg_milvus.web import api, manage
+from mg_milvus.web.batching import Batcher
+from mg_milvus.web.files import TooLargeError, read_body
+from mg_milvus.web.guard import Guard, is_token, refused, with_cookie
+from mg_milvus.web.ingesting import Ingesting
+from mg_milvus.web.meters import Meters
+from mg_milvus.web.state import State
+from mg_milvus.web.thumbnails import Thumbnails
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from mg_milvus.index import ImageIndex
+    from mg_milvus.web.settings import WebSettings
+
+HERE = Path(__file__).parent
+LOOK = Path(pages.__file__).with_name("result.css")
+"""The look that the result pages have."""
+
+LARGEST_BATCH = 32
+SIGN_IN_BYTES = 10_000
+
+STATUS: tuple[tuple[type[MgMilvusError], int], ...] = (
+    (NotIndexedError, 404),
+    (CollectionNotFoundError, 404),
+    (StoreUnavailableError, 503),
+    (PictureError, 422),
+    (QueryError, 400),
+    (ServeError, 400),
+)
+"""Kind of error -> status; the first that fits. What a user's input did is 4xx; the rest is 500."""
+
+
+def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
+    """The application over one index, which stays the caller's to close."""
+    meters = Meters()
+    browser = Browser(index.connection)
+    state = State(
+        index=index, settings=settings, browser=browser, meters=meters,
+        encode=Batcher(browser.encode, LARGEST_BATCH, meters.batch),
+        thumbnails=Thumbnails(settings.thumbnail_folder, settings.max_pixels),
+        ingesting=Ingesting(index, settings.max_pixels),
+        # Decoding fills cores and memory: as many pictures at once as there are cores.
+        decoding=anyio.CapacityLimiter(os.cpu_count() or 1),
+    )  # fmt: skip
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        preparing = asyncio.create_task(asyncio.to_thread(_prepare, state))
+        yield
+        await preparing
+        state.encode.close()
+        await asyncio.to_thread(state.ingesting.close)
+
+    app = FastAPI(
+        title="mg-milvus", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        openapi_url="/api/openapi.json",
+        description="Search pictures by pictures. The same verbs and the same JSON as the command mgm.",
+    )  # fmt: skip
+    app.state.mgm = state
+    app.include_router(api.router)
+    app.include_router(manage.router)
+    _add_pages(app, state)
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    for kind in (MgMilvusError, TooLargeError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, partial(_as_json, settings))
+    app.add_middleware(Guard, settings=settings, meters=meters, sign_in=_sign_in_page)
+    return app
+
+
+def _prepare(state: State) -> None:
+    """What would make the first visitors wait: the encoder takes seconds to load."""
+    state.thumbnails.trim()
+    with suppress(MgMilvusError):  # without an index, or without its encoder, the first question says so
+        state.browser.encode([state.browser.prepare(Image.new("RGB", (64, 64))).pixels])
+
+
+def _templates() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # granularities stay in the schema's order
+    environment.globals["version"] = __version__
+    return environment
+
+
+TEMPLATES = _templates()
+
+
+def _add_pages(app: FastAPI, state: State) -> None:
+    @app.get("/", include_in_schema=False)
+    def page() -> Response:
+        return _html("page.html.jinja", about=api.about(state))
+
+    @app.get("/static/look.css", include_in_schema=False)
+    def look() -> Response:
+        return FileResponse(LOOK)
+
+    @app.get("/docs", include_in_schema=False)
+    def documentation() -> Response:
+        return _html("docs.html.jinja", api=app.openapi())
+
+    @app.post("/sign-in", include_in_schema=False)
+    async def sign_in(request: Request) -> Response:
+        form = parse_qs((await read_body(request, SIGN_IN_BYTES)).decode("utf-8", "replace"))
+        offered = form.get("token", [""])[0]
+        question = form.get("question", [""])[0]
+        if not is_token(offered, state.settings):
+            return _html("sign_in.html.jinja", 401, wrong=True, question=question)
+        return with_cookie(RedirectResponse(f"/?{question}" if question else "/", 303), offered)
+
+
+def _sign_in_page(request: Request) -> Response:
+    """Asks for the token, and leads on to the question that was asked for."""
+    question = request.url.remove_query_params("token").query
+    return _html("sign_in.html.jinja", 401, wrong=False, question=question)
+
+
+def _html(template: str, status: int = 200, **values: Any) -> Response:
+    return HTMLResponse(TEMPLATES.get_template(template).render(values), status)
+
+
+async def _as_json(settings: WebSettings, _: Request, error: Exception) -> Response:
+    """Any error as {"error": one line}; starlette writes those of unknown kind into the log as well."""
+    match error:
+        case MgMilvusError():
+            status = next((code for kind, code in STATUS if isinstance(error, kind)), 500)
+            if isinstance(error, StoreError) and isinstance(error, ValueError):
+                status = 400  # a filter that Milvus does not understand, something it cannot do
+            return refused(status, str(error))
+        case TooLargeError():
+            return refused(413, f"the picture has more than {settings.max_upload_bytes:,} bytes: send a smaller one")
+        case RequestValidationError():
+            first = error.errors()[0]
+            return refused(422, f"{first['loc'][-1]}: {first['msg'][:1].lower()}{first['msg'][1:]}")
+        case HTTPException():
+            answer = refused(error.status_code, error.detail)
+            answer.headers.update(error.headers or {})
+            return answer
+    return refused(500, f"unexpected {type(error).__name__}: a bug in mg-milvus, its log holds the traceback")

@@ -1,0 +1,190 @@
+"""A question over the wire: its options, its codes, and its answer as JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from mg_milvus.errors import QueryError
+from mg_milvus.question import MAX_DEPTH
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mg_milvus.codes import Codes
+    from mg_milvus.hits import Hit
+    from mg_milvus.question import QueryOptions, Question
+    from mg_milvus.schema import Schema
+    from mg_milvus.search import Candidates
+    from mg_milvus.store import Row
+
+Box = tuple[int, int, int, int]
+
+
+class HitAnswer(BaseModel):
+    """One hit, as ``mgm query --json`` prints it; the row's other fields stand beside these."""
+
+    model_config = ConfigDict(extra="allow")
+
+    rank: int
+    id: str
+    path: str
+    score: float
+    distances: dict[str, int]
+    ranks: dict[str, float]
+
+
+class Candidate(BaseModel):
+    """A row that one granularity or more has found, with what a page needs to rank it; row's fields as in a hit."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    path: str
+    distances: dict[str, int]
+    found_by: list[str]
+
+
+class Asked(BaseModel):
+    """What was asked with. ``codes`` asks the same again without the picture."""
+
+    id: str | None
+    codes: str
+    width: int
+    height: int
+    crop: list[int] | None
+
+
+class Info(BaseModel):
+    """What the index is, as ``mgm info --json`` prints it."""
+
+    uri: str
+    server: str
+    collection: str
+    rows: int
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    fingerprint: str
+    backbone: str
+    heads: str
+    bytes_per_picture: int
+    advice: list[str]
+
+
+class Answer(BaseModel):
+    """The answer to a question; ``candidates`` only when they were asked for."""
+
+    query: Asked
+    k: int
+    depth: int
+    fusion: str
+    rrf_k: int
+    weights: dict[str, float]
+    bits: dict[str, int]
+    hits: list[HitAnswer]
+    candidates: list[Candidate] | None = None
+    seconds: float
+
+
+def options(
+    k: Annotated[int, Query(ge=1, le=MAX_DEPTH, description="How many results.")] = 10,
+    weights: Annotated[str | None, Query(description="What each granularity counts: coarse=1,fine=3")] = None,
+    profile: Annotated[
+        str | None, Query(description="Weights by purpose: category, object, instance, balanced.")
+    ] = None,
+    granularity: Annotated[str | None, Query(description="Ask this granularity only.")] = None,
+    fusion: Annotated[str | None, Query(description="rank, score, or server.")] = None,
+    rrf_k: Annotated[
+        int | None, Query(ge=1, le=MAX_DEPTH, description="The constant in weight / (rrf_k + rank).")
+    ] = None,
+    depth: Annotated[int | None, Query(ge=1, le=MAX_DEPTH, description="Candidates asked of each granularity.")] = None,
+    filter: Annotated[str | None, Query(description="A Milvus expression on the rows: width >= 800")] = None,  # noqa: A002
+) -> QueryOptions:
+    """The options of a question, from the address."""
+    return {
+        "k": k, "weights": _numbers(weights) if weights else None, "profile": profile or None,
+        "granularity": granularity or None, "fusion": fusion or None, "rrf_k": rrf_k, "depth": depth,
+        "filter": filter or None,
+    }  # fmt: skip
+
+
+def box(crop: Annotated[str | None, Query(description="Ask with this part: X,Y,W,H in pixels.")] = None) -> Box | None:
+    """The part of the picture that is asked with, from the address."""
+    if not crop:
+        return None
+    try:
+        x, y, width, height = (int(part) for part in crop.split(","))
+    except ValueError:
+        raise QueryError(f"crop '{crop}' is not X,Y,W,H: four whole numbers in pixels, such as 40,60,200,150") from None
+    return x, y, width, height
+
+
+def codes_text(codes: Mapping[str, Codes], fingerprint: str) -> str:
+    """Codes of one picture as text for an address, with the encoder that made them."""
+    packed = b"".join(value.tobytes() for value in codes.values())
+    return f"{fingerprint}.{base64.urlsafe_b64encode(packed).decode().rstrip('=')}"
+
+
+def codes_from(text: str, schema: Schema, fingerprint: str) -> dict[str, Codes]:
+    """The codes that ``codes_text`` wrote: granularity -> (1, bits / 8) uint8.
+
+    Raises:
+        QueryError: they are damaged, or another encoder's.
+    """
+    maker, _, packed = text.partition(".")
+    if maker != fingerprint:
+        raise QueryError(
+            f"these codes were made by the encoder '{maker[:32]}', this collection was filled by {fingerprint}: ask "
+            "with the picture itself"
+        )
+    try:
+        padded = packed + "=" * (-len(packed) % 4)
+        data = np.frombuffer(base64.b64decode(padded, altchars="-_", validate=True), np.uint8)
+    except (binascii.Error, ValueError):
+        data = np.empty(0, np.uint8)
+    ends = np.cumsum([bits // 8 for bits in schema.bits.values()])
+    if len(data) != ends[-1]:
+        raise QueryError(f"the codes hold {len(data)} bytes, expected {ends[-1]}: copy them whole")
+    return {name: part[None] for name, part in zip(schema.bits, np.split(data, ends[:-1]), strict=True)}
+
+
+def described(row: Row) -> dict[str, Any]:
+    """A row without codes, its fields as in a hit."""
+    return {
+        "id": row.id, "path": row.path, "size": row.size, "mtime_ns": row.mtime_ns, "width": row.width,
+        "height": row.height, "content_hash": row.content_hash, **row.fields,
+    }  # fmt: skip
+
+
+def answer(
+    question: Question, hits: Sequence[Hit], found: Candidates | None, schema: Schema, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The answer as plain data, without ``seconds``; see ``Answer``."""
+    told: dict[str, Any] = {
+        "query": dict(asked), "k": question.k, "depth": question.depth, "fusion": question.fusion,
+        "rrf_k": question.rrf_k, "weights": dict(question.weights), "bits": schema.bits,
+        "hits": [hit.as_dict() for hit in hits],
+    }  # fmt: skip
+    if found is not None:
+        distances = {name: values.tolist() for name, values in found.distances.items()}
+        told["candidates"] = [
+            described(row)
+            | {"distances": {name: values[i] for name, values in distances.items()}, "found_by": found.found_by[i]}
+            for i, row in enumerate(found.rows)
+        ]
+    return told
+
+
+def _numbers(text: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise QueryError(f"weights '{text}' are not GRANULARITY=NUMBER,...: such as coarse=1,fine=3") from None
+    return found

@@ -1,0 +1,127 @@
+// "Add pictures": uploads, or a folder that the server may read, with live progress.
+
+import { ingest, stopIngest, upload, watchIngest } from "./api.js";
+import { h, number } from "./dom.js";
+
+const AT_ONCE = 3; // uploads on their way
+
+export class Adding {
+  constructor(dialog, about) {
+    Object.assign(this, { dialog, about, changed: false });
+    dialog.addEventListener("close", () => {
+      if (this.changed) location.reload();
+    });
+  }
+
+  show() {
+    const choices = [];
+    if (this.about.can_upload) choices.push(this.uploads());
+    if (this.about.folders.length) choices.push(this.folders());
+    this.bar = h("progress", { max: 1, value: 0, "aria-label": "Progress" });
+    this.text = h("p", { role: "status" });
+    this.failures = h("ul", { class: "failures", role: "list" });
+    this.stop = h("button", { class: "button small", onclick: () => stopIngest() }, "Stop");
+    this.going = h("div", { class: "going", hidden: true }, this.bar, this.text, this.stop, this.failures);
+    this.choices = h("div", { class: "choices" }, ...choices);
+    this.dialog.replaceChildren(
+      h("header", {}, h("h2", { id: "adding-title" }, "Add pictures"),
+        h("button", { class: "button small", onclick: () => this.dialog.close() }, "Close")),
+      this.choices, this.going);
+    this.dialog.showModal();
+  }
+
+  uploads() {
+    const chooser = (attributes, text) => {
+      const input = h("input", { type: "file", class: "unseen", multiple: true, ...attributes,
+        onchange: () => this.send([...input.files].filter((file) => attributes.accept || file.type.startsWith("image/"))) });
+      return [h("label", { class: "button", for: attributes.id }, text), input];
+    };
+    const zone = h("section", { class: "drop",
+      ondragover: (event) => event.preventDefault(),
+      ondrop: (event) => {
+        event.preventDefault();
+        this.send([...event.dataTransfer.files]);
+      } },
+      h("p", {}, h("b", {}, "Drop pictures here"), ", or"),
+      h("div", { class: "buttons" }, ...chooser({ id: "add-files", accept: "image/*" }, "Choose pictures"),
+        ...chooser({ id: "add-folder", webkitdirectory: true }, "Choose a folder")));
+    return zone;
+  }
+
+  folders() {
+    const choice = h("select", { id: "add-served" }, ...this.about.folders.map((folder) => h("option", {}, folder)));
+    return h("section", {},
+      h("label", { for: "add-served" }, "A folder on the server"), choice,
+      h("button", { class: "button", onclick: () => this.run({ folder: choice.value }) }, "Ingest it"));
+  }
+
+  begin(text) {
+    this.choices.hidden = true;
+    this.going.hidden = false;
+    this.failures.replaceChildren();
+    this.tell(text, 0, 1);
+  }
+
+  tell(text, done, total) {
+    this.text.textContent = text;
+    this.bar.max = Math.max(total, 1);
+    this.bar.value = done;
+  }
+
+  fail(path, reason) {
+    this.failures.append(h("li", {}, h("bdi", {}, path), ` ${reason}`));
+  }
+
+  async send(files) {
+    if (!files.length) return;
+    this.begin("sending");
+    this.stop.hidden = true;
+    const kept = [];
+    const waiting = [...files];
+    let done = 0;
+    const worker = async () => {
+      for (let file = waiting.shift(); file; file = waiting.shift()) {
+        try {
+          kept.push((await upload(file)).upload);
+        } catch (error) {
+          this.fail(file.name, error.message.replace(`'${file.name}' `, ""));
+        }
+        done += 1;
+        this.tell(`${number(done)} of ${number(files.length)} sent`, done, files.length);
+      }
+    };
+    await Promise.all(Array.from({ length: AT_ONCE }, worker));
+    if (kept.length) await this.run({ uploads: kept }, false);
+    else this.end("Nothing was added.");
+  }
+
+  async run(what, fresh = true) {
+    if (fresh) this.begin("looking for pictures");
+    this.stop.hidden = false;
+    try {
+      await ingest(what);
+    } catch (error) {
+      this.end(error.message);
+      return;
+    }
+    watchIngest((job) => this.progress(job));
+  }
+
+  progress(job) {
+    const failed = job.failed ? `, ${number(job.failed)} failed` : "";
+    this.tell(`${job.stage}: ${number(job.done)} of ${number(job.total)}${failed}`, job.done, job.total);
+    if (job.state === "failed") this.end(job.error);
+    if (job.state !== "done") return;
+    const { report } = job;
+    this.changed = report.added + report.updated > 0;
+    for (const { path, reason } of report.failures) this.fail(path, reason);
+    this.end(`${report.interrupted ? "Stopped: " : ""}${number(report.added)} added, ${number(report.updated)} updated, ` +
+      `${number(report.unchanged)} known already, ${number(report.failed)} failed (${report.seconds.toFixed(1)} s).`);
+    this.bar.value = this.bar.max;
+  }
+
+  end(text) {
+    this.text.textContent = text;
+    this.stop.hidden = true;
+  }
+}

@@ -1,0 +1,75 @@
+// Calls of the server. An answer that says no becomes an Error with the server's own sentence.
+
+async function answered(response) {
+  if (response.ok) return response.json();
+  let message = `the server answered ${response.status}`;
+  try {
+    message = (await response.json()).error ?? message;
+  } catch {
+    // not JSON: a proxy's page, or nothing
+  }
+  throw new Error(message);
+}
+
+async function call(path, init = {}) {
+  let response;
+  try {
+    response = await fetch(path, init);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("the server does not answer; is mgm serve still running?");
+  }
+  return answered(response);
+}
+
+const withQuery = (path, values) => {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(values)) {
+    if (value !== null && value !== undefined && value !== "") query.set(name, value);
+  }
+  return `${path}?${query}`;
+};
+
+/** Ask: with a picture (a Blob), an id or codes; all candidates come back. */
+export function query({ blob, id, codes, crop, filter, depth, fusion }, signal) {
+  const options = { crop: crop?.join(","), filter, depth, fusion, k: 1, candidates: true };
+  if (!blob) return call(withQuery("/api/query", { id, codes, ...options }), { signal });
+  const headers = { "content-type": "application/octet-stream" };
+  return call(withQuery("/api/query", options), { method: "POST", body: blob, headers, signal });
+}
+
+export const sample = (filter, signal) => call(withQuery("/api/sample", { count: 120, filter }), { signal });
+
+export const row = (id) => call(`/api/pictures/${id}`);
+
+export const remove = (id) => call(`/api/pictures/${id}`, { method: "DELETE" });
+
+export const thumbnail = (id, side) => `/api/pictures/${id}/thumbnail?side=${side}`;
+
+export const original = (id) => `/api/pictures/${id}/original`;
+
+export const upload = (file) =>
+  call(withQuery("/api/uploads", { name: file.name }), {
+    method: "POST",
+    body: file,
+    headers: { "content-type": "application/octet-stream" },
+  });
+
+export const ingest = (what) =>
+  call("/api/ingest", {
+    method: "POST",
+    body: JSON.stringify(what),
+    headers: { "content-type": "application/json" },
+  });
+
+export const stopIngest = () => call("/api/ingest", { method: "DELETE" });
+
+/** Calls `tell` with the state of the ingest until it ends. */
+export function watchIngest(tell) {
+  const source = new EventSource("/api/ingest/events");
+  source.onmessage = ({ data }) => {
+    const job = JSON.parse(data);
+    if (job.state !== "running") source.close();
+    tell(job);
+  };
+}

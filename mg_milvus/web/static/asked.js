@@ -1,0 +1,82 @@
+// The picture that is asked with: shown, remembered while the page lives, and a small copy of it for the session.
+
+import { thumbnail } from "./api.js";
+import { BoxDrawer } from "./box.js";
+import { $, fileName, number } from "./dom.js";
+
+const COPY_SIDE = 400;
+const SESSION = "mgm-picture:";
+
+export class AskedPicture {
+  /** part: called with a box of the picture's own pixels, or null for the whole. */
+  constructor(part) {
+    this.pictures = new Map(); // codes -> {blob, name, address}
+    this.size = null;
+    this.image = $("#query");
+    this.drawer = new BoxDrawer($("#frame"), () => this.size, part, $("#part"));
+    $("#whole").addEventListener("click", () => part(null));
+  }
+
+  /** Remember an uploaded picture under the codes that its answer told; also those of its parts. */
+  remember(codes, picture) {
+    this.pictures.set(codes, picture);
+    copy(picture.address).then(
+      (small) => sessionStorage.setItem(SESSION + codes, JSON.stringify({ name: picture.name, address: small })),
+    ).catch(() => {}); // private mode, a full session, or a format that browsers do not show: then there is no copy
+  }
+
+  /** {blob, name, address} of codes; blob only while the page lives; undefined when the picture was never here. */
+  of(codes) {
+    if (this.pictures.has(codes)) return this.pictures.get(codes);
+    try {
+      return JSON.parse(sessionStorage.getItem(SESSION + codes)) ?? undefined;
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** Show what a question asks with: an indexed row, or a picture as `of` gives it, or nothing at all. */
+  show(question, row, picture, size) {
+    const there = Boolean(question.id || question.codes);
+    $("#drop").hidden = there;
+    $("#asked").hidden = !there;
+    if (!there) {
+      this.size = null;
+      $("#parts").hidden = true;
+      return;
+    }
+    const address = row ? thumbnail(row.id, 1600) : picture?.address;
+    const name = row ? fileName(row.path) : (picture?.name ?? "A picture that was not shared");
+    this.address = address ?? null;
+    this.image.hidden = !address;
+    $("#frame").classList.toggle("unknown", !address);
+    if (address && this.image.getAttribute("src") !== address) this.image.src = address;
+    this.image.alt = `Query picture ${name}`;
+    this.size = size[0] ? size : null;
+    if (this.size) $("#frame").style.setProperty("--ratio", size[0] / size[1]);
+    $("#query-name").textContent = name;
+    $("#query-name").title = row?.path ?? name;
+    const facts = [];
+    if (this.size) facts.push(`${number(size[0])} × ${number(size[1])} px`);
+    if (question.crop) facts.push(`asked with ${question.crop[2]} × ${question.crop[3]} of it`);
+    if (!address) facts.push("only its codes are in the address");
+    $("#query-size").textContent = facts.join(" · ");
+    const canAskForParts = this.size && (row || picture?.blob);
+    $("#parts").hidden = !canAskForParts;
+    $("#whole").hidden = !question.crop;
+    this.drawer.show(question.crop);
+  }
+}
+
+/** A small copy of a picture, as a data address. */
+async function copy(address) {
+  const image = new Image();
+  image.src = address;
+  await image.decode();
+  const scale = Math.min(1, COPY_SIDE / Math.max(image.naturalWidth, image.naturalHeight));
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, image.naturalWidth * scale);
+  canvas.height = Math.max(1, image.naturalHeight * scale);
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL("image/jpeg", 0.8);
+}

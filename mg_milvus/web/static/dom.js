@@ -1,0 +1,50 @@
+// Small helpers over the DOM.
+
+export const $ = (selector, root = document) => root.querySelector(selector);
+
+/** An element: attributes, `on…` listeners, `class`, `data` and `style` (set through the CSSOM, which the CSP allows). */
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "style") Object.assign(element.style, value);
+    else if (name === "data") Object.assign(element.dataset, value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** An SVG element. */
+export function svg(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+/** The last part of a path, for people; a path that is not UTF-8 comes as a percent-encoded URI. */
+export function fileName(path) {
+  const name = path.split("/").pop() || path;
+  if (!path.startsWith("file://")) return name;
+  try {
+    return decodeURIComponent(name);
+  } catch {
+    return name;
+  }
+}
+
+export const number = (value) => value.toLocaleString("en-US");
+
+/** A rank: whole, or with the half that a shared one may have. */
+export const rankText = (rank) => String(Math.round(rank * 10) / 10);
+
+/** Calls a function at most once in so many milliseconds, with the last arguments. */
+export function calmly(milliseconds, action) {
+  let timer = null;
+  return (...given) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => action(...given), milliseconds);
+  };
+}

@@ -1,0 +1,62 @@
+// The ranking of mg_milvus/fusion.py, so that moving a slider asks nobody. Any change there belongs here too;
+// a test compares the two.
+
+/** Ranks from 1, nearest first; equal distances share their mean rank. */
+export function sharedRanks(distances) {
+  const ordered = Float64Array.from(distances).sort();
+  const rank = new Map();
+  for (let first = 0; first < ordered.length; ) {
+    let last = first;
+    while (last < ordered.length && ordered[last] === ordered[first]) last += 1;
+    rank.set(ordered[first], (first + last + 1) / 2);
+    first = last;
+  }
+  return distances.map((distance) => rank.get(distance));
+}
+
+// As numpy rounds: to the nearest, halves to even.
+function rounded(value) {
+  const scaled = value * 1e12;
+  const below = Math.floor(scaled);
+  const half = scaled - below;
+  return half === 0.5 ? below + (below % 2) : Math.round(scaled);
+}
+
+/**
+ * Rank the candidates that a granularity with a weight has found.
+ *
+ * candidates: [{id, distances: {name: bits}, found_by: [name]}]
+ * bits: {name: code length}; weights: {name: number}; method: "rank" or "score".
+ * Returns [{row, rank, score, ranks}], best first; empty when no weight is above 0.
+ */
+export function fuse(candidates, { bits, weights, method, rrfK }) {
+  const used = Object.keys(weights).filter((name) => weights[name] > 0).sort();
+  const rows = candidates.filter((row) => row.found_by.some((name) => used.includes(name)));
+  const ranks = {};
+  for (const name of Object.keys(bits)) ranks[name] = sharedRanks(rows.map((row) => row.distances[name]));
+  const entries = rows.map((row, place) => {
+    let nearness = 0;
+    let score = 0;
+    for (const name of used) {
+      nearness += weights[name] * (1 - row.distances[name] / bits[name]);
+      score += weights[name] / (rrfK + ranks[name][place]);
+    }
+    if (method === "score") score = nearness;
+    const own = Object.fromEntries(Object.keys(bits).map((name) => [name, ranks[name][place]]));
+    return { row, score, ranks: own, keys: [rounded(score), rounded(nearness)] };
+  });
+  entries.sort(
+    (a, b) =>
+      b.keys[0] - a.keys[0] || b.keys[1] - a.keys[1] || (a.row.id < b.row.id ? -1 : a.row.id > b.row.id ? 1 : 0),
+  );
+  return entries.map(({ row, score, ranks: own }, place) => ({ row, rank: place + 1, score, ranks: own }));
+}
+
+/** What each granularity adds to the score of one entry: {name: number}. */
+export function contributions(entry, { bits, weights, method, rrfK }) {
+  const share = (name) =>
+    method === "score"
+      ? weights[name] * (1 - entry.row.distances[name] / bits[name])
+      : weights[name] / (rrfK + entry.ranks[name]);
+  return Object.fromEntries(Object.keys(bits).map((name) => [name, weights[name] > 0 ? share(name) : 0]));
+}

@@ -1,0 +1,217 @@
+// The page: one question at a time, its candidates, and their ranking.
+
+import { Adding } from "./adding.js";
+import { fromAddress, toAddress } from "./address.js";
+import * as api from "./api.js";
+import { AskedPicture } from "./asked.js";
+import { $, calmly, h, number } from "./dom.js";
+import { Filters } from "./filters.js";
+import { fuse } from "./fusion.js";
+import { Grid } from "./grid.js";
+import { listen } from "./picker.js";
+import { Weights } from "./weights.js";
+import { Why } from "./why.js";
+
+const DEPTHS = [50, 100, 300, 1000];
+const REMEMBERED = 20; // answers kept for the back button
+
+const about = JSON.parse($("#about").textContent);
+const answers = new Map(); // address of what was asked -> answer
+let question = fromAddress(location.search, about);
+let answer = null; // of the question; null: pictures at random
+let asking = location.search; // the address of what is shown
+let waiting = null; // AbortController of the question on its way
+
+const weights = new Weights($("#profiles"), $("#sliders"), about, (chosen) => rerank(chosen));
+const filters = new Filters($("#filters"), about, (chosen) => ask({ ...question, filters: chosen }));
+const asked = new AskedPicture((box) => askForPart(box));
+const grid = new Grid($("#grid"), {
+  link: (row) => toAddress({ ...question, id: row.id, codes: null, crop: null }),
+  ask: (row) => askWithRow(row, null),
+  why: (entry) => why.show(entry, settings(), asked.address),
+});
+const why = new Why($("#why"), about, { ask: askWithRow, removed: forget });
+
+/** How the candidates are ranked now. */
+function settings() {
+  const method = question.fusion ?? (about.fusion.method === "score" ? "score" : "rank");
+  return { bits: answer?.answer?.bits ?? about.bits, weights: weights.of(question), method, rrfK: about.fusion.rrf_k };
+}
+
+/** What the answer depends on: not the weights. */
+const keyOf = ({ id, codes, crop, depth, filters: chosen }) => JSON.stringify([id, codes, crop, depth, chosen]);
+
+const isAsking = ({ id, codes }) => Boolean(id || codes);
+
+function askWithRow(row, crop) {
+  ask({ ...question, id: row.id, codes: null, crop });
+  if (scrollY > $("#results").offsetTop) scrollTo({ top: 0 });
+}
+
+function askWithPicture(file) {
+  if (file.size > about.max_upload_bytes) {
+    tell(`${file.name} has ${number(file.size)} bytes, more than the ${number(about.max_upload_bytes)} that are taken: send a smaller one.`);
+    return;
+  }
+  const picture = { blob: file, name: file.name ?? "pasted picture", address: URL.createObjectURL(file) };
+  ask({ ...question, id: null, codes: null, crop: null }, { picture });
+}
+
+function askForPart(crop) {
+  if (question.id) ask({ ...question, crop });
+  else ask({ ...question, codes: null, crop }, { picture: asked.of(question.codes) });
+}
+
+/** Ask, and when the answer is there make it the page's own; what is on the page stays until then. */
+async function ask(next, { picture = null, push = true, top = null } = {}) {
+  waiting?.abort();
+  const mine = (waiting = new AbortController());
+  const grids = $("#grid");
+  grids.setAttribute("aria-busy", "true");
+  try {
+    const got = await fetchAnswer(next, picture, mine.signal);
+    if (mine !== waiting) return;
+    if (picture) {
+      next.codes = got.answer.query.codes;
+      asked.remember(next.codes, { ...picture, size: [got.answer.query.width, got.answer.query.height] });
+      keep(next, got);
+    }
+    question = next;
+    answer = got;
+    if (push) history.replaceState({ top: scrollY }, "");
+    if (push) history.pushState({}, "", toAddress(question));
+    asking = location.search;
+    tell(null);
+    const inside = grids.contains(document.activeElement);
+    show();
+    if (inside && !grids.contains(document.activeElement)) $("#results").focus({ preventScroll: true });
+    if (top !== null) requestAnimationFrame(() => scrollTo({ top }));
+  } catch (error) {
+    if (error.name === "AbortError" || mine !== waiting) return;
+    tell(error.message);
+    filters.write(question.filters);
+    asked.drawer.show(question.crop);
+    if (!answer) show();
+  } finally {
+    if (mine === waiting) {
+      waiting = null;
+      grids.removeAttribute("aria-busy");
+    }
+  }
+}
+
+async function fetchAnswer(next, picture, signal) {
+  const filter = filters.expression(next.filters);
+  if (!isAsking(next) && !picture) return { rows: about.rows ? await api.sample(filter, signal) : [] };
+  const known = answers.get(keyOf(next));
+  if (known && !picture) return known;
+  const started = performance.now();
+  const sent = { ...next, filter, blob: picture?.blob, fusion: "rank", depth: next.depth ?? about.fusion.depth };
+  const [told, row] = await Promise.all([api.query(sent, signal), next.id ? api.row(next.id) : null]);
+  const got = { answer: told, row, milliseconds: performance.now() - started };
+  if (!picture) keep(next, got);
+  return got;
+}
+
+function keep(next, got) {
+  answers.set(keyOf(next), got);
+  if (answers.size > REMEMBERED) answers.delete(answers.keys().next().value);
+}
+
+/** Everything on the page that follows from question and answer. */
+function show() {
+  weights.write(question);
+  filters.write(question.filters);
+  const active = Object.keys(question.filters).length;
+  $("#filter-count").textContent = active;
+  $("#filter-count").hidden = !active;
+  $("#fusion").value = settings().method;
+  $("#depth").value = question.depth ?? about.fusion.depth;
+  const uploaded = question.codes ? asked.of(question.codes) : null;
+  const size = answer?.row ? [answer.row.width, answer.row.height] : (uploaded?.size ?? [0, 0]);
+  asked.show(question, answer?.row ?? null, uploaded, size);
+  $("#share").hidden = !isAsking(question);
+  document.title = isAsking(question) ? `${$("#query-name").textContent} · ${about.collection}` : `${about.collection} · mg-milvus`;
+  rank();
+}
+
+/** Rank the candidates that are here, with the weights as they are. */
+function rank() {
+  if (!answer?.answer) {
+    $("#heading").textContent = about.rows ? "Pictures at random" : "There are no pictures yet";
+    $("#status").textContent = about.rows
+      ? (answer?.rows.length ? "Choose one to see what looks like it." : "None matches the filter.")
+      : (about.can_upload || about.folders.length ? "Add some with the button above, or with mgm ingest." : "Add some with mgm ingest.");
+    grid.show((answer?.rows ?? []).map((row) => ({ row })), about.bits);
+    return;
+  }
+  const entries = fuse(answer.answer.candidates, settings());
+  $("#heading").textContent = question.crop ? "Nearest to this part" : "Nearest pictures";
+  const weightless = !Object.values(settings().weights).some((weight) => weight > 0);
+  $("#status").textContent = weightless
+    ? "Every weight is 0: give one of them more."
+    : entries.length ? `${number(entries.length)} candidates, answered in ${Math.round(answer.milliseconds)} ms` : "Nothing was found.";
+  grid.show(entries, settings().bits);
+}
+
+const remember = calmly(150, () => {
+  history.replaceState(history.state, "", toAddress(question));
+  asking = location.search;
+});
+
+function rerank(chosen) {
+  question = { ...question, ...chosen };
+  weights.write(question);
+  rank();
+  remember();
+}
+
+function forget(row) {
+  answers.clear();
+  about.rows -= 1;
+  if (question.id === row.id) ask({ ...question, id: null, crop: null });
+  else ask(question, { push: false });
+}
+
+function tell(problem) {
+  $("#problem").hidden = !problem;
+  $("#problem").textContent = problem ?? "";
+}
+
+function setUp() {
+  const depths = [...new Set([...DEPTHS, about.fusion.depth, question.depth ?? about.fusion.depth])].sort((a, b) => a - b);
+  $("#depth").append(...depths.map((depth) => h("option", { value: depth }, number(depth))));
+  $("#depth").addEventListener("change", ({ target }) => {
+    const depth = Number(target.value);
+    const next = { ...question, depth: depth === about.fusion.depth ? null : depth };
+    ask(next);
+  });
+  $("#fusion").addEventListener("change", ({ target }) => rerank({ fusion: target.value }));
+  $("#random").addEventListener("click", () => ask({ ...question, id: null, codes: null, crop: null }));
+  $("#home").addEventListener("click", (event) => {
+    event.preventDefault();
+    ask(fromAddress("", about));
+  });
+  $("#share").addEventListener("click", async ({ target }) => {
+    try {
+      await navigator.clipboard.writeText(location.href);
+      target.textContent = "Copied";
+    } catch {
+      target.textContent = "Copy it from the address bar";
+    }
+    setTimeout(() => (target.textContent = "Copy link"), 2000);
+  });
+  $("#add")?.addEventListener("click", () => new Adding($("#adding"), about).show());
+  if (matchMedia("(max-width: 900px)").matches) $("#weights-panel").open = false;
+  if (Object.keys(question.filters).length) $("#filter-panel").open = true;
+  addEventListener("popstate", ({ state }) => {
+    if (location.search === asking) return; // the link to the results, within the page
+    ask(fromAddress(location.search, about), { push: false, top: state?.top ?? 0 });
+  });
+  history.scrollRestoration = "manual";
+  listen(askWithPicture);
+}
+
+setUp();
+weights.write(question);
+ask(question, { push: false, top: history.state?.top ?? null });

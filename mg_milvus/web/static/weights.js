@@ -1,0 +1,66 @@
+// Sliders and profiles: what each granularity counts.
+
+import { h } from "./dom.js";
+
+const same = (a, b) => Object.keys(b).every((name) => (a[name] ?? 0) === b[name]);
+
+export class Weights {
+  /** `changed` is called with {profile, weights}: one of the two is null, or both when they are the index's own. */
+  constructor(profiles, sliders, about, changed) {
+    this.about = about;
+    this.sliders = new Map();
+    this.buttons = new Map();
+    const known = Object.values(about.profiles).some((weights) => same(weights, about.weights));
+    for (const profile of known ? [] : ["default"]) this.addProfile(profiles, profile, changed);
+    for (const profile of Object.keys(about.profiles)) this.addProfile(profiles, profile, changed);
+    const most = Math.max(5, ...Object.values(about.weights), ...Object.values(about.profiles).flatMap(Object.values));
+    Object.keys(about.bits).forEach((name, place) => {
+      const value = h("output", { for: `weight-${name}` });
+      const slider = h("input", {
+        type: "range", id: `weight-${name}`, min: 0, max: Math.ceil(most), step: 0.1,
+        oninput: () => this.moved(changed),
+      });
+      sliders.append(
+        h("div", { class: `slider h${place % 6}` },
+          h("label", { for: `weight-${name}` }, name, h("small", {}, `${about.bits[name]} bits`)), slider, value),
+      );
+      this.sliders.set(name, [slider, value]);
+    });
+  }
+
+  addProfile(container, profile, changed) {
+    const button = h("button", {
+      type: "button",
+      class: "segment",
+      "aria-pressed": "false",
+      onclick: () => changed({ profile: profile === "default" ? null : profile, weights: null }),
+    }, profile);
+    this.buttons.set(profile, button);
+    container.append(button);
+  }
+
+  moved(changed) {
+    const weights = Object.fromEntries([...this.sliders].map(([name, [slider]]) => [name, Number(slider.value)]));
+    const profile = Object.keys(this.about.profiles).find((known) => same(weights, this.about.profiles[known]));
+    changed(profile ? { profile, weights: null } : { profile: null, weights });
+  }
+
+  /** The weights that a question asks with. */
+  of({ profile, weights }) {
+    return profile ? this.about.profiles[profile] : (weights ?? this.about.weights);
+  }
+
+  /** Show them. */
+  write(question) {
+    const weights = this.of(question);
+    for (const [name, [slider, value]] of this.sliders) {
+      slider.value = weights[name] ?? 0;
+      slider.style.setProperty("--filled", `${(100 * slider.value) / slider.max}%`);
+      value.textContent = String(Number((weights[name] ?? 0).toFixed(2)));
+    }
+    for (const [profile, button] of this.buttons) {
+      const own = profile === "default" ? this.about.weights : this.about.profiles[profile];
+      button.setAttribute("aria-pressed", String(same(weights, own)));
+    }
+  }
+}

@@ -1,0 +1,112 @@
+// "Why this?": a hit beside the query, with distance, rank and share of the score on every granularity.
+
+import { original, remove, thumbnail } from "./api.js";
+import { BoxDrawer } from "./box.js";
+import { fileName, h, number, rankText } from "./dom.js";
+import { contributions } from "./fusion.js";
+import { region } from "./grid.js";
+
+const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "distances", "found_by", "box"]);
+
+const date = (nanoseconds) => new Date(nanoseconds / 1e6).toISOString().slice(0, 16).replace("T", " ");
+
+function size(bytes) {
+  if (bytes < 1000) return `${bytes} bytes`;
+  return bytes < 1e6 ? `${(bytes / 1000).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+export class Why {
+  /**
+   * about: the page's facts. ask: called with a row and, for a part of it, a box. removed: called with a row that is
+   * no longer indexed.
+   */
+  constructor(dialog, about, { ask, removed }) {
+    Object.assign(this, { dialog, about, ask, removed });
+    dialog.addEventListener("click", (event) => {
+      if (event.target === dialog) dialog.close();
+    });
+  }
+
+  /** Explain an entry of `fuse`; settings are those it was ranked with; source: address of the query's picture. */
+  show(entry, settings, source) {
+    const { row } = entry;
+    const frame = h("div", { class: "frame" }, h("img", { src: thumbnail(row.id, 1600), alt: fileName(row.path) }));
+    const part = h("button", { class: "button" }, "Ask for a part of it");
+    new BoxDrawer(frame, () => [row.width, row.height], (box) => this.leave(() => this.ask(row, box)), part);
+    if (row.box) frame.append(region(row));
+    const close = () => this.dialog.close();
+    this.dialog.replaceChildren(
+      h("header", {},
+        h("h2", { id: "why-title" }, `Why `, h("bdi", {}, fileName(row.path)), ` is number ${entry.rank}`),
+        h("button", { class: "button small", onclick: close, autofocus: true }, "Close")),
+      h("div", { class: "pair" },
+        h("figure", {},
+          source ? h("div", { class: "frame" }, h("img", { src: source, alt: "the query" })) : h("p", { class: "nothing" }, "The query was shared without its picture."),
+          h("figcaption", {}, "asked with")),
+        h("figure", {}, frame, h("figcaption", {}, "found", h("span", { class: "roomy" }, "; drag a box on it to ask for that part")))),
+      this.table(entry, settings),
+      this.facts(row),
+      h("div", { class: "buttons" },
+        h("button", { class: "button primary", onclick: () => this.leave(() => this.ask(row, null)) }, "Ask with this picture"),
+        part,
+        h("a", { class: "button", href: original(row.id), target: "_blank", rel: "noopener" }, "Open the file"),
+        this.about.can_delete ? this.remover(row) : null),
+    );
+    this.dialog.showModal();
+  }
+
+  leave(action) {
+    this.dialog.close();
+    action();
+  }
+
+  table(entry, settings) {
+    const { bits, weights, method, rrfK } = settings;
+    const shares = contributions(entry, settings);
+    const rows = Object.keys(bits).map((name, place) => {
+      const distance = entry.row.distances[name];
+      const near = 1 - distance / bits[name];
+      const weight = weights[name] ?? 0;
+      const formula = method === "score" ? `${weight} × ${near.toFixed(3)}` : `${weight} / (${rrfK} + ${rankText(entry.ranks[name])})`;
+      return h("tr", { class: `h${place % 6}` },
+        h("th", { scope: "row" }, name),
+        h("td", {}, h("span", { class: "track", "aria-hidden": "true" }, h("i", { style: { width: `${100 * near}%` } })), `${(100 * near).toFixed(0)} %`),
+        h("td", {}, `${distance} of ${bits[name]}`),
+        h("td", {}, `#${rankText(entry.ranks[name])}`),
+        h("td", {}, weight ? h("span", { class: "formula" }, `${formula} = `) : null, weight ? shares[name].toFixed(4) : "–"));
+    });
+    const head = ["granularity", "bits that agree", "bits that differ", "rank", "adds to the score"];
+    return h("div", { class: "scroll" }, h("table", { class: "shares" },
+      h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))),
+      h("tbody", {}, ...rows),
+      h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, "score"), h("td"), h("td"), h("td"), h("td", {}, h("b", {}, entry.score.toFixed(4)))))));
+  }
+
+  facts(row) {
+    const own = Object.entries(row).filter(([name, value]) => !OWN.has(name) && value !== "" && value !== null);
+    const pairs = [
+      ["path", row.path],
+      ["picture", `${number(row.width)} × ${number(row.height)} px, ${size(row.size)}, ${date(row.mtime_ns)} UTC`],
+      ...own.map(([name, value]) => [name, typeof value === "object" ? JSON.stringify(value) : String(value)]),
+      ["id", row.id],
+    ];
+    return h("dl", { class: "details" }, ...pairs.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, h("bdi", {}, value))]));
+  }
+
+  remover(row) {
+    const button = h("button", { class: "button danger", onclick: async () => {
+      if (!button.dataset.sure) {
+        button.dataset.sure = "yes";
+        button.textContent = "Really remove it from the index?";
+        return;
+      }
+      try {
+        await remove(row.id);
+        this.leave(() => this.removed(row));
+      } catch (error) {
+        button.textContent = error.message;
+      }
+    } }, "Remove from the index");
+    return button;
+  }
+}
