@@ -25,14 +25,14 @@ PLAN = (
     ("schema", "metrics", "code_health"),
     ("encoder", "store", "fusion", "images", "metadata"),
     ("connection", "search", "labels"),
-    ("index", "ingest"),
+    ("index", "ingest", "bulk"),
     ("training", "fitting"),
-    ("evaluation", "bulk", "duplicates", "pages", "doctor"),
+    ("evaluation", "capacity", "duplicates", "pages", "doctor"),
     ("cli", "web"),
 )
 ROWS = {room: height for height, rooms in enumerate(PLAN) for room in rooms}
 ABOVE_EVERYTHING = frozenset({"__init__", "__main__"})
-SAME_ROW = frozenset({("index", "ingest")})
+SAME_ROW = frozenset({("index", "ingest"), ("index", "bulk"), ("bulk", "ingest")})
 # Modules that make one room together, like the modules of a package.
 PART_OF = {
     "schema_file": "schema",

@@ -124,11 +124,11 @@ class ProgressView:
 
     def _show_bar(self, bar: Bar, progress: Progress, *, begins: bool) -> None:
         if begins or self._task is None:
-            self._task = bar.add_task(progress.stage, total=progress.total, failed="")
+            self._task = bar.add_task(progress.stage, total=progress.total or None, failed="")
         bar.update(
             self._task,
             completed=progress.done,
-            total=progress.total,
+            total=progress.total or None,
             failed=f"{progress.failed:,} failed" if progress.failed else "",
         )
 
@@ -140,8 +140,9 @@ class ProgressView:
         seconds = now - self._started
         rate = f", {progress.done / seconds:.0f} pictures/s" if seconds > 1 else ""
         failed = f", {progress.failed:,} failed" if progress.failed else ""
+        total = f" of {progress.total:,}" if progress.total else ""
         print(
-            f"{progress.stage}: {progress.done:,} of {progress.total:,} pictures{failed}{rate}",
+            f"{progress.stage}: {progress.done:,}{total} pictures{failed}{rate}",
             file=sys.stderr,
             flush=True,
         )
