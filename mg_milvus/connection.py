@@ -82,10 +82,9 @@ class Connection:
         with self._lock:
             if self._closed:
                 raise StoreError(f"this index ({self.uri}) is closed; open it again")
+            collection = self.collection if self._store is None else ""  # to find it out may open the store
             if self._store is None:
-                self._store = open_store(
-                    self.uri, self._collection or self.collection, token=self._token, timeout=self._timeout
-                )
+                self._store = open_store(self.uri, collection, token=self._token, timeout=self._timeout)
             return self._store
 
     def description(self) -> Description | None:

@@ -85,7 +85,7 @@ def in_tar(container: Found, file: BinaryIO, on_failure: Callable[[Failure], Non
                 path = f"{container.path}#{_text(member.name)}"
                 if not member.isreg() or member.issparse():
                     on_failure(Failure(path, "is a link, a device or a sparse file in the tar, expected a plain file"))
-                elif member.size > MAX_BYTES:
+                elif not 0 <= member.size <= MAX_BYTES:
                     on_failure(Failure(path, f"has {member.size} bytes, at most {MAX_BYTES} are read"))
                 else:
                     yield Member(path, member.size, _nanoseconds(member.mtime), opened, member.offset_data)

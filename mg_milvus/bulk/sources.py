@@ -10,7 +10,6 @@ import os
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -48,8 +47,8 @@ def pictures(
 ) -> Iterator[Found]:
     """Find the pictures of one shard.
 
-    First the folders and files of this machine, as ``discover`` orders them, then lists and URLs in the order given. A
-    table that lies beside a tar of its name (as img2dataset writes them) tells about the tar and is passed over.
+    First the folders and files of this machine, as ``discover`` orders them, then lists and URLs in the order given. In
+    a folder, a table beside a tar of its name (as img2dataset writes them) tells about the tar and is passed over.
 
     Args:
         sources: folders, ``.txt`` files with a path or URL a line (paths from the list's folder), tars, Parquet tables,
@@ -74,8 +73,10 @@ def pictures(
             raise PictureError(f"'{url}' {error}") from error
     walked = discover([path for path in paths if path not in lists], on_failure, _TAKEN)
 
+    named = {path_text(path) for path in paths}
+
     def files() -> Iterator[Found]:
-        yield from walked
+        yield from (file for file in walked if file.path in named or not _tells_of_a_tar(file))
         for path in lists:
             with open(path, "rb") as lines:
                 yield from _listed(lines, os.path.abspath(path), on_failure)
@@ -90,7 +91,7 @@ def _shared(files: Iterator[Found], shard: Shard, on_failure: Callable[[Failure]
     for file in files:
         if len(file.path.encode()) > _LONGEST:
             on_failure(Failure(file.path[:100] + "…", f"has a path longer than {_LONGEST} bytes"))
-        elif not shard.holds(file.path) or _tells_of_a_tar(file):
+        elif not shard.holds(file.path):
             pass
         elif (read := _CONTAINERS.get(_suffix(file.path))) is None:
             yield file
@@ -110,7 +111,7 @@ def _shared(files: Iterator[Found], shard: Shard, on_failure: Callable[[Failure]
 
 
 def _tells_of_a_tar(file: Found) -> bool:
-    return _suffix(file.path) == ".parquet" and not is_url(file.path) and Path(file.path).with_suffix(".tar").exists()
+    return _suffix(file.path) == ".parquet" and text_path(file.path).with_suffix(".tar").exists()
 
 
 def _whole(file: Found) -> AbstractContextManager[BinaryIO]:
