@@ -386,3 +386,9 @@ def test_loading_takes_the_storage_settings_of_a_given_schema(codes, tmp_path):
         pytest.raises(errors.SchemaMismatchError, match="fields"),
     ):
         index.load(codes)
+
+
+def test_there_is_nothing_to_export(tmp_path):
+    with ImageIndex.open(tmp_path / "x.db") as index, pytest.raises(errors.CollectionNotFoundError):
+        index.export(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

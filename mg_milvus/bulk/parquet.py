@@ -66,9 +66,11 @@ def to_parquet(rows: Sequence[Row], description: Description) -> bytes:
     ]
     table = pa.Table.from_arrays(arrays, schema=schema.with_metadata({_KEY: encode_description(description)}))
     sink = pa.BufferOutputStream()
+    # Parquet has no numbers of one byte: a code's would take four each, and do take one as places in a dictionary.
+    coded = [f"{name}.list.element" for name in layout.bytes]
     pa.parquet.write_table(
         table, sink, row_group_size=GROUP_ROWS, compression="zstd", write_page_checksum=True,
-        use_dictionary=[column.name for column in layout.extras if column.type == "string"],
+        use_dictionary=[*coded, *(column.name for column in layout.extras if column.type == "string")],
     )  # fmt: skip
     return bytes(sink.getvalue())
 
