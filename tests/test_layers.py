@@ -24,7 +24,7 @@ PLAN = (
     ("codes", "hits"),
     ("schema", "metrics", "code_health"),
     ("encoder", "store", "fusion", "images", "metadata"),
-    ("connection", "search", "labels"),
+    ("connection", "search", "labels", "recall"),
     ("index", "ingest", "bulk"),
     ("training", "fitting"),
     ("evaluation", "capacity", "duplicates", "pages", "doctor"),

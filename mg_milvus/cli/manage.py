@@ -98,6 +98,9 @@ def info(
 
 
 def doctor(
+    recall: Annotated[
+        bool, typer.Option("--recall", help="Also measure what the index misses, against all rows: mgm doctor --recall")
+    ] = False,
     as_json: options.AsJson = False,
     uri: options.Uri = None,
     token: options.Token = None,
@@ -115,8 +118,9 @@ def doctor(
     out = console()
     checks = []
     for check in examine(
-        settings.uri, collection=settings.collection, token=settings.token, device=settings.device, timeout=timeout
-    ):
+        settings.uri, collection=settings.collection, token=settings.token, device=settings.device, timeout=timeout,
+        recall=recall,
+    ):  # fmt: skip
         checks.append(check)
         if not as_json:
             mark = Text("ok   ", style="green") if check.ok else Text("FAIL ", style="bold red")
