@@ -21,7 +21,7 @@ SCHEMA = Schema.model_validate({"granularities": [{"name": "fine", "bits": 4096}
 
 def filled(store, number: int = 3000):
     """Rows with random ``fine`` codes; ``line`` has the same code everywhere."""
-    encoder = load_encoder().with_bits({"fine": 64})
+    encoder = load_encoder()
     store.create(Description(SCHEMA, encoder.fingerprint))
     store.put_encoder(encoder.fingerprint, encoder.to_bytes())
     random = np.random.default_rng(0)
