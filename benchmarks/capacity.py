@@ -1,7 +1,7 @@
 """Does ``mgm plan`` tell the truth? Fills Milvus Lite with synthetic rows and compares predictions with what is there.
 
-At each size the file is closed and opened again, then asked once: its bytes on disk, the private memory of the process
-that serves it (RssAnon, Linux only), and the bytes of the same collection as exported files of codes.
+At each size the file is closed and opened again: its bytes on disk, the private memory of the process that serves it
+(RssAnon, Linux only), and the bytes of the same collection as exported files of codes.
 
     python benchmarks/capacity.py --rows 10000,100000,1000000 --json capacity.json
     python benchmarks/capacity.py --rows 10000,100000 --schema precise --text-bytes 80
@@ -89,13 +89,14 @@ def main() -> int:
             kept = len(encoder.to_bytes()) * 4 // 3  # the encoder beside the rows, in base64
             store.close()
             store = MilvusStore(str(file), schema.collection, timeout=60.0)
+            store.count()
+            memory = private_memory(file)
             first = schema.granularities[0]
             store.nearest(first.name, np.zeros((1, first.bits // 8), np.uint8), 100)
             begin = time.perf_counter()
             for _ in range(5):
                 store.nearest(first.name, np.zeros((1, first.bits // 8), np.uint8), 100)
             asked = (time.perf_counter() - begin) / 5
-            memory = private_memory(file)
             store.close()
             codes = Path(folder) / f"codes{size}"
             with ImageIndex.open(file, collection=schema.collection) as index:

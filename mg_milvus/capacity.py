@@ -33,7 +33,10 @@ _LITE_PAGE = 4096
 _LITE_MEMORY = 10e6
 """Bytes of private memory of the process that serves an empty file."""
 _LITE_MEMORY_ROW, _LITE_MEMORY_COLUMN, _LITE_MEMORY_BYTE = 262, 25, 2.5
-"""Bytes of a row, of each of its columns, and of each byte in them (fitted to five schemas, 20,000 and 60,000 rows)."""
+"""Bytes of a row, of each of its columns, and of each byte in them, while a file is opened (fitted to five schemas with
+20,000 and 60,000 rows). Half of it are the rows; the other half is what they were read through."""
+_LITE_MEMORY_READING = 100e6
+"""Bytes that the other half has at most, whatever the number of rows (seen with 200,000 and with a million)."""
 
 # A Milvus server.
 _IVF_ID = 8
@@ -77,7 +80,7 @@ class Plan:
         fields: column -> bytes of one picture, before any overhead.
         codes_folder: of ``mgm encode`` or ``mgm export``, without the encoder.
         lite_file: Milvus Lite's file.
-        lite_memory: of the process that serves it.
+        lite_memory: of the process that serves it, its own libraries aside.
         server_memory: of all query nodes together, all replicas, with headroom.
         server_disk: of codes that are mapped into memory from the nodes' own disks, all replicas.
         index: granularity -> bytes of its index on a server, one replica.
@@ -146,7 +149,7 @@ def plan(
     rows_a_segment = min(pictures, max(1, int(_SEGMENT / sizes.raw)))
     made = Plan(
         pictures, sizes.fields, pictures * sizes.parquet, pictures * sizes.lite,
-        _LITE_MEMORY + pictures * sizes.lite_memory, sizes.memory(pictures), sizes.disk(pictures),
+        sizes.lite_memory(pictures), sizes.memory(pictures), sizes.disk(pictures),
         {g.name: pictures * sizes.index(g.bits // 8) for g in schema.granularities},
         math.ceil(pictures / rows_a_segment), nlist_for(rows_a_segment),
         pictures / pictures_per_second / machines / 3600,
@@ -196,10 +199,11 @@ class _Sizes:
         is_long = name == "mtime_ns" or (name not in _FIXED and self.fields[name] == 8)
         return _LITE_LONG if is_long else _LITE_INT
 
-    @property
-    def lite_memory(self) -> float:
-        """In the process that serves Milvus Lite's file."""
-        return _LITE_MEMORY_ROW + _LITE_MEMORY_COLUMN * len(self.fields) + _LITE_MEMORY_BYTE * self.raw
+    def lite_memory(self, pictures: int) -> float:
+        """Of the process that serves Milvus Lite's file, when it has opened it."""
+        row = _LITE_MEMORY_ROW + _LITE_MEMORY_COLUMN * len(self.fields) + _LITE_MEMORY_BYTE * self.raw
+        half = pictures * row / 2
+        return _LITE_MEMORY + half + min(half, _LITE_MEMORY_READING)
 
     def index(self, width: int) -> float:
         """One code in the index of a server."""

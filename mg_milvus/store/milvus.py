@@ -174,7 +174,8 @@ class MilvusStore:
         iterator = self._call(
             lambda: self._client.query_iterator(
                 self.collection,
-                batch_size=_ROWS_A_CALL,
+                # Milvus Lite looks at every row for each batch: few large ones.
+                batch_size=max(_ROWS_A_CALL, layout.rows_a_call),
                 filter=where or "",
                 output_fields=layout.output_fields(granularities),
                 timeout=self._timeout,
