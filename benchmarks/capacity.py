@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,6 +63,15 @@ def private_memory(file: Path) -> int:
     return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024
 
 
+def compared(rows: int, what: str, real: int, predicted: float) -> dict[str, Any]:
+    """One line of the result, printed."""
+    off = predicted / real - 1
+    print(
+        f"{rows:>9,} {what:<7} real {real / 1e6:9.2f} MB, predicted {predicted / 1e6:9.2f} MB, {off:+.1%}", flush=True
+    )
+    return {"rows": rows, "what": what, "real": real, "predicted": round(predicted), "off": round(off, 4)}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", default="10000,100000,1000000")
@@ -98,24 +107,14 @@ def main() -> int:
                 store.nearest(first.name, np.zeros((1, first.bits // 8), np.uint8), 100)
             asked = (time.perf_counter() - begin) / 5
             store.close()
+            made = plan(size, schema, path_bytes=options.path_bytes, text_bytes=options.text_bytes)
+            results.append(compared(size, "file", file.stat().st_size - kept, made.lite_file))
+            results.append(compared(size, "memory", memory, made.lite_memory))
             codes = Path(folder) / f"codes{size}"
             with ImageIndex.open(file, collection=schema.collection) as index:
                 index.export(codes)
-            made = plan(size, schema, path_bytes=options.path_bytes, text_bytes=options.text_bytes)
-            found = {
-                "file": (file.stat().st_size - kept, made.lite_file),
-                "memory": (memory, made.lite_memory),
-                "codes": (sum(part.stat().st_size for part in codes.glob("*.parquet")), made.codes_folder),
-            }
-            for what, (real, predicted) in found.items():
-                off = predicted / real - 1
-                results.append(
-                    {"rows": size, "what": what, "real": real, "predicted": round(predicted), "off": round(off, 4)}
-                )
-                print(
-                    f"{size:>9,} {what:<7} real {real / 1e6:9.2f} MB, predicted {predicted / 1e6:9.2f} MB, {off:+.1%}",
-                    flush=True,
-                )
+            exported = sum(part.stat().st_size for part in codes.glob("*.parquet"))
+            results.append(compared(size, "codes", exported, made.codes_folder))
             print(
                 f"{size:>9,} written {written:,.0f} rows/s, one search of {first.name} {1000 * asked:.1f} ms",
                 flush=True,

@@ -79,7 +79,7 @@ class Plan:
         pictures: rows.
         fields: column -> bytes of one picture, before any overhead.
         codes_folder: of ``mgm encode`` or ``mgm export``, without the encoder.
-        lite_file: Milvus Lite's file.
+        lite_file: Milvus Lite's file, without the encoder.
         lite_memory: of the process that serves it, its own libraries aside.
         server_memory: of all query nodes together, all replicas, with headroom.
         server_disk: of codes that are mapped into memory from the nodes' own disks, all replicas.
