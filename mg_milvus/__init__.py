@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mg_milvus.encoder import load_encoder
     from mg_milvus.errors import (
         AuthenticationError,
+        CodeFileError,
         CollectionNotFoundError,
         EncoderError,
         EncoderMismatchError,
@@ -60,6 +61,7 @@ _HOMES = {
 
 __all__ = [
     "AuthenticationError",
+    "CodeFileError",
     "CollectionNotFoundError",
     "EncoderError",
     "EncoderMismatchError",

@@ -16,7 +16,7 @@ from mg_milvus.errors import (
     SchemaMismatchError,
     StoreError,
 )
-from mg_milvus.images.discover import path_text, picture_id
+from mg_milvus.images.discover import is_url, path_text, picture_id
 from mg_milvus.schema import Schema
 from mg_milvus.schema_diff import difference
 from mg_milvus.store import open_store
@@ -66,15 +66,25 @@ class Connection:
             return self._collection
 
     @property
+    def given_schema(self) -> Schema | None:
+        """The schema that was given when this was opened."""
+        return self._given_schema
+
+    def prefer(self, collection: str) -> None:
+        """Use this collection, unless one was named, by itself or in a schema, when this was opened."""
+        with self._lock:
+            if self._collection is None and self._given_schema is None:
+                self._collection = collection
+
+    @property
     def store(self) -> Store:
         """The open store; a Milvus Lite file is made when it is not there."""
         with self._lock:
             if self._closed:
                 raise StoreError(f"this index ({self.uri}) is closed; open it again")
+            collection = self.collection if self._store is None else ""  # to find it out may open the store
             if self._store is None:
-                self._store = open_store(
-                    self.uri, self._collection or self.collection, token=self._token, timeout=self._timeout
-                )
+                self._store = open_store(self.uri, collection, token=self._token, timeout=self._timeout)
             return self._store
 
     def description(self) -> Description | None:
@@ -200,7 +210,7 @@ class Connection:
 def _key(id_or_path: PathLike) -> str:
     if isinstance(id_or_path, str) and re.fullmatch(r"[0-9a-f]{32}", id_or_path):
         return id_or_path
-    if isinstance(id_or_path, str) and id_or_path.startswith("file://"):
+    if isinstance(id_or_path, str) and is_url(id_or_path):
         return picture_id(id_or_path)
     return picture_id(path_text(id_or_path))
 

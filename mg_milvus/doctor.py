@@ -34,6 +34,9 @@ RANGES = {
 
 LITE_SYSTEMS = ("Linux", "Darwin")
 
+ENOUGH_RECALL = 0.95
+"""Share of the nearest rows that an index should find: what it misses, fusion cannot bring back."""
+
 REMEDIES: dict[type[MgMilvusError], str] = {
     StoreUnavailableError: "start the server, or correct --uri or MGM_URI; a file such as mgm.db needs no server",
     AuthenticationError: "pass --token user:password, or set MGM_TOKEN",
@@ -66,6 +69,7 @@ def examine(
     collection: str | None = None,
     device: str = "auto",
     timeout: float = 10.0,
+    recall: bool = False,
     repair: bool = False,
 ) -> Iterator[Check]:
     """Look at everything, one check after the other; no index is made where there is none.
@@ -76,6 +80,7 @@ def examine(
         collection: its name; None is the default schema's.
         device: where the network is to run.
         timeout: seconds to wait for a server.
+        recall: also measure what the index misses; reads all rows.
         repair: delete the codes of regions whose picture is gone; otherwise nothing is changed.
     """
     yield _attempt("python", _python)
@@ -86,7 +91,7 @@ def examine(
     yield _attempt("picture formats", _formats, "pip install --force-reinstall Pillow, whose wheels have both")
     yield _attempt("device", lambda: _device(device), "use --device auto or cpu")
     yield _attempt("encoder", lambda: _encoder(device), "pip install --force-reinstall mg-milvus")
-    yield from _milvus(uri, token, collection, device, timeout, repair=repair)
+    yield from _milvus(uri, token, collection, device, timeout, recall=recall, repair=repair)
 
 
 def _attempt(name: str, look: Callable[[], Check], remedy: str = "see the message") -> Check:
@@ -172,7 +177,7 @@ def _encoder(device: str) -> Check:
 
 
 def _milvus(
-    uri: str, token: str | None, collection: str | None, device: str, timeout: float, *, repair: bool
+    uri: str, token: str | None, collection: str | None, device: str, timeout: float, *, recall: bool, repair: bool
 ) -> Iterator[Check]:
     from mg_milvus.schema import Schema
     from mg_milvus.store import open_store
@@ -195,6 +200,8 @@ def _milvus(
             "collection", lambda: _collection(opened[0], device), "name another --collection, or ingest into a new one"
         )
         yield from _regions(opened[0], repair=repair)
+        if recall:
+            yield _attempt("recall", lambda: _recall(opened[0]))
     finally:
         opened[0].close()
 
@@ -256,6 +263,22 @@ def _in_step(store: Store, schema: Schema, *, repair: bool) -> Check:
             "mgm ingest FOLDER encodes what is missing" if incomplete else "mgm doctor --repair, or the next ingest",
         )
     return Check("regions", True, removed or f"{store.regions.count():,} codes of regions, in step with the pictures")
+
+
+def _recall(store: Store) -> Check:
+    from mg_milvus.recall import index_recall
+
+    description = store.describe()
+    if description is None:
+        return Check("recall", True, f"no collection '{store.collection}' yet")
+    storage = description.schema.storage
+    found = index_recall(store, tuple(description.schema.bits))
+    told = ", ".join(f"{name} {value:.3f}" for name, value in found.items()) or "no rows yet"
+    remedy = (
+        f"a higher nprobe than {storage.nprobe}: mgm export, then mgm load --schema with it, into another --collection"
+    )
+    ok = min(found.values(), default=1.0) >= ENOUGH_RECALL
+    return Check("recall", ok, f"of the 10 nearest, the index finds: {told}", "" if ok else remedy)
 
 
 def _is_file(uri: str) -> bool:

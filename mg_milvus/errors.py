@@ -9,6 +9,7 @@ MgMilvusError
 ├── EncoderError (ValueError)             an encoder file or name cannot be used
 │   ├── EncoderMismatchError              the collection was filled by another encoder
 │   └── WeightsNotFoundError              pretrained weights are not on this machine and cannot be fetched
+├── CodeFileError (ValueError)            a file or a folder of codes is damaged, unfinished, or not one
 ├── LabelError (ValueError)               labels are missing, or do not fit the pictures
 ├── TrainingError (ValueError)            a training, or its configuration, cannot be as asked
 ├── MissingPackageError (ImportError)     an extra is needed
@@ -62,6 +63,10 @@ class EncoderMismatchError(EncoderError):
 
 class WeightsNotFoundError(EncoderError):
     """Pretrained weights are not on this machine and cannot be fetched."""
+
+
+class CodeFileError(MgMilvusError, ValueError):
+    """A file or a folder of codes is damaged, unfinished, or not one."""
 
 
 class LabelError(MgMilvusError, ValueError):

@@ -56,7 +56,7 @@ class Progress:
     Attributes:
         stage: what is being done, for people: "fitting hash heads", "encoding".
         done: pictures finished, failed ones included.
-        total: pictures to do.
+        total: pictures to do; 0 where nobody knows.
         failed: pictures that could not be read.
     """
 

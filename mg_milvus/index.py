@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from mg_milvus import search
+from mg_milvus.bulk import transfer
 from mg_milvus.connection import Connection
 from mg_milvus.duplicates.question import Question
 from mg_milvus.duplicates.single import find_duplicates_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any, Unpack
 
+    from mg_milvus.bulk.transfer import TransferReport
     from mg_milvus.codes import Codes
     from mg_milvus.duplicates import DuplicateReport
     from mg_milvus.encoder import Encoder
@@ -176,6 +178,41 @@ class ImageIndex:
             QueryError: ``to`` exists already.
         """
         return run_refit(self._connection, to, Settings(batch_size, workers), progress=progress)
+
+    def load(
+        self, folder: PathLike, *, partial: bool = False, progress: Callable[[Progress], None] | None = None
+    ) -> TransferReport:
+        """Put a folder of codes, as ``bulk.encode`` and ``export`` write it, into the collection.
+
+        A collection that does not exist is made with the codes' own schema and encoder, and their name unless one was
+        given when the index was opened; a schema that was given may have other weights, fusion and storage. Rows that
+        are there already are replaced, so after a failure, just load again.
+
+        Args:
+            folder: here or in a bucket.
+            partial: load what there is, even where a shard is not finished.
+            progress: called after each batch.
+
+        Raises:
+            CodeFileError: the folder is damaged, or not finished; nothing was written, unless damage was found inside
+                of a file.
+            EncoderMismatchError, SchemaMismatchError: the collection cannot take these codes; nothing was written.
+            StoreError: Milvus failed; what was acknowledged stays.
+        """
+        return transfer.load(self._connection, folder, partial=partial, progress=progress)
+
+    def export(self, folder: PathLike, *, progress: Callable[[Progress], None] | None = None) -> TransferReport:
+        """Write the collection into a folder of codes: all rows, the schema as it is tuned, and the encoder's file.
+
+        Args:
+            folder: here or in a bucket; without files of codes.
+            progress: called after each batch.
+
+        Raises:
+            CollectionNotFoundError: there is none.
+            CodeFileError: the folder cannot be written, or has codes already.
+        """
+        return transfer.export(self._connection, folder, progress=progress)
 
     def query(self, picture: PictureSource, **options: Unpack[QueryOptions]) -> list[Hit]:
         """Find the pictures that look like one; see ``query_many``."""

@@ -10,8 +10,8 @@ from conftest import kind_of_picture, make_photos
 from pictures import make_hostile_folder, save_picture
 
 from mg_milvus import ImageIndex
+from mg_milvus.images import discover
 from mg_milvus.images.discover import path_text, text_path
-from mg_milvus.ingest import pipeline
 
 
 def test_one_bad_file_of_every_kind_stops_nothing(tmp_path: Path) -> None:
@@ -80,14 +80,14 @@ def test_a_file_that_breaks_keeps_its_row(tmp_path: Path) -> None:
 def test_files_that_vanish_during_the_run_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = make_photos(tmp_path / "photos", per_kind=2)
     gone = photos / "disc" / "01.jpg"
-    read = pipeline.text_path
+    read = discover.text_path
 
     def vanishing(text: str) -> Path:
         if text.endswith("disc/00.jpg"):
             gone.unlink(missing_ok=True)
         return read(text)
 
-    monkeypatch.setattr(pipeline, "text_path", vanishing)
+    monkeypatch.setattr(discover, "text_path", vanishing)
     with ImageIndex.open("memory:") as index:
         report = index.ingest(photos, workers=1)
         assert [(f.path, f.reason) for f in report.failures] == [(str(gone), "No such file or directory")]
@@ -98,7 +98,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = save_picture(tmp_path / "one.png", 1)
-    read = pipeline.text_path
+    read = discover.text_path
 
     def changing(text: str) -> Path:
         save_picture(file, 2, (80, 80))
@@ -106,7 +106,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again_next_time(
         return read(text)
 
     with ImageIndex.open("memory:") as index:
-        monkeypatch.setattr(pipeline, "text_path", changing)
+        monkeypatch.setattr(discover, "text_path", changing)
         index.ingest(file)
         monkeypatch.undo()
         save_picture(file, 3)
@@ -118,7 +118,7 @@ def test_a_row_that_another_client_deletes_meanwhile_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, deleted = (save_picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate(("kept", "deleted")))
-    read = pipeline.text_path
+    read = discover.text_path
     with ImageIndex.open("memory:") as index:
         index.ingest(kept, deleted)
         for file in (kept, deleted):
@@ -129,7 +129,7 @@ def test_a_row_that_another_client_deletes_meanwhile_is_reported(
             store.delete([gone])
             return read(text)
 
-        monkeypatch.setattr(pipeline, "text_path", deleting)
+        monkeypatch.setattr(discover, "text_path", deleting)
         report = index.ingest(kept, deleted, workers=1)
         assert (report.unchanged, [f.path for f in report.failures]) == (1, [str(deleted)])
         assert "ingest again" in report.failures[0].reason

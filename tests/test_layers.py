@@ -24,16 +24,16 @@ PLAN = (
     ("codes", "hits", "regions"),
     ("schema", "metrics", "code_health"),
     ("encoder", "store", "fusion", "images", "metadata"),
-    ("connection", "search", "duplicates", "labels"),
-    ("index", "ingest", "browse"),
+    ("connection", "search", "duplicates", "labels", "recall"),
+    ("index", "ingest", "bulk", "browse"),
     ("training", "fitting"),
-    ("evaluation", "bulk", "pages", "doctor"),
+    ("evaluation", "capacity", "pages", "doctor"),
     ("web",),
     ("cli",),
 )
 ROWS = {room: height for height, rooms in enumerate(PLAN) for room in rooms}
 ABOVE_EVERYTHING = frozenset({"__init__", "__main__"})
-SAME_ROW = frozenset({("index", "ingest")})
+SAME_ROW = frozenset({("index", "ingest"), ("index", "bulk"), ("bulk", "ingest")})
 # Modules that make one room together, like the modules of a package.
 PART_OF = {
     "schema_file": "schema",

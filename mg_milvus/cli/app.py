@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mg_milvus import __version__
-from mg_milvus.cli import duplicates, evaluate, fit, ingest, manage, query, schema, serve, train, tune
+from mg_milvus.cli import bulk, duplicates, evaluate, fit, ingest, manage, plan, query, schema, serve, train, tune
 from mg_milvus.cli.terminal import ERROR, INTERRUPTED, complain
 from mg_milvus.errors import MgMilvusError
 
@@ -80,6 +80,8 @@ for register in (
     evaluate.register,
     tune.register,
     serve.register,
+    bulk.register,
+    plan.register,
 ):
     register(app)
 app.add_typer(schema.app, name="schema")

@@ -112,6 +112,9 @@ def doctor(
     repair: Annotated[
         bool, typer.Option("--repair", help="Also remove codes of regions whose picture is gone: mgm doctor --repair")
     ] = False,
+    recall: Annotated[
+        bool, typer.Option("--recall", help="Also measure what the index misses, against all rows: mgm doctor --recall")
+    ] = False,
     as_json: options.AsJson = False,
     uri: options.Uri = None,
     token: options.Token = None,
@@ -134,6 +137,7 @@ def doctor(
         token=settings.token,
         device=settings.device,
         timeout=timeout,
+        recall=recall,
         repair=repair,
     ):
         checks.append(check)

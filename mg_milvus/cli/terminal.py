@@ -124,11 +124,11 @@ class ProgressView:
 
     def _show_bar(self, bar: Bar, progress: Progress, note: str, *, begins: bool) -> None:
         if begins or self._task is None:
-            self._task = bar.add_task(progress.stage, total=progress.total, failed="", note="")
+            self._task = bar.add_task(progress.stage, total=progress.total or None, failed="", note="")
         bar.update(
             self._task,
             completed=progress.done,
-            total=progress.total,
+            total=progress.total or None,
             failed=f"{progress.failed:,} failed" if progress.failed else "",
             note=note,
         )
@@ -141,8 +141,9 @@ class ProgressView:
         seconds = now - self._started
         rate = f", {progress.done / seconds:.0f} pictures/s" if seconds > 1 else ""
         failed = f", {progress.failed:,} failed" if progress.failed else ""
+        total = f" of {progress.total:,}" if progress.total else ""
         print(
-            f"{progress.stage}: {progress.done:,} of {progress.total:,} pictures{failed}{rate}{note and f'; {note}'}",
+            f"{progress.stage}: {progress.done:,}{total} pictures{failed}{rate}{note and f'; {note}'}",
             file=sys.stderr,
             flush=True,
         )

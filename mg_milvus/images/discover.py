@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections import deque
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from mg_milvus.errors import PictureError
 from mg_milvus.hits import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -38,13 +39,21 @@ class Found:
 
     Attributes:
         path: its absolute path, as ``path_text`` writes it.
-        size: bytes.
+        size: bytes; -1 where that is known only when it is read.
         mtime_ns: modification time, nanoseconds since the epoch.
     """
 
     path: str
     size: int
     mtime_ns: int
+
+    def read(self) -> bytes:
+        """Its content.
+
+        Raises:
+            OSError, PictureError: it cannot be read.
+        """
+        return text_path(self.path).read_bytes()
 
 
 def path_text(path: str | os.PathLike[str]) -> str:
@@ -74,12 +83,20 @@ def is_under(path: str, folders: Sequence[str]) -> bool:
     return any(inside == top or inside.startswith(top.rstrip(b"/") + b"/") for top in tops)
 
 
+def is_url(text: str) -> bool:
+    """Whether something is named by a URL, ``scheme://…``, and not by a path of this machine."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
 def picture_id(path: str) -> str:
     """Primary key of the picture at ``path`` (as ``path_text`` writes it): 32 hex digits, BLAKE2b-128 of its UTF-8."""
     return hashlib.blake2b(path.encode("utf-8"), digest_size=16).hexdigest()
 
 
-def discover(sources: Sequence[str | os.PathLike[str]], on_failure: Callable[[Failure], None]) -> Iterator[Found]:
+def discover(
+    sources: Sequence[str | os.PathLike[str]], on_failure: Callable[[Failure], None],
+    suffixes: Collection[str] = SUFFIXES,
+) -> Iterator[Found]:  # fmt: skip
     """Find the picture files in folders, and the files that are named themselves.
 
     Every file comes once, however often its folder is given or linked to. Sources come in the order given, a folder's
@@ -90,6 +107,7 @@ def discover(sources: Sequence[str | os.PathLike[str]], on_failure: Callable[[Fa
     Args:
         sources: folders and files.
         on_failure: told of folders and files that cannot be looked at; the walk goes on.
+        suffixes: lower-cased endings of the files to take from folders.
 
     Raises:
         PictureError: a source does not exist, or is neither a folder nor a file. Raised before any work.
@@ -105,7 +123,7 @@ def discover(sources: Sequence[str | os.PathLike[str]], on_failure: Callable[[Fa
                 continue
             named.add(identity)
         todo.append((path, folder))
-    return _Walk(named, on_failure).run(todo)
+    return _Walk(named, on_failure, suffixes).run(todo)
 
 
 def _is_folder(source: str | os.PathLike[str]) -> bool:
@@ -136,9 +154,12 @@ def _reason(error: OSError | ValueError) -> str:
 class _Walk:
     """One walk: what was seen, and what is still to be done."""
 
-    def __init__(self, named: set[_FileIdentity], on_failure: Callable[[Failure], None]) -> None:
+    def __init__(
+        self, named: set[_FileIdentity], on_failure: Callable[[Failure], None], suffixes: Collection[str]
+    ) -> None:
         self._named = named
         self._on_failure = on_failure
+        self._suffixes = suffixes
         self._entered: set[_Identity] = set()
         self._linked: deque[str] = deque()
 
@@ -180,8 +201,11 @@ class _Walk:
                 self._linked.append(entry.path)
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 self._fail(entry.path, "is a link to nothing")
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and (identity, entry.name) not in self._named:
+            elif self._is_wanted(entry.name) and (identity, entry.name) not in self._named:
                 yield from self._file(entry.path)
+
+    def _is_wanted(self, name: str) -> bool:
+        return os.path.splitext(name)[1].lower() in self._suffixes
 
     def _file(self, path: str) -> Iterator[Found]:
         try:

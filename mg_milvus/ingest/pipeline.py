@@ -265,7 +265,9 @@ def _exists(path: str) -> bool:
 
 def _read(found: Found, known_hash: str | None, encoder: Encoder, max_pixels: int) -> Prepared:
     try:
-        data = text_path(found.path).read_bytes()
+        data = found.read()
+        if found.size < 0:
+            found = replace(found, size=len(data))
         content_hash = hashlib.blake2b(data, digest_size=16).hexdigest()
         if content_hash == known_hash:
             return Prepared(found, content_hash)

@@ -72,7 +72,7 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
     table = read_table(name, {*PATH_COLUMNS, *(field.name for field in fields)})
     key_column = _check_columns(name, table.columns, fields)
     folder = os.path.dirname(os.path.abspath(name))
-    tops = [root if root.startswith("file://") else os.path.abspath(root) for root in roots]
+    tops = [root if _is_uri(root) else os.path.abspath(root) for root in roots]
     defaults = default_values(fields)
     rows: dict[str, tuple[Value, ...]] = {}
     for number, record in table.rows:
@@ -108,10 +108,14 @@ def _check_columns(name: str, columns: Sequence[str], fields: Sequence[ExtraFiel
 def _key(cell: object, folder: str, place: str) -> str:
     if not isinstance(cell, str) or not cell:
         raise SchemaError(f"{place}: {cell!r} is not the path of a picture")
-    if cell.startswith("file://"):
+    if _is_uri(cell):
         return cell
     key = os.path.normpath(cell)
     return os.path.normpath(os.path.join(folder, key)) if key.split("/")[0] == ".." else key
+
+
+def _is_uri(path: str) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
 def default_values(fields: Sequence[ExtraField]) -> dict[str, Value]:

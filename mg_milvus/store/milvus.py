@@ -178,7 +178,8 @@ class MilvusStore:
         iterator = self._call(
             lambda: self._client.query_iterator(
                 self.collection,
-                batch_size=_ROWS_A_CALL,
+                # Milvus Lite looks at every row for each of these: few large ones.
+                batch_size=max(_ROWS_A_CALL, layout.rows_a_call),
                 filter=where or "",
                 output_fields=layout.output_fields(granularities),
                 timeout=self._timeout,
@@ -187,7 +188,8 @@ class MilvusStore:
         )
         try:
             while records := self._call(iterator.next):
-                yield [layout.row(record, granularities) for record in records]
+                for some in _chunks(records, _ROWS_A_CALL):
+                    yield [layout.row(record, granularities) for record in some]
         finally:
             iterator.close()
 

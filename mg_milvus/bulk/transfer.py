@@ -1,0 +1,230 @@
+"""``mgm load`` and ``mgm export``: folders of codes into Milvus, and collections back into folders of codes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mg_milvus.bulk.folder import CodeFolder, Shard
+from mg_milvus.bulk.parquet import to_parquet
+from mg_milvus.encoder import load_encoder
+from mg_milvus.encoder_cache import keep_encoder
+from mg_milvus.errors import (
+    CodeFileError,
+    EncoderMismatchError,
+    SchemaMismatchError,
+    WeightsNotFoundError,
+)
+from mg_milvus.hits import Progress
+from mg_milvus.schema_diff import difference
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from mg_milvus.connection import Connection
+    from mg_milvus.schema import Schema
+    from mg_milvus.store import Description, Row
+
+    PathLike = str | os.PathLike[str]
+
+ROWS_A_FILE = 100_000
+"""Rows of one file of an export."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransferReport:
+    """What a load or an export did.
+
+    Attributes:
+        collection: its name.
+        rows: read and written; a picture that two files have counts twice.
+        files: parts read or written.
+        fingerprint: of the encoder.
+        seconds: wall time.
+    """
+
+    collection: str
+    rows: int
+    files: int
+    fingerprint: str
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """A dictionary, ready for JSON."""
+        return {name: getattr(self, name) for name in self.__slots__} | {"seconds": round(self.seconds, 3)}
+
+
+def load(
+    connection: Connection, folder: PathLike, *, partial: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> TransferReport:  # fmt: skip
+    """Put a folder of codes into a collection; see ``ImageIndex.load``."""
+    started = time.perf_counter()
+    codes = CodeFolder(folder)
+    parts = _checked_parts(codes, partial=partial)
+    description, total = _common(codes, parts)
+    connection.prefer(description.schema.collection)
+    _settle(connection, codes, description)
+    done = 0
+    for name in parts:
+        with codes.part(name) as part:
+            for rows in part.read():
+                newest: dict[str, Row] = {row.id: row for row in rows}
+                connection.store.upsert(list(newest.values()))
+                done += len(rows)
+                if progress is not None:
+                    progress(Progress("loading", done, total, 0))
+    return TransferReport(
+        connection.collection, done, len(parts), description.fingerprint, time.perf_counter() - started
+    )  # fmt: skip
+
+
+def export(
+    connection: Connection, folder: PathLike, *, progress: Callable[[Progress], None] | None = None
+) -> TransferReport:
+    """Write a collection into an empty folder of codes; see ``ImageIndex.export``."""
+    started = time.perf_counter()
+    description, store = connection.existing(), connection.store
+    codes, shard = CodeFolder(folder), Shard()
+    if codes.shards():
+        raise CodeFileError(f"{codes.name} has files of codes already: choose an empty folder, or remove them first")
+    data = store.get_encoder(description.fingerprint)
+    codes.keep_encoder(description.fingerprint, connection.encoder.to_bytes() if data is None else data)
+    total, done = store.count(), 0
+    parts: dict[str, int] = {}
+    waiting: list[Row] = []
+
+    def write() -> None:
+        parts[codes.add_part(shard, to_parquet(waiting, description))] = len(waiting)
+        waiting.clear()
+
+    for rows in store.scan(granularities=tuple(description.schema.bits)):
+        waiting += rows
+        done += len(rows)
+        if len(waiting) >= ROWS_A_FILE:
+            write()
+        if progress is not None:
+            progress(Progress("exporting", done, total, 0))
+    if waiting or not parts:
+        write()
+    codes.finish(shard, parts)
+    return TransferReport(
+        connection.collection, done, len(parts), description.fingerprint, time.perf_counter() - started
+    )  # fmt: skip
+
+
+def _checked_parts(codes: CodeFolder, *, partial: bool) -> list[str]:
+    """The parts of a folder in which nothing is missing.
+
+    Raises:
+        CodeFileError: there are none; or, unless ``partial``, a shard is not finished or a part of it is gone.
+    """
+    parts = codes.parts()
+    if not parts:
+        raise CodeFileError(f"{codes.name} has no files of codes: expected a folder made by mgm encode or mgm export")
+    shards = codes.shards()
+    count = max(shard.count for shard in shards)
+    mixed = [shard for shard in shards if shard.count != count]
+    if mixed:
+        raise CodeFileError(f"{codes.name} has files of the shards {mixed[0]} and n/{count}: expected one count")
+    if partial:
+        return parts
+    finished = {number: codes.finished(Shard(number, count)) for number in range(1, count + 1)}
+    missing = [f"{number}/{count}" for number, files in finished.items() if files is None]
+    if missing:
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise CodeFileError(
+            f"{codes.name} is not finished, it lacks the shards {listed}: run mgm encode --shard (again) for these, or "
+            "load what there is with --partial"
+        )
+    present = set(parts)
+    for number, files in finished.items():
+        for name in files or {}:
+            if name not in present:
+                raise CodeFileError(
+                    f"{codes.name} has lost {name}: put it back, or run mgm encode --shard {number}/{count} again; or "
+                    "load what there is with --partial"
+                )
+    return parts
+
+
+def _common(codes: CodeFolder, parts: list[str]) -> tuple[Description, int]:
+    """What all parts say of themselves, and the number of their rows. Every part is opened.
+
+    Raises:
+        CodeFileError: they do not agree, or one is damaged.
+    """
+    first: Description | None = None
+    total = 0
+    for name in parts:
+        with codes.part(name) as part:
+            total += part.rows
+            if first is None:
+                first = part.description
+            elif part.description.fingerprint != first.fingerprint:
+                raise CodeFileError(
+                    f"{part.name} has codes of the encoder {part.description.fingerprint}, {parts[0]} of "
+                    f"{first.fingerprint}, and these cannot be compared: give all shards the same --encoder"
+                )
+            elif changed := _fixed_differences(first.schema, part.description.schema):
+                raise CodeFileError(f"{part.name} has another schema than {parts[0]}: {changed[0]}")
+    assert first is not None  # noqa: S101  (there is a part)
+    return first, total
+
+
+def _settle(connection: Connection, codes: CodeFolder, description: Description) -> None:
+    """Make the collection with its encoder, or make sure that the one that is there can take the codes.
+
+    Raises:
+        EncoderMismatchError, SchemaMismatchError: it cannot.
+    """
+    recorded = connection.description()
+    if recorded is None:
+        schema = (connection.given_schema or description.schema).model_copy(
+            update={"collection": connection.collection, "encoder": description.schema.encoder}
+        )
+        if changed := _fixed_differences(description.schema, schema):
+            raise SchemaMismatchError(
+                f"the codes in {codes.name} were made with another schema: {changed[0]}; leave the schema out, or "
+                "change weights, fusion and storage only"
+            )
+        _put_encoder(connection, codes, description.fingerprint)
+        recorded = connection.store.create(replace(description, schema=schema))
+    if recorded.fingerprint != description.fingerprint:
+        raise EncoderMismatchError(
+            f"the codes in {codes.name} are of the encoder {description.fingerprint}, collection "
+            f"'{connection.collection}' was filled by {recorded.fingerprint}, and these cannot be compared: load into "
+            "another --collection, or encode with the collection's own encoder, which mgm export writes into a file"
+        )
+    if changed := _fixed_differences(recorded.schema, description.schema):
+        raise SchemaMismatchError(
+            f"the codes in {codes.name} do not fit into collection '{connection.collection}': {changed[0]}; load into "
+            "another --collection"
+        )
+
+
+def _put_encoder(connection: Connection, codes: CodeFolder, fingerprint: str) -> None:
+    data = codes.encoder(fingerprint)
+    try:
+        encoder = load_encoder(data, device=connection.device)
+    except WeightsNotFoundError:
+        # Heads without their network, as a collection keeps large encoders: whoever asks needs the weights, not we.
+        connection.store.put_encoder(fingerprint, data)
+        return
+    if encoder.fingerprint != fingerprint:
+        raise CodeFileError(
+            f"{codes.name}/encoder-{fingerprint}.safetensors is the encoder {encoder.fingerprint}: put the right file "
+            "there"
+        )
+    keep_encoder(connection.store, encoder)
+
+
+def _fixed_differences(old: Schema, new: Schema) -> list[str]:
+    """What differs between two schemas in the columns of a row, as sentences; weights, fusion and storage may."""
+    return [
+        f"{d.key} is {d.old} there, {d.new} here"
+        for d in difference(old, new)
+        if d.consequence == "re-ingest" and d.key.startswith(("granularities", "fields"))
+    ]
