@@ -145,6 +145,11 @@ def plan(
             f"pictures {pictures}, path_bytes {path_bytes}, text_bytes {text_bytes}, pictures_per_second "
             f"{pictures_per_second}, machines {machines}, memory {memory}: expected numbers above 0"
         )
+    if schema.parts is not None:
+        raise QueryError(
+            f"a plan counts the codes of whole pictures, not those of {schema.parts.regions} regions a picture: they "
+            f"are {pictures * schema.parts.regions:,} rows more; plan with a schema without parts"
+        )
     sizes = _Sizes(schema, path_bytes, text_bytes)
     rows_a_segment = min(pictures, max(1, int(_SEGMENT / sizes.raw)))
     made = Plan(

@@ -392,3 +392,16 @@ def test_there_is_nothing_to_export(tmp_path):
     with ImageIndex.open(tmp_path / "x.db") as index, pytest.raises(errors.CollectionNotFoundError):
         index.export(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_regions_are_refused_before_anything_is_written(home, tmp_path):
+    encoded = mgm(
+        "encode", str(home / "photos"), "--schema", "parts", "--encoder", "builtin", "--out", "codes", cwd=tmp_path
+    )
+    assert encoded.returncode == 1
+    assert b"files of codes hold those of whole pictures only" in encoded.stderr
+    with ImageIndex.open("memory:", "parts") as index:
+        index.ingest(home / "photos" / "disc")
+        with pytest.raises(errors.UnsupportedError, match="codes of 29 regions"):
+            index.export(tmp_path / "backup")
+    assert list(tmp_path.iterdir()) == []

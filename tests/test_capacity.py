@@ -123,3 +123,8 @@ def test_the_command(tmp_path):
         assert done.returncode == 2
         assert b"is not a number above 0, such as" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_regions_are_not_planned_silently():
+    with pytest.raises(errors.QueryError, match="29,000 rows more"):
+        plan(1000, Schema.load("parts"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata
 
 import pytest
 
-from mg_milvus import doctor
+from mg_milvus import ImageIndex, doctor
 
 
 def check_of(name: str, uri: object, **options) -> doctor.Check:
@@ -117,3 +118,31 @@ def test_a_file_that_is_no_milvus_lite_file(tmp_path):
     check = check_of("milvus", file, timeout=1.0)
     assert not check.ok
     assert check.remedy
+
+
+def test_regions_are_checked_and_repaired(photos, tmp_path):
+    uri = tmp_path / "mgm.db"
+    with ImageIndex.open(uri, "parts") as index:
+        index.ingest(photos / "disc")
+        store = index.connection.store
+        (row,) = store.fetch([index.query(photos / "disc/00.jpg", k=1)[0].id], ("coarse", "mid", "fine")).values()
+        stray = replace(row, id="e" * 32, parts=bytes(464))
+        store.regions.upsert([stray])
+    check = check_of("regions", uri)
+    assert not check.ok
+    assert check.message == "1 pictures are gone but for their regions, 0 lack regions"
+    assert "--repair" in check.remedy
+    check = check_of("regions", uri, repair=True)
+    assert check.ok
+    assert check.message == "the regions of 1 pictures that are gone were removed"
+    assert check_of("regions", uri).message == "580 codes of regions, in step with the pictures"
+    with ImageIndex.open(uri) as index:
+        index.connection.store.regions.delete([row.id])
+    check = check_of("regions", uri, repair=True)
+    assert not check.ok
+    assert check.message == "0 pictures are gone but for their regions, 1 lack regions"
+    assert check.remedy == "mgm ingest FOLDER encodes what is missing"
+    with ImageIndex.open(uri) as index:
+        report = index.ingest(photos / "disc")
+        assert (report.added, report.unchanged) == (1, 19)
+    assert check_of("regions", uri).ok

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mg_milvus.bulk.finished import Finished
 from mg_milvus.bulk.folder import CodeFolder, Shard
-from mg_milvus.bulk.parquet import to_parquet
+from mg_milvus.bulk.parquet import refuse_regions, to_parquet
 from mg_milvus.bulk.sources import pictures
 from mg_milvus.encoder import load_encoder
 from mg_milvus.errors import CodeFileError, EncoderError, MgMilvusError, QueryError
@@ -121,6 +121,7 @@ def encode(
         raise QueryError(f"batch_size {batch_size}, rows_a_file {rows_a_file}, workers {workers}: expected 1 or more")
     shard = Shard.parse(shard) if isinstance(shard, str) else shard
     schema = schema if isinstance(schema, Schema) else Schema() if schema is None else Schema.load(str(schema))
+    refuse_regions(schema)
     table = (
         read_metadata(metadata, schema.fields, [s if is_url(s) else path_text(s) for s in map(str, sources)])
         if metadata

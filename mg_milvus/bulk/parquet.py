@@ -44,6 +44,15 @@ def arrow() -> Any:
     return pyarrow
 
 
+def refuse_regions(schema: Schema) -> None:
+    """Raise UnsupportedError for a schema with regions: their codes have no place in these files."""
+    if schema.parts is not None:
+        raise UnsupportedError(
+            f"files of codes hold those of whole pictures only, and '{schema.collection}' also has codes of "
+            f"{schema.parts.regions} regions: ingest the pictures where they are wanted, or take a schema without parts"
+        )
+
+
 def to_parquet(rows: Sequence[Row], description: Description) -> bytes:
     """A whole file of codes.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.bulk.folder import CodeFolder, Shard
-from mg_milvus.bulk.parquet import to_parquet
+from mg_milvus.bulk.parquet import refuse_regions, to_parquet
 from mg_milvus.encoder import load_encoder
 from mg_milvus.encoder_cache import keep_encoder
 from mg_milvus.errors import (
@@ -87,6 +87,7 @@ def export(
     """Write a collection into an empty folder of codes; see ``ImageIndex.export``."""
     started = time.perf_counter()
     description, store = connection.existing(), connection.store
+    refuse_regions(description.schema)
     codes, shard = CodeFolder(folder), Shard()
     if codes.shards():
         raise CodeFileError(f"{codes.name} has files of codes already: choose an empty folder, or remove them first")
