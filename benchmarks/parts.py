@@ -1,6 +1,6 @@
 """Finding details: how often the picture that contains a detail is found, whether it is shown where, and at what cost.
 
-    python benchmarks/parts.py PHOTOGRAPHS [--queries 200] [--schemas parts ...] [--latency 10000] [--json FILE]
+    python benchmarks/parts.py PHOTOGRAPHS [--queries 200] [--schemas parts ...] [--curve] [--latency 10000] [--json F]
 
 Every picture of the folder is ingested into Milvus Lite through ``ImageIndex``. Queries are random crops of a half, a
 quarter and a tenth of the area of some of them, enlarged by 1.3 and recompressed as JPEG of quality 60; "turned" ones
@@ -30,13 +30,14 @@ from PIL import Image
 from mg_milvus import ImageIndex, Schema, load_encoder
 from mg_milvus.images.discover import discover
 from mg_milvus.regions import scale_of, windows
-from mg_milvus.schema_parts import PARTS
+from mg_milvus.schema_parts import PARTS, PartsSettings, RegionScale
 from mg_milvus.store import Description, Row, open_store
 
 AREAS = {"half": 0.5, "quarter": 0.25, "tenth": 0.1}
 ENLARGED = 1.3
 QUALITY = 60
 TURN = 8.0
+CURVE = (("13 regions", 128), ("29 regions", 64), ("83 regions", 128))
 Box = tuple[float, float, float, float]
 
 
@@ -87,8 +88,20 @@ class Counted:
         return found | ({"iou": float((np.array(self.overlaps) >= 0.5).mean())} if self.overlaps else {})
 
 
-def quality(folder: Path, name: str, queries: int) -> dict[str, Any]:
-    schema = Schema.load(name)
+def settings(names: list[str], curve: bool) -> dict[str, Schema]:
+    """Name -> schema: those named, and others around the presets."""
+    found = {name: Schema.load(name) for name in names}
+    grids = {
+        "13 regions": {0.7: 2, 0.5: 3}, "29 regions": {0.7: 2, 0.5: 3, 0.33: 4},
+        "83 regions": {0.7: 3, 0.5: 5, 0.33: 7},
+    }  # fmt: skip
+    for label, bits in CURVE if curve else ():
+        scales = tuple(RegionScale(size=size, grid=grid) for size, grid in grids[label].items())
+        found[f"{label}, {bits} bits"] = Schema(parts=PartsSettings(bits=bits, scales=scales))
+    return found
+
+
+def quality(folder: Path, name: str, schema: Schema, queries: int) -> dict[str, Any]:
     assert schema.parts
     found = sorted(discover([folder], lambda _: None), key=lambda own: own.path)
     random = np.random.default_rng(0)
@@ -159,9 +172,8 @@ def by_floats(
     return int((best >= best[row]).sum()), int(cosines[row].argmax())
 
 
-def latency(rows: int, name: str, times: int = 30) -> dict[str, float]:
+def latency(rows: int, name: str, schema: Schema, times: int = 30) -> dict[str, float]:
     """Milliseconds of a question for a detail beyond the encoding, in an index of random codes on Milvus Lite."""
-    schema = Schema.load(name)
     assert schema.parts
     random = np.random.default_rng(1)
     with TemporaryDirectory() as place:
@@ -210,19 +222,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--schemas", nargs="+", default=["parts", "parts-precise"])
+    parser.add_argument("--curve", action="store_true", help="also fewer and more regions and bits")
     parser.add_argument("--latency", type=int, default=0, help="also time questions among this many pictures")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     result: dict[str, Any] = {}
-    for name in options.schemas:
-        result[name] = quality(options.folder, name, options.queries)
+    for name, schema in settings(options.schemas, options.curve).items():
+        result[name] = quality(options.folder, name, schema, options.queries)
         own = result[name]
         print(
             f"{name}: {own['regions']} regions, {own['bytes']} bytes of their codes a picture "
             f"({own['bytes_on_disk']:,.0f} on disk with all else), {own['pictures_per_second']:.0f} pictures/s"
         )
         if options.latency:
-            own["latency_ms"] = latency(options.latency, name)
+            own["latency_ms"] = latency(options.latency, name, schema)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
 

@@ -128,7 +128,11 @@ class Connection:
             granularity.model_copy(update={"weight": given.weights[granularity.name]})
             for granularity in found.schema.granularities
         )
-        return found.schema.model_copy(update={"granularities": granularities, "fusion": given.fusion})
+        parts = found.schema.parts
+        if parts is not None and given.parts is not None:
+            parts = parts.model_copy(update={"weight": given.parts.weight})
+        changed = {"granularities": granularities, "parts": parts, "fusion": given.fusion}
+        return found.schema.model_copy(update=changed)
 
     @property
     def encoder(self) -> Encoder:

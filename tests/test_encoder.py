@@ -17,8 +17,9 @@ from mg_milvus.encoder.backbones import BACKBONES, build
 from mg_milvus.encoder.device import has_bfloat16, resolve_device
 from mg_milvus.encoder.fit import Head
 from mg_milvus.encoder.heads import Reading, gem, mirrored, pyramid
+from mg_milvus.encoder.inputs import input_size
 from mg_milvus.encoder.manifold import ManifoldHead
-from mg_milvus.encoder.torch_encoder import TorchEncoder, input_size
+from mg_milvus.encoder.torch_encoder import TorchEncoder
 from mg_milvus.errors import EncoderError, PictureError, WeightsNotFoundError
 from mg_milvus.fitting import fit_encoder
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docker/README.md")
 SKIP = "<!-- not run -->"
-NEEDS_MORE_THAN_THIS_MACHINE = ("make ", "docker ", "helm ", "http://")
+NEEDS_MORE_THAN_THIS_MACHINE = ("make ", "docker ", "helm ", "http://")  # or never ends
 
 
 @dataclass(frozen=True)

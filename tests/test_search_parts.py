@@ -12,7 +12,7 @@ from PIL import Image
 
 from mg_milvus import ImageIndex, Schema, load_encoder
 from mg_milvus.encoder.artefact import fingerprint
-from mg_milvus.errors import EncoderError, QueryError, StoreError
+from mg_milvus.errors import EncoderError, QueryError, SchemaMismatchError, StoreError
 from mg_milvus.images.decode import open_picture
 from mg_milvus.images.discover import picture_id
 from mg_milvus.ingest import mend, out_of_step
@@ -272,6 +272,23 @@ def test_the_fingerprint_of_an_encoder_without_regions_is_over_what_older_files_
     assert settings.regions == ()
     other = encoder.parts.model_copy(update={"configuration": settings.model_copy(update={"regions": ((0.5, 2),)})})
     assert fingerprint(encoder.parts) == encoder.fingerprint != fingerprint(other)
+
+
+def test_parts_are_no_granularity_of_an_encoder_without_regions() -> None:
+    with pytest.raises(EncoderError, match="has no granularity 'parts'; it offers coarse, mid, fine"):
+        load_encoder().with_bits({"coarse": 64, "parts": 128})
+
+
+def test_a_given_schema_may_change_the_weight_of_regions(collages: Path, tmp_path: Path) -> None:
+    uri = tmp_path / "weights.db"
+    with ImageIndex.open(uri, SCHEMA) as index:
+        index.ingest(collages)
+    heavier = Schema(parts=SETTINGS.model_copy(update={"weight": 2.0}))
+    with ImageIndex.open(uri, heavier) as index:
+        (hit,) = index.query(collages / "05.png", k=1)
+        assert hit.score == pytest.approx(3 / 61 + 2 / 61)
+    with ImageIndex.open(uri, Schema()) as index, pytest.raises(SchemaMismatchError, match="parts is"):
+        index.query(collages / "05.png")
 
 
 def test_a_network_for_squares_has_no_regions() -> None:

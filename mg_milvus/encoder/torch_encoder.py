@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
 from mg_milvus.codes import pack
 from mg_milvus.encoder import artefact
@@ -15,13 +14,16 @@ from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD, channels_fi
 from mg_milvus.encoder.device import has_bfloat16, resolve_device
 from mg_milvus.encoder.fit import BASELINES, Head, Statistics, edit_covariance, fit_head, shipped_head, statistics
 from mg_milvus.encoder.heads import read, read_regions
+from mg_milvus.encoder.inputs import input_size, resized
 from mg_milvus.encoder.manifold import ManifoldHead, fit_manifold_head
 from mg_milvus.errors import EncoderError
 from mg_milvus.regions import windows
 from mg_milvus.schema_parts import PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from PIL import Image
 
     from mg_milvus.codes import Codes
     from mg_milvus.encoder import Features, Pixels
@@ -81,7 +83,7 @@ class TorchEncoder:
         return extractor(self.backbone, self.parts.backbone).to(self.device)
 
     def prepare(self, picture: Image.Image) -> Pixels:
-        return _resized(picture, input_size(picture.size, self.side, find_backbone(self.backbone).multiple))
+        return resized(picture, input_size(picture.size, self.side, find_backbone(self.backbone).multiple))
 
     def features(self, pictures: Sequence[Pixels]) -> Features:
         whole = [name for name in self.parts.heads or self.parts.configuration.readings if name != PARTS]
@@ -129,7 +131,7 @@ class TorchEncoder:
         """Features of details (n, scales, d) float16, each seen at the size of that scale's windows."""
         step = max(1, find_backbone(self.backbone).multiple // 2)
         inputs = [
-            _resized(picture, input_size(picture.size, self.side * size, step))
+            resized(picture, input_size(picture.size, self.side * size, step))
             for picture in pictures
             for size, _ in self.regions
         ]
@@ -143,7 +145,7 @@ class TorchEncoder:
         if tuple(scales) == self.regions:
             return self
         if scales:
-            self.check({PARTS: 0})
+            self._check_known(PARTS, self.parts.configuration.readings)
             if not find_backbone(self.backbone).multiple:
                 raise EncoderError(
                     f"{self.backbone} takes pictures of one size only, and regions are asked for at several: take "
@@ -234,12 +236,14 @@ class TorchEncoder:
         return artefact.to_bytes(self.parts, with_backbone=False)
 
     def check(self, bits: Mapping[str, int]) -> None:
-        unknown = [name for name in bits if name not in self.parts.configuration.readings]
-        if unknown:
-            raise EncoderError(
-                f"this encoder has no granularity '{unknown[0]}'; "
-                f"it offers {', '.join(self.parts.configuration.readings)}"
-            )
+        offered = [name for name in self.parts.configuration.readings if name != PARTS or self.regions]
+        for name in bits:
+            self._check_known(name, offered)
+
+    @staticmethod
+    def _check_known(name: str, offered: Iterable[str]) -> None:
+        if name not in offered:
+            raise EncoderError(f"this encoder has no granularity '{name}'; it offers {', '.join(offered)}")
 
     def _check_lengths(self, bits: Mapping[str, int]) -> None:
         """Fixed hash functions cannot be made longer or shorter; those of regions are never fixed."""
@@ -286,26 +290,6 @@ def _hashed(head: Head | ManifoldHead, features: Matrix) -> Codes:
     starts = range(0, max(len(flat), 1), _HASHED_AT_ONCE)
     packed = np.concatenate([pack(head(flat[start : start + _HASHED_AT_ONCE])) for start in starts])
     return packed.reshape(*features.shape[:-1], -1)
-
-
-def _resized(picture: Image.Image, size: tuple[int, int]) -> Pixels:
-    resized = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
-
-
-def input_size(size: tuple[int, int], side: float, multiple: int) -> tuple[int, int]:
-    """Width and height of the network's input for a picture of ``size``.
-
-    The area is about side * side and the aspect is kept, between 1:2 and 2:1, as multiples of ``multiple`` allow; there
-    are few different sizes, so that pictures can share a batch. A ``multiple`` of 0 gives the square.
-    """
-    if not multiple:
-        return round(side), round(side)
-    stretch = min(max((size[0] / size[1]) ** 0.5, 0.5**0.5), 2**0.5)
-    return (
-        max(1, round(side * stretch / multiple)) * multiple,
-        max(1, round(side / stretch / multiple)) * multiple,
-    )
 
 
 def _constant(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
