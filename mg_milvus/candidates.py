@@ -35,7 +35,7 @@ class Candidates:
     Attributes:
         rows: (n) rows, all different, with their codes.
         distances: granularity -> (n,) int32 Hamming distances in bits, for every granularity of the schema.
-        found_by: (n) the granularities that named the row among their nearest; all of them in a cascade.
+        found_by: (n) the granularities that named the row among their nearest.
         boxes: (n) where the details were found, in pixels of the upright original; None: nowhere, or none were asked.
     """
 
@@ -50,10 +50,10 @@ def candidates(
 ) -> list[Candidates]:
     """What the granularities with a weight find, not ranked yet; one for each query. Arguments as for ``ask``."""
     fields = [name for name in schema.bits if name in question.weights]
-    if _plan(store, question, fields) == "cascade":
+    cascade = _plan(store, question, fields) == "cascade"
+    if cascade:
         shortest = min(fields, key=lambda name: schema.bits[name])
         found = _nearest(store, codes, [shortest], question, question.first_depth + len(without))
-        finders = [{key: list(question.weights) for key in own} for own in found]
         parts = [_parts(store, schema, codes, question, place, list(own)) for place, own in enumerate(found)]
     else:
         found = _nearest(store, codes, fields, question, question.depth + len(without))
@@ -61,20 +61,41 @@ def candidates(
         for own, regions in zip(found, parts, strict=True):
             for key in _reached(store, regions, question, own) if regions else ():
                 own.setdefault(key, []).append(PARTS)
-        finders = found
-    rows = store.fetch(list(dict.fromkeys(key for own in finders for key in own)), tuple(schema.bits))
+    rows = store.fetch(list(dict.fromkeys(key for own in found for key in own)), tuple(schema.bits))
     left_out = set(without)
     results = []
-    for place, own in enumerate(finders):
+    for place, own in enumerate(found):
         # A row that was deleted between the search and the fetch is no candidate.
         there = [rows[key] for key in own if key in rows and key not in left_out]
-        distances = exact_distances(there, codes, schema.bits, place)
-        boxes: list[Box | None] = [None] * len(there)
-        if schema.parts and (regions := parts[place]):
+        distances, regions = exact_distances(there, codes, schema.bits, place), parts[place]
+        if regions:
             distances[PARTS] = regions.distances([row.id for row in there])
+        finders = [tuple(own[row.id]) for row in there]
+        if cascade:
+            kept, finders = _named(there, {name: distances[name] for name in question.weights}, question.pool)
+            there, distances = [there[i] for i in kept], {name: values[kept] for name, values in distances.items()}
+        boxes: list[Box | None] = [None] * len(there)
+        if schema.parts and regions:
             boxes = [regions.box(row.id, schema.parts, row.width, row.height) for row in there]
-        results.append(Candidates(there, distances, [tuple(own[row.id]) for row in there], boxes))
+        results.append(Candidates(there, distances, finders, boxes))
     return results
+
+
+def _named(
+    rows: Sequence[Row], distances: Mapping[str, NDArray[np.int32]], depth: int
+) -> tuple[list[int], list[tuple[str, ...]]]:
+    """What granularities would have found among these rows: places of the ``depth`` nearest of each, and which did.
+
+    Ties are cut by id. Ranks depend on who else is ranked: were all rows candidates, a cascade would not give the
+    answer of the full search even if it began with everything.
+    """
+    ids = np.array([row.id for row in rows], dtype=np.str_)
+    finders: dict[int, list[str]] = {}
+    for name, values in distances.items():
+        for place in np.lexsort((ids, values))[:depth].tolist():
+            finders.setdefault(place, []).append(name)
+    kept = sorted(finders)
+    return kept, [tuple(finders[place]) for place in kept]
 
 
 def exact_distances(

@@ -35,7 +35,7 @@ class QueryOptions(TypedDict, total=False):
             picture on those granularities only that found it, breaks ties by its own order, and cannot weigh
             granularities on older servers.
         rrf_k: the constant in weight / (rrf_k + rank).
-        depth: candidates asked of each granularity, at least k.
+        depth: candidates asked of each granularity, at least k; in a cascade, of the one that is asked.
         filter: a Milvus boolean expression on the row's fields.
         crop: (x, y, width, height) in pixels of the upright query picture: the part of it that is meant. Where regions
             are asked, they look for the crop and the other granularities see the whole picture; otherwise all see the
@@ -43,8 +43,9 @@ class QueryOptions(TypedDict, total=False):
         parts: ask the regions of the pictures. ``detail``: which contain what the query picture, or the crop, shows,
             and where. ``regions``: which share something with it, at whatever place and scale: every region of the
             query picture is looked for.
-        plan: ``full`` asks every granularity for its nearest; ``cascade`` only the one of the shortest codes, and ranks
-            what it found by all; ``auto`` (the schema's default) chooses by the number of pictures.
+        plan: ``full`` asks every granularity for its nearest; ``cascade`` only the one of the shortest codes, for many,
+            from which the others then name their nearest; ``auto`` (the schema's default) chooses by the number of
+            pictures.
     """
 
     k: int
@@ -67,7 +68,8 @@ class Question:
     Attributes:
         weights: positive weights only.
         parts: what is looked for among the regions; None when ``weights`` does not name them.
-        first_depth: ``depth`` of the one granularity that a cascade asks.
+        first_depth: candidates that a cascade asks of its one granularity: the option ``depth``, when it is given.
+        pool: of these, how many nearest each granularity then names for the fusion, as if it had been asked.
     """
 
     k: int
@@ -79,6 +81,7 @@ class Question:
     parts: Parts | None = None
     plan: Plan = "full"
     first_depth: int = CASCADE_DEPTH
+    pool: int = 100
 
     @classmethod
     def of(cls, schema: Schema, options: QueryOptions) -> Question:
@@ -109,8 +112,9 @@ class Question:
             raise QueryError("the server cannot fuse the regions with the rest; ask with fusion 'rank' or 'score'")
         first_depth = depth if options.get("depth") is not None else max(depth, CASCADE_DEPTH)
         return cls(
-            k, weights, method, rrf_k, depth, options.get("filter") or None, parts, cast("Plan", plan), first_depth
-        )
+            k, weights, method, rrf_k, depth, options.get("filter") or None, parts, cast("Plan", plan), first_depth,
+            default_depth,
+        )  # fmt: skip
 
     def largest(self, schema: Schema) -> dict[str, int]:
         """Granularity -> the largest distance there can be; for regions the sum over all details."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
@@ -184,3 +185,17 @@ def test_several_queries_can_be_jumped_to(tmp_path):
     jumps = [attrs["href"] for attrs in page.all("a") if attrs["href"].startswith("#")]
     assert jumps == ["#q1", "#q2"]
     assert {jump[1:] for jump in jumps} <= targets
+
+
+def test_a_found_region_is_framed_in_its_place(tmp_path):
+    path = a_picture(tmp_path / "hit.png", (960, 640), "blue")
+    hit = replace(a_hit(1, path), box=(200, 100, 400, 300))  # in pixels of the original, which is twice the thumbnail
+    page = Page(page_of(QueryResult("query.png", a_picture(tmp_path / "query.png", (64, 48)), [hit])))
+    _, shown = page.all("img")
+    assert shown["alt"] == "Result 1: hit.png, found at 200, 100, 400 × 300"
+    thumbnail = embedded(shown["src"])
+    assert thumbnail.size == (480, 320)
+    inside, outside, frame = (thumbnail.getpixel(place) for place in ((200, 120), (50, 30), (103, 120)))
+    assert inside[2] > 200 > 60 > inside[0]
+    assert outside[2] > 200 > 60 > outside[0]
+    assert frame[0] > 180  # orange on blue

@@ -18,6 +18,7 @@ from mg_milvus.images.discover import picture_id
 from mg_milvus.ingest import mend, out_of_step
 from mg_milvus.ingest.regions import OutOfStep
 from mg_milvus.regions import box_of, windows
+from mg_milvus.schema import FusionSettings
 from mg_milvus.schema_parts import PARTS, PartsSettings, RegionScale
 from mg_milvus.store import open_store
 
@@ -160,6 +161,21 @@ def test_a_cascade_ranks_what_the_shortest_codes_found(index: ImageIndex, collag
     ids = [hit.id for hit in hits]
     exact = {hit.id: hit.distances for hit in index.query(picture, k=60, depth=60)}
     assert [dict(hit.distances) for hit in hits] == [dict(exact[i]) for i in ids]
+
+
+def test_a_cascade_names_as_the_full_search_would(index: ImageIndex, collages: Path) -> None:
+    """Begun with everything it is the full search, also where each granularity names only a few."""
+    few = Schema(parts=SETTINGS, fusion=FusionSettings(depth=5))
+    index.connection._given_schema = few  # weights and fusion of a given schema count
+    try:
+        for name in ("03.png", "20.png", "44.png"):
+            full = index.query(collages / name, k=5, plan="full")
+            assert [hit.ranks for hit in index.query(collages / name, k=5, plan="cascade", depth=60)] == [
+                hit.ranks for hit in full
+            ]
+            assert index.query(collages / name, k=5, plan="cascade", depth=60) == full
+    finally:
+        index.connection._given_schema = SCHEMA
 
 
 def test_auto_cascades_from_many_pictures_on(
