@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.pictures import collage
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -68,6 +70,26 @@ def labelled_index(labelled_photos: Path) -> Iterator[ImageIndex]:
     table.write_text("\n".join(["path,kind,number", *rows]))
     with ImageIndex.open("memory:", schema=Schema.from_yaml(f"version: 1\nfields: {fields}")) as opened:
         opened.ingest(labelled_photos, metadata=table)
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def collages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 pictures of four different ones each."""
+    folder = tmp_path_factory.mktemp("collages")
+    for seed in range(60):
+        collage(seed).save(folder / f"{seed:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def collage_index(collages: Path) -> Iterator[ImageIndex]:
+    """They in memory, with codes of 13 regions each; nobody changes it."""
+    from mg_milvus import ImageIndex, Schema
+
+    parts = "{bits: 128, scales: [{size: 0.7, grid: 2}, {size: 0.5, grid: 3}]}"
+    with ImageIndex.open("memory:", schema=Schema.from_yaml(f"version: 1\nparts: {parts}")) as opened:
+        opened.ingest(collages)
         yield opened
 
 

@@ -32,6 +32,7 @@ from mg_milvus.errors import (
     StoreUnavailableError,
 )
 from mg_milvus.web import api, manage
+from mg_milvus.web.about import about
 from mg_milvus.web.batching import Batcher
 from mg_milvus.web.files import TooLargeError, read_body
 from mg_milvus.web.guard import Guard, is_token, refused, with_cookie
@@ -105,7 +106,7 @@ def _prepare(state: State) -> None:
     """What would make the first visitors wait: the encoder takes seconds to load."""
     state.thumbnails.trim()
     with suppress(MgMilvusError):  # without an index, or without its encoder, the first question says so
-        state.browser.encode([state.browser.prepare(Image.new("RGB", (64, 64))).pixels])
+        state.browser.encode([state.browser.prepare(Image.new("RGB", (64, 64)))])
 
 
 def _templates() -> Environment:
@@ -124,7 +125,7 @@ TEMPLATES = _templates()
 def _add_pages(app: FastAPI, state: State) -> None:
     @app.get("/", include_in_schema=False)
     def page() -> Response:
-        return _html("page.html.jinja", about=api.about(state))
+        return _html("page.html.jinja", about=about(state))
 
     @app.get("/static/look.css", include_in_schema=False)
     def look() -> Response:
