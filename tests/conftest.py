@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,19 @@ def collage_index(collages: Path) -> Iterator[ImageIndex]:
     parts = "{bits: 128, scales: [{size: 0.7, grid: 2}, {size: 0.5, grid: 3}]}"
     with ImageIndex.open("memory:", schema=Schema.from_yaml(f"version: 1\nparts: {parts}")) as opened:
         opened.ingest(collages)
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def copied_index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageIndex]:
+    """42 pictures in memory, and a copy of two of them; nobody changes it."""
+    from mg_milvus import ImageIndex
+
+    folder = make_photos(tmp_path_factory.mktemp("copied") / "photos", 14)
+    for name in ("disc/05", "blocks/09"):
+        shutil.copy(folder / f"{name}.jpg", folder / f"{name}-copy.jpg")
+    with ImageIndex.open("memory:") as opened:
+        opened.ingest(folder)
         yield opened
 
 

@@ -27,7 +27,7 @@ from tests.conftest import kind_of_picture, make_photos
 from tests.pictures import collage, encoded, png_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 HERE = "http://127.0.0.1:8000"
 TOKEN = "correct horse battery"
@@ -359,6 +359,75 @@ def test_no_path_leads_out(client: TestClient, path: str) -> None:
     assert answer.status_code in {404, 422}
     assert b"root:" not in answer.content
     assert b"import" not in answer.content
+
+
+@pytest.fixture(scope="module")
+def copies(copied_index: ImageIndex) -> Iterator[TestClient]:
+    with TestClient(create_app(copied_index, WebSettings(read_only=True)), base_url=HERE) as made:
+        yield made
+
+
+def test_near_duplicates_are_those_of_the_library(copies: TestClient, copied_index: ImageIndex) -> None:
+    answer = copies.get("/api/duplicates?distance=10&keep=largest").json()
+    expected = copied_index.duplicates(distance=10, keep="largest").as_dict()
+    assert without_seconds(answer) == without_seconds(json.loads(json.dumps(expected)))
+    names = [{Path(member["path"]).name for member in group["members"]} for group in answer["groups"]]
+    assert sorted(map(sorted, names)) == [["05-copy.jpg", "05.jpg"], ["09-copy.jpg", "09.jpg"]]
+    assert copied_index.count() == 44
+
+
+def test_near_duplicates_are_told_about_as_they_are_found(copies: TestClient, copied_index: ImageIndex) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        texts = list(pool.map(lambda _: copies.get("/api/duplicates/events?distance=10").text, range(3)))
+    for text in texts:
+        events = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+        assert [event["state"] for event in events[:-1]] == ["running"] * (len(events) - 1)
+        last = events[-1]
+        assert (last["state"], last["done"], last["total"]) == ("done", 44, 44)
+        report = copied_index.duplicates(distance=10)
+        assert last["report"]["pairs"] == report.pairs == 2
+        assert "2 groups of 4 pictures among 44" in last["report"]["sentences"][0]
+
+
+def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: ImageIndex) -> None:
+    """As a server does when the connection is closed: it stops asking for events."""
+    import asyncio
+
+    from mg_milvus.hits import Progress
+    from mg_milvus.web.comparing import events_of_a_search
+
+    ended, told = threading.Event(), threading.Event()
+
+    class Endless:
+        schema = copied_index.schema
+
+        def duplicates(self, *, progress: Callable[[Progress], None], **_: object) -> None:
+            try:
+                for done in range(10_000):
+                    progress(Progress("comparing", done, 10_000, 0))
+                    told.set()
+                    time.sleep(0.01)
+            finally:
+                ended.set()
+
+    async def listen_for_a_moment() -> None:
+        import anyio
+
+        stream = events_of_a_search(Endless(), {}, anyio.CapacityLimiter(1))  # type: ignore[arg-type]
+        await anext(stream)
+        await asyncio.to_thread(told.wait, 10)
+        await stream.aclose()
+        assert await asyncio.to_thread(ended.wait, 10)
+
+    asyncio.run(listen_for_a_moment())
+
+
+def test_a_bad_search_for_near_duplicates_is_one_sentence(copies: TestClient) -> None:
+    assert copies.get("/api/duplicates?keep=ugliest").status_code == 400
+    assert copies.get("/api/duplicates?precision=2").status_code == 422
+    text = copies.get("/api/duplicates/events?distance=9&precision=0.9").text
+    last = json.loads(text.strip().splitlines()[-1].removeprefix("data: "))
+    assert (last["state"], "distance and precision were both given" in last["error"]) == ("failed", True)
 
 
 def test_samples_are_random_rows_that_match(client: TestClient, index: ImageIndex) -> None:

@@ -489,6 +489,39 @@ def test_pictures_are_added_with_progress(browser: Browser, tmp_path: Path) -> N
             page.close()
 
 
+@pytest.fixture(scope="module")
+def copies_home(copied_index: ImageIndex, folder: Path) -> Iterator[str]:
+    """A page over an index in which two pictures are there twice."""
+    with served(copied_index, WebSettings(thumbnail_folder=folder.with_name("copies-thumbnails"))) as url:
+        yield url
+
+
+def test_near_duplicates_are_shown_side_by_side(browser: Browser, copies_home: str, copied_index: ImageIndex) -> None:
+    with visit(browser, copies_home) as page:
+        page.click("text=Near-duplicates")
+        page.wait_for_selector("#progress", state="hidden")
+        page.fill("#distance", "10")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".group img")
+        report = copied_index.duplicates(distance=10)
+        expected = [[member.id for member in group.members] for group in report.groups]
+        cards = "groups => groups.map(group => [...group.querySelectorAll('.card')].map(card => card.dataset.id))"
+        assert page.eval_on_selector_all(".group", cards) == expected
+        assert len(expected) == 2
+        kept = [member.id for group in report.groups for member in group.members if member.keep]
+        assert page.eval_on_selector_all(".kept", "all => all.map(card => card.dataset.id)") == kept
+        assert f"{len(report.could_go)} could go" in page.inner_text("#told")
+        member = report.could_go[0]
+        assert str(member.distances["fine"]) in page.inner_text(f".card[data-id='{member.id}'] .h2 .number")
+        page.select_option("#keep", "newest")
+        page.wait_for_url("**/duplicates?distance=10&keep=newest")
+        page.wait_for_selector(".group img")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        page.click(f".card[data-id='{member.id}'] .tile")
+        page.wait_for_url(f"**/?id={member.id}")
+        wait_for_answer(page)
+
+
 def test_a_phone_shows_it_all(browser: Browser, home: str, folder: Path) -> None:
     phone = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
     with visit(browser, home, **phone) as page:
@@ -531,7 +564,7 @@ def test_a_long_list_holds_few_cards(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(
-    browser: Browser, home: str, parts_home: str, folder: Path, collages: Path, scheme: str
+    browser: Browser, home: str, parts_home: str, copies_home: str, folder: Path, collages: Path, scheme: str
 ) -> None:
     base = pytest.importorskip("axe_playwright_python.base", reason="needs axe: pip install -e '.[dev]'")
     script = base.AXE_FILE_PATH.read_text()
@@ -568,4 +601,6 @@ def test_axe_finds_nothing(
         page.evaluate("sessionStorage.clear()")
         page.reload()
         page.wait_for_selector("#weight-parts:disabled")
+        assert violations(page) == []
+    with visit(browser, copies_home, "duplicates?distance=10", color_scheme=scheme, bypass_csp=True) as page:
         assert violations(page) == []

@@ -33,6 +33,7 @@ class State:
     thumbnails: Thumbnails
     ingesting: Ingesting
     decoding: anyio.CapacityLimiter
+    comparing: anyio.CapacityLimiter
 
 
 def _state(request: Request) -> State:

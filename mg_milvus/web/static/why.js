@@ -2,18 +2,13 @@
 
 import { original, remove, thumbnail } from "./api.js";
 import { BoxDrawer } from "./box.js";
-import { fileName, h, number, rankText } from "./dom.js";
+import { fileName, fileSize, h, number, rankText } from "./dom.js";
 import { contributions } from "./fusion.js";
 import { distanceText, region } from "./grid.js";
 
 const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "distances", "found_by", "box"]);
 
 const date = (nanoseconds) => new Date(nanoseconds / 1e6).toISOString().slice(0, 16).replace("T", " ");
-
-function size(bytes) {
-  if (bytes < 1000) return `${bytes} bytes`;
-  return bytes < 1e6 ? `${(bytes / 1000).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
-}
 
 const askedRegion = ({ crop, size }) => (crop && size ? region({ box: crop, width: size[0], height: size[1] }) : null);
 
@@ -88,7 +83,7 @@ export class Why {
     const own = Object.entries(row).filter(([name, value]) => !OWN.has(name) && value !== "" && value !== null);
     const pairs = [
       ["path", row.path],
-      ["picture", `${number(row.width)} × ${number(row.height)} px, ${size(row.size)}, ${date(row.mtime_ns)} UTC`],
+      ["picture", `${number(row.width)} × ${number(row.height)} px, ${fileSize(row.size)}, ${date(row.mtime_ns)} UTC`],
       ...own.map(([name, value]) => [name, typeof value === "object" ? JSON.stringify(value) : String(value)]),
       ["id", row.id],
     ];
