@@ -516,7 +516,8 @@ def test_near_duplicates_are_shown_side_by_side(browser: Browser, copies_home: s
         page.select_option("#keep", "newest")
         page.wait_for_url("**/duplicates?distance=10&keep=newest")
         page.wait_for_selector(".group img")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        page.set_viewport_size({"width": 360, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.click(f".card[data-id='{member.id}'] .tile")
         page.wait_for_url(f"**/?id={member.id}")
         wait_for_answer(page)
