@@ -12,16 +12,16 @@ from mg_milvus import search
 from mg_milvus.errors import QueryError
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.question import Question
+from mg_milvus.schema_parts import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from mg_milvus.codes import Codes
     from mg_milvus.connection import Connection
-    from mg_milvus.encoder import Pixels
     from mg_milvus.hits import Hit
     from mg_milvus.images.decode import PictureSource
-    from mg_milvus.question import QueryOptions
+    from mg_milvus.question import Parts, QueryOptions
     from mg_milvus.search import Candidates, Prepared
     from mg_milvus.store import Row
 
@@ -44,25 +44,46 @@ class Browser:
         """Of the encoder that filled the collection."""
         return self._connection.existing().fingerprint
 
+    def question(self, options: QueryOptions) -> Question:
+        """The question as it is understood when it is asked with a picture.
+
+        Raises:
+            QueryError: an option is out of range.
+        """
+        self._connection.existing()
+        return Question.of(self._connection.schema, options)
+
     def prepare(
         self,
         picture: PictureSource,
         box: tuple[int, int, int, int] | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        parts: Parts | None = None,
     ) -> Prepared:
         """A query picture, or the part of it in ``box`` (x, y, width, height), ready to be encoded.
 
+        With ``parts`` the regions look for the box, and everything else sees the whole picture.
+
         Raises:
             PictureError: it cannot be read, or has more than ``max_pixels``.
-            QueryError: the box does not lie inside it.
+            QueryError: the box does not lie inside it, or is too small to look for.
         """
         self._connection.existing()
-        return search.prepared(self._connection.encoder, picture, box, max_pixels)
+        return search.prepared(self._connection.encoder, picture, box, max_pixels, parts)
 
-    def encode(self, pictures: Sequence[Pixels]) -> list[dict[str, Codes]]:
-        """Codes of each of several prepared pictures: granularity -> (1, bits / 8) uint8."""
-        codes, names = self._connection.encoder.encode(pictures), self._connection.schema.bits
-        return [{name: codes[name][place : place + 1] for name in names} for place in range(len(pictures))]
+    def encode(self, pictures: Sequence[Prepared]) -> list[dict[str, Codes]]:
+        """Codes of each of several prepared pictures: granularity -> (1, bits / 8) uint8.
+
+        Those with details have (1, details, scales, bits / 8) under ``parts`` as well.
+        """
+        found: list[dict[str, Codes]] = [{} for _ in pictures]
+        for count in {len(picture.details) for picture in pictures}:  # none, one, or every region of a picture
+            alike = [place for place, picture in enumerate(pictures) if len(picture.details) == count]
+            codes = search.encoded(self._connection.encoder, [pictures[place] for place in alike])
+            names = [name for name in self._connection.schema.code_bits if name in codes]
+            for i, place in enumerate(alike):
+                found[place] = {name: codes[name][i : i + 1] for name in names}
+        return found
 
     def codes_of(self, row_id: str) -> dict[str, Codes]:
         """The codes of an indexed picture: granularity -> (1, bits / 8) uint8.
@@ -80,36 +101,38 @@ class Browser:
         """The question as it was understood, and its hits, as ``ImageIndex.query`` gives them.
 
         Args:
-            codes: one code a granularity.
+            codes: as ``encode`` gives them; without ``parts``, the regions are left out of what does not name them.
             options: see ``QueryOptions``.
             without: ids to leave out.
 
         Raises:
             QueryError: an option is out of range.
         """
-        self._connection.existing()
-        schema = self._connection.schema
-        question = Question.of(schema, options).without_parts(options)
-        return question, search.ask(self._connection.store, schema, codes, question, without)[0]
+        question = self._asked(codes, options)
+        return question, search.ask(self._connection.store, self._connection.schema, codes, question, without)[0]
 
     def ask_wide(
         self, codes: Mapping[str, Codes], options: QueryOptions, without: Sequence[str] = ()
     ) -> tuple[Question, list[Hit], Candidates]:
-        """As ``ask``, and with it the candidates of all granularities, those of weight 0 too.
+        """As ``ask`` by the plan ``full``, and with it the candidates of all granularities, those of weight 0 too.
 
-        Whoever has them can rank with any weights: those count that a granularity with a weight has found.
+        Whoever has them can rank with any weights: those count that a granularity with a weight has found. The regions
+        are among them when there are codes to ask them with, and the question does.
 
         Raises:
             QueryError: as ``ask``, or the fusion is the server's own.
         """
-        self._connection.existing()
-        schema = self._connection.schema
-        question = Question.of(schema, options).without_parts(options)
+        schema, question = self._connection.schema, self._asked(codes, options)
         if question.fusion == "server":
             raise QueryError("candidates are ranked by 'rank' or 'score', got fusion 'server': ask for one of the two")
-        widest = replace(question, weights=dict.fromkeys(schema.bits, 1.0), plan="full")
+        names = [*schema.bits, *([PARTS] if question.parts else [])]
+        widest = replace(question, weights=dict.fromkeys(names, 1.0), plan="full")
         found = search.candidates(self._connection.store, schema, codes, widest, without)[0]
         return question, search.ranked(found, schema, question), found
+
+    def _asked(self, codes: Mapping[str, Codes], options: QueryOptions) -> Question:
+        question = self.question(options)
+        return question if PARTS in codes else question.without_parts(options)
 
     def row(self, row_id: str) -> Row:
         """One row, without its codes.

@@ -130,10 +130,15 @@ class Question:
         if PARTS not in self.weights:
             return self
         weights = {name: weight for name, weight in self.weights.items() if name != PARTS}
-        named = options.get("parts") or options.get("granularity") or PARTS in (options.get("weights") or {})
-        if named or not weights:
+        if names_parts(options) or not weights:
             raise QueryError("regions are looked for with the picture itself; ask with its path, or without parts")
         return replace(self, weights=weights, parts=None)
+
+
+def names_parts(options: QueryOptions) -> bool:
+    """Whether the options name the regions, so that an answer without them would be to another question."""
+    named = options.get("parts") is not None or options.get("granularity") == PARTS
+    return named or bool((options.get("weights") or {}).get(PARTS))
 
 
 def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.pictures import collage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +71,39 @@ def labelled_index(labelled_photos: Path) -> Iterator[ImageIndex]:
     table.write_text("\n".join(["path,kind,number", *rows]))
     with ImageIndex.open("memory:", schema=Schema.from_yaml(f"version: 1\nfields: {fields}")) as opened:
         opened.ingest(labelled_photos, metadata=table)
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def collages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 pictures of four different ones each."""
+    folder = tmp_path_factory.mktemp("collages")
+    for seed in range(60):
+        collage(seed).save(folder / f"{seed:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def collage_index(collages: Path) -> Iterator[ImageIndex]:
+    """They in memory, with codes of 13 regions each; nobody changes it."""
+    from mg_milvus import ImageIndex, Schema
+
+    parts = "{bits: 128, scales: [{size: 0.7, grid: 2}, {size: 0.5, grid: 3}]}"
+    with ImageIndex.open("memory:", schema=Schema.from_yaml(f"version: 1\nparts: {parts}")) as opened:
+        opened.ingest(collages)
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def copied_index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageIndex]:
+    """42 pictures in memory, and a copy of two of them; nobody changes it."""
+    from mg_milvus import ImageIndex
+
+    folder = make_photos(tmp_path_factory.mktemp("copied") / "photos", 14)
+    for name in ("disc/05", "blocks/09"):
+        shutil.copy(folder / f"{name}.jpg", folder / f"{name}-copy.jpg")
+    with ImageIndex.open("memory:") as opened:
+        opened.ingest(folder)
         yield opened
 
 

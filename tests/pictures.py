@@ -22,6 +22,17 @@ def picture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
     return Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)
 
 
+def collage(seed: int) -> Image.Image:
+    """Four different pictures beside and below each other, 240 x 160."""
+    made = Image.new("RGB", (240, 160))
+    for place in range(4):
+        cells = np.random.default_rng([seed, place]).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        made.paste(
+            Image.fromarray(cells).resize((120, 80), Image.Resampling.BICUBIC), (place % 2 * 120, place // 2 * 80)
+        )
+    return made
+
+
 def save_picture(path: str | os.PathLike[str], seed: int, size: tuple[int, int] = (64, 48)) -> Path:
     """Write ``picture(seed, size)`` in the format of the suffix."""
     picture(seed, size).save(path)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from conftest import make_photos
-from PIL import Image
 
 from mg_milvus import ImageIndex, Schema, load_encoder
 from mg_milvus.encoder.artefact import fingerprint
@@ -21,6 +20,7 @@ from mg_milvus.regions import box_of, windows
 from mg_milvus.schema import FusionSettings
 from mg_milvus.schema_parts import PARTS, PartsSettings, RegionScale
 from mg_milvus.store import open_store
+from tests.pictures import collage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,29 +32,10 @@ SETTINGS = PartsSettings(bits=128, scales=(RegionScale(size=0.7, grid=2), Region
 SCHEMA = Schema(parts=SETTINGS)
 
 
-def collage(seed: int) -> Image.Image:
-    """Four different pictures beside and below each other, 240 x 160."""
-    made = Image.new("RGB", (240, 160))
-    for place in range(4):
-        cells = np.random.default_rng([seed, place]).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        made.paste(
-            Image.fromarray(cells).resize((120, 80), Image.Resampling.BICUBIC), (place % 2 * 120, place // 2 * 80)
-        )
-    return made
-
-
 def overlap(a: Box, b: Box) -> float:
     w = max(0, min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0]))
     h = max(0, min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1]))
     return w * h / (a[2] * a[3] + b[2] * b[3] - w * h)
-
-
-@pytest.fixture(scope="module")
-def collages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("collages")
-    for seed in range(60):
-        collage(seed).save(folder / f"{seed:02}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

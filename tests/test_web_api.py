@@ -24,10 +24,10 @@ from mg_milvus.web.app import create_app
 from mg_milvus.web.settings import WebSettings, check_address
 from mg_milvus.web.thumbnails import Thumbnails
 from tests.conftest import kind_of_picture, make_photos
-from tests.pictures import encoded, png_header
+from tests.pictures import collage, encoded, png_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 HERE = "http://127.0.0.1:8000"
 TOKEN = "correct horse battery"
@@ -118,6 +118,110 @@ def test_a_part_is_asked_for_as_by_the_library(client: TestClient, index: ImageI
     of_indexed = client.get("/api/query", params={"id": asked, "k": 5, "crop": "10,5,60,40"}).json()
     assert of_indexed["query"]["codes"] == answer["query"]["codes"]
     assert asked not in [hit["id"] for hit in of_indexed["hits"]]
+
+
+@pytest.fixture(scope="module")
+def details(collage_index: ImageIndex) -> Iterator[TestClient]:
+    """A page over an index with regions."""
+    with TestClient(create_app(collage_index, WebSettings()), base_url=HERE) as made:
+        yield made
+
+
+BOX = (120, 80, 120, 80)
+"""The fourth picture of a collage."""
+
+
+def png(seed: int) -> bytes:
+    return encoded(collage(seed), "PNG")
+
+
+def test_a_detail_is_looked_for_among_the_regions(details: TestClient, collage_index: ImageIndex) -> None:
+    answer = details.post("/api/query?k=5&crop=120,80,120,80", content=png(7)).json()
+    hits = collage_index.query(png(7), k=5, crop=BOX)
+    assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in hits]))
+    assert answer["hits"][0]["path"].endswith("07.png")
+    assert len(answer["hits"][0]["box"]) == 4
+    assert (answer["weights"], answer["parts"], answer["query"]["crop"]) == ({"parts": 1}, "detail", list(BOX))
+    assert answer["bits"] == {"coarse": 64, "mid": 128, "fine": 256, "parts": 128}
+    mixed = details.post("/api/query?k=5&crop=120,80,120,80&weights=parts=1,coarse=2", content=png(7)).json()
+    expected = collage_index.query(png(7), k=5, crop=BOX, weights={"parts": 1, "coarse": 2})
+    assert mixed["hits"] == json.loads(json.dumps([hit.as_dict() for hit in expected]))
+
+
+def test_every_region_of_a_picture_is_looked_for(details: TestClient, collage_index: ImageIndex) -> None:
+    answer = details.post("/api/query?k=4&parts=regions", content=png(9)).json()
+    hits = collage_index.query(png(9), k=4, parts="regions")
+    assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in hits]))
+    assert answer["bits"]["parts"] == 13 * 128  # summed over the 13 regions looked for
+
+
+def test_without_a_question_for_regions_there_are_none(details: TestClient, collage_index: ImageIndex) -> None:
+    answer = details.post("/api/query?k=4&plan=full", content=png(9)).json()
+    assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in collage_index.query(png(9), k=4)]))
+    assert answer["parts"] is None
+    assert list(answer["bits"]) == ["coarse", "mid", "fine"]
+    assert all("box" not in hit for hit in answer["hits"])
+
+
+def test_an_indexed_picture_asks_the_regions_with_its_file(
+    details: TestClient, collage_index: ImageIndex, collages: Path
+) -> None:
+    asked = collage_index.query(collages / "07.png", k=1)[0].id
+    for options in ({"crop": "120,80,120,80"}, {"parts": "detail"}, {"weights": "parts=1,fine=1"}):
+        # Scores, not ranks: these do not depend on who else is a candidate.
+        answer = details.get("/api/query", params={"id": asked, "k": 3, "fusion": "score", **options}).json()
+        weights = {"parts": 1, "fine": 1} if "weights" in options else None
+        crop = BOX if "crop" in options else None
+        named = options.get("parts")
+        hits = collage_index.query(collages / "07.png", k=4, crop=crop, parts=named, weights=weights, fusion="score")
+        assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in hits if hit.id != asked][:3]
+    plain = details.get("/api/query", params={"id": asked, "k": 3}).json()
+    assert plain["hits"] == json.loads(json.dumps([hit.as_dict() for hit in collage_index.like(asked, k=3)]))
+
+
+def test_candidates_with_regions_rank_as_any_weights_do(details: TestClient, collage_index: ImageIndex) -> None:
+    url = "/api/query?candidates=true&depth=6&k=6&crop=120,80,120,80"
+    answer = details.post(url, content=png(7)).json()
+    hits = collage_index.query(png(7), k=6, depth=6, crop=BOX)
+    assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in hits]))
+    candidates = {row["id"]: row for row in answer["candidates"]}
+    assert {key for key, row in candidates.items() if "parts" in row["found_by"]} == {hit.id for hit in hits}
+    for hit in hits:
+        assert candidates[hit.id]["distances"] == hit.distances
+        assert candidates[hit.id].get("box") == (list(hit.box) if hit.box else None)
+    whole = {hit.id for hit in collage_index.query(png(7), k=6, depth=6, granularity="coarse")}
+    assert {key for key, row in candidates.items() if "coarse" in row["found_by"]} == whole
+
+
+def test_many_kinds_of_questions_are_encoded_together(details: TestClient, collage_index: ImageIndex) -> None:
+    questions = ["crop=120,80,120,80", "parts=regions", "k=3", "crop=0,0,120,80&weights=parts=1,mid=1"] * 3
+    with ThreadPoolExecutor(len(questions)) as pool:
+        answers = list(pool.map(lambda one: details.post(f"/api/query?{one}", content=png(5)).json(), questions))
+    for question, answer in zip(questions, answers, strict=True):
+        alone = details.post(f"/api/query?{question}", content=png(5)).json()
+        assert without_seconds(answer) == without_seconds(alone)
+
+
+@pytest.mark.parametrize(
+    ("question", "sentence"),
+    [
+        ("parts=corner", "parts is 'corner', expected detail or regions"),
+        ("plan=quick", "plan is 'quick', expected auto, full, cascade"),
+        ("crop=0,0,4,4", "a detail of 4x4 pixels shows too little to be found"),
+        ("parts=detail&fusion=server", "the server cannot fuse the regions"),
+    ],
+)
+def test_a_bad_question_for_regions_is_one_sentence(details: TestClient, question: str, sentence: str) -> None:
+    answer = details.post(f"/api/query?{question}", content=png(1))
+    assert (answer.status_code, sentence in answer.json()["error"]) == (400, True), answer.text
+
+
+def test_codes_cannot_ask_the_regions(details: TestClient, client: TestClient) -> None:
+    codes = details.post("/api/query", content=png(1)).json()["query"]["codes"]
+    answer = details.get("/api/query", params={"codes": codes, "parts": "detail"})
+    assert (answer.status_code, "with the picture itself" in answer.json()["error"]) == (400, True)
+    without = client.post("/api/query?parts=detail", content=jpeg())
+    assert "this collection has no codes of regions" in without.json()["error"]
 
 
 def test_candidates_of_all_granularities_rank_as_any_weights_do(client: TestClient, index: ImageIndex) -> None:
@@ -255,6 +359,75 @@ def test_no_path_leads_out(client: TestClient, path: str) -> None:
     assert answer.status_code in {404, 422}
     assert b"root:" not in answer.content
     assert b"import" not in answer.content
+
+
+@pytest.fixture(scope="module")
+def copies(copied_index: ImageIndex) -> Iterator[TestClient]:
+    with TestClient(create_app(copied_index, WebSettings(read_only=True)), base_url=HERE) as made:
+        yield made
+
+
+def test_near_duplicates_are_those_of_the_library(copies: TestClient, copied_index: ImageIndex) -> None:
+    answer = copies.get("/api/duplicates?distance=10&keep=largest").json()
+    expected = copied_index.duplicates(distance=10, keep="largest").as_dict()
+    assert without_seconds(answer) == without_seconds(json.loads(json.dumps(expected)))
+    names = [{Path(member["path"]).name for member in group["members"]} for group in answer["groups"]]
+    assert sorted(map(sorted, names)) == [["05-copy.jpg", "05.jpg"], ["09-copy.jpg", "09.jpg"]]
+    assert copied_index.count() == 44
+
+
+def test_near_duplicates_are_told_about_as_they_are_found(copies: TestClient, copied_index: ImageIndex) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        texts = list(pool.map(lambda _: copies.get("/api/duplicates/events?distance=10").text, range(3)))
+    for text in texts:
+        events = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+        assert [event["state"] for event in events[:-1]] == ["running"] * (len(events) - 1)
+        last = events[-1]
+        assert (last["state"], last["done"], last["total"]) == ("done", 44, 44)
+        report = copied_index.duplicates(distance=10)
+        assert last["report"]["pairs"] == report.pairs == 2
+        assert "2 groups of 4 pictures among 44" in last["report"]["sentences"][0]
+
+
+def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: ImageIndex) -> None:
+    """As a server does when the connection is closed: it stops asking for events."""
+    import asyncio
+
+    from mg_milvus.hits import Progress
+    from mg_milvus.web.comparing import events_of_a_search
+
+    ended, told = threading.Event(), threading.Event()
+
+    class Endless:
+        schema = copied_index.schema
+
+        def duplicates(self, *, progress: Callable[[Progress], None], **_: object) -> None:
+            try:
+                for done in range(10_000):
+                    progress(Progress("comparing", done, 10_000, 0))
+                    told.set()
+                    time.sleep(0.01)
+            finally:
+                ended.set()
+
+    async def listen_for_a_moment() -> None:
+        import anyio
+
+        stream = events_of_a_search(Endless(), {}, anyio.CapacityLimiter(1))  # type: ignore[arg-type]
+        await anext(stream)
+        await asyncio.to_thread(told.wait, 10)
+        await stream.aclose()
+        assert await asyncio.to_thread(ended.wait, 10)
+
+    asyncio.run(listen_for_a_moment())
+
+
+def test_a_bad_search_for_near_duplicates_is_one_sentence(copies: TestClient) -> None:
+    assert copies.get("/api/duplicates?keep=ugliest").status_code == 400
+    assert copies.get("/api/duplicates?precision=2").status_code == 422
+    text = copies.get("/api/duplicates/events?distance=9&precision=0.9").text
+    last = json.loads(text.strip().splitlines()[-1].removeprefix("data: "))
+    assert (last["state"], "distance and precision were both given" in last["error"]) == ("failed", True)
 
 
 def test_samples_are_random_rows_that_match(client: TestClient, index: ImageIndex) -> None:
@@ -498,5 +671,5 @@ def test_questions_are_timed(client: TestClient) -> None:
     answer = client.post("/api/query", content=jpeg()).json()
     assert 0 < answer["seconds"] <= time.perf_counter() - started
     assert set(without_seconds(answer)) == {
-        "query", "k", "depth", "fusion", "rrf_k", "weights", "bits", "hits",
+        "query", "k", "depth", "fusion", "rrf_k", "weights", "parts", "bits", "hits",
     }  # fmt: skip

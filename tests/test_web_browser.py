@@ -215,6 +215,166 @@ def test_a_box_asks_for_a_part(page: Page, index: ImageIndex, folder: Path) -> N
     assert shown(page) == ids(index.query(picture, k=len(shown(page))))
 
 
+@pytest.fixture(scope="module")
+def parts_home(collage_index: ImageIndex, collages: Path) -> Iterator[str]:
+    """A page over an index with regions."""
+    with served(collage_index, WebSettings(thumbnail_folder=collages.with_name("collage-thumbnails"))) as url:
+        yield url
+
+
+@pytest.fixture
+def parts_page(browser: Browser, parts_home: str) -> Iterator[Page]:
+    with visit(browser, parts_home) as opened:
+        yield opened
+
+
+def drag(page: Page, frame: str, box: tuple[float, float, float, float]) -> None:
+    """Drag a box, given as shares of its sides, on a picture."""
+    x, y, width, height = box
+    page.wait_for_function("frame => document.querySelector(`${frame} img`).naturalWidth > 0", arg=frame)
+    place = page.locator(frame).bounding_box()
+    page.mouse.move(place["x"] + place["width"] * x, place["y"] + place["height"] * y)
+    page.mouse.down()
+    page.mouse.move(place["x"] + place["width"] * (x + width), place["y"] + place["height"] * (y + height), steps=3)
+    page.mouse.up()
+    page.wait_for_selector("#whole:visible")
+    wait_for_answer(page)
+
+
+def crop_of(page: Page) -> tuple[int, ...]:
+    return tuple(int(part) for part in page.evaluate("new URLSearchParams(location.search).get('crop')").split(","))
+
+
+def drawn_boxes(page: Page) -> list[list[int] | None]:
+    """The region on each card."""
+    return page.eval_on_selector_all(
+        "#grid .card",
+        """cards => cards.map(card => card.querySelector(".region rect")).map(rect => rect &&
+            ["x", "y", "width", "height"].map(name => Number(rect.getAttribute(name))))""",
+    )
+
+
+def weights_shown(page: Page) -> dict[str, float]:
+    return page.eval_on_selector_all(
+        "#sliders input", "all => Object.fromEntries(all.map(one => [one.id.slice(7), Number(one.value)]))"
+    )
+
+
+LAST_QUARTER = (0.5, 0.5, 0.49, 0.49)
+
+
+def test_a_box_asks_the_regions_and_shows_them(parts_page: Page, collage_index: ImageIndex, collages: Path) -> None:
+    page, picture = parts_page, collages / "07.png"
+    drop(page, picture)
+    page.click("text=instance")
+    whole = shown(page)
+    drag(page, "#frame", LAST_QUARTER)
+    crop = crop_of(page)
+    assert crop == pytest.approx((120, 80, 118, 78), abs=2)
+    hits = collage_index.query(picture, k=60, crop=crop)
+    assert shown(page) == ids(hits)[: len(shown(page))]
+    assert len(shown(page)) >= 20
+    assert hits[0].path == str(picture)
+    assert drawn_boxes(page) == [list(hit.box) if hit.box else None for hit in hits][: len(shown(page))]
+    assert weights_shown(page) == {"coarse": 0, "mid": 0, "fine": 0, "parts": 1}
+    assert "the others see the whole picture" in page.inner_text("#regions-hint")
+    page.click(".card:nth-child(2) .why")
+    assert page.get_attribute("#why figure:last-child .region rect", "x") == str(hits[1].box[0])
+    assert page.get_attribute("#why figure:first-child .region rect", "x") == str(crop[0])
+    assert f"{hits[1].distances['parts']} of 128" in page.inner_text("#why table")
+    page.click("#why >> text=Close")
+    page.click("#whole")
+    page.wait_for_selector("#whole", state="hidden")
+    assert page.get_attribute(".segment:text('instance')", "aria-pressed") == "true"
+    assert shown(page) == whole == ids(collage_index.query(picture, k=60, profile="instance"))[: len(whole)]
+    assert drawn_boxes(page) == [None] * len(whole)
+
+
+def test_regions_are_mixed_in_without_asking_again(parts_page: Page, collage_index: ImageIndex, collages: Path) -> None:
+    page, picture = parts_page, collages / "31.png"
+    drop(page, picture)
+    drag(page, "#frame", LAST_QUARTER)
+    crop, questions = crop_of(page), []
+    page.on("request", lambda request: questions.append(request.url) if "/api/query" in request.url else None)
+    page.focus("#weight-mid")
+    for _ in range(SLIDER_KEYS):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_url(lambda url: "mid:1.2" in url)
+    count, weights = len(shown(page)), {"mid": 1.2, "parts": 1}
+    assert shown(page) == ids(collage_index.query(picture, k=count, crop=crop, weights=weights))
+    page.select_option("#fusion", "score")
+    scored = collage_index.query(picture, k=count, crop=crop, weights=weights, fusion="score")
+    assert shown(page) == ids(scored)
+    assert page.inner_text(".card .score") == f"{scored[0].score:.4f}"
+    page.focus("#weight-parts")
+    page.keyboard.press("Home")  # without regions, the others see the whole picture
+    page.wait_for_url(lambda url: "parts:0" in url)
+    assert shown(page) == ids(collage_index.query(picture, k=count, granularity="mid", fusion="score"))
+    assert questions == []
+
+
+def test_regions_are_asked_when_they_first_count(parts_page: Page, collage_index: ImageIndex, collages: Path) -> None:
+    page, picture = parts_page, collages / "12.png"
+    drop(page, picture)
+    assert page.locator(".card .bars .label:text('parts')").count() == 0
+    page.focus("#weight-parts")
+    for _ in range(15):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_selector(".card .bars .label:text('parts')")
+    page.wait_for_load_state("networkidle")
+    weights = weights_shown(page)
+    assert weights == {**collage_index.schema.weights, "parts": 1.5}
+    assert shown(page) == ids(collage_index.query(picture, k=len(shown(page)), weights=weights))
+
+
+def test_a_part_of_a_result_is_looked_for(parts_page: Page, collage_index: ImageIndex, collages: Path) -> None:
+    page = parts_page
+    drop(page, collages / "07.png")
+    asked = shown(page)[2]
+    page.click(".card:nth-child(3) .why")
+    drag(page, "#why figure:last-child .frame", LAST_QUARTER)
+    page.wait_for_url(f"**/?id={asked}*")
+    hits = collage_index.query(collage_index.path(asked), k=60, crop=crop_of(page))
+    rest = [hit for hit in hits if hit.id != asked]
+    assert shown(page) == ids(rest)[: len(shown(page))]
+    assert drawn_boxes(page)[0] == list(rest[0].box)
+
+
+def test_a_shared_detail_says_what_is_missing(
+    parts_page: Page, parts_home: str, browser: Browser, collage_index: ImageIndex, collages: Path
+) -> None:
+    drop(parts_page, collages / "07.png")
+    drag(parts_page, "#frame", LAST_QUARTER)
+    with visit(browser, parts_home, parts_page.url.removeprefix(parts_home)) as other:
+        wait_for_answer(other)
+        assert "only its codes" in other.inner_text("#regions-hint")
+        assert other.is_disabled("#weight-parts")
+        assert other.inner_text("#heading") == "Nearest pictures"
+        assert shown(other) == ids(collage_index.query(collages / "07.png", k=len(shown(other))))
+
+
+def test_the_page_ranks_regions_as_the_library_does(
+    parts_page: Page, collage_index: ImageIndex, collages: Path
+) -> None:
+    random_ = random.Random(3)
+    for seed, method in ((7, "rank"), (8, "score"), (9, "rank"), (10, "score")):
+        picture, crop = collages / f"{seed:02}.png", (0, 80, 120, 80)
+        weights = {name: random_.choice([0.5, 1, 2.7, 3]) for name in ("coarse", "fine", "parts")}
+        url = f"{parts_page.url}api/query?candidates=true&parts=detail&depth=15&crop={','.join(map(str, crop))}"
+        answer = parts_page.request.post(url, data=picture.read_bytes()).json()
+        ranked = parts_page.evaluate(
+            """async ([candidates, bits, weights, method]) => {
+                const { fuse } = await import("/static/fusion.js");
+                return fuse(candidates, { bits, weights, method, rrfK: 60 });
+            }""",
+            [answer["candidates"], answer["bits"], weights, method],
+        )
+        hits = collage_index.query(picture, k=15, depth=15, weights=weights, crop=crop, fusion=method)
+        assert [entry["row"]["id"] for entry in ranked[:15]] == ids(hits)
+        assert [entry["score"] for entry in ranked[:15]] == pytest.approx([hit.score for hit in hits], abs=1e-12)
+        assert [entry["ranks"] for entry in ranked[:15]] == [hit.ranks for hit in hits]
+
+
 def test_a_result_is_asked_with_and_back_leads_back(page: Page, index: ImageIndex, folder: Path) -> None:
     drop(page, folder / "disc" / "02.jpg")
     first, address_of_first = shown(page), page.url
@@ -329,6 +489,40 @@ def test_pictures_are_added_with_progress(browser: Browser, tmp_path: Path) -> N
             page.close()
 
 
+@pytest.fixture(scope="module")
+def copies_home(copied_index: ImageIndex, folder: Path) -> Iterator[str]:
+    """A page over an index in which two pictures are there twice."""
+    with served(copied_index, WebSettings(thumbnail_folder=folder.with_name("copies-thumbnails"))) as url:
+        yield url
+
+
+def test_near_duplicates_are_shown_side_by_side(browser: Browser, copies_home: str, copied_index: ImageIndex) -> None:
+    with visit(browser, copies_home) as page:
+        page.click("text=Near-duplicates")
+        page.wait_for_selector("#progress", state="hidden")
+        page.fill("#distance", "10")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".group img")
+        report = copied_index.duplicates(distance=10)
+        expected = [[member.id for member in group.members] for group in report.groups]
+        cards = "groups => groups.map(group => [...group.querySelectorAll('.card')].map(card => card.dataset.id))"
+        assert page.eval_on_selector_all(".group", cards) == expected
+        assert len(expected) == 2
+        kept = [member.id for group in report.groups for member in group.members if member.keep]
+        assert page.eval_on_selector_all(".kept", "all => all.map(card => card.dataset.id)") == kept
+        assert f"{len(report.could_go)} could go" in page.inner_text("#told")
+        member = report.could_go[0]
+        assert str(member.distances["fine"]) in page.inner_text(f".card[data-id='{member.id}'] .h2 .number")
+        page.select_option("#keep", "newest")
+        page.wait_for_url("**/duplicates?distance=10&keep=newest")
+        page.wait_for_selector(".group img")
+        page.set_viewport_size({"width": 360, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.click(f".card[data-id='{member.id}'] .tile")
+        page.wait_for_url(f"**/?id={member.id}")
+        wait_for_answer(page)
+
+
 def test_a_phone_shows_it_all(browser: Browser, home: str, folder: Path) -> None:
     phone = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
     with visit(browser, home, **phone) as page:
@@ -370,7 +564,9 @@ def test_a_long_list_holds_few_cards(page: Page) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(browser: Browser, home: str, folder: Path, scheme: str) -> None:
+def test_axe_finds_nothing(
+    browser: Browser, home: str, parts_home: str, copies_home: str, folder: Path, collages: Path, scheme: str
+) -> None:
     base = pytest.importorskip("axe_playwright_python.base", reason="needs axe: pip install -e '.[dev]'")
     script = base.AXE_FILE_PATH.read_text()
 
@@ -395,4 +591,17 @@ def test_axe_finds_nothing(browser: Browser, home: str, folder: Path, scheme: st
         page.click("#add")
         assert violations(page) == []
         page.goto(f"{home}docs")
+        assert violations(page) == []
+    with visit(browser, parts_home, "?where.path=07.png", color_scheme=scheme, bypass_csp=True) as page:
+        drop(page, collages / "07.png")
+        drag(page, "#frame", LAST_QUARTER)
+        assert violations(page) == []
+        page.click(".card .why")
+        assert violations(page) == []
+        page.goto(page.url.replace("codes=", "weights=coarse:1,parts:1&codes="))
+        page.evaluate("sessionStorage.clear()")
+        page.reload()
+        page.wait_for_selector("#weight-parts:disabled")
+        assert violations(page) == []
+    with visit(browser, copies_home, "duplicates?distance=10", color_scheme=scheme, bypass_csp=True) as page:
         assert violations(page) == []

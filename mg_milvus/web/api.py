@@ -11,11 +11,11 @@ import anyio
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
-from mg_milvus.errors import CollectionNotFoundError, MgMilvusError, PictureError, QueryError
+from mg_milvus.errors import MgMilvusError, PictureError, QueryError
 from mg_milvus.images.discover import text_path
-from mg_milvus.question import QueryOptions
-from mg_milvus.schema import PROFILES
-from mg_milvus.web.asking import Answer, Box, Info, answer, box, codes_from, codes_text, described, options
+from mg_milvus.question import QueryOptions, names_parts
+from mg_milvus.web.about import rows
+from mg_milvus.web.asking import Answer, Info, answer, codes_from, codes_text, described, options
 from mg_milvus.web.files import kind_of_file, read_body
 from mg_milvus.web.state import Shared, State  # noqa: TC001 - FastAPI reads the annotations
 from mg_milvus.web.thumbnails import SIDES
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mg_milvus.codes import Codes
+    from mg_milvus.search import Prepared
 
 router = APIRouter()
 T = TypeVar("T")
@@ -50,7 +51,6 @@ IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
 
 RowId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="Id of an indexed picture.")]
 Options = Annotated[QueryOptions, Depends(options)]
-Part = Annotated[Box | None, Depends(box)]
 WithCandidates = Annotated[bool, Query(description="Also tell every candidate with its distances.")]
 
 
@@ -58,41 +58,42 @@ WithCandidates = Annotated[bool, Query(description="Also tell every candidate wi
     **PROBLEMS, 413: {"description": "The picture has too many bytes.", **ERROR},
 })  # fmt: skip
 async def query_with_a_picture(
-    request: Request, shared: Shared, asked: Options, part: Part, candidates: WithCandidates = False
+    request: Request, shared: Shared, asked: Options, candidates: WithCandidates = False
 ) -> Response:
     """Ask with a picture: ``curl --data-binary @cat.jpg "http://127.0.0.1:8000/api/query?k=5"``."""
     started = time.perf_counter()
     data = await read_body(request, shared.settings.max_upload_bytes)
     try:
-        codes, size = await _encoded(shared, data, part)
+        codes, size = await _encoded(shared, data, asked)
     except PictureError as error:
         raise PictureError(f"the picture that was sent{str(error).removeprefix(BYTES)}") from error
-    return await _answered(shared, codes, asked, started, candidates, size=size, part=part)
+    return await _answered(shared, codes, asked, started, candidates, size=size)
 
 
 @router.get("/api/query", response_model=Answer, responses=PROBLEMS)
 async def query_with_what_is_there(
-    shared: Shared, asked: Options, part: Part, candidates: WithCandidates = False,
+    shared: Shared, asked: Options, candidates: WithCandidates = False,
     id: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$", description="An indexed picture.")] = None,  # noqa: A002
     codes: Annotated[str | None, Query(description="What an earlier answer said under query.codes.")] = None,
 ) -> Response:  # fmt: skip
-    """Ask with a picture that is indexed (it is left out of the hits), with a part of it, or with codes."""
+    """Ask with a picture that is indexed (it is left out of the hits), with a part of it, or with codes.
+
+    For a part, or when regions are asked, its file is read again; otherwise its codes in the index are enough.
+    """
     started = time.perf_counter()
     if bool(id) == bool(codes):
         raise QueryError("give an id or codes, and not both; a picture is sent with POST")
     if not id:
-        if part is not None:
+        if asked.get("crop") is not None:
             raise QueryError("crop needs the picture itself: send it with POST, or give an id")
         given = await _in_thread(_given_codes, shared, codes or "")
         return await _answered(shared, given, asked, started, candidates)
     row = await _in_thread(shared.browser.row, id)
-    if part is None:
-        codes_there = await _in_thread(shared.browser.codes_of, id)
+    if asked.get("crop") is not None or names_parts(asked):
+        codes_there, _ = await _encoded(shared, text_path(row.path), asked)
     else:
-        codes_there, _ = await _encoded(shared, text_path(row.path), part)
-    return await _answered(
-        shared, codes_there, asked, started, candidates, size=(row.width, row.height), part=part, row_id=id
-    )
+        codes_there = await _in_thread(shared.browser.codes_of, id)
+    return await _answered(shared, codes_there, asked, started, candidates, size=(row.width, row.height), row_id=id)
 
 
 @router.get("/api/sample", responses=PROBLEMS)
@@ -157,7 +158,7 @@ async def info(shared: Shared) -> Response:
 @router.get("/health", responses={503: {"description": "The index does not answer.", **ERROR}})
 async def health(shared: Shared) -> dict[str, str]:
     """Whether the index answers; needs no token."""
-    await _in_thread(_rows, shared)
+    await _in_thread(rows, shared)
     return {"status": "ok"}
 
 
@@ -165,40 +166,8 @@ async def health(shared: Shared) -> dict[str, str]:
 async def metrics(shared: Shared) -> Response:
     """Counts and durations, in the text format of Prometheus."""
     return PlainTextResponse(
-        shared.meters.text(await _in_thread(_rows, shared)), media_type="text/plain; version=0.0.4; charset=utf-8"
+        shared.meters.text(await _in_thread(rows, shared)), media_type="text/plain; version=0.0.4; charset=utf-8"
     )
-
-
-def about(shared: State) -> dict[str, Any]:
-    """What the page needs to know before it asks anything."""
-    schema, settings = shared.index.schema, shared.settings
-    exists = shared.index.exists
-    return {
-        "collection": shared.index.collection, "rows": _rows(shared), "bits": schema.bits, "weights": schema.weights,
-        "profiles": _profiles(schema.weights), "fusion": schema.fusion.model_dump(),
-        "fields": [{"name": field.name, "type": field.type} for field in schema.fields],
-        "values": shared.browser.values() if exists else {},
-        "can_delete": not settings.read_only,
-        "can_upload": not settings.read_only and settings.upload_folder is not None,
-        "folders": [] if settings.read_only else [str(folder) for folder in settings.ingest_folders],
-        "max_upload_bytes": settings.max_upload_bytes,
-    }  # fmt: skip
-
-
-def _profiles(weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Profile -> weights of all granularities; those that would ask nothing of this collection are left out."""
-    found = {
-        profile: {name: named.get(name, weight) for name, weight in weights.items()}
-        for profile, named in PROFILES.items()
-    }
-    return {profile: chosen for profile, chosen in found.items() if any(chosen.values())}
-
-
-def _rows(shared: State) -> int:
-    try:
-        return shared.index.count()
-    except CollectionNotFoundError:
-        return 0
 
 
 def _gone(row_id: str) -> MgMilvusError:
@@ -209,16 +178,20 @@ def _given_codes(shared: State, text: str) -> dict[str, Codes]:
     return codes_from(text, shared.index.schema, shared.browser.fingerprint)
 
 
-async def _encoded(shared: State, picture: Any, part: Box | None) -> tuple[dict[str, Codes], tuple[int, int]]:
-    """Codes of a picture, encoded together with those of others, and its width and height."""
-    prepare = partial(shared.browser.prepare, picture, part, shared.settings.max_pixels)
+async def _encoded(shared: State, picture: Any, asked: QueryOptions) -> tuple[dict[str, Codes], tuple[int, int]]:
+    """Codes of a picture as a question wants them, encoded together with others, and its width and height."""
+
+    def prepare() -> Prepared:
+        parts = shared.browser.question(asked).parts
+        return shared.browser.prepare(picture, asked.get("crop"), shared.settings.max_pixels, parts)
+
     ready = await anyio.to_thread.run_sync(prepare, limiter=shared.decoding)
-    return await shared.encode(ready.pixels), (ready.width, ready.height)
+    return await shared.encode(ready), (ready.width, ready.height)
 
 
 async def _answered(
     shared: State, codes: Mapping[str, Codes], asked: QueryOptions, started: float, candidates: bool, *,
-    size: tuple[int, int] = (0, 0), part: Box | None = None, row_id: str | None = None,
+    size: tuple[int, int] = (0, 0), row_id: str | None = None,
 ) -> Response:  # fmt: skip
     def work() -> dict[str, Any]:
         without: Sequence[str] = () if row_id is None else (row_id,)
@@ -230,7 +203,7 @@ async def _answered(
         mine = {name: codes[name] for name in schema.bits}
         return answer(question, hits, found, schema, {
             "id": row_id, "codes": codes_text(mine, shared.browser.fingerprint), "width": size[0], "height": size[1],
-            "crop": part,
+            "crop": asked.get("crop"),
         })  # fmt: skip
 
     told = await _in_thread(work)

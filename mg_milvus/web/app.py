@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from mg_milvus import __version__, pages
 from mg_milvus.browse import Browser
+from mg_milvus.duplicates.grouping import KEEP
 from mg_milvus.errors import (
     CollectionNotFoundError,
     MgMilvusError,
@@ -31,7 +32,8 @@ from mg_milvus.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from mg_milvus.web import api, manage
+from mg_milvus.web import api, comparing, manage
+from mg_milvus.web.about import about
 from mg_milvus.web.batching import Batcher
 from mg_milvus.web.files import TooLargeError, read_body
 from mg_milvus.web.guard import Guard, is_token, refused, with_cookie
@@ -47,8 +49,8 @@ if TYPE_CHECKING:
     from mg_milvus.web.settings import WebSettings
 
 HERE = Path(__file__).parent
-LOOK = Path(pages.__file__).with_name("result.css")
-"""The look that the result pages have."""
+LOOKS = Path(pages.__file__).parent
+"""The looks of the result pages, which these have too."""
 
 LARGEST_BATCH = 32
 SIGN_IN_BYTES = 10_000
@@ -75,6 +77,8 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         ingesting=Ingesting(index, settings.max_pixels),
         # Decoding fills cores and memory: as many pictures at once as there are cores.
         decoding=anyio.CapacityLimiter(os.cpu_count() or 1),
+        # All pairs are compared, on all cores: a second search beside the first would slow both down.
+        comparing=anyio.CapacityLimiter(1),
     )  # fmt: skip
 
     @asynccontextmanager
@@ -93,6 +97,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     app.state.mgm = state
     app.include_router(api.router)
     app.include_router(manage.router)
+    app.include_router(comparing.router)
     _add_pages(app, state)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     for kind in (MgMilvusError, TooLargeError, RequestValidationError, HTTPException, Exception):
@@ -105,7 +110,7 @@ def _prepare(state: State) -> None:
     """What would make the first visitors wait: the encoder takes seconds to load."""
     state.thumbnails.trim()
     with suppress(MgMilvusError):  # without an index, or without its encoder, the first question says so
-        state.browser.encode([state.browser.prepare(Image.new("RGB", (64, 64))).pixels])
+        state.browser.encode([state.browser.prepare(Image.new("RGB", (64, 64)))])
 
 
 def _templates() -> Environment:
@@ -124,11 +129,19 @@ TEMPLATES = _templates()
 def _add_pages(app: FastAPI, state: State) -> None:
     @app.get("/", include_in_schema=False)
     def page() -> Response:
-        return _html("page.html.jinja", about=api.about(state))
+        return _html("page.html.jinja", about=about(state))
+
+    @app.get("/duplicates", include_in_schema=False)
+    def duplicates(keep: str = "best", distance: str = "") -> Response:
+        return _html("duplicates.html.jinja", about=about(state), rules=list(KEEP), keep=keep, distance=distance)
 
     @app.get("/static/look.css", include_in_schema=False)
     def look() -> Response:
-        return FileResponse(LOOK)
+        return FileResponse(LOOKS / "result.css")
+
+    @app.get("/static/duplicates.css", include_in_schema=False)
+    def look_of_duplicates() -> Response:
+        return FileResponse(LOOKS / "duplicates.css")
 
     @app.get("/docs", include_in_schema=False)
     def documentation() -> Response:

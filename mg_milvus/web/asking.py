@@ -7,7 +7,7 @@ import binascii
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from fastapi import Query
+from fastapi import Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from mg_milvus.errors import QueryError
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from mg_milvus.store import Row
 
 Box = tuple[int, int, int, int]
+BOX = Field(
+    min_length=4, max_length=4,
+    description="x, y, width, height in its pixels: where the detail was found. Missing where regions were not asked, "
+    "or none of this picture is among the nearest: then its distance on parts is at least the one told.",
+)  # fmt: skip
 
 
 class HitAnswer(BaseModel):
@@ -37,6 +42,7 @@ class HitAnswer(BaseModel):
     score: float
     distances: dict[str, int]
     ranks: dict[str, float]
+    box: Annotated[list[int] | None, BOX] = None
 
 
 class Candidate(BaseModel):
@@ -48,6 +54,7 @@ class Candidate(BaseModel):
     path: str
     distances: dict[str, int]
     found_by: list[str]
+    box: Annotated[list[int] | None, BOX] = None
 
 
 class Asked(BaseModel):
@@ -84,10 +91,27 @@ class Answer(BaseModel):
     fusion: str
     rrf_k: int
     weights: dict[str, float]
-    bits: dict[str, int]
+    parts: Annotated[str | None, Field(description="What the regions were asked for; null: they were not.")]
+    bits: Annotated[dict[str, int], Field(description="The largest distance on each granularity that was compared.")]
     hits: list[HitAnswer]
     candidates: list[Candidate] | None = None
     seconds: float
+
+
+def box(
+    crop: Annotated[str | None, Query(description=(
+        "Ask with this part: X,Y,W,H in pixels. Where regions are asked they look for it, and the other granularities "
+        "see the whole picture; a schema with parts asks them alone, unless weights say otherwise."
+    ))] = None,
+) -> Box | None:  # fmt: skip
+    """The part of the picture that is asked with, from the address."""
+    if not crop:
+        return None
+    try:
+        x, y, width, height = (int(part) for part in crop.split(","))
+    except ValueError:
+        raise QueryError(f"crop '{crop}' is not X,Y,W,H: four whole numbers in pixels, such as 40,60,200,150") from None
+    return x, y, width, height
 
 
 def options(
@@ -103,24 +127,27 @@ def options(
     ] = None,
     depth: Annotated[int | None, Query(ge=1, le=MAX_DEPTH, description="Candidates asked of each granularity.")] = None,
     filter: Annotated[str | None, Query(description="A Milvus expression on the rows: width >= 800")] = None,  # noqa: A002
+    parts: Annotated[
+        str | None,
+        Query(
+            description=(
+                "Ask the regions of the pictures: detail (which contain what the picture, or crop, shows, and where), "
+                "or regions (which share something with it). Needs a picture or an id, and a schema with parts."
+            )
+        ),
+    ] = None,
+    plan: Annotated[
+        str | None,
+        Query(description="full, cascade, or auto: by the number of pictures. Candidates are always those of full."),
+    ] = None,
+    crop: Annotated[Box | None, Depends(box)] = None,
 ) -> QueryOptions:
     """The options of a question, from the address."""
     return {
         "k": k, "weights": _numbers(weights) if weights else None, "profile": profile or None,
         "granularity": granularity or None, "fusion": fusion or None, "rrf_k": rrf_k, "depth": depth,
-        "filter": filter or None,
+        "filter": filter or None, "parts": parts or None, "plan": plan or None, "crop": crop,
     }  # fmt: skip
-
-
-def box(crop: Annotated[str | None, Query(description="Ask with this part: X,Y,W,H in pixels.")] = None) -> Box | None:
-    """The part of the picture that is asked with, from the address."""
-    if not crop:
-        return None
-    try:
-        x, y, width, height = (int(part) for part in crop.split(","))
-    except ValueError:
-        raise QueryError(f"crop '{crop}' is not X,Y,W,H: four whole numbers in pixels, such as 40,60,200,150") from None
-    return x, y, width, height
 
 
 def codes_text(codes: Mapping[str, Codes], fingerprint: str) -> str:
@@ -164,9 +191,11 @@ def answer(
     question: Question, hits: Sequence[Hit], found: Candidates | None, schema: Schema, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The answer as plain data, without ``seconds``; see ``Answer``."""
+    compared = schema.code_bits if question.parts else schema.bits
     told: dict[str, Any] = {
         "query": dict(asked), "k": question.k, "depth": question.depth, "fusion": question.fusion,
-        "rrf_k": question.rrf_k, "weights": dict(question.weights), "bits": schema.bits,
+        "rrf_k": question.rrf_k, "weights": dict(question.weights), "parts": question.parts,
+        "bits": {name: most for name, most in question.largest(schema).items() if name in compared},
         "hits": [hit.as_dict() for hit in hits],
     }  # fmt: skip
     if found is not None:
@@ -174,6 +203,7 @@ def answer(
         told["candidates"] = [
             described(row)
             | {"distances": {name: values[i] for name, values in distances.items()}, "found_by": found.found_by[i]}
+            | ({"box": list(place)} if (place := found.boxes[i]) else {})
             for i, row in enumerate(found.rows)
         ]
     return told

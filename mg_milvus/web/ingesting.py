@@ -87,22 +87,6 @@ class Ingesting:
         if self._thread is not None:
             self._thread.join()
 
-    async def events(self, job: Job) -> AsyncIterator[str]:
-        """Server-sent events: the state now, then whenever it changes, until the end."""
-        told, quiet = None, 0.0
-        while True:
-            state = job.as_dict()
-            if state != told:
-                yield f"data: {json.dumps(state)}\n\n"
-                told, quiet = state, 0.0
-            elif quiet >= QUIET_SECONDS:
-                yield ": still at it\n\n"
-                quiet = 0.0
-            if state["state"] != "running":
-                return
-            await asyncio.sleep(LOOK_SECONDS)
-            quiet += LOOK_SECONDS
-
     def _run(self, job: Job, sources: Sequence[Path]) -> None:
         def show(progress: Progress) -> None:
             job.stage, job.done, job.total = progress.stage, progress.done, progress.total
@@ -118,3 +102,20 @@ class Ingesting:
         except Exception as error:
             job.error, job.state = f"unexpected {type(error).__name__}: {error}", "failed"
             raise
+
+
+async def events(job: Job) -> AsyncIterator[str]:
+    """Server-sent events: the state now, then whenever it changes, until the end."""
+    told, quiet = None, 0.0
+    while True:
+        state = job.as_dict()
+        if state != told:
+            yield f"data: {json.dumps(state)}\n\n"
+            told, quiet = state, 0.0
+        elif quiet >= QUIET_SECONDS:
+            yield ": still at it\n\n"
+            quiet = 0.0
+        if state["state"] != "running":
+            return
+        await asyncio.sleep(LOOK_SECONDS)
+        quiet += LOOK_SECONDS

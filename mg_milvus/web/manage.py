@@ -14,6 +14,7 @@ from mg_milvus.errors import QueryError, ServeError
 from mg_milvus.images.discover import path_text
 from mg_milvus.web.api import ERROR, PICTURE_BODY, PROBLEMS, RowId
 from mg_milvus.web.files import keep_upload, read_body, upload_path
+from mg_milvus.web.ingesting import events
 from mg_milvus.web.state import Shared  # noqa: TC001 - FastAPI reads the annotations
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def ingest_state(shared: Shared) -> dict[str, Any]:
 })  # fmt: skip
 async def ingest_events(shared: Shared) -> StreamingResponse:
     """Server-sent events with the state of the ingest, until it ends."""
-    return StreamingResponse(shared.ingesting.events(_job(shared)), media_type="text/event-stream")
+    return StreamingResponse(events(_job(shared)), media_type="text/event-stream")
 
 
 @router.delete("/ingest", status_code=202)

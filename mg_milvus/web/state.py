@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from mg_milvus.browse import Browser
     from mg_milvus.codes import Codes
-    from mg_milvus.encoder import Pixels
     from mg_milvus.index import ImageIndex
+    from mg_milvus.search import Prepared
     from mg_milvus.web.batching import Batcher
     from mg_milvus.web.ingesting import Ingesting
     from mg_milvus.web.meters import Meters
@@ -29,10 +29,11 @@ class State:
     settings: WebSettings
     browser: Browser
     meters: Meters
-    encode: Batcher[Pixels, dict[str, Codes]]
+    encode: Batcher[Prepared, dict[str, Codes]]
     thumbnails: Thumbnails
     ingesting: Ingesting
     decoding: anyio.CapacityLimiter
+    comparing: anyio.CapacityLimiter
 
 
 def _state(request: Request) -> State:

@@ -31,8 +31,8 @@ const withQuery = (path, values) => {
 };
 
 /** Ask: with a picture (a Blob), an id or codes; all candidates come back. */
-export function query({ blob, id, codes, crop, filter, depth, fusion }, signal) {
-  const options = { crop: crop?.join(","), filter, depth, fusion, k: 1, candidates: true };
+export function query({ blob, id, codes, crop, parts, filter, depth, fusion }, signal) {
+  const options = { crop: crop?.join(","), parts, filter, depth, fusion, k: 1, candidates: true };
   if (!blob) return call(withQuery("/api/query", { id, codes, ...options }), { signal });
   const headers = { "content-type": "application/octet-stream" };
   return call(withQuery("/api/query", options), { method: "POST", body: blob, headers, signal });
@@ -65,8 +65,13 @@ export const ingest = (what) =>
 export const stopIngest = () => call("/api/ingest", { method: "DELETE" });
 
 /** Calls `tell` with the state of the ingest until it ends. */
-export function watchIngest(tell) {
-  const source = new EventSource("/api/ingest/events");
+export const watchIngest = (tell) => watch("/api/ingest/events", tell);
+
+/** Calls `tell` with the state of a search for near-duplicates until it ends; then it has the report. */
+export const watchDuplicates = (asked, tell) => watch(withQuery("/api/duplicates/events", asked), tell);
+
+function watch(path, tell) {
+  const source = new EventSource(path);
   source.onmessage = ({ data }) => {
     const job = JSON.parse(data);
     if (job.state !== "running") source.close();

@@ -48,6 +48,7 @@ export class AskedPicture {
     const address = row ? thumbnail(row.id, 1600) : picture?.address;
     const name = row ? fileName(row.path) : (picture?.name ?? "A picture that was not shared");
     this.address = address ?? null;
+    this.crop = question.crop;
     this.image.hidden = !address;
     $("#frame").classList.toggle("unknown", !address);
     if (address && this.image.getAttribute("src") !== address) this.image.src = address;

@@ -35,6 +35,11 @@ export function fileName(path) {
   }
 }
 
+export function fileSize(bytes) {
+  if (bytes < 1000) return `${bytes} bytes`;
+  return bytes < 1e6 ? `${(bytes / 1000).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
 export const number = (value) => value.toLocaleString("en-US");
 
 /** A rank: whole, or with the half that a shared one may have. */

@@ -2,6 +2,7 @@
 
 import { thumbnail } from "./api.js";
 import { fileName, h, rankText, svg } from "./dom.js";
+import { PARTS } from "./regions.js";
 
 const ROWS = 8; // rows of cards in a block
 const GAP = 20; // between cards, in pixels
@@ -157,10 +158,10 @@ export class Grid {
     const rank = h("em");
     card.ranks.set(granularity, rank);
     const near = 100 * (1 - distance / length);
-    return h("li", { class: `h${place % 6}`, title: `${granularity}: ${distance} of ${length} bits differ` },
+    return h("li", { class: `h${place % 6}`, title: `${granularity}: ${distanceText(row, granularity)} of ${length} bits differ` },
       h("span", { class: "label" }, granularity),
       h("span", { class: "track", "aria-hidden": "true" }, h("i", { style: { width: `${near.toFixed(1)}%` } })),
-      h("span", { class: "number" }, h("span", { class: "unseen" }, "distance "), String(distance), rank),
+      h("span", { class: "number" }, h("span", { class: "unseen" }, "distance "), distanceText(row, granularity), rank),
     );
   }
 
@@ -211,6 +212,10 @@ export class Grid {
 }
 
 const heading = (row, name) => h("h3", { title: row.path }, h("bdi", {}, name));
+
+/** A distance in bits. Of a picture none of whose regions is among the nearest, only the least it can be is known. */
+export const distanceText = (row, granularity) =>
+  `${granularity === PARTS && !row.box ? "at least " : ""}${row.distances[granularity]}`;
 
 /** The found part, drawn over a picture that is shown whole: the SVG is fitted exactly as the picture is. */
 export function region(row) {

@@ -9,6 +9,7 @@ import { Filters } from "./filters.js";
 import { fuse } from "./fusion.js";
 import { Grid } from "./grid.js";
 import { listen } from "./picker.js";
+import { PARTS, Regions } from "./regions.js";
 import { Weights } from "./weights.js";
 import { Why } from "./why.js";
 
@@ -22,29 +23,35 @@ let answer = null; // of the question; null: pictures at random
 let asking = location.search; // the address of what is shown
 let waiting = null; // AbortController of the question on its way
 
-const weights = new Weights($("#profiles"), $("#sliders"), about, (chosen) => rerank(chosen));
+const regions = new Regions(about, ({ id, codes }) => Boolean(id || asked.of(codes)?.blob));
+const weights = new Weights($("#profiles"), $("#sliders"), about, regions, (chosen) => rerank(chosen));
 const filters = new Filters($("#filters"), about, (chosen) => ask({ ...question, filters: chosen }));
 const asked = new AskedPicture((box) => askForPart(box));
 const grid = new Grid($("#grid"), {
-  link: (row) => toAddress({ ...question, id: row.id, codes: null, crop: null }),
+  link: (row) => toAddress(regions.withBox({ ...question, id: row.id, codes: null }, null)),
   ask: (row) => askWithRow(row, null),
-  why: (entry) => why.show(entry, settings(), asked.address),
+  why: (entry) => why.show(entry, settings(), asked),
 });
 const why = new Why($("#why"), about, { ask: askWithRow, removed: forget });
 
 /** How the candidates are ranked now. */
 function settings() {
   const method = question.fusion ?? (about.fusion.method === "score" ? "score" : "rank");
-  return { bits: answer?.answer?.bits ?? about.bits, weights: weights.of(question), method, rrfK: about.fusion.rrf_k };
+  const bits = answer?.answer?.bits ?? about.bits;
+  const chosen = weights.of(question);
+  const compared = Object.fromEntries(Object.keys(bits).map((name) => [name, chosen[name] ?? 0]));
+  return { bits, weights: compared, method, rrfK: about.fusion.rrf_k };
 }
 
 /** What the answer depends on: not the weights. */
-const keyOf = ({ id, codes, crop, depth, filters: chosen }) => JSON.stringify([id, codes, crop, depth, chosen]);
+const keyOf = (of) => JSON.stringify([of.id, of.codes, of.crop, of.depth, of.filters, regionsAsked(of)]);
+
+const regionsAsked = (of) => regions.asked(of, weights.of(of));
 
 const isAsking = ({ id, codes }) => Boolean(id || codes);
 
 function askWithRow(row, crop) {
-  ask({ ...question, id: row.id, codes: null, crop });
+  ask(regions.withBox({ ...question, id: row.id, codes: null }, crop));
   if (scrollY > $("#results").offsetTop) scrollTo({ top: 0 });
 }
 
@@ -54,16 +61,20 @@ function askWithPicture(file) {
     return;
   }
   const picture = { blob: file, name: file.name ?? "pasted picture", address: URL.createObjectURL(file) };
-  ask({ ...question, id: null, codes: null, crop: null }, { picture });
+  ask(regions.withBox({ ...question, id: null, codes: null }, null), { picture });
 }
 
 function askForPart(crop) {
-  if (question.id) ask({ ...question, crop });
-  else ask({ ...question, codes: null, crop }, { picture: asked.of(question.codes) });
+  const next = regions.withBox(question, crop);
+  if (question.id) ask(next);
+  else ask({ ...next, codes: null }, { picture: asked.of(question.codes) });
 }
 
-/** Ask, and when the answer is there make it the page's own; what is on the page stays until then. */
-async function ask(next, { picture = null, push = true, top = null } = {}) {
+/**
+ * Ask, and when the answer is there make it the page's own; what is on the page stays until then.
+ * again: the question is the page's own, whose weights may change on the way.
+ */
+async function ask(next, { picture = null, push = true, top = null, again = false } = {}) {
   waiting?.abort();
   const mine = (waiting = new AbortController());
   const grids = $("#grid");
@@ -76,7 +87,7 @@ async function ask(next, { picture = null, push = true, top = null } = {}) {
       asked.remember(next.codes, { ...picture, size: [got.answer.query.width, got.answer.query.height] });
       keep(next, got);
     }
-    question = next;
+    if (!again) question = next;
     answer = got;
     if (push) history.replaceState({ top: scrollY }, "");
     if (push) history.pushState({}, "", toAddress(question));
@@ -106,7 +117,10 @@ async function fetchAnswer(next, picture, signal) {
   const known = answers.get(keyOf(next));
   if (known && !picture) return known;
   const started = performance.now();
-  const sent = { ...next, filter, blob: picture?.blob, fusion: "rank", depth: next.depth ?? about.fusion.depth };
+  const blob = picture?.blob ?? (regionsAsked(next) && !next.id ? asked.of(next.codes).blob : null);
+  const crop = next.id || blob ? next.crop : null; // codes are of what was asked for already
+  const parts = regions.asked(next, weights.of(next), Boolean(blob)) ? "detail" : null;
+  const sent = { ...next, filter, blob, crop, parts, fusion: "rank", depth: next.depth ?? about.fusion.depth };
   const [told, row] = await Promise.all([api.query(sent, signal), next.id ? api.row(next.id) : null]);
   const got = { answer: told, row, milliseconds: performance.now() - started };
   if (!picture) keep(next, got);
@@ -120,7 +134,7 @@ function keep(next, got) {
 
 /** Everything on the page that follows from question and answer. */
 function show() {
-  weights.write(question);
+  writeWeights();
   filters.write(question.filters);
   const active = Object.keys(question.filters).length;
   $("#filter-count").textContent = active;
@@ -146,7 +160,7 @@ function rank() {
     return;
   }
   const entries = fuse(answer.answer.candidates, settings());
-  $("#heading").textContent = question.crop ? "Nearest to this part" : "Nearest pictures";
+  $("#heading").textContent = question.crop && !regions.missed(question) ? "Nearest to this part" : "Nearest pictures";
   const weightless = !Object.values(settings().weights).some((weight) => weight > 0);
   $("#status").textContent = weightless
     ? "Every weight is 0: give one of them more."
@@ -159,17 +173,26 @@ const remember = calmly(150, () => {
   asking = location.search;
 });
 
+function writeWeights() {
+  weights.write(question);
+  $("#regions-hint").textContent = regions.hint(question);
+  $("#regions-hint").hidden = !regions.there || !isAsking(question);
+}
+
+const askRegionsToo = calmly(150, () => ask(question, { push: false, again: true }));
+
 function rerank(chosen) {
   question = { ...question, ...chosen };
-  weights.write(question);
-  rank();
+  writeWeights();
   remember();
+  if (answer?.answer && regionsAsked(question) && !(PARTS in answer.answer.bits)) askRegionsToo();
+  else rank();
 }
 
 function forget(row) {
   answers.clear();
   about.rows -= 1;
-  if (question.id === row.id) ask({ ...question, id: null, crop: null });
+  if (question.id === row.id) ask(regions.withBox({ ...question, id: null }, null));
   else ask(question, { push: false });
 }
 
@@ -187,7 +210,7 @@ function setUp() {
     ask(next);
   });
   $("#fusion").addEventListener("change", ({ target }) => rerank({ fusion: target.value }));
-  $("#random").addEventListener("click", () => ask({ ...question, id: null, codes: null, crop: null }));
+  $("#random").addEventListener("click", () => ask(regions.withBox({ ...question, id: null, codes: null }, null)));
   $("#home").addEventListener("click", (event) => {
     event.preventDefault();
     ask(fromAddress("", about));
@@ -213,5 +236,5 @@ function setUp() {
 }
 
 setUp();
-weights.write(question);
+writeWeights();
 ask(question, { push: false, top: history.state?.top ?? null });

@@ -1,13 +1,18 @@
 // Sliders and profiles: what each granularity counts.
 
 import { h } from "./dom.js";
+import { PARTS } from "./regions.js";
 
-const same = (a, b) => Object.keys(b).every((name) => (a[name] ?? 0) === b[name]);
+const same = (a, b) => Object.keys(b).every((name) => (a[name] ?? 0) === b[name]); // where b has any
 
 export class Weights {
-  /** `changed` is called with {profile, weights}: one of the two is null, or both when they are the index's own. */
-  constructor(profiles, sliders, about, changed) {
+  /**
+   * regions: knows what a question with a box weighs. changed: called with {profile, weights}: one of the two is null,
+   * or both when they are the question's own.
+   */
+  constructor(profiles, sliders, about, regions, changed) {
     this.about = about;
+    this.regions = regions;
     this.sliders = new Map();
     this.buttons = new Map();
     const known = Object.values(about.profiles).some((weights) => same(weights, about.weights));
@@ -41,26 +46,28 @@ export class Weights {
 
   moved(changed) {
     const weights = Object.fromEntries([...this.sliders].map(([name, [slider]]) => [name, Number(slider.value)]));
-    const profile = Object.keys(this.about.profiles).find((known) => same(weights, this.about.profiles[known]));
+    const profile = Object.keys(this.about.profiles).find((known) => same(this.about.profiles[known], weights));
     changed(profile ? { profile, weights: null } : { profile: null, weights });
   }
 
   /** The weights that a question asks with. */
-  of({ profile, weights }) {
-    return profile ? this.about.profiles[profile] : (weights ?? this.about.weights);
+  of(question) {
+    const { profile, weights } = question;
+    return this.regions.weights(question, profile ? this.about.profiles[profile] : weights);
   }
 
   /** Show them. */
   write(question) {
     const weights = this.of(question);
     for (const [name, [slider, value]] of this.sliders) {
+      slider.disabled = name === PARTS && this.regions.missed(question);
       slider.value = weights[name] ?? 0;
       slider.style.setProperty("--filled", `${(100 * slider.value) / slider.max}%`);
       value.textContent = String(Number((weights[name] ?? 0).toFixed(2)));
     }
     for (const [profile, button] of this.buttons) {
       const own = profile === "default" ? this.about.weights : this.about.profiles[profile];
-      button.setAttribute("aria-pressed", String(same(weights, own)));
+      button.setAttribute("aria-pressed", String(same(weights, own) && same(own, weights)));
     }
   }
 }

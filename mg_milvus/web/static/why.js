@@ -2,18 +2,15 @@
 
 import { original, remove, thumbnail } from "./api.js";
 import { BoxDrawer } from "./box.js";
-import { fileName, h, number, rankText } from "./dom.js";
+import { fileName, fileSize, h, number, rankText } from "./dom.js";
 import { contributions } from "./fusion.js";
-import { region } from "./grid.js";
+import { distanceText, region } from "./grid.js";
 
 const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "distances", "found_by", "box"]);
 
 const date = (nanoseconds) => new Date(nanoseconds / 1e6).toISOString().slice(0, 16).replace("T", " ");
 
-function size(bytes) {
-  if (bytes < 1000) return `${bytes} bytes`;
-  return bytes < 1e6 ? `${(bytes / 1000).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
-}
+const askedRegion = ({ crop, size }) => (crop && size ? region({ box: crop, width: size[0], height: size[1] }) : null);
 
 export class Why {
   /**
@@ -27,8 +24,8 @@ export class Why {
     });
   }
 
-  /** Explain an entry of `fuse`; settings are those it was ranked with; source: address of the query's picture. */
-  show(entry, settings, source) {
+  /** Explain an entry of `fuse`; settings are those it was ranked with; asked: the AskedPicture. */
+  show(entry, settings, asked) {
     const { row } = entry;
     const frame = h("div", { class: "frame" }, h("img", { src: thumbnail(row.id, 1600), alt: fileName(row.path) }));
     const part = h("button", { class: "button" }, "Ask for a part of it");
@@ -41,7 +38,7 @@ export class Why {
         h("button", { class: "button small", onclick: close, autofocus: true }, "Close")),
       h("div", { class: "pair" },
         h("figure", {},
-          source ? h("div", { class: "frame" }, h("img", { src: source, alt: "the query" })) : h("p", { class: "nothing" }, "The query was shared without its picture."),
+          asked.address ? h("div", { class: "frame" }, h("img", { src: asked.address, alt: "the query" }), askedRegion(asked)) : h("p", { class: "nothing" }, "The query was shared without its picture."),
           h("figcaption", {}, "asked with")),
         h("figure", {}, frame, h("figcaption", {}, "found", h("span", { class: "roomy" }, "; drag a box on it to ask for that part")))),
       this.table(entry, settings),
@@ -71,7 +68,7 @@ export class Why {
       return h("tr", { class: `h${place % 6}` },
         h("th", { scope: "row" }, name),
         h("td", {}, h("span", { class: "track", "aria-hidden": "true" }, h("i", { style: { width: `${100 * near}%` } })), `${(100 * near).toFixed(0)} %`),
-        h("td", {}, `${distance} of ${bits[name]}`),
+        h("td", {}, `${distanceText(entry.row, name)} of ${bits[name]}`),
         h("td", {}, `#${rankText(entry.ranks[name])}`),
         h("td", {}, weight ? h("span", { class: "formula" }, `${formula} = `) : null, weight ? shares[name].toFixed(4) : "–"));
     });
@@ -86,7 +83,7 @@ export class Why {
     const own = Object.entries(row).filter(([name, value]) => !OWN.has(name) && value !== "" && value !== null);
     const pairs = [
       ["path", row.path],
-      ["picture", `${number(row.width)} × ${number(row.height)} px, ${size(row.size)}, ${date(row.mtime_ns)} UTC`],
+      ["picture", `${number(row.width)} × ${number(row.height)} px, ${fileSize(row.size)}, ${date(row.mtime_ns)} UTC`],
       ...own.map(([name, value]) => [name, typeof value === "object" ? JSON.stringify(value) : String(value)]),
       ["id", row.id],
     ];

@@ -1,0 +1,72 @@
+// Near-duplicates: groups side by side, as the report of /api/duplicates has them. Nothing can be deleted from here.
+
+import { thumbnail, watchDuplicates } from "./api.js";
+import { $, fileName, fileSize, h, number } from "./dom.js";
+
+const GROUPS = 50; // shown at once; a button shows the next
+const MEMBERS = 12; // of a group
+
+const about = JSON.parse($("#about").textContent);
+
+function card(member) {
+  const name = fileName(member.path);
+  const bars = Object.entries(about.bits).filter(([granularity]) => granularity in member.distances);
+  return h("li", { class: `card ${member.keep ? "kept" : "goes"}`, data: { id: member.id } },
+    h("a", { class: "tile", href: `/?id=${member.id}`, title: member.path },
+      h("img", { src: thumbnail(member.id, 480), alt: name, loading: "lazy", decoding: "async" }),
+      h("span", { class: "badge" }, member.keep ? "keep" : "could go")),
+    h("div", { class: "about" },
+      h("h3", { class: "name", title: member.path }, h("bdi", {}, name)),
+      h("p", { class: "folder", title: member.path }, h("bdi", {}, member.path.slice(0, Math.max(0, member.path.lastIndexOf("/"))))),
+      h("p", { class: "sizes" }, h("span", {}, `${member.width} × ${member.height}`), h("span", {}, fileSize(member.size))),
+      member.keep ? null : h("ul", { class: "bars", role: "list" }, ...bars.map(([granularity, bits], place) => {
+        const distance = member.distances[granularity];
+        const near = `${(100 * (1 - distance / bits)).toFixed(1)}%`;
+        return h("li", { class: `h${place % 6}`, title: `${granularity}: ${distance} of ${bits} bits differ from the picture to keep` },
+          h("span", { class: "label" }, granularity),
+          h("span", { class: "track", "aria-hidden": "true" }, h("i", { style: { width: near } })),
+          h("span", { class: "number" }, h("span", { class: "unseen" }, "distance "), String(distance)));
+      }))));
+}
+
+function section(group, place) {
+  const { members } = group;
+  const freed = members.filter(({ keep }) => !keep).reduce((sum, { size }) => sum + size, 0);
+  const more = members.length - MEMBERS;
+  return h("section", { class: "group", "aria-labelledby": `group-${place}` },
+    h("header", {},
+      h("h2", { id: `group-${place}` }, h("span", { class: "unseen" }, `Group ${place + 1}: `), `${number(members.length)} pictures`),
+      h("p", {}, `up to ${group.spread} bits apart on fine`),
+      h("p", {}, `${fileSize(freed)} could go`),
+      group.loose ? h("p", { class: "loose" }, "held together by pictures in between") : null),
+    h("ol", { class: "hits", role: "list" }, ...members.slice(0, MEMBERS).map(card)),
+    more > 0 ? h("p", { class: "more" }, `and ${number(more)} more of this group, which mgm duplicates --json lists`) : null);
+}
+
+function showGroups(groups, first = 0) {
+  const next = first + GROUPS;
+  $("#groups").append(...groups.slice(first, next).map((group, i) => section(group, first + i)));
+  if (groups.length <= next) return;
+  const button = h("button", { class: "button", onclick: () => {
+    button.remove();
+    showGroups(groups, next);
+  } }, `Show more of the ${number(groups.length)} groups`);
+  $("#groups").append(button);
+}
+
+function tell({ state, stage, done, total, report, error }) {
+  const bar = $("#progress");
+  if (state === "running") {
+    if (total) bar.value = done / total;
+    $("#told").textContent = total ? `${stage}: ${number(done)} of ${number(total)} pictures` : stage;
+    return;
+  }
+  bar.hidden = true;
+  $("#told").replaceChildren(...(report?.sentences ?? []).map((text) => h("p", {}, text)));
+  $("#problem").hidden = !error;
+  $("#problem").textContent = error ?? "";
+  if (report) showGroups(report.groups);
+}
+
+for (const control of [$("#distance"), $("#keep")]) control.addEventListener("change", () => control.form.requestSubmit());
+watchDuplicates({ distance: $("#distance").value, keep: $("#keep").value }, tell);
