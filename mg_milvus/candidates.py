@@ -53,8 +53,12 @@ def candidates(
     cascade = _plan(store, question, fields) == "cascade"
     if cascade:
         shortest = min(fields, key=lambda name: schema.bits[name])
-        found = _nearest(store, codes, [shortest], question, question.first_depth + len(without))
-        parts = [_parts(store, schema, codes, question, place, list(own)) for place, own in enumerate(found)]
+        first = _nearest(store, codes, [shortest], question, question.first_depth + len(without))
+        parts = [_parts(store, schema, codes, question, place, list(own)) for place, own in enumerate(first)]
+        found = [
+            _named(store, schema, codes, question, place, list(own), regions)
+            for place, (own, regions) in enumerate(zip(first, parts, strict=True))
+        ]
     else:
         found = _nearest(store, codes, fields, question, question.depth + len(without))
         parts = [_parts(store, schema, codes, question, place) for place in range(_count(codes))]
@@ -67,45 +71,45 @@ def candidates(
     for place, own in enumerate(found):
         # A row that was deleted between the search and the fetch is no candidate.
         there = [rows[key] for key in own if key in rows and key not in left_out]
-        distances, regions = exact_distances(there, codes, schema.bits, place), parts[place]
-        if regions:
-            distances[PARTS] = regions.distances([row.id for row in there])
-        finders = [tuple(own[row.id]) for row in there]
-        if cascade:
-            kept, finders = _named(there, {name: distances[name] for name in question.weights}, question.pool)
-            there, distances = [there[i] for i in kept], {name: values[kept] for name, values in distances.items()}
+        distances = exact_distances([row.codes for row in there], codes, schema.bits, place)
         boxes: list[Box | None] = [None] * len(there)
-        if schema.parts and regions:
+        if schema.parts and (regions := parts[place]):
+            distances[PARTS] = regions.distances([row.id for row in there])
             boxes = [regions.box(row.id, schema.parts, row.width, row.height) for row in there]
-        results.append(Candidates(there, distances, finders, boxes))
+        results.append(Candidates(there, distances, [tuple(own[row.id]) for row in there], boxes))
     return results
 
 
 def _named(
-    rows: Sequence[Row], distances: Mapping[str, NDArray[np.int32]], depth: int
-) -> tuple[list[int], list[tuple[str, ...]]]:
-    """What granularities would have found among these rows: places of the ``depth`` nearest of each, and which did.
+    store: Store, schema: Schema, codes: Mapping[str, Codes], question: Question, place: int, ids: Sequence[str],
+    regions: Found | None,
+) -> dict[str, list[str]]:  # fmt: skip
+    """What each granularity names of these rows, its ``pool`` nearest, as it would have done of all rows.
 
-    Ties are cut by id. Ranks depend on who else is ranked: were all rows candidates, a cascade would not give the
-    answer of the full search even if it began with everything.
+    Ranks depend on who else is ranked: were all these rows candidates, a cascade would not give the answer of the full
+    search even if it began with everything. Ties are cut by id.
     """
-    ids = np.array([row.id for row in rows], dtype=np.str_)
-    finders: dict[int, list[str]] = {}
+    bits = {name: length for name, length in schema.bits.items() if name in question.weights}
+    known = store.fetch_codes(ids, tuple(bits))
+    distances = exact_distances(list(known.values()), codes, bits, place)
+    if regions:
+        distances[PARTS] = regions.distances(list(known))
+    keys = np.array(list(known), dtype=np.str_)
+    found: dict[str, list[str]] = {}
     for name, values in distances.items():
-        for place in np.lexsort((ids, values))[:depth].tolist():
-            finders.setdefault(place, []).append(name)
-    kept = sorted(finders)
-    return kept, [tuple(finders[place]) for place in kept]
+        for row in np.lexsort((keys, values))[: question.pool]:
+            found.setdefault(str(keys[row]), []).append(name)
+    return found
 
 
 def exact_distances(
-    rows: Sequence[Row], codes: Mapping[str, Codes], bits: Mapping[str, int], place: int
+    known: Sequence[Mapping[str, bytes]], codes: Mapping[str, Codes], bits: Mapping[str, int], place: int
 ) -> dict[str, NDArray[np.int32]]:
     """Exact distances of one query to all its candidates: granularity -> (n,)."""
     return {
         name: hamming(
             codes[name][place : place + 1],
-            np.frombuffer(b"".join(row.codes[name] for row in rows), np.uint8).reshape(len(rows), bits[name] // 8),
+            np.frombuffer(b"".join(own[name] for own in known), np.uint8).reshape(len(known), bits[name] // 8),
         )[0]
         for name in bits
     }

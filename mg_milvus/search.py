@@ -168,7 +168,7 @@ def _ask_server(
     for place, answer in enumerate(answers):
         kept = [(rows[key], score) for key, score in answer if key in rows and key not in left_out][: question.k]
         there = [row for row, _ in kept]
-        distances = exact_distances(there, codes, schema.bits, place)
+        distances = exact_distances([row.codes for row in there], codes, schema.bits, place)
         ranks = {name: shared_ranks(values) for name, values in distances.items()}
         scores = np.array([score for _, score in kept])
         results.append(_hits(there, range(len(kept)), scores, distances, ranks, [None] * len(kept)))

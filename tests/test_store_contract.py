@@ -537,3 +537,14 @@ def test_region_codes_of_another_length_are_refused(with_regions: Store) -> None
     with pytest.raises(StoreError, match="25 bytes of region codes, expected 13 times 2"):
         with_regions.upsert([replace(make_rows(with_regions, 1)[0], parts=b"1" * 25)])
     assert with_regions.count() == 0
+
+
+def test_codes_alone_are_those_of_the_rows(store: Store) -> None:
+    rows = make_rows(store, 12)
+    store.upsert(rows)
+    names = tuple(bits_of(store))
+    ids = [rows[7].id, rows[2].id, "f" * 32, "no\nid"]
+    assert store.fetch_codes(ids, names) == {row.id: dict(row.codes) for row in (rows[7], rows[2])}
+    assert store.fetch_codes([], names) == {}
+    with pytest.raises(QueryError, match="no granularity 'other'"):
+        store.fetch_codes(ids, ["other"])

@@ -172,6 +172,9 @@ class Store(Protocol):
     def fetch(self, ids: Sequence[str], granularities: Sequence[str] = ()) -> dict[str, Row]:
         """Rows by id, with the codes of the named granularities only. Unknown ids are left out."""
 
+    def fetch_codes(self, ids: Sequence[str], granularities: Sequence[str]) -> dict[str, Mapping[str, bytes]]:
+        """Codes by id, and nothing else, in a fraction of the time of ``fetch``. Unknown ids are left out."""
+
     def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
         """All rows, or those that match, in batches of bounded size, in no stated order."""
 

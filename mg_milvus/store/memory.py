@@ -114,6 +114,12 @@ class MemoryStore:
         records = self._records
         return {row_id: layout.row(records[row_id], granularities) for row_id in ids if row_id in records}
 
+    def fetch_codes(self, ids: Sequence[str], granularities: Sequence[str]) -> dict[str, Mapping[str, bytes]]:
+        """See ``Store``."""
+        self._layout().output_fields(granularities)
+        records = self._records
+        return {i: {name: records[i][name] for name in granularities} for i in ids if i in records}
+
     def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
         """See ``Store``."""
         layout = self._layout()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ROWS_A_CALL = 1000
+_CODES_A_CALL = 5000
 _RESULTS_A_CALL = 250_000
 
 
@@ -165,12 +166,15 @@ class MilvusStore:
     def fetch(self, ids: Sequence[str], granularities: Sequence[str] = ()) -> dict[str, Row]:
         """See ``Store``."""
         layout = self._ready()
-        fields = layout.output_fields(granularities)
-        found = {}
-        for some in _chunks([i for i in dict.fromkeys(ids) if could_be_id(i)], _ROWS_A_CALL):
-            for record in tables.records(self._query(among(some), fields)):
-                found[record["id"]] = layout.row(record, granularities)
+        records = self._by_id(ids, layout.output_fields(granularities), _ROWS_A_CALL)
+        found = {record["id"]: layout.row(record, granularities) for record in records}
         return {i: found[i] for i in ids if i in found}
+
+    def fetch_codes(self, ids: Sequence[str], granularities: Sequence[str]) -> dict[str, Mapping[str, bytes]]:
+        """See ``Store``."""
+        self._ready().output_fields(granularities)
+        records = self._by_id(ids, ["id", *granularities], _CODES_A_CALL)
+        return {record["id"]: {name: record[name] for name in granularities} for record in records}
 
     def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
         """See ``Store``."""
@@ -252,6 +256,10 @@ class MilvusStore:
         except CollectionNotFoundError:
             self._layout = None  # another client dropped it, and may make another
             raise
+
+    def _by_id(self, ids: Sequence[str], fields: list[str], size: int) -> Iterator[dict[str, Any]]:
+        for some in _chunks([i for i in dict.fromkeys(ids) if could_be_id(i)], size):
+            yield from tables.records(self._query(among(some), fields))
 
     def _query(self, where: str, fields: list[str]) -> Any:
         return self._call(
