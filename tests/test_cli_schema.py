@@ -45,8 +45,9 @@ def mgm(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_presets_are_listed_with_their_purpose() -> None:
     result = invoke("presets")
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()] == ["default", "compact", "precise", "server"]
-    assert "compact  16 bytes a picture" in result.stdout
+    names = ["default", "compact", "parts", "parts-precise", "precise", "server"]
+    assert [line.split()[0] for line in result.stdout.splitlines()] == names
+    assert "compact        16 bytes a picture" in result.stdout
 
 
 def test_init_writes_the_commented_preset(folder: Path) -> None:
@@ -115,7 +116,8 @@ def test_check_of_a_missing_file_names_the_presets() -> None:
     result = invoke("check", "mine.yaml")
     assert result.exit_code == 1
     assert result.stderr == (
-        "'mine.yaml' is neither a schema file nor a preset; expected one of default, compact, precise, server\n"
+        "'mine.yaml' is neither a schema file nor a preset; expected one of default, compact, parts, parts-precise, "
+        "precise, server\n"
     )
 
 
