@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from mg_milvus.store import Row, Store
 
 CASCADE_ROWS = 10_000_000
-"""Pictures from which on ``auto`` is a cascade. Up to 100,000 on Milvus Lite the full search is the faster one at equal
-answers (benchmarks/cascade.py); more were not measured."""
+"""Pictures from which on ``auto`` is a cascade. Up to a million on Milvus Lite the full search is the faster one
+(benchmarks/cascade.py); more were not measured."""
 
 
 @dataclass(frozen=True, slots=True)
