@@ -17,7 +17,7 @@ FOLDER := '$(subst ','\'',$(if $(OWN),$(OWN),$(OUT)/pictures))'
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo own-queries encoder test lint types unit format clean
+.PHONY: help demo own-queries encoder test lint types unit coverage peers format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -70,8 +70,19 @@ lint: $(VENV)/.dev ## ruff: rules and format
 types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
-unit: $(VENV)/.dev ## pytest with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+# A file's tests stay together, for they share what is costly to make; the slow files go first (tests/conftest.py).
+unit: $(VENV)/.dev ## pytest, as many at once as there are cores
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+coverage: $(VENV)/.dev ## pytest with coverage (a third slower)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+
+peers: build/peers/.made ## an environment for benchmarks/peers.py, with the tools it compares with
+
+build/peers/.made: pyproject.toml
+	@$(PYTHON) -m venv --clear build/peers
+	@build/peers/bin/python -m pip --disable-pip-version-check install --quiet --quiet -e '.[parquet]' imagededup faiss-cpu ranx
+	@touch $@
 
 encoder: $(VENV)/.demo ## train the encoder that ships, from nothing, on TRAIN=folder (hours)
 	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/1-shapes.yaml --out encoder-1.safetensors

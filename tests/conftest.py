@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,18 @@ if TYPE_CHECKING:
 
     from mg_milvus import ImageIndex
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker a core: the threads of torch, in it and in the commands it starts, would only be in each other's way.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 PER_KIND = 20
 KINDS = ("disc", "stripes", "blocks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no worker begins with them when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def kind_of_picture(kind: str, seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
