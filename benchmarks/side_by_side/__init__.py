@@ -1,0 +1,1 @@
+"""mg-milvus beside what people use instead: the parts of ``peers.py``."""

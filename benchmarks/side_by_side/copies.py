@@ -1,0 +1,113 @@
+"""Near-duplicates: a folder of pictures and as many edited copies, given to imagededup and to mg-milvus.
+
+Each copy is made by one edit of middling strength, the edits in turn. A pair that is found counts as right when it is a
+picture and its own copy. Every tool runs in a process of its own with the settings it comes with: perceptual hashes up
+to 10 bits apart, CNN features of cosine 0.9 and more, ``mgm duplicates`` with its precision of 0.99. imagededup's CNN
+gets the very network that mg-milvus ships, at its size.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mg_milvus import ImageIndex, load_encoder
+from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD
+from mg_milvus.images.decode import open_picture
+from mg_milvus.images.edits import EDITS
+from side_by_side.measuring import alone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+COPY = "-copy"
+
+
+def write_copies(originals: Sequence[Path], out: Path) -> None:
+    """The pictures as they are, and an edited copy of each."""
+    edits = [edit for name, edit in EDITS.items() if name != "all"]
+    for number, original in enumerate(originals):
+        shutil.copy(original, out / f"{number:05}{original.suffix}")
+        copy = edits[number % len(edits)].apply(open_picture(original).picture, "medium")
+        copy.save(out / f"{number:05}{COPY}.jpg", quality=90)
+
+
+def scored(pairs: Iterable[frozenset[str]], copies: int) -> dict[str, float]:
+    """Recall and precision of pairs of file names without their ending."""
+    found = set(pairs)
+    right = sum(len({name.removesuffix(COPY) for name in pair}) == 1 for pair in found)
+    return {"recall": right / copies, "precision": right / len(found) if found else 1.0, "pairs": len(found)}
+
+
+def imagededup_hash(folder: str, method: str, copies: int) -> dict[str, Any]:
+    from imagededup import methods
+
+    hasher = getattr(methods, method)(verbose=False)
+    start = time.perf_counter()
+    codes = hasher.encode_images(image_dir=folder)
+    rate = len(codes) / (time.perf_counter() - start)
+    start = time.perf_counter()
+    found = hasher.find_duplicates(encoding_map=codes)
+    return {"pictures/s": rate, "search s": time.perf_counter() - start, **scored(_pairs(found), copies)}
+
+
+def imagededup_cnn(folder: str, copies: int) -> dict[str, Any]:
+    import torch
+    from imagededup.methods import CNN
+    from imagededup.utils import CustomModel
+    from torchvision import transforms
+
+    encoder = load_encoder("builtin")
+    network = encoder._network
+
+    class Pooled(torch.nn.Module):
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            last = list(network(pictures).values())[-1]
+            return last.mean((2, 3))
+
+    side = encoder.side
+    prepare = transforms.Compose([
+        transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    ])  # fmt: skip
+    cnn = CNN(verbose=False, model_config=CustomModel("the same network", Pooled(), prepare))
+    start = time.perf_counter()
+    codes = cnn.encode_images(image_dir=folder)
+    rate = len(codes) / (time.perf_counter() - start)
+    start = time.perf_counter()
+    found = cnn.find_duplicates(encoding_map=codes)
+    return {"pictures/s": rate, "search s": time.perf_counter() - start, **scored(_pairs(found), copies)}
+
+
+def mg_milvus(folder: str, uri: str, copies: int) -> dict[str, Any]:
+    with ImageIndex.open(uri) as index:
+        rate = index.ingest(folder).pictures_per_second
+        start = time.perf_counter()
+        groups = index.duplicates().groups
+        taken = time.perf_counter() - start
+    pairs = {
+        frozenset((Path(a.path).stem, Path(b.path).stem))
+        for group in groups
+        for place, a in enumerate(group.members)
+        for b in group.members[:place]
+    }
+    return {"pictures/s": rate, "search s": taken, **scored(pairs, copies)}
+
+
+def _pairs(found: dict[str, list[str]]) -> set[frozenset[str]]:
+    return {frozenset((Path(name).stem, Path(other).stem)) for name, others in found.items() for other in others}
+
+
+def compare(originals: Sequence[Path], work: Path) -> dict[str, dict[str, float]]:
+    """Tool -> figures."""
+    folder = work / "copies"
+    folder.mkdir()
+    write_copies(originals, folder)
+    copies = len(originals)
+    return {
+        "imagededup PHash": alone(imagededup_hash, str(folder), "PHash", copies),
+        "imagededup DHash": alone(imagededup_hash, str(folder), "DHash", copies),
+        "imagededup CNN, same network": alone(imagededup_cnn, str(folder), copies),
+        "mg-milvus, fitting and Milvus Lite included": alone(mg_milvus, str(folder), str(work / "copies.db"), copies),
+    }
