@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -167,7 +168,7 @@ def _is_milvus(file: Path) -> bool:
 def _launch(binary: Path, file: Path) -> _Engine:
     lock_file = file.with_name(f".{file.name}.lock")
     lock = _lock(file, lock_file)
-    folder = Path(tempfile.mkdtemp(prefix="mgm-"))
+    folder = _socket_folder(file)
     engine = _Engine(
         subprocess.Popen(  # noqa: S603  (the program of an installed package)
             [binary, file, f"unix:{folder / 's'}", "ERROR", lock_file],
@@ -188,6 +189,17 @@ def _launch(binary: Path, file: Path) -> _Engine:
             raise StoreError(f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to")
         time.sleep(0.005)
     return engine
+
+
+def _socket_folder(file: Path) -> Path:
+    """A new folder for the engine's socket. Those of earlier engines of this file, which a kill left, are removed.
+
+    For who holds the file's lock. Never the same name again: an engine that is still ending removes its own socket.
+    """
+    prefix = f"mgm-{hashlib.blake2b(os.fsencode(file), digest_size=4).hexdigest()}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=prefix))
 
 
 def environment(binary: Path) -> dict[str, str]:

@@ -160,7 +160,7 @@ class RegionTable:
         if self._loaded == wanted:
             return
         text = tables.described(self._connection, self.name)
-        remedy = "ingest into a new collection with --collection, or ask without parts"
+        remedy = "ingest the pictures again, or ask without parts"
         if text is None:
             raise StoreError(f"collection '{self.name}', which holds the codes of regions, is missing: {remedy}")
         if text != wanted:

@@ -1,0 +1,70 @@
+"""SIGKILL of the server at random moments of an ingest, which waits for it, or fails and is run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from checker import check_acknowledged, check_whole
+from harness import FIXED, TRIALS, Moments, Outcomes, Run, make_pictures
+from servers import lite_server
+
+
+def test_a_server_that_is_killed_and_comes_back_is_waited_for(tmp_path: Path) -> None:
+    """It is away for a quarter of a second; what is promised is ``--timeout``, 10 s."""
+    outcomes = Outcomes("SIGKILL of the server, which comes back while the ingest runs")
+    pictures, moments = prepared(tmp_path)
+    for trial in range(TRIALS or 1):
+        with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
+            run = ingest(pictures, server.uri, tmp_path)
+            moments.reach(run)
+            outcomes.met(f"while at '{run.events[-1].stage}'")
+            server.kill()
+            server.start()
+            assert run.finish() == 0, run.output
+            assert run.complaints == []
+            check_whole(server.uri, pictures)
+    outcomes.conclude()
+
+
+def test_a_server_that_is_killed_and_stays_away_ends_an_ingest_that_is_run_again(tmp_path: Path) -> None:
+    outcomes = Outcomes("SIGKILL of the server, which comes back after the ingest has failed")
+    pictures, moments = prepared(tmp_path)
+    for trial in range(TRIALS or 1):
+        with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
+            run = ingest(pictures, server.uri, tmp_path, "--timeout", "2")
+            moments.reach(run)
+            stage = run.events[-1].stage
+            server.kill()
+            if run.finish() == 0:  # the server had done all it was needed for
+                stage = "the end"
+                assert run.complaints == []
+            else:
+                assert run.code == 1, run.output
+                (complaint,) = run.complaints
+                assert f"Milvus at {server.uri} does not answer" in complaint
+                assert "check the URI and that it is running" in complaint
+            outcomes.met(f"while at '{stage}'")
+            server.start()
+            check_acknowledged(server.uri, run.acknowledged)
+            run = ingest(pictures, server.uri, tmp_path)
+            assert run.finish() == 0, run.output
+            check_whole(server.uri, pictures)
+    outcomes.conclude()
+
+
+def prepared(folder: Path) -> tuple[Path, Moments]:
+    """Pictures, and the moments of an ingest of them."""
+    pictures = make_pictures(folder / "pictures", range(60))
+    (folder / "schema.yaml").write_text(FIXED)
+    with lite_server(folder / "course.db") as server:
+        run = ingest(pictures, server.uri, folder)
+        assert run.finish() == 0, run.output
+        return pictures, Moments.of(run, folder.name)
+
+
+def ingest(pictures: Path, uri: str, folder: Path, *options: str) -> Run:
+    """Few pictures a batch: many moments between two calls."""
+    return Run(
+        "ingest", pictures, "--uri", uri, "--schema", folder / "schema.yaml", "--batch-size", "4", *options,
+        temporary=folder / "tmp",
+    )  # fmt: skip
