@@ -29,6 +29,8 @@ from mg_milvus.errors import StoreError, StoreLockedError, UnsupportedError
 
 _LOCK_PATIENCE = 2.0
 _START_PATIENCE = 10.0
+_ROOM = 32_000_000
+"""Bytes: several times what a call writes at most, with its journal."""
 _SERVER_REMEDY = "give the URI of a Milvus server instead, such as http://localhost:19530"
 
 
@@ -138,6 +140,19 @@ def _stop_all() -> None:
     with _guard:
         while _engines:
             _engines.popitem()[1].stop()
+
+
+def check_room(file: Path) -> None:
+    """Raise StoreError unless the file's disk has room for whatever one call writes.
+
+    The engine (2.5.1, measured) acknowledges writes that a full disk did not take: they are gone when it stops.
+    """
+    free = shutil.disk_usage(file.parent).free
+    if free < _ROOM:
+        raise StoreError(
+            f"the disk of {file} is full: {free:,} bytes are free, {_ROOM:,} are needed to write safely. Make room, "
+            "then run the same command again; what was stored stays"
+        )
 
 
 def _check(file: Path) -> None:

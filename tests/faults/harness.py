@@ -82,7 +82,7 @@ class Run:
     @property
     def output(self) -> str:
         """What it has written so far, without colours and movements of the cursor."""
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._output).replace("\r", "\n")
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[━╸╺ ]{20,}", "", self._output).replace("\r", "\n")
 
     @property
     def complaints(self) -> list[str]:
@@ -144,7 +144,7 @@ class Run:
                 told = os.read(self._leader, 65536).decode()
                 with self._changed:
                     self._output += told
-                    for stage, done in re.findall(r"([a-z ]+) [━╸╺ ]*(\d+)/\d+", self.output[-4000:]):
+                    for stage, done in re.findall(r"([a-z][a-z ]+) [━╸╺ ]*(\d+)/\d+", self.output[-4000:]):
                         self._notice(stage.strip(), int(done))
                     self._changed.notify_all()
             elif self.code is not None:
