@@ -246,6 +246,15 @@ def make_pictures(folder: Path, numbers: range) -> Path:
     return folder
 
 
+def ingest(pictures: Path, uri: str | Path, *options: str) -> Run:
+    """``mgm ingest`` with the ``schema.yaml`` beside the pictures, a few at once: many moments between two calls."""
+    folder = pictures.parent
+    return Run(
+        "ingest", pictures, "--uri", uri, "--schema", folder / "schema.yaml", "--batch-size", "4", *options,
+        temporary=folder / "tmp",
+    )  # fmt: skip
+
+
 def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
     """Wait for a condition."""
     give_up = time.monotonic() + seconds

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from checker import check_acknowledged, check_file, served
-from harness import FIXED, TRIALS, Moments, Outcomes, Run, make_pictures, no_engine_left
+from harness import FIXED, TRIALS, Moments, Outcomes, ingest, make_pictures, no_engine_left
 
 
 @pytest.fixture
@@ -72,12 +72,3 @@ def fill(filler: Path, leave: int) -> None:
             while file.write(bytes(1_000_000)):
                 pass
         file.truncate(file.tell() - leave)
-
-
-def ingest(pictures: Path, file: Path) -> Run:
-    """Few pictures a batch: many moments between two calls."""
-    folder = pictures.parent
-    return Run(
-        "ingest", pictures, "--uri", file, "--schema", folder / "schema.yaml", "--batch-size", "4",
-        temporary=folder / "tmp",
-    )  # fmt: skip

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 from checker import check_acknowledged, check_file, check_whole, served
-from harness import FITTED, FIXED, TRIALS, Moments, Outcomes, Run, make_pictures, no_engine_left
+from harness import FITTED, FIXED, TRIALS, Moments, Outcomes, Run, ingest, make_pictures, no_engine_left
 from servers import lite_server
 
 
@@ -21,19 +21,19 @@ def test_sigkill_on_milvus_lite_in_a_file(tmp_path: Path) -> None:
         schema, name = ((FIXED, "shipped heads"), (FITTED, "fitted heads"))[trial % 2]
         (tmp_path / "schema.yaml").write_text(schema)
         if name not in moments:
-            run = ingest(pictures, str(home / "course.db"), tmp_path)
+            run = ingest(pictures, home / "course.db")
             assert run.finish() == 0, run.output
             moments[name] = Moments.of(run, f"file {name}")
             (home / "course.db").unlink()
             (home / ".course.db.lock").unlink()
         file = home / "i.db"
         with outcomes.trial(trial), no_engine_left(file):
-            stage, acknowledged = killed(ingest(pictures, str(file), tmp_path), moments[name])
+            stage, acknowledged = killed(ingest(pictures, file), moments[name])
             outcomes.met(f"while at '{stage}' with {name}")
             if trial // 2 % 2 and file.exists():
                 with served(file) as uri:
                     check_acknowledged(uri, acknowledged)
-            run = ingest(pictures, str(file), tmp_path)
+            run = ingest(pictures, file)
             assert run.finish() == 0, run.output
             check_file(file, pictures)
             assert list((tmp_path / "tmp").iterdir()) == []
@@ -49,26 +49,18 @@ def test_sigkill_over_tcp(tmp_path: Path) -> None:
         (tmp_path / "schema.yaml").write_text(schema)
         if name not in moments:
             with lite_server(tmp_path / f"course{trial}.db") as server:
-                run = ingest(pictures, server.uri, tmp_path)
+                run = ingest(pictures, server.uri)
                 assert run.finish() == 0, run.output
                 moments[name] = Moments.of(run, f"tcp {name}")
         with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
-            stage, acknowledged = killed(ingest(pictures, server.uri, tmp_path), moments[name])
+            stage, acknowledged = killed(ingest(pictures, server.uri), moments[name])
             outcomes.met(f"while at '{stage}' with {name}")
             check_acknowledged(server.uri, acknowledged)
-            run = ingest(pictures, server.uri, tmp_path)
+            run = ingest(pictures, server.uri)
             assert run.finish() == 0, run.output
             check_whole(server.uri, pictures)
             assert list((tmp_path / "tmp").iterdir()) == []
     outcomes.conclude()
-
-
-def ingest(pictures: Path, uri: str, folder: Path) -> Run:
-    """Few pictures a batch: many moments between two calls."""
-    return Run(
-        "ingest", pictures, "--uri", uri, "--schema", folder / "schema.yaml", "--batch-size", "4",
-        temporary=folder / "tmp",
-    )  # fmt: skip
 
 
 def killed(run: Run, moments: Moments) -> tuple[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from checker import check_acknowledged, check_whole
-from harness import FIXED, TRIALS, Moments, Outcomes, Run, make_pictures
+from harness import FIXED, TRIALS, Moments, Outcomes, ingest, make_pictures
 from servers import lite_server
 
 
@@ -15,7 +15,7 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(tmp_path: Path) ->
     pictures, moments = prepared(tmp_path)
     for trial in range(TRIALS or 1):
         with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
-            run = ingest(pictures, server.uri, tmp_path)
+            run = ingest(pictures, server.uri)
             moments.reach(run)
             outcomes.met(f"while at '{run.events[-1].stage}'")
             server.kill()
@@ -31,7 +31,7 @@ def test_a_server_that_is_killed_and_stays_away_ends_an_ingest_that_is_run_again
     pictures, moments = prepared(tmp_path)
     for trial in range(TRIALS or 1):
         with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
-            run = ingest(pictures, server.uri, tmp_path, "--timeout", "2")
+            run = ingest(pictures, server.uri, "--timeout", "2")
             moments.reach(run)
             stage = run.events[-1].stage
             server.kill()
@@ -46,7 +46,7 @@ def test_a_server_that_is_killed_and_stays_away_ends_an_ingest_that_is_run_again
             outcomes.met(f"while at '{stage}'")
             server.start()
             check_acknowledged(server.uri, run.acknowledged)
-            run = ingest(pictures, server.uri, tmp_path)
+            run = ingest(pictures, server.uri)
             assert run.finish() == 0, run.output
             check_whole(server.uri, pictures)
     outcomes.conclude()
@@ -57,14 +57,6 @@ def prepared(folder: Path) -> tuple[Path, Moments]:
     pictures = make_pictures(folder / "pictures", range(60))
     (folder / "schema.yaml").write_text(FIXED)
     with lite_server(folder / "course.db") as server:
-        run = ingest(pictures, server.uri, folder)
+        run = ingest(pictures, server.uri)
         assert run.finish() == 0, run.output
         return pictures, Moments.of(run, folder.name)
-
-
-def ingest(pictures: Path, uri: str, folder: Path, *options: str) -> Run:
-    """Few pictures a batch: many moments between two calls."""
-    return Run(
-        "ingest", pictures, "--uri", uri, "--schema", folder / "schema.yaml", "--batch-size", "4", *options,
-        temporary=folder / "tmp",
-    )  # fmt: skip
