@@ -8,6 +8,7 @@ installed command.
 from __future__ import annotations
 
 import atexit
+import codecs
 import contextlib
 import multiprocessing
 import os
@@ -68,7 +69,7 @@ class Run:
         self._output = ""
         self._changed, self._asking = threading.Condition(), threading.Lock()
         self.events = [START]
-        self._started = time.monotonic()
+        self._started, self._ended = time.monotonic(), 0.0
         self._process: subprocess.Popen[bytes] | multiprocessing.process.BaseProcess
         if TRIALS:
             terminal = {"stdin": subprocess.DEVNULL, "stdout": self._follower, "stderr": self._follower}
@@ -91,8 +92,8 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Since its start."""
-        return time.monotonic() - self._started
+        """From its start until now or its end."""
+        return (self._ended or time.monotonic()) - self._started
 
     @property
     def acknowledged(self) -> int:
@@ -139,9 +140,10 @@ class Run:
         return code
 
     def _read(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")()
         while True:
             if select.select([self._leader], [], [], 0.02)[0]:
-                told = os.read(self._leader, 65536).decode()
+                told = decoder.decode(os.read(self._leader, 65536))
                 with self._changed:
                     self._output += told
                     for stage, done in re.findall(r"([a-z][a-z ]+) [━╸╺ ]*(\d+)/\d+", self.output[-4000:]):
@@ -149,6 +151,7 @@ class Run:
                     self._changed.notify_all()
             elif self.code is not None:
                 break
+        self._ended = time.monotonic()
         os.close(self._leader)
         os.close(self._follower)
         with self._changed:
@@ -191,10 +194,9 @@ class Moments:
 
     @classmethod
     def of(cls, run: Run, seed: object) -> Moments:
-        """From a run that has just ended."""
-        end = run.seconds
+        """From a run that has ended."""
         assert len(run.events) > 1, run.output
-        return cls(run.events, end, random.Random(f"{SEED} {seed}"))
+        return cls(run.events, run.seconds, random.Random(f"{SEED} {seed}"))
 
     def draw(self) -> tuple[Event, float]:
         """An event of the course, and seconds after it."""

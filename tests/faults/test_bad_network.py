@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 from checker import check_acknowledged, check_whole
 from harness import FIXED, TRIALS, Moments, Outcomes, ingest, make_pictures
 from proxy import Network, network
@@ -12,6 +13,19 @@ from servers import lite_server
 
 DELAY = 0.01
 """Seconds that each piece of data is late, at most."""
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    """Pictures, and an undisturbed ingest of them."""
+    folder = tmp_path_factory.mktemp("course")
+    pictures = make_pictures(folder / "pictures", range(32))
+    (folder / "schema.yaml").write_text(FIXED)
+    with lite_server(folder / "course.db") as server, network(server.port, "course") as net:
+        net.delay = DELAY
+        run = ingest(pictures, net.uri)
+        assert run.finish() == 0, run.output
+    return pictures, run
 
 
 def cut(net: Network) -> None:
@@ -31,9 +45,9 @@ def silent_for_three_seconds(net: Network) -> None:
 FAULTS = {"cut": cut, "cut for 1 s": cut_for_a_second, "silent for 3 s": silent_for_three_seconds}
 
 
-def test_a_network_that_recovers_within_the_timeout_is_waited_for(tmp_path: Path) -> None:
+def test_a_network_that_recovers_within_the_timeout_is_waited_for(course: tuple[Path, Run], tmp_path: Path) -> None:
     outcomes = Outcomes("network that delays and fails for a moment")
-    pictures, moments = prepared(tmp_path)
+    pictures, moments = course[0], Moments.of(course[1], "recovers")
     for trial in range(TRIALS or 1):
         name, fault = list(FAULTS.items())[trial % len(FAULTS)]
         file = tmp_path / f"{trial}.db"
@@ -49,9 +63,9 @@ def test_a_network_that_recovers_within_the_timeout_is_waited_for(tmp_path: Path
     outcomes.conclude()
 
 
-def test_a_network_that_stays_silent_ends_an_ingest_that_is_run_again(tmp_path: Path) -> None:
+def test_a_network_that_stays_silent_ends_an_ingest_that_is_run_again(course: tuple[Path, Run], tmp_path: Path) -> None:
     outcomes = Outcomes("network that stays silent")
-    pictures, moments = prepared(tmp_path)
+    pictures, moments = course[0], Moments.of(course[1], "stays")
     for trial in range(TRIALS or 1):
         file = tmp_path / f"{trial}.db"
         with outcomes.trial(trial), lite_server(file) as server, network(server.port, trial) as net:
@@ -73,14 +87,3 @@ def test_a_network_that_stays_silent_ends_an_ingest_that_is_run_again(tmp_path: 
             assert run.finish() == 0, run.output
             check_whole(server.uri, pictures)
     outcomes.conclude()
-
-
-def prepared(folder: Path) -> tuple[Path, Moments]:
-    """Pictures, and the moments of an ingest of them."""
-    pictures = make_pictures(folder / "pictures", range(60))
-    (folder / "schema.yaml").write_text(FIXED)
-    with lite_server(folder / "course.db") as server, network(server.port, "course") as net:
-        net.delay = DELAY
-        run = ingest(pictures, net.uri)
-        assert run.finish() == 0, run.output
-        return pictures, Moments.of(run, folder.name)

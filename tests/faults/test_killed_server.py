@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from checker import check_acknowledged, check_whole
 from harness import FIXED, TRIALS, Moments, Outcomes, ingest, make_pictures
 from servers import lite_server
 
 
-def test_a_server_that_is_killed_and_comes_back_is_waited_for(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    """Pictures, and an undisturbed ingest of them."""
+    folder = tmp_path_factory.mktemp("course")
+    pictures = make_pictures(folder / "pictures", range(32))
+    (folder / "schema.yaml").write_text(FIXED)
+    with lite_server(folder / "course.db") as server:
+        run = ingest(pictures, server.uri)
+        assert run.finish() == 0, run.output
+    return pictures, run
+
+
+def test_a_server_that_is_killed_and_comes_back_is_waited_for(course: tuple[Path, Run], tmp_path: Path) -> None:
     """It is away for a quarter of a second; what is promised is ``--timeout``, 10 s."""
     outcomes = Outcomes("SIGKILL of the server, which comes back while the ingest runs")
-    pictures, moments = prepared(tmp_path)
+    pictures, moments = course[0], Moments.of(course[1], "recovers")
     for trial in range(TRIALS or 1):
         with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
             run = ingest(pictures, server.uri)
@@ -26,9 +39,11 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(tmp_path: Path) ->
     outcomes.conclude()
 
 
-def test_a_server_that_is_killed_and_stays_away_ends_an_ingest_that_is_run_again(tmp_path: Path) -> None:
+def test_a_server_that_is_killed_and_stays_away_ends_an_ingest_that_is_run_again(
+    course: tuple[Path, Run], tmp_path: Path
+) -> None:
     outcomes = Outcomes("SIGKILL of the server, which comes back after the ingest has failed")
-    pictures, moments = prepared(tmp_path)
+    pictures, moments = course[0], Moments.of(course[1], "stays")
     for trial in range(TRIALS or 1):
         with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
             run = ingest(pictures, server.uri, "--timeout", "2")
@@ -50,13 +65,3 @@ def test_a_server_that_is_killed_and_stays_away_ends_an_ingest_that_is_run_again
             assert run.finish() == 0, run.output
             check_whole(server.uri, pictures)
     outcomes.conclude()
-
-
-def prepared(folder: Path) -> tuple[Path, Moments]:
-    """Pictures, and the moments of an ingest of them."""
-    pictures = make_pictures(folder / "pictures", range(60))
-    (folder / "schema.yaml").write_text(FIXED)
-    with lite_server(folder / "course.db") as server:
-        run = ingest(pictures, server.uri)
-        assert run.finish() == 0, run.output
-        return pictures, Moments.of(run, folder.name)
