@@ -184,8 +184,9 @@ def _command(words: list[str], environment: dict[str, str], terminal: str) -> No
 class Moments:
     """Random moments of a run, drawn from the course of one that nobody disturbed.
 
-    A moment is an event of that course and a delay after it, so that it is met whatever else the machine does. One in
-    ten lies anywhere in the run, which begins with seconds of imports; the others where it works.
+    A moment is an event of that course and a delay after it, so that it is met whatever else the machine does. In the
+    long form one in ten lies anywhere in the run, which begins with seconds of imports, and the others from when it
+    makes its collection; in the short form all lie between the first and the last progress it shows.
     """
 
     course: list[Event]
@@ -200,9 +201,13 @@ class Moments:
 
     def draw(self) -> tuple[Event, float]:
         """An event of the course, and seconds after it."""
-        first = self.course[1].time
-        anywhere = self.random.random() < 0.1
-        moment = self.random.uniform(0.0 if anywhere else 0.8 * first, self.end)
+        first, last = self.course[1].time, self.course[-1].time
+        if not TRIALS:
+            moment = self.random.uniform(first, last)
+        elif self.random.random() < 0.1:
+            moment = self.random.uniform(0.0, self.end)
+        else:
+            moment = self.random.uniform(0.8 * first, last)
         event = max((event for event in self.course if event.time <= moment), key=lambda event: event.time)
         return event, moment - event.time
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from checker import check_acknowledged, check_whole
-from harness import FIXED, TRIALS, Moments, Outcomes, ingest, make_pictures
+from harness import FIXED, TRIALS, Moments, Outcomes, Run, ingest, make_pictures
 from proxy import Network, network
 from servers import lite_server
 

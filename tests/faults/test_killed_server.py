@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from checker import check_acknowledged, check_whole
-from harness import FIXED, TRIALS, Moments, Outcomes, ingest, make_pictures
+from harness import FIXED, TRIALS, Moments, Outcomes, Run, ingest, make_pictures
 from servers import lite_server
 
 
@@ -39,9 +39,7 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(course: tuple[Path
     outcomes.conclude()
 
 
-def test_a_server_that_is_killed_and_stays_away_ends_an_ingest_that_is_run_again(
-    course: tuple[Path, Run], tmp_path: Path
-) -> None:
+def test_a_server_that_stays_away_ends_an_ingest_that_is_run_again(course: tuple[Path, Run], tmp_path: Path) -> None:
     outcomes = Outcomes("SIGKILL of the server, which comes back after the ingest has failed")
     pictures, moments = course[0], Moments.of(course[1], "stays")
     for trial in range(TRIALS or 1):
