@@ -1,8 +1,8 @@
 """Runs of ``mgm`` that are watched while they work, and killed at moments drawn from the course of an earlier run.
 
 Short form, the default: few trials with a fixed seed, in processes forked off one that has imported everything already,
-which saves the 3 s of each start. Long form, ``MGM_FAULT_TRIALS=50``: so many trials of each fault, each with the
-installed command.
+which saves the 3 s of each start (on Linux; torch does not like to be forked elsewhere). Long form,
+``MGM_FAULT_TRIALS=50``: so many trials of each fault, with the installed command.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Run:
         self.events = [START]
         self._started, self._ended = time.monotonic(), 0.0
         self._process: subprocess.Popen[bytes] | multiprocessing.process.BaseProcess
-        if TRIALS:
+        if TRIALS or sys.platform != "linux":
             terminal = {"stdin": subprocess.DEVNULL, "stdout": self._follower, "stderr": self._follower}
             self._process = subprocess.Popen([MGM, *words], env=environment, **terminal)
         else:
