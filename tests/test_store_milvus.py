@@ -14,6 +14,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -610,6 +611,20 @@ def test_other_failures_are_not_tried_again() -> None:
     assert flaky.calls == 1
     with pytest.raises(ZeroDivisionError):
         Border("here", "pictures", timeout=5).call(lambda: 1 // 0)
+
+
+def test_folders_for_temporary_files_that_cannot_be(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, message in ((tmp_path / "gone", r"No such file.*set TMPDIR"), (tmp_path / ("x" * 100), "shorter one")):
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        if folder.name != "gone":
+            folder.mkdir()
+        with pytest.raises(errors.StoreError, match=message):
+            open_store(str(file), "pictures")
+        assert folder.name == "gone" or list(folder.iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    open_store(str(file), "pictures").close()  # nobody holds its lock
 
 
 def test_what_a_full_disk_may_not_have_taken_is_not_acknowledged(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ _LOCK_PATIENCE = 2.0
 _START_PATIENCE = 10.0
 _ROOM = 32_000_000
 """Bytes: several times what a call writes at most, with its journal."""
+_LONGEST_FOLDER = 100
+"""Bytes of a folder's path; with a socket in it 107 on Linux, 103 on macOS."""
 _SERVER_REMEDY = "give the URI of a Milvus server instead, such as http://localhost:19530"
 
 
@@ -183,7 +185,11 @@ def _is_milvus(file: Path) -> bool:
 def _launch(binary: Path, file: Path) -> _Engine:
     lock_file = file.with_name(f".{file.name}.lock")
     lock = _lock(file, lock_file)
-    folder = _socket_folder(file)
+    try:
+        folder = _socket_folder(file)
+    except StoreError:
+        lock.close()
+        raise
     engine = _Engine(
         subprocess.Popen(  # noqa: S603  (the program of an installed package)
             [binary, file, f"unix:{folder / 's'}", "ERROR", lock_file],
@@ -212,9 +218,16 @@ def _socket_folder(file: Path) -> Path:
     For who holds the file's lock. Never the same name again: an engine that is still ending removes its own socket.
     """
     prefix = f"mgm-{hashlib.blake2b(os.fsencode(file), digest_size=4).hexdigest()}-"
-    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+    except OSError as exc:
+        raise StoreError(f"no temporary folder can be made ({exc}): set TMPDIR to a folder with room") from exc
+    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        folder.rmdir()
+        raise StoreError(f"{folder} is too long a path for Milvus Lite's socket: set TMPDIR to a shorter one")
+    return folder
 
 
 def environment(binary: Path) -> dict[str, str]:

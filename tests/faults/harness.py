@@ -16,16 +16,19 @@ import pty
 import random
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tests.pictures import save_picture
@@ -59,11 +62,10 @@ START = Event(0.0, "start", 0)
 
 
 class Run:
-    """One ``mgm`` on a terminal of its own, with a folder of its own for temporary files."""
+    """One ``mgm`` on a terminal of its own, with another folder for temporary files, see ``check_nothing_left``."""
 
-    def __init__(self, *arguments: str | Path, temporary: Path) -> None:
-        temporary.mkdir(exist_ok=True)
-        environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "300", "TMPDIR": str(temporary)}
+    def __init__(self, *arguments: str | Path) -> None:
+        environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "300", "TMPDIR": str(_temporary())}
         words = list(map(str, arguments))
         self._leader, self._follower = pty.openpty()
         self._output = ""
@@ -255,11 +257,24 @@ def make_pictures(folder: Path, numbers: range) -> Path:
 
 def ingest(pictures: Path, uri: str | Path, *options: str) -> Run:
     """``mgm ingest`` with the ``schema.yaml`` beside the pictures, a few at once: many moments between two calls."""
-    folder = pictures.parent
-    return Run(
-        "ingest", pictures, "--uri", uri, "--schema", folder / "schema.yaml", "--batch-size", "4", *options,
-        temporary=folder / "tmp",
-    )  # fmt: skip
+    schema = pictures.parent / "schema.yaml"
+    return Run("ingest", pictures, "--uri", uri, "--schema", schema, "--batch-size", "4", *options)
+
+
+@cache
+def _temporary() -> Path:
+    """With a short name: the engine's socket in it may have a path of about a hundred bytes."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def check_nothing_left() -> None:
+    """Runs have left no temporary files."""
+    left = list(_temporary().iterdir())
+    for entry in left:
+        shutil.rmtree(entry, ignore_errors=True)
+    assert left == []
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:

@@ -29,7 +29,7 @@ def test_two_first_ingests_of_overlapping_folders(tmp_path: Path) -> None:
             runs = [
                 Run(
                     "ingest", everything / own, everything / "shared", "--uri", server.uri, "--batch-size", "4",
-                    "--schema", tmp_path / "schema.yaml", temporary=tmp_path / "tmp",
+                    "--schema", tmp_path / "schema.yaml",
                 )
                 for own in ("one", "two")
             ]  # fmt: skip

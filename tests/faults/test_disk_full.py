@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from checker import check_acknowledged, check_file, served
-from harness import FIXED, TRIALS, Moments, Outcomes, ingest, make_pictures, no_engine_left
+from harness import FIXED, TRIALS, Moments, Outcomes, check_nothing_left, ingest, make_pictures, no_engine_left
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_an_ingest_that_a_full_disk_ends_goes_on_when_there_is_room(disk: Path, 
             run = ingest(pictures, file)
             assert run.finish() == 0, run.output
             check_file(file, pictures)
-            assert list((tmp_path / "tmp").iterdir()) == []
+            check_nothing_left()
     outcomes.conclude()
 
 

@@ -6,7 +6,18 @@ import signal
 from pathlib import Path
 
 from checker import check_acknowledged, check_file, check_whole, served
-from harness import FITTED, FIXED, TRIALS, Moments, Outcomes, Run, ingest, make_pictures, no_engine_left
+from harness import (
+    FITTED,
+    FIXED,
+    TRIALS,
+    Moments,
+    Outcomes,
+    Run,
+    check_nothing_left,
+    ingest,
+    make_pictures,
+    no_engine_left,
+)
 from servers import lite_server
 
 
@@ -36,7 +47,7 @@ def test_sigkill_on_milvus_lite_in_a_file(tmp_path: Path) -> None:
             run = ingest(pictures, file)
             assert run.finish() == 0, run.output
             check_file(file, pictures)
-            assert list((tmp_path / "tmp").iterdir()) == []
+            check_nothing_left()
     outcomes.conclude()
 
 
@@ -59,7 +70,7 @@ def test_sigkill_over_tcp(tmp_path: Path) -> None:
             run = ingest(pictures, server.uri)
             assert run.finish() == 0, run.output
             check_whole(server.uri, pictures)
-            assert list((tmp_path / "tmp").iterdir()) == []
+            check_nothing_left()
     outcomes.conclude()
 
 
