@@ -242,9 +242,8 @@ def _regions(store: Store, *, repair: bool) -> Iterator[Check]:
         return  # the check before this one has said it
     if description is None or description.schema.parts is None:
         return
-    yield _attempt(
-        "regions", lambda: _in_step(store, description.schema, repair=repair), "ingest into a new collection"
-    )
+    remedy = "mgm ingest FOLDER encodes what is missing"
+    yield _attempt("regions", lambda: _in_step(store, description.schema, repair=repair), remedy)
 
 
 def _in_step(store: Store, schema: Schema, *, repair: bool) -> Check:

@@ -342,6 +342,20 @@ def test_what_a_crash_left_behind_is_mended_by_the_next_ingest(tmp_path: Path) -
         assert out_of_step(store, SCHEMA, thorough=True) == OutOfStep()
 
 
+def test_a_collection_that_a_kill_left_without_its_regions_gets_them_with_the_next_ingest(tmp_path: Path) -> None:
+    """Made in two steps, of which the second may not come to pass."""
+    folder = make_photos(tmp_path / "photos", 3)
+    with ImageIndex.open(tmp_path / "half.db", SCHEMA) as index:
+        index.ingest(folder / "disc")
+        store: Any = index.connection.store
+        store._client.drop_collection("pictures_parts")
+    with ImageIndex.open(tmp_path / "half.db") as index:
+        report = index.ingest(folder)
+        assert (report.added, report.failed) == (9, 0)
+        assert out_of_step(index.connection.store, SCHEMA, thorough=True) == OutOfStep()
+        assert index.connection.store.regions.count() == 9 * SETTINGS.regions
+
+
 def test_regions_that_are_missing_or_of_another_encoder(tmp_path: Path) -> None:
     folder = make_photos(tmp_path / "photos", 2)
     uri = tmp_path / "lost.db"

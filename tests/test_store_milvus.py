@@ -8,17 +8,20 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -608,6 +611,42 @@ def test_other_failures_are_not_tried_again() -> None:
     assert flaky.calls == 1
     with pytest.raises(ZeroDivisionError):
         Border("here", "pictures", timeout=5).call(lambda: 1 // 0)
+
+
+def test_folders_for_temporary_files_that_cannot_be(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, message in ((tmp_path / "gone", r"No such file.*set TMPDIR"), (tmp_path / ("x" * 100), "shorter one")):
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        if folder.name != "gone":
+            folder.mkdir()
+        with pytest.raises(errors.StoreError, match=message):
+            open_store(str(file), "pictures")
+        assert folder.name == "gone" or list(folder.iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    open_store(str(file), "pictures").close()  # nobody holds its lock
+
+
+def test_what_a_full_disk_may_not_have_taken_is_not_acknowledged(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is full before a call, or becomes so during one; what can be read can still be read."""
+    free = [10**9]
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0] if len(free) == 1 else free.pop(0))
+    )
+    store = MilvusStore(str(file), "pictures")
+    store.create(DESCRIPTION)
+    store.upsert(rows(0, 10))
+    for shrinking in ([31_999_999], [32_000_000, 5]):
+        free[:] = shrinking
+        with pytest.raises(errors.StoreError, match=r"pictures\.db is full: [\d,]+ bytes are free.*Make room, then"):
+            store.upsert(rows(10, 10))
+        assert store.count() == (10 if len(shrinking) == 1 else 20)
+    with pytest.raises(errors.StoreError, match="is full"):
+        store.delete([rows(0, 1)[0].id])
+    free[:] = [32_000_000]
+    store.upsert(rows(10, 10))
+    assert store.count() == 20
+    store.close()
 
 
 # --- quiet -----------------------------------------------------------------------------------------------------------

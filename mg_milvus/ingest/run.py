@@ -104,7 +104,10 @@ class _Run:
     def wet(self) -> None:
         sample, self.tally.total = reservoir(self._files(lambda _: None), SAMPLE_SIZE)
         handled: set[str] = set()
-        if self._connection.description() is None and sample:
+        recorded = self._connection.description()
+        if recorded is not None and recorded.schema.parts is not None:
+            self._connection.store.create(recorded)  # a kill in the first ingest can leave it without its regions
+        if recorded is None and sample:
             encoder, description, handled = first_ingest(
                 self._connection.store, self._connection.base_encoder(), self._connection.schema, sample,
                 self._settings, fields_of=self._fields_of, tally=self.tally, report=self._progress,

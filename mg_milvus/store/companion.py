@@ -77,7 +77,7 @@ class Companion:
         client = self._connection.client
         for first in range(0, len(rows), _PARTS_A_CALL):
             some = rows[first : first + _PARTS_A_CALL]
-            self._connection.border.call(partial(client.upsert, self.name, some, timeout=self._timeout))
+            self._connection.border.write(partial(client.upsert, self.name, some, timeout=self._timeout))
 
     def get(self, fingerprint: str) -> bytes | None:
         """The file; None when it, or a part of it, is missing."""
@@ -101,7 +101,7 @@ class Companion:
             self._load()
             parts = f"id like {literal(fingerprint + ':%')}"
             client = self._connection.client
-            self._connection.border.call(lambda: client.delete(self.name, filter=parts, timeout=self._timeout))
+            self._connection.border.write(lambda: client.delete(self.name, filter=parts, timeout=self._timeout))
 
     def _read(self, fingerprint: str, first: int, end: int) -> dict[int, tuple[int, int, str]]:
         wanted = ",".join(literal(f"{fingerprint}:{number}") for number in range(first, end))

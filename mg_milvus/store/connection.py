@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -131,8 +132,8 @@ def connect(uri: str, collection: str, token: str | None, timeout: float) -> Con
         StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
         StoreError: the file cannot be opened.
     """
-    border = Border(without_password(uri), collection, timeout)
     if re.match(r"(https?|tcp)://[^/]", uri, re.IGNORECASE) and not uri.endswith(".db"):
+        border = Border(without_password(uri), collection, timeout)
         client = _client(border, uri, token, timeout)
         return Connection(client, border, _ask_engine(border, client, timeout), timeout, client.close)
     if "://" in uri or not uri.endswith(".db"):
@@ -145,6 +146,7 @@ def connect(uri: str, collection: str, token: str | None, timeout: float) -> Con
     from mg_milvus.store import lite
 
     file = Path(uri).expanduser()
+    border = Border(uri, collection, timeout, partial(lite.check_room, file))
     address = lite.start(file)
     try:
         client = _client(border, address, None, timeout)

@@ -157,7 +157,11 @@ class Border:
     times and no longer than ``timeout`` seconds in all.
     """
 
-    def __init__(self, where: str, collection: str, timeout: float) -> None:
+    def __init__(
+        self, where: str, collection: str, timeout: float, check_room: Callable[[], None] = lambda: None
+    ) -> None:
+        """``timeout`` in seconds; ``check_room`` raises ``StoreError`` where what is written would not be kept."""
+        self._check_room = check_room
         self._where, self._collection, self._timeout = where, collection, timeout
         self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
         self._closed = threading.Event()
@@ -165,6 +169,17 @@ class Border:
     def close(self) -> None:
         """Refuse all later calls."""
         self._closed.set()
+
+    def write(self, operation: Callable[[], T]) -> T:
+        """``call`` for what changes something. It counts as done only if there was room for it before and after.
+
+        Milvus Lite also says that it has written what did not fit on its disk.
+        """
+        self._check_room()
+        try:
+            return self.call(operation)
+        finally:
+            self._check_room()
 
     def call(self, operation: Callable[[], T], attempts: int = ATTEMPTS) -> T:
         """The operation's result.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -28,6 +29,10 @@ from mg_milvus.errors import StoreError, StoreLockedError, UnsupportedError
 
 _LOCK_PATIENCE = 2.0
 _START_PATIENCE = 10.0
+_ROOM = 32_000_000
+"""Bytes: several times what a call writes at most, with its journal."""
+_LONGEST_FOLDER = 100
+"""Bytes of a folder's path; with a socket in it 107 on Linux, 103 on macOS."""
 _SERVER_REMEDY = "give the URI of a Milvus server instead, such as http://localhost:19530"
 
 
@@ -139,6 +144,19 @@ def _stop_all() -> None:
             _engines.popitem()[1].stop()
 
 
+def check_room(file: Path) -> None:
+    """Raise StoreError unless the file's disk has room for whatever one call writes.
+
+    The engine (2.5.1, measured) acknowledges writes that a full disk did not take: they are gone when it stops.
+    """
+    free = shutil.disk_usage(file.parent).free
+    if free < _ROOM:
+        raise StoreError(
+            f"the disk of {file} is full: {free:,} bytes are free, {_ROOM:,} are needed to write safely. Make room, "
+            "then run the same command again; what was stored stays"
+        )
+
+
 def _check(file: Path) -> None:
     if len(file.name) > 36 or not re.fullmatch(r"[A-Za-z0-9._-]+", file.name):
         raise UnsupportedError(
@@ -167,7 +185,11 @@ def _is_milvus(file: Path) -> bool:
 def _launch(binary: Path, file: Path) -> _Engine:
     lock_file = file.with_name(f".{file.name}.lock")
     lock = _lock(file, lock_file)
-    folder = Path(tempfile.mkdtemp(prefix="mgm-"))
+    try:
+        folder = _socket_folder(file)
+    except StoreError:
+        lock.close()
+        raise
     engine = _Engine(
         subprocess.Popen(  # noqa: S603  (the program of an installed package)
             [binary, file, f"unix:{folder / 's'}", "ERROR", lock_file],
@@ -188,6 +210,24 @@ def _launch(binary: Path, file: Path) -> _Engine:
             raise StoreError(f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to")
         time.sleep(0.005)
     return engine
+
+
+def _socket_folder(file: Path) -> Path:
+    """A new folder for the engine's socket. Those of earlier engines of this file, which a kill left, are removed.
+
+    For who holds the file's lock. Never the same name again: an engine that is still ending removes its own socket.
+    """
+    prefix = f"mgm-{hashlib.blake2b(os.fsencode(file), digest_size=4).hexdigest()}-"
+    try:
+        for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+    except OSError as exc:
+        raise StoreError(f"no temporary folder can be made ({exc}): set TMPDIR to a folder with room") from exc
+    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        folder.rmdir()
+        raise StoreError(f"{folder} is too long a path for Milvus Lite's socket: set TMPDIR to a shorter one")
+    return folder
 
 
 def environment(binary: Path) -> dict[str, str]:

@@ -98,9 +98,11 @@ class MilvusStore:
     def drop(self) -> None:
         """See ``Store``."""
         if self.describe() is not None:
-            self._call(lambda: self._client.drop_collection(self.collection, timeout=self._timeout))
+            self._connection.border.write(lambda: self._client.drop_collection(self.collection, timeout=self._timeout))
         if self._companion.exists():
-            self._call(lambda: self._client.drop_collection(self._companion.name, timeout=self._timeout))
+            self._connection.border.write(
+                lambda: self._client.drop_collection(self._companion.name, timeout=self._timeout)
+            )
         self._tuned.drop()
         self.regions.drop()
         self._layout = None
@@ -111,7 +113,7 @@ class MilvusStore:
         records = layout.records(rows)
         self.regions.upsert(rows)
         for some in _chunks(records, layout.rows_a_call):
-            self._call(partial(self._client.upsert, self.collection, some, timeout=self._timeout))
+            self._call(partial(self._client.upsert, self.collection, some, timeout=self._timeout), writes=True)
 
     def nearest(self, granularity: str, codes: Codes, depth: int, where: str | None = None) -> list[Neighbours]:
         """See ``Store``."""
@@ -211,7 +213,9 @@ class MilvusStore:
             there = [record["id"] for record in self._query(among(some), ["id"])]
             if there:
                 chosen = among(there)
-                self._call(partial(self._client.delete, self.collection, filter=chosen, timeout=self._timeout))
+                self._call(
+                    partial(self._client.delete, self.collection, filter=chosen, timeout=self._timeout), writes=True
+                )
                 if self._described().schema.parts:
                     self.regions.delete(there)
             deleted += len(there)
@@ -250,9 +254,10 @@ class MilvusStore:
                 self._connection.border.close()
                 self._connection.close()
 
-    def _call(self, operation: Callable[[], T]) -> T:
+    def _call(self, operation: Callable[[], T], *, writes: bool = False) -> T:
+        border = self._connection.border
         try:
-            return self._connection.border.call(operation)
+            return border.write(operation) if writes else border.call(operation)
         except CollectionNotFoundError:
             self._layout = None  # another client dropped it, and may make another
             raise

@@ -74,7 +74,7 @@ class RegionTable:
         text = tables.described(self._connection, self.name)
         if text is not None and self._is_own(text):
             client = self._connection.client
-            self._call(lambda: client.drop_collection(self.name, timeout=self._timeout))
+            self._connection.border.write(lambda: client.drop_collection(self.name, timeout=self._timeout))
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """Write the regions of these pictures, where they bring some."""
@@ -84,7 +84,7 @@ class RegionTable:
         client = self._connection.client
         for start in range(0, len(records), _ROWS_A_CALL):
             some = records[start : start + _ROWS_A_CALL]
-            self._call(partial(client.upsert, self.name, some, timeout=self._timeout))
+            self._connection.border.write(partial(client.upsert, self.name, some, timeout=self._timeout))
 
     def nearest(self, scale: int, codes: Codes, depth: int, pictures: Sequence[str] | None = None) -> list[Neighbours]:
         """See ``Regions``."""
@@ -134,7 +134,7 @@ class RegionTable:
         size = max(1, _ROWS_A_CALL // parts.regions)
         for start in range(0, len(pictures), size):
             ids = [region_id(picture, n) for picture in pictures[start : start + size] for n in range(parts.regions)]
-            self._call(partial(client.delete, self.name, filter=among(ids), timeout=self._timeout))
+            self._connection.border.write(partial(client.delete, self.name, filter=among(ids), timeout=self._timeout))
 
     def _search(self, codes: Codes, depth: int, where: str) -> list[list[tuple[float, str]]]:
         client = self._connection.client
@@ -160,7 +160,7 @@ class RegionTable:
         if self._loaded == wanted:
             return
         text = tables.described(self._connection, self.name)
-        remedy = "ingest into a new collection with --collection, or ask without parts"
+        remedy = "ingest the pictures again, or ask without parts"
         if text is None:
             raise StoreError(f"collection '{self.name}', which holds the codes of regions, is missing: {remedy}")
         if text != wanted:

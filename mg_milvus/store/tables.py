@@ -66,7 +66,7 @@ def create(
         )
     make = connection.client.create_collection
     try:
-        connection.border.call(
+        connection.border.write(
             lambda: make(
                 name,
                 schema=schema,
@@ -95,7 +95,7 @@ def prepare(
                 vector, index_type=kind, index_name=vector, metric_type="HAMMING", params=dict(parameters)
             )  # fmt: skip
         # sync=False: loading waits for the indexes anyway, while pymilvus would sleep half a second for each.
-        border.call(lambda: client.create_index(name, params, sync=False, timeout=_LOAD_TIMEOUT))
+        border.write(lambda: client.create_index(name, params, sync=False, timeout=_LOAD_TIMEOUT))
     state = border.call(lambda: client.get_load_state(name, timeout=_LOAD_TIMEOUT))["state"]
     if missing or state != LoadState.Loaded:
         border.call(lambda: client.load_collection(name, replica_number=replicas, timeout=_LOAD_TIMEOUT))

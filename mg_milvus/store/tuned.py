@@ -56,7 +56,7 @@ class TunedRecord:
         text = tables.described(self._connection, self.name)
         if text is not None and self._is_own(text):
             client = self._connection.client
-            self._connection.border.call(lambda: client.drop_collection(self.name, timeout=self._timeout))
+            self._connection.border.write(lambda: client.drop_collection(self.name, timeout=self._timeout))
 
     def _is_own(self, text: str) -> bool:
         return (own_description(text) or {}).get("tuned_of") == self._collection

@@ -1,0 +1,74 @@
+"""A disk that becomes full in the middle of an ingest into a Milvus Lite file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checker import check_acknowledged, check_file, served
+from harness import FIXED, TRIALS, Moments, Outcomes, check_nothing_left, ingest, make_pictures, no_engine_left
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of the test's own."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("a small disk can be mounted by root on Linux only")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", folder]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_an_ingest_that_a_full_disk_ends_goes_on_when_there_is_room(disk: Path, tmp_path: Path) -> None:
+    outcomes = Outcomes("disk full")
+    (tmp_path / "schema.yaml").write_text(FIXED)
+    pictures = make_pictures(tmp_path / "pictures", range(60))
+    file, filler = disk / "i.db", disk / "filler"
+    run = ingest(pictures, file)
+    assert run.finish() == 0, run.output
+    moments = Moments.of(run, "disk")
+    for trial in range(TRIALS or 1):
+        file.unlink()
+        with outcomes.trial(trial), no_engine_left(file):
+            run = ingest(pictures, file)
+            moments.reach(run)
+            fill(filler, 5_000 * (trial % 3))
+            stage = run.events[-1].stage
+            if run.finish() == 0:
+                stage = "the end"
+            else:
+                assert run.code == 1, run.output
+                (complaint,) = run.complaints
+                assert complaint.startswith(f"mgm: the disk of {file} is full: ")
+                assert "Make room, then run the same command again; what was stored stays" in complaint
+            outcomes.met(f"while at '{stage}'")
+            filler.unlink()
+            if file.exists():
+                with served(file) as uri:
+                    check_acknowledged(uri, run.acknowledged)
+            run = ingest(pictures, file)
+            assert run.finish() == 0, run.output
+            check_file(file, pictures)
+            check_nothing_left()
+    outcomes.conclude()
+
+
+def fill(filler: Path, leave: int) -> None:
+    """Take all of a disk but some bytes, while others write on it too."""
+    with filler.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while file.write(bytes(1_000_000)):
+                pass
+        file.truncate(file.tell() - leave)

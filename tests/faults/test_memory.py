@@ -1,0 +1,29 @@
+"""The memory that an ingest takes, however many pictures there are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_photos
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit")
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
+    """Peak memory of ingests of 200 and of 1,200 pictures, both with shipped heads."""
+    photos = make_photos(tmp_path / "photos", per_kind=400)
+    few = sorted(photos.rglob("*.jpg"))[:200]
+    code = (
+        "import sys, resource; from mg_milvus import ImageIndex, Schema;"
+        "s = Schema.from_yaml('encoder: {heads: fixed}'); i = ImageIndex.open('memory:', s);"
+        "i._connection.store.upsert = lambda rows: None;"
+        "r = i.ingest(*sys.argv[1:], batch_size=32); assert r.added in (200, 1200), r;"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", code, *map(str, sources)], capture_output=True, check=True).stdout)
+        for sources in (few, [photos])
+    ]
+    assert peaks[1] - peaks[0] < 20_000, "kilobytes"
