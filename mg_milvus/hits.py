@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,14 @@ class Progress:
         done: pictures finished, failed ones included.
         total: pictures to do; 0 where nobody knows.
         failed: pictures that could not be read.
+        failures: those of them that are known by name, in the order met; it may grow later.
     """
 
     stage: str
     done: int
     total: int
     failed: int
+    failures: Sequence[Failure] = ()
 
 
 @dataclass(frozen=True, slots=True)

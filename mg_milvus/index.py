@@ -18,7 +18,7 @@ from mg_milvus.errors import QueryError
 from mg_milvus.hits import IndexInfo
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import discover, path_text
-from mg_milvus.ingest import FEWEST_TO_FIT, SAMPLE_SIZE, Settings, run_ingest, run_refit
+from mg_milvus.ingest import FEWEST_TO_FIT, SAMPLE_SIZE, IngestMeters, Settings, run_ingest, run_refit
 from mg_milvus.metadata import default_values, read_metadata
 from mg_milvus.schema import Schema
 
@@ -120,6 +120,7 @@ class ImageIndex:
         dry_run: bool = False,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         progress: Callable[[Progress], None] | None = None,
+        meters: IngestMeters | None = None,
     ) -> IngestReport:
         """Bring the index up to date with folders and files of pictures.
 
@@ -136,6 +137,7 @@ class ImageIndex:
             dry_run: write nothing, read no picture; say what would be done.
             max_pixels: larger pictures are refused.
             progress: called after each batch.
+            meters: counts and measures; make one for each ingest, and read its text from any thread meanwhile.
 
         Raises:
             PictureError: a source does not exist; nothing was done.
@@ -151,7 +153,7 @@ class ImageIndex:
 
         return run_ingest(
             self._connection, lambda on_failure: discover(sources, on_failure),
-            Settings(batch_size, workers, max_pixels), fields_of,
+            Settings(batch_size, workers, max_pixels, meters or IngestMeters()), fields_of,
             prune=sources if prune else (), dry_run=dry_run, progress=progress,
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ PACKAGE = Path(mg_milvus.__file__).parent
 
 PLAN = (
     ("errors",),
-    ("codes", "hits", "regions"),
+    ("codes", "hits", "meters", "regions"),
     ("schema", "metrics", "code_health"),
     ("encoder", "store", "fusion", "images", "metadata"),
     ("connection", "search", "duplicates", "labels", "recall"),

@@ -11,7 +11,7 @@ import typer
 
 from mg_milvus.cli import options
 from mg_milvus.cli.hit_table import print_hits
-from mg_milvus.cli.terminal import complain
+from mg_milvus.cli.terminal import tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -224,4 +224,4 @@ def _write_page(
         file.write_text(page, encoding="utf-8")
     except OSError as exc:
         raise typer.BadParameter(f"'{file}' cannot be written: {exc.strerror}", param_hint="--html") from exc
-    complain(f"wrote {file}")
+    tell(f"wrote {file}", "wrote", file=str(file))

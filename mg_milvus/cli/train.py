@@ -141,7 +141,7 @@ def train(
 
         def on_epoch(record: Mapping[str, float]) -> None:
             write(record)
-            view.line(epoch_line(record, configuration.epochs))
+            view.line(epoch_line(record, configuration.epochs), "epoch", **record)
 
         report = run(
             folder, out, configuration, labels=labels, resume=resume, stop_after=stop_after,
@@ -184,6 +184,6 @@ def _finish(report: TrainReport, out: Path, *, as_json: bool) -> None:
             f"{out}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, trained on {report.pictures:,} "
             f"pictures ({learned}) in {report.seconds:.0f} s; weights of epoch {report.best_epoch} of {report.epochs}"
         )
-        print_failures(report.failures)
+    print_failures(report.failures, as_json=as_json)
     if report.failures:
         raise typer.Exit(UNREADABLE)
