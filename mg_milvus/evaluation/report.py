@@ -229,16 +229,16 @@ def _table(figures: Figures, *, best: bool) -> _Table:
     largest = {}
     for column in columns:
         known = [value for row in figures.values() if isinstance(value := row.get(column), float) and value == value]
-        if best and known and _number(min(known)) != _number(max(known)):
-            largest[column] = _number(max(known))
+        if best and known and number(min(known)) != number(max(known)):
+            largest[column] = number(max(known))
     rows = []
     for name, row in figures.items():
-        texts = [(column, _number(row.get(column))) for column in columns]
+        texts = [(column, number(row.get(column))) for column in columns]
         rows.append((name, [_Cell(text, largest.get(column) == text) for column, text in texts]))
     return _Table(columns, rows)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Whole numbers as they are, fractions with three decimals, large and very small ones with what says something."""
     if value is None or math.isnan(value):
         return "–"
