@@ -79,7 +79,7 @@ def epoch_plot(
         colours: name -> colour (``"h0"`` .. ``"h5"``, ``"soft"``).
         what: the figure; the page's only plot of it.
         marked: the epoch where a dashed line stands.
-        share: the values lie in 0 .. 1, all of which is shown.
+        share: the values lie in 0 .. 1, and the axis begins at 0.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -95,7 +95,8 @@ def epoch_plot(
     axes.set(xlim=(0.5, most + 0.5), xlabel="epoch", ylabel=what)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if share:
-        axes.set_ylim(0, 1.02)
+        highest = max((float(np.nanmax(values)) for values in lines.values() if np.isfinite(values).any()), default=1.0)
+        axes.set_ylim(0, min(1.02, 1.2 * highest) or 1)
     axes.grid(color=_COLOUR["line"], linewidth=0.6)
     return _svg(figure, what)
 
