@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mg_milvus.codes import hamming
+from mg_milvus.explanation import Trace
 from mg_milvus.part_search import MOST_REGIONS, REGIONS_A_PICTURE, REGIONS_OF_MANY, Found, find_parts
 from mg_milvus.question import MAX_DEPTH
 from mg_milvus.schema_parts import PARTS
@@ -47,43 +49,55 @@ class Candidates:
 
 
 def candidates(
-    store: Store, schema: Schema, codes: Mapping[str, Codes], question: Question, without: Sequence[str] = ()
-) -> list[Candidates]:
+    store: Store, schema: Schema, codes: Mapping[str, Codes], question: Question, without: Sequence[str] = (),
+    trace: Trace | None = None,
+) -> list[Candidates]:  # fmt: skip
     """What the granularities with a weight find, not ranked yet; one for each query. Arguments as for ``ask``."""
+    trace = trace or Trace()
     fields = [name for name in schema.bits if name in question.weights]
-    cascade = _plan(store, question, fields) == "cascade"
+    trace.plan = _plan(store, question, fields)
+    cascade = trace.plan[0] == "cascade"
     if cascade:
         shortest = min(fields, key=lambda name: schema.bits[name])
-        first = _nearest(store, codes, [shortest], question, question.first_depth + len(without))
-        parts = [_parts(store, schema, codes, question, place, list(own)) for place, own in enumerate(first)]
-        found = [
-            _named(store, schema, codes, question, place, list(own), regions)
-            for place, (own, regions) in enumerate(zip(first, parts, strict=True))
-        ]
+        first = _nearest(store, codes, [shortest], question, question.first_depth + len(without), trace)
+        trace.narrowed(shortest)
+        with trace.timed(f"search {PARTS}") if question.parts else nullcontext():
+            parts = [_parts(store, schema, codes, question, place, list(own)) for place, own in enumerate(first)]
+        with trace.timed("narrow"):
+            found = [
+                _named(store, schema, codes, question, place, list(own), regions, trace)
+                for place, (own, regions) in enumerate(zip(first, parts, strict=True))
+            ]
     else:
-        found = _nearest(store, codes, fields, question, question.depth + len(without))
-        parts = [_parts(store, schema, codes, question, place) for place in range(_count(codes))]
-        for own, regions in zip(found, parts, strict=True):
-            for key in _reached(store, regions, question, own) if regions else ():
-                own.setdefault(key, []).append(PARTS)
-    rows = store.fetch(list(dict.fromkeys(key for own in found for key in own)), tuple(schema.bits))
+        found = _nearest(store, codes, fields, question, question.depth + len(without), trace)
+        with trace.timed(f"search {PARTS}") if question.parts else nullcontext():
+            parts = [_parts(store, schema, codes, question, place) for place in range(_count(codes))]
+            for own, regions in zip(found, parts, strict=True):
+                reached = _reached(store, regions, question, own) if regions else []
+                if regions:
+                    trace.answers.setdefault(PARTS, (question.depth, reached))
+                for key in reached:
+                    own.setdefault(key, []).append(PARTS)
+    with trace.timed("fetch"):
+        rows = store.fetch(list(dict.fromkeys(key for own in found for key in own)), tuple(schema.bits))
     left_out = set(without)
     results = []
-    for place, own in enumerate(found):
-        # A row that was deleted between the search and the fetch is no candidate.
-        there = [rows[key] for key in own if key in rows and key not in left_out]
-        distances = exact_distances([row.codes for row in there], codes, schema.bits, place)
-        boxes: list[Box | None] = [None] * len(there)
-        if schema.parts and (regions := parts[place]):
-            distances[PARTS] = regions.distances([row.id for row in there])
-            boxes = [regions.box(row.id, schema.parts, row.width, row.height) for row in there]
-        results.append(Candidates(there, distances, [tuple(own[row.id]) for row in there], boxes))
+    with trace.timed("distances"):
+        for place, own in enumerate(found):
+            # A row that was deleted between the search and the fetch is no candidate.
+            there = [rows[key] for key in own if key in rows and key not in left_out]
+            distances = exact_distances([row.codes for row in there], codes, schema.bits, place)
+            boxes: list[Box | None] = [None] * len(there)
+            if schema.parts and (regions := parts[place]):
+                distances[PARTS] = regions.distances([row.id for row in there])
+                boxes = [regions.box(row.id, schema.parts, row.width, row.height) for row in there]
+            results.append(Candidates(there, distances, [tuple(own[row.id]) for row in there], boxes))
     return results
 
 
 def _named(
     store: Store, schema: Schema, codes: Mapping[str, Codes], question: Question, place: int, ids: Sequence[str],
-    regions: Found | None,
+    regions: Found | None, trace: Trace,
 ) -> dict[str, list[str]]:  # fmt: skip
     """What each granularity names of these rows, its ``pool`` nearest, as it would have done of all rows.
 
@@ -98,8 +112,11 @@ def _named(
     keys = np.array(list(known), dtype=np.str_)
     found: dict[str, list[str]] = {}
     for name, values in distances.items():
-        for row in np.lexsort((keys, values))[: question.pool]:
-            found.setdefault(str(keys[row]), []).append(name)
+        named = [str(keys[row]) for row in np.lexsort((keys, values))[: question.pool]]
+        if place == 0:
+            trace.answers[name] = (question.pool, named)
+        for key in named:
+            found.setdefault(key, []).append(name)
     return found
 
 
@@ -116,14 +133,19 @@ def exact_distances(
     }
 
 
-def _plan(store: Store, question: Question, fields: Sequence[str]) -> Plan:
-    """``full`` or ``cascade``; with one granularity in the question, or regions only, there is nothing to cascade."""
+def _plan(store: Store, question: Question, fields: Sequence[str]) -> tuple[Plan, str]:
+    """``full`` or ``cascade``, and why; with one granularity in the question there is nothing to cascade."""
     asked = len(question.weights)
     if not fields or asked == 1:
-        return "full"
+        return "full", f"only {', '.join(question.weights)} is asked"
     if question.plan != "auto":
-        return question.plan
-    return "cascade" if PARTS not in question.weights and store.count() >= CASCADE_ROWS else "full"
+        return question.plan, "the question or the schema says so"
+    if PARTS in question.weights:
+        return "full", f"with {PARTS} in the question, auto asks everything"
+    rows = store.count()
+    if rows >= CASCADE_ROWS:
+        return "cascade", f"auto: {rows:,} pictures, and from {CASCADE_ROWS:,} on a cascade is chosen"
+    return "full", f"auto: {rows:,} pictures, fewer than the {CASCADE_ROWS:,} from which a cascade is chosen"
 
 
 def _count(codes: Mapping[str, Codes]) -> int:
@@ -131,12 +153,15 @@ def _count(codes: Mapping[str, Codes]) -> int:
 
 
 def _nearest(
-    store: Store, codes: Mapping[str, Codes], names: Sequence[str], question: Question, depth: int
+    store: Store, codes: Mapping[str, Codes], names: Sequence[str], question: Question, depth: int, trace: Trace
 ) -> list[dict[str, list[str]]]:
     """For each query, the rows that these granularities find, and which of them did."""
     found: list[dict[str, list[str]]] = [{} for _ in range(_count(codes))]
     for name in names:
-        answers = store.nearest(name, codes[name], min(depth, MAX_DEPTH), question.where)
+        with trace.timed(f"search {name}"):
+            answers = store.nearest(name, codes[name], min(depth, MAX_DEPTH), question.where)
+        if answers:
+            trace.answers[name] = (min(depth, MAX_DEPTH), answers[0].ids)
         for own, neighbours in zip(found, answers, strict=True):
             for key in neighbours.ids:
                 own.setdefault(key, []).append(name)

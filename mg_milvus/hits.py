@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+FAILURES_SHOWN = 20
+"""Failures that a report shows in a notebook."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,14 @@ class Progress:
         done: pictures finished, failed ones included.
         total: pictures to do; 0 where nobody knows.
         failed: pictures that could not be read.
+        failures: those of them that are known by name, in the order met; it may grow later.
     """
 
     stage: str
     done: int
     total: int
     failed: int
+    failures: Sequence[Failure] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,21 @@ class IngestReport:
             "seconds": round(self.seconds, 3), "pictures_per_second": round(self.pictures_per_second, 1),
             "adapted_on": self.adapted_on, "interrupted": self.interrupted, "dry_run": self.dry_run,
         }  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        """The counts and the first failures as a table, for a notebook."""
+        from mg_milvus.notebook import render
+
+        state = "interrupted" if self.interrupted else "dry run: nothing was written" if self.dry_run else ""
+        told = [f"{self.pictures_per_second:.1f} pictures/s", f"{self.seconds:.1f} s"] + ([state] if state else [])
+        if self.adapted_on:
+            told.append(f"hash heads fitted on {self.adapted_on:,} of them")
+        counts = {"added": self.added, "updated": self.updated, "unchanged": self.unchanged, "removed": self.removed}
+        return render(
+            "ingest", headline=f"{self.seen:,} pictures seen", told=" · ".join(told), columns=["", *counts, "failed"],
+            row=("pictures", [f"{count:,}" for count in (*counts.values(), self.failed)]),
+            failures=self.failures[:FAILURES_SHOWN], more=max(0, self.failed - FAILURES_SHOWN),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from mg_milvus.errors import QueryError
 from mg_milvus.hits import IndexInfo
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import discover, path_text
-from mg_milvus.ingest import FEWEST_TO_FIT, SAMPLE_SIZE, Settings, run_ingest, run_refit
+from mg_milvus.ingest import FEWEST_TO_FIT, SAMPLE_SIZE, IngestMeters, Settings, run_ingest, run_refit
 from mg_milvus.metadata import default_values, read_metadata
 from mg_milvus.schema import Schema
 
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any, Unpack
 
+    from mg_milvus.answer import Hits
     from mg_milvus.bulk.transfer import TransferReport
     from mg_milvus.codes import Codes
     from mg_milvus.duplicates import DuplicateReport
     from mg_milvus.encoder import Encoder
-    from mg_milvus.hits import Hit, IngestReport, Progress
+    from mg_milvus.explanation import Explanation
+    from mg_milvus.hits import IngestReport, Progress
     from mg_milvus.images.decode import PictureSource
     from mg_milvus.images.discover import Found
     from mg_milvus.search import QueryOptions
@@ -120,6 +122,7 @@ class ImageIndex:
         dry_run: bool = False,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         progress: Callable[[Progress], None] | None = None,
+        meters: IngestMeters | None = None,
     ) -> IngestReport:
         """Bring the index up to date with folders and files of pictures.
 
@@ -136,6 +139,7 @@ class ImageIndex:
             dry_run: write nothing, read no picture; say what would be done.
             max_pixels: larger pictures are refused.
             progress: called after each batch.
+            meters: counts and measures; make one for each ingest, and read its text from any thread meanwhile.
 
         Raises:
             PictureError: a source does not exist; nothing was done.
@@ -151,7 +155,7 @@ class ImageIndex:
 
         return run_ingest(
             self._connection, lambda on_failure: discover(sources, on_failure),
-            Settings(batch_size, workers, max_pixels), fields_of,
+            Settings(batch_size, workers, max_pixels, meters or IngestMeters()), fields_of,
             prune=sources if prune else (), dry_run=dry_run, progress=progress,
         )  # fmt: skip
 
@@ -214,11 +218,11 @@ class ImageIndex:
         """
         return transfer.export(self._connection, folder, progress=progress)
 
-    def query(self, picture: PictureSource, **options: Unpack[QueryOptions]) -> list[Hit]:
+    def query(self, picture: PictureSource, **options: Unpack[QueryOptions]) -> Hits:
         """Find the pictures that look like one; see ``query_many``."""
         return self.query_many([picture], **options)[0]
 
-    def query_many(self, pictures: Sequence[PictureSource], **options: Unpack[QueryOptions]) -> list[list[Hit]]:
+    def query_many(self, pictures: Sequence[PictureSource], **options: Unpack[QueryOptions]) -> list[Hits]:
         """Find the pictures that look like each of several, in one batch.
 
         Args:
@@ -227,8 +231,8 @@ class ImageIndex:
             **options: see ``QueryOptions``.
 
         Returns:
-            A list of at most k hits for each picture, best first; equal scores are ordered by the weighted distance,
-            then by id.
+            At most k hits for each picture, best first; equal scores are ordered by the weighted distance, then by id.
+            Each answer is a list that shows itself in a notebook.
 
         Raises:
             PictureError: a picture cannot be read.
@@ -243,7 +247,7 @@ class ImageIndex:
         prepared = [search.prepared(encoder, picture, box, parts=question.parts) for picture in pictures]
         return search.ask(self._connection.store, self.schema, search.encoded(encoder, prepared), question)
 
-    def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> list[Hit]:
+    def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> Hits:
         """Ask with codes that are there already.
 
         Args:
@@ -258,7 +262,7 @@ class ImageIndex:
         asked = search.checked_codes(self.schema, codes)
         return search.ask(self._connection.store, self.schema, asked, question)[0]
 
-    def like(self, id_or_path: PathLike, **options: Unpack[QueryOptions]) -> list[Hit]:
+    def like(self, id_or_path: PathLike, **options: Unpack[QueryOptions]) -> Hits:
         """Find the pictures that look like one that is indexed, which is itself left out; nothing is encoded.
 
         Raises:
@@ -269,6 +273,39 @@ class ImageIndex:
         row = self._connection.rows([id_or_path], tuple(self.schema.bits))[0]
         codes = {name: np.frombuffer(code, np.uint8)[None] for name, code in row.codes.items()}
         return search.ask(self._connection.store, self.schema, codes, question, without=[row.id])[0]
+
+    def explain(
+        self, picture: PictureSource | None = None, *, like: PathLike | None = None, **options: Unpack[QueryOptions]
+    ) -> Explanation:
+        """Ask as ``query`` does, or ``like``, and tell how the answer came about: its hits are the same.
+
+        Args:
+            picture: as for ``query``.
+            like: instead, the id or path of a picture that is indexed.
+            **options: see ``QueryOptions``.
+
+        Raises:
+            QueryError: none or both of the two are given; or as ``query`` and ``like``.
+        """
+        if (picture is None) == (like is None):
+            raise QueryError("explain asks with one picture; give it, or like=ID_OR_PATH, and not both")
+        trace = search.Trace()
+        with trace.timed("connect"):
+            self._connection.existing()
+        question = search.Question.of(self.schema, options)
+        if picture is None:
+            question = question.without_parts(options)
+            with trace.timed("codes"):
+                row = self._connection.rows([like or ""], tuple(self.schema.bits))[0]
+            codes = {name: np.frombuffer(code, np.uint8)[None] for name, code in row.codes.items()}
+            return search.explain(self._connection.store, self.schema, codes, question, trace, [row.id])
+        with trace.timed("load encoder"):
+            encoder = self._connection.encoder
+        with trace.timed("decode"):
+            prepared = search.prepared(encoder, picture, options.get("crop"), parts=question.parts)
+        with trace.timed("encode"):
+            codes = search.encoded(encoder, [prepared])
+        return search.explain(self._connection.store, self.schema, codes, question, trace)
 
     def duplicates(
         self,

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mg_milvus.answer import Hits
 from mg_milvus.candidates import Candidates, candidates, exact_distances
 from mg_milvus.errors import QueryError
+from mg_milvus.explanation import Explanation, Trace, explained
 from mg_milvus.fusion import fuse, shared_ranks
 from mg_milvus.hits import Hit
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, crop, open_picture
@@ -35,10 +37,12 @@ __all__ = [
     "Prepared",
     "QueryOptions",
     "Question",
+    "Trace",
     "ask",
     "candidates",
     "checked_codes",
     "encoded",
+    "explain",
     "prepared",
     "ranked",
 ]  # fmt: skip
@@ -126,7 +130,7 @@ def checked_codes(schema: Schema, codes: Mapping[str, bytes | Codes]) -> dict[st
 
 def ask(
     store: Store, schema: Schema, codes: Mapping[str, Codes], question: Question, without: Sequence[str] = ()
-) -> list[list[Hit]]:
+) -> list[Hits]:
     """Ask with codes, one list of hits per query, best first.
 
     Args:
@@ -137,11 +141,34 @@ def ask(
         without: ids to leave out of the results.
     """
     if question.fusion == "server":
-        return _ask_server(store, schema, codes, question, without)
+        return _ask_server(store, schema, codes, question, without, Trace())
     return [ranked(found, schema, question) for found in candidates(store, schema, codes, question, without)]
 
 
-def ranked(found: Candidates, schema: Schema, question: Question) -> list[Hit]:
+def explain(
+    store: Store, schema: Schema, codes: Mapping[str, Codes], question: Question, trace: Trace,
+    without: Sequence[str] = (),
+) -> Explanation:  # fmt: skip
+    """Ask as ``ask`` does, one query, and tell how the answer came about.
+
+    Args:
+        store: as for ``ask``.
+        schema: as for ``ask``.
+        codes: of one query.
+        question: as for ``ask``.
+        trace: begun before the query was encoded, so that it knows what that took.
+        without: as for ``ask``.
+    """
+    if question.fusion == "server":
+        hits = _ask_server(store, schema, codes, question, without, trace)[0]
+        return explained(hits, None, schema, question, trace)
+    found = candidates(store, schema, codes, question, without, trace)[0]
+    with trace.timed("fusion"):
+        hits = ranked(found, schema, question)
+    return explained(hits, found, schema, question, trace, without)
+
+
+def ranked(found: Candidates, schema: Schema, question: Question) -> Hits:
     """The best k of the candidates that a granularity with a weight has found, as ``ask`` gives them."""
     kept = [i for i, finders in enumerate(found.found_by) if not question.weights.keys().isdisjoint(finders)]
     rows = [found.rows[i] for i in kept]
@@ -152,17 +179,24 @@ def ranked(found: Candidates, schema: Schema, question: Question) -> list[Hit]:
         method="score" if question.fusion == "score" else "rank", rrf_k=question.rrf_k,
     )  # fmt: skip
     boxes = [found.boxes[i] for i in kept]
-    return _hits(rows, fused.order[: question.k], fused.scores, distances, fused.ranks, boxes)
+    return Hits(
+        _hits(rows, fused.order[: question.k], fused.scores, distances, fused.ranks, boxes), question.largest(schema)
+    )
 
 
 def _ask_server(
-    store: Store, schema: Schema, codes: Mapping[str, Codes], question: Question, without: Sequence[str]
-) -> list[list[Hit]]:
-    answers = store.hybrid(
-        {name: codes[name] for name in question.weights}, question.weights,
-        k=min(question.k + len(without), MAX_DEPTH), depth=question.depth, rrf_k=question.rrf_k, where=question.where,
-    )  # fmt: skip
-    rows = store.fetch(list(dict.fromkeys(key for answer in answers for key, _ in answer)), tuple(schema.bits))
+    store: Store, schema: Schema, codes: Mapping[str, Codes], question: Question, without: Sequence[str],
+    trace: Trace,
+) -> list[Hits]:  # fmt: skip
+    trace.plan = ("server", "the server fuses by itself, in one call")
+    with trace.timed("search"):
+        answers = store.hybrid(
+            {name: codes[name] for name in question.weights}, question.weights,
+            k=min(question.k + len(without), MAX_DEPTH), depth=question.depth, rrf_k=question.rrf_k,
+            where=question.where,
+        )  # fmt: skip
+    with trace.timed("fetch"):
+        rows = store.fetch(list(dict.fromkeys(key for answer in answers for key, _ in answer)), tuple(schema.bits))
     left_out = set(without)
     results = []
     for place, answer in enumerate(answers):
@@ -171,7 +205,8 @@ def _ask_server(
         distances = exact_distances([row.codes for row in there], codes, schema.bits, place)
         ranks = {name: shared_ranks(values) for name, values in distances.items()}
         scores = np.array([score for _, score in kept])
-        results.append(_hits(there, range(len(kept)), scores, distances, ranks, [None] * len(kept)))
+        hits = _hits(there, range(len(kept)), scores, distances, ranks, [None] * len(kept))
+        results.append(Hits(hits, question.largest(schema)))
     return results
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(mg_milvus.__file__).parent
 
 PLAN = (
-    ("errors",),
-    ("codes", "hits", "regions"),
+    ("errors", "notebook"),
+    ("codes", "hits", "meters", "regions"),
     ("schema", "metrics", "code_health"),
     ("encoder", "store", "fusion", "images", "metadata"),
     ("connection", "search", "duplicates", "labels", "recall"),
@@ -43,6 +43,8 @@ PART_OF = {
     "question": "search",
     "candidates": "search",
     "part_search": "search",
+    "explanation": "search",
+    "answer": "search",
     "encoder_cache": "connection",
     "ties": "metrics",
 }

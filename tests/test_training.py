@@ -515,13 +515,15 @@ def test_the_trained_encoder_serves_an_index(photos: Path, tmp_path: Path) -> No
     out = tmp_path / "mine.safetensors"
     trained = mgm(
         "train", photos, "--out", out, "--config", tmp_path / "t.yaml", "--epochs", 1, "--loss", "csq",
-        "--tensorboard", tmp_path / "curves",
+        "--tensorboard", tmp_path / "curves", "--report", tmp_path / "report",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert "epoch 1 of 1: loss mid" in trained.stderr
     assert "held-out mAP mid" in trained.stderr
     assert "3 classes and 3 groups" in trained.stdout
     assert list((tmp_path / "curves").iterdir())
+    assert f"wrote {tmp_path / 'report' / 'index.html'}" in trained.stderr
+    assert "How mine.safetensors was trained" in (tmp_path / "report" / "index.html").read_text()
     wrong = mgm("train", photos, "--out", out, "--config", tmp_path / "none.yaml")
     assert wrong.returncode == 1
     assert "cannot be read" in wrong.stderr

@@ -4,32 +4,76 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 import warnings
-from typing import Annotated, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from mg_milvus import __version__
-from mg_milvus.cli import bulk, duplicates, evaluate, fit, ingest, manage, plan, query, schema, serve, train, tune
-from mg_milvus.cli.terminal import ERROR, INTERRUPTED, complain
+from mg_milvus.cli import bulk, duplicates, evaluate, fit, ingest, log, manage, plan, query, schema, serve, train, tune
+from mg_milvus.cli.terminal import ERROR, INTERRUPTED, USAGE, complain
 from mg_milvus.errors import MgMilvusError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""Wrong usage of every kind; Typer gives it no name of its own."""
+
+
+@contextmanager
+def _usage_logged() -> Iterator[None]:
+    """In a structured log wrong usage is an event; otherwise Typer draws its box."""
+    try:
+        yield
+    except _UsageError as exc:
+        if not log.is_json():
+            raise
+        complain(str(exc.format_message()), error="UsageError")  # type: ignore[attr-defined]
+        raise typer.Exit(USAGE) from exc
+
+
+def _log_end(ctx: Any, code: int, started: float) -> None:
+    if log.is_json():
+        seconds = round(time.perf_counter() - started, 3)
+        log.emit("info", "finished", command=ctx.invoked_subcommand, exit_code=code, seconds=seconds)
 
 
 class Commands(TyperGroup):
     """The group of all commands, with one place where errors become lines and exit codes."""
 
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        """Read the arguments; first of all, how to tell what is wrong with them."""
+        with _usage_logged():
+            return super().make_context(info_name, log.choose(args), *rest, **extra)
+
     def invoke(self, ctx: Any) -> Any:
+        """Run a command, and tell its end in a structured log."""
+        started = time.perf_counter()
+        try:
+            with _usage_logged():
+                result = self._invoke(ctx)
+        except typer.Exit as exc:
+            _log_end(ctx, exc.exit_code, started)
+            raise
+        _log_end(ctx, 0, started)
+        return result
+
+    def _invoke(self, ctx: Any) -> Any:
         """Run a command; a user's error is one line on standard error, a closed pipe is no error at all."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except MgMilvusError as exc:
-            complain(str(exc))
+            complain(str(exc), error=type(exc).__name__)
             raise typer.Exit(ERROR) from exc
         except KeyboardInterrupt as exc:
-            complain("interrupted")
+            complain("interrupted", error="KeyboardInterrupt")
             raise typer.Exit(INTERRUPTED) from exc
         except BrokenPipeError as exc:
             # Whoever read the output has seen enough; the flush at exit must not complain about it either.
@@ -57,11 +101,21 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
+    ctx: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback does it
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    log_json: Annotated[  # noqa: ARG001 - taken out of the arguments before they are read, as it may stand anywhere
+        bool,
+        typer.Option(
+            log.FLAG,
+            help="Tell progress, unreadable pictures and errors as JSON, a line each, on standard error: "
+            f"mgm ingest photos/ {log.FLAG}. Env: {log.VARIABLE}=1",
+        ),
+    ] = False,
 ) -> None:
-    pass
+    if log.is_json():
+        log.emit("info", "started", command=ctx.invoked_subcommand, version=__version__)
 
 
 @app.command(name="version")
@@ -103,12 +157,15 @@ def run() -> int:
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else ERROR
     except Exception as exc:  # noqa: BLE001 - the last resort: a traceback helps nobody but a developer
-        if os.environ.get("MGM_DEBUG") == "1":
+        if os.environ.get("MGM_DEBUG") == "1" and not log.is_json():
             traceback.print_exc()
         else:
+            debug = {"traceback": traceback.format_exc()} if os.environ.get("MGM_DEBUG") == "1" else {}
             complain(
                 f"unexpected {type(exc).__name__}: {exc}. A bug in mg-milvus: run it again with MGM_DEBUG=1 and "
-                "report the traceback as an issue of the project"
+                "report the traceback as an issue of the project",
+                error=type(exc).__name__,
+                **debug,
             )
         return ERROR
     return 0

@@ -120,7 +120,7 @@ def encode(
         print(f"encoder {report.fingerprint}, kept in {printable(out)}")
         if report.interrupted:
             print("Interrupted: what is counted here is written; run the same command again to go on.")
-        print_failures(report.failures)
+    print_failures(report.failures, as_json=as_json)
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
     if report.failures:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
-from mg_milvus.cli.terminal import ProgressView, complain, console, printable, shorten
+from mg_milvus.cli.terminal import ProgressView, console, printable, shorten, tell
 
 if TYPE_CHECKING:
     from mg_milvus.duplicates import DuplicateGroup, DuplicateReport
@@ -117,7 +117,7 @@ def duplicates(
         for member in report.could_go:
             print(printable(member.path))
         for line in _summary(report, schema):
-            complain(line)
+            tell(line)
     else:
         for number, group in enumerate(report.groups, 1):
             _print_group(number, group, report)
@@ -166,4 +166,4 @@ def _write_page(file: Path, report: DuplicateReport, schema: Schema) -> None:
         file.write_text(duplicates_page(report, collection=schema.collection, bits=schema.bits), encoding="utf-8")
     except OSError as exc:
         raise typer.BadParameter(f"'{file}' cannot be written: {exc.strerror}", param_hint="--html") from exc
-    complain(f"wrote {file}")
+    tell(f"wrote {file}", "wrote", file=str(file))

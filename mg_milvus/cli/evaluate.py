@@ -172,6 +172,7 @@ def evaluate(
         print(json.dumps(evaluation.to_json()))
     else:
         show(evaluation)
+    print_failures(evaluation.failures, as_json=as_json)
     if report is not None:
         from mg_milvus.evaluation.shown import report_data
 
@@ -205,7 +206,6 @@ def show(evaluation: Evaluation) -> None:
             f"The index fitted {same} hash heads; asked {through['depth']} candidates deep, its figures differ from "
             f"those in memory by {through['largest_difference']:.6f} at most."
         )
-    print_failures(evaluation.failures)
 
 
 def _index_table(figures: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:

@@ -104,7 +104,7 @@ def fit(
             f"{out}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, heads fitted on "
             f"{report.pictures:,} pictures in {report.seconds:.1f} s"
         )
-        print_failures(report.failures)
+    print_failures(report.failures, as_json=as_json)
     if report.failures:
         raise typer.Exit(UNREADABLE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,9 @@ mgm ingest ~/Pictures
 
 mgm ingest ~/Pictures --prune      (later: what is unchanged is skipped)
 
-mgm ingest photos/ --schema schema.yaml --metadata captions.csv"""
+mgm ingest photos/ --schema schema.yaml --metadata captions.csv
+
+mgm ingest photos/ --log-json --metrics-file mgm.prom      (as a service that is watched)"""
 
 
 def register(app: typer.Typer) -> None:
@@ -58,6 +61,15 @@ def ingest(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing, say what would be done: mgm ingest photos/ --dry-run")
     ] = False,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--metrics-file",
+            metavar="FILE",
+            dir_okay=False,
+            help="Keep counts, queues and latencies there in Prometheus' text format: /var/lib/node_exporter/mgm.prom",
+        ),
+    ] = None,
     as_json: options.AsJson = False,
     encoder: options.EncoderOption = None,
     device: options.DeviceOption = None,
@@ -71,27 +83,33 @@ def ingest(
     """
     from mg_milvus.cli.settings import open_index, settings_from
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
+    from mg_milvus.ingest import IngestMeters, MetricsFile
 
+    if metrics_file is not None and dry_run:
+        raise typer.BadParameter("--metrics-file tells what an ingest does, and --dry-run does nothing; leave one out")
     settings = settings_from(uri, token, collection, device, schema, encoder, batch_size, workers)
-    with open_index(settings, timeout=timeout) as index, ProgressView() as view:
-        report = index.ingest(
-            *sources,
-            metadata=metadata,
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-            prune=prune,
-            dry_run=dry_run,
-            max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
-            progress=view,
-        )
-    finish(report, as_json=as_json)
+    meters = IngestMeters()
+    watched = MetricsFile(metrics_file, meters) if metrics_file is not None else nullcontext()
+    with open_index(settings, timeout=timeout) as index, watched:
+        with ProgressView() as view:
+            report = index.ingest(
+                *sources,
+                metadata=metadata,
+                batch_size=settings.batch_size,
+                workers=settings.workers,
+                prune=prune,
+                dry_run=dry_run,
+                max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+                progress=view,
+                meters=meters,
+            )
+        finish(report, as_json=as_json)
 
 
 def finish(report: IngestReport, *, as_json: bool) -> None:
     """Print what an ingest did, and end the command with the exit code that belongs to it."""
     print(json.dumps(report.as_dict()) if as_json else summary(report))
-    if not as_json:
-        print_failures(report.failures)
+    print_failures(report.failures, as_json=as_json)
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
     if report.failures:

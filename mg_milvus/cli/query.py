@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options
+from mg_milvus.cli.explain_table import print_explanation
 from mg_milvus.cli.hit_table import print_hits
-from mg_milvus.cli.terminal import complain
+from mg_milvus.cli.show import show_hits
+from mg_milvus.cli.terminal import tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mg_milvus.explanation import Explanation
     from mg_milvus.hits import Hit
     from mg_milvus.images.decode import PictureSource
     from mg_milvus.pages import QueryResult
@@ -32,7 +35,9 @@ curl -s URL | mgm query - --json
 
 mgm query --like photos/cat.jpg -k 20 --html result.html
 
-mgm query scene.jpg --crop 40,60,200,150 --weights coarse=1,parts=2      (same kind of scene, with this in it)"""
+mgm query scene.jpg --crop 40,60,200,150 --weights coarse=1,parts=2      (same kind of scene, with this in it)
+
+mgm query cat.jpg -k 3 --explain      (why these, and what took the time)"""
 
 
 def register(app: typer.Typer) -> None:
@@ -113,6 +118,16 @@ def query(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per hit and line: mgm query cat.jpg --json | jq .path")
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Also tell how the answer came about: candidates, ranks, shares, times"),
+    ] = False,
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--show", help="Also show the pictures, as the terminal can. Env: MGM_SHOW=kitty, iterm, sixel or blocks"
+        ),
+    ] = False,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", dir_okay=False, help="Also write a page with pictures: result.html"),
@@ -133,6 +148,8 @@ def query(
     _refuse_conflicts(names, like, crop, (weights, profile, granularity))
     if parts and regions:
         raise typer.BadParameter("--parts looks for one detail, --regions for all regions; give one of them")
+    if show and as_json:
+        raise typer.BadParameter("--show is for people and --json for programs; give one of them")
     asked: QueryOptions = {
         "k": k,
         "weights": options.numbers(weights, "--weights", "coarse=1,fine=3") if weights else None,
@@ -148,23 +165,34 @@ def query(
     }
     settings = settings_from(uri, token, collection, device, encoder=encoder)
     with open_index(settings, timeout=timeout) as index:
-        answers: list[list[Hit]]
+        answers: Sequence[Sequence[Hit]]
         sources: list[PictureSource]
+        told: Sequence[Explanation] = ()
         if like is not None:
             names, sources = [like], [text_path(index.path(like))]
-            answers = [index.like(like, **asked)]
         else:
             sources = [sys.stdin.buffer.read() if name == "-" else Path(name) for name in names]
-            answers = index.query_many(sources, **asked)
+        if explain:
+            told = [index.explain(None if like is not None else source, like=like, **asked) for source in sources]
+            answers = [one.hits for one in told]
+        else:
+            answers = [index.like(like, **asked)] if like is not None else index.query_many(sources, **asked)
         if html:
             _write_page(html, _results(names, sources, answers, area), asked, index.collection, index.schema)
         bits = index.schema.code_bits
-    for name, hits in zip(names, answers, strict=True):
-        if as_json:
+    for place, (name, hits) in enumerate(zip(names, answers, strict=True)):
+        title = name if len(names) > 1 else ""
+        if show:
+            show_hits(hits, title=title)
+        if as_json and explain:
+            print(json.dumps({"query": name} | told[place].as_dict()))
+        elif as_json:
             for hit in hits:
                 print(json.dumps({"query": name} | hit.as_dict()))
+        elif explain:
+            print_explanation(told[place], title=title)
         else:
-            print_hits(hits, bits, title=name if len(names) > 1 else "")
+            print_hits(hits, bits, title=title)
 
 
 def _refuse_conflicts(
@@ -224,4 +252,4 @@ def _write_page(
         file.write_text(page, encoding="utf-8")
     except OSError as exc:
         raise typer.BadParameter(f"'{file}' cannot be written: {exc.strerror}", param_hint="--html") from exc
-    complain(f"wrote {file}")
+    tell(f"wrote {file}", "wrote", file=str(file))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
+from mg_milvus.cli import log, options
 from mg_milvus.cli.terminal import ERROR, printable
 from mg_milvus.errors import SchemaError
 
@@ -91,7 +91,10 @@ def check(file: SchemaFile) -> None:
         schema = Schema.load(file)
     except SchemaError as error:
         for line in str(error).splitlines():
-            print(printable(line), file=sys.stderr)
+            if log.is_json():
+                log.emit("error", "error", message=line, error="SchemaError", file=str(file))
+            else:
+                print(printable(line), file=sys.stderr)
         raise typer.Exit(ERROR) from error
     codes = " + ".join(f"{name} {bits}" for name, bits in schema.bits.items())
     print(

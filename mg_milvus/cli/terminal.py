@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from mg_milvus.cli import log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,8 +54,23 @@ def shorten(path: str, width: int) -> str:
     return "…" + path[start:]
 
 
-def complain(message: str) -> None:
-    """One line on standard error."""
+def complain(message: str, **fields: Any) -> None:
+    """One line on standard error about what is wrong; ``fields`` go into a structured log only."""
+    if log.is_json():
+        log.emit("error", "error", message=message, **fields)
+    else:
+        _line(message)
+
+
+def tell(message: str, event: str = "note", **fields: Any) -> None:
+    """One line on standard error about what was done; ``fields`` go into a structured log only."""
+    if log.is_json():
+        log.emit("info", event, message=message, **fields)
+    else:
+        _line(message)
+
+
+def _line(message: str) -> None:
     line = " ".join(printable(part) for part in message.splitlines())
     print(f"mgm: {line}", file=sys.stderr, flush=True)
 
@@ -68,8 +85,12 @@ def console(*, error: bool = False) -> Console:
     return made
 
 
-def print_failures(failures: Sequence[Failure]) -> None:
-    """The files that could not be read, one line each, on standard output."""
+def print_failures(failures: Sequence[Failure], *, as_json: bool = False) -> None:
+    """The files that could not be read: one line each on standard output unless JSON is there, and in the log."""
+    if log.is_json():
+        log.unreadable(failures)
+    if as_json:
+        return
     if failures:
         print(f"\n{len(failures):,} could not be read:")
     for failure in failures:
@@ -77,7 +98,7 @@ def print_failures(failures: Sequence[Failure]) -> None:
 
 
 class ProgressView:
-    """Shows ``Progress`` records: a bar on a terminal, quiet lines otherwise. Both on standard error.
+    """Shows ``Progress`` records: a bar on a terminal, quiet lines or a structured log otherwise. On standard error.
 
     Use it as a context manager and hand it over as the ``progress`` callback.
     """
@@ -87,10 +108,11 @@ class ProgressView:
         self._task: TaskID | None = None
         self._stage = ""
         self._started = self._told = 0.0
+        self._untold: Progress | None = None
 
     def __enter__(self) -> ProgressView:
         target = console(error=True)
-        if target.is_terminal and not target.is_dumb_terminal:
+        if not log.is_json() and target.is_terminal and not target.is_dumb_terminal:
             self._bar = _bar(target)
             self._bar.start()
         return self
@@ -100,21 +122,30 @@ class ProgressView:
     ) -> None:
         if self._bar:
             self._bar.stop()
+        self._log_untold()
 
     def __call__(self, progress: Progress, note: str = "") -> None:
         """Show how far it is, and beside it a note that may change."""
         begins = progress.stage != self._stage
         if begins:
+            self._log_untold()
             self._stage = progress.stage
             self._started = time.monotonic()
         if self._bar:
             self._show_bar(self._bar, progress, note, begins=begins)
         else:
             self._show_line(progress, note, begins=begins)
+        if log.is_json():
+            log.unreadable(progress.failures)
 
-    def line(self, text: str) -> None:
-        """Write a line; on a terminal it takes the place of the bar of the stage that it sums up."""
-        if self._bar:
+    def line(self, text: str, event: str = "note", **fields: Any) -> None:
+        """Write a line; on a terminal it takes the place of the bar of the stage that it sums up.
+
+        In a structured log it is the event, with the fields.
+        """
+        if log.is_json():
+            log.emit("info", event, message=text, **fields)
+        elif self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
                 self._task, self._stage = None, ""
@@ -135,9 +166,13 @@ class ProgressView:
 
     def _show_line(self, progress: Progress, note: str, *, begins: bool) -> None:
         now = time.monotonic()
+        self._untold = progress if log.is_json() else None
         if not begins and now - self._told < QUIET_SECONDS:
             return
         self._told = now
+        if log.is_json():
+            self._log_untold(note)
+            return
         seconds = now - self._started
         rate = f", {progress.done / seconds:.0f} pictures/s" if seconds > 1 else ""
         failed = f", {progress.failed:,} failed" if progress.failed else ""
@@ -147,6 +182,16 @@ class ProgressView:
             file=sys.stderr,
             flush=True,
         )
+
+    def _log_untold(self, note: str = "") -> None:
+        """The state that was passed over last, so that the log tells how each stage ended."""
+        if self._untold:
+            last, self._untold = self._untold, None
+            seconds = round(time.monotonic() - self._started, 3)
+            log.emit(
+                "info", "progress", stage=last.stage, done=last.done, total=last.total, failed=last.failed,
+                seconds=seconds, **({"note": note} if note else {}),
+            )  # fmt: skip
 
 
 def _bar(target: Console) -> Bar:

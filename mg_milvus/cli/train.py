@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.terminal import UNREADABLE, ProgressView, print_failures
+from mg_milvus.cli.terminal import UNREADABLE, ProgressView, print_failures, tell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mg_milvus.training.configuration import TrainingConfiguration
     from mg_milvus.training.run import TrainReport
     from mg_milvus.training.trainer import StepReport
 
@@ -111,6 +112,15 @@ def train(
         Path | None,
         typer.Option("--tensorboard", metavar="FOLDER", help="Write curves for TensorBoard (the extra tensorboard)"),
     ] = None,
+    report_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FOLDER",
+            file_okay=False,
+            help="Write the curves there as index.html, one file that needs nothing else (the extra report)",
+        ),
+    ] = None,
     loaders: Annotated[
         int, typer.Option("--loaders", min=0, help="Processes that make batches, for a GPU; 0: none")
     ] = 0,
@@ -124,8 +134,9 @@ def train(
     Without label folders, clusters take the place of labels.
     """
     from mg_milvus.cli.settings import settings_from
+    from mg_milvus.evaluation.report import check_report
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
-    from mg_milvus.training.configuration import TrainingConfiguration
+    from mg_milvus.training.configuration import TrainingConfiguration as Configuration
     from mg_milvus.training.curves import curves
     from mg_milvus.training.run import train as run
 
@@ -134,14 +145,16 @@ def train(
     given["freeze"] = tuple(freeze.split(",")) if freeze is not None else None
     given["bits"] = options.code_lengths(bits) if bits is not None else None
     changes = {name: value for name, value in given.items() if value is not None}
-    first = TrainingConfiguration.load(config) if config else TrainingConfiguration()
+    first = Configuration.load(config) if config else Configuration()
     configuration = first.changed(changes, epochs=epochs, rate=rate, batch=batch_size)
     settings = settings_from(device=device, workers=workers)
+    if report_folder is not None:
+        check_report(report_folder)
     with ProgressView() as view, curves(tensorboard) as write:
 
         def on_epoch(record: Mapping[str, float]) -> None:
             write(record)
-            view.line(epoch_line(record, configuration.epochs))
+            view.line(epoch_line(record, configuration.epochs), "epoch", **record)
 
         report = run(
             folder, out, configuration, labels=labels, resume=resume, stop_after=stop_after,
@@ -149,6 +162,8 @@ def train(
             loaders=loaders, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, progress=view,
             on_step=lambda step: view(_progress(step), f"loss {sum(step.losses.values()):.3f}"), on_epoch=on_epoch,
         )  # fmt: skip
+    if report_folder is not None:
+        _write_page(report, report_folder, out, configuration)
     _finish(report, out, as_json=as_json)
 
 
@@ -160,6 +175,21 @@ def epoch_line(record: Mapping[str, float], epochs: int) -> str:
     found = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
     judged = f"; held-out mAP {found}" if figures else ""
     return f"epoch {int(record['epoch'])} of {epochs}: loss {losses}{judged} ({record['seconds']:.0f} s)"
+
+
+def _write_page(report: TrainReport, folder: Path, out: Path, configuration: TrainingConfiguration) -> None:
+    from mg_milvus.evaluation.training_page import write_training_page
+
+    setup = [
+        ("backbone", configuration.backbone),
+        ("codes", ", ".join(f"{name} {bits} bits" for name, bits in configuration.bits.items())),
+        ("rate", f"{configuration.optimisation.rate:g}"),
+        ("batch", f"{configuration.optimisation.batch:,}"),
+    ]
+    if report.labels:
+        setup.append(("learned by", configuration.supervised))
+    page = write_training_page(report, folder, title=f"How {out.name} was trained", setup=setup)
+    tell(f"wrote {page}", "wrote", file=str(page))
 
 
 def _progress(step: StepReport) -> Any:
@@ -184,6 +214,6 @@ def _finish(report: TrainReport, out: Path, *, as_json: bool) -> None:
             f"{out}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, trained on {report.pictures:,} "
             f"pictures ({learned}) in {report.seconds:.0f} s; weights of epoch {report.best_epoch} of {report.epochs}"
         )
-        print_failures(report.failures)
+    print_failures(report.failures, as_json=as_json)
     if report.failures:
         raise typer.Exit(UNREADABLE)

@@ -125,7 +125,7 @@ def tune(
         print(json.dumps(report.as_dict()))
     else:
         print(summary(report))
-        print_failures(report.failures)
+    print_failures(report.failures, as_json=as_json)
     if report.failures:
         raise typer.Exit(UNREADABLE)
 

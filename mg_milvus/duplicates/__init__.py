@@ -71,6 +71,12 @@ class DuplicateGroup:
         """The members that are not needed."""
         return tuple(member for member in self.members if not member.keep)
 
+    def _repr_html_(self) -> str:
+        """The pictures side by side, for a notebook."""
+        from mg_milvus.duplicates.shown import group_html
+
+        return group_html(self)
+
 
 @dataclass(frozen=True, slots=True)
 class DuplicateReport:
@@ -136,3 +142,9 @@ class DuplicateReport:
                 for group in self.groups
             ],
         }
+
+    def _repr_html_(self) -> str:
+        """The first groups with their pictures side by side, for a notebook."""
+        from mg_milvus.duplicates.shown import report_html
+
+        return report_html(self)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
-__all__ = ["HUES", "bar_plot", "check_matplotlib", "curve_plot", "histogram_plot"]
+__all__ = ["HUES", "bar_plot", "check_matplotlib", "curve_plot", "epoch_plot", "histogram_plot"]
 
 HUES = 6
 """Colours of the page's palette, ``--h0`` to ``--h5``."""
@@ -66,6 +67,38 @@ def curve_plot(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], styles: Mapp
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.grid(color=_COLOUR["line"], linewidth=0.6)
     return _svg(figure, "Precision over recall")
+
+
+def epoch_plot(
+    lines: Mapping[str, NDArray[np.float64]], colours: Mapping[str, str], what: str, marked: int, *, share: bool
+) -> str:
+    """A figure by epoch, all lines in one plot; the page names them.
+
+    Args:
+        lines: name -> (epochs,) values of the epochs from 1.
+        colours: name -> colour (``"h0"`` .. ``"h5"``, ``"soft"``).
+        what: the figure; the page's only plot of it.
+        marked: the epoch where a dashed line stands.
+        share: the values lie in 0 .. 1, and the axis begins at 0.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _plot(4.6, 2.6)
+    axes.axvline(marked, color=_COLOUR["soft"], linewidth=1, linestyle=(0, (4, 3)))
+    most = 1
+    for name, values in lines.items():
+        most = max(most, len(values))
+        style = "o-" if len(values) < 30 else "-"  # one epoch alone is a point
+        axes.plot(
+            np.arange(1, len(values) + 1), values, style, color=_COLOUR[colours[name]], linewidth=1.7, markersize=3
+        )
+    axes.set(xlim=(0.5, most + 0.5), xlabel="epoch", ylabel=what)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if share:
+        highest = max((float(np.nanmax(values)) for values in lines.values() if np.isfinite(values).any()), default=1.0)
+        axes.set_ylim(0, min(1.02, 1.2 * highest) or 1)
+    axes.grid(color=_COLOUR["line"], linewidth=0.6)
+    return _svg(figure, what)
 
 
 def bar_plot(bars: Mapping[str, float], colours: Mapping[str, str], reference: float | None) -> str:

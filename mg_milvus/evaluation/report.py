@@ -101,17 +101,19 @@ class ReportData:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cell:
+class Cell:
+    """A number of a table, and whether it stands out."""
+
     text: str
     best: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
+class Table:
     """Rows in order, each with a cell for every column."""
 
     columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[_Cell]]]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +159,20 @@ def write_report(data: ReportData, folder: str | os.PathLike[str]) -> Path:
         MissingPackageError: matplotlib is not installed.
         QueryError: the page cannot be written.
     """
+    return write_page(_page(data), folder)
+
+
+def write_page(page: str, folder: str | os.PathLike[str]) -> Path:
+    """Write a page as ``folder/index.html``; the folder is made if need be. Returns the path of the page.
+
+    Raises:
+        QueryError: it cannot be written.
+    """
     check_report(folder)
     file = Path(folder) / PAGE
-    # File names may hold bytes that are not UTF-8; the page shows a question mark for each.
-    page = _page(data).encode("utf-8", "replace")
     try:
-        file.write_bytes(page)
+        # File names may hold bytes that are not UTF-8; the page shows a question mark for each.
+        file.write_bytes(page.encode("utf-8", "replace"))
     except OSError as error:
         raise QueryError(f"'{file}' cannot be written: {error.strerror}; name a folder to write to") from error
     return file
@@ -173,7 +183,7 @@ def _page(data: ReportData) -> str:
     ranked = sorted(data.queries, key=lambda query: -query.average_precision)
     half = math.ceil(len(ranked) / 2)
     reference = None if data.float_map is None or math.isnan(data.float_map) else data.float_map
-    return _template().render(
+    return template("report.html.jinja").render(
         title=data.title,
         setup=[line.split(": ", 1) if ": " in line else ("", line) for line in data.setup],
         figures=_table(data.table, best=True),
@@ -196,17 +206,17 @@ def _page(data: ReportData) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A template of this folder; the palette and the common parts are those of the result pages."""
     here = Path(__file__).parent
     environment = Environment(
-        # The palette and the common parts are those of the result pages.
         loader=FileSystemLoader([here, here.parent / "pages"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
 
 
 def _hues(data: ReportData) -> dict[str, tuple[str, bool]]:
@@ -223,22 +233,22 @@ def _bar_colours(data: ReportData) -> dict[str, str]:
     return {name: hues[name][0] if name in {*data.histograms, FLOAT} else fused for name in data.bars}
 
 
-def _table(figures: Figures, *, best: bool) -> _Table:
+def _table(figures: Figures, *, best: bool) -> Table:
     """With ``best``, the largest fraction of a column is marked, unless all are the same."""
     columns = list(dict.fromkeys(column for row in figures.values() for column in row))
     largest = {}
     for column in columns:
         known = [value for row in figures.values() if isinstance(value := row.get(column), float) and value == value]
-        if best and known and _number(min(known)) != _number(max(known)):
-            largest[column] = _number(max(known))
+        if best and known and number(min(known)) != number(max(known)):
+            largest[column] = number(max(known))
     rows = []
     for name, row in figures.items():
-        texts = [(column, _number(row.get(column))) for column in columns]
-        rows.append((name, [_Cell(text, largest.get(column) == text) for column, text in texts]))
-    return _Table(columns, rows)
+        texts = [(column, number(row.get(column))) for column in columns]
+        rows.append((name, [Cell(text, largest.get(column) == text) for column, text in texts]))
+    return Table(columns, rows)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Whole numbers as they are, fractions with three decimals, large and very small ones with what says something."""
     if value is None or math.isnan(value):
         return "–"

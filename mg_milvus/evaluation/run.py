@@ -56,6 +56,12 @@ class Evaluation:
         failures = [{"path": failure.path, "reason": failure.reason} for failure in self.failures]
         return dict(self.figures) | {"failures": failures}
 
+    def _repr_html_(self) -> str:
+        """The figures as tables, and with ``details`` some queries, for a notebook."""
+        from mg_milvus.evaluation.notebook_view import evaluation_html
+
+        return evaluation_html(self)
+
 
 def evaluate(
     folder: PathLike,

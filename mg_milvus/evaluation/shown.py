@@ -44,7 +44,7 @@ def report_data(evaluation: Evaluation, title: str) -> ReportData:
         bars={name: found["map"] for name, found in rows.items() if found["map"] is not None},
         float_map=figures["float"]["map"],
         health=health_table(figures),
-        queries=() if details is None else _queries(details, evaluation.schema),
+        queries=() if details is None else queries_shown(details, evaluation.schema),
     )
 
 
@@ -142,7 +142,7 @@ def _histograms(details: Details) -> dict[str, tuple[NDArray[np.int64], NDArray[
     return found
 
 
-def _queries(details: Details, schema: Schema) -> list[QueryShown]:
+def queries_shown(details: Details, schema: Schema) -> list[QueryShown]:
     """The queries with the highest and the lowest average precision of the rank fusion, and their nearest pictures."""
     precisions = details.scores[f"{FUSED}rank"].ranking.average_precisions
     order = np.argsort(-precisions, kind="stable")

@@ -192,7 +192,9 @@ def _answers(
         asked: QueryOptions = options | {"k": k}
         others = [query for query in queries if query.path not in column]
         answered = iter(index.query_many([text_path(query.path) for query in others], **asked))
-        answers = [index.like(query.path, **asked) if query.path in column else next(answered) for query in queries]
+        answers: list[list[Hit]] = [
+            index.like(query.path, **asked) if query.path in column else next(answered) for query in queries
+        ]
         cut = any(len(hits) == k and standing(hits[-1]) == standing(hits[most - 1]) for hits in answers)
         if not cut or k == depth:
             return answers

@@ -67,7 +67,9 @@ def sample_features(
         while batch := list(islice(pictures, settings.batch_size)):
             pixels = [picture.pixels for picture in batch if picture.pixels is not None]
             if pixels:
-                chunks.append(encoder.features(pixels))
+                with settings.meters.timed("encode"):
+                    chunks.append(encoder.features(pixels))
+                settings.meters.encoded(len(pixels))
             read += [replace(picture, pixels=None) for picture in batch]
             report(len(read))
     return read, {g: np.concatenate([chunk[g] for chunk in chunks]) for g in (chunks[0] if chunks else {})}
@@ -116,7 +118,7 @@ def first_ingest(
     tally.failures += [Failure(p.found.path, p.failure) for p in read if p.failure is not None]
     codes = encoder.codes(features) if good else {}
     rows = (p.row(code_bytes(codes, place), fields_of(p.found, None)) for place, p in enumerate(good))
-    with Writer(store, tally, lambda: report(tally.progress("encoding"))) as writer:
+    with Writer(store, tally, lambda: report(tally.progress("encoding")), settings.meters) as writer:
         while batch := list(islice(rows, _ROWS)):
             writer.put(batch, added=len(batch), updated=0, unchanged=0)
     return encoder, recorded, {picture_id(p.found.path) for p in read}

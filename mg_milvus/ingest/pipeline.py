@@ -19,6 +19,7 @@ from mg_milvus.errors import PictureError, StoreError
 from mg_milvus.hits import Failure, Progress
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, decode
 from mg_milvus.images.discover import Found, is_under, path_text, picture_id, text_path
+from mg_milvus.ingest.meters import IngestMeters
 from mg_milvus.schema_parts import PARTS
 from mg_milvus.store import Row
 
@@ -39,11 +40,19 @@ _LOOKUP = 512
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to run the pipeline: pictures per batch, decoding threads (None: one a core), largest picture to decode."""
+    """How to run the pipeline.
+
+    Attributes:
+        batch_size: pictures per batch.
+        workers: decoding threads; None: one a core.
+        max_pixels: the largest picture to decode.
+        meters: where the pipeline counts and measures what it does.
+    """
 
     batch_size: int = 64
     workers: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
+    meters: IngestMeters = field(default_factory=IngestMeters, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +88,7 @@ class Tally:
     def progress(self, stage: str) -> Progress:
         """The state for a progress callback."""
         done = self.added + self.updated + self.unchanged + len(self.failures)
-        return Progress(stage, done, max(self.total, done), len(self.failures))
+        return Progress(stage, done, max(self.total, done), len(self.failures), self.failures)
 
 
 def read_pictures(
@@ -94,15 +103,31 @@ def read_pictures(
     """
     pool = ThreadPoolExecutor(settings.workers or os.cpu_count(), "mgm-decode")
     waiting: deque[Future[Prepared]] = deque()
+    meters = settings.meters
+
+    def read(found: Found, known_hash: str | None) -> Prepared:
+        with meters.timed("decode"):
+            picture = _read(found, known_hash, encoder, settings.max_pixels)
+        meters.queued("decode", -1)
+        meters.queued("encode", 1)
+        return picture
+
+    def first() -> Prepared:
+        picture = waiting.popleft().result()
+        meters.queued("encode", -1)
+        return picture
+
     try:
         for found, known_hash in files:
-            waiting.append(pool.submit(_read, found, known_hash, encoder, settings.max_pixels))
+            meters.queued("decode", 1)
+            waiting.append(pool.submit(read, found, known_hash))
             if len(waiting) >= 3 * settings.batch_size:
-                yield waiting.popleft().result()
+                yield first()
         while waiting:
-            yield waiting.popleft().result()
+            yield first()
     finally:
         pool.shutdown(cancel_futures=True)
+        meters.emptied()
 
 
 class Writer:
@@ -111,8 +136,8 @@ class Writer:
     A context manager: leaving it waits for the batch in flight.
     """
 
-    def __init__(self, store: Store, tally: Tally, report: Callable[[], None]) -> None:
-        self._store, self._tally, self._report = store, tally, report
+    def __init__(self, store: Store, tally: Tally, report: Callable[[], None], meters: IngestMeters) -> None:
+        self._store, self._tally, self._report, self._meters = store, tally, report, meters
         self._pool = ThreadPoolExecutor(1, "mgm-upsert")
         self._flight: tuple[Future[None], tuple[int, int, int]] | None = None
 
@@ -132,7 +157,16 @@ class Writer:
     def put(self, rows: Sequence[Row], *, added: int, updated: int, unchanged: int) -> None:
         """Send rows; waits for those sent before. The counts are tallied when the rows have arrived."""
         self._land()
-        self._flight = (self._pool.submit(self._store.upsert, rows), (added, updated, unchanged))
+        self._meters.queued("upsert", len(rows))
+        self._flight = (self._pool.submit(self._upsert, rows), (added, updated, unchanged))
+
+    def _upsert(self, rows: Sequence[Row]) -> None:
+        try:
+            with self._meters.timed("upsert"):
+                self._store.upsert(rows)
+            self._meters.written(len(rows))
+        finally:
+            self._meters.queued("upsert", -len(rows))
 
     def _land(self) -> None:
         flight, self._flight = self._flight, None
@@ -218,7 +252,11 @@ def ingest_files(
                 before[row.id] = row
             yield found, row.content_hash if row else None
 
-    with closing(read_pictures(known_hashes(), encoder, settings)) as pictures, Writer(store, tally, report) as writer:
+    meters = settings.meters
+    with (
+        closing(read_pictures(known_hashes(), encoder, settings)) as pictures,
+        Writer(store, tally, report, meters) as writer,
+    ):
         while batch := list(islice(pictures, settings.batch_size)):
             for picture in batch:
                 if picture.failure is not None:
@@ -226,7 +264,11 @@ def ingest_files(
                     before.pop(picture_id(picture.found.path), None)
             new = [p for p in batch if p.pixels is not None]
             same = [p for p in batch if p.pixels is None and p.failure is None]
-            codes = encoder.encode([p.pixels for p in new if p.pixels is not None]) if new else {}
+            codes: dict[str, Codes] = {}
+            if new:
+                with meters.timed("encode"):
+                    codes = encoder.encode([p.pixels for p in new if p.pixels is not None])
+                meters.encoded(len(new))
             rows, updated, unchanged = [], 0, 0
             for place, picture in enumerate(new):
                 old = before.pop(picture_id(picture.found.path), None)

@@ -57,8 +57,11 @@ def run_ingest(
         run.dry() if dry_run else run.wet()
         if prune:
             run.prune(prune, dry_run=dry_run)
+        settings.meters.end(success=True)
     except KeyboardInterrupt:
         interrupted = True
+    finally:
+        settings.meters.end(success=False)
     tally = run.tally
     return IngestReport(
         tally.total, tally.added, tally.updated, tally.unchanged, run.removed, tuple(tally.failures),
@@ -97,7 +100,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self._connection, self._files, self._settings, self._fields_of = connection, files, settings, fields_of
         self._progress = progress
-        self.tally = Tally()
+        self.tally = settings.meters.tally = Tally()
         self.removed = 0
         self.adapted_on = 0
 
@@ -157,7 +160,9 @@ class _Run:
                     f"{path_text(roots[0])} holds no picture any more, so --prune would remove all its rows; nothing "
                     "was removed. Is the disk mounted? Otherwise use mgm delete --filter"
                 )
-            self.removed += len(ids) if dry_run else store.delete(ids)
+            removed = len(ids) if dry_run else store.delete(ids)
+            self.removed += removed
+            self._settings.meters.removed(removed)
 
     def _counted(self, files: Iterator[Found]) -> Iterator[Found]:
         for found in files:

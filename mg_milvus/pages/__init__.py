@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image, ImageDraw
 
-from mg_milvus.errors import PictureError
-from mg_milvus.images.decode import open_picture
 from mg_milvus.images.discover import text_path
+from mg_milvus.images.thumbnails import Thumbnail, thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,11 +31,6 @@ HIT_SIDE = 480
 QUERY_SIDE = 720
 """Longest side of the query's thumbnail in pixels."""
 
-JPEG_QUALITY = 82
-
-FRAME = ("black", "white", "white", "#ff7a1a", "#ff7a1a", "white", "black")
-"""Colours of the frame around a region, from outside to inside, a pixel each: seen on any picture."""
-
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
@@ -56,15 +47,6 @@ class QueryResult:
     picture: PictureSource
     hits: Sequence[Hit]
     crop: tuple[int, int, int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Thumbnail:
-    """A picture for the page: its data URI (empty when unreadable), and the size of the whole picture in pixels."""
-
-    uri: str = ""
-    width: int = 0
-    height: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +70,7 @@ class _Card:
     name: str
     path: str
     link: str
-    thumbnail: _Thumbnail
+    thumbnail: Thumbnail
     bars: Sequence[_Bar]
     box: Box | None
 
@@ -126,7 +108,7 @@ def result_page(
         {
             "title": _clean(result.title),
             "name": _clean(os.path.basename(result.title) or result.title),
-            "thumbnail": _thumbnail(result.picture, QUERY_SIDE),
+            "thumbnail": thumbnail(result.picture, QUERY_SIDE),
             "crop": result.crop,
             "cards": [_card(hit, bits) for hit in result.hits],
         }
@@ -174,36 +156,10 @@ def _card(hit: Hit, bits: Mapping[str, int]) -> _Card:
         name=_clean(path.name or hit.path),
         path=_clean(str(path)),
         link=path.as_uri() if path.is_absolute() else "",
-        thumbnail=_thumbnail(path, HIT_SIDE, hit.box),
+        thumbnail=thumbnail(path, HIT_SIDE, hit.box),
         box=hit.box,
         bars=bars,
     )
-
-
-def _thumbnail(source: PictureSource, side: int, box: Box | None = None) -> _Thumbnail:
-    """A small copy of a picture, with a frame around a region where one was found."""
-    try:
-        decoded = open_picture(source, least=side)
-    except PictureError:
-        return _Thumbnail()
-    picture = decoded.picture.copy()
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    if box:
-        scale = picture.width / decoded.width
-        left, top, right, bottom = (round(scale * x) for x in (box[0], box[1], box[0] + box[2], box[1] + box[3]))
-        draw = ImageDraw.Draw(picture)
-        for inset, colour in enumerate(FRAME):
-            edges = (
-                left + inset,
-                top + inset,
-                max(left + inset, right - 1 - inset),
-                max(top + inset, bottom - 1 - inset),
-            )
-            draw.rectangle(edges, outline=colour)
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return _Thumbnail(uri, decoded.width, decoded.height)
 
 
 def _clean(text: str) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from mg_milvus.duplicates.sentences import chance, criterion, file_size, headline
 from mg_milvus.images.discover import text_path
-from mg_milvus.pages import HIT_SIDE, _clean, _template, _Thumbnail, _thumbnail
+from mg_milvus.images.thumbnails import Thumbnail, thumbnail
+from mg_milvus.pages import HIT_SIDE, _clean, _template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ class _Card:
     pixels: str
     size: str
     time: str
-    thumbnail: _Thumbnail
+    thumbnail: Thumbnail
     bars: Sequence[_Bar]
 
 
@@ -107,6 +108,6 @@ def _card(member: GroupMember, bits: Mapping[str, int]) -> _Card:
         pixels=f"{member.width} × {member.height}",
         size=file_size(member.size),
         time=datetime.fromtimestamp(member.mtime_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M"),
-        thumbnail=_thumbnail(path, HIT_SIDE),
+        thumbnail=thumbnail(path, HIT_SIDE),
         bars=bars,
     )

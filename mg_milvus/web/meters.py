@@ -1,39 +1,13 @@
-"""Counts and durations in the text format of Prometheus."""
+"""What the page counts, and how it tells it."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from mg_milvus.meters import Histogram, header, sample
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 SIZES = (1, 2, 4, 8, 16, 32)
-
-
-class Histogram:
-    """How many observations were at most so large. Guarded by its owner's lock."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def add(self, value: float) -> None:
-        """Count one observation."""
-        self._counts[next((i for i, bound in enumerate(self._bounds) if value <= bound), len(self._bounds))] += 1
-        self._sum += value
-
-    def lines(self, name: str) -> Iterator[str]:
-        """The lines of the text format; buckets count everything up to their bound."""
-        total = 0
-        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
-            total += count
-            yield f'{name}_bucket{{le="{bound}"}} {total}'
-        yield f"{name}_sum {self._sum:.6f}"
-        yield f"{name}_count {total}"
 
 
 class Meters:
@@ -42,7 +16,7 @@ class Meters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requests: Counter[tuple[str, str, int]] = Counter()
-        self._query_seconds = Histogram(SECONDS)
+        self._query_seconds = Histogram()
         self._batch_sizes = Histogram(SIZES)
 
     def request(self, method: str, route: str, status: int) -> None:
@@ -61,14 +35,16 @@ class Meters:
             self._batch_sizes.add(size)
 
     def text(self, rows: int) -> str:
-        """All of it, with the number of rows of the index."""
+        """All of it in the text format of Prometheus, with the number of rows of the index."""
         with self._lock:
-            lines = ["# TYPE mgm_requests_total counter"]
+            lines = header("mgm_requests_total", "counter", "Requests by method, route and status.")
             lines += [
-                f'mgm_requests_total{{method="{method}",route="{route}",status="{status}"}} {count}'
+                sample("mgm_requests_total", count, {"method": method, "route": route, "status": str(status)})
                 for (method, route, status), count in sorted(self._requests.items())
             ]
-            lines += ["# TYPE mgm_query_seconds histogram", *self._query_seconds.lines("mgm_query_seconds")]
-            lines += ["# TYPE mgm_batch_pictures histogram", *self._batch_sizes.lines("mgm_batch_pictures")]
-            lines += ["# TYPE mgm_rows gauge", f"mgm_rows {rows}", ""]
+            lines += header("mgm_query_seconds", "histogram", "How long questions took to answer.")
+            lines += self._query_seconds.samples("mgm_query_seconds")
+            lines += header("mgm_batch_pictures", "histogram", "Query pictures that the encoder took at once.")
+            lines += self._batch_sizes.samples("mgm_batch_pictures")
+            lines += [*header("mgm_rows", "gauge", "Pictures in the index."), sample("mgm_rows", rows), ""]
         return "\n".join(lines)
