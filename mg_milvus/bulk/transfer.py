@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.bulk.folder import CodeFolder, Shard
-from mg_milvus.bulk.parquet import refuse_regions, to_parquet
+from mg_milvus.bulk.parquet import to_parquet
 from mg_milvus.encoder import load_encoder
 from mg_milvus.encoder_cache import keep_encoder
 from mg_milvus.errors import (
     CodeFileError,
     EncoderMismatchError,
     SchemaMismatchError,
+    StoreError,
     WeightsNotFoundError,
 )
 from mg_milvus.hits import Progress
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 
     from mg_milvus.connection import Connection
     from mg_milvus.schema import Schema
-    from mg_milvus.store import Description, Row
+    from mg_milvus.store import Description, Row, Store
 
     PathLike = str | os.PathLike[str]
 
 ROWS_A_FILE = 100_000
-"""Rows of one file of an export."""
+BYTES_A_FILE = 64 << 20
+"""Rows, and bytes of codes, of one file of an export, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,6 @@ def export(
     """Write a collection into an empty folder of codes; see ``ImageIndex.export``."""
     started = time.perf_counter()
     description, store = connection.existing(), connection.store
-    refuse_regions(description.schema)
     codes, shard = CodeFolder(folder), Shard()
     if codes.shards():
         raise CodeFileError(f"{codes.name} has files of codes already: choose an empty folder, or remove them first")
@@ -101,10 +102,11 @@ def export(
         parts[codes.add_part(shard, to_parquet(waiting, description))] = len(waiting)
         waiting.clear()
 
+    enough = min(ROWS_A_FILE, max(1, BYTES_A_FILE // description.schema.bytes_per_picture))
     for rows in store.scan(granularities=tuple(description.schema.bits)):
-        waiting += rows
+        waiting += rows if description.schema.parts is None else _with_regions(store, rows)
         done += len(rows)
-        if len(waiting) >= ROWS_A_FILE:
+        if len(waiting) >= enough:
             write()
         if progress is not None:
             progress(Progress("exporting", done, total, 0))
@@ -114,6 +116,22 @@ def export(
     return TransferReport(
         connection.collection, done, len(parts), description.fingerprint, time.perf_counter() - started
     )  # fmt: skip
+
+
+def _with_regions(store: Store, rows: list[Row]) -> list[Row]:
+    """The rows with the codes of their regions.
+
+    Raises:
+        StoreError: a row lacks some.
+    """
+    codes = store.regions.codes([row.id for row in rows])
+    for row in rows:
+        if row.id not in codes:
+            raise StoreError(
+                f"{row.path} lacks codes of its regions, which a crash or another program left behind: mgm ingest of "
+                "its folder encodes them again, mgm doctor says how many there are"
+            )
+    return [replace(row, parts=codes[row.id]) for row in rows]
 
 
 def _checked_parts(codes: CodeFolder, *, partial: bool) -> list[str]:
@@ -192,7 +210,9 @@ def _settle(connection: Connection, codes: CodeFolder, description: Description)
                 "change weights, fusion and storage only"
             )
         _put_encoder(connection, codes, description.fingerprint)
-        recorded = connection.store.create(replace(description, schema=schema))
+        recorded = replace(description, schema=schema)
+    # Again where it is there: a load that was killed may have made it without the collection of its regions.
+    recorded = connection.store.create(recorded)
     if recorded.fingerprint != description.fingerprint:
         raise EncoderMismatchError(
             f"the codes in {codes.name} are of the encoder {description.fingerprint}, collection "
@@ -227,5 +247,5 @@ def _fixed_differences(old: Schema, new: Schema) -> list[str]:
     return [
         f"{d.key} is {d.old} there, {d.new} here"
         for d in difference(old, new)
-        if d.consequence == "re-ingest" and d.key.startswith(("granularities", "fields"))
+        if d.consequence == "re-ingest" and d.key.startswith(("granularities", "fields", "parts"))
     ]

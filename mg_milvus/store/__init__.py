@@ -30,7 +30,7 @@ class Row:
         codes: granularity -> packed code, bits / 8 bytes. May be empty or partial in what ``fetch`` returns.
         fields: the schema's own extra fields.
         parts: codes of all regions, one behind the other in the order of ``regions.windows``. Empty: those that are
-            stored stay; ``fetch`` and ``scan`` never read them.
+            stored stay; ``fetch`` and ``scan`` never read them, ``Regions.codes`` does.
     """
 
     id: str
@@ -100,6 +100,9 @@ class Regions(Protocol):
 
     def scan(self) -> Iterator[list[str]]:
         """The ids of all regions, in batches of bounded size, in no stated order."""
+
+    def codes(self, pictures: Sequence[str]) -> dict[str, bytes]:
+        """Picture id -> the codes of all its regions, as in ``Row.parts``. Pictures that lack some are left out."""
 
     def delete(self, pictures: Sequence[str]) -> None:
         """Delete the regions of pictures; the pictures' rows stay."""
