@@ -14,7 +14,7 @@ from mg_milvus.capacity_tables import parquet_row, pictures_table, regions_table
 from mg_milvus.errors import QueryError
 from mg_milvus.schema import Schema
 from mg_milvus.schema_parts import PARTS
-from mg_milvus.store.index_lists import FEWEST_ROWS, fits, nlist_for, nprobe_for
+from mg_milvus.store.index_lists import fits, nlist_for, nprobe_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -270,7 +270,7 @@ def _notes_of_lists(made: Plan, storage: StorageSettings) -> Iterator[str]:
     """What ``nlist`` should be, where the schema says something else."""
     for collection, which in zip(made.collections, ("storage.nlist", "for regions storage.nlist"), strict=False):
         rows = collection.rows // collection.segments
-        if rows >= FEWEST_ROWS and not fits(storage.nlist, rows):
+        if not fits(storage.nlist, rows):
             share = nprobe_for(collection.nlist, storage.nlist, storage.nprobe)
             yield (
                 f"{which} is {storage.nlist}; the {rows:,} rows of a segment ask for about {collection.nlist}, of "

@@ -75,32 +75,37 @@ def test_numbers_that_make_no_sense(bad):
         plan(**({"pictures": 10} | bad))
 
 
+ROWS = 3_000
+
+
 @pytest.mark.parametrize(
     "schema",
     [
         Schema(),
         Schema(granularities=(Granularity(name="fine", bits=2048),)),
         Schema(fields=(ExtraField(name="caption", type="string"), ExtraField(name="year", type="int"))),
+        Schema.model_validate({"parts": {"bits": 64, "scales": [{"size": 0.5, "grid": 3}]}}),
     ],
-    ids=["default", "one long code", "own fields"],
+    ids=["default", "one long code", "own fields", "regions"],
 )
 def test_predictions_hold_on_milvus_lite(tmp_path, schema):
-    """Within 15 % at 4,000 rows; benchmarks/capacity.py does the same up to a million, memory included."""
+    """Within 15 % at 3,000 rows; benchmarks/capacity.py does the same up to a million, memory included."""
     random = np.random.default_rng(0)
     store = MilvusStore(str(tmp_path / "mgm.db"), "pictures")
     description = Description(schema, "0" * 16)
     store.create(description)
     rows = []
-    for _ in range(4_000):
+    for _ in range(ROWS):
         path = f"/data/{random.bytes(40).hex()}"[:56] + ".jpg"
         own = {"caption": random.bytes(40).hex()[:80], "year": int(random.integers(2**40, 2**60))}
         numbers = random.integers((20_000, 10**18, 300, 300), (2_000_000, 2 * 10**18, 6000, 6000))
         codes = {name: random.bytes(bits // 8) for name, bits in schema.bits.items()}
         fields = {field.name: own[field.name] for field in schema.fields}
-        rows.append(Row(picture_id(path), path, *map(int, numbers), random.bytes(16).hex(), codes, fields))
+        parts = random.bytes(schema.parts.bytes_per_picture) if schema.parts else b""
+        rows.append(Row(picture_id(path), path, *map(int, numbers), random.bytes(16).hex(), codes, fields, parts))
     store.upsert(rows)
     store.close()
-    made = plan(4_000, schema, text_bytes=80)
+    made = plan(ROWS, schema, text_bytes=80)
     assert made.lite_file == pytest.approx((tmp_path / "mgm.db").stat().st_size, rel=0.15)
     assert made.codes_folder == pytest.approx(len(parquet.to_parquet(rows, description)), rel=0.15)
 
@@ -119,3 +124,22 @@ def test_the_command(tmp_path):
         assert done.returncode == 2
         assert "is not a number above 0, such as" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_regions_are_counted_by_hand():
+    schema = Schema.model_validate(
+        {"parts": {"bits": 128, "scales": [{"size": 0.7, "grid": 2}, {"size": 0.5, "grid": 3}]}}
+    )
+    made, plain = plan(1000, schema), plan(1000, Schema())
+    pictures, regions = made.collections
+    assert pictures == plain.collections[0]
+    # 13 regions a picture; ids of 32 digits, a colon and the number: ten of one digit, three of two.
+    assert regions.rows == 13_000
+    assert regions.fields == {"id": 33 + 16 / 13, "scale": 8, "code": 16}
+    # The key twice, 74 bytes a row, 14 and the name for each column, 1 byte for the scale: 212; 19 fit into a page.
+    assert made.lite_file - plain.lite_file == pytest.approx(13_000 * 4096 / 19)
+    assert made.codes_folder - plain.codes_folder == 13_000 * 16
+    assert made.index == plain.index | {"parts": 13_000 * (16 + 8)}
+    assert made.server_memory - plain.server_memory == pytest.approx(1.3 * 13_000 * (92 + 33 + 33 + 16 / 13 + 8 + 24))
+    assert made.encode_hours > plain.encode_hours
+    assert "no parts: no search for details" in [change.what for change in plan(10**8, schema, memory=1e9).changes]

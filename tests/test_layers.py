@@ -45,6 +45,7 @@ PART_OF = {
     "part_search": "search",
     "encoder_cache": "connection",
     "ties": "metrics",
+    "capacity_tables": "capacity",
 }
 
 BORDERS = {

@@ -75,6 +75,38 @@ class Neighbours:
     distances: NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True)
+class IndexLists:
+    """The clusters of a BIN_IVF_FLAT index.
+
+    Attributes:
+        collection: whose codes it holds: the pictures' or their regions'.
+        nlist: clusters that it was built with.
+        rows: of a typical sealed segment, each of which has an index of its own; 0: none is large enough for one.
+    """
+
+    collection: str
+    nlist: int
+    rows: int
+
+
+class Indexes(Protocol):
+    """The indexes over the codes of one collection, and over those of its regions."""
+
+    def lists(self) -> list[IndexLists]:
+        """What BIN_IVF_FLAT was built with; empty where there is no such index, as on Milvus Lite."""
+
+    def rebuild(self, collection: str, nlist: int) -> None:
+        """Build BIN_IVF_FLAT again with so many clusters, for a collection that ``lists`` names.
+
+        The collection is released and loaded again; questions fail for these seconds. The server then builds in the
+        background, and compares with every row until it is done.
+        """
+
+    def refresh(self) -> None:
+        """Load rows that the server imported by itself."""
+
+
 class Regions(Protocol):
     """The codes of regions of one collection's pictures; they are written by ``Store.upsert``.
 
@@ -121,6 +153,10 @@ class Store(Protocol):
     @property
     def regions(self) -> Regions:
         """The codes of regions."""
+
+    @property
+    def indexes(self) -> Indexes:
+        """The indexes over the codes."""
 
     def describe(self) -> Description | None:
         """The collection's own description; None when there is no such collection.

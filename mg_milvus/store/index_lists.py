@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FEWEST_ROWS = 1_024
-"""Rows of a segment from which on Milvus builds an index at all (indexNode.scheduler's default of all versions)."""
+"""Rows of a segment from which on Milvus builds an index at all."""
+FEW_ROWS = 65_536
+"""Rows of a segment up to which any number of clusters does: comparing with all of them takes about a millisecond."""
 _MOST = 65_536
 
 
@@ -19,11 +21,11 @@ def nlist_for(rows: int) -> int:
 
 
 def fits(nlist: int, rows: int) -> bool:
-    """Whether so many clusters are within a factor of two of what the rows of a segment ask for.
+    """Whether so many clusters are within a factor of two of what the rows of a segment ask for, or these are few.
 
     Nearer is no better: recall and time change slowly with it, while an index that is built again is hours of work.
     """
-    return nlist_for(rows) / 2 <= nlist <= nlist_for(rows) * 2
+    return rows <= FEW_ROWS or nlist_for(rows) / 2 <= nlist <= nlist_for(rows) * 2
 
 
 def typical_rows(segments: Sequence[int]) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from mg_milvus.codes import hamming
 from mg_milvus.errors import CollectionNotFoundError, QueryError, StoreError
 from mg_milvus.regions import region_id, split_id
-from mg_milvus.store import Description, Neighbours, Row
+from mg_milvus.store import Description, IndexLists, Neighbours, Row
 from mg_milvus.store.description import decode_description, encode_description, tuned
 from mg_milvus.store.filters import compile_filter
 from mg_milvus.store.layout import Layout, Record, check_collection_name, neighbours
@@ -38,6 +38,7 @@ class MemoryStore:
         self._encoders: dict[str, bytes] = {}
         self._closed = False
         self.regions = MemoryRegions(self._parts)
+        self.indexes = NoIndexes()
 
     def describe(self) -> Description | None:
         """See ``Store``."""
@@ -197,6 +198,20 @@ class MemoryStore:
         matches = compile_filter(where, layout.types)
         records = self._records
         return [record for _, record in sorted(records.items()) if matches(record)]
+
+
+class NoIndexes:
+    """``Indexes`` where every question is compared with every row."""
+
+    def lists(self) -> list[IndexLists]:
+        """See ``Indexes``."""
+        return []
+
+    def rebuild(self, collection: str, nlist: int) -> None:
+        """See ``Indexes``."""
+
+    def refresh(self) -> None:
+        """See ``Indexes``."""
 
 
 class MemoryRegions:

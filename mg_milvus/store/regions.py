@@ -43,6 +43,7 @@ class RegionTable:
         self._described = described
         self.name = f"{collection}_parts"
         self._loaded: str | None = None
+        self._nlist: int | None = None
 
     def create(self, description: Description) -> None:
         """Make it for a collection that has regions, or go on with the one that is there.
@@ -67,6 +68,10 @@ class RegionTable:
                 description.schema.storage,
             )  # fmt: skip
         self._load(description)
+
+    def forget(self) -> None:
+        """Look at the collection anew before the next question."""
+        self._loaded = None
 
     def drop(self) -> None:
         """Remove it. No error when there is none, or another's."""
@@ -153,7 +158,7 @@ class RegionTable:
 
     def _search(self, codes: Codes, depth: int, where: str) -> list[list[tuple[float, str]]]:
         client = self._connection.client
-        parameters = self._connection.engine.search(self._described().schema, depth)
+        parameters = self._connection.engine.search(self._described().schema, depth, self._nlist)
         results = self._call(
             lambda: client.search(
                 self.name, [code.tobytes() for code in codes], filter=where, limit=depth, search_params=parameters,
@@ -186,6 +191,7 @@ class RegionTable:
             )
         index = self._connection.engine.index(description.schema)
         tables.prepare(self._connection, self.name, [CODE], index, description.schema.storage.replicas)
+        self._nlist = tables.lists(self._connection, self.name, [CODE]).get(CODE)
         self._loaded = wanted
 
     def _is_own(self, text: str) -> bool:
