@@ -19,12 +19,14 @@ from mg_milvus.errors import CodeFileError, ForeignCollectionError, MissingPacka
 from mg_milvus.store import Row
 from mg_milvus.store.description import decode_description, encode_description
 from mg_milvus.store.layout import Layout
+from mg_milvus.store.region_layout import CODE, region_records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
     from mg_milvus.schema import Schema
+    from mg_milvus.schema_parts import PartsSettings
     from mg_milvus.store import Description
     from mg_milvus.store.layout import Record
 
@@ -61,25 +63,41 @@ def to_parquet(rows: Sequence[Row], description: Description) -> bytes:
     Raises:
         StoreError: a value that its column cannot hold.
     """
-    layout, widths = Layout(description.schema), _widths(description.schema)
-    records = layout.records(rows)
+    schema, widths = description.schema, _widths(description.schema)
+    records = Layout(schema).records(rows)
     if _REGIONS in widths:
         for record, row in zip(records, rows, strict=True):
             if len(row.parts) != widths[_REGIONS]:
                 raise StoreError(f"row {row.id}: {len(row.parts)} bytes of region codes, expected {widths[_REGIONS]}")
             record[_REGIONS] = row.parts
-    texts = [column.name for column in layout.extras if column.type == "string"]
-    return written(records, _columns(description.schema), widths, texts, {_KEY: encode_description(description)})
+    chunks = (records[start : start + GROUP_ROWS] for start in range(0, max(len(records), 1), GROUP_ROWS))
+    return _written(chunks, _columns(schema, widths), widths, _texts(schema), {_KEY: encode_description(description)})
 
 
-def written(
-    records: Sequence[Record], columns: Any, widths: Mapping[str, int], texts: Sequence[str],
+def pictures_file(rows: Sequence[Row], schema: Schema) -> bytes:
+    """A file for an import job: exactly the columns of the collection of pictures."""
+    layout = Layout(schema)
+    chunks = (layout.records(rows[start : start + GROUP_ROWS]) for start in range(0, len(rows), GROUP_ROWS))
+    return _written(chunks, _columns(schema, layout.bytes), layout.bytes, _texts(schema))
+
+
+def regions_file(rows: Sequence[Row], parts: PartsSettings) -> bytes:
+    """A file for an import job: exactly the columns of the collection of regions, a row a region of these pictures."""
+    pa = arrow()
+    columns = pa.schema([("id", pa.string()), ("scale", pa.int64()), (CODE, pa.list_(pa.uint8()))])
+    size = max(1, GROUP_ROWS // parts.regions)
+    chunks = (region_records(rows[start : start + size], parts) for start in range(0, len(rows), size))
+    return _written(chunks, columns, {CODE: parts.bits // 8}, ())
+
+
+def _written(
+    chunks: Iterable[Sequence[Record]], columns: Any, widths: Mapping[str, int], texts: Sequence[str],
     metadata: Mapping[bytes, str] | None = None,
 ) -> bytes:  # fmt: skip
     """A Parquet file of records.
 
     Args:
-        records: flat dictionaries.
+        chunks: flat dictionaries, those of a row group together.
         columns: their names and types, as pyarrow's schema.
         widths: bytes of those columns that are codes.
         texts: columns of texts that come again and again.
@@ -92,8 +110,7 @@ def written(
     with pa.parquet.ParquetWriter(
         sink, columns.with_metadata(metadata), compression="zstd", write_page_checksum=True, use_dictionary=repeated
     ) as writer:
-        for start in range(0, max(len(records), 1), GROUP_ROWS):
-            some = records[start : start + GROUP_ROWS]
+        for some in chunks:
             arrays = [
                 _code_array([record[field.name] for record in some], widths[field.name])
                 if field.name in widths
@@ -129,7 +146,8 @@ class CodeFile:
             raise CodeFileError(f"{name} is Parquet, but no file of codes, as mgm encode makes them") from error
         except UnsupportedError as error:
             raise UnsupportedError(f"{name}: {error}") from error
-        if not self._file.schema_arrow.equals(_columns(self.description.schema), check_metadata=False):
+        schema = self.description.schema
+        if not self._file.schema_arrow.equals(_columns(schema, _widths(schema)), check_metadata=False):
             raise CodeFileError(f"{name} does not have the columns that its own schema names: make it again")
         self.rows = int(self._file.metadata.num_rows)
 
@@ -187,13 +205,18 @@ class CodeFile:
             ) from error
 
 
-def _columns(schema: Schema) -> Any:
+def _columns(schema: Schema, widths: Mapping[str, int]) -> Any:
     pa = arrow()
     types = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
     return pa.schema(
         [(column.name, types[column.type]) for column in Layout(schema).columns]
-        + [(name, pa.list_(pa.uint8())) for name in _widths(schema)]
+        + [(name, pa.list_(pa.uint8())) for name in widths]
     )
+
+
+def _texts(schema: Schema) -> list[str]:
+    """Columns whose texts may come again and again."""
+    return [field.name for field in schema.fields if field.type == "string"]
 
 
 def _widths(schema: Schema) -> dict[str, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.bulk.folder import CodeFolder, Shard
+from mg_milvus.bulk.imports import Importer
 from mg_milvus.bulk.parquet import to_parquet
 from mg_milvus.encoder import load_encoder
 from mg_milvus.encoder_cache import keep_encoder
@@ -59,7 +60,7 @@ class TransferReport:
 
 
 def load(
-    connection: Connection, folder: PathLike, *, partial: bool = False,
+    connection: Connection, folder: PathLike, *, partial: bool = False, bucket: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TransferReport:  # fmt: skip
     """Put a folder of codes into a collection; see ``ImageIndex.load``."""
@@ -68,9 +69,10 @@ def load(
     parts = _checked_parts(codes, partial=partial)
     description, total = _common(codes, parts)
     connection.prefer(description.schema.collection)
+    importer = None if bucket is None else Importer(connection, bucket)
     _settle(connection, codes, description)
-    done = 0
-    for name in parts:
+    done = 0 if importer is None else importer.load(codes, parts, progress or (lambda _: None))
+    for name in parts if importer is None else ():
         with codes.part(name) as part:
             for rows in part.read():
                 newest: dict[str, Row] = {row.id: row for row in rows}

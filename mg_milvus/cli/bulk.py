@@ -132,6 +132,15 @@ def load(
     partial: Annotated[
         bool, typer.Option("--partial", help="Load what there is, even where a shard is not finished")
     ] = False,
+    bucket: Annotated[
+        str | None,
+        typer.Option(
+            "--bucket",
+            metavar="URL",
+            help="Import by the server's own jobs, into an empty collection: a folder in the bucket that the server "
+            "keeps its files in, e.g. s3://a-bucket/imports",
+        ),
+    ] = None,
     schema: Annotated[
         str | None,
         typer.Option(
@@ -151,7 +160,7 @@ def load(
 
     settings = settings_from(uri, token, collection, schema=schema)
     with open_index(settings, timeout=timeout) as index, ProgressView() as view:
-        report = index.load(folder, partial=partial, progress=view)
+        report = index.load(folder, partial=partial, bucket=bucket, progress=view)
     _tell(report, f"loaded into '{report.collection}' at {settings.uri}", as_json=as_json)
 
 
