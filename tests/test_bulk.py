@@ -9,10 +9,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_photos
+from conftest import kind_of_picture, make_photos
 from in_process import mgm
 from servers import lite_server
 from test_cli import ENVIRONMENT, MGM
@@ -274,9 +275,10 @@ def test_codes_of_the_wrong_length_are_refused(codes, tmp_path):
 
 def test_codes_of_another_encoder_or_schema_are_refused(home, tmp_path, encoder, codes):
     other = tmp_path / "other"
-    stranger = encoder.adapted(
-        encoder.features([encoder.prepare(kind) for kind in pictures_to_fit()]), encoder.bits
-    )  # fmt: skip
+    one = encoder.features([encoder.prepare(kind_of_picture("disc", 0))])
+    noise = np.random.default_rng(0)
+    features = {name: values + noise.normal(size=(60, values.shape[1])) for name, values in one.items()}
+    stranger = encoder.adapted({name: some.astype(np.float32) for name, some in features.items()}, encoder.bits)
     encode(home / "photos/disc", out=other, encoder=stranger, schema=home / "schema.yaml")
     target = tmp_path / "one.db"
     shutil.copy(home / "one.db", target)
@@ -299,12 +301,6 @@ def test_codes_of_another_encoder_or_schema_are_refused(home, tmp_path, encoder,
     for part in parts(other):
         shutil.copy(part, codes / part.name.replace("shard-0001-of-0001", "shard-0002-of-0002"))
     assert f"has codes of the encoder {stranger.fingerprint}, " in refusal(codes, tmp_path / "x.db")
-
-
-def pictures_to_fit():
-    from conftest import KINDS, kind_of_picture
-
-    return [kind_of_picture(kind, number) for kind in KINDS for number in range(20)]
 
 
 def test_a_wrong_encoder_file_beside_the_codes_is_refused(codes, tmp_path, encoder):

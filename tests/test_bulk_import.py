@@ -18,6 +18,7 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_photos
+from in_process import mgm
 from pictures import collage
 from servers import lite_server
 from test_bulk import everything
@@ -201,6 +202,8 @@ def test_wrong_tokens_and_places_are_refused(milvus, codes, tmp_path, monkeypatc
         pytest.raises(errors.UnsupportedError, match=r"import jobs are a server's, and .*x.db is none: leave --bucket"),
     ):
         index.load(codes, bucket="memory://a-bucket")
+    done = mgm("load", codes, "--bucket", "memory://a-bucket", "--uri", "x.db", cwd=tmp_path)
+    assert (done.returncode, done.stderr[:38]) == (1, "mgm: import jobs are a server's, and x.")
     assert not (tmp_path / "x.db").exists()
     monkeypatch.setattr(import_api, "base_url", lambda uri: uri)  # Milvus Lite's own port speaks no REST
     with opened(milvus) as index, pytest.raises(errors.UnsupportedError, match=r"cannot be asked .* from 2.4 on"):

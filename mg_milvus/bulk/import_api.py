@@ -56,7 +56,8 @@ class ImportApi:
         """
         parts = urlsplit(uri)
         if parts.scheme not in {"http", "https", "tcp"} or not parts.hostname:
-            raise UnsupportedError(f"import jobs are a server's, and {uri.rpartition('@')[2]} is none: leave --bucket out")
+            shown = uri.rpartition("@")[2]
+            raise UnsupportedError(f"import jobs are a server's, and {shown} is none: leave --bucket out")
         self._base = base_url(uri)
         self._token, self._timeout = token, timeout
         self._database = {"dbName": parts.path.strip("/")} if parts.path.strip("/") else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -50,18 +49,8 @@ def encode(
     shard: Annotated[
         str, typer.Option("--shard", metavar="I/N", help="This machine's share, e.g. 2/4 for the second of four")
     ] = "1/1",
-    schema: Annotated[
-        str | None,
-        typer.Option(
-            "--schema", metavar="FILE", help="What the collection will hold, e.g. schema.yaml. Env: MGM_SCHEMA"
-        ),
-    ] = None,
-    metadata: Annotated[
-        Path | None,
-        typer.Option(
-            "--metadata", metavar="FILE", help="Values of the schema's own fields, matched by path: captions.csv"
-        ),
-    ] = None,
+    schema: options.SchemaFile = None,
+    metadata: options.Metadata = None,
     rows_a_file: Annotated[
         int,
         typer.Option(

@@ -27,12 +27,7 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     pictures: Annotated[str, typer.Option("--pictures", metavar="NUMBER", help="How many, e.g. 2500000 or 1e9")],
-    schema: Annotated[
-        str | None,
-        typer.Option(
-            "--schema", metavar="FILE", help="What is kept of each, e.g. schema.yaml, or a preset. Env: MGM_SCHEMA"
-        ),
-    ] = None,
+    schema: options.SchemaFile = None,
     memory: Annotated[
         str | None,
         typer.Option(
