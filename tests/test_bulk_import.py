@@ -203,7 +203,7 @@ def test_wrong_tokens_and_places_are_refused(milvus, codes, tmp_path, monkeypatc
     ):
         index.load(codes, bucket="memory://a-bucket")
     done = mgm("load", codes, "--bucket", "memory://a-bucket", "--uri", "x.db", cwd=tmp_path)
-    assert (done.returncode, done.stderr[:38]) == (1, "mgm: import jobs are a server's, and x.")
+    assert (done.returncode, done.stderr.startswith("mgm: import jobs are a server's, and x.db")) == (1, True)
     assert not (tmp_path / "x.db").exists()
     monkeypatch.setattr(import_api, "base_url", lambda uri: uri)  # Milvus Lite's own port speaks no REST
     with opened(milvus) as index, pytest.raises(errors.UnsupportedError, match=r"cannot be asked .* from 2.4 on"):
