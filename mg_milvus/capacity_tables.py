@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mg_milvus.store.index_lists import rows_a_segment
+
 if TYPE_CHECKING:
     from mg_milvus.schema import Schema
     from mg_milvus.schema_parts import PartsSettings
@@ -30,8 +32,6 @@ the rows; the other half is what they were read through."""
 # A Milvus server.
 _IVF_ID = 8
 """Bytes of a row's number in a list of BIN_IVF_FLAT (counted: a FAISS index, serialised)."""
-_SEGMENT = 1 << 30
-"""Bytes of rows in a sealed segment (dataCoord.segment.maxSize); each has an index of its own."""
 _SERVER_ROW, _SERVER_TEXT = 92, 33
 """Bytes of a row in memory beside its values, by the types that Milvus keeps them in: 16 for times and numbers, 72 for
 the place of a key, 4 for the filter of keys; and of each text as an object. What comes of it was within 30 % of Milvus
@@ -110,7 +110,7 @@ class Table:
 
     def rows_a_segment(self, rows: int) -> int:
         """Rows of a sealed segment of a server, when there are so many."""
-        return min(rows, max(1, int(_SEGMENT / self.raw)))
+        return rows_a_segment(rows, self.raw)
 
 
 def pictures_table(schema: Schema, path_bytes: float, text_bytes: float) -> Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from mg_milvus import doctor
+from mg_milvus.bulk.transfer import fit_index
 from mg_milvus.schema import Schema
 from mg_milvus.store import Description, IndexLists
 from mg_milvus.store.connection import Engine
@@ -82,6 +83,17 @@ def test_the_doctor_asks_for_another_index_and_builds_it():
     assert [check.ok for check in doctor._lists(store, repair=True)] == [True, True]
     assert [index.nlist for index in store.found] == [8944, 1024]
     assert [check.ok for check in doctor._lists(store, repair=False)] == [True, True]
+
+
+def test_a_load_makes_the_index_for_the_rows_to_come():
+    store = Indexed(IndexLists("pictures", 1024, 0), IndexLists("pictures_parts", 1024, 0))
+    schema = Schema.load("parts")
+    fit_index(store, schema, 50_000)
+    # Few pictures, but 29 regions of each: 4 times the root of 1,450,000.
+    assert [index.nlist for index in store.found] == [1024, 4817]
+    fit_index(store, schema, 10**9)
+    # Segments of 1 GiB: 5,064,815 pictures of 212 bytes, 18,199,014 regions of 59.
+    assert [index.nlist for index in store.found] == [9002, 17064]
 
 
 def test_where_there_is_no_such_index_nothing_is_said():

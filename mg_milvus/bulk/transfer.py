@@ -20,6 +20,7 @@ from mg_milvus.errors import (
 )
 from mg_milvus.hits import Progress
 from mg_milvus.schema_diff import difference
+from mg_milvus.store.index_lists import fits, nlist_for, rows_a_segment
 
 if TYPE_CHECKING:
     import os
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 ROWS_A_FILE = 100_000
 BYTES_A_FILE = 64 << 20
 """Rows, and bytes of codes, of one file of an export, at most."""
+
+ROW_BYTES, REGION_BYTES = 212, 59
+"""Of a usual row on a server, as mgm plan counts them: the number of clusters goes with their root only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def load(
     description, total = _common(codes, parts)
     connection.prefer(description.schema.collection)
     importer = None if bucket is None else Importer(connection, bucket)
-    _settle(connection, codes, description)
+    _settle(connection, codes, description, total)
     done = 0 if importer is None else importer.load(codes, parts, progress or (lambda _: None))
     for name in parts if importer is None else ():
         with codes.part(name) as part:
@@ -195,13 +199,14 @@ def _common(codes: CodeFolder, parts: list[str]) -> tuple[Description, int]:
     return first, total
 
 
-def _settle(connection: Connection, codes: CodeFolder, description: Description) -> None:
+def _settle(connection: Connection, codes: CodeFolder, description: Description, rows: int) -> None:
     """Make the collection with its encoder, or make sure that the one that is there can take the codes.
 
     Raises:
         EncoderMismatchError, SchemaMismatchError: it cannot.
     """
     recorded = connection.description()
+    is_new = recorded is None
     if recorded is None:
         schema = (connection.given_schema or description.schema).model_copy(
             update={"collection": connection.collection, "encoder": description.schema.encoder}
@@ -215,6 +220,8 @@ def _settle(connection: Connection, codes: CodeFolder, description: Description)
         recorded = replace(description, schema=schema)
     # Again where it is there: a load that was killed may have made it without the collection of its regions.
     recorded = connection.store.create(recorded)
+    if is_new and recorded.schema.storage.index == "auto":
+        fit_index(connection.store, recorded.schema, rows)
     if recorded.fingerprint != description.fingerprint:
         raise EncoderMismatchError(
             f"the codes in {codes.name} are of the encoder {description.fingerprint}, collection "
@@ -226,6 +233,21 @@ def _settle(connection: Connection, codes: CodeFolder, description: Description)
             f"the codes in {codes.name} do not fit into collection '{connection.collection}': {changed[0]}; load into "
             "another --collection"
         )
+
+
+def fit_index(store: Store, schema: Schema, pictures: int) -> None:
+    """Give the indexes of an empty collection as many clusters as the rows to come ask for, where it has clusters.
+
+    Args:
+        store: has the collection.
+        schema: the collection's.
+        pictures: rows to come.
+    """
+    for index in store.indexes.lists():
+        of_pictures = index.collection == store.collection
+        rows = pictures * (1 if of_pictures or schema.parts is None else schema.parts.regions)
+        if not fits(index.nlist, expected := rows_a_segment(rows, ROW_BYTES if of_pictures else REGION_BYTES)):
+            store.indexes.rebuild(index.collection, nlist_for(expected))
 
 
 def _put_encoder(connection: Connection, codes: CodeFolder, fingerprint: str) -> None:

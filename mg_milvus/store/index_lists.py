@@ -13,6 +13,8 @@ FEWEST_ROWS = 1_024
 FEW_ROWS = 65_536
 """Rows of a segment up to which any number of clusters does: comparing with all of them takes about a millisecond."""
 _MOST = 65_536
+_SEGMENT = 1 << 30
+"""Bytes of rows in a sealed segment (dataCoord.segment.maxSize); each has an index of its own."""
 
 
 def nlist_for(rows: int) -> int:
@@ -26,6 +28,11 @@ def fits(nlist: int, rows: int) -> bool:
     Nearer is no better: recall and time change slowly with it, while an index that is built again is hours of work.
     """
     return rows <= FEW_ROWS or nlist_for(rows) / 2 <= nlist <= nlist_for(rows) * 2
+
+
+def rows_a_segment(rows: int, row_bytes: float) -> int:
+    """Rows of a sealed segment when there are so many of this size."""
+    return min(rows, max(1, int(_SEGMENT / row_bytes)))
 
 
 def typical_rows(segments: Sequence[int]) -> int:
