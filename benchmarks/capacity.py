@@ -5,6 +5,7 @@ At each size the file is closed and opened again: its bytes on disk, the private
 
     python benchmarks/capacity.py --rows 10000,100000,1000000 --json capacity.json
     python benchmarks/capacity.py --rows 10000,100000 --schema precise --text-bytes 80
+    python benchmarks/capacity.py --rows 10000,100000 --schema parts
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def rows_of(schema: Schema, start: int, end: int, path_bytes: int, text_bytes: i
                     1_700_000_000_000_000_000 + int(random.integers(0, 10**17)), int(random.integers(300, 6000)),
                     int(random.integers(300, 6000)), random.bytes(16).hex(),
                     {name: random.bytes(bits // 8) for name, bits in schema.bits.items()}, texts | numbers,
+                    random.bytes(schema.parts.bytes_per_picture) if schema.parts else b"",
                 )
             )  # fmt: skip
         yield rows
@@ -99,6 +101,8 @@ def main() -> int:
             store.close()
             store = MilvusStore(str(file), schema.collection, timeout=60.0)
             store.count()
+            if schema.parts:
+                store.regions.count()
             memory = private_memory(file)
             first = schema.granularities[0]
             store.nearest(first.name, np.zeros((1, first.bits // 8), np.uint8), 100)

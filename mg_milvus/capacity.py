@@ -1,7 +1,7 @@
 """How much so many pictures take, on Milvus Lite and on a server, and what to change when it does not fit.
 
-Pure arithmetic over a schema. Each constant says where it comes from; ``benchmarks/capacity.py`` fills Milvus Lite with
-up to a million rows and holds the predictions against what is there.
+Pure arithmetic over a schema. ``benchmarks/capacity.py`` fills Milvus Lite with up to a million rows and holds the
+predictions against what is there.
 """
 
 from __future__ import annotations
@@ -10,50 +10,32 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mg_milvus.capacity_tables import parquet_row, pictures_table, regions_table
 from mg_milvus.errors import QueryError
 from mg_milvus.schema import Schema
+from mg_milvus.schema_parts import PARTS
+from mg_milvus.store.index_lists import fits, nlist_for, nprobe_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+    from mg_milvus.capacity_tables import Table
+    from mg_milvus.schema import StorageSettings
 
 PICTURES_PER_SECOND = 195.0
 """Encoded by one machine: the encoder that ships, photographs of 384 x 256, two cores (benchmarks/ingest_rate.py)."""
 
-_FIXED = {"id": 32, "size": 8, "mtime_ns": 8, "width": 8, "height": 8, "content_hash": 32}
-"""Bytes of the columns that every row has, beside the path."""
+PARTS_RATE = 0.92
+"""Share of that rate where regions get codes too: 24 ms of processor time a photograph become 26, with 29 regions."""
 
-# Milvus Lite 2.5.1 keeps a row as a protobuf message with the names of its columns, in pages of SQLite.
-_LITE_COLUMN = 14
-"""Bytes of a column beside its name and value (counted in a file)."""
-_LITE_INT, _LITE_LONG = 3, 9
-"""Bytes of numbers there: of sizes, which are written without their zeros; of times in nanoseconds, and of any."""
-_LITE_ROW = 62 + 32 + 12
-"""Bytes of a row beside its columns: RowID and Timestamp, the key once more, SQLite's own (counted in a file)."""
-_LITE_PAGE = 4096
 _LITE_MEMORY = 10e6
-"""Bytes of private memory of the process that serves an empty file."""
-_LITE_MEMORY_ROW, _LITE_MEMORY_COLUMN, _LITE_MEMORY_BYTE = 262, 25, 2.5
-"""Bytes of a row, of each of its columns, and of each byte in them, while a file is opened (fitted to five schemas with
-20,000 and 60,000 rows). Half of it are the rows; the other half is what they were read through."""
+"""Bytes of private memory of the process that serves an empty file of Milvus Lite."""
 _LITE_MEMORY_READING = 100e6
-"""Bytes that the other half has at most, whatever the number of rows (seen with 200,000 and with a million)."""
-
-# A Milvus server.
-_IVF_ID = 8
-"""Bytes of a row's number in a list of BIN_IVF_FLAT (counted: a FAISS index, serialised)."""
-_SEGMENT = 1 << 30
-"""Bytes of rows in a sealed segment (dataCoord.segment.maxSize); each has an index of its own."""
+"""Bytes that what rows are read through takes there at most (seen with 200,000 and with a million)."""
 _SERVER = 0.7e9
 """Bytes of memory of a server that holds next to nothing (Milvus 2.3.5: 0.4 to 0.8 GB, by what it last did)."""
-_SERVER_ROW = 192
-"""Bytes of a row in memory beside its values, by the types that Milvus keeps them in: 16 for times and numbers, 72 for
-the place of a key, 100 for three texts as objects, 4 for the filter of keys. What comes of it was within 30 % of Milvus
-2.3.5 with 200,000 and with a million rows of one code, whose own memory for loading hides the rest."""
 _HEADROOM = 1.3
 """Memory that a query node should have over what it holds: answers, growing segments, compaction."""
-
-_PARQUET_ROW = 50
-"""Bytes of the columns that every row has but the path, compressed: two random hashes of 16 bytes, size and time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,35 +54,48 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a collection takes; bytes, of all pictures unless it says otherwise.
+class Collection:
+    """The rows of one collection.
 
     Attributes:
-        pictures: rows.
-        fields: column -> bytes of one picture, before any overhead.
+        rows: their number.
+        fields: column -> bytes of one row, before any overhead.
+        segments: of a server.
+        nlist: clusters of BIN_IVF_FLAT that fit the rows of a segment.
+    """
+
+    rows: int
+    fields: Mapping[str, float]
+    segments: int
+    nlist: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What pictures take; bytes, of all of them, with their regions, unless it says otherwise.
+
+    Attributes:
+        pictures: their number.
+        collections: of the pictures; and of their regions, where the schema has some.
         codes_folder: of ``mgm encode`` or ``mgm export``, without the encoder.
         lite_file: Milvus Lite's file, without the encoder.
         lite_memory: of the process that serves it, its own libraries aside.
         server_memory: of all query nodes together, all replicas, with headroom.
         server_disk: of codes that are mapped into memory from the nodes' own disks, all replicas.
         index: granularity -> bytes of its index on a server, one replica.
-        segments: of a server.
-        nlist: clusters of BIN_IVF_FLAT that fit the rows of a segment.
         encode_hours: wall time of all machines together.
         changes: what would make it fit into the memory that was given; empty when it fits.
         notes: what else to set, in sentences.
     """
 
     pictures: int
-    fields: Mapping[str, float]
+    collections: tuple[Collection, ...]
     codes_folder: float
     lite_file: float
     lite_memory: float
     server_memory: float
     server_disk: float
     index: Mapping[str, float]
-    segments: int
-    nlist: int
     encode_hours: float
     changes: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
@@ -112,7 +107,10 @@ class Plan:
         rounded = {
             name: round(value) if name.startswith(("lite", "server", "codes")) else value for name, value in own.items()
         }
-        return rounded | {"changes": changes, "notes": list(self.notes), "encode_hours": round(self.encode_hours, 2)}
+        return rounded | {
+            "collections": [{name: getattr(c, name) for name in c.__slots__} for c in self.collections],
+            "changes": changes, "notes": list(self.notes), "encode_hours": round(self.encode_hours, 2),
+        }  # fmt: skip
 
 
 def plan(
@@ -121,7 +119,7 @@ def plan(
     *,
     path_bytes: int = 60,
     text_bytes: int = 32,
-    pictures_per_second: float = PICTURES_PER_SECOND,
+    pictures_per_second: float | None = None,
     machines: int = 1,
     memory: float | None = None,
 ) -> Plan:
@@ -132,7 +130,7 @@ def plan(
         schema: what it holds; default: the default schema.
         path_bytes: of a typical path.
         text_bytes: of a typical value of a string field of one's own.
-        pictures_per_second: that one machine encodes.
+        pictures_per_second: that one machine encodes; default: what was measured.
         machines: that encode at once.
         memory: bytes that there are, of one server's query nodes together.
 
@@ -140,104 +138,82 @@ def plan(
         QueryError: a number that makes no sense.
     """
     schema = schema or Schema()
-    if min(pictures, path_bytes, text_bytes + 1, pictures_per_second, machines) <= 0 or (memory or 1) <= 0:
+    numbers = (pictures, path_bytes, text_bytes + 1, machines)
+    if min(*numbers, 1 if pictures_per_second is None else pictures_per_second, 1 if memory is None else memory) <= 0:
         raise QueryError(
             f"pictures {pictures}, path_bytes {path_bytes}, text_bytes {text_bytes}, pictures_per_second "
             f"{pictures_per_second}, machines {machines}, memory {memory}: expected numbers above 0"
         )
-    if schema.parts is not None:
-        raise QueryError(
-            f"a plan counts the codes of whole pictures, not those of {schema.parts.regions} regions a picture: they "
-            f"are {pictures * schema.parts.regions:,} rows more; plan with a schema without parts"
-        )
-    sizes = _Sizes(schema, path_bytes, text_bytes)
-    rows_a_segment = min(pictures, max(1, int(_SEGMENT / sizes.raw)))
+    sizes = _Sizes(schema, pictures, path_bytes, text_bytes)
+    collections = tuple(_collection(table, rows) for table, rows in sizes.filled)
+    rate = pictures_per_second or PICTURES_PER_SECOND * (PARTS_RATE if schema.parts else 1)
     made = Plan(
-        pictures, sizes.fields, pictures * sizes.parquet, pictures * sizes.lite,
-        sizes.lite_memory(pictures), sizes.memory(pictures), sizes.disk(pictures),
-        {g.name: pictures * sizes.index(g.bits // 8) for g in schema.granularities},
-        math.ceil(pictures / rows_a_segment), nlist_for(rows_a_segment),
-        pictures / pictures_per_second / machines / 3600,
+        pictures, collections, pictures * parquet_row(schema, sizes.table), sizes.total(lambda table: table.lite),
+        sizes.lite_memory, sizes.memory, sizes.disk, sizes.index, pictures / rate / machines / 3600,
     )  # fmt: skip
     changes: tuple[Change, ...] = ()
     if memory is not None and made.server_memory > memory:
-        changes = tuple(change for change in _changes(pictures, sizes) if change.memory < made.server_memory)
+        changes = tuple(change for change in _changes(sizes) if change.memory < made.server_memory)
     return replace(made, changes=changes, notes=tuple(_notes(made, schema, memory)))
 
 
-def nlist_for(rows: int) -> int:
-    """Clusters of BIN_IVF_FLAT for the rows of one segment: 4 times their root, as FAISS advises; 1 to 65,536."""
-    return min(65_536, max(1, round(4 * math.sqrt(rows))))
+def _collection(table: Table, rows: int) -> Collection:
+    a_segment = table.rows_a_segment(rows)
+    sizes = {column.name: column.size for column in table.columns}
+    return Collection(rows, sizes, math.ceil(rows / a_segment), nlist_for(a_segment))
 
 
 class _Sizes:
-    """Bytes of one row."""
+    """Bytes of so many pictures with their regions."""
 
-    def __init__(self, schema: Schema, path_bytes: int, text_bytes: int) -> None:
-        self.schema, self._path, self._text = schema, path_bytes, text_bytes
-        widths: dict[str, float] = {"string": text_bytes, "int": 8, "float": 8, "bool": 1}
-        own = {f.name: widths[f.type] for f in schema.fields}
-        self.codes = {g.name: g.bits // 8 for g in schema.granularities}
-        self.strings = {"id": 32, "path": path_bytes, "content_hash": 32} | {
-            f.name: text_bytes for f in schema.fields if f.type == "string"
-        }
-        self.fields: dict[str, float] = {"path": path_bytes, **_FIXED, **own, **self.codes}
-        self.raw = sum(self.fields.values())
+    def __init__(self, schema: Schema, pictures: int, path_bytes: float, text_bytes: float) -> None:
+        self.schema, self.pictures, self._path, self._text = schema, pictures, path_bytes, text_bytes
+        self.table = pictures_table(schema, path_bytes, text_bytes)
+        self.regions = regions_table(schema, schema.parts) if schema.parts else None
+        self.filled = [(self.table, pictures)]
+        if schema.parts and self.regions:
+            self.filled.append((self.regions, pictures * schema.parts.regions))
 
-    @property
-    def parquet(self) -> float:
-        """In files of codes: what is random does not get smaller, paths and texts to about a half."""
-        texts = sum(size for name, size in self.strings.items() if name not in _FIXED)
-        others = sum(size for name, size in self.fields.items() if name not in {*_FIXED, *self.strings, *self.codes})
-        return _PARQUET_ROW + sum(self.codes.values()) + texts / 2 + others
+    def total(self, size: Callable[[Table], float]) -> float:
+        """Of all rows of both collections."""
+        return sum(rows * size(table) for table, rows in self.filled)
 
     @property
-    def lite(self) -> float:
-        """In Milvus Lite's file: whole rows in a page of SQLite, as long as at least one fits."""
-        row = _LITE_ROW + sum(_LITE_COLUMN + len(name) + self._in_lite(name) for name in self.fields)
-        in_page = (_LITE_PAGE - 8) // row
-        return _LITE_PAGE / in_page if in_page else math.ceil(row / _LITE_PAGE) * _LITE_PAGE
-
-    def _in_lite(self, name: str) -> float:
-        if name in self.strings or name in self.codes:
-            return self.fields[name]
-        is_long = name == "mtime_ns" or (name not in _FIXED and self.fields[name] == 8)
-        return _LITE_LONG if is_long else _LITE_INT
-
-    def lite_memory(self, pictures: int) -> float:
+    def lite_memory(self) -> float:
         """Of the process that serves Milvus Lite's file, when it has opened it."""
-        row = _LITE_MEMORY_ROW + _LITE_MEMORY_COLUMN * len(self.fields) + _LITE_MEMORY_BYTE * self.raw
-        half = pictures * row / 2
+        half = self.total(lambda table: table.lite_memory) / 2
         return _LITE_MEMORY + half + min(half, _LITE_MEMORY_READING)
 
-    def index(self, width: int) -> float:
-        """One code in the index of a server."""
-        return width + (_IVF_ID if self.schema.storage.index in {"auto", "BIN_IVF_FLAT"} else 0)
-
-    def memory(self, pictures: int) -> float:
+    @property
+    def memory(self) -> float:
         """Of a server's query nodes together."""
-        columns = sum(size for name, size in self.fields.items() if name not in self.codes)
-        codes = sum(self.index(g.bits // 8) for g in self.schema.granularities if not g.mmap)
-        rows = pictures * (_SERVER_ROW + columns + codes)
-        return (_SERVER + rows * _HEADROOM) * self.schema.storage.replicas
+        return (_SERVER + self.total(lambda table: table.memory) * _HEADROOM) * self.schema.storage.replicas
 
-    def disk(self, pictures: int) -> float:
+    @property
+    def disk(self) -> float:
         """Mapped by a server's query nodes from their own disks."""
-        mapped = sum(self.index(g.bits // 8) for g in self.schema.granularities if g.mmap)
-        return pictures * mapped * self.schema.storage.replicas
+        return self.total(lambda table: table.mapped) * self.schema.storage.replicas
+
+    @property
+    def index(self) -> dict[str, float]:
+        """Granularity -> bytes of its index on a server."""
+        found = {c.name: self.pictures * self.table.index(c) for c in self.table.columns if c.kind == "code"}
+        if self.regions:
+            found[PARTS] = self.filled[1][1] * self.regions.index(self.regions.columns[-1])
+        return found
 
     def changed(self, schema: Schema) -> _Sizes:
         """The same with another schema."""
-        return _Sizes(schema, self._path, self._text)
+        return _Sizes(schema, self.pictures, self._path, self._text)
 
 
-def _changes(pictures: int, sizes: _Sizes) -> Iterator[Change]:
+def _changes(sizes: _Sizes) -> Iterator[Change]:
     """Each change alone; more and more granularities mapped, the largest first."""
     schema = sizes.schema
 
     def change(what: str, other: Schema) -> Change:
         then = sizes.changed(other)
-        return Change(what, then.memory(pictures), then.disk(pictures))
+        return Change(what, then.memory, then.disk)
 
     mapped = schema
     for largest in sorted(schema.granularities, key=lambda g: -g.bits):
@@ -260,6 +236,8 @@ def _changes(pictures: int, sizes: _Sizes) -> Iterator[Change]:
         )
     if schema.fields:
         yield change("no fields of your own", schema.model_copy(update={"fields": ()}))
+    if schema.parts is not None:
+        yield change("no parts: no search for details", schema.model_copy(update={"parts": None}))
     compact = Schema.load("compact").granularities
     if sum(g.bits for g in compact) < sum(g.bits for g in schema.granularities):
         yield change(
@@ -284,11 +262,17 @@ def _notes(made: Plan, schema: Schema, memory: float | None) -> Iterator[str]:
     yield "the figures of a server are calculated; Milvus 2.3.5 was within 30 % of them at a million rows of one code"
     if made.pictures > 2_000_000:
         yield "Milvus Lite compares a question with every row: beyond some millions of pictures take a server"
-    if (
-        schema.storage.index in {"auto", "BIN_IVF_FLAT"}
-        and not made.nlist / 2 <= schema.storage.nlist <= made.nlist * 2
-    ):
-        yield (
-            f"storage.nlist is {schema.storage.nlist}; for the {made.pictures // made.segments:,} rows of a segment "
-            f"take about {made.nlist}, and nprobe about {max(1, made.nlist // 32)}"
-        )
+    if schema.storage.index in {"auto", "BIN_IVF_FLAT"}:
+        yield from _notes_of_lists(made, schema.storage)
+
+
+def _notes_of_lists(made: Plan, storage: StorageSettings) -> Iterator[str]:
+    """What ``nlist`` should be, where the schema says something else."""
+    for collection, which in zip(made.collections, ("storage.nlist", "for regions storage.nlist"), strict=False):
+        rows = collection.rows // collection.segments
+        if not fits(storage.nlist, rows):
+            share = nprobe_for(collection.nlist, storage.nlist, storage.nprobe)
+            yield (
+                f"{which} is {storage.nlist}; the {rows:,} rows of a segment ask for about {collection.nlist}, of "
+                f"which a query then looks into {share}: mgm doctor --repair builds it again once the rows are there"
+            )

@@ -70,6 +70,11 @@ class Connection:
         """The schema that was given when this was opened."""
         return self._given_schema
 
+    @property
+    def access(self) -> tuple[str | None, float]:
+        """The token, and the seconds that one call to the server may take."""
+        return self._token, self._timeout
+
     def prefer(self, collection: str) -> None:
         """Use this collection, unless one was named, by itself or in a schema, when this was opened."""
         with self._lock:

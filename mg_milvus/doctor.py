@@ -81,7 +81,8 @@ def examine(
         device: where the network is to run.
         timeout: seconds to wait for a server.
         recall: also measure what the index misses; reads all rows.
-        repair: delete the codes of regions whose picture is gone; otherwise nothing is changed.
+        repair: delete the codes of regions whose picture is gone, and build an index again that no longer fits the
+            rows; otherwise nothing is changed.
     """
     yield _attempt("python", _python)
     for package in RANGES:
@@ -200,6 +201,7 @@ def _milvus(
             "collection", lambda: _collection(opened[0], device), "name another --collection, or ingest into a new one"
         )
         yield from _regions(opened[0], repair=repair)
+        yield from _lists(opened[0], repair=repair)
         if recall:
             yield _attempt("recall", lambda: _recall(opened[0]))
     finally:
@@ -262,6 +264,38 @@ def _in_step(store: Store, schema: Schema, *, repair: bool) -> Check:
             "mgm ingest FOLDER encodes what is missing" if incomplete else "mgm doctor --repair, or the next ingest",
         )
     return Check("regions", True, removed or f"{store.regions.count():,} codes of regions, in step with the pictures")
+
+
+def _lists(store: Store, *, repair: bool) -> Iterator[Check]:
+    """Whether each BIN_IVF_FLAT index has as many clusters as its rows ask for; nothing where there is none."""
+    from mg_milvus.store.index_lists import fits, nlist_for
+
+    try:
+        found = [] if store.describe() is None else store.indexes.lists()
+    except MgMilvusError:
+        return  # a check before this one has said it
+    for index in found:
+        what = f"'{index.collection}', nlist {index.nlist}"
+        wanted = nlist_for(index.rows)
+        if fits(index.nlist, index.rows):
+            rows = f"segments of {index.rows:,} rows" if index.rows else "no segment is large enough for an index yet"
+            yield Check("index", True, f"{what}, {rows}: that will do")
+        elif repair:
+
+            def again(collection: str = index.collection, nlist: int = wanted) -> Check:
+                store.indexes.rebuild(collection, nlist)
+                return Check(
+                    "index", True, f"'{collection}' gets its index again with nlist {nlist}; the server builds"
+                )
+
+            yield _attempt("index", again)
+        else:
+            yield Check(
+                "index",
+                False,
+                f"{what}, but segments of {index.rows:,} rows ask for about {wanted} (4 times the root)",
+                "mgm doctor --repair builds it again; nprobe keeps its share, and questions fail for some seconds",
+            )
 
 
 def _recall(store: Store) -> Check:

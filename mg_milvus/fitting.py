@@ -15,6 +15,7 @@ from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import discover
 from mg_milvus.ingest import FEWEST_TO_FIT, SAMPLE_SIZE, Settings, reservoir, sample_features
 from mg_milvus.schema import Schema
+from mg_milvus.schema_parts import PARTS
 
 if TYPE_CHECKING:
     import os
@@ -46,6 +47,7 @@ def fit_encoder(
     *,
     backbone: str = "builtin",
     bits: Mapping[str, int] | None = None,
+    schema: Schema | None = None,
     sample: int = SAMPLE_SIZE,
     weights: str | os.PathLike[str] | None = None,
     method: Literal["adaptive", "itq", "lsh"] = "adaptive",
@@ -62,7 +64,8 @@ def fit_encoder(
         out: the file to write, whole or not at all.
         backbone: ``builtin``, an encoder file (whose network is used), or a name of the table in
             ``encoder/backbones.py``.
-        bits: granularity -> code length; default: the default schema's.
+        bits: granularity -> code length; default: the schema's.
+        schema: what the codes are for; with its regions, unless ``bits`` are given. Default: the default schema.
         sample: pictures looked at, at most.
         weights: the backbone's weights; default: torchvision's pretrained ones.
         method: ``adaptive`` heads, which every collection fits again to its own pictures; or, to compare with, those of
@@ -79,7 +82,8 @@ def fit_encoder(
         PictureError: the folder does not exist, or has too few pictures.
     """
     started = time.perf_counter()
-    lengths = Schema().bits if bits is None else bits
+    schema = schema or Schema()
+    lengths = schema.code_bits if bits is None else bits
     if backbone == "builtin":
         if weights is not None:
             raise EncoderError("the built-in encoder has its weights; name a backbone (mgnet) to use others")
@@ -88,7 +92,10 @@ def fit_encoder(
         base = load_encoder(backbone, device=device)
     else:
         base = untrained_encoder(backbone, weights, device=device)
+    base = base.with_regions(schema.parts.windows if schema.parts and PARTS in lengths else ())
     base.check(lengths)
+    if base.regions and method != "adaptive":
+        raise EncoderError(f"regions have adaptive heads only, not those of {method}: take a schema without 'parts'")
     failures: list[Failure] = []
     chosen, _ = reservoir(discover([folder], failures.append), sample)
     told = progress or (lambda _: None)

@@ -184,8 +184,9 @@ class ImageIndex:
         return run_refit(self._connection, to, Settings(batch_size, workers), progress=progress)
 
     def load(
-        self, folder: PathLike, *, partial: bool = False, progress: Callable[[Progress], None] | None = None
-    ) -> TransferReport:
+        self, folder: PathLike, *, partial: bool = False, bucket: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> TransferReport:  # fmt: skip
         """Put a folder of codes, as ``bulk.encode`` and ``export`` write it, into the collection.
 
         A collection that does not exist is made with the codes' own schema and encoder, and their name unless one was
@@ -195,6 +196,8 @@ class ImageIndex:
         Args:
             folder: here or in a bucket.
             partial: load what there is, even where a shard is not finished.
+            bucket: instead of writing row by row, let the server import files from its own bucket, in which this is
+                the URL of a folder: ``s3://a-bucket/imports``. For a collection that is empty.
             progress: called after each batch.
 
         Raises:
@@ -203,7 +206,7 @@ class ImageIndex:
             EncoderMismatchError, SchemaMismatchError: the collection cannot take these codes; nothing was written.
             StoreError: Milvus failed; what was acknowledged stays.
         """
-        return transfer.load(self._connection, folder, partial=partial, progress=progress)
+        return transfer.load(self._connection, folder, partial=partial, bucket=bucket, progress=progress)
 
     def export(self, folder: PathLike, *, progress: Callable[[Progress], None] | None = None) -> TransferReport:
         """Write the collection into a folder of codes: all rows, the schema as it is tuned, and the encoder's file.

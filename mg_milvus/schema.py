@@ -137,10 +137,19 @@ class StorageSettings(Model):
         Field(description="auto: BIN_FLAT on Milvus Lite, BIN_IVF_FLAT on a server. HNSW needs Milvus 2.6.4 or later."),
     ] = "auto"
     nlist: Annotated[
-        int, Field(strict=True, ge=1, le=65_536, description="BIN_IVF_FLAT: clusters; about 4 times the root of rows.")
+        int,
+        Field(
+            strict=True,
+            ge=1,
+            le=65_536,
+            description="BIN_IVF_FLAT: clusters at first, 4 times the root of a segment's rows; see mgm doctor.",
+        ),
     ] = 1024
     nprobe: Annotated[
-        int, Field(strict=True, ge=1, le=65_536, description="BIN_IVF_FLAT: clusters searched; more: exacter, slower.")
+        int,
+        Field(
+            strict=True, ge=1, le=65_536, description="BIN_IVF_FLAT: clusters of nlist searched; more: exacter, slower."
+        ),
     ] = 32
     m: Annotated[int, Field(strict=True, ge=2, le=2048, description="HNSW: neighbours kept of each node.")] = 16
     ef_construction: Annotated[

@@ -16,9 +16,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from in_process import mgm
 from pictures import encoded, picture, save_picture
 from test_bulk import table
-from test_cli import mgm
 
 from mg_milvus import ImageIndex, errors
 from mg_milvus.bulk import Shard, encode, remote
@@ -89,7 +89,7 @@ def test_every_local_source_through_the_command(tmp_path):
     save_picture(tmp_path / "lists/listed.png", 2)
     (tmp_path / "lists/some.txt").write_text("listed.png\n\nmissing.png\nftp://x/y.jpg\n")
     done = mgm("encode", "in", "lists/some.txt", "--encoder", "builtin", "--out", "codes", cwd=tmp_path)
-    assert done.returncode == 3, done.stderr.decode()
+    assert done.returncode == 3, done.stderr
     rows = {row["path"]: row for row in table(tmp_path / "codes").values()}
     assert set(rows) == {
         f"{tmp_path}/in/plain.jpg", f"{shots}#000.jpg", f"{shots}#sub/001.jpg", f"{tmp_path}/in/0.parquet#0",
@@ -98,7 +98,7 @@ def test_every_local_source_through_the_command(tmp_path):
     member = rows[f"{shots}#sub/001.jpg"]
     assert (member["id"], member["size"]) == (picture_id(f"{shots}#sub/001.jpg"), len(JPEGS[1]))
     assert (member["mtime_ns"], member["width"], member["height"]) == (1_700_000_000 * 10**9, 64, 48)
-    report = done.stdout.decode()
+    report = done.stdout
     assert "shard 1/1: 9 seen: 5 encoded into 1 files, 0 finished before, 4 failed" in report
     assert f"{shots}#bad.jpg: is not a picture that can be read" in report
     assert f"{tmp_path}/in/0.parquet#1: has no bytes in the column 'jpg'" in report

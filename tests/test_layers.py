@@ -47,6 +47,7 @@ PART_OF = {
     "answer": "search",
     "encoder_cache": "connection",
     "ties": "metrics",
+    "capacity_tables": "capacity",
 }
 
 BORDERS = {

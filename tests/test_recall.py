@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from test_cli import mgm
+from in_process import mgm
 
 from mg_milvus import doctor
 from mg_milvus.encoder import load_encoder
@@ -65,7 +65,7 @@ def test_few_rows_and_none():
 def test_the_doctor_says_it(tmp_path):
     filled(open_store(str(tmp_path / "mgm.db"), "pictures"), 50).close()
     done = mgm("doctor", "--recall", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr.decode()
+    assert done.returncode == 0, done.stderr
     check = json.loads(done.stdout)["checks"][-1]
     assert check["message"] == "of the 10 nearest, the index finds: fine 1.000, line 1.000"
     check = doctor._recall(filled(Forgetful("pictures")))

@@ -511,6 +511,14 @@ def test_regions_come_and_go_with_their_pictures(with_regions: Store) -> None:
         with_regions.regions.count()
 
 
+def test_codes_of_regions_are_those_of_the_rows(with_regions: Store) -> None:
+    rows = rows_with_regions(with_regions, 12)
+    with_regions.upsert(rows)
+    ids = [rows[7].id, "f" * 32, rows[2].id]
+    assert with_regions.regions.codes(ids) == {row.id: row.parts for row in (rows[7], rows[2])}
+    assert with_regions.regions.codes([]) == {}
+
+
 def test_regions_are_refused_where_the_schema_has_none(store: Store) -> None:
     with pytest.raises(QueryError, match="no codes of regions"):
         store.regions.nearest(0, np.zeros((1, 2), np.uint8), 5)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mg_milvus.bulk.finished import Finished
 from mg_milvus.bulk.folder import CodeFolder, Shard
-from mg_milvus.bulk.parquet import refuse_regions, to_parquet
+from mg_milvus.bulk.parquet import to_parquet
 from mg_milvus.bulk.sources import pictures
 from mg_milvus.encoder import load_encoder
 from mg_milvus.errors import CodeFileError, EncoderError, MgMilvusError, QueryError
@@ -121,7 +121,6 @@ def encode(
         raise QueryError(f"batch_size {batch_size}, rows_a_file {rows_a_file}, workers {workers}: expected 1 or more")
     shard = Shard.parse(shard) if isinstance(shard, str) else shard
     schema = schema if isinstance(schema, Schema) else Schema() if schema is None else Schema.load(str(schema))
-    refuse_regions(schema)
     table = (
         read_metadata(metadata, schema.fields, [s if is_url(s) else path_text(s) for s in map(str, sources)])
         if metadata
@@ -153,11 +152,12 @@ def _encoder(given: Encoder | PathLike | None, schema: Schema, device: str) -> E
     if given is None:
         raise EncoderError(
             "no encoder is given, expected the one that all shards share: make it from a sample of the pictures with "
-            "mgm fit SAMPLE --out mine.safetensors and give --encoder mine.safetensors to each; or give --encoder "
-            "builtin, whose heads fit your pictures less well"
+            "mgm fit SAMPLE --out mine.safetensors (and --schema, if you have one) and give --encoder mine.safetensors "
+            "to each; or give --encoder builtin, whose heads fit your pictures less well"
         )
     base = load_encoder(str(given), device=device) if isinstance(given, str | os.PathLike) else given
-    base.check(schema.bits)
+    base = base.with_regions(schema.parts.windows if schema.parts else ())
+    base.check(schema.code_bits)
     wrong = [name for name, bits in schema.bits.items() if base.bits.get(name) != bits]
     if wrong:
         # Heads of other lengths would be fitted here, and may come out different on another machine.
@@ -166,7 +166,7 @@ def _encoder(given: Encoder | PathLike | None, schema: Schema, device: str) -> E
             f"the encoder {base.fingerprint} has {base.bits.get(wrong[0])} bits of '{wrong[0]}', the schema asks for "
             f"{schema.bits[wrong[0]]}: make one with mgm fit SAMPLE --bits {lengths} --out mine.safetensors"
         )
-    return base.with_bits(schema.bits)
+    return base.with_bits(schema.code_bits)
 
 
 class _Run:

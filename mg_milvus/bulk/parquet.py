@@ -1,8 +1,12 @@
 """Codes in Parquet files, as Milvus' bulk import wants them: one column a field, a code as ``list<uint8>``.
 
-A file is one part of a shard. Its metadata holds, under ``mg_milvus``, the description that a collection keeps of
-itself: schema, fingerprint, backbone, and the number of its format, so that what a later version adds to the rows is
-never passed over in silence.
+A file is one part of a shard. The codes of a picture's regions are one more column, all of them one behind the other:
+so a picture and its regions are written whole or not at all, are never out of step, and take no ids. Import jobs want
+rows of the companion collection in files of their own, and the newest row of each picture only; both are made from
+these files when they are needed (``bulk.imports``).
+
+A file's metadata holds, under ``mg_milvus``, the description that a collection keeps of itself: schema, fingerprint,
+backbone, and the number of its format, so that what a later version adds to the rows is never passed over in silence.
 """
 
 from __future__ import annotations
@@ -11,19 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mg_milvus.errors import CodeFileError, ForeignCollectionError, MissingPackageError, UnsupportedError
+from mg_milvus.errors import CodeFileError, ForeignCollectionError, MissingPackageError, StoreError, UnsupportedError
 from mg_milvus.store import Row
 from mg_milvus.store.description import decode_description, encode_description
 from mg_milvus.store.layout import Layout
+from mg_milvus.store.region_layout import CODE, region_records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
     from mg_milvus.schema import Schema
+    from mg_milvus.schema_parts import PartsSettings
     from mg_milvus.store import Description
+    from mg_milvus.store.layout import Record
 
 _KEY = b"mg_milvus"
+_REGIONS = "$parts"
+"""The column of regions' codes; no field and no granularity can have this name."""
 GROUP_ROWS = 5_000
 """Rows of one row group, which are read and loaded together."""
 
@@ -44,43 +53,71 @@ def arrow() -> Any:
     return pyarrow
 
 
-def refuse_regions(schema: Schema) -> None:
-    """Raise UnsupportedError for a schema with regions: their codes have no place in these files."""
-    if schema.parts is not None:
-        raise UnsupportedError(
-            f"files of codes hold those of whole pictures only, and '{schema.collection}' also has codes of "
-            f"{schema.parts.regions} regions: ingest the pictures where they are wanted, or take a schema without parts"
-        )
-
-
 def to_parquet(rows: Sequence[Row], description: Description) -> bytes:
     """A whole file of codes.
 
     Args:
-        rows: with all codes and fields.
+        rows: with all codes, also those of their regions, and fields.
         description: of the collection they are meant for.
 
     Raises:
         StoreError: a value that its column cannot hold.
     """
+    schema, widths = description.schema, _widths(description.schema)
+    records = Layout(schema).records(rows)
+    if _REGIONS in widths:
+        for record, row in zip(records, rows, strict=True):
+            if len(row.parts) != widths[_REGIONS]:
+                raise StoreError(f"row {row.id}: {len(row.parts)} bytes of region codes, expected {widths[_REGIONS]}")
+            record[_REGIONS] = row.parts
+    chunks = (records[start : start + GROUP_ROWS] for start in range(0, max(len(records), 1), GROUP_ROWS))
+    return _written(chunks, _columns(schema, widths), widths, _texts(schema), {_KEY: encode_description(description)})
+
+
+def pictures_file(rows: Sequence[Row], schema: Schema) -> bytes:
+    """A file for an import job: exactly the columns of the collection of pictures."""
+    layout = Layout(schema)
+    chunks = (layout.records(rows[start : start + GROUP_ROWS]) for start in range(0, len(rows), GROUP_ROWS))
+    return _written(chunks, _columns(schema, layout.bytes), layout.bytes, _texts(schema))
+
+
+def regions_file(rows: Sequence[Row], parts: PartsSettings) -> bytes:
+    """A file for an import job: exactly the columns of the collection of regions, a row a region of these pictures."""
     pa = arrow()
-    layout = Layout(description.schema)
-    records = layout.records(rows)
-    schema = _columns(description.schema)
-    arrays = [
-        _code_array([record[field.name] for record in records], layout.bytes[field.name])
-        if field.name in layout.bytes
-        else pa.array([record[field.name] for record in records], field.type)
-        for field in schema
-    ]
-    table = pa.Table.from_arrays(arrays, schema=schema.with_metadata({_KEY: encode_description(description)}))
+    columns = pa.schema([("id", pa.string()), ("scale", pa.int64()), (CODE, pa.list_(pa.uint8()))])
+    size = max(1, GROUP_ROWS // parts.regions)
+    chunks = (region_records(rows[start : start + size], parts) for start in range(0, len(rows), size))
+    return _written(chunks, columns, {CODE: parts.bits // 8}, ())
+
+
+def _written(
+    chunks: Iterable[Sequence[Record]], columns: Any, widths: Mapping[str, int], texts: Sequence[str],
+    metadata: Mapping[bytes, str] | None = None,
+) -> bytes:  # fmt: skip
+    """A Parquet file of records.
+
+    Args:
+        chunks: flat dictionaries, those of a row group together.
+        columns: their names and types, as pyarrow's schema.
+        widths: bytes of those columns that are codes.
+        texts: columns of texts that come again and again.
+        metadata: of the file.
+    """
+    pa = arrow()
     sink = pa.BufferOutputStream()
     # Parquet has no numbers of one byte: a code's would take four each, and do take one as places in a dictionary.
-    coded = [f"{name}.list.element" for name in layout.bytes]
-    pa.parquet.write_table(
-        table, sink, row_group_size=GROUP_ROWS, compression="zstd", write_page_checksum=True,
-        use_dictionary=[*coded, *(column.name for column in layout.extras if column.type == "string")],
-    )  # fmt: skip
+    repeated = [*(f"{name}.list.element" for name in widths), *texts]
+    with pa.parquet.ParquetWriter(
+        sink, columns.with_metadata(metadata), compression="zstd", write_page_checksum=True, use_dictionary=repeated
+    ) as writer:
+        for some in chunks:
+            arrays = [
+                _code_array([record[field.name] for record in some], widths[field.name])
+                if field.name in widths
+                else pa.array([record[field.name] for record in some], field.type)
+                for field in columns
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=columns))
     return bytes(sink.getvalue())
 
 
@@ -109,7 +146,8 @@ class CodeFile:
             raise CodeFileError(f"{name} is Parquet, but no file of codes, as mgm encode makes them") from error
         except UnsupportedError as error:
             raise UnsupportedError(f"{name}: {error}") from error
-        if not self._file.schema_arrow.equals(_columns(self.description.schema), check_metadata=False):
+        schema = self.description.schema
+        if not self._file.schema_arrow.equals(_columns(schema, _widths(schema)), check_metadata=False):
             raise CodeFileError(f"{name} does not have the columns that its own schema names: make it again")
         self.rows = int(self._file.metadata.num_rows)
 
@@ -119,7 +157,7 @@ class CodeFile:
         Raises:
             CodeFileError: it is damaged.
         """
-        widths = Layout(self.description.schema).bytes
+        widths = _widths(self.description.schema)
         extras = [field.name for field in self.description.schema.fields]
         for batch in self._batches(None):
             plain = {name: batch.column(name).to_pylist() for name in batch.schema.names if name not in widths}
@@ -128,8 +166,9 @@ class CodeFile:
                 Row(
                     plain["id"][place], plain["path"][place], plain["size"][place], plain["mtime_ns"][place],
                     plain["width"][place], plain["height"][place], plain["content_hash"][place],
-                    {name: values[place] for name, values in codes.items()},
+                    {name: values[place] for name, values in codes.items() if name != _REGIONS},
                     {name: plain[name][place] for name in extras},
+                    codes[_REGIONS][place] if _REGIONS in codes else b"",
                 )
                 for place in range(len(batch))
             ]  # fmt: skip
@@ -166,14 +205,23 @@ class CodeFile:
             ) from error
 
 
-def _columns(schema: Schema) -> Any:
+def _columns(schema: Schema, widths: Mapping[str, int]) -> Any:
     pa = arrow()
     types = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-    layout = Layout(schema)
     return pa.schema(
-        [(column.name, types[column.type]) for column in layout.columns]
-        + [(name, pa.list_(pa.uint8())) for name in layout.bytes]
+        [(column.name, types[column.type]) for column in Layout(schema).columns]
+        + [(name, pa.list_(pa.uint8())) for name in widths]
     )
+
+
+def _texts(schema: Schema) -> list[str]:
+    """Columns whose texts may come again and again."""
+    return [field.name for field in schema.fields if field.type == "string"]
+
+
+def _widths(schema: Schema) -> dict[str, int]:
+    """Column -> bytes of each code, or of all codes of a picture's regions."""
+    return Layout(schema).bytes | ({_REGIONS: schema.parts.bytes_per_picture} if schema.parts else {})
 
 
 def _code_array(codes: Sequence[bytes], width: int) -> Any:

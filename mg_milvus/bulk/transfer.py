@@ -7,17 +7,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.bulk.folder import CodeFolder, Shard
-from mg_milvus.bulk.parquet import refuse_regions, to_parquet
+from mg_milvus.bulk.imports import Importer
+from mg_milvus.bulk.parquet import to_parquet
 from mg_milvus.encoder import load_encoder
 from mg_milvus.encoder_cache import keep_encoder
 from mg_milvus.errors import (
     CodeFileError,
     EncoderMismatchError,
     SchemaMismatchError,
+    StoreError,
     WeightsNotFoundError,
 )
 from mg_milvus.hits import Progress
 from mg_milvus.schema_diff import difference
+from mg_milvus.store.index_lists import fits, nlist_for, rows_a_segment
 
 if TYPE_CHECKING:
     import os
@@ -25,12 +28,16 @@ if TYPE_CHECKING:
 
     from mg_milvus.connection import Connection
     from mg_milvus.schema import Schema
-    from mg_milvus.store import Description, Row
+    from mg_milvus.store import Description, Row, Store
 
     PathLike = str | os.PathLike[str]
 
 ROWS_A_FILE = 100_000
-"""Rows of one file of an export."""
+BYTES_A_FILE = 64 << 20
+"""Rows, and bytes of codes, of one file of an export, at most."""
+
+ROW_BYTES, REGION_BYTES = 212, 59
+"""Of a usual row on a server, as mgm plan counts them: the number of clusters goes with their root only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class TransferReport:
 
 
 def load(
-    connection: Connection, folder: PathLike, *, partial: bool = False,
+    connection: Connection, folder: PathLike, *, partial: bool = False, bucket: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TransferReport:  # fmt: skip
     """Put a folder of codes into a collection; see ``ImageIndex.load``."""
@@ -66,9 +73,10 @@ def load(
     parts = _checked_parts(codes, partial=partial)
     description, total = _common(codes, parts)
     connection.prefer(description.schema.collection)
-    _settle(connection, codes, description)
-    done = 0
-    for name in parts:
+    importer = None if bucket is None else Importer(connection, bucket)
+    _settle(connection, codes, description, total)
+    done = 0 if importer is None else importer.load(codes, parts, progress or (lambda _: None))
+    for name in parts if importer is None else ():
         with codes.part(name) as part:
             for rows in part.read():
                 newest: dict[str, Row] = {row.id: row for row in rows}
@@ -87,7 +95,6 @@ def export(
     """Write a collection into an empty folder of codes; see ``ImageIndex.export``."""
     started = time.perf_counter()
     description, store = connection.existing(), connection.store
-    refuse_regions(description.schema)
     codes, shard = CodeFolder(folder), Shard()
     if codes.shards():
         raise CodeFileError(f"{codes.name} has files of codes already: choose an empty folder, or remove them first")
@@ -101,10 +108,11 @@ def export(
         parts[codes.add_part(shard, to_parquet(waiting, description))] = len(waiting)
         waiting.clear()
 
+    enough = min(ROWS_A_FILE, max(1, BYTES_A_FILE // description.schema.bytes_per_picture))
     for rows in store.scan(granularities=tuple(description.schema.bits)):
-        waiting += rows
+        waiting += rows if description.schema.parts is None else _with_regions(store, rows)
         done += len(rows)
-        if len(waiting) >= ROWS_A_FILE:
+        if len(waiting) >= enough:
             write()
         if progress is not None:
             progress(Progress("exporting", done, total, 0))
@@ -114,6 +122,22 @@ def export(
     return TransferReport(
         connection.collection, done, len(parts), description.fingerprint, time.perf_counter() - started
     )  # fmt: skip
+
+
+def _with_regions(store: Store, rows: list[Row]) -> list[Row]:
+    """The rows with the codes of their regions.
+
+    Raises:
+        StoreError: a row lacks some.
+    """
+    codes = store.regions.codes([row.id for row in rows])
+    for row in rows:
+        if row.id not in codes:
+            raise StoreError(
+                f"{row.path} lacks codes of its regions, which a crash or another program left behind: mgm ingest of "
+                "its folder encodes them again, mgm doctor says how many there are"
+            )
+    return [replace(row, parts=codes[row.id]) for row in rows]
 
 
 def _checked_parts(codes: CodeFolder, *, partial: bool) -> list[str]:
@@ -175,13 +199,14 @@ def _common(codes: CodeFolder, parts: list[str]) -> tuple[Description, int]:
     return first, total
 
 
-def _settle(connection: Connection, codes: CodeFolder, description: Description) -> None:
+def _settle(connection: Connection, codes: CodeFolder, description: Description, rows: int) -> None:
     """Make the collection with its encoder, or make sure that the one that is there can take the codes.
 
     Raises:
         EncoderMismatchError, SchemaMismatchError: it cannot.
     """
     recorded = connection.description()
+    is_new = recorded is None
     if recorded is None:
         schema = (connection.given_schema or description.schema).model_copy(
             update={"collection": connection.collection, "encoder": description.schema.encoder}
@@ -192,7 +217,11 @@ def _settle(connection: Connection, codes: CodeFolder, description: Description)
                 "change weights, fusion and storage only"
             )
         _put_encoder(connection, codes, description.fingerprint)
-        recorded = connection.store.create(replace(description, schema=schema))
+        recorded = replace(description, schema=schema)
+    # Again where it is there: a load that was killed may have made it without the collection of its regions.
+    recorded = connection.store.create(recorded)
+    if is_new and recorded.schema.storage.index == "auto":
+        fit_index(connection.store, recorded.schema, rows)
     if recorded.fingerprint != description.fingerprint:
         raise EncoderMismatchError(
             f"the codes in {codes.name} are of the encoder {description.fingerprint}, collection "
@@ -204,6 +233,21 @@ def _settle(connection: Connection, codes: CodeFolder, description: Description)
             f"the codes in {codes.name} do not fit into collection '{connection.collection}': {changed[0]}; load into "
             "another --collection"
         )
+
+
+def fit_index(store: Store, schema: Schema, pictures: int) -> None:
+    """Give the indexes of an empty collection as many clusters as the rows to come ask for, where it has clusters.
+
+    Args:
+        store: has the collection.
+        schema: the collection's.
+        pictures: rows to come.
+    """
+    for index in store.indexes.lists():
+        of_pictures = index.collection == store.collection
+        rows = pictures * (1 if of_pictures or schema.parts is None else schema.parts.regions)
+        if not fits(index.nlist, expected := rows_a_segment(rows, ROW_BYTES if of_pictures else REGION_BYTES)):
+            store.indexes.rebuild(index.collection, nlist_for(expected))
 
 
 def _put_encoder(connection: Connection, codes: CodeFolder, fingerprint: str) -> None:
@@ -227,5 +271,5 @@ def _fixed_differences(old: Schema, new: Schema) -> list[str]:
     return [
         f"{d.key} is {d.old} there, {d.new} here"
         for d in difference(old, new)
-        if d.consequence == "re-ingest" and d.key.startswith(("granularities", "fields"))
+        if d.consequence == "re-ingest" and d.key.startswith(("granularities", "fields", "parts"))
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -50,18 +49,8 @@ def encode(
     shard: Annotated[
         str, typer.Option("--shard", metavar="I/N", help="This machine's share, e.g. 2/4 for the second of four")
     ] = "1/1",
-    schema: Annotated[
-        str | None,
-        typer.Option(
-            "--schema", metavar="FILE", help="What the collection will hold, e.g. schema.yaml. Env: MGM_SCHEMA"
-        ),
-    ] = None,
-    metadata: Annotated[
-        Path | None,
-        typer.Option(
-            "--metadata", metavar="FILE", help="Values of the schema's own fields, matched by path: captions.csv"
-        ),
-    ] = None,
+    schema: options.SchemaFile = None,
+    metadata: options.Metadata = None,
     rows_a_file: Annotated[
         int,
         typer.Option(
@@ -132,6 +121,15 @@ def load(
     partial: Annotated[
         bool, typer.Option("--partial", help="Load what there is, even where a shard is not finished")
     ] = False,
+    bucket: Annotated[
+        str | None,
+        typer.Option(
+            "--bucket",
+            metavar="URL",
+            help="Import by the server's own jobs, into an empty collection: a folder in the bucket that the server "
+            "keeps its files in, e.g. s3://a-bucket/imports",
+        ),
+    ] = None,
     schema: Annotated[
         str | None,
         typer.Option(
@@ -151,7 +149,7 @@ def load(
 
     settings = settings_from(uri, token, collection, schema=schema)
     with open_index(settings, timeout=timeout) as index, ProgressView() as view:
-        report = index.load(folder, partial=partial, progress=view)
+        report = index.load(folder, partial=partial, bucket=bucket, progress=view)
     _tell(report, f"loaded into '{report.collection}' at {settings.uri}", as_json=as_json)
 
 

@@ -50,6 +50,10 @@ def fit(
             help="Code lengths, e.g. coarse=64,mid=128,fine=256; default: the encoder's own",
         ),
     ] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option("--schema", metavar="FILE", help="Fit what this schema holds, regions too: schema.yaml, parts"),
+    ] = None,
     sample: Annotated[int, typer.Option("--sample", min=1, help="Fit on at most so many pictures, e.g. 20000")] = 5000,
     weights: Annotated[
         Path | None,
@@ -71,7 +75,10 @@ def fit(
     from mg_milvus.cli.settings import settings_from
     from mg_milvus.fitting import fit_encoder
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
+    from mg_milvus.schema import Schema
 
+    if bits and schema:
+        raise typer.BadParameter("give --bits or --schema, and not both")
     lengths = options.code_lengths(bits) if bits else None
     settings = settings_from(device=device, batch_size=batch_size, workers=workers)
     with ProgressView() as view:
@@ -80,6 +87,7 @@ def fit(
             out,
             backbone=backbone,
             bits=lengths,
+            schema=Schema.load(schema) if schema else None,
             sample=sample,
             weights=weights,
             method=method.value,

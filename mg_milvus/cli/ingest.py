@@ -39,22 +39,8 @@ def ingest(
     token: options.Token = None,
     collection: options.Collection = None,
     timeout: options.Timeout = 10.0,
-    schema: Annotated[
-        str | None,
-        typer.Option(
-            "--schema",
-            metavar="FILE",
-            help="The schema of a new collection, e.g. schema.yaml from mgm schema init. Env: MGM_SCHEMA",
-        ),
-    ] = None,
-    metadata: Annotated[
-        Path | None,
-        typer.Option(
-            "--metadata",
-            metavar="FILE",
-            help="Values of the schema's own fields, matched by path: captions.csv, captions.jsonl or captions.parquet",
-        ),
-    ] = None,
+    schema: options.SchemaFile = None,
+    metadata: options.Metadata = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Also remove rows whose file is gone: mgm ingest photos/ --prune")
     ] = False,

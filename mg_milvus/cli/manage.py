@@ -110,7 +110,12 @@ def _regions(parts: Mapping[str, Any] | None) -> str:
 
 def doctor(
     repair: Annotated[
-        bool, typer.Option("--repair", help="Also remove codes of regions whose picture is gone: mgm doctor --repair")
+        bool,
+        typer.Option(
+            "--repair",
+            help="Also remove codes of regions whose picture is gone, and build an index again that no longer fits the "
+            "rows: mgm doctor --repair",
+        ),
     ] = False,
     recall: Annotated[
         bool, typer.Option("--recall", help="Also measure what the index misses, against all rows: mgm doctor --recall")

@@ -80,6 +80,23 @@ Collection = Annotated[
         rich_help_panel=CONNECTION,
     ),
 ]
+SchemaFile = Annotated[
+    str | None,
+    typer.Option(
+        "--schema",
+        metavar="FILE",
+        help="What a new collection holds: schema.yaml from mgm schema init, or a preset such as parts. "
+        "Env: MGM_SCHEMA",
+    ),
+]
+Metadata = Annotated[
+    Path | None,
+    typer.Option(
+        "--metadata",
+        metavar="FILE",
+        help="Values of the schema's own fields, matched by path: captions.csv, captions.jsonl or captions.parquet",
+    ),
+]
 LabelTable = Annotated[
     Path | None,
     typer.Option(

@@ -12,7 +12,7 @@ import typer
 from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
 
 if TYPE_CHECKING:
-    from mg_milvus.capacity import Plan
+    from mg_milvus.capacity import Collection, Plan
 
 _UNITS = {"": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -27,12 +27,7 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     pictures: Annotated[str, typer.Option("--pictures", metavar="NUMBER", help="How many, e.g. 2500000 or 1e9")],
-    schema: Annotated[
-        str | None,
-        typer.Option(
-            "--schema", metavar="FILE", help="What is kept of each, e.g. schema.yaml, or a preset. Env: MGM_SCHEMA"
-        ),
-    ] = None,
+    schema: options.SchemaFile = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +41,7 @@ def plan(
             "--pictures-per-second",
             metavar="NUMBER",
             min=0.01,
-            help="That one machine encodes, as mgm encode says, e.g. 2000; default: 195, as two cores do",
+            help="That one machine encodes, as mgm encode says, e.g. 2000; default: what two cores do",
         ),
     ] = None,
     path_bytes: Annotated[int, typer.Option("--path-bytes", min=1, help="Length of a typical path, e.g. 90")] = 60,
@@ -56,7 +51,6 @@ def plan(
     as_json: options.AsJson = False,
 ) -> None:
     """Say what a collection takes: bytes per field, memory, disk, indexes, hours; and what to change to make it fit."""
-    from mg_milvus.capacity import PICTURES_PER_SECOND
     from mg_milvus.capacity import plan as make
     from mg_milvus.cli.settings import settings_from
     from mg_milvus.schema import Schema
@@ -67,7 +61,7 @@ def plan(
         Schema.load(source) if source else None,
         path_bytes=path_bytes,
         text_bytes=text_bytes,
-        pictures_per_second=pictures_per_second or PICTURES_PER_SECOND,
+        pictures_per_second=pictures_per_second,
         machines=machines,
         memory=None if memory is None else _number(memory, "--memory", _UNITS),
     )
@@ -75,21 +69,24 @@ def plan(
 
 
 def _lines(made: Plan) -> list[str]:
-    row = sum(made.fields.values())
-    fields = ", ".join(f"{name} {size:g}" for name, size in made.fields.items())
     lines = [
-        f"{made.pictures:,} pictures, {row:g} bytes each: {fields}",
+        *(_rows(held, what) for held, what in zip(made.collections, ("pictures", "regions"), strict=False)),
         "",
         f"files of codes   {_bytes(made.codes_folder)}, encoded in {made.encode_hours:,.1f} hours",
         f"Milvus Lite      {_bytes(made.lite_file)} file, {_bytes(made.lite_memory)} memory",
         f"Milvus server    {_bytes(made.server_memory)} memory, {_bytes(made.server_disk)} mapped from disk, "
-        f"{made.segments:,} segments",
+        f"{sum(held.segments for held in made.collections):,} segments",
         "indexes          " + ", ".join(f"{name} {_bytes(size)}" for name, size in made.index.items()),
     ]
     if made.changes:
         lines += ["", "To fit into the memory, one of:"]
         lines += [f"  {_bytes(c.memory)} memory, {_bytes(c.disk)} disk: {c.what}" for c in made.changes]
     return [*lines, *([""] if made.notes else []), *(f"note: {note}" for note in made.notes)]
+
+
+def _rows(held: Collection, what: str) -> str:
+    fields = ", ".join(f"{name} {size:.4g}" for name, size in held.fields.items())
+    return f"{held.rows:,} {what}, {sum(held.fields.values()):.4g} bytes each: {fields}"
 
 
 def _number(text: str, option: str, units: dict[str, float]) -> float:

@@ -30,7 +30,7 @@ class Row:
         codes: granularity -> packed code, bits / 8 bytes. May be empty or partial in what ``fetch`` returns.
         fields: the schema's own extra fields.
         parts: codes of all regions, one behind the other in the order of ``regions.windows``. Empty: those that are
-            stored stay; ``fetch`` and ``scan`` never read them.
+            stored stay; ``fetch`` and ``scan`` never read them, ``Regions.codes`` does.
     """
 
     id: str
@@ -75,6 +75,38 @@ class Neighbours:
     distances: NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True)
+class IndexLists:
+    """The clusters of a BIN_IVF_FLAT index.
+
+    Attributes:
+        collection: whose codes it holds: the pictures' or their regions'.
+        nlist: clusters that it was built with.
+        rows: of a typical sealed segment, each of which has an index of its own; 0: none is large enough for one.
+    """
+
+    collection: str
+    nlist: int
+    rows: int
+
+
+class Indexes(Protocol):
+    """The indexes over the codes of one collection, and over those of its regions."""
+
+    def lists(self) -> list[IndexLists]:
+        """What BIN_IVF_FLAT was built with; empty where there is no such index, as on Milvus Lite."""
+
+    def rebuild(self, collection: str, nlist: int) -> None:
+        """Build BIN_IVF_FLAT again with so many clusters, for a collection that ``lists`` names.
+
+        The collection is released and loaded again; questions fail for these seconds. The server then builds in the
+        background, and compares with every row until it is done.
+        """
+
+    def refresh(self) -> None:
+        """Load rows that the server imported by itself."""
+
+
 class Regions(Protocol):
     """The codes of regions of one collection's pictures; they are written by ``Store.upsert``.
 
@@ -101,6 +133,9 @@ class Regions(Protocol):
     def scan(self) -> Iterator[list[str]]:
         """The ids of all regions, in batches of bounded size, in no stated order."""
 
+    def codes(self, pictures: Sequence[str]) -> dict[str, bytes]:
+        """Picture id -> the codes of all its regions, as in ``Row.parts``. Pictures that lack some are left out."""
+
     def delete(self, pictures: Sequence[str]) -> None:
         """Delete the regions of pictures; the pictures' rows stay."""
 
@@ -118,6 +153,10 @@ class Store(Protocol):
     @property
     def regions(self) -> Regions:
         """The codes of regions."""
+
+    @property
+    def indexes(self) -> Indexes:
+        """The indexes over the codes."""
 
     def describe(self) -> Description | None:
         """The collection's own description; None when there is no such collection.

@@ -15,6 +15,7 @@ from pymilvus import Function, FunctionType, MilvusClient, RRFRanker
 
 from mg_milvus.errors import StoreError, UnsupportedError
 from mg_milvus.store.faults import Border
+from mg_milvus.store.index_lists import nprobe_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,12 +80,17 @@ class Engine:
         }
         return name, parameters[name]
 
-    def search(self, schema: Schema, depth: int) -> dict[str, Any]:
-        """Search parameters for that index; ``ef`` grows to ``depth``, as Milvus demands."""
+    def search(self, schema: Schema, depth: int, nlist: int | None = None) -> dict[str, Any]:
+        """Search parameters for that index.
+
+        ``ef`` grows to ``depth``, as Milvus demands. ``nprobe`` is the schema's share of the clusters: of ``nlist``,
+        where the index was built with another number of them than the schema's.
+        """
         storage = schema.storage
+        nprobe = storage.nprobe if nlist is None else nprobe_for(nlist, storage.nlist, storage.nprobe)
         parameters: dict[str, dict[str, Any]] = {
             "BIN_FLAT": {},
-            "BIN_IVF_FLAT": {"nprobe": storage.nprobe},
+            "BIN_IVF_FLAT": {"nprobe": nprobe},
             "HNSW": {"ef": max(storage.ef, depth)},
         }
         return {"metric_type": "HAMMING", "params": parameters[self.index(schema)[0]]}

@@ -9,12 +9,12 @@ import numpy as np
 
 from mg_milvus.codes import hamming
 from mg_milvus.errors import CollectionNotFoundError, QueryError, StoreError
-from mg_milvus.regions import split_id
-from mg_milvus.store import Description, Neighbours, Row
+from mg_milvus.regions import region_id, split_id
+from mg_milvus.store import Description, IndexLists, Neighbours, Row
 from mg_milvus.store.description import decode_description, encode_description, tuned
 from mg_milvus.store.filters import compile_filter
 from mg_milvus.store.layout import Layout, Record, check_collection_name, neighbours
-from mg_milvus.store.region_layout import NO_REGIONS, check_details, region_records
+from mg_milvus.store.region_layout import CODE, NO_REGIONS, check_details, parts_of, region_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +38,7 @@ class MemoryStore:
         self._encoders: dict[str, bytes] = {}
         self._closed = False
         self.regions = MemoryRegions(self._parts)
+        self.indexes = NoIndexes()
 
     def describe(self) -> Description | None:
         """See ``Store``."""
@@ -199,6 +200,20 @@ class MemoryStore:
         return [record for _, record in sorted(records.items()) if matches(record)]
 
 
+class NoIndexes:
+    """``Indexes`` where every question is compared with every row."""
+
+    def lists(self) -> list[IndexLists]:
+        """See ``Indexes``."""
+        return []
+
+    def rebuild(self, collection: str, nlist: int) -> None:
+        """See ``Indexes``."""
+
+    def refresh(self) -> None:
+        """See ``Indexes``."""
+
+
 class MemoryRegions:
     """``Regions`` in a dictionary."""
 
@@ -238,6 +253,12 @@ class MemoryRegions:
         """See ``Regions``."""
         self._parts()
         yield list(self._records)
+
+    def codes(self, pictures: Sequence[str]) -> dict[str, bytes]:
+        """See ``Regions``."""
+        parts, records = self._parts(), self._records
+        ids = {region_id(picture, number) for picture in pictures for number in range(parts.regions)}
+        return parts_of(pictures, {i: records[i][CODE] for i in ids & records.keys()}, parts.regions)
 
     def delete(self, pictures: Sequence[str]) -> None:
         """See ``Regions``."""

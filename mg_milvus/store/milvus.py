@@ -18,6 +18,7 @@ from mg_milvus.store.companion import Companion
 from mg_milvus.store.connection import connect, without_password
 from mg_milvus.store.description import COMPANIONS, decode_description, encode_description, own_description, tuned
 from mg_milvus.store.filters import among
+from mg_milvus.store.indexes import MilvusIndexes
 from mg_milvus.store.layout import Layout, check_collection_name, could_be_id, neighbours
 from mg_milvus.store.regions import RegionTable
 from mg_milvus.store.tuned import TunedRecord
@@ -57,8 +58,12 @@ class MilvusStore:
         self._companion = Companion(self._connection, collection, timeout)
         self._tuned = TunedRecord(self._connection, collection, timeout)
         self.regions = RegionTable(self._connection, collection, timeout, self._described)
+        self.indexes = MilvusIndexes(
+            self._connection, collection, timeout, lambda: self._described().schema, self._forget
+        )
         self._lock = threading.Lock()
         self._layout: Layout | None = None
+        self._lists: dict[str, int] = {}
         self._description: Description | None = None
         self._closed = False
 
@@ -120,7 +125,7 @@ class MilvusStore:
         layout = self._ready()
         layout.check_codes(granularity, codes)
         layout.check_depth(depth)
-        parameters = self._connection.engine.search(layout.schema, depth)
+        parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
         found: list[Neighbours] = []
         for some in _chunks(codes, max(1, _RESULTS_A_CALL // depth)):
             queries = [code.tobytes() for code in some]
@@ -148,13 +153,16 @@ class MilvusStore:
         used = layout.check_hybrid(codes, weights, k)
         layout.check_depth(depth)
         ranker, scale = self._connection.engine.ranker([weights[name] for name in used], rrf_k)
-        parameters = self._connection.engine.search(layout.schema, depth)
+        search = self._connection.engine.search
+        parameters = {name: search(layout.schema, depth, self._lists.get(name)) for name in used}
         fused: list[list[tuple[str, float]]] = []
         # Milvus Lite counts the ranks of a second query on from the first's: one query a call.
         size = 1 if self._connection.engine.lite else max(1, _RESULTS_A_CALL // max(k, depth))
         for some in _chunks(range(len(codes[used[0]])), size):
             requests = [
-                AnnSearchRequest([codes[name][i].tobytes() for i in some], name, parameters, depth, expr=where or None)
+                AnnSearchRequest(
+                    [codes[name][i].tobytes() for i in some], name, parameters[name], depth, expr=where or None
+                )
                 for name in used
             ]
             results = self._call(
@@ -278,8 +286,14 @@ class MilvusStore:
         layout = Layout(schema)
         index = self._connection.engine.index(schema)
         tables.prepare(self._connection, self.collection, list(layout.bytes), index, schema.storage.replicas)
+        self._lists = tables.lists(self._connection, self.collection, list(layout.bytes))
         self._description, self._layout = description, layout
         return layout
+
+    def _forget(self) -> None:
+        """Look at the collection anew before the next question."""
+        self._layout = None
+        self.regions.forget()
 
     def _described(self) -> Description:
         """What the collection, which is open now, was made with."""

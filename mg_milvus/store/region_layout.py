@@ -11,7 +11,7 @@ from mg_milvus.regions import region_id, scale_of
 from mg_milvus.store.layout import MAX_DEPTH
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mg_milvus.codes import Codes
     from mg_milvus.schema_parts import PartsSettings
@@ -42,6 +42,23 @@ def region_records(rows: Sequence[Row], parts: PartsSettings) -> list[Record]:
             for number, scale in enumerate(scales)
         ]
     return records
+
+
+def parts_of(pictures: Sequence[str], found: Mapping[str, bytes], regions: int) -> dict[str, bytes]:
+    """Picture id -> the codes of all its regions, one behind the other; pictures that lack some are left out.
+
+    Args:
+        pictures: their ids.
+        found: region id -> code.
+        regions: of a picture.
+    """
+    whole = {}
+    for picture in pictures:
+        codes = [found.get(region_id(picture, number)) for number in range(regions)]
+        there = [code for code in codes if code is not None]
+        if len(there) == regions:
+            whole[picture] = b"".join(there)
+    return whole
 
 
 def check_details(parts: PartsSettings, scale: int, codes: Codes, depth: int) -> None:

@@ -19,7 +19,7 @@ from mg_milvus.store import tables
 from mg_milvus.store.description import encode_regions, own_description
 from mg_milvus.store.filters import among
 from mg_milvus.store.layout import MAX_DEPTH, Column, neighbours
-from mg_milvus.store.region_layout import CODE, NO_REGIONS, check_details, region_records
+from mg_milvus.store.region_layout import CODE, NO_REGIONS, check_details, parts_of, region_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +43,7 @@ class RegionTable:
         self._described = described
         self.name = f"{collection}_parts"
         self._loaded: str | None = None
+        self._nlist: int | None = None
 
     def create(self, description: Description) -> None:
         """Make it for a collection that has regions, or go on with the one that is there.
@@ -68,6 +69,10 @@ class RegionTable:
             )  # fmt: skip
         self._load(description)
 
+    def forget(self) -> None:
+        """Look at the collection anew before the next question."""
+        self._loaded = None
+
     def drop(self) -> None:
         """Remove it. No error when there is none, or another's."""
         self._loaded = None
@@ -80,11 +85,10 @@ class RegionTable:
         """Write the regions of these pictures, where they bring some."""
         if not any(row.parts for row in rows):
             return
-        records = region_records(rows, self._parts())
-        client = self._connection.client
-        for start in range(0, len(records), _ROWS_A_CALL):
-            some = records[start : start + _ROWS_A_CALL]
-            self._connection.border.write(partial(client.upsert, self.name, some, timeout=self._timeout))
+        parts, client = self._parts(), self._connection.client
+        for start in range(0, len(rows), size := max(1, _ROWS_A_CALL // parts.regions)):
+            if records := region_records(rows[start : start + size], parts):
+                self._connection.border.write(partial(client.upsert, self.name, records, timeout=self._timeout))
 
     def nearest(self, scale: int, codes: Codes, depth: int, pictures: Sequence[str] | None = None) -> list[Neighbours]:
         """See ``Regions``."""
@@ -128,6 +132,22 @@ class RegionTable:
         finally:
             iterator.close()
 
+    def codes(self, pictures: Sequence[str]) -> dict[str, bytes]:
+        """See ``Regions``. By ids, which Milvus Lite finds at once, where an iterator looks at every row each time."""
+        parts, client = self._parts(), self._connection.client
+        found: dict[str, bytes] = {}
+        size = max(1, _ROWS_A_CALL // parts.regions)
+        for start in range(0, len(pictures), size):
+            ids = [region_id(picture, n) for picture in pictures[start : start + size] for n in range(parts.regions)]
+            answer = self._call(
+                partial(
+                    client.query, self.name, filter=among(ids), output_fields=["id", CODE],
+                    consistency_level="Strong", timeout=self._timeout,
+                )
+            )  # fmt: skip
+            found |= {record["id"]: record[CODE] for record in tables.records(answer)}
+        return parts_of(pictures, found, parts.regions)
+
     def delete(self, pictures: Sequence[str]) -> None:
         """See ``Regions``."""
         parts, client = self._parts(), self._connection.client
@@ -138,7 +158,7 @@ class RegionTable:
 
     def _search(self, codes: Codes, depth: int, where: str) -> list[list[tuple[float, str]]]:
         client = self._connection.client
-        parameters = self._connection.engine.search(self._described().schema, depth)
+        parameters = self._connection.engine.search(self._described().schema, depth, self._nlist)
         results = self._call(
             lambda: client.search(
                 self.name, [code.tobytes() for code in codes], filter=where, limit=depth, search_params=parameters,
@@ -171,6 +191,7 @@ class RegionTable:
             )
         index = self._connection.engine.index(description.schema)
         tables.prepare(self._connection, self.name, [CODE], index, description.schema.storage.replicas)
+        self._nlist = tables.lists(self._connection, self.name, [CODE]).get(CODE)
         self._loaded = wanted
 
     def _is_own(self, text: str) -> bool:

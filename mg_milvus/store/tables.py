@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pymilvus import DataType, MilvusClient
@@ -99,6 +100,20 @@ def prepare(
     state = border.call(lambda: client.get_load_state(name, timeout=_LOAD_TIMEOUT))["state"]
     if missing or state != LoadState.Loaded:
         border.call(lambda: client.load_collection(name, replica_number=replicas, timeout=_LOAD_TIMEOUT))
+
+
+def lists(connection: Connection, name: str, vectors: Sequence[str]) -> dict[str, int]:
+    """Field -> clusters of its index, where that is BIN_IVF_FLAT, which Milvus Lite has not."""
+    if connection.engine.lite:
+        return {}
+    found = {}
+    for vector in vectors:
+        told = connection.border.call(
+            partial(connection.client.describe_index, name, vector, timeout=connection.timeout)
+        )
+        if told and told.get("index_type") == "BIN_IVF_FLAT" and str(told.get("nlist", "")).isdigit():
+            found[vector] = int(told["nlist"])
+    return found
 
 
 def records(result: Any) -> list[dict[str, Any]]:
