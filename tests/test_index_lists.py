@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from mg_milvus import doctor
-from mg_milvus.bulk.transfer import fit_index
+from mg_milvus.bulk.settle import fit_index
 from mg_milvus.schema import Schema
 from mg_milvus.store import Description, IndexLists
 from mg_milvus.store.connection import Engine

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -69,11 +70,11 @@ class Importer:
         if regions is not None:
             self._run(f"{store.collection}_parts", of_regions, report)
         self._run(store.collection, pictures, report)
-        self._upload.remove()
         store.indexes.refresh()
         _see(store.count, total, store.collection)
         if regions is not None:
             _see(store.regions.count, total * regions.regions, f"{store.collection}_parts")
+        self._upload.remove()
         return total
 
     def _check_empty(self) -> None:
@@ -120,7 +121,6 @@ class _Upload:
     """A folder of one's own in the server's bucket."""
 
     def __init__(self, url: str, name: str) -> None:
-        self._url = url
         try:
             self._system, path = bucket_of(url)
         except PictureError as error:
@@ -130,17 +130,23 @@ class _Upload:
     def write(self, name: str, data: bytes) -> str:
         """Write a file; its path in the bucket, as the server names it."""
         path = f"{self._folder}/{name}"
-        try:
+        with self._guarded("written"):
             self._system.pipe_file(path, data)
-        except Exception as error:  # each protocol's library has exceptions of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise CodeFileError(f"{self._url} cannot be written: {reason}") from error
         return path.lstrip("/").partition("/")[2]
 
     def remove(self) -> None:
         """Remove the files, where there are some."""
-        if self._system.exists(self._folder):
-            self._system.rm(self._folder, recursive=True)
+        with self._guarded("cleared, remove it by hand"):
+            if self._system.exists(self._folder):
+                self._system.rm(self._folder, recursive=True)
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each protocol's library has exceptions of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CodeFileError(f"{self._folder} cannot be {what}: {reason}") from error
 
 
 def _ids(codes: CodeFolder, parts: Sequence[str]) -> Iterator[str]:
