@@ -45,7 +45,7 @@ def test_two_first_ingests_of_overlapping_folders(tmp_path: Path) -> None:
 def test_queries_during_a_first_ingest(tmp_path: Path) -> None:
     """Each answers with pictures that are whole, or says that there is no index yet; none disturbs the ingest."""
     outcomes = Outcomes("queries during an ingest")
-    pictures = make_pictures(tmp_path / "pictures", range(60))
+    pictures = make_pictures(tmp_path / "pictures", range(32))
     files = set(map(str, pictures.iterdir()))
     (tmp_path / "schema.yaml").write_text(FIXED)
     for trial in range(OFTEN):
@@ -55,11 +55,11 @@ def test_queries_during_a_first_ingest(tmp_path: Path) -> None:
             with ImageIndex.open(server.uri) as index:
                 while (run.code is None or not answered) and run.seconds < PATIENCE:
                     try:
-                        hits = index.query(pictures / "00.png", k=60)
+                        hits = index.query(pictures / "00.png", k=32)
                     except CollectionNotFoundError:
                         assert not answered, "it was there"
                         continue
-                    details = index.query(pictures / "00.png", k=60, parts="detail") if hits else []
+                    details = index.query(pictures / "00.png", k=32, parts="detail") if hits else []
                     answered.append(len(hits))
                     for found in (hits, details):
                         assert {hit.path for hit in found} <= files

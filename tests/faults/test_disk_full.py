@@ -34,7 +34,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def test_an_ingest_that_a_full_disk_ends_goes_on_when_there_is_room(disk: Path, tmp_path: Path) -> None:
     outcomes = Outcomes("disk full")
     (tmp_path / "schema.yaml").write_text(FIXED)
-    pictures = make_pictures(tmp_path / "pictures", range(60))
+    pictures = make_pictures(tmp_path / "pictures", range(32))
     file, filler = disk / "i.db", disk / "filler"
     run = ingest(pictures, file)
     assert run.finish() == 0, run.output

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from checker import check_acknowledged, check_file, check_whole, served
 from harness import (
     FITTED,
@@ -20,27 +22,42 @@ from harness import (
 )
 from servers import lite_server
 
+HEADS = {"shipped heads": (FIXED, 32), "fitted heads": (FITTED, 60)}
+"""Name -> schema and pictures: with fewer than 50 no heads are fitted."""
+Course = tuple[Path, Run]
 
-def test_sigkill_on_milvus_lite_in_a_file(tmp_path: Path) -> None:
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Course]:
+    """Pictures, and an undisturbed ingest of them, for each kind of heads."""
+    courses: dict[str, Course] = {}
+
+    def of(heads: str) -> Course:
+        if heads not in courses:
+            schema, count = HEADS[heads]
+            folder = tmp_path_factory.mktemp("course")
+            pictures = make_pictures(folder / "pictures", range(count))
+            (folder / "schema.yaml").write_text(schema)
+            run = ingest(pictures, folder / "course.db")
+            assert run.finish() == 0, run.output
+            courses[heads] = pictures, run
+        return courses[heads]
+
+    return of
+
+
+def test_sigkill_on_milvus_lite_in_a_file(course: Callable[[str], Course], tmp_path: Path) -> None:
     """Half of the trials look at what the kill left before the next run; in the others that meets it first."""
     outcomes = Outcomes("SIGKILL of mgm ingest, Milvus Lite in a file")
-    pictures = make_pictures(tmp_path / "pictures", range(60))
-    moments: dict[str, Moments] = {}
+    moments = {heads: Moments.of(course(heads)[1], f"file {heads}") for heads in HEADS}
     for trial in range(TRIALS or 2):
-        home = tmp_path / str(trial)
-        home.mkdir()
-        schema, name = ((FIXED, "shipped heads"), (FITTED, "fitted heads"))[trial % 2]
-        (tmp_path / "schema.yaml").write_text(schema)
-        if name not in moments:
-            run = ingest(pictures, home / "course.db")
-            assert run.finish() == 0, run.output
-            moments[name] = Moments.of(run, f"file {name}")
-            (home / "course.db").unlink()
-            (home / ".course.db.lock").unlink()
-        file = home / "i.db"
+        heads = list(HEADS)[trial % 2]
+        pictures, _ = course(heads)
+        (tmp_path / str(trial)).mkdir()
+        file = tmp_path / str(trial) / "i.db"
         with outcomes.trial(trial), no_engine_left(file):
-            stage, acknowledged = killed(ingest(pictures, file), moments[name])
-            outcomes.met(f"while at '{stage}' with {name}")
+            stage, acknowledged = killed(ingest(pictures, file), moments[heads])
+            outcomes.met(f"while at '{stage}' with {heads}")
             if trial // 2 % 2 and file.exists():
                 with served(file) as uri:
                     check_acknowledged(uri, acknowledged)
@@ -51,21 +68,15 @@ def test_sigkill_on_milvus_lite_in_a_file(tmp_path: Path) -> None:
     outcomes.conclude()
 
 
-def test_sigkill_over_tcp(tmp_path: Path) -> None:
+def test_sigkill_over_tcp(course: Callable[[str], Course], tmp_path: Path) -> None:
     outcomes = Outcomes("SIGKILL of mgm ingest, over TCP")
-    pictures = make_pictures(tmp_path / "pictures", range(60))
-    moments: dict[str, Moments] = {}
+    moments = {heads: Moments.of(course(heads)[1], f"tcp {heads}") for heads in HEADS}
     for trial in range(TRIALS or 1):
-        schema, name = ((FITTED, "fitted heads"), (FIXED, "shipped heads"))[trial % 2]
-        (tmp_path / "schema.yaml").write_text(schema)
-        if name not in moments:
-            with lite_server(tmp_path / f"course{trial}.db") as server:
-                run = ingest(pictures, server.uri)
-                assert run.finish() == 0, run.output
-                moments[name] = Moments.of(run, f"tcp {name}")
+        heads = list(HEADS)[trial % 2]
+        pictures, _ = course(heads)
         with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
-            stage, acknowledged = killed(ingest(pictures, server.uri), moments[name])
-            outcomes.met(f"while at '{stage}' with {name}")
+            stage, acknowledged = killed(ingest(pictures, server.uri), moments[heads])
+            outcomes.met(f"while at '{stage}' with {heads}")
             check_acknowledged(server.uri, acknowledged)
             run = ingest(pictures, server.uri)
             assert run.finish() == 0, run.output
@@ -78,5 +89,5 @@ def killed(run: Run, moments: Moments) -> tuple[str, int]:
     """Kill it at a random moment; the stage it was at, and how many pictures it had shown as stored."""
     moments.reach(run)
     run.kill()
-    assert run.code == -signal.SIGKILL or run.code == 0, run.output
+    assert run.code in {-signal.SIGKILL, 0}, run.output
     return ("the end" if run.code == 0 else run.events[-1].stage), run.acknowledged
