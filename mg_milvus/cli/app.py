@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mg_milvus import __version__
-from mg_milvus.cli import bulk, duplicates, evaluate, fit, ingest, manage, plan, query, schema, serve, train, tune
+from mg_milvus.cli import bulk, duplicates, evaluate, fit, ingest, manage, plan, query, schema, serve, train, tune, up
 from mg_milvus.cli.terminal import ERROR, INTERRUPTED, complain
 from mg_milvus.errors import MgMilvusError
 
@@ -82,6 +82,7 @@ for register in (
     serve.register,
     bulk.register,
     plan.register,
+    up.register,
 ):
     register(app)
 app.add_typer(schema.app, name="schema")

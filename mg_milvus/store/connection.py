@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import grpc
 from pymilvus import Function, FunctionType, MilvusClient, RRFRanker
 
-from mg_milvus.errors import StoreError, UnsupportedError
+from mg_milvus.errors import StoreError, StoreLockedError, UnsupportedError
 from mg_milvus.store.faults import Border
 
 if TYPE_CHECKING:
@@ -127,6 +127,8 @@ class Connection:
 def connect(uri: str, collection: str, token: str | None, timeout: float) -> Connection:
     """Connect to a Milvus Lite file or a server.
 
+    A file that ``mgm up`` serves is reached through its server.
+
     Raises:
         StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
         StoreError: the file cannot be opened.
@@ -143,9 +145,21 @@ def connect(uri: str, collection: str, token: str | None, timeout: float) -> Con
     if sys.platform == "win32":
         raise UnsupportedError("there is no Milvus Lite for Windows: give the URI of a Milvus server")
     from mg_milvus.store import lite
+    from mg_milvus.store.served import served
 
     file = Path(uri).expanduser()
-    address = lite.start(file)
+    number = lite.version()
+    running = served(file)
+    try:
+        address = lite.start(file) if running is None else running.uri
+    except StoreLockedError:
+        running = served(file)  # it may have been started a moment ago
+        if running is None:
+            raise
+    if running is not None:
+        client = _client(border, running.uri, None, timeout)
+        label = f"Milvus Lite {number}, shared at {running.uri}"
+        return Connection(client, border, Engine(True, _version(number), label), timeout, client.close)
     try:
         client = _client(border, address, None, timeout)
     except StoreError:
@@ -156,7 +170,6 @@ def connect(uri: str, collection: str, token: str | None, timeout: float) -> Con
         client.close()
         lite.stop(file)
 
-    number = lite.version()
     return Connection(client, border, Engine(True, _version(number), f"Milvus Lite {number}"), timeout, close)
 
 
