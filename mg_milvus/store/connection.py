@@ -148,29 +148,33 @@ def connect(uri: str, collection: str, token: str | None, timeout: float) -> Con
     from mg_milvus.store.served import served
 
     file = Path(uri).expanduser()
-    number = lite.version()
-    running = served(file)
+    label = f"Milvus Lite {lite.version()}"
+    shared = served(file)
     try:
-        address = lite.start(file) if running is None else running.uri
+        address = lite.start(file) if shared is None else shared.uri
     except StoreLockedError:
-        running = served(file)  # it may have been started a moment ago
-        if running is None:
+        shared = served(file)  # it may have been started a moment ago
+        if shared is None:
             raise
-    if running is not None:
-        client = _client(border, running.uri, None, timeout)
-        label = f"Milvus Lite {number}, shared at {running.uri}"
-        return Connection(client, border, Engine(True, _version(number), label), timeout, client.close)
+        address = shared.uri
+
+    def give_back() -> None:
+        if shared is None:
+            lite.stop(file)
+
     try:
         client = _client(border, address, None, timeout)
     except StoreError:
-        lite.stop(file)
+        give_back()
         raise
 
     def close() -> None:
         client.close()
-        lite.stop(file)
+        give_back()
 
-    return Connection(client, border, Engine(True, _version(number), f"Milvus Lite {number}"), timeout, close)
+    if shared is not None:
+        label += f", shared at {shared.uri}"
+    return Connection(client, border, Engine(True, _version(lite.version()), label), timeout, close)
 
 
 def _client(border: Border, address: str, token: str | None, timeout: float) -> MilvusClient:
