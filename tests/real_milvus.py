@@ -7,6 +7,7 @@ some 300 MB there and 600 MB of memory; it starts in three seconds on a quiet ma
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import shutil
@@ -68,6 +69,11 @@ def install(folder: Path) -> Path:
     return packages
 
 
+def _end_with_the_tests() -> None:
+    """Have the kernel kill this process when the tests are killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class RealMilvus:
     """The server, which can be stopped, killed and started again; it asks for ``TOKEN``."""
 
@@ -112,6 +118,7 @@ class RealMilvus:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                preexec_fn=_end_with_the_tests,
             )
         give_up = time.monotonic() + PATIENCE
         while not self._healthy():

@@ -205,7 +205,7 @@ def test_growing_and_sealed_segments_give_the_same_answers(server: RealMilvus) -
         client.release_collection(name)
         client.load_collection(name)  # now, and not a minute later, what was sealed is searched by the index
         (segment,) = client.list_loaded_segments(name)
-        assert (segment.state, segment.num_rows, segment.index_name) == ("Sealed", 3000, "fine")
+        assert (segment.state.name, segment.num_rows, segment.index_name) == ("Sealed", 3000, "fine")
         one_list = {"metric_type": "HAMMING", "params": {"nprobe": 1}}
         assert len(client.search(name, [queries[0].tobytes()], limit=3000, search_params=one_list)[0]) < 1000
         assert found() == distances(codes)
