@@ -40,7 +40,7 @@ ENOUGH_RECALL = 0.95
 REMEDIES: dict[type[MgMilvusError], str] = {
     StoreUnavailableError: "start the server, or correct --uri or MGM_URI; a file such as mgm.db needs no server",
     AuthenticationError: "pass --token user:password, or set MGM_TOKEN",
-    StoreLockedError: "end the other program that has the file open, or run one Milvus server for all of them",
+    StoreLockedError: "end the other program that has the file open, then mgm up: all programs share it",
 }
 """Error -> remedy, where the message's own words are not about the command line."""
 

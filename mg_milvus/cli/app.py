@@ -14,7 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from mg_milvus import __version__
-from mg_milvus.cli import bulk, duplicates, evaluate, fit, ingest, log, manage, plan, query, schema, serve, train, tune
+from mg_milvus.cli import (
+    bulk, duplicates, evaluate, fit, ingest, log, manage, plan, query, schema, serve, train, tune, up,
+)  # fmt: skip
 from mg_milvus.cli.terminal import ERROR, INTERRUPTED, USAGE, complain
 from mg_milvus.errors import MgMilvusError
 
@@ -136,6 +138,7 @@ for register in (
     serve.register,
     bulk.register,
     plan.register,
+    up.register,
 ):
     register(app)
 app.add_typer(schema.app, name="schema")

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 import grpc
 from pymilvus import Function, FunctionType, MilvusClient, RRFRanker
 
-from mg_milvus.errors import StoreError, UnsupportedError
+from mg_milvus.errors import StoreError, StoreLockedError, UnsupportedError
 from mg_milvus.store.faults import Border
 from mg_milvus.store.index_lists import nprobe_for
 
@@ -134,6 +134,8 @@ class Connection:
 def connect(uri: str, collection: str, token: str | None, timeout: float) -> Connection:
     """Connect to a Milvus Lite file or a server.
 
+    A file that ``mgm up`` serves is reached through its server.
+
     Raises:
         StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
         StoreError: the file cannot be opened.
@@ -150,22 +152,37 @@ def connect(uri: str, collection: str, token: str | None, timeout: float) -> Con
     if sys.platform == "win32":
         raise UnsupportedError("there is no Milvus Lite for Windows: give the URI of a Milvus server")
     from mg_milvus.store import lite
+    from mg_milvus.store.served import served
 
     file = Path(uri).expanduser()
     border = Border(uri, collection, timeout, partial(lite.check_room, file))
-    address = lite.start(file)
+    label = f"Milvus Lite {lite.version()}"
+    shared = served(file)
+    try:
+        address = lite.start(file) if shared is None else shared.uri
+    except StoreLockedError:
+        shared = served(file)  # it may have been started a moment ago
+        if shared is None:
+            raise
+        address = shared.uri
+
+    def give_back() -> None:
+        if shared is None:
+            lite.stop(file)
+
     try:
         client = _client(border, address, None, timeout)
     except StoreError:
-        lite.stop(file)
+        give_back()
         raise
 
     def close() -> None:
         client.close()
-        lite.stop(file)
+        give_back()
 
-    number = lite.version()
-    return Connection(client, border, Engine(True, _version(number), f"Milvus Lite {number}"), timeout, close)
+    if shared is not None:
+        label += f", shared at {shared.uri}"
+    return Connection(client, border, Engine(True, _version(lite.version()), label), timeout, close)
 
 
 def _client(border: Border, address: str, token: str | None, timeout: float) -> MilvusClient:

@@ -127,7 +127,9 @@ def kind_of(error: BaseException) -> type[StoreError]:
 def translate(error: BaseException, where: str, collection: str) -> StoreError:
     """Our exception for one of pymilvus or grpc, with the remedy; the caller raises it ``from`` the other."""
     kind = kind_of(error)
-    said = " ".join(_text(error).split())[:500] or type(error).__name__
+    # pymilvus says of a refused token that the server may be unavailable; the server's own word is further down.
+    inner = (e for e in _chain(error) if kind is AuthenticationError and _BY_CODE.get(_code(e)) is kind)
+    said = " ".join(_text(next(inner, error)).split())[:500] or type(error).__name__
     messages = {
         AuthenticationError: f"{where} refused the token ({said}): give --token USER:PASSWORD or MGM_TOKEN",
         CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",

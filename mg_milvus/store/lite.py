@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -114,7 +115,7 @@ def start(file: Path) -> str:
                 engine.stop()
                 engine = None
         if engine is None:
-            _check(file)
+            check_file(file)
             engine = _launch(program(), file)
         engine.users = users
         _engines[file] = engine
@@ -157,7 +158,13 @@ def check_room(file: Path) -> None:
         )
 
 
-def _check(file: Path) -> None:
+def check_file(file: Path) -> None:
+    """Refuse what cannot be a Milvus Lite file.
+
+    Raises:
+        UnsupportedError: its name.
+        StoreError: the folder is missing, or it is something else, or damaged.
+    """
     if len(file.name) > 36 or not re.fullmatch(r"[A-Za-z0-9._-]+", file.name):
         raise UnsupportedError(
             f"'{file.name}' cannot be the name of a Milvus Lite file: use up to 36 letters, digits, dots, '-' and '_'"
@@ -183,16 +190,15 @@ def _is_milvus(file: Path) -> bool:
 
 
 def _launch(binary: Path, file: Path) -> _Engine:
-    lock_file = file.with_name(f".{file.name}.lock")
-    lock = _lock(file, lock_file)
+    locked = lock(file)
     try:
         folder = _socket_folder(file)
     except StoreError:
-        lock.close()
+        locked.close()
         raise
     engine = _Engine(
         subprocess.Popen(  # noqa: S603  (the program of an installed package)
-            [binary, file, f"unix:{folder / 's'}", "ERROR", lock_file],
+            [binary, file, f"unix:{folder / 's'}", "ERROR", lock_file(file)],
             cwd=file.parent,
             env=environment(binary),
             stdin=subprocess.DEVNULL,
@@ -200,14 +206,14 @@ def _launch(binary: Path, file: Path) -> _Engine:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for us: the engine must live to acknowledge the last batch
         ),
-        lock,
+        locked,
         folder,
     )
     give_up = time.monotonic() + _START_PATIENCE
     while not (folder / "s").exists():
         if engine.process.poll() is not None or time.monotonic() > give_up:
             engine.stop()
-            raise StoreError(f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to")
+            raise StoreError(cannot_open(file))
         time.sleep(0.005)
     return engine
 
@@ -239,22 +245,41 @@ def environment(binary: Path) -> dict[str, str]:
     return os.environ | libraries | {"GLOG_logtostderr": "1"}
 
 
-def _lock(file: Path, lock_file: Path) -> IO[str]:
+def cannot_open(file: Path) -> str:
+    """What to say when the engine does not come up."""
+    return f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to"
+
+
+def lock_file(file: Path) -> Path:
+    """Whoever has a lock on this one has the data file; the engine ends when its starter no longer has it."""
+    return file.with_name(f".{file.name}.lock")
+
+
+def lock(file: Path) -> IO[str]:
+    """The lock on a data file, given back when it is closed or this process ends.
+
+    Raises:
+        StoreLockedError: another process holds it, and still does after two seconds.
+        StoreError: the folder cannot be written to.
+    """
     try:
-        lock = lock_file.open("a")
+        locked = lock_file(file).open("a")
     except OSError as exc:
-        raise StoreError(f"{lock_file} cannot be written ({exc.strerror}): choose a folder you may write to") from exc
+        raise StoreError(
+            f"{lock_file(file)} cannot be written ({exc.strerror}): choose a folder you may write to"
+        ) from exc
     give_up = time.monotonic() + _LOCK_PATIENCE
     while True:
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             if time.monotonic() > give_up:
-                lock.close()
+                locked.close()
                 raise StoreLockedError(
-                    f"{file} is open in another process, such as another mgm, a notebook or a web page: close that, or "
-                    "let all of them use one Milvus server (--uri http://HOST:19530)"
+                    f"{file} is open in another process, such as another mgm, a notebook or a web page: close that, "
+                    f"then let all of them share it (mgm up --data {shlex.quote(str(file))}), or use one Milvus server "
+                    "(--uri http://HOST:19530)"
                 ) from exc
             time.sleep(0.1)
         else:
-            return lock
+            return locked

@@ -1,0 +1,169 @@
+"""The process behind ``mgm up``: it holds the data file, runs the engine on a port, and keeps its log short.
+
+``served`` runs it as ``python -m mg_milvus.store.keeper FILE PORT``. It tells on standard output, in one line of JSON,
+what it has become: the record of a server, or an error. The engine ends when this process does, however it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from datetime import datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mg_milvus.errors import MgMilvusError, StoreError
+from mg_milvus.store import lite
+from mg_milvus.store.served import Served, answers, log_of, record_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOG_BYTES = 1_000_000
+"""After so many the log begins anew; the one before it is kept, with ``.1`` behind its name."""
+
+_START_PATIENCE = 30.0
+_STOP_PATIENCE = 5
+_LONGEST_LINE = 10_000
+
+
+def keep(file: Path, port: int, report: Callable[[Served], None]) -> None:
+    """Serve a data file until SIGTERM, or until the engine ends.
+
+    Args:
+        file: the data file, which nobody else may have.
+        port: 0: any that is free.
+        report: is called when the server answers.
+
+    Raises:
+        StoreLockedError, StoreError: it cannot be served; see ``served.up``.
+    """
+    held = lite.lock(file)
+    taken, guard = _reserve(port)
+    log = open_log(file)
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    told = Served(str(file), f"http://127.0.0.1:{taken}", os.getpid(), str(log_of(file)), since)
+    try:
+        told.write()
+        _run(told, log, report)
+    except OSError as exc:
+        raise StoreError(f"{exc.filename} cannot be used ({exc.strerror}): choose a folder you may write to") from exc
+    finally:
+        record_of(file).unlink(missing_ok=True)  # while nobody else can have written one
+        for resource in (guard, held):
+            resource.close()
+
+
+def _run(told: Served, log: logging.Logger, report: Callable[[Served], None]) -> None:
+    file, binary = Path(told.file), lite.program()
+    engine = subprocess.Popen(  # noqa: S603  (the program of an installed package)
+        [binary, file, told.uri.removeprefix("http://"), "ERROR", lite.lock_file(file)],
+        cwd=file.parent,
+        env=lite.environment(binary),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    signal.signal(signal.SIGALRM, lambda *_: engine.kill())
+
+    def end(*_: object) -> None:
+        engine.terminate()
+        signal.alarm(_STOP_PATIENCE)
+
+    signal.signal(signal.SIGTERM, end)
+    log.info("%s is served at %s by process %d", file, told.uri, told.pid)
+    _await(engine, told)
+    report(told)
+    assert engine.stdout is not None  # noqa: S101  (a pipe, see above)
+    while line := engine.stdout.readline(_LONGEST_LINE):
+        log.info("%s", line.decode(errors="replace").rstrip())
+    log.info("the engine has ended with code %d", engine.wait())
+
+
+def _await(engine: subprocess.Popen[bytes], told: Served) -> None:
+    give_up = time.monotonic() + _START_PATIENCE
+    while not answers(told.uri):
+        if engine.poll() is not None or time.monotonic() > give_up:
+            engine.kill()
+            engine.wait()
+            raise StoreError(lite.cannot_open(Path(told.file)))
+        time.sleep(0.01)
+
+
+def _reserve(port: int) -> tuple[int, socket.socket]:
+    """A port that nobody listens on, and what keeps other keepers away from it until it is closed.
+
+    Every engine shares its port with any other engine that asks for the same one, and each gets a part of the calls. So
+    a listener has to be found out before, and two keepers that start at once must meet somewhere else.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the last server may linger
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen()
+        except OSError as exc:
+            raise StoreError(_refused(port, str(exc.strerror))) from exc
+        found = int(probe.getsockname()[1])
+    guard = socket.socket(socket.AF_UNIX)
+    if sys.platform == "linux":
+        try:
+            guard.bind(f"\0mg-milvus-{found}")  # no file: the name is gone with the process
+        except OSError as exc:
+            raise StoreError(_refused(found, "another mgm up is there")) from exc
+    return found, guard
+
+
+def _refused(port: int, reason: str) -> str:
+    return f"cannot listen on 127.0.0.1 port {port} ({reason}): choose another with --port, or 0 for any that is free"
+
+
+def open_log(file: Path) -> logging.Logger:
+    """Two files of ``LOG_BYTES`` at most, however long the server runs."""
+    log = logging.getLogger("mg_milvus.keeper")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    logging.raiseExceptions = False  # a full disk must not stop the server
+    try:
+        handler = RotatingFileHandler(log_of(file), maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
+    except OSError as exc:
+        raise StoreError(
+            f"{log_of(file)} cannot be written ({exc.strerror}): choose a folder you may write to"
+        ) from exc
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    return log
+
+
+def _tell(answer: object) -> None:
+    """The one line that the starter waits for; after it nobody listens."""
+    print(json.dumps(answer), flush=True)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.close(silence)
+
+
+def main(file: str, port: str) -> int:
+    """Become a process of nobody's, serve, and say how it went."""
+    if os.fork():
+        os._exit(0)  # the starter gets its child back; the one that stays is nobody's child
+    try:
+        keep(Path(file), int(port), lambda told: _tell(asdict(told)))
+    except MgMilvusError as exc:
+        _tell({"kind": type(exc).__name__, "message": str(exc)})
+        return 1
+    except Exception as exc:  # noqa: BLE001 - nobody would see the traceback
+        _tell({"kind": "StoreError", "message": f"the server cannot start: {type(exc).__name__}: {exc}"})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
