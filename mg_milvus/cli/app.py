@@ -15,8 +15,21 @@ from typer.core import TyperGroup
 
 from mg_milvus import __version__
 from mg_milvus.cli import (
-    bulk, duplicates, evaluate, fit, ingest, log, manage, plan, query, schema, serve, train, tune, up,
-)  # fmt: skip
+    bulk,
+    duplicates,
+    evaluate,
+    fit,
+    ingest,
+    log,
+    manage,
+    plan,
+    query,
+    schema,
+    serve,
+    train,
+    tune,
+    up,
+)
 from mg_milvus.cli.terminal import ERROR, INTERRUPTED, USAGE, complain
 from mg_milvus.errors import MgMilvusError
 

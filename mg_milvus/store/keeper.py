@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
 from datetime import datetime
@@ -32,6 +33,7 @@ LOG_BYTES = 1_000_000
 
 _START_PATIENCE = 30.0
 _STOP_PATIENCE = 5
+_LOOK_AT_DISK = 0.2
 _LONGEST_LINE = 10_000
 
 
@@ -46,6 +48,7 @@ def keep(file: Path, port: int, report: Callable[[Served], None]) -> None:
     Raises:
         StoreLockedError, StoreError: it cannot be served; see ``served.up``.
     """
+    lite.check_room(file)
     held = lite.lock(file)
     taken, guard = _reserve(port)
     log = open_log(file)
@@ -81,11 +84,23 @@ def _run(told: Served, log: logging.Logger, report: Callable[[Served], None]) ->
     signal.signal(signal.SIGTERM, end)
     log.info("%s is served at %s by process %d", file, told.uri, told.pid)
     _await(engine, told)
+    threading.Thread(target=_end_on_a_full_disk, args=(file, engine, log), daemon=True).start()
     report(told)
     assert engine.stdout is not None  # noqa: S101  (a pipe, see above)
     while line := engine.stdout.readline(_LONGEST_LINE):
         log.info("%s", line.decode(errors="replace").rstrip())
     log.info("the engine has ended with code %d", engine.wait())
+
+
+def _end_on_a_full_disk(file: Path, engine: subprocess.Popen[bytes], log: logging.Logger) -> None:
+    """Rather no answer than one that says a row is kept which is not; see ``lite.check_room``."""
+    while engine.poll() is None:
+        try:
+            lite.check_room(file)
+        except StoreError as exc:
+            log.error("%s", exc)
+            engine.kill()
+        time.sleep(_LOOK_AT_DISK)
 
 
 def _await(engine: subprocess.Popen[bytes], told: Served) -> None:

@@ -6,12 +6,17 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checker import check_acknowledged, check_file, served
 from harness import FIXED, TRIALS, Moments, Outcomes, check_nothing_left, ingest, make_pictures, no_engine_left
+
+from mg_milvus.errors import StoreError
+from mg_milvus.store.served import down, up
+from mg_milvus.store.served import served as served_file
 
 
 @pytest.fixture
@@ -63,6 +68,26 @@ def test_an_ingest_that_a_full_disk_ends_goes_on_when_there_is_room(disk: Path, 
             check_file(file, pictures)
             check_nothing_left()
     outcomes.conclude()
+
+
+def test_a_shared_file_is_not_served_on_a_full_disk(disk: Path) -> None:
+    file, filler = disk / "i.db", disk / "filler"
+    running, _ = up(file, 0)
+    try:
+        fill(filler, 500_000)
+        give_up = time.monotonic() + 60
+        while served_file(file) is not None:
+            assert time.monotonic() < give_up, "it is still served"
+            time.sleep(0.05)
+        filler.unlink()
+        assert f"the disk of {file} is full" in Path(running.log).read_text()
+        fill(filler, 500_000)
+        with pytest.raises(StoreError, match=r"is full: [\d,]+ bytes are free, 32,000,000 are needed"):
+            up(file, 0)
+        filler.unlink()
+        assert up(file, 0)[1], "there is room again, so it starts"
+    finally:
+        down(file)
 
 
 def fill(filler: Path, leave: int) -> None:
