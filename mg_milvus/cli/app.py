@@ -12,7 +12,21 @@ import typer
 from typer.core import TyperGroup
 
 from mg_milvus import __version__
-from mg_milvus.cli import bulk, duplicates, evaluate, fit, ingest, manage, plan, query, schema, serve, train, tune
+from mg_milvus.cli import (
+    bulk,
+    duplicates,
+    evaluate,
+    fit,
+    ingest,
+    manage,
+    plan,
+    query,
+    schema,
+    serve,
+    tls_options,
+    train,
+    tune,
+)
 from mg_milvus.cli.terminal import ERROR, INTERRUPTED, complain
 from mg_milvus.errors import MgMilvusError
 
@@ -20,10 +34,15 @@ from mg_milvus.errors import MgMilvusError
 class Commands(TyperGroup):
     """The group of all commands, with one place where errors become lines and exit codes."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        tls_options.add_to(self.commands)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command; a user's error is one line on standard error, a closed pipe is no error at all."""
         try:
-            result = super().invoke(ctx)
+            with tls_options.collected():
+                result = super().invoke(ctx)
             sys.stdout.flush()
         except MgMilvusError as exc:
             complain(str(exc))

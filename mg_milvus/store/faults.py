@@ -24,6 +24,7 @@ from mg_milvus.errors import (
     StoreUnavailableError,
     UnsupportedError,
 )
+from mg_milvus.store.access import hide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -124,10 +125,13 @@ def kind_of(error: BaseException) -> type[StoreError]:
     return next((ours for pattern, ours in _BY_TEXT if pattern.search(text)), StoreError)
 
 
-def translate(error: BaseException, where: str, collection: str) -> StoreError:
-    """Our exception for one of pymilvus or grpc, with the remedy; the caller raises it ``from`` the other."""
+def translate(error: BaseException, where: str, collection: str, token: str | None = None) -> StoreError:
+    """Our exception for one of pymilvus or grpc, with the remedy; the caller raises it ``from`` the other.
+
+    Servers, and what is before them, may repeat the token; here it is hidden.
+    """
     kind = kind_of(error)
-    said = " ".join(_text(error).split())[:500] or type(error).__name__
+    said = hide(" ".join(_text(error).split()), token)[:500] or type(error).__name__
     messages = {
         AuthenticationError: f"{where} refused the token ({said}): give --token USER:PASSWORD or MGM_TOKEN",
         CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",
@@ -157,8 +161,8 @@ class Border:
     times and no longer than ``timeout`` seconds in all.
     """
 
-    def __init__(self, where: str, collection: str, timeout: float) -> None:
-        self._where, self._collection, self._timeout = where, collection, timeout
+    def __init__(self, where: str, collection: str, timeout: float, token: str | None = None) -> None:
+        self._where, self._collection, self._timeout, self._token = where, collection, timeout, token
         self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
         self._closed = threading.Event()
 
@@ -184,7 +188,7 @@ class Border:
             except VENDOR_ERRORS as exc:
                 wait = delay * (0.5 + self._random.random() / 2)
                 if attempts <= 0 or time.monotonic() + wait > deadline or not is_transient(exc):
-                    raise translate(exc, self._where, self._collection) from exc
+                    raise translate(exc, self._where, self._collection, self._token) from exc
             finally:
                 _inside.reset(token)
             time.sleep(wait)
