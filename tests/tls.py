@@ -25,7 +25,8 @@ def make_certificates(folder: Path) -> Path:
     fresh = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     for name in ("ca", "other"):
         openssl(
-            "req", "-x509", *fresh, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}", "-days", "2"
+            "req", "-x509", *fresh, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}",
+            "-days", "2",
         )  # fmt: skip
     (folder / "server.ext").write_text("subjectAltName=DNS:milvus.test\n")
     (folder / "client.ext").write_text("extendedKeyUsage=clientAuth\n")
