@@ -20,6 +20,7 @@ from mg_milvus.images.discover import is_url, path_text, picture_id
 from mg_milvus.schema import Schema
 from mg_milvus.schema_diff import difference
 from mg_milvus.store import open_store
+from mg_milvus.store.access import split_token
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.encoder import Encoder
     from mg_milvus.store import Description, Row, Store
+    from mg_milvus.store.access import Tls
 
     PathLike = str | os.PathLike[str]
 
@@ -35,16 +37,17 @@ class Connection:
     """Opens the store when it is first needed, and remembers what the collection says of itself.
 
     Attributes:
-        uri: ``*.db``, ``memory:`` or a server's.
+        uri: ``*.db``, ``memory:`` or a server's, without user and password.
         device: where encoders run.
     """
 
     def __init__(
         self, uri: str, *, collection: str | None, token: str | None, timeout: float, device: str,
-        schema: Schema | None, encoder: Encoder | str | Path | None,
+        schema: Schema | None, encoder: Encoder | str | Path | None, tls: Tls | None = None,
     ) -> None:  # fmt: skip
-        self.uri, self.device = uri, device
-        self._collection, self._token, self._timeout = collection, token, timeout
+        self.uri, self._token = split_token(uri, token)
+        self.device, self._tls = device, tls
+        self._collection, self._timeout = collection, timeout
         self._given_schema, self._given_encoder = schema, encoder
         self._lock = threading.RLock()
         self._store: Store | None = None
@@ -89,7 +92,7 @@ class Connection:
                 raise StoreError(f"this index ({self.uri}) is closed; open it again")
             collection = self.collection if self._store is None else ""  # to find it out may open the store
             if self._store is None:
-                self._store = open_store(self.uri, collection, token=self._token, timeout=self._timeout)
+                self._store = open_store(self.uri, collection, token=self._token, timeout=self._timeout, tls=self._tls)
             return self._store
 
     def description(self) -> Description | None:
@@ -173,7 +176,7 @@ class Connection:
         """Another collection at the same place, to be made from the same base encoder."""
         return Connection(
             self.uri, collection=collection, token=self._token, timeout=self._timeout, device=self.device,
-            schema=schema, encoder=self._given_encoder or self.encoder,
+            schema=schema, encoder=self._given_encoder or self.encoder, tls=self._tls,
         )  # fmt: skip
 
     def rows(self, ids_or_paths: Sequence[PathLike], granularities: tuple[str, ...] = ()) -> list[Row]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.schema import Schema
     from mg_milvus.store import Store
+    from mg_milvus.store.access import Tls
 
 __all__ = ["Check", "examine"]
 
@@ -71,6 +72,7 @@ def examine(
     timeout: float = 10.0,
     recall: bool = False,
     repair: bool = False,
+    tls: Tls | None = None,
 ) -> Iterator[Check]:
     """Look at everything, one check after the other; no index is made where there is none.
 
@@ -83,7 +85,11 @@ def examine(
         recall: also measure what the index misses; reads all rows.
         repair: delete the codes of regions whose picture is gone, and build an index again that no longer fits the
             rows; otherwise nothing is changed.
+        tls: as in ``ImageIndex.open``.
     """
+    from mg_milvus.store.access import split_token
+
+    uri, token = split_token(uri, token)
     yield _attempt("python", _python)
     for package in RANGES:
         if package != "milvus-lite" or _is_file(uri):
@@ -92,7 +98,7 @@ def examine(
     yield _attempt("picture formats", _formats, "pip install --force-reinstall Pillow, whose wheels have both")
     yield _attempt("device", lambda: _device(device), "use --device auto or cpu")
     yield _attempt("encoder", lambda: _encoder(device), "pip install --force-reinstall mg-milvus")
-    yield from _milvus(uri, token, collection, device, timeout, recall=recall, repair=repair)
+    yield from _milvus(uri, token, collection, device, timeout, tls, recall=recall, repair=repair)
 
 
 def _attempt(name: str, look: Callable[[], Check], remedy: str = "see the message") -> Check:
@@ -178,7 +184,15 @@ def _encoder(device: str) -> Check:
 
 
 def _milvus(
-    uri: str, token: str | None, collection: str | None, device: str, timeout: float, *, recall: bool, repair: bool
+    uri: str,
+    token: str | None,
+    collection: str | None,
+    device: str,
+    timeout: float,
+    tls: Tls | None,
+    *,
+    recall: bool,
+    repair: bool,
 ) -> Iterator[Check]:
     from mg_milvus.schema import Schema
     from mg_milvus.store import open_store
@@ -190,7 +204,7 @@ def _milvus(
     opened: list[Store] = []
 
     def connect() -> Check:
-        opened.append(open_store(uri, name, token=token, timeout=timeout))
+        opened.append(open_store(uri, name, token=token, timeout=timeout, tls=tls))
         return Check("milvus", True, f"{opened[0].server()} at {uri}")
 
     yield _attempt("milvus", connect, "correct --uri or MGM_URI; it is a file such as mgm.db, or http://host:19530")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mg_milvus.images.discover import Found
     from mg_milvus.search import QueryOptions
     from mg_milvus.store import Row
+    from mg_milvus.store.access import Tls
 
     PathLike = str | os.PathLike[str]
 
@@ -62,6 +63,7 @@ class ImageIndex:
         collection: str | None = None,
         device: str = "auto",
         timeout: float = 10.0,
+        tls: Tls | None = None,
     ) -> Self:
         """Open an index. Nothing is connected or made before it is needed.
 
@@ -70,10 +72,11 @@ class ImageIndex:
             schema: preset name, YAML file or ``Schema``. A collection that exists knows its own; a given one may change
                 weights and fusion only.
             encoder: ``builtin``, an encoder file, or an ``Encoder``. A collection that exists brings its own.
-            token: ``user:password`` or an API key, where the server asks for one.
+            token: ``user:password`` or an API key, where the server asks for one; default: what the URI holds.
             collection: its name; default: the schema's, or the only one there is.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             timeout: seconds that one call to the server may take.
+            tls: certificates, for a server that is reached with TLS; ``https://`` alone trusts public authorities.
 
         Raises:
             SchemaError: the schema is not well formed.
@@ -84,7 +87,7 @@ class ImageIndex:
             encoder = Path(encoder)
         return cls(Connection(
             str(uri), collection=collection, token=token, timeout=timeout, device=device,
-            schema=schema, encoder=encoder,
+            schema=schema, encoder=encoder, tls=tls,
         ))  # fmt: skip
 
     @property

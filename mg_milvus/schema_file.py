@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
@@ -13,6 +13,9 @@ from pydantic import ValidationError
 from mg_milvus.errors import SchemaError
 from mg_milvus.schema import Schema
 from mg_milvus.schema_errors import Location, explain, shown, suggestion, written
+
+if TYPE_CHECKING:
+    import os
 
 _LIMIT = 64 * 1024
 """Bytes of the largest file that is taken for a schema."""
@@ -54,6 +57,11 @@ def load(source: str | Path) -> Schema:
 def parse(text: str, name: str) -> Schema:
     """``Schema.from_yaml``."""
     document = _Document(text, name)
+    if document.data is None and not document.problems:
+        raise SchemaError(f"{name}: is empty, expected a schema; 'mgm schema init' writes one to start from")
+    if not isinstance(document.data, dict):
+        document.add((), f"got {shown(document.data)}, expected a mapping (lines of 'key: value')")
+        raise document.error()
     try:
         schema = Schema.model_validate(document.data)
     except ValidationError as error:
@@ -63,6 +71,28 @@ def parse(text: str, name: str) -> Schema:
     if document.problems:
         raise document.error()
     return schema
+
+
+def read_yaml(file: str | os.PathLike[str]) -> Any:
+    """The plain data of any YAML file of settings, read as carefully as schemas are; None: it is empty.
+
+    Raises:
+        SchemaError: it cannot be read, or holds what settings never need: aliases, tags, more than a page. The message
+            has the line, and nothing of what stands there: it may be a password.
+    """
+    try:
+        with Path(file).open("rb") as stream:
+            data = stream.read(_LIMIT + 1)
+        text = data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "reason", error)
+        raise SchemaError(f"{file}: cannot be read as UTF-8 text: {reason}") from error
+    if len(data) > _LIMIT:
+        raise SchemaError(f"{file}: more than {_LIMIT} bytes, expected a page of YAML")
+    document = _Document(text, str(file))
+    if document.problems:
+        raise SchemaError(f"line {document.problems[0][0]} holds a value, a key or a tag that cannot be used")
+    return document.data
 
 
 def dump(schema: Schema) -> str:
@@ -94,7 +124,7 @@ class _Document:
     """YAML text as plain data that remembers its lines.
 
     Attributes:
-        data: mappings, lists and scalars.
+        data: mappings, lists and scalars; None for an empty text.
         problems: (line, message) of everything wrong that was found so far.
     """
 
@@ -115,13 +145,8 @@ class _Document:
             line = mark.line + 1 if mark else 1
             sentence = ", ".join(part for part in (error.context, error.problem) if part)
             raise SchemaError(f"{name}:{line}: not valid YAML: {sentence}") from error
-        if root is None:
-            raise SchemaError(f"{name}: is empty, expected a schema; 'mgm schema init' writes one to start from")
-        self._lines[()] = root.start_mark.line + 1
-        self.data = self._plain(root, ())
-        if not isinstance(self.data, dict):
-            self.add((), f"got {shown(self.data)}, expected a mapping (lines of 'key: value')")
-            raise self.error()
+        self._lines[()] = root.start_mark.line + 1 if root else 1
+        self.data = self._plain(root, ()) if root else None
 
     def add(self, location: Location, sentence: str) -> None:
         """Note a problem; its line is that of the location, or of the nearest thing around it that was written.

@@ -24,6 +24,8 @@ from mg_milvus.web.app import create_app
 from mg_milvus.web.settings import WebSettings, check_address
 from mg_milvus.web.thumbnails import Thumbnails
 from tests.conftest import kind_of_picture, make_photos
+from tests.fuzz.mutate import mutated
+from tests.fuzz.seeds import FORMATS
 from tests.pictures import collage, encoded, png_header
 
 if TYPE_CHECKING:
@@ -673,3 +675,12 @@ def test_questions_are_timed(client: TestClient) -> None:
     assert set(without_seconds(answer)) == {
         "query", "k", "depth", "fusion", "rrf_k", "weights", "parts", "bits", "hits",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_spoiled_uploads_are_answered_or_refused(client: TestClient, kind: str) -> None:
+    answers = [client.post("/api/query?k=1", content=mutated(kind, number)) for number in range(15)]
+    assert {answer.status_code for answer in answers} <= {200, 400, 413, 415, 422}
+    for answer in answers:
+        assert answer.json()
+        assert answer.status_code == 200 or "Traceback" not in answer.text

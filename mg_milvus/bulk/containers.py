@@ -149,7 +149,7 @@ def in_table(container: Found, file: BinaryIO, on_failure: Callable[[Failure], N
                 else:
                     yield held
             row += len(pictures)
-    except (pa.ArrowException, OSError, PictureError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # PictureError is one, too
         reason = " ".join(str(error).split())
         on_failure(Failure(container.path, reason if isinstance(error, PictureError) else f"is damaged: {reason}"))
 

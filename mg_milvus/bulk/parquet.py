@@ -160,7 +160,9 @@ class CodeFile:
         widths = _widths(self.description.schema)
         extras = [field.name for field in self.description.schema.fields]
         for batch in self._batches(None):
-            plain = {name: batch.column(name).to_pylist() for name in batch.schema.names if name not in widths}
+            plain = {
+                name: self._guarded(batch.column(name).to_pylist) for name in batch.schema.names if name not in widths
+            }
             codes = {name: self._codes(batch.column(name), name, width) for name, width in widths.items()}
             yield [
                 Row(
@@ -198,7 +200,7 @@ class CodeFile:
         pa = arrow()
         try:
             return action()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:  # also text that is not UTF-8
             raise CodeFileError(
                 f"{self.name} is damaged or was cut off ({' '.join(str(error).split())}): delete it and run the mgm "
                 "encode --shard that made it again, which makes up for it"

@@ -26,6 +26,7 @@ from mg_milvus.cli import (
     query,
     schema,
     serve,
+    tls_options,
     train,
     tune,
     up,
@@ -62,6 +63,10 @@ def _log_end(ctx: Any, code: int, started: float) -> None:
 class Commands(TyperGroup):
     """The group of all commands, with one place where errors become lines and exit codes."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        tls_options.add_to(self.commands)
+
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         """Read the arguments; first of all, how to tell what is wrong with them."""
         with _usage_logged():
@@ -82,7 +87,8 @@ class Commands(TyperGroup):
     def _invoke(self, ctx: Any) -> Any:
         """Run a command; a user's error is one line on standard error, a closed pipe is no error at all."""
         try:
-            result = super().invoke(ctx)
+            with tls_options.collected():
+                result = super().invoke(ctx)
             sys.stdout.flush()
         except MgMilvusError as exc:
             complain(str(exc), error=type(exc).__name__)

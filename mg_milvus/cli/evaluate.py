@@ -162,6 +162,7 @@ def evaluate(
             uri=uri,
             token=shared.token,
             depth=depth,
+            tls=shared.tls,
             device=shared.device,
             settings=Settings(shared.batch_size, shared.workers, max_pixels or DEFAULT_MAX_PIXELS),
             copies=copies,

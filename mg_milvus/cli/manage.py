@@ -144,6 +144,7 @@ def doctor(
         timeout=timeout,
         recall=recall,
         repair=repair,
+        tls=settings.tls,
     ):
         checks.append(check)
         if not as_json:

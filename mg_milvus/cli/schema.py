@@ -167,7 +167,11 @@ def _stored_schema(
 
     settings = settings_from(uri, token, collection)
     with ImageIndex.open(
-        settings.uri, token=settings.token, collection=settings.collection or otherwise, timeout=timeout
+        settings.uri,
+        token=settings.token,
+        collection=settings.collection or otherwise,
+        timeout=timeout,
+        tls=settings.tls,
     ) as index:
         if not index.exists:
             index.info()  # raises, and says what there is instead; not asked always, for it loads the encoder

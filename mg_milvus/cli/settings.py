@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mg_milvus.cli import tls_options
+from mg_milvus.errors import SchemaError
 
 if TYPE_CHECKING:
     from mg_milvus.index import ImageIndex
+    from mg_milvus.store.access import Tls
 
 SETTINGS_FILE = "mgm.yaml"
 
@@ -33,6 +37,26 @@ class Settings(BaseModel):
     encoder: Home | None = None
     batch_size: Annotated[int, Field(ge=1)] = 64
     workers: Annotated[int | None, Field(ge=1)] = None
+    secure: bool = False
+    ca_cert: Home | None = None
+    client_cert: Home | None = None
+    client_key: Home | None = None
+    server_name: str | None = None
+
+    @property
+    def tls(self) -> Tls | None:
+        """How the server is reached; None: as its URI says."""
+        from mg_milvus.store.access import Tls
+
+        tls = Tls(self.ca_cert, self.client_cert, self.client_key, self.server_name)
+        return tls if self.secure or tls != Tls() else None
+
+    @model_validator(mode="after")
+    def _hide_password(self) -> Self:
+        from mg_milvus.store.access import split_token
+
+        uri, token = split_token(self.uri, self.token)
+        return self if uri == self.uri else self.model_copy(update={"uri": uri, "token": token})
 
 
 NAMES = tuple(field.alias or name for name, field in Settings.model_fields.items())
@@ -51,14 +75,15 @@ def settings_from(
 ) -> Settings:
     """Settings for one command: each argument that is not None wins, then ``MGM_*``, then ``mgm.yaml``, then defaults.
 
-    An environment variable that is set but empty counts as not set.
+    The options of TLS, which every command that reaches Milvus has, are taken from the command that runs. An
+    environment variable that is set but empty counts as not set. User and password in the URI become the token.
 
     Raises:
         typer.BadParameter: a value of the environment or of the file cannot be used, or the file has an unknown key.
     """
     options = {
         "uri": uri, "token": token, "collection": collection, "device": device, "schema": schema, "encoder": encoder,
-        "batch_size": batch_size, "workers": workers,
+        "batch_size": batch_size, "workers": workers, **tls_options.given(),
     }  # fmt: skip
     file = Path(SETTINGS_FILE)
     values: dict[str, Any] = {}
@@ -78,7 +103,8 @@ def settings_from(
     except ValidationError as exc:
         first = exc.errors()[0]
         name = str(first["loc"][0])
-        raise typer.BadParameter(f"{origins[name]} is {first['input']!r}: {_sentence(first['msg'])}") from exc
+        got = "not shown" if name in {"uri", "token"} else repr(first["input"])  # they may hold a password
+        raise typer.BadParameter(f"{origins[name]} is {got}: {_sentence(first['msg'])}") from None
 
 
 def open_index(settings: Settings, *, timeout: float = 10.0) -> ImageIndex:
@@ -93,6 +119,7 @@ def open_index(settings: Settings, *, timeout: float = 10.0) -> ImageIndex:
         collection=settings.collection,
         device=settings.device,
         timeout=timeout,
+        tls=settings.tls,
     )
 
 
@@ -101,14 +128,14 @@ def _variable(name: str) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    import yaml
+    from mg_milvus.schema_file import read_yaml
 
     if not file.exists():
         return {}
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise typer.BadParameter(f"{file} cannot be read as YAML: {' '.join(str(exc).split())}") from exc
+        content = read_yaml(file)
+    except SchemaError as exc:
+        raise typer.BadParameter(f"{file} cannot be read as YAML: {exc}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -108,6 +108,7 @@ def tune(
         timeout=timeout,
         encoder=settings.encoder,
         device=settings.device,
+        tls=settings.tls,
     )
     with ProgressView() as view:
         report = tuning.tune(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mg_milvus.encoder import Encoder, Features
     from mg_milvus.evaluation.protocols import Parts
     from mg_milvus.hits import Failure, Progress
+    from mg_milvus.store.access import Tls
 
     PathLike = str | os.PathLike[str]
 
@@ -81,6 +82,7 @@ def evaluate(
     uri: str | None = None,
     token: str | None = None,
     depth: int | None = None,
+    tls: Tls | None = None,
     device: str = "auto",
     settings: Settings | None = None,
     copies: int = COPIES,
@@ -108,6 +110,7 @@ def evaluate(
         uri: where that collection is made, and dropped again; default: a temporary Milvus Lite file.
         token: what the server at ``uri`` asks for.
         depth: candidates asked of each granularity there; default: the whole database, up to Milvus' 16,384.
+        tls: certificates for that server.
         device: where the network runs.
         settings: batch size, threads, largest picture.
         copies: pictures that ``copies`` edits and asks for, at most.
@@ -146,7 +149,7 @@ def evaluate(
         folder, protocol=protocol, queries=queries, labels=labels, share=share, seed=seed, failed=failed.append
     )
     if through_index:
-        depth_of(Place(uri, token, depth), len(parts.database), ks)
+        depth_of(Place(uri, token, depth, tls), len(parts.database), ks)
     # Known from the labels alone, so said before the pictures are encoded.
     with_something_to_find(parts)
     base = _encoder(encoder, schema, device)
@@ -175,7 +178,7 @@ def evaluate(
     figures |= about | {"heads": heads_text(fitted_on), "fingerprint": fitted.fingerprint}
     if through_index:
         figures["through_index"] = ask_index(
-            details, to_ingest, base, schema, Place(uri, token, depth), ks=ks, settings=settings, progress=progress
+            details, to_ingest, base, schema, Place(uri, token, depth, tls), ks=ks, settings=settings, progress=progress
         )
     return Evaluation(figures, schema, tuple(failed), details)
 

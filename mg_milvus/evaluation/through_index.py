@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mg_milvus.ingest import Settings
     from mg_milvus.schema import Schema
     from mg_milvus.search import QueryOptions
+    from mg_milvus.store.access import Tls
 
 BATCH = 32
 """Queries asked in one call."""
@@ -46,6 +47,7 @@ class Place:
     uri: str | None = None
     token: str | None = None
     depth: int | None = None
+    tls: Tls | None = None
 
 
 def depth_of(place: Place, rows: int, ks: Sequence[int]) -> int:
@@ -131,10 +133,12 @@ def _collection(schema: Schema, base: Encoder, place: Place) -> Iterator[ImageIn
     with tempfile.TemporaryDirectory(prefix="mgm-eval-") as folder:
         uri = place.uri or str(Path(folder) / "eval.db")
         try:
-            with ImageIndex.open(uri, schema=schema, encoder=base, token=place.token, collection=name) as index:
+            with ImageIndex.open(
+                uri, schema=schema, encoder=base, token=place.token, collection=name, tls=place.tls
+            ) as index:
                 yield index
         finally:
-            store = open_store(uri, name, token=place.token)
+            store = open_store(uri, name, token=place.token, tls=place.tls)
             try:
                 store.drop()
             finally:

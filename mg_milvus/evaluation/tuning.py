@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mg_milvus.hits import Failure, Progress
     from mg_milvus.images.discover import Found
     from mg_milvus.ingest import Settings
+    from mg_milvus.store.access import Tls
 
     PathLike = str | os.PathLike[str]
 
@@ -101,6 +102,7 @@ class Target:
         timeout: seconds.
         encoder: what encodes the pictures; default: the collection's encoder, or else the schema's.
         device: where it runs.
+        tls: certificates.
     """
 
     schema: PathLike | None = None
@@ -111,6 +113,7 @@ class Target:
     timeout: float = 10.0
     encoder: str | Path | None = None
     device: str = "auto"
+    tls: Tls | None = None
 
 
 def tune(
@@ -215,7 +218,7 @@ class _Place:
         if target.uri is not None:
             self._connection = Connection(
                 target.uri, collection=target.collection, token=target.token, timeout=target.timeout,
-                device=target.device, schema=self._given, encoder=target.encoder,
+                device=target.device, schema=self._given, encoder=target.encoder, tls=target.tls,
             )  # fmt: skip
 
     @cached_property

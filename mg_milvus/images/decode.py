@@ -27,6 +27,7 @@ from PIL import (
 )
 
 from mg_milvus.errors import PictureError, QueryError
+from mg_milvus.images.bombs import refuse_bombs
 from mg_milvus.images.pixels import LAYOUTS, from_array, from_tensor, is_tensor, to_rgb
 from mg_milvus.images.quiet import silence_libraries, silence_warnings
 
@@ -104,10 +105,12 @@ def decode(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT_M
         max_pixels: larger pictures are refused by their header, before their pixels are decoded.
 
     Raises:
-        PictureError: the message goes on where a name is put before it: "is empty: 0 bytes".
+        PictureError: the message goes on where a name is put before it: "is empty: 0 bytes". Also for files that
+            would take minutes, see ``bombs``.
     """
     if not data:
         raise PictureError("is empty: 0 bytes")
+    refuse_bombs(data)
     with _pillow_errors():
         file = _open(data)
         _check_size(file, max_pixels)

@@ -79,7 +79,7 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
         place = f"{name!r}, {table.unit} {number}"
         key = _key(record.get(key_column), folder, f"{place}, column {key_column!r}")
         if key in rows:
-            raise SchemaError(f"{place}: {key!r} has a row already; expected one row a picture")
+            raise SchemaError(f"{place}: {_shown(key)} has a row already; expected one row a picture")
         rows[key] = tuple(
             _convert(value, field, f"{place}, column {field.name!r}")
             if (value := record.get(field.name)) is not None
@@ -107,7 +107,7 @@ def _check_columns(name: str, columns: Sequence[str], fields: Sequence[ExtraFiel
 
 def _key(cell: object, folder: str, place: str) -> str:
     if not isinstance(cell, str) or not cell:
-        raise SchemaError(f"{place}: {cell!r} is not the path of a picture")
+        raise SchemaError(f"{place}: {_shown(cell)} is not the path of a picture")
     if _is_uri(cell):
         return cell
     key = os.path.normpath(cell)

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
 
+_ROWS = 1000
+"""Of a Parquet file that are in memory together: a few kilobytes can unfold to as many rows as they like."""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table that is being read.
@@ -43,7 +47,11 @@ def read_table(name: str, wanted: Collection[str]) -> Table:
     try:
         return read(name, wanted)
     except OSError as error:
-        raise SchemaError(f"the table {name!r} cannot be read: {error.strerror or error}") from error
+        raise SchemaError(f"the table {name!r} cannot be read: {error.strerror or _line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_csv(name: str, wanted: Collection[str]) -> Table:
@@ -110,18 +118,19 @@ def _read_parquet(name: str, wanted: Collection[str]) -> Table:
         number = 0
         try:
             with ParquetFile(name) as file:
-                for batch in file.iter_batches(columns=[column for column in columns if column in wanted]):
+                chosen = [column for column in columns if column in wanted]
+                for batch in file.iter_batches(batch_size=_ROWS, columns=chosen):
                     for record in batch.to_pylist():
                         number += 1
                         yield number, record
-        except (ArrowException, OSError) as error:
-            raise SchemaError(f"{name!r} is damaged after row {number}: {error}") from error
+        except (ArrowException, OSError, ValueError, OverflowError) as error:  # text and times that are none
+            raise SchemaError(f"{name!r} is damaged after row {number}: {_line(error)}") from error
 
     try:
         with ParquetFile(name) as file:
             columns: list[str] = list(file.schema_arrow.names)
-    except ArrowException as error:
-        raise SchemaError(f"{name!r} is not a Parquet file: {error}") from error
+    except (ArrowException, ValueError) as error:
+        raise SchemaError(f"{name!r} is not a Parquet file: {_line(error)}") from error
     return Table(columns, records(), "row")
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.schema import FusionSettings, Schema
+    from mg_milvus.store.access import Tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +243,13 @@ class Store(Protocol):
         """Give the connection back; idempotent."""
 
 
-def open_store(uri: str, collection: str, *, token: str | None = None, timeout: float = 10.0) -> Store:
+def open_store(
+    uri: str, collection: str, *, token: str | None = None, timeout: float = 10.0, tls: Tls | None = None
+) -> Store:
     """Connect to ``memory:``, a Milvus Lite file (``*.db``) or a Milvus server (``http://``, ``https://``, ``tcp://``).
+
+    User and password in the URI are the token unless one is given. A server at ``https://`` is reached with TLS also
+    without ``tls``.
 
     Raises:
         StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
@@ -254,4 +260,4 @@ def open_store(uri: str, collection: str, *, token: str | None = None, timeout: 
         return MemoryStore(collection)
     from mg_milvus.store.milvus import MilvusStore
 
-    return MilvusStore(uri, collection, token=token, timeout=timeout)
+    return MilvusStore(uri, collection, token=token, timeout=timeout, tls=tls)

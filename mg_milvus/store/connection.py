@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import grpc
 from pymilvus import Function, FunctionType, MilvusClient, RRFRanker
 
-from mg_milvus.errors import StoreError, StoreLockedError, UnsupportedError
+from mg_milvus.errors import StoreError, StoreLockedError, StoreUnavailableError, UnsupportedError
+from mg_milvus.store.access import Tls
 from mg_milvus.store.faults import Border
 from mg_milvus.store.index_lists import nprobe_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mg_milvus.schema import Schema
 
@@ -114,12 +115,6 @@ class Engine:
         return Function("weighted_rrf", FunctionType.RERANK, input_field_names=[], params=settings), 1.0
 
 
-def without_password(uri: str) -> str:
-    """The URI as it may be shown."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
-
-
 @dataclass(frozen=True, slots=True)
 class Connection:
     """A connected client, its border, what it talks to, seconds for each request, and how to give it back."""
@@ -131,8 +126,8 @@ class Connection:
     close: Callable[[], None]
 
 
-def connect(uri: str, collection: str, token: str | None, timeout: float) -> Connection:
-    """Connect to a Milvus Lite file or a server.
+def connect(uri: str, collection: str, token: str | None, timeout: float, tls: Tls | None = None) -> Connection:
+    """Connect to a Milvus Lite file or a server, whose URI holds no password; see ``access.split_token``.
 
     A file that ``mgm up`` serves is reached through its server.
 
@@ -141,12 +136,12 @@ def connect(uri: str, collection: str, token: str | None, timeout: float) -> Con
         StoreError: the file cannot be opened.
     """
     if re.match(r"(https?|tcp)://[^/]", uri, re.IGNORECASE) and not uri.endswith(".db"):
-        border = Border(without_password(uri), collection, timeout)
-        client = _client(border, uri, token, timeout)
+        border = Border(uri, collection, timeout, token)
+        client = _server(border, uri, token, timeout, tls)
         return Connection(client, border, _ask_engine(border, client, timeout), timeout, client.close)
     if "://" in uri or not uri.endswith(".db"):
         raise UnsupportedError(
-            f"'{without_password(uri)}' is not a place for pictures: give a file ending in .db for Milvus Lite, or the "
+            f"'{uri}' is not a place for pictures: give a file ending in .db for Milvus Lite, or the "
             "http://, https:// or tcp:// URI of a Milvus server"
         )
     if sys.platform == "win32":
@@ -155,7 +150,7 @@ def connect(uri: str, collection: str, token: str | None, timeout: float) -> Con
     from mg_milvus.store.served import served
 
     file = Path(uri).expanduser()
-    border = Border(uri, collection, timeout, partial(lite.check_room, file))
+    border = Border(uri, collection, timeout, check_room=partial(lite.check_room, file))
     label = f"Milvus Lite {lite.version()}"
     shared = served(file)
     try:
@@ -185,10 +180,32 @@ def connect(uri: str, collection: str, token: str | None, timeout: float) -> Con
     return Connection(client, border, Engine(True, _version(lite.version()), label), timeout, close)
 
 
-def _client(border: Border, address: str, token: str | None, timeout: float) -> MilvusClient:
+def _server(border: Border, uri: str, token: str | None, timeout: float, tls: Tls | None) -> MilvusClient:
+    try:
+        _ = urlsplit(uri).port
+    except ValueError as exc:
+        raise UnsupportedError(f"'{uri}' is not the URI of a server ({exc}): expected http://host:19530") from exc
+    if tls is None and uri.lower().startswith("https://"):
+        tls = Tls()
+    if tls is None:
+        return _client(border, uri, token, timeout)
+    tls.check()
+    try:
+        return _client(border, uri, token, timeout, tls.options())
+    except StoreUnavailableError as exc:
+        trouble = tls.trouble(uri)
+        if trouble is None:
+            raise
+        raise StoreUnavailableError(f"no TLS with Milvus at {uri}: {trouble}") from exc
+
+
+def _client(
+    border: Border, address: str, token: str | None, timeout: float, more: Mapping[str, Any] | None = None
+) -> MilvusClient:
     # A connection of its own: pymilvus never closes those that it shares between clients.
     return border.call(
-        lambda: MilvusClient(address, token=token or "", timeout=timeout, dedicated=True), _CONNECT_ATTEMPTS
+        lambda: MilvusClient(address, token=token or "", timeout=timeout, dedicated=True, **(more or {})),
+        _CONNECT_ATTEMPTS,
     )
 
 

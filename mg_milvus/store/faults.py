@@ -24,6 +24,7 @@ from mg_milvus.errors import (
     StoreUnavailableError,
     UnsupportedError,
 )
+from mg_milvus.store.access import hide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -124,12 +125,15 @@ def kind_of(error: BaseException) -> type[StoreError]:
     return next((ours for pattern, ours in _BY_TEXT if pattern.search(text)), StoreError)
 
 
-def translate(error: BaseException, where: str, collection: str) -> StoreError:
-    """Our exception for one of pymilvus or grpc, with the remedy; the caller raises it ``from`` the other."""
+def translate(error: BaseException, where: str, collection: str, token: str | None = None) -> StoreError:
+    """Our exception for one of pymilvus or grpc, with the remedy; the caller raises it ``from`` the other.
+
+    Servers, and what is before them, may repeat the token; here it is hidden.
+    """
     kind = kind_of(error)
     # pymilvus says of a refused token that the server may be unavailable; the server's own word is further down.
     inner = (e for e in _chain(error) if kind is AuthenticationError and _BY_CODE.get(_code(e)) is kind)
-    said = " ".join(_text(next(inner, error)).split())[:500] or type(error).__name__
+    said = hide(" ".join(_text(next(inner, error)).split()), token)[:500] or type(error).__name__
     messages = {
         AuthenticationError: f"{where} refused the token ({said}): give --token USER:PASSWORD or MGM_TOKEN",
         CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",
@@ -160,11 +164,16 @@ class Border:
     """
 
     def __init__(
-        self, where: str, collection: str, timeout: float, check_room: Callable[[], None] = lambda: None
+        self,
+        where: str,
+        collection: str,
+        timeout: float,
+        token: str | None = None,
+        check_room: Callable[[], None] = lambda: None,
     ) -> None:
         """``timeout`` in seconds; ``check_room`` raises ``StoreError`` where what is written would not be kept."""
         self._check_room = check_room
-        self._where, self._collection, self._timeout = where, collection, timeout
+        self._where, self._collection, self._timeout, self._token = where, collection, timeout, token
         self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
         self._closed = threading.Event()
 
@@ -201,7 +210,7 @@ class Border:
             except VENDOR_ERRORS as exc:
                 wait = delay * (0.5 + self._random.random() / 2)
                 if attempts <= 0 or time.monotonic() + wait > deadline or not is_transient(exc):
-                    raise translate(exc, self._where, self._collection) from exc
+                    raise translate(exc, self._where, self._collection, self._token) from exc
             finally:
                 _inside.reset(token)
             time.sleep(wait)

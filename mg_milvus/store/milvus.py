@@ -14,8 +14,9 @@ from pymilvus import AnnSearchRequest
 
 from mg_milvus.errors import CollectionNotFoundError, StoreUnavailableError
 from mg_milvus.store import Description, Neighbours, Row, tables
+from mg_milvus.store.access import split_token
 from mg_milvus.store.companion import Companion
-from mg_milvus.store.connection import connect, without_password
+from mg_milvus.store.connection import connect
 from mg_milvus.store.description import COMPANIONS, decode_description, encode_description, own_description, tuned
 from mg_milvus.store.filters import among
 from mg_milvus.store.indexes import MilvusIndexes
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.schema import FusionSettings
+    from mg_milvus.store.access import Tls
 
 T = TypeVar("T")
 
@@ -48,12 +50,14 @@ class MilvusStore:
     Which of several rows at the same distance come last into ``depth`` is up to Milvus.
     """
 
-    def __init__(self, uri: str, collection: str, token: str | None = None, timeout: float = 10.0) -> None:
+    def __init__(
+        self, uri: str, collection: str, token: str | None = None, timeout: float = 10.0, tls: Tls | None = None
+    ) -> None:
         """Connect; ``timeout`` is in seconds, for connecting and for each request."""
-        self.uri = uri
+        self.uri, token = split_token(uri, token)
         self.collection = check_collection_name(collection)
         self._timeout = timeout
-        self._connection = connect(uri, collection, token, timeout)
+        self._connection = connect(self.uri, collection, token, timeout, tls)
         self._client = self._connection.client
         self._companion = Companion(self._connection, collection, timeout)
         self._tuned = TunedRecord(self._connection, collection, timeout)
@@ -317,9 +321,7 @@ class MilvusStore:
             if description is None:
                 others = ", ".join(self.collections())
                 remedy = f"choose one of {others}, or ingest pictures first" if others else "ingest pictures first"
-                raise CollectionNotFoundError(
-                    f"there is no collection '{self.collection}' at {without_password(self.uri)}: {remedy}"
-                )
+                raise CollectionNotFoundError(f"there is no collection '{self.collection}' at {self.uri}: {remedy}")
             return self._open(description)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mg_milvus.errors import TrainingError
+from mg_milvus.errors import SchemaError, TrainingError
+from mg_milvus.schema_file import read_yaml
 
 if TYPE_CHECKING:
     import os
@@ -182,9 +181,9 @@ class TrainingConfiguration(_Settings):
             TrainingError: it cannot be read, or a setting is wrong; the message names the setting.
         """
         try:
-            content = yaml.safe_load(Path(file).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise TrainingError(f"the configuration {file} cannot be read: {str(error).splitlines()[0]}") from error
+            content = read_yaml(file)
+        except SchemaError as error:
+            raise TrainingError(f"the configuration {file} cannot be read: {error}") from error
         if not isinstance(content, dict):
             raise TrainingError(f"the configuration {file} holds no settings; expected lines such as 'backbone: mgnet'")
         return cls.of(content, str(file))
