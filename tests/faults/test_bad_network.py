@@ -69,6 +69,7 @@ def test_a_network_that_stays_silent_ends_an_ingest_that_is_run_again(course: tu
     for trial in range(TRIALS or 1):
         file = tmp_path / f"{trial}.db"
         with outcomes.trial(trial), lite_server(file) as server, network(server.port, trial) as net:
+            net.delay = DELAY
             run = ingest(pictures, net.uri, "--timeout", "2")
             moments.reach(run)
             stage = run.events[-1].stage
