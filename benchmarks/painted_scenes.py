@@ -113,17 +113,19 @@ def sea(dice: random.Random) -> Image.Image:
 
 
 def city(dice: random.Random) -> Image.Image:
-    night = dice.uniform(0.6, 0.75)
-    picture = sky(dice, hue(night, 0.7, 0.2), hue(night + dice.uniform(0.1, 0.35), 0.5, 0.6))
+    night, late = dice.uniform(0.55, 0.8), dice.random()
+    glow = hue(night + dice.uniform(0.1, 0.45), 0.3 + 0.3 * late, 0.85 - 0.4 * late)
+    picture = sky(dice, hue(night, 0.7, 0.55 - 0.4 * late), glow)
     draw = ImageDraw.Draw(picture)
-    for layer, shade in ((0, 0.3), (1, 0.16)):
+    wide, lit = dice.uniform(0.7, 1.7), 0.1 + 0.4 * late
+    for layer, shade in ((0, 0.45 - 0.2 * late), (1, 0.26 - 0.12 * late)):
         x = -10.0
         while x < SIZE[0]:
-            width, height = dice.uniform(28, 64), dice.uniform(70, 220 - 60 * layer)
+            width, height = dice.uniform(28, 64) * wide, dice.uniform(60, 240 - 60 * layer)
             draw.rectangle((x, SIZE[1] - height, x + width, SIZE[1]), fill=hue(night, 0.5, shade))
             for wy in range(int(SIZE[1] - height) + 8, SIZE[1], 12):
                 for wx in range(int(x) + 5, int(x + width) - 6, 9):
-                    if dice.random() < 0.35:
+                    if dice.random() < lit:
                         draw.rectangle((wx, wy, wx + 4, wy + 5), fill=hue(0.12, dice.uniform(0.2, 0.6), 0.95))
             x += width + dice.uniform(-4, 8)
     return picture
