@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import mg_milvus
@@ -41,9 +43,17 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def mgm(command: str) -> list[str]:
+    program, *arguments = shlex.split(command, comments=True)
+    assert program == "mgm", command
+    return arguments
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_what_a_page_shows_runs_in_its_order(page: Path, desk: Path) -> None:
+    if page.stem != "quick-start" and not os.environ.get("MGM_TEST_DOCS"):
+        pytest.skip("two minutes on one core: MGM_TEST_DOCS=1 runs the other pages too")
     for block in page_blocks(page):
         if not block.run:
             continue
@@ -51,10 +61,22 @@ def test_what_a_page_shows_runs_in_its_order(page: Path, desk: Path) -> None:
             exec(compile(block.text, f"{page}:{block.line}", "exec"), {"__name__": "__main__"})
             continue
         for command in commands(block):
-            program, *arguments = shlex.split(command, comments=True)
-            assert program == "mgm", command
-            done = CliRunner().invoke(app, arguments)
+            done = CliRunner().invoke(app, mgm(command))
             assert done.exit_code == 0, f"{page.name}:{block.line}: {command}\n{done.output}{done.exception!r}"
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+def test_commands_have_the_options_that_a_page_gives_them(page: Path, desk: Path) -> None:
+    (desk / "codes").mkdir()
+    (desk / "backup").mkdir()
+    for made in ("mine.safetensors", "trained.safetensors", "server.yaml"):  # by the page's other commands
+        (desk / made).touch()
+    for block in page_blocks(page):
+        for command in commands(block) if block.run and block.language == "console" else ():
+            group, rest = get_command(app), mgm(command)
+            while hasattr(group, "commands"):
+                group = group.commands[rest.pop(0)]
+            assert group.make_context("mgm", rest).params, command
 
 
 def test_only_blocks_that_need_more_than_this_machine_are_left_out() -> None:
@@ -99,13 +121,15 @@ def quoted() -> list[str]:
     return re.findall(r"^### `(.+)`$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def is_said(message: str, said: str) -> bool:
+def is_said(message: str, said: list[str]) -> bool:
     """Whether one text of the source holds what the message has between its …, in this order."""
-    return re.search(".*?".join(map(re.escape, message.split("…"))), said) is not None
+    parts = message.split("…")
+    pattern = re.compile(".*?".join(map(re.escape, parts)))
+    return any(all(part in text for part in parts) and pattern.search(text) for text in said)
 
 
 def test_every_quoted_message_is_said_by_the_source() -> None:
-    said, messages = "\n".join(sentences()), quoted()
+    said, messages = list(sentences()), quoted()
     assert len(messages) == len(set(messages)) >= 20
     assert [message for message in messages if not is_said(message, said)] == []
     assert not is_said(messages[0] + "!", said)
@@ -139,7 +163,8 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     subprocess.run([sys.executable, painter, "photos", "--each", "5"], check=True)
     Path("photos.queries/balloons.jpg").rename("query.jpg")
     notebook = json.loads((ROOT / "examples" / "first_steps.ipynb").read_text(encoding="utf-8"))
-    shown: dict[str, object] = {}
+    shown: list[object] = []
+    names: dict[str, object] = {}
     for number, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] != "code":
             continue
@@ -147,7 +172,12 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert cell["execution_count"] is None
         tree = ast.parse("".join(cell["source"]))
         last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, f"cell {number}", "exec"), shown)
+        exec(compile(tree, f"cell {number}", "exec"), names)
         if last is not None:
-            shown["_"] = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), shown)
-            assert shown["_"], f"cell {number} shows nothing"
+            shown.append(eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names))
+    answers = [value for value in shown if isinstance(value, list) and len(value) == 5]
+    assert len(answers) == 5
+    assert all(isinstance(hit, mg_milvus.Hit) for hits in answers for hit in hits)
+    fine = [hit.distances["fine"] for hit in answers[2]]
+    assert fine == sorted(fine)
+    assert answers[3][0].box is not None
