@@ -80,7 +80,7 @@ encoder: $(VENV)/.demo ## train the encoder that ships, from nothing, on TRAIN=f
 	@echo "encoder-3.safetensors goes to mg_milvus/encoder/weights/builtin.safetensors"
 
 docs: $(VENV)/.dev ## build the pages of docs/ into build/docs, to be read without a server
-	$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m zensical build --strict
 	@echo "file://$(CURDIR)/build/docs/index.html"
 
 screenshots: $(VENV)/.dev ## make the pictures of docs/ again, from the running program (needs Chromium)
@@ -91,4 +91,4 @@ format: $(VENV)/.dev ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, the demo and all caches
-	rm -rf '$(VENV)' demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf '$(VENV)' demo-out build dist .pytest_cache .mypy_cache .ruff_cache .cache .hypothesis .coverage
