@@ -17,7 +17,7 @@ FOLDER := '$(subst ','\'',$(if $(OWN),$(OWN),$(OUT)/pictures))'
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo own-queries encoder test lint types unit coverage peers format clean
+.PHONY: help demo own-queries encoder test lint types unit coverage peers docs screenshots format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -42,7 +42,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.made
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.made
 	@echo "installing mg-milvus and what its tests need (torch is large: a minute or more) ..."
-	@$(PIP) -e '.[dev,demo]'
+	@$(PIP) -e '.[dev,demo,docs]'
 	@touch $@ $(VENV)/.demo
 
 demo-out/.pictures: benchmarks/demo_pictures.py | $(VENV)/.demo
@@ -90,9 +90,16 @@ encoder: $(VENV)/.demo ## train the encoder that ships, from nothing, on TRAIN=f
 	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/3-edits.yaml --out encoder-3.safetensors
 	@echo "encoder-3.safetensors goes to mg_milvus/encoder/weights/builtin.safetensors"
 
+docs: $(VENV)/.dev ## build the pages of docs/ into build/docs, to be read without a server
+	$(BIN)/python -m zensical build --strict
+	@echo "file://$(CURDIR)/build/docs/index.html"
+
+screenshots: $(VENV)/.dev ## make the pictures of docs/ again, from the running program (needs Chromium)
+	$(BIN)/python docs/screenshots.py
+
 format: $(VENV)/.dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, the demo and all caches
-	rm -rf '$(VENV)' demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf '$(VENV)' demo-out build dist .pytest_cache .mypy_cache .ruff_cache .cache .hypothesis .coverage

@@ -29,7 +29,7 @@ def mgm(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Com
     )  # fmt: skip
 
 
-def test_serve_answers_as_query_does_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+def test_serve_answers_as_query_does_and_ends_quietly_with_ctrl_c(tmp_path: Path) -> None:
     picture = make_photos(tmp_path / "photos", per_kind=4) / "disc" / "01.jpg"
     assert mgm("ingest", "photos", cwd=tmp_path).returncode == 0
     expected = mgm("query", picture, "--json", "-k", "5", "--profile", "category", cwd=tmp_path).stdout.splitlines()
@@ -46,8 +46,14 @@ def test_serve_answers_as_query_does_and_ends_with_ctrl_c(tmp_path: Path) -> Non
             hits = json.load(answer)["hits"]
         with urllib.request.urlopen(f"{home}api/sample?count=5&filter=width%20%3E%3D%2090") as answer:
             sample = json.load(answer)
-        server.send_signal(signal.SIGINT)
-        out, errors = server.communicate(timeout=30)
+        port = int(home.rstrip("/").rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
+            # An upload that does not get on: its visitor is cut off.
+            slow.sendall(f"POST /api/query HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n".encode())
+            slow.sendall(b"Content-Length: 100000\r\nExpect: 100-continue\r\n\r\n")
+            assert slow.recv(100).startswith(b"HTTP/1.1 100")  # it is being read
+            server.send_signal(signal.SIGINT)
+            out, errors = server.communicate(timeout=60)
     finally:
         server.kill()
     assert [{"query": str(picture)} | hit for hit in hits] == [json.loads(text) for text in expected]

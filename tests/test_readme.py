@@ -46,10 +46,8 @@ def commands(block: Block) -> list[str]:
 README = blocks((ROOT / "README.md").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos/, labelled/ and query.jpg, as the README takes for granted."""
-    folder = tmp_path_factory.mktemp("desk")
+def lay_out(folder: Path) -> Path:
+    """Photos/, labelled/ and query.jpg, as the README and the pages of docs/ take for granted."""
     (folder / "photos").mkdir()
     for number in range(60):  # enough to fit hash heads on
         picture = Image.new("RGB", (160, 120), (4 * number, 255 - 4 * number, 40 * (number % 6)))
@@ -63,6 +61,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label.mkdir(parents=True, exist_ok=True)
         picture.save(label / f"{number:02}.jpg")
     return folder
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lay_out(tmp_path_factory.mktemp("desk"))
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from fastapi.testclient import TestClient
 
 from mg_milvus import ImageIndex
 from mg_milvus.errors import ServeError
+from mg_milvus.hits import Progress
 from mg_milvus.web.app import create_app
 from mg_milvus.web.settings import WebSettings, check_address
 from mg_milvus.web.thumbnails import Thumbnails
@@ -395,7 +396,6 @@ def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: Ima
     """As a server does when the connection is closed: it stops asking for events."""
     import asyncio
 
-    from mg_milvus.hits import Progress
     from mg_milvus.web.comparing import events_of_a_search
 
     ended, told = threading.Event(), threading.Event()
@@ -415,13 +415,57 @@ def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: Ima
     async def listen_for_a_moment() -> None:
         import anyio
 
-        stream = events_of_a_search(Endless(), {}, anyio.CapacityLimiter(1))  # type: ignore[arg-type]
+        stream = events_of_a_search(Endless(), {}, anyio.CapacityLimiter(1), threading.Event())  # type: ignore[arg-type]
         await anext(stream)
         await asyncio.to_thread(told.wait, 10)
         await stream.aclose()
         assert await asyncio.to_thread(ended.wait, 10)
 
     asyncio.run(listen_for_a_moment())
+
+
+@pytest.mark.parametrize("path", ["/api/duplicates", "/api/duplicates/events"])
+def test_a_search_for_near_duplicates_ends_with_the_server(
+    copies: TestClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    ending = copies.app.state.mgm.ending
+
+    def endless(self: ImageIndex, *, progress: Callable[[Progress], None], **_: object) -> None:
+        for done in range(10_000):
+            progress(Progress("comparing", done, 10_000, 0))
+            time.sleep(0.01)
+            if done == 5:
+                ending.set()
+
+    monkeypatch.setattr(ImageIndex, "duplicates", endless)
+    started = time.monotonic()
+    try:
+        answer = copies.get(path)
+    finally:
+        ending.clear()
+    assert time.monotonic() - started < 50  # of the hundred that it would take
+    assert answer.status_code == (503 if path == "/api/duplicates" else 200)
+
+
+def test_who_watches_an_ingest_is_let_go_when_the_server_ends(
+    own: tuple[TestClient, ImageIndex], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = own
+    go_on = threading.Event()
+
+    def held(*_: object, **__: object) -> None:
+        go_on.wait(60)
+        raise ServeError("it was let go")
+
+    monkeypatch.setattr(ImageIndex, "ingest", held)
+    try:
+        assert client.post("/api/ingest", json={"folder": str(tmp_path / "allowed")}).status_code == 202
+        client.app.state.mgm.ending.set()
+        told = client.get("/api/ingest/events").text
+    finally:
+        go_on.set()
+    assert told.count("data: ") == 1
+    assert json.loads(told.removeprefix("data: "))["state"] == "running"
 
 
 def test_a_bad_search_for_near_duplicates_is_one_sentence(copies: TestClient) -> None:

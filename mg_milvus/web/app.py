@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -79,6 +80,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         decoding=anyio.CapacityLimiter(os.cpu_count() or 1),
         # All pairs are compared, on all cores: a second search beside the first would slow both down.
         comparing=anyio.CapacityLimiter(1),
+        ending=threading.Event(),
     )  # fmt: skip
 
     @asynccontextmanager

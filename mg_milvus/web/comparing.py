@@ -15,6 +15,7 @@ from mg_milvus.duplicates.grouping import KEEP
 from mg_milvus.duplicates.sentences import chance, criterion, headline
 from mg_milvus.errors import MgMilvusError
 from mg_milvus.web.api import PROBLEMS
+from mg_milvus.web.guard import refused
 from mg_milvus.web.ingesting import Job, events
 from mg_milvus.web.state import Shared  # noqa: TC001 - FastAPI reads the annotations
 
@@ -46,8 +47,17 @@ Options = Annotated[dict[str, Any], Depends(options)]
 @router.get("")
 async def duplicates(shared: Shared, asked: Options) -> Response:
     """Groups of near-identical pictures, as ``mgm duplicates --json``; may take minutes, with news in ``/events``."""
-    find = partial(shared.index.duplicates, **asked)
-    return JSONResponse((await anyio.to_thread.run_sync(find, limiter=shared.comparing)).as_dict())
+
+    def show(_: Progress) -> None:
+        if shared.ending.is_set():
+            raise _LeftError
+
+    find = partial(shared.index.duplicates, **asked, progress=show)
+    try:
+        report = await anyio.to_thread.run_sync(find, limiter=shared.comparing)
+    except _LeftError:
+        return refused(503, "the server ended before the search did; ask again when it is back")
+    return JSONResponse(report.as_dict())
 
 
 @router.get("/events", response_class=StreamingResponse, responses={
@@ -55,18 +65,20 @@ async def duplicates(shared: Shared, asked: Options) -> Response:
 })  # fmt: skip
 def duplicates_with_progress(shared: Shared, asked: Options) -> StreamingResponse:
     """The same as server-sent events; the report comes with the last one. The search ends when nobody listens."""
-    return StreamingResponse(events_of_a_search(shared.index, asked, shared.comparing), media_type="text/event-stream")
+    return StreamingResponse(
+        events_of_a_search(shared.index, asked, shared.comparing, shared.ending), media_type="text/event-stream"
+    )
 
 
 async def events_of_a_search(
-    index: ImageIndex, asked: dict[str, Any], one: anyio.CapacityLimiter
+    index: ImageIndex, asked: dict[str, Any], one: anyio.CapacityLimiter, ending: threading.Event
 ) -> AsyncGenerator[str]:
     """Server-sent events of a search, which ends soon after they are no longer asked for."""
     job, left = Job("duplicates", stage="waiting"), threading.Event()
 
     def show(progress: Progress) -> None:
         job.stage, job.done, job.total = progress.stage, progress.done, progress.total
-        if left.is_set():
+        if left.is_set() or ending.is_set():
             raise _LeftError
 
     def work() -> None:
@@ -84,7 +96,7 @@ async def events_of_a_search(
 
     working = asyncio.create_task(anyio.to_thread.run_sync(work, limiter=one))
     try:
-        async for event in events(job):
+        async for event in events(job, ending):
             yield event
         await working
     finally:
@@ -92,4 +104,4 @@ async def events_of_a_search(
 
 
 class _LeftError(Exception):
-    """Nobody listens any more."""
+    """Nobody listens any more, or the server ends."""

@@ -104,8 +104,8 @@ class Ingesting:
             raise
 
 
-async def events(job: Job) -> AsyncIterator[str]:
-    """Server-sent events: the state now, then whenever it changes, until the end."""
+async def events(job: Job, ending: threading.Event) -> AsyncIterator[str]:
+    """Server-sent events: the state now, then whenever it changes, until the end of the job or of the server."""
     told, quiet = None, 0.0
     while True:
         state = job.as_dict()
@@ -115,7 +115,7 @@ async def events(job: Job) -> AsyncIterator[str]:
         elif quiet >= QUIET_SECONDS:
             yield ": still at it\n\n"
             quiet = 0.0
-        if state["state"] != "running":
+        if state["state"] != "running" or ending.is_set():
             return
         await asyncio.sleep(LOOK_SECONDS)
         quiet += LOOK_SECONDS

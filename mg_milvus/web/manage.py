@@ -83,7 +83,7 @@ def ingest_state(shared: Shared) -> dict[str, Any]:
 })  # fmt: skip
 async def ingest_events(shared: Shared) -> StreamingResponse:
     """Server-sent events with the state of the ingest, until it ends."""
-    return StreamingResponse(events(_job(shared)), media_type="text/event-stream")
+    return StreamingResponse(events(_job(shared), shared.ending), media_type="text/event-stream")
 
 
 @router.delete("/ingest", status_code=202)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -54,6 +56,12 @@ def address(host: str, taken: socket.socket) -> str:
     return f"http://{f'[{name}]' if ':' in name else name}:{taken.getsockname()[1]}/"
 
 
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Not the traceback that uvicorn writes for each visitor who is cut off when the server ends."""
+    cancelled = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cancelled and "graceful shutdown exceeded" not in record.getMessage()
+
+
 def serve(
     index: ImageIndex, settings: WebSettings, taken: socket.socket, started: Callable[[], None] = lambda: None
 ) -> None:
@@ -72,8 +80,17 @@ def serve(
             if self.started:
                 started()
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.mgm.ending.set()
+            log.addFilter(_is_worth_saying)
+            try:
+                await super().shutdown(sockets)
+            finally:
+                log.removeFilter(_is_worth_saying)
+
+    app, log = create_app(index, settings), logging.getLogger("uvicorn.error")
     server = Server(uvicorn.Config(
-        create_app(index, settings), log_level="error", access_log=False, server_header=False,
+        app, log_level="error", access_log=False, server_header=False,
         timeout_graceful_shutdown=PATIENCE, lifespan="on",
     ))  # fmt: skip
     main = threading.current_thread() is threading.main_thread()

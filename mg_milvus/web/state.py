@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends, Request
 
 if TYPE_CHECKING:
+    import threading
+
     import anyio
 
     from mg_milvus.browse import Browser
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """See the classes."""
+    """See the classes; ``ending`` is set when the server is about to end, and long answers end with it."""
 
     index: ImageIndex
     settings: WebSettings
@@ -34,6 +36,7 @@ class State:
     ingesting: Ingesting
     decoding: anyio.CapacityLimiter
     comparing: anyio.CapacityLimiter
+    ending: threading.Event
 
 
 def _state(request: Request) -> State:
