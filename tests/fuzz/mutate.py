@@ -257,6 +257,8 @@ def _tiff_tag(data: bytearray, chance: random.Random) -> bytearray:
 
 def _tiff_loop(data: bytearray, chance: random.Random) -> bytearray:
     """Thousands of directories, or one that follows itself."""
+    if len(data) < 20:
+        return data
     order = "<" if data[:2] == b"II" else ">"
     end = len(data) + len(data) % 2
     data += bytes(len(data) % 2)
