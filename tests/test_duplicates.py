@@ -543,7 +543,7 @@ def test_sentences():
     nothing = find_duplicates(store, schema, asked(schema))
     assert nothing.distance is None
     assert headline(nothing) == "no near-duplicates among 500 pictures"
-    assert criterion(nothing, schema.bits).startswith("at no distance are 99 % of the pairs expected to be no chance")
+    assert criterion(nothing, schema.bits).startswith("no pair is near enough to be a copy with 99 % certainty; ")
     assert chance(nothing) == ""
 
 

@@ -30,7 +30,7 @@ def criterion(report: DuplicateReport, bits: Mapping[str, int]) -> str:
         return "nothing was compared: no picture is that new"
     if report.distance is None:
         return (
-            f"at no distance are {100 * (report.precision or 0):g} % of the pairs expected to be no chance; a lower "
+            f"no pair is near enough to be a copy with {100 * (report.precision or 0):g} % certainty; a lower "
             "precision, or a distance, finds more"
         )
     limits = [f"{limit} of {bits[name]} on {name}" for name, limit in report.limits.items() if limit < bits[name]]
