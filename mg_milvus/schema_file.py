@@ -98,7 +98,18 @@ def read_yaml(file: str | os.PathLike[str]) -> Any:
 def dump(schema: Schema) -> str:
     """``Schema.to_yaml``."""
     plain = schema.model_dump(mode="json", exclude_none=True)
-    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
+    return str(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML takes for an end of line, which it would read back as a space."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _text)
 
 
 class _Loader(yaml.SafeLoader):

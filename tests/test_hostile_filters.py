@@ -128,3 +128,21 @@ def test_a_hostile_path_deletes_exactly_its_row(tmp_path: Path) -> None:
         expected = {each.path for each in rows() if each.fields["label"] == label} & left
         assert index.delete_where(f"label == {literal(label)}") == len(expected)
         assert {kept.path for batch in index.connection.store.scan() for kept in batch} == left - expected
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["size / 0 == 1", "size % 0 == 1", "size == 1/(1-1)", "1 /  -0 == size", "size in [1 % 00]", "size / 0x0 == 1",
+     "size / 0.0 == 1", "label == '/ 2' and size / size == 1"],
+)  # fmt: skip
+def test_a_division_that_would_end_milvus_lite_is_refused(store: Store, expression: str) -> None:
+    with pytest.raises(errors.FilterError, match="divides by numbers above 0 only"):
+        store.count(expression)
+    assert store.count("size % 2 == 0 or size / 03 == 1") > 0
+
+
+@pytest.mark.parametrize("expression", ["size == {x}", "{", "label == 'a' and size > }"])
+def test_a_template_is_refused_at_once(store: Store, expression: str) -> None:
+    with pytest.raises(errors.FilterError, match=r"takes no \{template\}"):
+        store.count(expression)
+    assert store.count("label == '{x}a' or label == '{\\'/0'") == 1, "in quotes they are text"

@@ -82,12 +82,11 @@ def test_a_file_keeps_everything_and_is_released_on_close(file: Path) -> None:
     again.close()
 
 
-def test_nothing_is_left_among_the_temporary_files(file: Path, tmp_path: Path) -> None:
+def test_nothing_is_left_among_the_temporary_files(file: Path) -> None:
     code = f"from mg_milvus.store import open_store; s = open_store({str(file)!r}, 'pictures'); s.describe(); s.close()"
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TMPDIR": str(temporary)})
-    assert list(temporary.iterdir()) == []
+    with tempfile.TemporaryDirectory() as temporary:  # its path is short enough for a socket
+        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TMPDIR": temporary})
+        assert os.listdir(temporary) == []
 
 
 def test_one_process_may_open_a_file_twice(file: Path) -> None:

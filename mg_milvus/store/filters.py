@@ -23,6 +23,9 @@ _TOKEN = re.compile(
     |(?P<word>[A-Za-z_]\w*)|(?P<sign>==|!=|<=|>=|&&|\|\||[<>!()\[\],]))""",
     re.VERBOSE,
 )
+_QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
+_ABOVE_ZERO = r"(?:0*[1-9]\d*(?:\.\d*)?|\d*\.\d*[1-9]\d*)(?![\w.])"
+_DIVISION = re.compile(rf"[/%]\s*+(?!{_ABOVE_ZERO})")
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
@@ -46,6 +49,23 @@ def literal(text: str) -> str:
 def among(ids: Sequence[str]) -> str:
     """The filter that matches these ids."""
     return f"id in [{','.join(map(literal, ids))}]"
+
+
+def checked(where: str | None, *, lite: bool) -> str:
+    """A user's filter as pymilvus takes it: empty when there is none.
+
+    Measured on Milvus Lite 2.5.1: its process ends at a division by zero, and a template waits for values that nobody
+    gives until the time is up.
+
+    Raises:
+        FilterError: it is one that Milvus must not get.
+    """
+    unquoted = _QUOTED.sub("''", where or "")
+    if "{" in unquoted or "}" in unquoted:
+        raise FilterError(f"a filter takes no {{template}}, got {where!r}: write the value itself, text in quotes")
+    if lite and _DIVISION.search(unquoted):
+        raise FilterError(f"a filter divides by numbers above 0 only, got {where!r}: write the number behind / or %")
+    return where or ""
 
 
 def compile_filter(where: str | None, columns: Mapping[str, str]) -> Predicate:

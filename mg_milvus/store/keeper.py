@@ -48,8 +48,8 @@ def keep(file: Path, port: int, report: Callable[[Served], None]) -> None:
     Raises:
         StoreLockedError, StoreError: it cannot be served; see ``served.up``.
     """
-    lite.check_room(file)
     held = lite.lock(file)
+    lite.check_room(file)
     taken, guard = _reserve(port)
     log = open_log(file)
     since = datetime.now().astimezone().isoformat(timespec="seconds")

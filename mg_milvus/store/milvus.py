@@ -18,7 +18,7 @@ from mg_milvus.store.access import split_token
 from mg_milvus.store.companion import Companion
 from mg_milvus.store.connection import connect
 from mg_milvus.store.description import COMPANIONS, decode_description, encode_description, own_description, tuned
-from mg_milvus.store.filters import among
+from mg_milvus.store.filters import among, checked
 from mg_milvus.store.indexes import MilvusIndexes
 from mg_milvus.store.layout import Layout, check_collection_name, could_be_id, neighbours
 from mg_milvus.store.regions import RegionTable
@@ -129,6 +129,7 @@ class MilvusStore:
         layout = self._ready()
         layout.check_codes(granularity, codes)
         layout.check_depth(depth)
+        chosen = checked(where, lite=self._connection.engine.lite)
         parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
         found: list[Neighbours] = []
         for some in _chunks(codes, max(1, _RESULTS_A_CALL // depth)):
@@ -138,7 +139,7 @@ class MilvusStore:
                     self._client.search,
                     self.collection,
                     queries,
-                    filter=where or "",
+                    filter=chosen,
                     limit=depth,
                     search_params=parameters,
                     anns_field=granularity,
@@ -156,6 +157,7 @@ class MilvusStore:
         layout = self._ready()
         used = layout.check_hybrid(codes, weights, k)
         layout.check_depth(depth)
+        chosen = checked(where, lite=self._connection.engine.lite)
         ranker, scale = self._connection.engine.ranker([weights[name] for name in used], rrf_k)
         search = self._connection.engine.search
         parameters = {name: search(layout.schema, depth, self._lists.get(name)) for name in used}
@@ -165,7 +167,7 @@ class MilvusStore:
         for some in _chunks(range(len(codes[used[0]])), size):
             requests = [
                 AnnSearchRequest(
-                    [codes[name][i].tobytes() for i in some], name, parameters[name], depth, expr=where or None
+                    [codes[name][i].tobytes() for i in some], name, parameters[name], depth, expr=chosen or None
                 )
                 for name in used
             ]
@@ -193,12 +195,13 @@ class MilvusStore:
     def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
         """See ``Store``."""
         layout = self._ready()
+        chosen = checked(where, lite=self._connection.engine.lite)
         iterator = self._call(
             lambda: self._client.query_iterator(
                 self.collection,
                 # Milvus Lite looks at every row for each of these: few large ones.
                 batch_size=max(_ROWS_A_CALL, layout.rows_a_call),
-                filter=where or "",
+                filter=chosen,
                 output_fields=layout.output_fields(granularities),
                 timeout=self._timeout,
                 consistency_level="Strong",
@@ -214,7 +217,7 @@ class MilvusStore:
     def count(self, where: str | None = None) -> int:
         """See ``Store``."""
         self._ready()
-        return int(self._query(where or "", ["count(*)"])[0]["count(*)"])
+        return int(self._query(checked(where, lite=self._connection.engine.lite), ["count(*)"])[0]["count(*)"])
 
     def delete(self, ids: Sequence[str]) -> int:
         """See ``Store``."""
