@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mg_milvus.hits import Hit, IngestReport
     from mg_milvus.index import ImageIndex
     from mg_milvus.schema import Granularity, Schema
+    from mg_milvus.store.access import Tls
     from mg_milvus.training.configuration import TrainingConfiguration
     from mg_milvus.training.run import train
 
@@ -55,6 +56,7 @@ _HOMES = {
     "fuse": "fusion",
     "evaluate": "evaluation.run",
     "tune": "evaluation.tuning",
+    "Tls": "store.access",
     "train": "training.run",
     "TrainingConfiguration": "training.configuration",
 }
@@ -84,6 +86,7 @@ __all__ = [
     "StoreError",
     "StoreLockedError",
     "StoreUnavailableError",
+    "Tls",
     "TrainingConfiguration",
     "TrainingError",
     "UnsupportedError",

@@ -74,9 +74,9 @@ class Connection:
         return self._given_schema
 
     @property
-    def access(self) -> tuple[str | None, float]:
-        """The token, and the seconds that one call to the server may take."""
-        return self._token, self._timeout
+    def access(self) -> tuple[str | None, float, Tls | None]:
+        """The token, the seconds that one call to the server may take, and how it is encrypted."""
+        return self._token, self._timeout, self._tls
 
     def prefer(self, collection: str) -> None:
         """Use this collection, unless one was named, by itself or in a schema, when this was opened."""

@@ -94,5 +94,8 @@ def fuse(
         scores = np.zeros(len(ids))
         for name, weight in used.items():
             scores += weight / (rrf_k + ranks[name])
-    order = np.lexsort((np.asarray(ids, dtype=np.str_), -np.round(nearness, 12), -np.round(scores, 12)))
+    largest = max(used.values())  # what is equal but for rounding is so at any size of the weights
+    order = np.lexsort(
+        (np.asarray(ids, dtype=np.str_), -np.round(nearness / largest, 12), -np.round(scores / largest, 12))
+    )
     return Fused(order, scores, ranks)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, cast, get_args
 
 from mg_milvus.errors import QueryError
 from mg_milvus.schema import PROFILES, Schema
+from mg_milvus.schema_errors import shown
 from mg_milvus.schema_parts import PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 Method = Literal["rank", "score", "server"]
 Plan = Literal["auto", "full", "cascade"]
@@ -19,6 +22,8 @@ Parts = Literal["detail", "regions"]
 _T = TypeVar("_T")
 MAX_DEPTH = 16_384
 """What Milvus returns at most for one search."""
+MAX_WEIGHT = 1e300
+"""Sums of a few of them are still numbers."""
 CASCADE_DEPTH = 4_000
 """Candidates of a cascade, unless told otherwise. Of 10,000, 100,000 and 1,000,000 pictures they hold 0.98, 0.92 and
 0.74 of the ten that the full search finds (benchmarks/cascade.py)."""
@@ -93,7 +98,7 @@ class Question:
         """
         unknown = sorted(set(options) - set(QueryOptions.__annotations__))
         if unknown:
-            raise QueryError(f"unknown option '{unknown[0]}'{_nearest(unknown[0], QueryOptions.__annotations__)}")
+            raise QueryError(f"unknown option {shown(unknown[0])}{_nearest(unknown[0], QueryOptions.__annotations__)}")
         k = _within("k", options.get("k", 10), MAX_DEPTH)
         default_depth = min(max(schema.fusion.depth, k), MAX_DEPTH)
         depth = _within("depth", _or(options.get("depth"), default_depth), MAX_DEPTH)
@@ -101,12 +106,13 @@ class Question:
             raise QueryError(f"depth is {depth} and k is {k}; ask for at least as many candidates as results")
         fusion = _or(options.get("fusion"), schema.fusion.method)
         if fusion not in get_args(Method):
-            raise QueryError(f"fusion is '{fusion}', expected {', '.join(get_args(Method))}")
+            raise QueryError(f"fusion is {shown(fusion)}, expected {', '.join(get_args(Method))}")
         method = cast("Method", fusion)
         rrf_k = _within("rrf_k", _or(options.get("rrf_k"), schema.fusion.rrf_k), MAX_DEPTH)
         plan = _or(options.get("plan"), schema.fusion.plan)
         if plan not in get_args(Plan):
-            raise QueryError(f"plan is '{plan}', expected {', '.join(get_args(Plan))}")
+            raise QueryError(f"plan is {shown(plan)}, expected {', '.join(get_args(Plan))}")
+        _check_types(options)
         weights = _weights(schema, options)
         parts = cast("Parts", options.get("parts") or "detail") if PARTS in weights else None
         if parts and method == "server":
@@ -142,6 +148,27 @@ def names_parts(options: QueryOptions) -> bool:
     return named or bool((options.get("weights") or {}).get(PARTS))
 
 
+def _check_types(options: QueryOptions) -> None:
+    """Refuse what is not of the kind that ``QueryOptions`` says, where it is not refused by its value.
+
+    Raises:
+        QueryError: an option is something else.
+    """
+    weights, crop = options.get("weights"), options.get("crop")
+    if weights is not None and not isinstance(weights, Mapping):
+        raise QueryError(f"weights are {shown(weights)}, expected granularities with a number each")
+    for name in ("granularity", "profile", "filter"):
+        if not isinstance(options.get(name, ""), str | None):
+            raise QueryError(f"{name} is {shown(options.get(name))}, expected text")
+    whole = isinstance(crop, list | tuple) and len(crop) == 4 and all(_is_whole(number) for number in crop)
+    if crop is not None and not whole:
+        raise QueryError(f"crop is {shown(crop)}, expected four whole numbers: x, y, width and height in pixels")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and abs(int(value)) < 2**63
+
+
 def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
     weights, profile, only = options.get("weights"), options.get("profile"), options.get("granularity")
     if sum(option is not None for option in (weights, profile, only)) > 1:
@@ -161,10 +188,10 @@ def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
             raise QueryError(_NO_REGIONS)
         if name not in known:
             raise QueryError(
-                f"unknown granularity '{name}'{_nearest(name, known)}; this collection has {', '.join(known)}"
+                f"unknown granularity {shown(name)}{_nearest(name, known)}; this collection has {', '.join(known)}"
             )
-        if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
-            raise QueryError(f"the weight of {name} is {weight}, expected a number that is 0 or more")
+        if not (isinstance(weight, int | float) and 0 <= weight <= MAX_WEIGHT):
+            raise QueryError(f"the weight of {name} is {shown(weight)}, expected a number from 0 to {MAX_WEIGHT:g}")
     used = {name: float(weights[name]) for name in known if weights.get(name, 0) > 0}
     if not used:
         raise QueryError("all weights are 0; give at least one granularity a weight above 0")
@@ -185,7 +212,7 @@ def _asks_parts(schema: Schema, options: QueryOptions) -> bool:
     """
     parts = options.get("parts")
     if parts is not None and parts not in get_args(Parts):
-        raise QueryError(f"parts is '{parts}', expected {' or '.join(get_args(Parts))}")
+        raise QueryError(f"parts is {shown(parts)}, expected {' or '.join(get_args(Parts))}")
     if parts is not None and schema.parts is None:
         raise QueryError(_NO_REGIONS)
     explicit = any(options.get(name) is not None for name in ("weights", "profile", "granularity"))
@@ -194,7 +221,7 @@ def _asks_parts(schema: Schema, options: QueryOptions) -> bool:
 
 def _weights_of_profile(schema: Schema, profile: str) -> dict[str, float]:
     if profile not in PROFILES:
-        raise QueryError(f"unknown profile '{profile}', expected {', '.join(PROFILES)}")
+        raise QueryError(f"unknown profile {shown(profile)}, expected {', '.join(PROFILES)}")
     weights = {name: PROFILES[profile].get(name, weight) for name, weight in schema.weights.items()}
     if not any(weights.values()):
         asked = ", ".join(name for name, weight in PROFILES[profile].items() if weight)
@@ -207,7 +234,7 @@ def _weights_of_profile(schema: Schema, profile: str) -> dict[str, float]:
 
 def _within(name: str, value: object, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise QueryError(f"{name} is {value!r}, expected a whole number from 1 to {most}")
+        raise QueryError(f"{name} is {shown(value)}, expected a whole number from 1 to {most}")
     return value
 
 
@@ -215,6 +242,6 @@ def _or(value: _T | None, default: _T) -> _T:
     return default if value is None else value
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1)
+def _nearest(name: object, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
     return f" (did you mean '{near[0]}'?)" if near else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 import subprocess
 import time
@@ -68,15 +69,18 @@ def lite_server(file: Path) -> Iterator[LiteServer]:
 
 class _Refuse(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        sent = dict(details.invocation_metadata).get("authorization", "")
+        said = f"auth check failure, please check user and password: {sent}, {base64.b64decode(sent + '==').decode()}"
+
         def refuse(_request: bytes, context: grpc.ServicerContext) -> None:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "auth check failure, please check user and password")
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, said)
 
         return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 @contextmanager
 def refusing_server() -> Iterator[str]:
-    """The URI of a gRPC server that knows no token."""
+    """The URI of a gRPC server that knows no token, and repeats what it was sent, as it came and as it is meant."""
     server = grpc.server(ThreadPoolExecutor(2), handlers=[_Refuse()])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

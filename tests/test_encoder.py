@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from mg_milvus.codes import hamming
 from mg_milvus.encoder import Encoder, load_encoder, untrained_encoder
-from mg_milvus.encoder.backbones import BACKBONES, build
+from mg_milvus.encoder.backbones import BACKBONES, build, channels_first
 from mg_milvus.encoder.device import has_bfloat16, resolve_device
 from mg_milvus.encoder.fit import Head
 from mg_milvus.encoder.heads import Reading, gem, mirrored, pyramid
@@ -209,6 +209,8 @@ def test_every_backbone_can_be_fitted(name: str, tmp_path: Path) -> None:
     pictures = [encoder.prepare(kind_of_picture(KINDS[i % 3], i)) for i in range(4)]
     features = encoder.features(pictures)
     assert len(features["fine"][0]) > len(features["mid"][0]) > len(features["coarse"][0])
+    row, maps = BACKBONES[name], encoder._network(torch.zeros(1, 3, 224, 224))
+    assert tuple(channels_first(maps[stage], row.layout).shape[1] for stage in row.stages) == row.channels
     assert all(np.linalg.norm(values, axis=1) == pytest.approx(np.ones(4), abs=1e-3) for values in features.values())
     fitted = encoder.adapted(features, {"coarse": 8, "mid": 16, "fine": 16})
     assert {g: codes.shape for g, codes in fitted.encode(pictures).items()} == {

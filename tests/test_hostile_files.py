@@ -96,6 +96,33 @@ def test_a_head_that_was_made_to_fail_fails_when_it_is_loaded(kind: str) -> None
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["coarse", "mid", "fine"])
+def test_a_head_for_another_backbone_fails_when_it_is_loaded(name: str) -> None:
+    """Consistent in itself, but of another width than what is read of the backbone."""
+    parts = artefact.from_bytes(GOOD, "it")
+    head, moments = parts.heads[name], parts.statistics[name]
+    narrow = replace(head, mean=head.mean[:-8], projection=head.projection[:-8])
+    wide = replace(moments, mean=np.append(moments.mean, moments.mean[:8]))
+    other = replace(moments, factor=moments.factor[:, :-8])
+    for change in ({"heads": {name: narrow}}, {"statistics": {name: wide}}, {"statistics": {name: other}}):
+        ((attribute, changed_one),) = change.items()
+        crafted = parts.model_copy(update={attribute: {**getattr(parts, attribute), **changed_one}})
+        with pytest.raises(
+            errors.EncoderError, match=rf"head of {name} does not work \(.*mgnet gives \d+ numb"
+        ) as caught:
+            load_encoder(artefact.to_bytes(crafted))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_stage_that_the_backbone_does_not_have_is_refused() -> None:
+    parts = artefact.from_bytes(GOOD, "it")
+    reading = parts.configuration.readings["mid"].model_copy(update={"stages": ("stage3", "stage9")})
+    readings = {**parts.configuration.readings, "mid": reading}
+    configuration = parts.configuration.model_copy(update={"readings": readings})
+    with pytest.raises(errors.EncoderError, match="mid reads the stage 'stage9', mgnet has stage2, stage3, stage4"):
+        load_encoder(artefact.to_bytes(parts.model_copy(update={"configuration": configuration})))
+
+
 class Runs:
     def __init__(self, mark: Path) -> None:
         self.mark = mark

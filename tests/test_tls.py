@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
 from pymilvus import MilvusException
 from typer.testing import CliRunner
 
-from mg_milvus import ImageIndex, errors
+from mg_milvus import ImageIndex, Tls, errors
+from mg_milvus.bulk.import_api import ImportApi
 from mg_milvus.cli.app import app
 from mg_milvus.cli.settings import settings_from
-from mg_milvus.store.access import Tls, split_token
+from mg_milvus.store.access import split_token
 from mg_milvus.store.faults import translate
 from tests.pictures import save_picture
 from tests.servers import free_port, lite_server
@@ -77,6 +80,43 @@ def test_a_server_that_is_not_trusted_is_not_used(
         count(f"https://me:hunter22@127.0.0.1:{port}", tls, 3)
     assert "\n" not in str(caught.value)
     assert "hunter22" not in str(caught.value)
+
+
+class Repeats(BaseHTTPRequestHandler):
+    """Says that it has no jobs, or, to who does not name a collection, repeats the token."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        told = {"code": 0, "data": {"records": []}} if "collectionName" in asked else {
+            "code": 7, "message": f"no job\nof {self.headers['Authorization']}"
+        }  # fmt: skip
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(told).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_import_jobs_are_asked_for_with_the_same_certificates(pems: Path, scheme: str) -> None:
+    with HTTPServer(("127.0.0.1", 0), Repeats) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with tls_proxy(pems, f"http://127.0.0.1:{server.server_port}", client_certificate=True) as port:
+                own = str(pems / "client.pem"), str(pems / "client.key")
+
+                def api(ca: str, name: str | None) -> ImportApi:
+                    return ImportApi(f"{scheme}://127.0.0.1:{port}", "me:hunter22", 30, Tls(str(pems / ca), *own, name))
+
+                assert api("ca.pem", NAME).at_work("pictures") == []
+                with pytest.raises(errors.StoreError, match=r"refuses an import job \(7\): no job of Bearer \*\*\*$"):
+                    api("ca.pem", NAME).job("1")
+                for ca, name in (("other.pem", NAME), ("ca.pem", "wrong.test"), ("ca.pem", None)):
+                    with pytest.raises(errors.UnsupportedError, match=r"cannot be asked \(.*certificate verify failed"):
+                        api(ca, name).at_work("pictures")
+        finally:
+            server.shutdown()
 
 
 def test_a_server_without_tls_says_so(behind: str) -> None:

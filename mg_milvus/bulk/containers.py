@@ -18,6 +18,7 @@ from mg_milvus.bulk.remote import MAX_BYTES
 from mg_milvus.errors import PictureError
 from mg_milvus.hits import Failure
 from mg_milvus.images.discover import SUFFIXES, Found
+from mg_milvus.metadata.bombs import rows_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,7 +139,8 @@ def in_table(container: Found, file: BinaryIO, on_failure: Callable[[Failure], N
     try:
         table = pa.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
         column = _image_column(pa, table.schema_arrow)
-        for batch in table.iter_batches(batch_size=_ROWS, columns=[column]):
+        together = rows_at_once(table.metadata, {column: 1}, _ROWS)
+        for batch in table.iter_batches(batch_size=together, columns=[column]):
             values = batch.column(column).to_pylist()
             pictures = [value.get("bytes") if isinstance(value, dict) else value for value in values]
             for place, held in enumerate(_spooled(container, row, pictures)):

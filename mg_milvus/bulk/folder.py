@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 _PART = re.compile(r"(shard-(\d{4,})-of-(\d{4,}))-(\d{6,})-[0-9a-f]{8}\.parquet")
+_MARK_BYTES = 32 << 20
+"""Longest mark that is read; one of a shard of a billion pictures has half of it."""
 _ENCODER = re.compile(r"encoder-([0-9a-f]{16})\.safetensors")
 
 
@@ -182,9 +184,13 @@ class CodeFolder:
             return None
         try:
             with self._guarded("read"), self._place.open(name) as file:
-                told: dict[str, Any] = json.loads(file.read())
-            return {str(part): int(rows) for part, rows in told["files"].items()}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+                text = file.read(_MARK_BYTES + 1)
+            told: Any = json.loads(text) if len(text) <= _MARK_BYTES else None
+            files: dict[str, int] = told["files"]
+            if not all(type(rows) is int and rows >= 0 for rows in files.values()):
+                raise TypeError
+            return files
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CodeFileError(f"{self.name}/{name} is damaged: run mgm encode --shard {shard} again") from error
 
     def encoders(self) -> list[str]:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPSHandler, Request, build_opener
 
 from mg_milvus.errors import AuthenticationError, StoreError, UnsupportedError
+from mg_milvus.store.access import Tls, hide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from http.client import HTTPResponse
 
 MOST_FILES = 1_000
 """Files of one job; servers take 1,024."""
@@ -48,8 +51,8 @@ class Job:
 class ImportApi:
     """The import jobs of one server."""
 
-    def __init__(self, uri: str, token: str | None, timeout: float) -> None:
-        """``uri`` as for pymilvus: a path in it names the database.
+    def __init__(self, uri: str, token: str | None, timeout: float, tls: Tls | None = None) -> None:
+        """``uri`` as for pymilvus: a path in it names the database; ``tls`` as for the store.
 
         Raises:
             UnsupportedError: it is no server's.
@@ -58,7 +61,8 @@ class ImportApi:
         if parts.scheme not in {"http", "https", "tcp"} or not parts.hostname:
             shown = uri.rpartition("@")[2]
             raise UnsupportedError(f"import jobs are a server's, and {shown} is none: leave --bucket out")
-        self._base = base_url(uri)
+        self._base = base_url(f"https://{uri.partition('://')[2]}" if tls else uri)
+        self._opener = build_opener(_Encrypted(tls or Tls()))
         self._token, self._timeout = token, timeout
         self._database = {"dbName": parts.path.strip("/")} if parts.path.strip("/") else {}
 
@@ -95,18 +99,44 @@ class ImportApi:
         data = json.dumps(self._database | body).encode()
         url = f"{self._base}/v2/vectordb/jobs/import/{verb}"
         try:
-            with urlopen(Request(url, data, headers), timeout=self._timeout) as answer:  # noqa: S310 - http(s) only
+            request = Request(url, data, headers)  # noqa: S310 - http(s) only
+            with self._opener.open(request, timeout=self._timeout) as answer:
                 told = json.load(answer)
             if told["code"] == 0:
                 return dict(told["data"])
         except HTTPError as error:
             if error.code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
                 raise AuthenticationError(f"{self._base} refuses the token: give the right --token") from error
-            raise UnsupportedError(f"{url} answers {error.code} {error.reason}: {_REMEDY}") from error
+            raise UnsupportedError(f"{url} answers {error.code} {self._line(error.reason)}: {_REMEDY}") from error
         except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+            reason = self._line(str(getattr(error, "reason", error))) or type(error).__name__
             raise UnsupportedError(f"{url} cannot be asked ({reason}): {_REMEDY}") from error
-        raise StoreError(f"the server refuses an import job ({told['code']}): {told.get('message', '')}")
+        raise StoreError(f"the server refuses an import job ({told['code']}): {self._line(str(told.get('message')))}")
+
+    def _line(self, said: str) -> str:
+        return hide(" ".join(said.split()), self._token)
+
+
+class _Encrypted(HTTPSHandler):
+    """TLS with the user's own certificates, and another name in the server's."""
+
+    def __init__(self, tls: Tls) -> None:
+        super().__init__()
+        self._tls = tls
+
+    def https_open(self, request: Request) -> HTTPResponse:
+        """What urllib calls for ``https://``."""
+        return self.do_open(partial(_EncryptedConnection, self._tls), request)
+
+
+class _EncryptedConnection(HTTPSConnection):
+    def __init__(self, tls: Tls, host: str, timeout: float) -> None:
+        super().__init__(host, timeout=timeout)
+        self._tls = tls
+
+    def connect(self) -> None:
+        HTTPConnection.connect(self)
+        self.sock = self._tls.context().wrap_socket(self.sock, server_hostname=self._tls.server_name or self.host)
 
 
 _REMEDY = "import jobs need a Milvus server from 2.4 on; without --bucket, mgm load needs none"

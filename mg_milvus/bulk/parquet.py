@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mg_milvus.errors import CodeFileError, ForeignCollectionError, MissingPackageError, StoreError, UnsupportedError
+from mg_milvus.metadata.bombs import rows_at_once
 from mg_milvus.store import Row
 from mg_milvus.store.description import decode_description, encode_description
 from mg_milvus.store.layout import Layout
@@ -149,6 +150,8 @@ class CodeFile:
         schema = self.description.schema
         if not self._file.schema_arrow.equals(_columns(schema, _widths(schema)), check_metadata=False):
             raise CodeFileError(f"{name} does not have the columns that its own schema names: make it again")
+        lengths = dict.fromkeys(self._file.schema_arrow.names, 1) | _widths(schema)
+        self._together = self._guarded(lambda: rows_at_once(self._file.metadata, lengths, GROUP_ROWS))
         self.rows = int(self._file.metadata.num_rows)
 
     def read(self) -> Iterator[list[Row]]:
@@ -181,7 +184,7 @@ class CodeFile:
             yield from zip(*(batch.column(name).to_pylist() for name in ("id", "size", "mtime_ns")), strict=True)
 
     def _batches(self, columns: list[str] | None) -> Iterator[Any]:
-        batches = self._guarded(lambda: self._file.iter_batches(batch_size=GROUP_ROWS, columns=columns))
+        batches = self._guarded(lambda: self._file.iter_batches(batch_size=self._together, columns=columns))
         while (batch := self._guarded(lambda: next(batches, None))) is not None:
             for column, field in zip(batch.columns, batch.schema, strict=True):
                 if column.null_count:

@@ -25,6 +25,7 @@ from mg_milvus.cli import (
     plan,
     query,
     schema,
+    secret,
     serve,
     tls_options,
     train,
@@ -69,6 +70,7 @@ class Commands(TyperGroup):
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         """Read the arguments; first of all, how to tell what is wrong with them."""
+        secret.forget()
         with _usage_logged():
             return super().make_context(info_name, log.choose(args), *rest, **extra)
 
@@ -180,12 +182,12 @@ def run() -> int:
         return exc.code if isinstance(exc.code, int) else ERROR
     except Exception as exc:  # noqa: BLE001 - the last resort: a traceback helps nobody but a developer
         if os.environ.get("MGM_DEBUG") == "1" and not log.is_json():
-            traceback.print_exc()
+            print(secret.hidden(traceback.format_exc()), end="", file=sys.stderr)
         else:
-            debug = {"traceback": traceback.format_exc()} if os.environ.get("MGM_DEBUG") == "1" else {}
+            debug = {"traceback": secret.hidden(traceback.format_exc())} if os.environ.get("MGM_DEBUG") == "1" else {}
             complain(
-                f"unexpected {type(exc).__name__}: {exc}. A bug in mg-milvus: run it again with MGM_DEBUG=1 and "
-                "report the traceback as an issue of the project",
+                f"unexpected {type(exc).__name__}: {secret.hidden(str(exc))}. A bug in mg-milvus: run it again with "
+                "MGM_DEBUG=1 and report the traceback as an issue of the project",
                 error=type(exc).__name__,
                 **debug,
             )

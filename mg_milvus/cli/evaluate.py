@@ -142,7 +142,7 @@ def evaluate(
         raise typer.BadParameter("--uri and --depth say where and how --through-index asks; add it")
     # The collection of --through-index is temporary: the environment's URI, where people keep theirs, plays no part.
     shared = settings_from(
-        token=token, device=device, schema=schema, encoder=encoder, batch_size=batch_size, workers=workers
+        uri, token, device=device, schema=schema, encoder=encoder, batch_size=batch_size, workers=workers
     )
     if report is not None:
         check_report(report)
@@ -159,7 +159,7 @@ def evaluate(
             share=share,
             seed=seed,
             through_index=through_index,
-            uri=uri,
+            uri=None if uri is None else shared.uri,
             token=shared.token,
             depth=depth,
             tls=shared.tls,

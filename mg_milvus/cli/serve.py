@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import typer
 
-from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
+from mg_milvus.cli import options, secret
 
 EXAMPLES = """Examples:
 
@@ -80,11 +80,12 @@ def serve(
             f"mgm serve needs the package {exc.name}, which is not installed: pip install 'mg-milvus[web]'"
         ) from exc
     settings = settings_from(uri, None, collection, device, encoder=encoder)
-    secret = token or os.environ.get("MGM_WEB_TOKEN") or None
+    asked = token or os.environ.get("MGM_WEB_TOKEN") or None
+    secret.keep(asked)
     file = Path(settings.uri)
     beside = file.with_name(f"{file.stem}-uploads") if file.suffix == ".db" and "://" not in settings.uri else None
     folder = upload_to or beside
-    taken = server.bind(host, port, secret)
+    taken = server.bind(host, port, asked)
     where = server.address(host, taken) + (f"?token={quote(token)}" if token else "")
     with open_index(settings, timeout=timeout) as index:
         rows = index.count() if index.exists else 0
@@ -92,7 +93,7 @@ def serve(
             index,
             WebSettings(
                 read_only=read_only,
-                token=secret,
+                token=asked,
                 ingest_folders=tuple(path.absolute() for path in allow_ingest or ()),
                 upload_folder=folder.absolute() if folder else None,
                 thumbnail_folder=thumbnails.default_folder(),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import typer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mg_milvus.cli import tls_options
+from mg_milvus.cli import secret, tls_options
 from mg_milvus.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -99,12 +99,14 @@ def settings_from(
                 values[name] = value
                 origins[name] = origin(name)
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as exc:
         first = exc.errors()[0]
         name = str(first["loc"][0])
         got = "not shown" if name in {"uri", "token"} else repr(first["input"])  # they may hold a password
         raise typer.BadParameter(f"{origins[name]} is {got}: {_sentence(first['msg'])}") from None
+    secret.keep(settings.token)
+    return settings
 
 
 def open_index(settings: Settings, *, timeout: float = 10.0) -> ImageIndex:

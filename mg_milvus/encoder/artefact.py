@@ -13,7 +13,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -24,6 +23,7 @@ from mg_milvus.encoder.backbones import find_backbone, pretrained, read_weights
 from mg_milvus.encoder.fit import Head, Statistics
 from mg_milvus.encoder.heads import Reading
 from mg_milvus.encoder.manifold import ManifoldHead
+from mg_milvus.encoder.soundness import check_heads, check_widths
 from mg_milvus.errors import EncoderError
 from mg_milvus.regions import Scale  # noqa: TC001 - pydantic reads the annotations
 from mg_milvus.schema_parts import PARTS
@@ -161,7 +161,8 @@ def from_bytes(data: bytes, origin: str, shared: dict[str, torch.Tensor] | None 
             f"{configuration.backbone_fingerprint}; the file is damaged, or other weights of "
             f"{configuration.backbone} are on this machine"
         )
-    _check_heads(heads, origin)
+    check_widths(configuration, heads, moments, origin)
+    check_heads(heads, origin)
     parts = Parts(configuration=configuration, backbone=backbone, heads=heads, statistics=moments)
     if fingerprint(parts) != metadata.get(_FINGERPRINT):
         raise EncoderError(
@@ -169,29 +170,6 @@ def from_bytes(data: bytes, origin: str, shared: dict[str, torch.Tensor] | None 
             "damaged: fetch or make it again"
         )
     return parts
-
-
-def _check_heads(heads: Mapping[str, Head | ManifoldHead], origin: str) -> None:
-    """Try each head, so that one that was made to fail fails here.
-
-    Raises:
-        EncoderError: its matrices do not fit together, or hold what is no number.
-    """
-    for name, head in heads.items():
-        wrong: object = None
-        try:
-            codes = head(np.zeros((1, max(1, head.mean.size)), np.float32))
-        except (ValueError, IndexError) as error:
-            wrong = error
-        else:
-            if codes.shape != (1, head.bits) or head.bits % 8 or not head.bits:
-                wrong = f"codes of the shape {codes.shape}"
-            elif not np.isfinite(codes).all():
-                wrong = "codes that are no numbers"
-        if wrong is not None:
-            raise EncoderError(
-                f"{origin}: the head of {name} does not work ({wrong}): make the file again with mgm fit"
-            )
 
 
 def load(source: str | Path | bytes, *, device: str = "auto", base: Encoder | None = None) -> TorchEncoder:

@@ -28,6 +28,7 @@ class Backbone:
     Attributes:
         name: as users write it, and torchvision's name for the model.
         stages: nodes of the network to read, early to late; a module's name means its output.
+        channels: of each stage.
         side: input pixels: the area of an input picture is about side * side.
         multiple: input width and height are multiples of this, and so the aspect of the picture is kept; 0 for a
             network that takes squares only.
@@ -36,6 +37,7 @@ class Backbone:
 
     name: str
     stages: tuple[str, ...]
+    channels: tuple[int, ...]
     side: int = 224
     multiple: int = 32
     layout: Literal["nchw", "nhwc", "tokens"] = "nchw"
@@ -44,22 +46,27 @@ class Backbone:
 BACKBONES: dict[str, Backbone] = {
     row.name: row
     for row in (
-        Backbone("mgnet", ("stage2", "stage3", "stage4"), side=112, multiple=16),
-        Backbone("smallnet", ("stage1", "stage2", "stage3"), side=32, multiple=8),
-        Backbone("resnet18", ("layer2", "layer3", "layer4")),
-        Backbone("resnet50", ("layer2", "layer3", "layer4")),
-        Backbone("mobilenet_v3_small", ("features.3", "features.8", "features.12")),
-        Backbone("mobilenet_v3_large", ("features.6", "features.12", "features.16")),
-        Backbone("efficientnet_b0", ("features.3", "features.5", "features.8")),
-        Backbone("regnet_y_400mf", ("trunk_output.block2", "trunk_output.block3", "trunk_output.block4")),
-        Backbone("convnext_tiny", ("features.3", "features.5", "features.7")),
+        Backbone("mgnet", ("stage2", "stage3", "stage4"), (80, 160, 320), side=112, multiple=16),
+        Backbone("smallnet", ("stage1", "stage2", "stage3"), (64, 256, 256), side=32, multiple=8),
+        Backbone("resnet18", ("layer2", "layer3", "layer4"), (128, 256, 512)),
+        Backbone("resnet50", ("layer2", "layer3", "layer4"), (512, 1024, 2048)),
+        Backbone("mobilenet_v3_small", ("features.3", "features.8", "features.12"), (24, 48, 576)),
+        Backbone("mobilenet_v3_large", ("features.6", "features.12", "features.16"), (40, 112, 960)),
+        Backbone("efficientnet_b0", ("features.3", "features.5", "features.8"), (40, 112, 1280)),
+        Backbone(
+            "regnet_y_400mf",
+            ("trunk_output.block2", "trunk_output.block3", "trunk_output.block4"),
+            (104, 208, 440),
+        ),
+        Backbone("convnext_tiny", ("features.3", "features.5", "features.7"), (192, 384, 768)),
         Backbone(
             "vit_b_16",
             tuple(f"encoder.layers.encoder_layer_{layer}" for layer in (5, 8, 11)),
+            (768, 768, 768),
             multiple=0,
             layout="tokens",
         ),
-        Backbone("swin_t", ("features.3", "features.5", "features.7"), layout="nhwc"),
+        Backbone("swin_t", ("features.3", "features.5", "features.7"), (192, 384, 768), layout="nhwc"),
     )
 }
 

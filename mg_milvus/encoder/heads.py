@@ -84,6 +84,12 @@ def windowed(maps: torch.Tensor, windows: NDArray[np.float64], power: float = GE
     return (sums / places).clamp(min=1e-18).pow(1 / power).float().transpose(1, 2)
 
 
+def width(reading: Reading, channels: Mapping[str, int]) -> int:
+    """The d of ``read`` for stages of these channels."""
+    each = {"gem": 1, "pyramid": reading.cells**2, "mirrored": 2 * reading.cells * ((reading.cells + 1) // 2)}
+    return each[reading.pooling] * sum(channels[stage] for stage in reading.stages)
+
+
 def _borders(
     start: NDArray[np.float64], length: NDArray[np.float64], places: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.errors import MissingPackageError, SchemaError
+from mg_milvus.metadata.bombs import rows_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
 
 _ROWS = 1000
-"""Of a Parquet file that are in memory together: a few kilobytes can unfold to as many rows as they like."""
+"""Of a Parquet file that are in memory together, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ def _read_parquet(name: str, wanted: Collection[str]) -> Table:
         try:
             with ParquetFile(name) as file:
                 chosen = [column for column in columns if column in wanted]
-                for batch in file.iter_batches(batch_size=_ROWS, columns=chosen):
+                together = rows_at_once(file.metadata, dict.fromkeys(chosen, 1), _ROWS)
+                for batch in file.iter_batches(batch_size=together, columns=chosen):
                     for record in batch.to_pylist():
                         number += 1
                         yield number, record

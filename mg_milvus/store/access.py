@@ -8,7 +8,7 @@ import ssl
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from mg_milvus.errors import StoreError
 
@@ -57,7 +57,7 @@ class Tls:
             except (OSError, ValueError) as exc:
                 reason = getattr(exc, "strerror", None) or exc
                 raise StoreError(f"{field.name} {path!r} cannot be read: {reason}") from exc
-        self._context()
+        self.context()
 
     def options(self) -> dict[str, Any]:
         """The same for ``MilvusClient``."""
@@ -80,7 +80,7 @@ class Tls:
             host, port = parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 19530)
             with (
                 socket.create_connection((host, port), timeout=_LONGEST) as plain,
-                self._context().wrap_socket(plain, server_hostname=self.server_name or host) as encrypted,
+                self.context("h2").wrap_socket(plain, server_hostname=self.server_name or host) as encrypted,
             ):
                 encrypted.sendall(_PREFACE)
                 encrypted.recv(1)  # where the client's certificate is missing or refused, it is said now
@@ -97,8 +97,8 @@ class Tls:
             return None
         return None
 
-    def _context(self) -> ssl.SSLContext:
-        """The same for Python's own TLS.
+    def context(self, protocol: str = "http/1.1") -> ssl.SSLContext:
+        """The same for Python's own TLS, for what is spoken inside of it.
 
         Raises:
             StoreError: a file is no PEM file, or certificate and key do not belong together.
@@ -115,7 +115,7 @@ class Tls:
                     f"client_cert {self.client_cert!r} and client_key {self.client_key!r} are not a certificate and "
                     f"its key in PEM ({exc.reason or exc})"
                 ) from exc
-        context.set_alpn_protocols(["h2"])
+        context.set_alpn_protocols([protocol])
         return context
 
 
@@ -135,8 +135,8 @@ def hide(text: str, token: str | None) -> str:
     """Text of a server's, or of a library's, without the token or its password, plain or as they are sent."""
     if not token:
         return text
-    password = token.partition(":")[2]
-    secrets = {token, password, *(base64.b64encode(each.encode()).decode() for each in (token, password))}
+    held = {token, token.partition(":")[2]}
+    secrets = held | {base64.b64encode(each.encode()).decode() for each in held} | {quote(each, "") for each in held}
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
