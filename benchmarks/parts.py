@@ -221,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--schemas", nargs="+", default=["parts", "parts-precise"])
+    parser.add_argument("--schemas", nargs="*", default=["parts", "parts-precise"])
     parser.add_argument("--curve", action="store_true", help="also fewer and more regions and bits")
     parser.add_argument("--latency", type=int, default=0, help="also time questions among this many pictures")
     parser.add_argument("--json", type=Path)
