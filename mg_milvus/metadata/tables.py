@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _ROWS = 1000
 """Of a Parquet file that are in memory together, at most."""
+_IN_A_CELL = 1000
+"""Values of a list, such as labels, on average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def _read_parquet(name: str, wanted: Collection[str]) -> Table:
         try:
             with ParquetFile(name) as file:
                 chosen = [column for column in columns if column in wanted]
-                together = rows_at_once(file.metadata, dict.fromkeys(chosen, 1), _ROWS)
+                together = rows_at_once(file.metadata, dict.fromkeys(chosen, _IN_A_CELL), _ROWS)
                 for batch in file.iter_batches(batch_size=together, columns=chosen):
                     for record in batch.to_pylist():
                         number += 1
