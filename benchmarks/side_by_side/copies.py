@@ -44,13 +44,7 @@ def scored(pairs: Iterable[frozenset[str]], copies: int) -> dict[str, float]:
 def imagededup_hash(folder: str, method: str, copies: int) -> dict[str, Any]:
     from imagededup import methods
 
-    hasher = getattr(methods, method)(verbose=False)
-    start = time.perf_counter()
-    codes = hasher.encode_images(image_dir=folder)
-    rate = len(codes) / (time.perf_counter() - start)
-    start = time.perf_counter()
-    found = hasher.find_duplicates(encoding_map=codes)
-    return {"pictures/s": rate, "search s": time.perf_counter() - start, **scored(_pairs(found), copies)}
+    return _imagededup(getattr(methods, method)(verbose=False), folder, copies)
 
 
 def imagededup_cnn(folder: str, copies: int) -> dict[str, Any]:
@@ -72,11 +66,15 @@ def imagededup_cnn(folder: str, copies: int) -> dict[str, Any]:
         transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
     ])  # fmt: skip
     cnn = CNN(verbose=False, model_config=CustomModel("the same network", Pooled(), prepare))
+    return _imagededup(cnn, folder, copies)
+
+
+def _imagededup(tool: Any, folder: str, copies: int) -> dict[str, Any]:
     start = time.perf_counter()
-    codes = cnn.encode_images(image_dir=folder)
+    codes = tool.encode_images(image_dir=folder)
     rate = len(codes) / (time.perf_counter() - start)
     start = time.perf_counter()
-    found = cnn.find_duplicates(encoding_map=codes)
+    found = tool.find_duplicates(encoding_map=codes)
     return {"pictures/s": rate, "search s": time.perf_counter() - start, **scored(_pairs(found), copies)}
 
 
