@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +21,7 @@ from mg_milvus.store.connection import connect
 from mg_milvus.store.description import COMPANIONS, decode_description, encode_description, own_description, tuned
 from mg_milvus.store.filters import among, checked
 from mg_milvus.store.indexes import MilvusIndexes
-from mg_milvus.store.layout import Layout, check_collection_name, could_be_id, neighbours
+from mg_milvus.store.layout import COPY, Layout, check_collection_name, could_be_id, neighbours
 from mg_milvus.store.regions import RegionTable
 from mg_milvus.store.tuned import TunedRecord
 
@@ -36,6 +37,8 @@ T = TypeVar("T")
 _ROWS_A_CALL = 1000
 _CODES_A_CALL = 5000
 _RESULTS_A_CALL = 250_000
+_COUNTED_FOR = 60.0
+"""Seconds that a number of rows serves to choose a plan."""
 
 
 class MilvusStore:
@@ -68,6 +71,8 @@ class MilvusStore:
         self._lock = threading.Lock()
         self._layout: Layout | None = None
         self._lists: dict[str, int] = {}
+        self._fields: list[dict[str, Any]] = []
+        self._counted: tuple[float, int] | None = None
         self._description: Description | None = None
         self._closed = False
 
@@ -84,8 +89,9 @@ class MilvusStore:
             self._connection.engine.check(schema)
             text = encode_description(description)
             self._tuned.drop()  # left behind by a collection that was dropped in another way
+            columns = (*layout.columns, layout.copy) if self._connection.engine.lite else layout.columns
             tables.create(
-                self._connection, self.collection, text, layout.columns, schema.granularities, schema.storage
+                self._connection, self.collection, text, columns, schema.granularities, schema.storage
             )  # fmt: skip
             recorded = self.describe()
         if recorded is None:
@@ -114,23 +120,30 @@ class MilvusStore:
             )
         self._tuned.drop()
         self.regions.drop()
-        self._layout = None
+        self._layout = self._counted = None
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """See ``Store``."""
         layout = self._ready()
         records = layout.records(rows)
+        self._counted = None
+        if self._copied():
+            for record in records:
+                record[COPY] = layout.copied(record)
         self.regions.upsert(rows)
         for some in _chunks(records, layout.rows_a_call):
-            self._call(partial(self._client.upsert, self.collection, some, timeout=self._timeout), writes=True)
+            self._call(tables.upsert(self._connection, self.collection, self._fields, some), writes=True)
 
-    def nearest(self, granularity: str, codes: Codes, depth: int, where: str | None = None) -> list[Neighbours]:
+    def nearest(
+        self, granularity: str, codes: Codes, depth: int, where: str | None = None, *, rows: bool = False
+    ) -> list[Neighbours]:
         """See ``Store``."""
         layout = self._ready()
         layout.check_codes(granularity, codes)
         layout.check_depth(depth)
         chosen = checked(where, lite=self._connection.engine.lite)
         parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
+        output, give = self._with_codes(layout) if rows else ([], layout.row_of_copy)
         found: list[Neighbours] = []
         for some in _chunks(codes, max(1, _RESULTS_A_CALL // depth)):
             queries = [code.tobytes() for code in some]
@@ -143,10 +156,13 @@ class MilvusStore:
                     limit=depth,
                     search_params=parameters,
                     anns_field=granularity,
+                    output_fields=output,
                     timeout=self._timeout,
                 )
             )
-            found += [neighbours(zip(hits.distances, hits.ids, strict=True)) for hits in results]
+            for hits in results:
+                there = {hit["id"]: give(hit["entity"]) for hit in hits} if output else {}
+                found.append(neighbours(zip(hits.distances, hits.ids, strict=True), rows=there))
         return found
 
     def hybrid(
@@ -219,9 +235,17 @@ class MilvusStore:
         self._ready()
         return int(self._query(checked(where, lite=self._connection.engine.lite), ["count(*)"])[0]["count(*)"])
 
+    def size(self) -> int:
+        """See ``Store``."""
+        counted, now = self._counted, time.monotonic()
+        if counted is None or now - counted[0] > _COUNTED_FOR:
+            counted = self._counted = (now, self.count())
+        return counted[1]
+
     def delete(self, ids: Sequence[str]) -> int:
         """See ``Store``."""
         self._ready()
+        self._counted = None
         deleted = 0
         for some in _chunks([i for i in dict.fromkeys(ids) if could_be_id(i)], _ROWS_A_CALL):
             # Servers answer with the number of ids asked for, not of rows that were there.
@@ -288,18 +312,30 @@ class MilvusStore:
             )
         )
 
+    def _copied(self) -> bool:
+        """Whether rows hold their codes once more as text; files of earlier versions do not."""
+        return any(field["name"] == COPY for field in self._fields)
+
+    def _with_codes(self, layout: Layout) -> tuple[list[str], Callable[[Mapping[str, Any]], Row]]:
+        """What to ask of a search for whole rows, and how to read it; nothing where a search cannot give the codes."""
+        names = tuple(layout.bytes)
+        if not self._connection.engine.lite:
+            return layout.output_fields(names), partial(layout.row, granularities=names)
+        return [*layout.output_fields(()), COPY] if self._copied() else [], layout.row_of_copy
+
     def _open(self, description: Description) -> Layout:
         schema = description.schema
         layout = Layout(schema)
         index = self._connection.engine.index(schema)
         tables.prepare(self._connection, self.collection, list(layout.bytes), index, schema.storage.replicas)
         self._lists = tables.lists(self._connection, self.collection, list(layout.bytes))
+        self._fields = tables.fields(self._connection, self.collection)
         self._description, self._layout = description, layout
         return layout
 
     def _forget(self) -> None:
         """Look at the collection anew before the next question."""
-        self._layout = None
+        self._layout = self._counted = None
         self.regions.forget()
 
     def _described(self) -> Description:
