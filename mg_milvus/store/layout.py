@@ -189,21 +189,18 @@ class Layout:
         for name in granularities:
             code = record[name]
             codes[name] = code if type(code) is bytes else code[0]
-        return self._row(record, codes)
-
-    def row_of_copy(self, record: Mapping[str, Any]) -> Row:
-        """A record whose codes are in ``COPY`` as a row."""
-        packed, codes, start = a2b_base64(record[COPY]), {}, 0
-        for name, width in self.bytes.items():
-            codes[name] = packed[start : start + width]
-            start += width
-        return self._row(record, codes)
-
-    def _row(self, record: Mapping[str, Any], codes: Mapping[str, bytes]) -> Row:
         return Row(
             record["id"], record["path"], record["size"], record["mtime_ns"], record["width"], record["height"],
             record["content_hash"], codes, {column.name: record[column.name] for column in self.extras},
         )  # fmt: skip
+
+    def codes_of_copy(self, text: str) -> dict[str, bytes]:
+        """The codes that ``copied`` has put into ``COPY``."""
+        packed, codes, start = a2b_base64(text), {}, 0
+        for name, width in self.bytes.items():
+            codes[name] = packed[start : start + width]
+            start += width
+        return codes
 
     def _check_granularity(self, name: str) -> None:
         if name not in self.bytes:

@@ -16,12 +16,13 @@ from pymilvus import AnnSearchRequest
 from mg_milvus.errors import CollectionNotFoundError, StoreUnavailableError
 from mg_milvus.store import Description, Neighbours, Row, tables
 from mg_milvus.store.access import split_token
+from mg_milvus.store.by_id import ById
 from mg_milvus.store.companion import Companion
 from mg_milvus.store.connection import connect
 from mg_milvus.store.description import COMPANIONS, decode_description, encode_description, own_description, tuned
 from mg_milvus.store.filters import among, checked
 from mg_milvus.store.indexes import MilvusIndexes
-from mg_milvus.store.layout import COPY, Layout, check_collection_name, could_be_id, neighbours
+from mg_milvus.store.layout import COPY, Layout, check_collection_name, neighbours
 from mg_milvus.store.regions import RegionTable
 from mg_milvus.store.tuned import TunedRecord
 
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ROWS_A_CALL = 1000
-_CODES_A_CALL = 5000
 _RESULTS_A_CALL = 250_000
+_SCANNED_A_CALL = 16_384
+"""Milvus Lite walks through all keys for each call, and returns no more rows at once."""
 _COUNTED_FOR = 60.0
 """Seconds that a number of rows serves to choose a plan."""
 
@@ -127,7 +129,7 @@ class MilvusStore:
         layout = self._ready()
         records = layout.records(rows)
         self._counted = None
-        if self._copied():
+        if self._by_id.copied:
             for record in records:
                 record[COPY] = layout.copied(record)
         self.regions.upsert(rows)
@@ -143,7 +145,7 @@ class MilvusStore:
         layout.check_depth(depth)
         chosen = checked(where, lite=self._connection.engine.lite)
         parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
-        output, give = self._with_codes(layout) if rows else ([], layout.row_of_copy)
+        output = self._by_id.with_a_search() if rows else []
         found: list[Neighbours] = []
         for some in _chunks(codes, max(1, _RESULTS_A_CALL // depth)):
             queries = [code.tobytes() for code in some]
@@ -161,7 +163,7 @@ class MilvusStore:
                 )
             )
             for hits in results:
-                there = {hit["id"]: give(hit["entity"]) for hit in hits} if output else {}
+                there = {hit["id"]: self._by_id.row(hit["entity"]) for hit in hits} if output else {}
                 found.append(neighbours(zip(hits.distances, hits.ids, strict=True), rows=there))
         return found
 
@@ -198,15 +200,14 @@ class MilvusStore:
     def fetch(self, ids: Sequence[str], granularities: Sequence[str] = ()) -> dict[str, Row]:
         """See ``Store``."""
         layout = self._ready()
-        records = self._by_id(ids, layout.output_fields(granularities), _ROWS_A_CALL)
-        found = {record["id"]: layout.row(record, granularities) for record in records}
+        layout.output_fields(granularities)
+        found = {row.id: row for row in self._by_id.rows(ids, granularities)}
         return {i: found[i] for i in ids if i in found}
 
     def fetch_codes(self, ids: Sequence[str], granularities: Sequence[str]) -> dict[str, Mapping[str, bytes]]:
         """See ``Store``."""
         self._ready().output_fields(granularities)
-        records = self._by_id(ids, ["id", *granularities], _CODES_A_CALL)
-        return {record["id"]: {name: record[name] for name in granularities} for record in records}
+        return dict(self._by_id.codes(ids, granularities))
 
     def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
         """See ``Store``."""
@@ -215,8 +216,7 @@ class MilvusStore:
         iterator = self._call(
             lambda: self._client.query_iterator(
                 self.collection,
-                # Milvus Lite looks at every row for each of these: few large ones.
-                batch_size=max(_ROWS_A_CALL, layout.rows_a_call),
+                batch_size=_SCANNED_A_CALL if self._connection.engine.lite else layout.rows_a_call,
                 filter=chosen,
                 output_fields=layout.output_fields(granularities),
                 timeout=self._timeout,
@@ -247,16 +247,13 @@ class MilvusStore:
         self._ready()
         self._counted = None
         deleted = 0
-        for some in _chunks([i for i in dict.fromkeys(ids) if could_be_id(i)], _ROWS_A_CALL):
-            # Servers answer with the number of ids asked for, not of rows that were there.
-            there = [record["id"] for record in self._query(among(some), ["id"])]
-            if there:
-                chosen = among(there)
-                self._call(
-                    partial(self._client.delete, self.collection, filter=chosen, timeout=self._timeout), writes=True
-                )
-                if self._described().schema.parts:
-                    self.regions.delete(there)
+        # Servers answer with the number of ids asked for, not of rows that were there.
+        for there in self._by_id.there(ids):
+            self._call(
+                partial(self._client.delete, self.collection, filter=among(there), timeout=self._timeout), writes=True
+            )
+            if self._described().schema.parts:
+                self.regions.delete(there)
             deleted += len(there)
         return deleted
 
@@ -301,27 +298,12 @@ class MilvusStore:
             self._layout = None  # another client dropped it, and may make another
             raise
 
-    def _by_id(self, ids: Sequence[str], fields: list[str], size: int) -> Iterator[dict[str, Any]]:
-        for some in _chunks([i for i in dict.fromkeys(ids) if could_be_id(i)], size):
-            yield from tables.records(self._query(among(some), fields))
-
     def _query(self, where: str, fields: list[str]) -> Any:
         return self._call(
             lambda: self._client.query(
                 self.collection, filter=where, output_fields=fields, consistency_level="Strong", timeout=self._timeout
             )
         )
-
-    def _copied(self) -> bool:
-        """Whether rows hold their codes once more as text; files of earlier versions do not."""
-        return any(field["name"] == COPY for field in self._fields)
-
-    def _with_codes(self, layout: Layout) -> tuple[list[str], Callable[[Mapping[str, Any]], Row]]:
-        """What to ask of a search for whole rows, and how to read it; nothing where a search cannot give the codes."""
-        names = tuple(layout.bytes)
-        if not self._connection.engine.lite:
-            return layout.output_fields(names), partial(layout.row, granularities=names)
-        return [*layout.output_fields(()), COPY] if self._copied() else [], layout.row_of_copy
 
     def _open(self, description: Description) -> Layout:
         schema = description.schema
@@ -330,6 +312,7 @@ class MilvusStore:
         tables.prepare(self._connection, self.collection, list(layout.bytes), index, schema.storage.replicas)
         self._lists = tables.lists(self._connection, self.collection, list(layout.bytes))
         self._fields = tables.fields(self._connection, self.collection)
+        self._by_id = ById(self._connection, self.collection, layout, self._fields, self._call)
         self._description, self._layout = description, layout
         return layout
 
