@@ -11,7 +11,6 @@ At each size the file is closed and opened again: its bytes on disk, the private
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from result_file import write_result
 
 from mg_milvus import ImageIndex, Schema
 from mg_milvus.capacity import plan
@@ -124,7 +124,7 @@ def main() -> int:
                 flush=True,
             )
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
+        write_result(options.json, results)
     worst = max(abs(result["off"]) for result in results)
     print(f"worst: {worst:.1%} off, {WITHIN:.0%} allowed")
     return int(worst > WITHIN)

@@ -10,13 +10,13 @@ codes would make every candidate list different, which pictures do not.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from result_file import write_result
 
 from mg_milvus import ImageIndex, load_encoder
 from mg_milvus.codes import pack
@@ -91,7 +91,7 @@ def main() -> None:
     }
     print("\n".join(f"{name:32}{value:>10}" for name, value in result.items()))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 if __name__ == "__main__":

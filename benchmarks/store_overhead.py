@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from result_file import write_result
 
 from mg_milvus.schema import Schema
 from mg_milvus.store import Description, Row
@@ -139,7 +140,7 @@ def main() -> None:
     }
     print(json.dumps(figures, indent=2))
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_result(arguments.json, figures)
 
 
 if __name__ == "__main__":

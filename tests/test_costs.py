@@ -52,8 +52,9 @@ CALLS = {
 ANSWER_BYTES = 300
 """Most bytes that come back for one candidate of a question: its id by up to three searches, its codes and columns."""
 FILE_BYTES = 540
-"""Most bytes of a picture in Milvus Lite's file: 195 of values; the names of all ten columns and 14 bytes for each, which
-Milvus Lite writes with every row (194); its key once more and what SQLite notes of a row (106); a full page's rest."""
+"""Most bytes of a picture in Milvus Lite's file: 195 of values; the names of all ten columns and 14 bytes for each,
+which Milvus Lite writes with every row (194); its key once more and what SQLite notes of a row (106); what is left of a
+full page."""
 
 INSTRUCTIONS = {
     "fusion of few": ("plain fusion of few", 0.4),
