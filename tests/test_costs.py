@@ -6,6 +6,7 @@ the wire, between the program and Milvus Lite; instructions are counted by callg
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -29,31 +30,33 @@ if TYPE_CHECKING:
 
 CALLS = {
     "opening and counting": {
-        "Connect": 1, "DescribeCollection": 4, "DescribeIndex": 1, "GetLoadState": 1, "Query": 1,
+        "Connect": 1, "DescribeCollection": 5, "DescribeIndex": 1, "GetLoadState": 1, "Query": 1,
     },
-    "a question": {"Search": 3, "Query": 2},
-    "five questions at once": {"Search": 3, "Query": 2},
-    "a question with a filter": {"Search": 3, "Query": 2},
-    "a question of one granularity": {"Search": 1, "Query": 1},
-    "a question from coarse to fine": {"Search": 1, "Query": 2},
-    "a question that Milvus fuses": {"HybridSearch": 1, "Query": 1},
-    "more like a picture of the index": {"Search": 3, "Query": 3},
-    "two batches of new pictures": {"Upsert": 2, "Query": 1},
-    "pictures that are there": {"Query": 1},
-    "five pictures deleted": {"Delete": 1, "Query": 2},
-    "a detail": {"Search": 2, "Query": 1},
+    "the first question after a write": {"Search": 3, "Query": 1},
+    "a question": {"Search": 3},
+    "five questions at once": {"Search": 3},
+    "a question with a filter": {"Search": 3},
+    "a question of one granularity": {"Search": 1},
+    "a question from coarse to fine": {"Search": 1},
+    "a question that Milvus fuses": {"HybridSearch": 1, "Search": 1},
+    "more like a picture of the index": {"Search": 4},
+    "two batches of new pictures": {"Upsert": 2, "Search": 1},
+    "pictures that are there": {"Search": 1},
+    "five pictures deleted": {"Delete": 1, "Search": 2},
+    "the first detail": {"Search": 3, "DescribeCollection": 1},
+    "a detail": {"Search": 3},
     "two batches of new pictures with regions": {
-        "Upsert": 4, "Query": 3, "DescribeCollection": 3, "DescribeIndex": 1, "GetLoadState": 1,
+        "Upsert": 4, "Search": 1, "Query": 2, "DescribeCollection": 4, "DescribeIndex": 1, "GetLoadState": 1,
     },
-    "five pictures with regions deleted": {"Delete": 2, "Query": 2},
+    "five pictures with regions deleted": {"Delete": 2, "Search": 2},
 }  # fmt: skip
 """How often Milvus is called. Whoever changes a number here says why: each call takes a millisecond or more."""
 
 ANSWER_BYTES = 300
-"""Most bytes that come back for one candidate of a question: its id by up to three searches, its codes and columns."""
-FILE_BYTES = 540
-"""Most bytes of a picture in Milvus Lite's file: 195 of values; the names of all ten columns and 14 bytes for each,
-which Milvus Lite writes with every row (194); its key once more and what SQLite notes of a row (106); what is left of a
+"""Most bytes that come back for one row that a granularity of a question finds: id, distance, columns, codes."""
+FILE_BYTES = 640
+"""Most bytes of a picture in Milvus Lite's file: 273 of values; the names of all eleven columns and 14 bytes for each,
+which Milvus Lite writes with every row (214); its key once more and what SQLite notes of a row (106); what is left of a
 full page."""
 
 INSTRUCTIONS = {
@@ -88,15 +91,18 @@ def calls_of(index: ImageIndex, photos: Path) -> dict[str, Callable[[], Any]]:
     if index.schema.parts:
         return {
             "two batches of new pictures with regions": lambda: index.ingest(photos / "stripes", batch_size=10),
+            "the first detail": lambda: index.query(disc[0], parts="detail"),
             "a detail": lambda: index.query(disc[0], parts="detail"),
             "five pictures with regions deleted": lambda: index.delete(disc[:5]),
         }
     return {
         "two batches of new pictures": lambda: index.ingest(photos / "stripes", batch_size=10),
         "pictures that are there": lambda: index.ingest(photos / "stripes", batch_size=10),
-        "a question": lambda: index.query(disc[0]),
-        "five questions at once": lambda: index.query_many(disc[:5]),
-        "a question with a filter": lambda: index.query(disc[0], filter="width > 5"),
+        # How many rows there are is asked once a minute, to choose a plan; with a plan that is given, never.
+        "the first question after a write": lambda: index.query(disc[0]),
+        "a question": lambda: index.query(disc[0], plan="full"),
+        "five questions at once": lambda: index.query_many(disc[:5], plan="full"),
+        "a question with a filter": lambda: index.query(disc[0], plan="full", filter="width > 5"),
         "a question of one granularity": lambda: index.query(disc[0], weights={"fine": 1}),
         "a question from coarse to fine": lambda: index.query(disc[0], plan="cascade"),
         "a question that Milvus fuses": lambda: index.query(disc[0], fusion="server"),
@@ -113,7 +119,7 @@ def test_how_often_milvus_is_called(wire: tuple[str, Relay, Path], photos: Path)
             index.ingest(photos / "disc")
             for what, action in calls_of(index, photos).items():
                 with counter.watched() as traffic:
-                    assert action() or what == "a detail"
+                    action()
                 counted[what] = traffic.counted()
     with counter.watched() as traffic, ImageIndex.open(uri, collection="whole") as index:
         assert index.count() == 35
@@ -145,7 +151,8 @@ def test_bytes_of_a_picture(wire: tuple[str, Relay, Path]) -> None:
     texts = (2 + 32) + (2 + 53) + (2 + 32)
     numbers = 3 + 9 + 2 + 2
     codes = (64 + 128 + 256) // 8
-    row = texts + numbers + codes
+    copied = 2 + 4 * math.ceil(codes / 3)  # once more as text, which a search of Milvus Lite can return
+    row = texts + numbers + codes + copied
     assert row <= (sent[2000] - sent[1000]) / 1000 < row + 1  # beside that, only lengths of the columns
 
     before = file.stat().st_size
@@ -157,9 +164,9 @@ def test_bytes_of_a_picture(wire: tuple[str, Relay, Path]) -> None:
     with counter.watched() as traffic, ImageIndex.open(uri, collection="bytes") as index:
         hits = index.query_codes(rows(0, 4)[3].codes, depth=100, plan="full")
         assert hits[0].path.endswith("IMG_00000003.jpg")
-        candidates = 300
-        print(f"{traffic.received() / candidates:.1f} bytes received a candidate")
-        assert traffic.received() < ANSWER_BYTES * candidates
+        found = 300
+        print(f"{traffic.received() / found:.1f} bytes received a row found")
+        assert traffic.received() < ANSWER_BYTES * found
     store.close()
 
 
