@@ -74,7 +74,7 @@ def several(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
     return {
         name: {"ratio": statistics.median(values), "least": min(values), "most": max(values)}
         for name in runs[0]
-        for values in [[run[name] for run in runs]]
+        for values in [[float(f"{run[name]:.4g}") for run in runs]]
     }
 
 

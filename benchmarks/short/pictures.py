@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -83,7 +82,7 @@ def encoding(turns: Turns, encoder: Encoder, files: list[Path]) -> float:
 def ingest(turns: Turns, encoder: Encoder, folder: Path, files: list[Path]) -> float:
     """A first ingest into Milvus Lite, beside decoding and encoding the same files and nothing else."""
     bare(files, encoder)  # the first pass is slower
-    return turns.of_pieces(repeat((lambda: ingested(folder, encoder), lambda: bare(files, encoder))))
+    return turns.once_each(lambda: ingested(folder, encoder), lambda: bare(files, encoder))
 
 
 def precision(folder: Path) -> float:
@@ -112,4 +111,4 @@ def cold_question(turns: Turns, work: Path, folder: Path, picture: Path) -> floa
 
     ours()  # reads the programs from the disk, and the encoder from Milvus into the cache
     short()
-    return turns.of_pieces(repeat((ours, short))) / SHORT_STARTS
+    return turns.once_each(ours, short) / SHORT_STARTS

@@ -37,28 +37,20 @@ class Turns:
         Both are called to warm up. A round is both sides, each repeated for ``LEAST`` seconds; who begins changes.
         """
         repeats = [max(1, round(LEAST / max(1e-9, min(_taken(side), _taken(side))))) for side in (ours, other)]
-        sides = (_repeated(ours, repeats[0]), _repeated(other, repeats[1]))
+        found = self.once_each(_repeated(ours, repeats[0]), _repeated(other, repeats[1]))
+        return found * repeats[0] / repeats[1]
+
+    def once_each(self, ours: Side, other: Side) -> float:
+        """The same for work that takes seconds and is warm: each side once in a round."""
         end = time.perf_counter() + self.seconds
 
-        def pairs() -> Iterator[tuple[Side, Side]]:
+        def rounds() -> Iterator[tuple[Side, Side]]:
             done = 0
             while done < self.rounds or time.perf_counter() < end:
-                yield sides
+                yield ours, other
                 done += 1
 
-        return ratio(pairs()) * repeats[0] / repeats[1]
-
-    def of_pieces(self, pieces: Iterable[tuple[Side, Side]]) -> float:
-        """The same for work that is done once, in pieces (ours, other): so many of them as there is time for."""
-        end = time.perf_counter() + self.seconds
-
-        def some() -> Iterator[tuple[Side, Side]]:
-            for done, piece in enumerate(pieces):
-                if done >= self.rounds and time.perf_counter() >= end:
-                    return
-                yield piece
-
-        return ratio(some())
+        return ratio(rounds())
 
 
 def ratio(pairs: Iterable[tuple[Side, Side]]) -> float:
