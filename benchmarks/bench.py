@@ -5,9 +5,8 @@
     python benchmarks/bench.py --only pure --runs 3
     make bench KEEP=1                                 # take these for the committed ones
 
-More is better in every ratio. A line warns of each that fell by more than 15 %; the exit status is 0 all the same, for
-machines differ and are noisy: look again, then look for the reason. Ratios of pictures of your own are shown, and are
-compared with nothing.
+More is better in every ratio. Those that fell by more than 15 % are measured again, and a line warns of each that did
+so twice. The exit status is 0 all the same, for machines differ. Ratios of your own pictures are compared with nothing.
 """
 
 from __future__ import annotations
@@ -27,10 +26,12 @@ from result_file import machine, write_result
 from short.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 KEPT = Path(__file__).parent / "results" / "bench.json"
 FELL = 0.15
+BUSY = 0.5
+"""Load of each core, before anything is measured, from which on ratios move by themselves."""
 MEANING = {
     "pure": {
         "fusion": "3 x 1,000 candidates: plain Python's seconds over ours",
@@ -39,7 +40,6 @@ MEANING = {
     },
     "storing": {
         "question": "20,000 rows: the plainest pymilvus calls' seconds over ours",
-        "question in two steps": "the full search's seconds over the cascade's",
         "questions together": "eight questions one by one over eight in one call",
         "upsert": "500 rows: bare pymilvus' seconds over ours",
         "writing beside floats": "500 rows: seconds of one vector of 512 floats over ours",
@@ -78,6 +78,11 @@ def several(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
+def fell(name: str, now: Mapping[str, float], kept: Mapping[str, float]) -> bool:
+    """Whether a ratio that was measured and is committed fell by more than ``FELL``."""
+    return name in now and name in kept and now[name] < (1 - FELL) * kept[name]
+
+
 def compared(now: Mapping[str, float], kept: Mapping[str, float]) -> tuple[list[str], list[str]]:
     """A line for each ratio, and a warning for each that fell by more than ``FELL``."""
     texts = {name: text for part in MEANING.values() for name, text in part.items()}
@@ -89,11 +94,23 @@ def compared(now: Mapping[str, float], kept: Mapping[str, float]) -> tuple[list[
         change = "" if before is None else f"{value / before - 1:+.0%}"
         shown = "" if before is None else f"{before:.3g}"
         lines.append(f"{name:{wide}}{shown:>10}{value:9.3g}{change:>9}  {texts.get(name, '')}")
-        if before is not None and value < (1 - FELL) * before:
+        if before is not None and fell(name, now, kept):
             fallen.append(
                 f"warning: '{name}' fell by {1 - value / before:.0%}: {before:.3g} committed, {value:.3g} now"
             )
     return lines, fallen
+
+
+def looked_again(
+    now: Mapping[str, float], kept: Mapping[str, float], again: Callable[[Sequence[str]], Mapping[str, float]]
+) -> dict[str, float]:
+    """The ratios, but those that fell as the better of two times: what else a machine does only makes them worse."""
+    fallen = [part for part, names in MEANING.items() if any(fell(name, now, kept) for name in names)]
+    if not fallen:
+        return dict(now)
+    print(f"something fell: measuring {', '.join(fallen)} again", flush=True)
+    second = again(fallen)
+    return {name: max(value, second[name]) if fell(name, now, kept) else value for name, value in now.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,12 +127,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     warnings.filterwarnings("ignore", module="milvus_lite")
 
-    found = several([measured(options.only, Turns(options.seconds), options.pictures) for _ in range(options.runs)])
+    def measure(parts: Sequence[str]) -> dict[str, float]:
+        return measured(parts, Turns(options.seconds), options.pictures)
+
+    if os.getloadavg()[0] > BUSY * (os.cpu_count() or 1):
+        print(f"the machine is busy, its load is {os.getloadavg()[0]:.1f}: do not trust what follows", flush=True)
+    found = several([measure(options.only) for _ in range(options.runs)])
     kept: dict[str, Any] = json.loads(options.against.read_text()) if options.against.exists() else {}
     known = {name: own["ratio"] for name, own in kept.get("figures", {}).items()}
     if options.pictures is not None:
         known = {name: value for name, value in known.items() if name not in MEANING["pictures"]}
-    lines, fallen = compared({name: own["ratio"] for name, own in found.items()}, known)
+    now = looked_again({name: own["ratio"] for name, own in found.items()}, known, measure)
+    lines, fallen = compared(now, known)
     print("\n".join(["", *lines, *fallen]))
     if known and kept["machine"] != machine():
         print(f"committed on {kept['machine']['processor']}, {kept['machine']['cores']} cores, {kept['date'][:10]}")

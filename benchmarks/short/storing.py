@@ -95,22 +95,17 @@ def asked(
     """A question beside the bare calls that it takes in the plainest way, and beside other ways to ask."""
     store, schema = binary.store, binary.schema
     full = search.Question.of(schema, {"k": 10, "depth": DEPTH, "plan": "full"})
-    cascade = search.Question.of(schema, {"k": 10, "plan": "cascade"})
 
     def some(how_many: int = 1) -> dict[str, Codes]:
         chosen = random.integers(0, ROWS, how_many)
         return {name: values[chosen] for name, values in codes.items()}
-
-    def ask(question: search.Question) -> Any:
-        return lambda: search.ask(store, schema, some(), question)
 
     def one_by_one() -> None:
         for _ in range(TOGETHER):
             search.ask(store, schema, some(), full)
 
     return {
-        "question": turns.times_as_fast(ask(full), lambda: bare.ask(some())),
-        "question in two steps": turns.times_as_fast(ask(cascade), ask(full)),
+        "question": turns.times_as_fast(lambda: search.ask(store, schema, some(), full), lambda: bare.ask(some())),
         "questions together": turns.times_as_fast(lambda: search.ask(store, schema, some(TOGETHER), full), one_by_one),
     }
 
