@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 
 from mg_milvus.codes import hamming
 from mg_milvus.encoder import Encoder, load_encoder, untrained_encoder
-from mg_milvus.encoder.backbones import BACKBONES, build, channels_first
+from mg_milvus.encoder.backbones import build, channels_first
 from mg_milvus.encoder.device import has_bfloat16, resolve_device
 from mg_milvus.encoder.fit import Head
-from mg_milvus.encoder.heads import Reading, gem, mirrored, pyramid
+from mg_milvus.encoder.heads import gem, mirrored, pyramid
 from mg_milvus.encoder.inputs import input_size
 from mg_milvus.encoder.manifold import ManifoldHead
+from mg_milvus.encoder.readings import Reading
+from mg_milvus.encoder.table import BACKBONES
 from mg_milvus.encoder.torch_encoder import TorchEncoder
 from mg_milvus.errors import EncoderError, PictureError, WeightsNotFoundError
 from mg_milvus.fitting import fit_encoder
