@@ -42,13 +42,20 @@ class Graph:
         self._constants.append(_field(5, about, _field(9, np.ascontiguousarray(values).tobytes())))
         return name
 
-    def add(self, operator: str, *inputs: str, output: str = "", **attributes: Attribute) -> str:
-        """One operator of ONNX; ``output`` names its value, where the name matters."""
-        output = output or f"v{len(self._nodes)}"
+    def add(self, operator: str, *inputs: str, **attributes: Attribute) -> str:
+        """One operator of ONNX."""
+        output = f"v{len(self._nodes)}"
+        self._add(operator, inputs, output, attributes)
+        return output
+
+    def give(self, value: str, output: str) -> None:
+        """Make a value an output of the graph, under this name."""
+        self._add("Identity", (value,), output, {})
+
+    def _add(self, operator: str, inputs: Sequence[str], output: str, attributes: Mapping[str, Attribute]) -> None:
         content = b"".join(_text(1, name) for name in inputs) + _text(2, output) + _text(4, operator)
         content += b"".join(_field(5, _attribute(name, value)) for name, value in attributes.items())
         self._nodes.append(_field(1, content))
-        return output
 
     def model(self, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> bytes:
         """The whole file: name -> shape of uint8 inputs and float32 outputs; a size that is text may be any."""

@@ -5,7 +5,7 @@ Batch normalisation is folded into the convolution before it (Jacob et al., CVPR
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,13 @@ _EPSILON = 1e-5
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
+class _Maps(NamedTuple):
+    """Feature maps in the graph."""
+
+    name: str
+    channels: int
+
+
 class _Layers:
     """Layers by the names of their weights, each of which is taken once."""
 
@@ -41,36 +48,46 @@ class _Layers:
         if self._left:
             raise KeyError(min(self._left))
 
-    def convolution(self, x: str, name: str, norm: str | None = None, stride: int = 1) -> str:
+    def convolution(self, x: _Maps, name: str, norm: str | None = None, stride: int = 1) -> _Maps:
         """A convolution, with the batch normalisation after it if one is named."""
-        kernel, inputs = self._take(f"{name}.weight"), [x]
+        kernel, inputs = self._take(f"{name}.weight"), [x.name]
+        if kernel.ndim != 4 or kernel.shape[1] != x.channels:
+            raise ValueError(f"{name}.weight has the shape {kernel.shape}, and its input {x.channels} channels")
         if norm is None:
             inputs.append(self.graph.constant(kernel))
         else:
-            scale, shift = self._norm(norm)
+            scale, shift = self._norm(norm, len(kernel))
             inputs += [self.graph.constant(kernel * scale[:, None, None, None]), self.graph.constant(shift)]
         side = kernel.shape[2]
-        return self.graph.add(
+        made = self.graph.add(
             "Conv", *inputs, kernel_shape=(side, side), strides=(stride, stride), pads=(side // 2,) * 4
         )
+        return _Maps(made, len(kernel))
 
-    def norm(self, x: str, name: str) -> str:
+    def norm(self, x: _Maps, name: str) -> _Maps:
         """A batch normalisation by itself."""
-        scale, shift = self._norm(name)
-        return self.graph.add("Add", self.graph.add("Mul", x, self._channels(scale)), self._channels(shift))
+        scale, shift = self._norm(name, x.channels)
+        scaled = self.graph.add("Mul", x.name, self._channels(scale))
+        return _Maps(self.graph.add("Add", scaled, self._channels(shift)), x.channels)
 
-    def pixels(self, name: str) -> str:
+    def each(self, operator: str, *inputs: _Maps, **attributes: int | tuple[int, ...]) -> _Maps:
+        """An operator that keeps the channels."""
+        return _Maps(self.graph.add(operator, *(x.name for x in inputs), **attributes), inputs[0].channels)
+
+    def pixels(self, name: str) -> _Maps:
         """Pixels of a named input, normalised by the same steps as in torch."""
         shares = self.graph.add("Div", self.graph.add("Cast", name, to=1), self._channels([255.0]))
         centred = self.graph.add("Sub", shares, self._channels(IMAGENET_MEAN))
-        return self.graph.add("Div", centred, self._channels(IMAGENET_STD))
+        return _Maps(self.graph.add("Div", centred, self._channels(IMAGENET_STD)), 3)
 
     def _take(self, name: str) -> NDArray[np.float32]:
         return single(self._left.pop(name))
 
-    def _norm(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _norm(self, name: str, channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What a channel is multiplied with, and what is then added; worked out in double precision."""
         weight, bias, mean, variance = (self._take(f"{name}.{part}").astype(np.float64) for part in _STATISTICS)
+        if any(values.shape != (channels,) for values in (weight, bias, mean, variance)):
+            raise ValueError(f"{name} has the shape {weight.shape}, expected {channels} channels")
         scale = weight / np.sqrt(variance + _EPSILON)
         return scale.astype(np.float32), (bias - mean * scale).astype(np.float32)
 
@@ -78,37 +95,37 @@ class _Layers:
         return self.graph.constant(np.asarray(values, np.float32).reshape(-1, 1, 1))
 
 
-def _mgnet(layers: _Layers, x: str) -> dict[str, str]:
-    add = layers.graph.add
-    x = add("Relu", layers.convolution(x, "stem.0", "stem.1", stride=2))
+def _mgnet(layers: _Layers, x: _Maps) -> dict[str, _Maps]:
+    x = layers.each("Relu", layers.convolution(x, "stem.0", "stem.1", stride=2))
     stages = {}
     for stage in ("stage1", "stage2", "stage3", "stage4"):
         for block in (f"{stage}.0", f"{stage}.1"):
             shortcut, stride = x, 1
             if f"{block}.shortcut.1" in layers:
                 stride = 2
-                shortcut = add("AveragePool", x, kernel_shape=(2, 2), strides=(2, 2), ceil_mode=1, count_include_pad=0)
+                shortcut = layers.each(
+                    "AveragePool", x, kernel_shape=(2, 2), strides=(2, 2), ceil_mode=1, count_include_pad=0
+                )
                 shortcut = layers.convolution(shortcut, f"{block}.shortcut.1", f"{block}.shortcut.2")
-            inner = add("Relu", layers.convolution(x, f"{block}.conv1.0", f"{block}.conv1.1", stride))
+            inner = layers.each("Relu", layers.convolution(x, f"{block}.conv1.0", f"{block}.conv1.1", stride))
             inner = layers.convolution(inner, f"{block}.conv2.0", f"{block}.conv2.1")
-            x = add("Relu", add("Add", inner, shortcut))
+            x = layers.each("Relu", layers.each("Add", inner, shortcut))
         stages[stage] = x
     return stages
 
 
-def _smallnet(layers: _Layers, x: str) -> dict[str, str]:
-    add = layers.graph.add
-    x = add("Gelu", layers.convolution(x, "stem.0", "stem.1"))
+def _smallnet(layers: _Layers, x: _Maps) -> dict[str, _Maps]:
+    x = layers.each("Gelu", layers.convolution(x, "stem.0", "stem.1"))
     stages = {}
     for stage in ("stage1", "stage2", "stage3"):
-        x = add("MaxPool", layers.convolution(x, f"{stage}.0"), kernel_shape=(2, 2), strides=(2, 2))
-        x = add("Gelu", layers.norm(x, f"{stage}.2"))
-        x = add("Gelu", layers.convolution(x, f"{stage}.4", f"{stage}.5"))
+        x = layers.each("MaxPool", layers.convolution(x, f"{stage}.0"), kernel_shape=(2, 2), strides=(2, 2))
+        x = layers.each("Gelu", layers.norm(x, f"{stage}.2"))
+        x = layers.each("Gelu", layers.convolution(x, f"{stage}.4", f"{stage}.5"))
         stages[stage] = x
     return stages
 
 
-NETWORKS: dict[str, Callable[[_Layers, str], dict[str, str]]] = {"mgnet": _mgnet, "smallnet": _smallnet}
+NETWORKS: dict[str, Callable[[_Layers, _Maps], dict[str, _Maps]]] = {"mgnet": _mgnet, "smallnet": _smallnet}
 """Backbone -> what makes its graph; torchvision's networks have none and run in torch."""
 
 
@@ -130,6 +147,6 @@ def backbone_graph(name: str, weights: Weights, stages: Mapping[str, int]) -> by
     except (KeyError, ValueError, IndexError) as error:
         raise EncoderError(f"these weights do not fit the backbone {name}: {error}") from error
     for stage in stages:
-        layers.graph.add("Identity", found[stage], output=stage)
+        layers.graph.give(found[stage].name, stage)
     sizes = {stage: ("n", channels, f"{stage} h", f"{stage} w") for stage, channels in stages.items()}
     return layers.graph.model({"pictures": ("n", 3, "h", "w")}, sizes)
