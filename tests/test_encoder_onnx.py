@@ -152,6 +152,7 @@ def test_weights_of_another_network_are_refused(
 def test_what_runs_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert set(NETWORKS) == set(OWN)
     assert onnx_runs("mgnet", "cpu")
+    assert load_encoder(device="cpu").runtime == "onnxruntime"
     assert onnx_runs("mgnet", "auto") == (sys.platform == "linux")
     assert not onnx_runs("resnet18", "cpu")
     assert not onnx_runs("mgnet", "cuda")
@@ -159,7 +160,8 @@ def test_what_runs_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert not onnx_runs("mgnet", "auto")
     assert onnx_runs("mgnet", "cpu")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert isinstance(load_encoder(device="cpu"), TorchEncoder)
+    in_torch = load_encoder(device="cpu")
+    assert (type(in_torch), in_torch.runtime) == (TorchEncoder, "torch")
 
 
 def test_files_are_those_that_others_read() -> None:

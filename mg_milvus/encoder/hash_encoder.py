@@ -56,6 +56,10 @@ class HashEncoder(ABC):
         return self.parts.configuration.backbone
 
     @property
+    @abstractmethod
+    def runtime(self) -> str: ...
+
+    @property
     def bits(self) -> Mapping[str, int]:
         return {name: head.bits for name, head in self.parts.heads.items()}
 

@@ -54,6 +54,10 @@ class OnnxEncoder(HashEncoder):
     those of torch in bfloat16 as that is to float32. A picture by itself gives the code that it gives in a batch.
     """
 
+    @property
+    def runtime(self) -> str:
+        return "onnxruntime"
+
     @cached_property
     def _session(self) -> InferenceSession:
         import onnxruntime

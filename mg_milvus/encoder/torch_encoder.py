@@ -36,6 +36,10 @@ class TorchEncoder(HashEncoder):
         self._device = resolve_device(device)
         super().__init__(parts, device=str(self._device))
 
+    @property
+    def runtime(self) -> str:
+        return "torch"
+
     @cached_property
     def _network(self) -> torch.nn.Module:
         return extractor(self.backbone, as_tensors(self.parts.backbone)).to(self._device)
