@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from query_latency import BATCH, synthetic_codes
+from synthetic import BATCH, synthetic_codes
 
 from mg_milvus import ImageIndex
 from mg_milvus.codes import hamming
