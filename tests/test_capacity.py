@@ -117,7 +117,7 @@ def test_the_command(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("1,000,000,000 pictures, 212 bytes each: id 32, path 60, ")
-    assert lines[3].startswith("Milvus Lite      683 GB file, ")
+    assert lines[3].startswith("Milvus Lite      737 GB file, ")
     assert "To fit into the memory, one of:" in lines
     done = mgm("plan", "--pictures", "2,000", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["pictures"] == 2000
