@@ -30,6 +30,11 @@ class MixedWork:
     """A folder of pictures that come, change and go; the index follows, and is asked meanwhile.
 
     Every answer is checked: a picture finds itself at distance 0, an ingest counts what was done to the folder.
+
+    Attributes:
+        files: what must be in the index.
+        done: work -> how often.
+        written: rows, those of regions too.
     """
 
     def __init__(self, sources: Sequence[Path], folder: Path, uri: str, schema: str, page: str) -> None:
@@ -39,7 +44,10 @@ class MixedWork:
         self._dice = random.Random(0)
         self.files: list[Path] = []
         self.done: dict[str, int] = {}
+        self.written = 0
         self.index = ImageIndex.open(uri, schema)
+        parts = self.index.schema.parts
+        self._rows_a_picture = 1 + (parts.regions if parts else 0)
         while len(self.files) < FEWEST:
             self._new(50)
         self._ingest(added=len(self.files))
@@ -133,6 +141,7 @@ class MixedWork:
 
     def _ingest(self, added: int = 0, updated: int = 0, removed: int = 0) -> None:
         report = self.index.ingest(self._folder, prune=removed > 0, workers=1)
+        self.written += (report.added + report.updated) * self._rows_a_picture
         expected((report.added, report.updated, report.removed, report.failed), (added, updated, removed, 0))
 
     def _found(self, file: Path, hits: Sequence[object]) -> None:

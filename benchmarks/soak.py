@@ -9,8 +9,10 @@ checked. The number of pictures stays between 200 and 400.
 
 Every ten seconds memory, descriptors and threads of the three processes, rows and bytes are recorded. What they grow by
 is the slope of Theil and Sen over the second half, in which caches are warm; flat is less than 2 MB and one percent for
-memory, and less than one descriptor or thread. At the end the index must hold the folder and nothing else. Exit code 1
-when something grows or is wrong.
+memory, and less than one descriptor or thread. Milvus Lite's engine keeps rows that were replaced or removed in memory
+until it is started anew, so it may have 400 bytes more for each row that was written. At the end the index must hold
+the folder and nothing else, also after the engine was started anew, which then must take no more than in the
+beginning. Exit code 1 when something grows or is wrong.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 EVERY = 10.0
 """Seconds between two samples."""
+KEPT = 400 / 1e6
+"""MB that the engine (2.5.1) may keep of a row after it was replaced or removed; 200 to 300 bytes were counted."""
 
 
 def growth(times: Sequence[float], values: Sequence[float]) -> float:
@@ -46,9 +50,11 @@ def growth(times: Sequence[float], values: Sequence[float]) -> float:
     return float(np.median((v[second] - v[first]) / (t[second] - t[first])) * (t[-1] - t[0]))
 
 
-def allowed(what: str, values: Sequence[float]) -> float:
-    """The growth that is still flat."""
-    return 2 + 0.01 * float(np.median(values)) if what.endswith("MB") else 1.0
+def allowed(what: str, values: Sequence[float], written: float) -> float:
+    """The growth that is still flat, when so many rows were written meanwhile."""
+    if not what.endswith("MB"):
+        return 1.0
+    return 2 + 0.01 * float(np.median(values)) + (KEPT * written if what == "engine MB" else 0)
 
 
 def sample(pids: Mapping[str, int], file: Path) -> dict[str, float]:
@@ -68,7 +74,7 @@ def soak(work: MixedWork, pids: Mapping[str, int], file: Path, seconds: float) -
     while (now := time.monotonic() - started) < seconds:
         work.step()
         if now >= EVERY * len(samples):
-            samples.append({"s": now, **sample(pids, file), "rows": len(work.files)})
+            samples.append({"s": now, **sample(pids, file), "rows": len(work.files), "written": work.written})
             print(" ".join(f"{name} {value:.0f}" for name, value in samples[-1].items()), flush=True)
     return samples
 
@@ -76,16 +82,18 @@ def soak(work: MixedWork, pids: Mapping[str, int], file: Path, seconds: float) -
 def verdict(samples: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Figure -> median, growth in the second half, and how much of it is allowed."""
     times = [each["s"] for each in samples]
+    written = samples[-1]["written"] - samples[len(samples) // 2]["written"]
+    print(f"second half: {times[-1] - times[len(times) // 2]:.0f} s, {written:,.0f} rows written")
     table: dict[str, dict[str, float]] = {}
     for name in samples[0]:
-        if name in {"s", "rows"}:
+        if name in {"s", "rows", "written"}:
             continue
         values = [each[name] for each in samples]
         table[name] = {
             "median": float(np.median(values)),
             "most": max(values),
             "growth": growth(times, values),
-            "allowed": allowed(name, values),
+            "allowed": allowed(name, values, written),
         }
         own = table[name]
         print(
@@ -116,7 +124,15 @@ def main() -> int:
             pids = {"client": None, "engine": engine_pid(file), "page": page.pid}
             samples = soak(work, pids, file, 60 * options.minutes)
             work.check()
+            work.close()
+            served.down(file)
+            served.up(file, int(running.uri.rpartition(":")[2]))
+            work.check()
+            anew = memory(engine_pid(file))
             print(f"the index holds what it should; done: {work.done}")
+            print(f"the engine started anew: {anew:.0f} MB, in the beginning {samples[0]['engine MB']:.0f} MB")
+            if anew > 1.1 * samples[0]["engine MB"]:
+                raise WrongAnswerError("the engine needs more than in the beginning, with about as many pictures")
         except WrongAnswerError as error:
             print(f"WRONG: {error}")
             return 1
