@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from query_latency import BATCH, synthetic_codes
 from result_file import write_result
+from synthetic import BATCH, synthetic_codes
 
 from mg_milvus import ImageIndex
 from mg_milvus.codes import hamming

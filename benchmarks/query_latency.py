@@ -13,46 +13,16 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from result_file import write_result
+from synthetic import fill, make, synthetic_codes
 
-from mg_milvus import ImageIndex, load_encoder
-from mg_milvus.codes import pack
-from mg_milvus.encoder_cache import keep_encoder
+from mg_milvus import ImageIndex
 from mg_milvus.schema import Schema
-from mg_milvus.store import Description, Row, open_store
+from mg_milvus.store import open_store
 
-if TYPE_CHECKING:
-    from mg_milvus.store import Store
-
-CLUSTERS, BATCH, QUESTIONS, DEPTH = 1000, 2000, 100, 100
-
-
-def synthetic_codes(count: int, schema: Schema, seed: int) -> dict[str, np.ndarray]:
-    """Codes of ``count`` pictures around 1,000 centres which all granularities share."""
-    centres = np.random.default_rng(0)
-    random = np.random.default_rng(seed)
-    cluster = random.integers(0, CLUSTERS, count)
-    codes = {}
-    for name, bits in schema.bits.items():
-        middle = centres.standard_normal((CLUSTERS, bits)).astype(np.float32)
-        codes[name] = pack(middle[cluster] + random.standard_normal((count, bits)).astype(np.float32))
-    return codes
-
-
-def fill(store: Store, schema: Schema, rows: int) -> float:
-    """Rows a second."""
-    started = time.perf_counter()
-    for start in range(0, rows, BATCH):
-        codes = synthetic_codes(BATCH, schema, seed=start + 1)
-        store.upsert([
-            Row(f"{start + i:032x}", f"/photos/{start + i:09}.jpg", 1, 1, 640, 480, "0" * 32,
-                {name: values[i].tobytes() for name, values in codes.items()})
-            for i in range(BATCH)
-        ])  # fmt: skip
-    return rows / (time.perf_counter() - started)
+QUESTIONS, DEPTH = 100, 100
 
 
 def main() -> None:
@@ -60,13 +30,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    schema, encoder = Schema(), load_encoder()
+    schema = Schema()
     with tempfile.TemporaryDirectory() as scratch:
         uri = f"{scratch}/latency.db"
         store = open_store(uri, schema.collection)
-        keep_encoder(store, encoder)
-        store.create(Description(schema, encoder.fingerprint))
-        fill_rate = fill(store, schema, options.rows)
+        make(store, schema)
+        fill_rate = fill(store, schema, 0, options.rows)
         store.close()
         with ImageIndex.open(uri) as index:
             questions = synthetic_codes(QUESTIONS, schema, seed=0)

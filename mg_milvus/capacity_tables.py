@@ -25,6 +25,8 @@ _LITE_INT, _LITE_LONG = 3, 9
 _LITE_ROW = 62 + 12
 """Bytes of a row beside its columns and its key, which comes once more: RowID and Timestamp, SQLite's own (counted)."""
 _LITE_PAGE = 4096
+_LITE_KEY, _LITE_KEYS_FULL = 9, 0.75
+"""Bytes of a key beside itself in the index over the keys, and how full its pages are: keys come in no order."""
 _LITE_MEMORY_ROW, _LITE_MEMORY_TEXT, _LITE_MEMORY_COLUMN, _LITE_MEMORY_BYTE = 34, 76, 25, 2.5
 """Bytes of memory of a row, of each text that is always there (id, path, hash), of each column, and of each byte in
 them, while a file is opened (fitted to five schemas with 20,000 and 60,000 rows, and to 290,000 regions). Half of it is
@@ -87,6 +89,11 @@ class Table:
         row = _LITE_ROW + self.columns[0].lite + sum(_LITE_COLUMN + len(c.name) + c.lite for c in held)
         in_page = (_LITE_PAGE - 8) // row
         return _LITE_PAGE / in_page if in_page else math.ceil(row / _LITE_PAGE) * _LITE_PAGE
+
+    @property
+    def lite_key(self) -> float:
+        """In the index over the keys of a large collection in Milvus Lite's file; see ``store.lite_keys``."""
+        return (self.columns[0].lite + _LITE_KEY) / _LITE_KEYS_FULL
 
     @property
     def lite_memory(self) -> float:

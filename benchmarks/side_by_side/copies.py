@@ -54,8 +54,10 @@ def imagededup_cnn(folder: str, copies: int) -> dict[str, Any]:
     from imagededup.utils import CustomModel
     from torchvision import transforms
 
+    from mg_milvus.encoder.torch_encoder import TorchEncoder
+
     encoder = load_encoder("builtin")
-    network = encoder._network
+    network = TorchEncoder(encoder.parts)._network
 
     class Pooled(torch.nn.Module):
         def forward(self, pictures: torch.Tensor) -> torch.Tensor:
