@@ -182,7 +182,7 @@ class Browser:
         return found
 
     def _some(self, count: int, where: str | None, first: int) -> list[Row]:
-        """Rows that match and whose ids follow one: ``count`` or a few times more, or all when there are not as many."""
+        """Rows that match and whose ids follow one: ``count`` or a few times more, or all if there are not as many."""
         self._connection.existing()
         store = self._connection.store
         share = 4 * count / max(1, store.size())
