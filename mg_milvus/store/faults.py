@@ -68,7 +68,11 @@ _BY_TEXT: tuple[tuple[re.Pattern[str], type[StoreError]], ...] = tuple(
         (r"channel.* (closed|not found|not available)|not ready|unavailable|no available", StoreUnavailableError),
     )
 )
-_BUSY = re.compile(r"rate limit|request is rejected|quota|not (fully )?loaded|channel.* (closed|not)|not ready", re.I)
+_BUSY = re.compile(
+    r"rate limit|request is rejected|quota|not (fully )?loaded|channel.* (closed|not)|not ready"
+    r"|manager has not been init",  # Milvus Lite says so for a moment while it starts
+    re.I,
+)
 
 _inside: ContextVar[bool] = ContextVar("mg_milvus_store_call", default=False)
 
