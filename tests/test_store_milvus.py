@@ -594,6 +594,7 @@ class Flaky:
 BUSY = [
     exceptions.MilvusUnavailableException(message="x"),
     exceptions.MilvusException(8, "rate limit exceeded"),
+    exceptions.MilvusException(1, "Mmap manager has not been init"),
     exceptions.MilvusException(101, "collection not loaded"),
     exceptions.MilvusException(2, "Fail connecting"),
 ]
