@@ -11,7 +11,7 @@ import numpy as np
 from mg_milvus import search
 from mg_milvus.errors import QueryError
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
-from mg_milvus.question import Question
+from mg_milvus.question import MAX_DEPTH, Question
 from mg_milvus.schema_parts import PARTS
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Browser:
         return self._connection.rows([row_id])[0]
 
     def sample(self, count: int, where: str | None = None) -> list[Row]:
-        """Rows at random, at most ``count``, without codes; all of them are read only when they are few.
+        """Rows at random, at most ``count``, without codes.
 
         Ids are hashes, so the rows whose ids follow a random one are a random sample.
 
@@ -159,19 +159,19 @@ class Browser:
         """
         if not 1 <= count <= 1000:
             raise QueryError(f"count is {count}, expected a whole number from 1 to 1000")
-        rows = self._some(count, where, secrets.randbits(_ID_BITS))
-        chosen = np.random.default_rng().permutation(len(rows))[:count]
-        return [rows[i] for i in chosen]
+        ids = self._some(count, where, secrets.randbits(_ID_BITS))
+        chosen = np.random.default_rng().permutation(len(ids))[:count]
+        return list(self._connection.store.fetch([ids[i] for i in chosen]).values())
 
     def values(self) -> dict[str, Any]:
-        """What the schema's own columns hold, as seen in 1,000 rows or a few more: for filters to choose from.
+        """What the schema's own columns hold, as seen in up to 1,000 rows: for filters to choose from.
 
         Returns:
             Name -> sorted texts of a string column (empty when there are too many to choose from), or [least, most]
             of a number column; columns without a value are left out.
         """
         fields = self._connection.schema.fields
-        rows = self._some(1000, None, 0) if fields else []
+        rows = self._connection.store.fetch(self._some(1000, None, 0)[:1000]).values() if fields else []
         found: dict[str, Any] = {}
         for column in fields:
             seen = {row.fields[column.name] for row in rows if row.fields.get(column.name) not in (None, "")}
@@ -181,16 +181,21 @@ class Browser:
                 found[column.name] = [min(seen), max(seen)]
         return found
 
-    def _some(self, count: int, where: str | None, first: int) -> list[Row]:
-        """Rows that match and whose ids follow one: ``count`` or a few times more, or all if there are not as many."""
+    def _some(self, count: int, where: str | None, first: int) -> list[str]:
+        """Ids from ``first`` on of rows that match: ``count`` or a few times more, or all when there are not as many.
+
+        They come from a search, which looks at every row but returns few: Milvus Lite's way to list rows is slower.
+        """
         self._connection.existing()
-        store = self._connection.store
+        store, bits = self._connection.store, self._connection.schema.bits
+        shortest = min(bits, key=bits.__getitem__)
+        anywhere = np.zeros((1, bits[shortest] // 8), np.uint8)
         share = 4 * count / max(1, store.size())
         while True:
             both = " and ".join(f"({part})" for part in (_ids(first, share), where) if part)
-            rows = [row for batch in store.scan(both or None) for row in batch]
-            if len(rows) >= count or share >= 1:
-                return rows
+            (found,) = store.nearest(shortest, anywhere, min(16 * count, MAX_DEPTH), both or None)
+            if len(found.ids) >= count or share >= 1:
+                return found.ids
             share *= 16
 
 
