@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mg_milvus.codes import pack
-from mg_milvus.encoder import artefact
+from mg_milvus.encoder import artefact, lanes
 from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD, channels_first, extractor, find_backbone
 from mg_milvus.encoder.device import has_bfloat16, resolve_device
 from mg_milvus.encoder.fit import BASELINES, Head, Statistics, edit_covariance, fit_head, shipped_head, statistics
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mg_milvus.regions import Scale
 
 MICRO_BATCH = 32
-"""Pictures per forward pass: larger ones are no faster on a CPU and take more memory."""
+"""Pictures per forward pass, where it is not a CPU's."""
 REGIONS_SAMPLE = 20_000
 """Regions that their head is fitted on, at most."""
 _SEED = 7
@@ -94,12 +94,19 @@ class TorchEncoder:
         rows_of: dict[tuple[int, ...], list[int]] = {}
         for row, picture in enumerate(pictures):
             rows_of.setdefault(picture.shape, []).append(row)
+        on_cpu = self.device.type == "cpu"
+        _ = self._network  # built once, before several lanes ask for it
+        size = lanes.PICTURES if on_cpu else MICRO_BATCH
+        chunks = [rows[start : start + size] for rows in rows_of.values() for start in range(0, len(rows), size)]
+
+        def features_of(chunk: Sequence[int]) -> Features:
+            return self._features(np.stack([pictures[row] for row in chunk]), names, regions)
+
+        done = lanes.in_lanes(features_of, chunks) if on_cpu else map(features_of, chunks)
         found: Features = {}
-        for rows in rows_of.values():
-            for start in range(0, len(rows), MICRO_BATCH):
-                chunk = rows[start : start + MICRO_BATCH]
-                for name, values in self._features(np.stack([pictures[row] for row in chunk]), names, regions).items():
-                    found.setdefault(name, np.empty((len(pictures), *values.shape[1:]), values.dtype))[chunk] = values
+        for chunk, of_chunk in zip(chunks, done, strict=True):
+            for name, values in of_chunk.items():
+                found.setdefault(name, np.empty((len(pictures), *values.shape[1:]), values.dtype))[chunk] = values
         return found
 
     def _features(self, pictures: Pixels, names: Sequence[str], regions: Sequence[Scale]) -> Features:
