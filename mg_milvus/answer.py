@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, SupportsIndex, overload
 
 from mg_milvus.hits import Hit
 from mg_milvus.images.discover import text_path
-from mg_milvus.images.thumbnails import thumbnail
 from mg_milvus.notebook import SIDE, render
 from mg_milvus.notebook.bars import bars_of
 
@@ -42,6 +41,8 @@ class Hits(list[Hit]):
 
     def _repr_html_(self) -> str:
         """Thumbnails, scores and distances; a picture that is gone or cannot be read is a placeholder."""
+        from mg_milvus.images.thumbnails import thumbnail
+
         cards = [
             {
                 "rank": hit.rank,

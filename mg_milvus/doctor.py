@@ -180,7 +180,8 @@ def _encoder(device: str) -> Check:
     lengths = {name: 8 * code.shape[1] for name, code in codes.items()}
     if lengths != dict(encoder.bits):
         raise RuntimeError(f"codes of {lengths} bits, expected {dict(encoder.bits)}")
-    return Check("encoder", True, f"{encoder.backbone}, {encoder.fingerprint}, encodes a test picture")
+    does = f"encodes a test picture in {encoder.runtime}"
+    return Check("encoder", True, f"{encoder.backbone}, {encoder.fingerprint}, {does}")
 
 
 def _milvus(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from mg_milvus import search
-from mg_milvus.bulk import transfer
 from mg_milvus.connection import Connection
 from mg_milvus.duplicates.question import Question
 from mg_milvus.duplicates.single import find_duplicates_of
@@ -209,6 +208,8 @@ class ImageIndex:
             EncoderMismatchError, SchemaMismatchError: the collection cannot take these codes; nothing was written.
             StoreError: Milvus failed; what was acknowledged stays.
         """
+        from mg_milvus.bulk import transfer  # with all that reads from the web, which few commands need
+
         return transfer.load(self._connection, folder, partial=partial, bucket=bucket, progress=progress)
 
     def export(self, folder: PathLike, *, progress: Callable[[Progress], None] | None = None) -> TransferReport:
@@ -222,6 +223,8 @@ class ImageIndex:
             CollectionNotFoundError: there is none.
             CodeFileError: the folder cannot be written, or has codes already.
         """
+        from mg_milvus.bulk import transfer
+
         return transfer.export(self._connection, folder, progress=progress)
 
     def query(self, picture: PictureSource, **options: Unpack[QueryOptions]) -> Hits:

@@ -8,6 +8,7 @@ from importlib import metadata
 import pytest
 
 from mg_milvus import ImageIndex, doctor
+from mg_milvus.encoder import load_encoder
 
 
 def check_of(name: str, uri: object, **options) -> doctor.Check:
@@ -55,6 +56,7 @@ def test_the_packages_here_are_right(tmp_path):
     assert "fit together" in checks["torch and torchvision"].message
     assert checks["device"].message.startswith("auto is ")
     assert checks["encoder"].ok, checks["encoder"]
+    assert checks["encoder"].message.endswith(f"encodes a test picture in {load_encoder().runtime}")
 
 
 @pytest.mark.parametrize(

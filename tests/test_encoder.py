@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 
 from mg_milvus.codes import hamming
 from mg_milvus.encoder import Encoder, load_encoder, untrained_encoder
-from mg_milvus.encoder.backbones import BACKBONES, build, channels_first
+from mg_milvus.encoder.backbones import build, channels_first
 from mg_milvus.encoder.device import has_bfloat16, resolve_device
 from mg_milvus.encoder.fit import Head
-from mg_milvus.encoder.heads import Reading, gem, mirrored, pyramid
+from mg_milvus.encoder.heads import gem, mirrored, pyramid
 from mg_milvus.encoder.inputs import input_size
 from mg_milvus.encoder.manifold import ManifoldHead
+from mg_milvus.encoder.readings import Reading
+from mg_milvus.encoder.table import BACKBONES
 from mg_milvus.encoder.torch_encoder import TorchEncoder
 from mg_milvus.errors import EncoderError, PictureError, WeightsNotFoundError
 from mg_milvus.fitting import fit_encoder
@@ -90,6 +92,7 @@ def test_a_code_does_not_depend_on_the_batch(
     builtin: Encoder, prepared: list[np.ndarray], bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mg_milvus.encoder.torch_encoder.has_bfloat16", lambda _: bfloat16)
+    builtin = TorchEncoder(builtin.parts, device="cpu")
     whole = builtin.encode(prepared)
     for size in range(1, 9):
         parts = [builtin.encode(prepared[i : i + size]) for i in range(0, 9, size)]
@@ -180,6 +183,7 @@ def test_bfloat16_changes_few_bits(
 ) -> None:
     assert has_bfloat16(torch.device("mps")) is False
     monkeypatch.setattr("mg_milvus.encoder.torch_encoder.has_bfloat16", lambda _: True)
+    builtin = TorchEncoder(builtin.parts, device="cpu")
     half = builtin.encode(prepared)
     monkeypatch.setattr("mg_milvus.encoder.torch_encoder.has_bfloat16", lambda _: False)
     full = builtin.encode(prepared)
@@ -209,7 +213,8 @@ def test_every_backbone_can_be_fitted(name: str, tmp_path: Path) -> None:
     pictures = [encoder.prepare(kind_of_picture(KINDS[i % 3], i)) for i in range(4)]
     features = encoder.features(pictures)
     assert len(features["fine"][0]) > len(features["mid"][0]) > len(features["coarse"][0])
-    row, maps = BACKBONES[name], encoder._network(torch.zeros(1, 3, 224, 224))
+    in_torch = TorchEncoder(encoder.parts, device="cpu")
+    row, maps = BACKBONES[name], in_torch._network(torch.zeros(1, 3, 224, 224))
     assert tuple(channels_first(maps[stage], row.layout).shape[1] for stage in row.stages) == row.channels
     assert all(np.linalg.norm(values, axis=1) == pytest.approx(np.ones(4), abs=1e-3) for values in features.values())
     fitted = encoder.adapted(features, {"coarse": 8, "mid": 16, "fine": 16})

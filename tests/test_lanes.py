@@ -11,6 +11,7 @@ from conftest import KINDS, kind_of_picture
 
 from mg_milvus.encoder import load_encoder
 from mg_milvus.encoder.lanes import PICTURES, in_lanes
+from mg_milvus.encoder.torch_encoder import TorchEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,7 @@ def test_an_error_in_a_lane_is_the_callers_and_leaves_the_threads_as_they_were(t
 
 
 def test_a_code_does_not_depend_on_the_lanes(threads: int) -> None:
-    encoder = load_encoder()
+    encoder = TorchEncoder(load_encoder().parts, device="cpu")
     sizes = [(96, 64), (64, 96)]
     pictures = [encoder.prepare(kind_of_picture(KINDS[i % 3], i, sizes[i % 5 == 0])) for i in range(2 * PICTURES + 3)]
     together = encoder.encode(pictures)

@@ -53,6 +53,7 @@ PART_OF = {
 BORDERS = {
     "torch": {"encoder", "training"},
     "torchvision": {"encoder", "training"},
+    "onnxruntime": {"encoder"},
     "safetensors.torch": {"encoder", "training"},
     "pymilvus": {"store", "bulk"},
     "milvus_lite": {"store", "bulk"},

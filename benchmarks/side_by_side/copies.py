@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus import ImageIndex, load_encoder
-from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD
+from mg_milvus.encoder.table import IMAGENET_MEAN, IMAGENET_STD
 from mg_milvus.images.decode import open_picture
 from mg_milvus.images.edits import EDITS
 from side_by_side.measuring import alone

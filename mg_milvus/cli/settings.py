@@ -130,10 +130,10 @@ def _variable(name: str) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    from mg_milvus.schema_file import read_yaml
-
     if not file.exists():
         return {}
+    from mg_milvus.schema_file import read_yaml
+
     try:
         content = read_yaml(file)
     except SchemaError as exc:

@@ -36,6 +36,10 @@ class Encoder(Protocol):
         """Name of the backbone."""
 
     @property
+    def runtime(self) -> str:
+        """What runs the backbone: ``torch`` or ``onnxruntime``."""
+
+    @property
     def bits(self) -> Mapping[str, int]:
         """Granularity -> code length in bits, for every granularity this encoder offers."""
 

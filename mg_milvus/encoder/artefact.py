@@ -11,19 +11,18 @@ import json
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
+import numpy as np
+from numpy.typing import NDArray  # noqa: TC002 - pydantic reads the annotations
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
-from mg_milvus.encoder.backbones import find_backbone, pretrained, read_weights
 from mg_milvus.encoder.fit import Head, Statistics
-from mg_milvus.encoder.heads import Reading
 from mg_milvus.encoder.manifold import ManifoldHead
+from mg_milvus.encoder.readings import Reading
 from mg_milvus.encoder.soundness import check_heads, check_widths
+from mg_milvus.encoder.table import find_backbone
+from mg_milvus.encoder.weights import from_safetensors, single, to_safetensors, weights_fingerprint
 from mg_milvus.errors import EncoderError
 from mg_milvus.regions import Scale  # noqa: TC001 - pydantic reads the annotations
 from mg_milvus.schema_parts import PARTS
@@ -34,7 +33,8 @@ if TYPE_CHECKING:
 
     from mg_milvus.encoder import Encoder
     from mg_milvus.encoder.fit import Matrix
-    from mg_milvus.encoder.torch_encoder import TorchEncoder
+    from mg_milvus.encoder.hash_encoder import HashEncoder
+    from mg_milvus.encoder.weights import Weights
 
 _KEY = "mg_milvus_encoder"
 _FINGERPRINT = "fingerprint"
@@ -65,19 +65,9 @@ class Parts(BaseModel):
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     configuration: Configuration
-    backbone: dict[str, torch.Tensor]
+    backbone: dict[str, NDArray[Any]]
     heads: dict[str, Head | ManifoldHead]
     statistics: dict[str, Statistics]
-
-
-def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """16 hexadecimal digits over names, shapes, types and values."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def fingerprint(parts: Parts) -> str:
@@ -87,30 +77,18 @@ def fingerprint(parts: Parts) -> str:
         if not settings[name]:
             del settings[name]
     text = json.dumps(settings, sort_keys=True)
-    return hashlib.blake2b(f"{text}{tensors_fingerprint(_fitted_tensors(parts))}".encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(f"{text}{weights_fingerprint(_fitted_weights(parts))}".encode(), digest_size=8).hexdigest()
 
 
 def to_bytes(parts: Parts, *, with_backbone: bool = True) -> bytes:
     """The content of the encoder file."""
-    tensors = _fitted_tensors(parts)
+    weights = _fitted_weights(parts)
     if with_backbone:
-        tensors |= {f"backbone.{name}": tensor.contiguous() for name, tensor in parts.backbone.items()}
-    return _in_order(
-        save_tensors(tensors, metadata={_KEY: parts.configuration.model_dump_json(), _FINGERPRINT: fingerprint(parts)})
-    )
+        weights |= {f"backbone.{name}": values for name, values in parts.backbone.items()}
+    return to_safetensors(weights, {_KEY: parts.configuration.model_dump_json(), _FINGERPRINT: fingerprint(parts)})
 
 
-def _in_order(data: bytes) -> bytes:
-    """The same file with its metadata in order: the library writes them in another one each time."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-
-def from_bytes(data: bytes, origin: str, shared: dict[str, torch.Tensor] | None = None) -> Parts:
+def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Parts:
     """Read an encoder file.
 
     Args:
@@ -123,10 +101,8 @@ def from_bytes(data: bytes, origin: str, shared: dict[str, torch.Tensor] | None 
         WeightsNotFoundError: heads only, and the backbone's weights are not here.
     """
     try:
-        tensors = load_tensors(data)
-        length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError, KeyError) as error:
+        weights, metadata = from_safetensors(data)
+    except ValueError as error:
         raise EncoderError(
             f"{origin} is not an encoder file or is damaged ({error}); expected a .safetensors file made by mgm fit"
         ) from error
@@ -136,7 +112,7 @@ def from_bytes(data: bytes, origin: str, shared: dict[str, torch.Tensor] | None 
         )
     try:
         configuration = Configuration.model_validate_json(metadata[_KEY])
-        fitted = {name: tensor.float().numpy() for name, tensor in tensors.items() if not name.startswith("backbone.")}
+        fitted = {name: single(values) for name, values in weights.items() if not name.startswith("backbone.")}
         heads = {g: _head(fitted, f"heads.{g}.") for g in configuration.readings if f"heads.{g}.mean" in fitted}
         moments = {
             g: Statistics(
@@ -152,9 +128,9 @@ def from_bytes(data: bytes, origin: str, shared: dict[str, torch.Tensor] | None 
             f"{origin} is an encoder file that this version of mg-milvus cannot read "
             f"({str(error).splitlines()[0]}); update mg-milvus, or make the file again with mgm fit"
         ) from error
-    backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-    backbone = backbone or shared or pretrained(configuration.backbone)
-    found = tensors_fingerprint(backbone)
+    backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+    backbone = backbone or dict(shared or {}) or _pretrained(configuration.backbone)
+    found = weights_fingerprint(backbone)
     if found != configuration.backbone_fingerprint:
         raise EncoderError(
             f"{origin}: the backbone's weights have the fingerprint {found}, expected "
@@ -172,35 +148,52 @@ def from_bytes(data: bytes, origin: str, shared: dict[str, torch.Tensor] | None 
     return parts
 
 
-def load(source: str | Path | bytes, *, device: str = "auto", base: Encoder | None = None) -> TorchEncoder:
+def load(source: str | Path | bytes, *, device: str = "auto", base: Encoder | None = None) -> HashEncoder:
     """See ``mg_milvus.encoder.load_encoder``."""
-    from mg_milvus.encoder.torch_encoder import TorchEncoder
+    from mg_milvus.encoder.hash_encoder import HashEncoder
 
-    shared = base.parts.backbone if isinstance(base, TorchEncoder) else None
+    shared = base.parts.backbone if isinstance(base, HashEncoder) else None
     if isinstance(source, bytes):
-        return TorchEncoder(from_bytes(source, "the encoder", shared), device=device)
+        return made(from_bytes(source, "the encoder", shared), device)
     if source == BUILTIN:
         file = resources.files("mg_milvus.encoder") / "weights" / "builtin.safetensors"
-        return TorchEncoder(from_bytes(file.read_bytes(), "the built-in encoder"), device=device)
+        return made(from_bytes(file.read_bytes(), "the built-in encoder"), device)
     path = Path(source)
     if not path.is_file():
         raise EncoderError(f"there is no encoder file {path}; give '{BUILTIN}' or a .safetensors file made by mgm fit")
-    return TorchEncoder(from_bytes(path.read_bytes(), str(path), shared), device=device)
+    return made(from_bytes(path.read_bytes(), str(path), shared), device)
 
 
-def untrained(backbone: str, weights: str | os.PathLike[str] | None, *, device: str = "auto") -> TorchEncoder:
-    """See ``mg_milvus.encoder.untrained_encoder``."""
+def made(parts: Parts, device: str) -> HashEncoder:
+    """The encoder of these parts, on onnxruntime where it can be, else on torch."""
+    from mg_milvus.encoder.onnx_encoder import OnnxEncoder, onnx_runs
+
+    if onnx_runs(parts.configuration.backbone, device):
+        return OnnxEncoder(parts, device=device)
     from mg_milvus.encoder.torch_encoder import TorchEncoder
 
+    return TorchEncoder(parts, device=device)
+
+
+def untrained(backbone: str, weights: str | os.PathLike[str] | None, *, device: str = "auto") -> HashEncoder:
+    """See ``mg_milvus.encoder.untrained_encoder``."""
+    from mg_milvus.encoder.backbones import as_arrays, read_weights
+
     row = find_backbone(backbone)
-    tensors = pretrained(backbone) if weights is None else read_weights(weights)
+    arrays = _pretrained(backbone) if weights is None else as_arrays(read_weights(weights))
     configuration = Configuration(
         backbone=backbone,
-        backbone_fingerprint=tensors_fingerprint(tensors),
+        backbone_fingerprint=weights_fingerprint(arrays),
         side=row.side,
         readings=default_readings(backbone),
     )
-    return TorchEncoder(Parts(configuration=configuration, backbone=tensors, heads={}, statistics={}), device=device)
+    return made(Parts(configuration=configuration, backbone=arrays, heads={}, statistics={}), device)
+
+
+def _pretrained(backbone: str) -> dict[str, NDArray[Any]]:
+    from mg_milvus.encoder.backbones import as_arrays, pretrained
+
+    return as_arrays(pretrained(backbone))
 
 
 def default_readings(backbone: str) -> dict[str, Reading]:
@@ -225,21 +218,24 @@ def _head(fitted: Mapping[str, Matrix], prefix: str) -> Head | ManifoldHead:
     return ManifoldHead(**matrices, neighbours=int(fitted[f"{prefix}neighbours"]))
 
 
-def _fitted_tensors(parts: Parts) -> dict[str, torch.Tensor]:
+def _fitted_weights(parts: Parts) -> dict[str, NDArray[Any]]:
     """Heads and statistics; means are float32, their other matrices have values of half precision, see ``fit.py``."""
-    tensors: dict[str, torch.Tensor] = {}
+    weights: dict[str, NDArray[Any]] = {}
     for name, head in parts.heads.items():
         for field in fields(head):
-            tensors[f"heads.{name}.{field.name}"] = _stored(field.name, getattr(head, field.name))
+            weights[f"heads.{name}.{field.name}"] = _stored(field.name, getattr(head, field.name))
     for name, moments in parts.statistics.items():
         for field in fields(moments):
             value = getattr(moments, field.name)
             if value is not None:
-                tensors[f"statistics.{name}.{field.name}"] = _stored(field.name, value)
-    return tensors
+                weights[f"statistics.{name}.{field.name}"] = _stored(field.name, value)
+    return weights
 
 
-def _stored(name: str, value: Matrix | int) -> torch.Tensor:
+def _stored(name: str, value: Matrix | int) -> NDArray[Any]:
     """One attribute of a head or of statistics as it is in the file."""
-    tensor = torch.tensor(value)  # a copy: two tensors of one file may not share memory
-    return tensor.half() if tensor.is_floating_point() and name not in {"mean", "centre"} else tensor
+    values = np.asarray(value)
+    if values.dtype.kind != "f" or name in {"mean", "centre"}:
+        return values
+    with np.errstate(over="ignore"):  # what is too large is refused when the file is read
+        return values.astype(np.float16)

@@ -25,12 +25,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there: emulated bfloat16 on older CPUs is slower."""
+    """Whether bfloat16 is faster than float32 there: on CPUs without matrix instructions (AMX) it is slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        return bool(torch.cpu.get_capabilities().get("amx_bf16"))
     return False
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg_milvus.encoder.backbones import find_backbone
-from mg_milvus.encoder.heads import width
+from mg_milvus.encoder.readings import width
+from mg_milvus.encoder.table import find_backbone
 from mg_milvus.errors import EncoderError
 from mg_milvus.schema_parts import PARTS
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as V
 
-from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD
+from mg_milvus.encoder.table import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

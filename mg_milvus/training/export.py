@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mg_milvus.encoder.artefact import BUILTIN, Configuration, Parts, default_readings, load, tensors_fingerprint
-from mg_milvus.encoder.backbones import build, find_backbone, pretrained, read_weights
+from mg_milvus.encoder.artefact import BUILTIN, Configuration, Parts, default_readings, load
+from mg_milvus.encoder.backbones import as_arrays, as_tensors, build, pretrained, read_weights
 from mg_milvus.encoder.fit import Head
+from mg_milvus.encoder.table import find_backbone
 from mg_milvus.encoder.torch_encoder import TorchEncoder
+from mg_milvus.encoder.weights import weights_fingerprint
 from mg_milvus.errors import EncoderError, TrainingError
 from mg_milvus.images.edits import EDITS
 from mg_milvus.schema_parts import PARTS
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mg_milvus.encoder import Features
-    from mg_milvus.encoder.heads import Reading
+    from mg_milvus.encoder.readings import Reading
     from mg_milvus.training.configuration import TrainingConfiguration
 
 EDITED_SIDE = 320
@@ -59,7 +61,7 @@ def first_weights(configuration: TrainingConfiguration) -> dict[str, torch.Tenso
             f"init '{configuration.init}' holds the backbone {encoder.backbone}, expected {configuration.backbone}; "
             f"set the backbone to {encoder.backbone}, or init to torchvision or scratch"
         )
-    return encoder.parts.backbone
+    return as_tensors(encoder.parts.backbone)
 
 
 def readings_of(configuration: TrainingConfiguration) -> dict[str, Reading]:
@@ -94,15 +96,15 @@ def encoder_of(
         for name, first in base.items()
         if f"backbone.{name}" in weights
     }
-    backbone = {
+    backbone = as_arrays({
         # Half precision halves the file; codes are computed from these very values. Running variances, as all that is
         # one number a channel, stay exact: they may be larger than half precision can hold.
-        name: (value.half() if value.is_floating_point() and value.ndim > 1 else value).cpu().contiguous()
+        name: value.half() if value.is_floating_point() and value.ndim > 1 else value
         for name, value in (dict(base) | trained).items()
-    }
+    })  # fmt: skip
     settings = Configuration(
         backbone=configuration.backbone,
-        backbone_fingerprint=tensors_fingerprint(backbone),
+        backbone_fingerprint=weights_fingerprint(backbone),
         side=configuration.side,
         readings=readings_of(configuration) | {PARTS: default_readings(configuration.backbone)[PARTS]},
     )

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mg_milvus.encoder.backbones import channels_first, extractor, find_backbone
-from mg_milvus.encoder.heads import Reading, read
+from mg_milvus.encoder.backbones import channels_first, extractor
+from mg_milvus.encoder.heads import read
+from mg_milvus.encoder.table import find_backbone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from mg_milvus.encoder.readings import Reading
 
 
 class HashLayer(nn.Module):

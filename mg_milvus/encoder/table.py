@@ -1,0 +1,72 @@
+"""The table of backbones: name -> stages to read, input size. Without torch; ``backbones.py`` makes the networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mg_milvus.errors import EncoderError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """One row of the table.
+
+    Attributes:
+        name: as users write it, and torchvision's name for the model.
+        stages: nodes of the network to read, early to late; a module's name means its output.
+        channels: of each stage.
+        side: input pixels: the area of an input picture is about side * side.
+        multiple: input width and height are multiples of this, and so the aspect of the picture is kept; 0 for a
+            network that takes squares only.
+        layout: order of a stage's output: channels first, channels last, or a sequence of tokens with a class token.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    channels: tuple[int, ...]
+    side: int = 224
+    multiple: int = 32
+    layout: Literal["nchw", "nhwc", "tokens"] = "nchw"
+
+
+BACKBONES: dict[str, Backbone] = {
+    row.name: row
+    for row in (
+        Backbone("mgnet", ("stage2", "stage3", "stage4"), (80, 160, 320), side=112, multiple=16),
+        Backbone("smallnet", ("stage1", "stage2", "stage3"), (64, 256, 256), side=32, multiple=8),
+        Backbone("resnet18", ("layer2", "layer3", "layer4"), (128, 256, 512)),
+        Backbone("resnet50", ("layer2", "layer3", "layer4"), (512, 1024, 2048)),
+        Backbone("mobilenet_v3_small", ("features.3", "features.8", "features.12"), (24, 48, 576)),
+        Backbone("mobilenet_v3_large", ("features.6", "features.12", "features.16"), (40, 112, 960)),
+        Backbone("efficientnet_b0", ("features.3", "features.5", "features.8"), (40, 112, 1280)),
+        Backbone(
+            "regnet_y_400mf",
+            ("trunk_output.block2", "trunk_output.block3", "trunk_output.block4"),
+            (104, 208, 440),
+        ),
+        Backbone("convnext_tiny", ("features.3", "features.5", "features.7"), (192, 384, 768)),
+        Backbone(
+            "vit_b_16",
+            tuple(f"encoder.layers.encoder_layer_{layer}" for layer in (5, 8, 11)),
+            (768, 768, 768),
+            multiple=0,
+            layout="tokens",
+        ),
+        Backbone("swin_t", ("features.3", "features.5", "features.7"), (192, 384, 768), layout="nhwc"),
+    )
+}
+
+
+def find_backbone(name: str) -> Backbone:
+    """The row of the table.
+
+    Raises:
+        EncoderError: no such backbone.
+    """
+    if name not in BACKBONES:
+        raise EncoderError(f"unknown backbone '{name}'; known are {', '.join(BACKBONES)}")
+    return BACKBONES[name]
