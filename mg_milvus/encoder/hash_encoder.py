@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -12,6 +13,7 @@ from mg_milvus.encoder import artefact
 from mg_milvus.encoder.fit import BASELINES, Head, Statistics, edit_covariance, fit_head, shipped_head, statistics
 from mg_milvus.encoder.inputs import input_size, resized
 from mg_milvus.encoder.manifold import ManifoldHead, fit_manifold_head
+from mg_milvus.encoder.one_core import one_core
 from mg_milvus.encoder.table import find_backbone
 from mg_milvus.errors import EncoderError
 from mg_milvus.schema_parts import PARTS
@@ -135,7 +137,11 @@ class HashEncoder(ABC):
         return found.reshape(len(pictures), len(self.regions), -1)
 
     def encode(self, pictures: Sequence[Pixels]) -> dict[str, Codes]:
-        return self.codes(self.features(pictures))
+        features = self.features(pictures)
+        if len(pictures) == 1:
+            return self.codes(features)
+        with one_core():
+            return self.codes(features)
 
     def with_regions(self, scales: Sequence[Scale]) -> Self:
         if tuple(scales) == self.regions:
@@ -172,11 +178,16 @@ class HashEncoder(ABC):
         if fixed:
             self._check_lengths(bits)
         shipped = self.parts.statistics
+
+        def head(name: str) -> Head | ManifoldHead:
+            if fixed and name != PARTS:
+                return self.parts.heads[name]
+            with one_core():
+                return self._fitted(name, sample[name], bits[name])
+
         try:
-            heads = {
-                name: self.parts.heads[name] if fixed and name != PARTS else self._fitted(name, sample[name], length)
-                for name, length in bits.items()
-            }
+            with one_core(), ThreadPoolExecutor(len(bits), "mgm-fit") as pool:
+                heads = dict(zip(bits, pool.map(head, bits), strict=True))
         except ValueError as error:
             raise EncoderError(
                 f"hash heads cannot be fitted: {error}; expected pictures that differ and a trained backbone"
