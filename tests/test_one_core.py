@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController
 
-from mg_milvus.encoder import load_encoder
+from mg_milvus.encoder import hash_encoder, load_encoder
+from mg_milvus.encoder.fit import Head, Statistics, fit_head
 from mg_milvus.encoder.one_core import one_core
 
 if TYPE_CHECKING:
@@ -40,15 +41,25 @@ def test_the_limit_holds_inside_and_is_lifted_after_an_error() -> None:
     assert cores() == {3}
 
 
-def test_heads_do_not_depend_on_the_number_of_cores() -> None:
+def test_heads_are_fitted_and_batches_hashed_on_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder()
+    seen: dict[str, set[int]] = {}
+
+    def fitted(sample: np.ndarray, bits: int, shipped: Statistics | None) -> Head:
+        seen["fit"] = cores()
+        return fit_head(sample, bits, shipped)
+
+    monkeypatch.setattr(hash_encoder, "fit_head", fitted)
+    moments = encoder.parts.statistics["fine"]
     random = np.random.default_rng(0)
-    sample = {
-        name: (moments.mean + random.standard_normal((150, len(moments.factor)), np.float32) @ moments.factor)
-        for name, moments in encoder.parts.statistics.items()
-    }
-    bits = {"coarse": 32, "mid": 64, "fine": 64}
-    shared = encoder.adapted(sample, bits)
+    sample = moments.mean + random.standard_normal((60, len(moments.factor)), np.float32) @ moments.factor
+    made = encoder.adapted({"fine": sample}, {"fine": 16})
+
+    def hashed(values: np.ndarray) -> np.ndarray:
+        seen["hash"] = cores()
+        return np.packbits(values > 0, axis=1)
+
+    monkeypatch.setattr(hash_encoder, "pack", hashed)
+    made.encode([np.zeros((3, 32, 32), np.uint8)] * 2)
+    assert seen == {"fit": {1}, "hash": {1}}
     assert cores() == {3}
-    with LIBRARIES.limit(limits=1):
-        assert encoder.adapted(sample, bits).fingerprint == shared.fingerprint

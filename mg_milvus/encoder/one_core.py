@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def one_core() -> AbstractContextManager[Any]:
-    """While this context lasts; it holds for the whole process, or for this thread alone where the library can do that."""
+    """While this context lasts: for the whole process, or for this thread alone where the library can do that."""
     manager: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
     return manager
 
