@@ -17,7 +17,7 @@ FOLDER := '$(subst ','\'',$(if $(OWN),$(OWN),$(OUT)/pictures))'
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo own-queries encoder test lint types unit coverage peers docs screenshots format clean
+.PHONY: help demo own-queries encoder test lint types unit coverage peers bench docs screenshots format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -83,6 +83,9 @@ build/peers/.made: pyproject.toml
 	@$(PYTHON) -m venv --clear build/peers
 	@build/peers/bin/python -m pip --disable-pip-version-check install --quiet --quiet -e '.[parquet]' imagededup faiss-cpu ranx
 	@touch $@
+
+bench: $(VENV)/.dev ## ratios of speed and bytes beside the committed ones; PICTURES=folder: your own, KEEP=1: commit these
+	$(BIN)/python benchmarks/bench.py $(if $(OWN),--pictures $(FOLDER),$(if $(KEEP),--runs 3 --json benchmarks/results/bench.json))
 
 encoder: $(VENV)/.demo ## train the encoder that ships, from nothing, on TRAIN=folder (hours)
 	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/1-shapes.yaml --out encoder-1.safetensors

@@ -11,9 +11,7 @@ At each size the file is closed and opened again: its bytes on disk, the private
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import re
 import sys
 import tempfile
 import time
@@ -21,12 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from processes import engine_pid, memory
+from result_file import write_result
 
 from mg_milvus import ImageIndex, Schema
 from mg_milvus.capacity import plan
 from mg_milvus.encoder import load_encoder
 from mg_milvus.images.discover import picture_id
-from mg_milvus.store import Description, Row, lite
+from mg_milvus.store import Description, Row
 from mg_milvus.store.milvus import MilvusStore
 
 if TYPE_CHECKING:
@@ -56,13 +56,6 @@ def rows_of(schema: Schema, start: int, end: int, path_bytes: int, text_bytes: i
                 )
             )  # fmt: skip
         yield rows
-
-
-def private_memory(file: Path) -> int:
-    """Bytes of the process that serves a Milvus Lite file."""
-    engine = lite._engines[file.resolve()]
-    status = Path(f"/proc/{engine.process.pid}/status").read_text()
-    return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024
 
 
 def compared(rows: int, what: str, real: int, predicted: float) -> dict[str, Any]:
@@ -103,7 +96,7 @@ def main() -> int:
             store.count()
             if schema.parts:
                 store.regions.count()
-            memory = private_memory(file)
+            resident = round(memory(engine_pid(file), "RssAnon") * 2**20)
             first = schema.granularities[0]
             store.nearest(first.name, np.zeros((1, first.bits // 8), np.uint8), 100)
             begin = time.perf_counter()
@@ -113,7 +106,7 @@ def main() -> int:
             store.close()
             made = plan(size, schema, path_bytes=options.path_bytes, text_bytes=options.text_bytes)
             results.append(compared(size, "file", file.stat().st_size - kept, made.lite_file))
-            results.append(compared(size, "memory", memory, made.lite_memory))
+            results.append(compared(size, "memory", resident, made.lite_memory))
             codes = Path(folder) / f"codes{size}"
             with ImageIndex.open(file, collection=schema.collection) as index:
                 index.export(codes)
@@ -124,7 +117,7 @@ def main() -> int:
                 flush=True,
             )
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
+        write_result(options.json, results)
     worst = max(abs(result["off"]) for result in results)
     print(f"worst: {worst:.1%} off, {WITHIN:.0%} allowed")
     return int(worst > WITHIN)

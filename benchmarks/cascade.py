@@ -11,7 +11,6 @@ equal weights and k = 10; ``kept`` is the share of the full search's ten that th
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from result_file import write_result
 
 from mg_milvus import ImageIndex, Schema, load_encoder
 from mg_milvus.encoder_cache import keep_encoder
@@ -83,7 +83,7 @@ def main() -> None:
             store = open_store(uri, schema.collection)
         store.close()
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 def compare(index: ImageIndex, asked: dict[str, np.ndarray], rows: int) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from query_latency import BATCH, synthetic_codes
+from result_file import write_result
+from synthetic import BATCH, synthetic_codes
 
 from mg_milvus import ImageIndex
 from mg_milvus.codes import hamming
@@ -165,7 +166,7 @@ def main() -> None:
         for row in result["quality"]:
             print("  ".join(f"{k}: {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in row.items()))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 if __name__ == "__main__":

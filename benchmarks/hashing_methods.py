@@ -12,10 +12,11 @@ already in the folder are not made again.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any, Literal
+
+from result_file import write_result
 
 from mg_milvus import TrainingConfiguration, evaluate, load_encoder, train
 from mg_milvus.fitting import fit_encoder
@@ -75,7 +76,7 @@ def main() -> None:
     row("classifier, floats", found["float"], first)
     if options.json:
         result = {"bits": options.bits, "before": options.before, "epochs": options.epochs, "methods": table}
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ many threads and encodes them in the same batches with heads that are there, and
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -19,6 +18,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from result_file import write_result
 
 from mg_milvus import ImageIndex, load_encoder
 from mg_milvus.images.decode import decode
@@ -73,7 +74,7 @@ def main() -> None:
     }
     print("\n".join(f"{name:32}{value:>10}" for name, value in result.items()))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import statistics
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from result_file import write_result
 
 from mg_milvus import ImageIndex, Schema, load_encoder
 from mg_milvus.images.discover import discover
@@ -237,7 +237,7 @@ def main() -> None:
         if options.latency:
             own["latency_ms"] = latency(options.latency, name, schema)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ ranx and Milvus' rankers. Everything that is timed against another takes turns w
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from functools import cached_property
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result_file import write_result
 from side_by_side import codes as other_codes
 from side_by_side import copies, floats, fusing
 from side_by_side.measuring import show
@@ -118,7 +118,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             figures |= works[name](pictures, Path(work), options)
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write_result(options.json, figures)
 
 
 if __name__ == "__main__":

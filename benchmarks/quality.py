@@ -14,10 +14,11 @@ Each folder is evaluated as ``mgm eval`` does it: hash heads adapted to the data
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+from result_file import write_result
 
 from mg_milvus import evaluate, load_encoder
 from mg_milvus.fitting import fit_encoder
@@ -117,7 +118,7 @@ def main() -> None:
     if options.hierarchy:
         result["hierarchy"] = hierarchy(options.hierarchy, encoder, options.labelled, options.queries)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 if __name__ == "__main__":

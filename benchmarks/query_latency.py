@@ -2,57 +2,27 @@
 
     python benchmarks/query_latency.py [--rows 100000] [--json FILE]
 
-Times ``ImageIndex.query_codes`` whole: three searches of depth 100, one fetch of the union, fusion, hits. Beside it, in
-turn, the searches and the fetch alone; the rest is this package's own work. The codes are those of clustered pictures:
-random codes would make every candidate list different, which pictures do not.
+Times ``ImageIndex.query_codes`` whole: three searches of depth 100 that bring the rows along, fusion, hits. Beside it,
+in turn, the searches alone; the rest is this package's own work. The codes are those of clustered pictures: random
+codes would make every candidate list different, which pictures do not.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from result_file import write_result
+from synthetic import fill, make, synthetic_codes
 
-from mg_milvus import ImageIndex, load_encoder
-from mg_milvus.codes import pack
-from mg_milvus.encoder_cache import keep_encoder
+from mg_milvus import ImageIndex
 from mg_milvus.schema import Schema
-from mg_milvus.store import Description, Row, open_store
+from mg_milvus.store import open_store
 
-if TYPE_CHECKING:
-    from mg_milvus.store import Store
-
-CLUSTERS, BATCH, QUESTIONS, DEPTH = 1000, 2000, 100, 100
-
-
-def synthetic_codes(count: int, schema: Schema, seed: int) -> dict[str, np.ndarray]:
-    """Codes of ``count`` pictures around 1,000 centres which all granularities share."""
-    centres = np.random.default_rng(0)
-    random = np.random.default_rng(seed)
-    cluster = random.integers(0, CLUSTERS, count)
-    codes = {}
-    for name, bits in schema.bits.items():
-        middle = centres.standard_normal((CLUSTERS, bits)).astype(np.float32)
-        codes[name] = pack(middle[cluster] + random.standard_normal((count, bits)).astype(np.float32))
-    return codes
-
-
-def fill(store: Store, schema: Schema, rows: int) -> float:
-    """Rows a second."""
-    started = time.perf_counter()
-    for start in range(0, rows, BATCH):
-        codes = synthetic_codes(BATCH, schema, seed=start + 1)
-        store.upsert([
-            Row(f"{start + i:032x}", f"/photos/{start + i:09}.jpg", 1, 1, 640, 480, "0" * 32,
-                {name: values[i].tobytes() for name, values in codes.items()})
-            for i in range(BATCH)
-        ])  # fmt: skip
-    return rows / (time.perf_counter() - started)
+QUESTIONS, DEPTH = 100, 100
 
 
 def main() -> None:
@@ -60,13 +30,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    schema, encoder = Schema(), load_encoder()
+    schema = Schema()
     with tempfile.TemporaryDirectory() as scratch:
         uri = f"{scratch}/latency.db"
         store = open_store(uri, schema.collection)
-        keep_encoder(store, encoder)
-        store.create(Description(schema, encoder.fingerprint))
-        fill_rate = fill(store, schema, options.rows)
+        make(store, schema)
+        fill_rate = fill(store, schema, 0, options.rows)
         store.close()
         with ImageIndex.open(uri) as index:
             questions = synthetic_codes(QUESTIONS, schema, seed=0)
@@ -78,9 +47,8 @@ def main() -> None:
                 whole.append(time.perf_counter() - started)
                 started = time.perf_counter()
                 live = index._connection.store
-                found = {n.ids[j] for g in schema.bits for n in live.nearest(g, asked[g][None], DEPTH)
-                         for j in range(len(n.ids))}  # fmt: skip
-                live.fetch(sorted(found), tuple(schema.bits))
+                for name in schema.bits:
+                    live.nearest(name, asked[name][None], DEPTH, rows=True)
                 calls.append(time.perf_counter() - started)
     result = {
         "rows": options.rows,
@@ -92,7 +60,7 @@ def main() -> None:
     }
     print("\n".join(f"{name:32}{value:>10}" for name, value in result.items()))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ CASCADE_ROWS = 10_000_000
 """Pictures from which on ``auto`` is a cascade. Up to a million on Milvus Lite the full search is the faster one
 (benchmarks/cascade.py); more were not measured."""
 
+MOST_ROWS = 10_000
+"""Rows that each search is asked to bring along, at most. Of many queries at once the answers overlap, and it is better
+to fetch each row once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
@@ -59,17 +63,17 @@ def candidates(
     cascade = trace.plan[0] == "cascade"
     if cascade:
         shortest = min(fields, key=lambda name: schema.bits[name])
-        first = _nearest(store, codes, [shortest], question, question.first_depth + len(without), trace)
+        first, known = _nearest(store, codes, [shortest], question, question.first_depth + len(without), trace)
         trace.narrowed(shortest)
         with trace.timed(f"search {PARTS}") if question.parts else nullcontext():
             parts = [_parts(store, schema, codes, question, place, list(own)) for place, own in enumerate(first)]
         with trace.timed("narrow"):
             found = [
-                _named(store, schema, codes, question, place, list(own), regions, trace)
+                _named(store, schema, codes, question, place, list(own), known, regions, trace)
                 for place, (own, regions) in enumerate(zip(first, parts, strict=True))
             ]
     else:
-        found = _nearest(store, codes, fields, question, question.depth + len(without), trace)
+        found, known = _nearest(store, codes, fields, question, question.depth + len(without), trace)
         with trace.timed(f"search {PARTS}") if question.parts else nullcontext():
             parts = [_parts(store, schema, codes, question, place) for place in range(_count(codes))]
             for own, regions in zip(found, parts, strict=True):
@@ -79,7 +83,8 @@ def candidates(
                 for key in reached:
                     own.setdefault(key, []).append(PARTS)
     with trace.timed("fetch"):
-        rows = store.fetch(list(dict.fromkeys(key for own in found for key in own)), tuple(schema.bits))
+        missing = list(dict.fromkeys(key for own in found for key in own if key not in known))
+        rows = {**known, **store.fetch(missing, tuple(schema.bits))} if missing else known
     left_out = set(without)
     results = []
     with trace.timed("distances"):
@@ -97,7 +102,7 @@ def candidates(
 
 def _named(
     store: Store, schema: Schema, codes: Mapping[str, Codes], question: Question, place: int, ids: Sequence[str],
-    regions: Found | None, trace: Trace,
+    rows: Mapping[str, Row], regions: Found | None, trace: Trace,
 ) -> dict[str, list[str]]:  # fmt: skip
     """What each granularity names of these rows, its ``pool`` nearest, as it would have done of all rows.
 
@@ -105,7 +110,9 @@ def _named(
     search even if it began with everything. Ties are cut by id.
     """
     bits = {name: length for name, length in schema.bits.items() if name in question.weights}
-    known = store.fetch_codes(ids, tuple(bits))
+    known = {key: rows[key].codes for key in ids if key in rows}
+    if missing := [key for key in ids if key not in known]:
+        known |= store.fetch_codes(missing, tuple(bits))
     distances = exact_distances(list(known.values()), codes, bits, place)
     if regions:
         distances[PARTS] = regions.distances(list(known))
@@ -142,7 +149,7 @@ def _plan(store: Store, question: Question, fields: Sequence[str]) -> tuple[Plan
         return question.plan, "the question or the schema says so"
     if PARTS in question.weights:
         return "full", f"with {PARTS} in the question, auto asks everything"
-    rows = store.count()
+    rows = store.size()
     if rows >= CASCADE_ROWS:
         return "cascade", f"auto: {rows:,} pictures, and from {CASCADE_ROWS:,} on a cascade is chosen"
     return "full", f"auto: {rows:,} pictures, fewer than the {CASCADE_ROWS:,} from which a cascade is chosen"
@@ -154,18 +161,21 @@ def _count(codes: Mapping[str, Codes]) -> int:
 
 def _nearest(
     store: Store, codes: Mapping[str, Codes], names: Sequence[str], question: Question, depth: int, trace: Trace
-) -> list[dict[str, list[str]]]:
-    """For each query, the rows that these granularities find, and which of them did."""
+) -> tuple[list[dict[str, list[str]]], dict[str, Row]]:
+    """For each query, the ids that these granularities find, and which of them did; and rows that came along."""
     found: list[dict[str, list[str]]] = [{} for _ in range(_count(codes))]
+    known: dict[str, Row] = {}
+    together = len(found) * depth <= MOST_ROWS
     for name in names:
         with trace.timed(f"search {name}"):
-            answers = store.nearest(name, codes[name], min(depth, MAX_DEPTH), question.where)
+            answers = store.nearest(name, codes[name], min(depth, MAX_DEPTH), question.where, rows=together)
         if answers:
             trace.answers[name] = (min(depth, MAX_DEPTH), answers[0].ids)
         for own, neighbours in zip(found, answers, strict=True):
+            known.update(neighbours.rows)
             for key in neighbours.ids:
                 own.setdefault(key, []).append(name)
-    return found
+    return found, known
 
 
 def _parts(

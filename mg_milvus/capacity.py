@@ -15,6 +15,7 @@ from mg_milvus.errors import QueryError
 from mg_milvus.schema import Schema
 from mg_milvus.schema_parts import PARTS
 from mg_milvus.store.index_lists import fits, nlist_for, nprobe_for
+from mg_milvus.store.lite_keys import LARGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -148,7 +149,7 @@ def plan(
     collections = tuple(_collection(table, rows) for table, rows in sizes.filled)
     rate = pictures_per_second or PICTURES_PER_SECOND * (PARTS_RATE if schema.parts else 1)
     made = Plan(
-        pictures, collections, pictures * parquet_row(schema, sizes.table), sizes.total(lambda table: table.lite),
+        pictures, collections, pictures * parquet_row(schema, sizes.table), sizes.lite_file,
         sizes.lite_memory, sizes.memory, sizes.disk, sizes.index, pictures / rate / machines / 3600,
     )  # fmt: skip
     changes: tuple[Change, ...] = ()
@@ -177,6 +178,11 @@ class _Sizes:
     def total(self, size: Callable[[Table], float]) -> float:
         """Of all rows of both collections."""
         return sum(rows * size(table) for table, rows in self.filled)
+
+    @property
+    def lite_file(self) -> float:
+        """Of Milvus Lite's file."""
+        return sum(rows * (table.lite + (table.lite_key if rows >= LARGE else 0)) for table, rows in self.filled)
 
     @property
     def lite_memory(self) -> float:

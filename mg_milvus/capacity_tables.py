@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mg_milvus.store.index_lists import rows_a_segment
+from mg_milvus.store.layout import COPY, Layout
 
 if TYPE_CHECKING:
     from mg_milvus.schema import Schema
@@ -24,6 +25,8 @@ _LITE_INT, _LITE_LONG = 3, 9
 _LITE_ROW = 62 + 12
 """Bytes of a row beside its columns and its key, which comes once more: RowID and Timestamp, SQLite's own (counted)."""
 _LITE_PAGE = 4096
+_LITE_KEY, _LITE_KEYS_FULL = 9, 0.75
+"""Bytes of a key beside itself in the index over the keys, and how full its pages are: keys come in no order."""
 _LITE_MEMORY_ROW, _LITE_MEMORY_TEXT, _LITE_MEMORY_COLUMN, _LITE_MEMORY_BYTE = 34, 76, 25, 2.5
 """Bytes of memory of a row, of each text that is always there (id, path, hash), of each column, and of each byte in
 them, while a file is opened (fitted to five schemas with 20,000 and 60,000 rows, and to 290,000 regions). Half of it is
@@ -67,10 +70,12 @@ class Table:
     Attributes:
         columns: what it holds; the first is the key.
         listed: bytes of a row's number in the index of each code.
+        copy: what Milvus Lite holds besides.
     """
 
     columns: tuple[Column, ...]
     listed: int
+    copy: tuple[Column, ...] = ()
 
     @property
     def raw(self) -> float:
@@ -80,16 +85,23 @@ class Table:
     @property
     def lite(self) -> float:
         """In Milvus Lite's file: whole rows in a page of SQLite, as long as at least one fits."""
-        row = _LITE_ROW + self.columns[0].lite + sum(_LITE_COLUMN + len(c.name) + c.lite for c in self.columns)
+        held = (*self.columns, *self.copy)
+        row = _LITE_ROW + self.columns[0].lite + sum(_LITE_COLUMN + len(c.name) + c.lite for c in held)
         in_page = (_LITE_PAGE - 8) // row
         return _LITE_PAGE / in_page if in_page else math.ceil(row / _LITE_PAGE) * _LITE_PAGE
 
     @property
+    def lite_key(self) -> float:
+        """In the index over the keys of a large collection in Milvus Lite's file; see ``store.lite_keys``."""
+        return (self.columns[0].lite + _LITE_KEY) / _LITE_KEYS_FULL
+
+    @property
     def lite_memory(self) -> float:
         """In the memory of the process that serves the file, while it is opened; half of it stays."""
-        texts = sum(column.name in {"id", "path", "content_hash"} for column in self.columns)
+        held = (*self.columns, *self.copy)
+        texts = sum(column.name in {"id", "path", "content_hash", COPY} for column in held)
         row = _LITE_MEMORY_ROW + _LITE_MEMORY_TEXT * texts
-        return row + _LITE_MEMORY_COLUMN * len(self.columns) + _LITE_MEMORY_BYTE * self.raw
+        return row + _LITE_MEMORY_COLUMN * len(held) + _LITE_MEMORY_BYTE * sum(column.size for column in held)
 
     @property
     def memory(self) -> float:
@@ -121,6 +133,7 @@ def pictures_table(schema: Schema, path_bytes: float, text_bytes: float) -> Tabl
         "float": lambda name: Column(name, 8, "number", _LITE_LONG),
         "bool": lambda name: Column(name, 1, "number", _LITE_INT),
     }
+    copied = Layout(schema).copy.max_bytes
     return Table(
         (
             Column("id", 32, "text", 32),
@@ -134,6 +147,7 @@ def pictures_table(schema: Schema, path_bytes: float, text_bytes: float) -> Tabl
             *(Column(g.name, g.bits // 8, "code", g.bits // 8, bool(g.mmap)) for g in schema.granularities),
         ),
         _listed(schema),
+        (Column(COPY, copied, "text", copied),),
     )
 
 

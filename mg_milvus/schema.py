@@ -20,7 +20,7 @@ PROFILES: dict[str, dict[str, float]] = {
 }
 """Named weights: what kind of thing, which class, this very picture, a bit of each."""
 
-RESERVED_FIELDS = frozenset({"id", "path", "size", "mtime_ns", "width", "height", "content_hash"})
+RESERVED_FIELDS = frozenset({"id", "path", "size", "mtime_ns", "width", "height", "content_hash", "_codes"})
 """Columns that every row has."""
 
 _RESULT_KEYS = frozenset({"query", "rank", "score", "distances", "ranks", "box"})

@@ -200,6 +200,20 @@ def test_nearest_returns_what_there_is(store: Store) -> None:
     assert set(found.ids) == {row.id for row in rows[15:]}
 
 
+def test_rows_come_along_with_a_search(store: Store) -> None:
+    rows = make_rows(store, 40)
+    store.upsert(rows)
+    changed = replace(rows[7], path="/moved.jpg", codes={name: b"\xff" * len(c) for name, c in rows[7].codes.items()})
+    store.upsert([changed])
+    written = {row.id: row for row in [*rows, changed]}
+    for name, bits in bits_of(store).items():
+        queries = np.stack([np.zeros(bits // 8, np.uint8), np.full(bits // 8, 255, np.uint8)])
+        for found in store.nearest(name, queries, 25, where="size >= 1000", rows=True):
+            assert found.rows == {i: written[i] for i in found.ids}
+            assert len(found.rows) == len(found.ids) == 25
+        assert store.nearest(name, queries, 5)[0].rows == {}
+
+
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
@@ -406,11 +420,21 @@ def test_without_a_collection_every_verb_says_so(empty: Store) -> None:
         lambda: empty.fetch(["a"]),
         lambda: list(empty.scan()),
         lambda: empty.count(),
+        lambda: empty.size(),
         lambda: empty.delete(["a"]),
         lambda: empty.retune({"coarse": 1.0}, FusionSettings()),
     ):
         with pytest.raises(CollectionNotFoundError, match=empty.collection):
             ask()
+
+
+def test_the_size_follows_what_this_client_writes(store: Store) -> None:
+    rows = make_rows(store, 30)
+    assert store.size() == 0
+    store.upsert(rows)
+    assert store.size() == store.size() == 30
+    store.delete([rows[0].id, rows[1].id])
+    assert store.size() == 28
 
 
 def test_eight_threads_ask_at_once(store: Store) -> None:

@@ -29,13 +29,14 @@ import pytest
 from pymilvus import DataType, Function, MilvusClient, RRFRanker, exceptions
 from servers import free_port, lite_server, refusing_server
 
-from mg_milvus import errors
+from mg_milvus import errors, search
 from mg_milvus.schema import ExtraField, FusionSettings, Granularity, Schema, StorageSettings
 from mg_milvus.store import Description, Row, open_store
 from mg_milvus.store.connection import Engine
 from mg_milvus.store.description import encode_description
 from mg_milvus.store.faults import ATTEMPTS, Border, kind_of, translate
 from mg_milvus.store.filters import compile_filter, literal
+from mg_milvus.store.layout import Layout
 from mg_milvus.store.milvus import MilvusStore
 
 DESCRIPTION = Description(Schema(granularities=(Granularity(name="coarse", bits=16),)), "0123456789abcdef")
@@ -59,6 +60,26 @@ def raw(file: Path) -> MilvusStore:
     store = MilvusStore(str(file), "pictures")
     yield store
     store.close()
+
+
+def test_files_without_a_copy_of_the_codes_are_asked_and_filled_all_the_same(raw: MilvusStore) -> None:
+    """Those that were made before Milvus Lite got the copy."""
+    schema = DESCRIPTION.schema
+    made = MilvusClient.create_schema(description=encode_description(DESCRIPTION))
+    for column in Layout(schema).columns:
+        if column.type == "string":
+            made.add_field(column.name, DataType.VARCHAR, is_primary=column.name == "id", max_length=column.max_bytes)
+        else:
+            made.add_field(column.name, DataType.INT64)
+    made.add_field("coarse", DataType.BINARY_VECTOR, dim=16)
+    raw._client.create_collection("pictures", schema=made)
+    written = rows(0, 300)
+    raw.upsert(written)
+    code = np.array([[0, 5]], np.uint8)
+    assert raw.nearest("coarse", code, 60, rows=True)[0].rows == {}
+    (hits,) = search.ask(raw, schema, {"coarse": code}, search.Question.of(schema, {"k": 4, "depth": 60}))
+    distances = {row.id: (int.from_bytes(row.codes["coarse"]) ^ 5).bit_count() for row in written}
+    assert [(hit.distances["coarse"], hit.id) for hit in hits] == sorted((d, i) for i, d in distances.items())[:4]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 Real features and codes of a folder, repeated with a little noise until there are enough rows, go into Milvus Lite in
 equal batches: on one side one FLOAT_VECTOR with COSINE and the file's name, on the other what an ingest of mg-milvus
-writes. A question is one search for 10 with the name on one side, and on the other three searches, the codes of the
-union, and the fusion. Memory is what Milvus' own process takes.
+writes. A question is one search for 10 with the name on one side, and on the other three searches for 100 with rows and
+codes, and the fusion. Memory is what Milvus' own process takes.
 """
 
 from __future__ import annotations

@@ -70,10 +70,12 @@ class Neighbours:
     Attributes:
         ids: (n,) primary keys, nearest first; the order within a tie is by id.
         distances: (n,) int32 Hamming distances in bits.
+        rows: id -> row with all its codes, where they were asked for and came with the answer; else empty.
     """
 
     ids: list[str]
     distances: NDArray[np.int32]
+    rows: Mapping[str, Row] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +196,13 @@ class Store(Protocol):
         Regions are written before their pictures: a picture that is there has its regions, whatever happens.
         """
 
-    def nearest(self, granularity: str, codes: Codes, depth: int, where: str | None = None) -> list[Neighbours]:
-        """Search one field with (n, bits / 8) uint8 codes: one ``Neighbours`` a query, at most ``depth`` long."""
+    def nearest(
+        self, granularity: str, codes: Codes, depth: int, where: str | None = None, *, rows: bool = False
+    ) -> list[Neighbours]:
+        """Search one field with (n, bits / 8) uint8 codes: one ``Neighbours`` a query, at most ``depth`` long.
+
+        With ``rows``, what was found comes in the same answer, where the collection can give it.
+        """
 
     def hybrid(
         self,
@@ -220,6 +227,9 @@ class Store(Protocol):
 
     def count(self, where: str | None = None) -> int:
         """Number of rows, or of those that match."""
+
+    def size(self) -> int:
+        """Number of rows, counted again a minute later or after a write of one's own: to choose how to ask."""
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete rows by id, and then their regions; the number of rows that were there."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from mg_milvus.errors import MgMilvusError, StoreError
 from mg_milvus.store import lite
+from mg_milvus.store.lite_keys import index_keys
 from mg_milvus.store.served import Served, answers, log_of, record_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def keep(file: Path, port: int, report: Callable[[Served], None]) -> None:
     """
     held = lite.lock(file)
     lite.check_room(file)
+    index_keys(file)
     taken, guard = _reserve(port)
     log = open_log(file)
     since = datetime.now().astimezone().isoformat(timespec="seconds")

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO
 
 from mg_milvus.errors import StoreError, StoreLockedError, UnsupportedError
+from mg_milvus.store.lite_keys import index_keys
 
 _LOCK_PATIENCE = 2.0
 _START_PATIENCE = 10.0
@@ -196,6 +197,7 @@ def _launch(binary: Path, file: Path) -> _Engine:
     except StoreError:
         locked.close()
         raise
+    index_keys(file)
     engine = _Engine(
         subprocess.Popen(  # noqa: S603  (the program of an installed package)
             [binary, file, f"unix:{folder / 's'}", "ERROR", lock_file(file)],

@@ -78,7 +78,9 @@ class MemoryStore:
                 self.regions.add(rows)
             self._records = self._records | {record["id"]: record for record in records}
 
-    def nearest(self, granularity: str, codes: Codes, depth: int, where: str | None = None) -> list[Neighbours]:
+    def nearest(
+        self, granularity: str, codes: Codes, depth: int, where: str | None = None, *, rows: bool = False
+    ) -> list[Neighbours]:
         """See ``Store``."""
         layout = self._layout()
         layout.check_codes(granularity, codes)
@@ -91,7 +93,8 @@ class MemoryStore:
         for code in codes:
             distances = hamming(code[None], database)[0]
             order = np.argsort(distances, kind="stable")[:depth]  # records are sorted by id: so are ties
-            found.append(Neighbours([ids[i] for i in order], distances[order]))
+            there = {ids[i]: layout.row(records[i], tuple(layout.bytes)) for i in order} if rows else {}
+            found.append(Neighbours([ids[i] for i in order], distances[order], there))
         return found
 
     def hybrid(
@@ -132,6 +135,10 @@ class MemoryStore:
     def count(self, where: str | None = None) -> int:
         """See ``Store``."""
         return len(self._matching(self._layout(), where))
+
+    def size(self) -> int:
+        """See ``Store``."""
+        return self.count()
 
     def delete(self, ids: Sequence[str]) -> int:
         """See ``Store``."""

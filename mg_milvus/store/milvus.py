@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,12 +16,13 @@ from pymilvus import AnnSearchRequest
 from mg_milvus.errors import CollectionNotFoundError, StoreUnavailableError
 from mg_milvus.store import Description, Neighbours, Row, tables
 from mg_milvus.store.access import split_token
+from mg_milvus.store.by_id import ById
 from mg_milvus.store.companion import Companion
 from mg_milvus.store.connection import connect
 from mg_milvus.store.description import COMPANIONS, decode_description, encode_description, own_description, tuned
 from mg_milvus.store.filters import among, checked
 from mg_milvus.store.indexes import MilvusIndexes
-from mg_milvus.store.layout import Layout, check_collection_name, could_be_id, neighbours
+from mg_milvus.store.layout import COPY, Layout, check_collection_name, neighbours
 from mg_milvus.store.regions import RegionTable
 from mg_milvus.store.tuned import TunedRecord
 
@@ -34,8 +36,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ROWS_A_CALL = 1000
-_CODES_A_CALL = 5000
 _RESULTS_A_CALL = 250_000
+_SCANNED_A_CALL = 16_384
+"""Milvus Lite walks through all keys for each call, and returns no more rows at once."""
+_COUNTED_FOR = 60.0
+"""Seconds that a number of rows serves to choose a plan."""
 
 
 class MilvusStore:
@@ -68,6 +73,8 @@ class MilvusStore:
         self._lock = threading.Lock()
         self._layout: Layout | None = None
         self._lists: dict[str, int] = {}
+        self._fields: list[dict[str, Any]] = []
+        self._counted: tuple[float, int] | None = None
         self._description: Description | None = None
         self._closed = False
 
@@ -84,8 +91,9 @@ class MilvusStore:
             self._connection.engine.check(schema)
             text = encode_description(description)
             self._tuned.drop()  # left behind by a collection that was dropped in another way
+            columns = (*layout.columns, layout.copy) if self._connection.engine.lite else layout.columns
             tables.create(
-                self._connection, self.collection, text, layout.columns, schema.granularities, schema.storage
+                self._connection, self.collection, text, columns, schema.granularities, schema.storage
             )  # fmt: skip
             recorded = self.describe()
         if recorded is None:
@@ -114,23 +122,30 @@ class MilvusStore:
             )
         self._tuned.drop()
         self.regions.drop()
-        self._layout = None
+        self._layout = self._counted = None
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """See ``Store``."""
         layout = self._ready()
         records = layout.records(rows)
+        self._counted = None
+        if self._by_id.copied:
+            for record in records:
+                record[COPY] = layout.copied(record)
         self.regions.upsert(rows)
         for some in _chunks(records, layout.rows_a_call):
-            self._call(partial(self._client.upsert, self.collection, some, timeout=self._timeout), writes=True)
+            self._call(tables.upsert(self._connection, self.collection, self._fields, some), writes=True)
 
-    def nearest(self, granularity: str, codes: Codes, depth: int, where: str | None = None) -> list[Neighbours]:
+    def nearest(
+        self, granularity: str, codes: Codes, depth: int, where: str | None = None, *, rows: bool = False
+    ) -> list[Neighbours]:
         """See ``Store``."""
         layout = self._ready()
         layout.check_codes(granularity, codes)
         layout.check_depth(depth)
         chosen = checked(where, lite=self._connection.engine.lite)
         parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
+        output = self._by_id.with_a_search() if rows else []
         found: list[Neighbours] = []
         for some in _chunks(codes, max(1, _RESULTS_A_CALL // depth)):
             queries = [code.tobytes() for code in some]
@@ -143,10 +158,13 @@ class MilvusStore:
                     limit=depth,
                     search_params=parameters,
                     anns_field=granularity,
+                    output_fields=output,
                     timeout=self._timeout,
                 )
             )
-            found += [neighbours(zip(hits.distances, hits.ids, strict=True)) for hits in results]
+            for hits in results:
+                there = {hit["id"]: self._by_id.row(hit["entity"]) for hit in hits} if output else {}
+                found.append(neighbours(zip(hits.distances, hits.ids, strict=True), rows=there))
         return found
 
     def hybrid(
@@ -182,15 +200,14 @@ class MilvusStore:
     def fetch(self, ids: Sequence[str], granularities: Sequence[str] = ()) -> dict[str, Row]:
         """See ``Store``."""
         layout = self._ready()
-        records = self._by_id(ids, layout.output_fields(granularities), _ROWS_A_CALL)
-        found = {record["id"]: layout.row(record, granularities) for record in records}
+        layout.output_fields(granularities)
+        found = {row.id: row for row in self._by_id.rows(ids, granularities)}
         return {i: found[i] for i in ids if i in found}
 
     def fetch_codes(self, ids: Sequence[str], granularities: Sequence[str]) -> dict[str, Mapping[str, bytes]]:
         """See ``Store``."""
         self._ready().output_fields(granularities)
-        records = self._by_id(ids, ["id", *granularities], _CODES_A_CALL)
-        return {record["id"]: {name: record[name] for name in granularities} for record in records}
+        return dict(self._by_id.codes(ids, granularities))
 
     def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
         """See ``Store``."""
@@ -199,8 +216,7 @@ class MilvusStore:
         iterator = self._call(
             lambda: self._client.query_iterator(
                 self.collection,
-                # Milvus Lite looks at every row for each of these: few large ones.
-                batch_size=max(_ROWS_A_CALL, layout.rows_a_call),
+                batch_size=_SCANNED_A_CALL if self._connection.engine.lite else layout.rows_a_call,
                 filter=chosen,
                 output_fields=layout.output_fields(granularities),
                 timeout=self._timeout,
@@ -219,20 +235,25 @@ class MilvusStore:
         self._ready()
         return int(self._query(checked(where, lite=self._connection.engine.lite), ["count(*)"])[0]["count(*)"])
 
+    def size(self) -> int:
+        """See ``Store``."""
+        counted, now = self._counted, time.monotonic()
+        if counted is None or now - counted[0] > _COUNTED_FOR:
+            counted = self._counted = (now, self.count())
+        return counted[1]
+
     def delete(self, ids: Sequence[str]) -> int:
         """See ``Store``."""
         self._ready()
+        self._counted = None
         deleted = 0
-        for some in _chunks([i for i in dict.fromkeys(ids) if could_be_id(i)], _ROWS_A_CALL):
-            # Servers answer with the number of ids asked for, not of rows that were there.
-            there = [record["id"] for record in self._query(among(some), ["id"])]
-            if there:
-                chosen = among(there)
-                self._call(
-                    partial(self._client.delete, self.collection, filter=chosen, timeout=self._timeout), writes=True
-                )
-                if self._described().schema.parts:
-                    self.regions.delete(there)
+        # Servers answer with the number of ids asked for, not of rows that were there.
+        for there in self._by_id.there(ids):
+            self._call(
+                partial(self._client.delete, self.collection, filter=among(there), timeout=self._timeout), writes=True
+            )
+            if self._described().schema.parts:
+                self.regions.delete(there)
             deleted += len(there)
         return deleted
 
@@ -277,10 +298,6 @@ class MilvusStore:
             self._layout = None  # another client dropped it, and may make another
             raise
 
-    def _by_id(self, ids: Sequence[str], fields: list[str], size: int) -> Iterator[dict[str, Any]]:
-        for some in _chunks([i for i in dict.fromkeys(ids) if could_be_id(i)], size):
-            yield from tables.records(self._query(among(some), fields))
-
     def _query(self, where: str, fields: list[str]) -> Any:
         return self._call(
             lambda: self._client.query(
@@ -294,12 +311,14 @@ class MilvusStore:
         index = self._connection.engine.index(schema)
         tables.prepare(self._connection, self.collection, list(layout.bytes), index, schema.storage.replicas)
         self._lists = tables.lists(self._connection, self.collection, list(layout.bytes))
+        self._fields = tables.fields(self._connection, self.collection)
+        self._by_id = ById(self._connection, self.collection, layout, self._fields, self._call)
         self._description, self._layout = description, layout
         return layout
 
     def _forget(self) -> None:
         """Look at the collection anew before the next question."""
-        self._layout = None
+        self._layout = self._counted = None
         self.regions.forget()
 
     def _described(self) -> Description:

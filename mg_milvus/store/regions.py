@@ -44,6 +44,7 @@ class RegionTable:
         self.name = f"{collection}_parts"
         self._loaded: str | None = None
         self._nlist: int | None = None
+        self._fields: list[dict[str, Any]] = []
 
     def create(self, description: Description) -> None:
         """Make it for a collection that has regions, or go on with the one that is there.
@@ -85,10 +86,10 @@ class RegionTable:
         """Write the regions of these pictures, where they bring some."""
         if not any(row.parts for row in rows):
             return
-        parts, client = self._parts(), self._connection.client
+        parts = self._parts()
         for start in range(0, len(rows), size := max(1, _ROWS_A_CALL // parts.regions)):
             if records := region_records(rows[start : start + size], parts):
-                self._connection.border.write(partial(client.upsert, self.name, records, timeout=self._timeout))
+                self._connection.border.write(tables.upsert(self._connection, self.name, self._fields, records))
 
     def nearest(self, scale: int, codes: Codes, depth: int, pictures: Sequence[str] | None = None) -> list[Neighbours]:
         """See ``Regions``."""
@@ -192,6 +193,7 @@ class RegionTable:
         index = self._connection.engine.index(description.schema)
         tables.prepare(self._connection, self.name, [CODE], index, description.schema.storage.replicas)
         self._nlist = tables.lists(self._connection, self.name, [CODE]).get(CODE)
+        self._fields = tables.fields(self._connection, self.name)
         self._loaded = wanted
 
     def _is_own(self, text: str) -> bool:

@@ -11,7 +11,7 @@ from pymilvus.client.types import LoadState
 from mg_milvus.errors import CollectionNotFoundError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mg_milvus.schema import Granularity, StorageSettings
     from mg_milvus.store.connection import Connection
@@ -79,6 +79,30 @@ def create(
     except StoreError:
         if described(connection, name) is None:
             raise
+
+
+def fields(connection: Connection, name: str) -> list[dict[str, Any]]:
+    """The columns of a collection as Milvus describes them: each has a ``name`` and a ``type``."""
+    found = connection.border.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
+    return list(found["fields"])
+
+
+def upsert(
+    connection: Connection, name: str, own: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]
+) -> Callable[[], Any]:
+    """What writes records, for a border to run; they have just the columns of the collection (its ``fields``).
+
+    They go to pymilvus as columns, the way of its ORM: ``MilvusClient.upsert`` takes rows and packs them value by
+    value, which takes more time than all the rest together (benchmarks/store_overhead.py).
+    """
+    columns = [
+        {"name": field["name"], "type": field["type"], "values": [record[field["name"]] for record in records]}
+        for field in own
+    ]
+    client = connection.client
+    return lambda: client._get_connection().upsert(
+        name, columns, timeout=connection.timeout, context=client._generate_call_context(), schema={"fields": own}
+    )
 
 
 def prepare(
