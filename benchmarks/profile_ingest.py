@@ -35,7 +35,7 @@ STAGES = (
 """Where the functions are looked up when they are called."""
 ENCODER = {
     "prepare": "resize", "features": "encode: the network", "_features": "encode: the network",
-    "adapted": "fit the hash heads", "codes": "hash features to codes",
+    "adapted": "fit the hash heads", "_fitted": "fit the hash heads", "codes": "hash features to codes",
 }  # fmt: skip
 STORE = {"create": "make the collection", "upsert": "upsert", "fetch": "look rows up"}
 
