@@ -11,7 +11,6 @@ flamegraph.pl and speedscope.app draw.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from profiles.memory import Held
 from profiles.sampled import by_function, by_package, recorded
 from profiles.stages import Stages, peak
+from result_file import write_result
 from side_by_side.measuring import alone, show
 
 STAGES = (
@@ -112,7 +112,7 @@ def main() -> None:
             show("Samples, by the innermost package", ["share"], as_rows(result["packages"], "share"))
             show("Samples, by what of mg_milvus was running", ["share"], as_rows(result["functions"], "share"))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 def as_rows(figures: dict[str, float], column: str, most: int = 15) -> dict[str, dict[str, float]]:

@@ -26,6 +26,7 @@ from typing import Any
 from profile_ingest import as_rows
 from profiles.sampled import by_function, by_package, recorded
 from profiles.stages import peak
+from result_file import write_result
 from side_by_side.measuring import alone, show
 
 from mg_milvus.images.discover import discover, text_path
@@ -115,7 +116,7 @@ def main() -> None:
         show("Samples of a start, by the innermost package", ["share"], as_rows(result["packages"], "share"))
         show("Samples of a start, by what of mg_milvus was running", ["share"], as_rows(result["functions"], "share"))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 if __name__ == "__main__":
