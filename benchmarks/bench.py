@@ -1,4 +1,4 @@
-"""The short form of the benchmarks: ratios of two sides timed in turn, beside those that are committed.
+"""The short form of the benchmarks: ratios of processor time of two sides in turn, beside those that are committed.
 
     make bench                                        # or: python benchmarks/bench.py
     make bench PICTURES=folder                        # a labelled folder of your own: class/picture
@@ -34,28 +34,28 @@ BUSY = 0.5
 """Load of each core, before anything is measured, from which on ratios move by themselves."""
 MEANING = {
     "pure": {
-        "fusion": "3 x 1,000 candidates: plain Python's seconds over ours",
-        "packing": "2,000 x 256 values: seconds of np.packbits over ours",
-        "distances": "one code to 100,000: seconds of a table of bytes over ours",
+        "fusion": "3 x 1,000 candidates: plain Python's time over ours",
+        "packing": "2,000 x 256 values: time of np.packbits over ours",
+        "distances": "one code to 100,000: time of a table of bytes over ours",
     },
     "storing": {
-        "question": "20,000 rows: the plainest pymilvus calls' seconds over ours",
+        "question": "20,000 rows: the plainest pymilvus calls' time over ours",
         "questions together": "eight questions one by one over eight in one call",
-        "upsert": "500 rows: bare pymilvus' seconds over ours",
-        "writing beside floats": "500 rows: seconds of one vector of 512 floats over ours",
-        "question beside floats": "20,000 rows: seconds of its search, FLAT and COSINE, over ours",
+        "upsert": "500 rows: bare pymilvus' time over ours",
+        "writing beside floats": "500 rows: time of one vector of 512 floats over ours",
+        "question beside floats": "20,000 rows: time of its search, FLAT and COSINE, over ours",
         "bytes beside floats": "20,000 rows in Milvus Lite's file: its bytes over ours",
-        "details": "a question for whole pictures over one for a detail, seconds",
+        "details": "a question for whole pictures over one for a detail",
     },
     "pictures": {
-        "making ready": "12 megapixels: plain Pillow's seconds over ours",
-        "encoding": "32 pictures: a ResNet-18's seconds over ours",
-        "ingest": "decoding and encoding alone over a whole ingest, seconds",
+        "making ready": "12 megapixels: plain Pillow's time over ours",
+        "encoding": "32 pictures: a ResNet-18's time over ours",
+        "ingest": "decoding and encoding alone over a whole ingest",
         "precision": "mAP of the fused codes over that of the float features",
-        "cold question": "python -c 'import numpy' over mgm query, seconds",
+        "cold question": "python -c 'import numpy' over mgm query",
     },
 }
-"""Part -> ratio -> what is divided by what."""
+"""Part -> ratio -> what is divided by what; time is processor time, see ``short/turns.py``."""
 
 
 def measured(parts: Sequence[str], turns: Turns, folder: Path | None) -> dict[str, float]:
@@ -119,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=MEANING, default=list(MEANING))
     parser.add_argument("--runs", type=int, default=1, help="the median of so many")
     parser.add_argument("--seconds", type=float, default=Turns().seconds, help="for each ratio")
+    parser.add_argument("--rounds", type=int, default=Turns().rounds, help="of both sides, at least")
     parser.add_argument("--against", type=Path, default=KEPT, metavar="FILE", help="what is committed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios to this file")
     options = parser.parse_args(arguments)
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module="milvus_lite")
 
     def measure(parts: Sequence[str]) -> dict[str, float]:
-        return measured(parts, Turns(options.seconds), options.pictures)
+        return measured(parts, Turns(options.seconds, options.rounds), options.pictures)
 
     if os.getloadavg()[0] > BUSY * (os.cpu_count() or 1):
         print(f"the machine is busy, its load is {os.getloadavg()[0]:.1f}: do not trust what follows", flush=True)

@@ -11,7 +11,6 @@ is another, or an error, is a failure.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import time
 from itertools import count
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from operations import QUESTIONS
+from result_file import write_result
 from side_by_side.measuring import show
 from synthetic import fill, make, synthetic_codes
 
@@ -141,7 +141,7 @@ def main() -> int:
             served.down(file)
     show(f"{options.rows:,} rows", list(next(iter(table.values()))), table)
     if options.json:
-        options.json.write_text(json.dumps(table, indent=1))
+        write_result(options.json, table)
     return int(any(own["failures"] for own in table.values()))
 
 

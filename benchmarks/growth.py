@@ -28,6 +28,7 @@ import numpy as np
 from operations import SCAN_OF, named, others, questions, scans
 from painted_scenes import KINDS
 from processes import engine_pid, file_size, memory
+from result_file import write_result
 from side_by_side.measuring import show
 from synthetic import fill, make
 
@@ -181,7 +182,7 @@ def main() -> None:
         result["slopes"] = slopes(states)
         show("slope of the medians", ["ms/million", "ms at none", "beyond the scan"], result["slopes"])
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ with ten pictures that are new.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from painted_scenes import KINDS
+from result_file import write_result
 from side_by_side.measuring import alone, show
 
 from mg_milvus import ImageIndex
@@ -68,7 +68,7 @@ def main() -> None:
         print(count, table[f"{count:,}"], flush=True)
     show("pictures", list(next(iter(table.values()))), table)
     if options.json:
-        options.json.write_text(json.dumps(table, indent=1))
+        write_result(options.json, table)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ beginning. Exit code 1 when something grows or is wrong.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from mixed_work import MixedWork, WrongAnswerError
 from processes import descriptors, engine_pid, file_size, memory, threads
+from result_file import write_result
 
 from mg_milvus.images.discover import discover, text_path
 from mg_milvus.store import served
@@ -144,7 +144,7 @@ def main() -> int:
             served.down(file)
     table = verdict(samples)
     if options.json:
-        options.json.write_text(json.dumps({"done": work.done, "figures": table, "samples": samples}, indent=1))
+        write_result(options.json, {"done": work.done, "figures": table, "samples": samples})
     return int(any(own["growth"] >= own["allowed"] for own in table.values()))
 
 

@@ -15,7 +15,7 @@ from mg_milvus.question import Question
 from mg_milvus.schema_parts import PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from mg_milvus.codes import Codes
     from mg_milvus.connection import Connection
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mg_milvus.search import Candidates, Prepared
     from mg_milvus.store import Row
 
+_ID_BITS = 128
 MOST_VALUES = 50
 """A text column with more different values than this among the rows looked at is not one to choose from."""
 
@@ -146,7 +147,7 @@ class Browser:
     def sample(self, count: int, where: str | None = None) -> list[Row]:
         """Rows at random, at most ``count``, without codes; all of them are read only when they are few.
 
-        Ids are hashes, so the rows that follow a random id are a random sample.
+        Ids are hashes, so the rows whose ids follow a random one are a random sample.
 
         Args:
             count: from 1 to 1,000.
@@ -158,22 +159,19 @@ class Browser:
         """
         if not 1 <= count <= 1000:
             raise QueryError(f"count is {count}, expected a whole number from 1 to 1000")
-        start = secrets.token_hex(16)
-        rows = self._first(f'id >= "{start}"', where)
-        if len(rows) < count:
-            rows += self._first(f'id < "{start}"', where)
+        rows = self._some(count, where, secrets.randbits(_ID_BITS))
         chosen = np.random.default_rng().permutation(len(rows))[:count]
         return [rows[i] for i in chosen]
 
     def values(self) -> dict[str, Any]:
-        """What the schema's own columns hold, as seen in up to 1,000 rows: for filters to choose from.
+        """What the schema's own columns hold, as seen in 1,000 rows or a few more: for filters to choose from.
 
         Returns:
             Name -> sorted texts of a string column (empty when there are too many to choose from), or [least, most]
             of a number column; columns without a value are left out.
         """
         fields = self._connection.schema.fields
-        rows = self._first("", None) if fields else []
+        rows = self._some(1000, None, 0) if fields else []
         found: dict[str, Any] = {}
         for column in fields:
             seen = {row.fields[column.name] for row in rows if row.fields.get(column.name) not in (None, "")}
@@ -183,9 +181,23 @@ class Browser:
                 found[column.name] = [min(seen), max(seen)]
         return found
 
-    def _first(self, condition: str, where: str | None) -> list[Row]:
-        """The first batch of the rows that match both."""
+    def _some(self, count: int, where: str | None, first: int) -> list[Row]:
+        """Rows that match and whose ids follow one: ``count`` or a few times more, or all if there are not as many."""
         self._connection.existing()
-        both = " and ".join(f"({part})" for part in (condition, where) if part)
-        batches: Iterator[list[Row]] = self._connection.store.scan(both or None)
-        return next(batches, [])
+        store = self._connection.store
+        share = 4 * count / max(1, store.size())
+        while True:
+            both = " and ".join(f"({part})" for part in (_ids(first, share), where) if part)
+            rows = [row for batch in store.scan(both or None) for row in batch]
+            if len(rows) >= count or share >= 1:
+                return rows
+            share *= 16
+
+
+def _ids(first: int, share: float) -> str:
+    """The condition for a share of all ids, from the first on and round the end; empty for all of them."""
+    if share >= 1:
+        return ""
+    behind = first + int(share * 2**_ID_BITS)
+    least, end = (f'"{number % 2**_ID_BITS:0{_ID_BITS // 4}x}"' for number in (first, behind))
+    return f"id >= {least} {'or' if behind >= 2**_ID_BITS else 'and'} id < {end}"

@@ -9,11 +9,10 @@ codes, and the fusion. Memory is what Milvus' own process takes.
 from __future__ import annotations
 
 import gc
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from processes import engine_pid, memory
 from pymilvus import DataType, MilvusClient
 
 from mg_milvus import Schema, search
@@ -23,6 +22,7 @@ from side_by_side.measuring import in_turn, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -47,18 +47,6 @@ def repeated_codes(codes: Codes, rows: int, random: np.random.Generator) -> Code
     """(rows, bytes) uint8: the codes again and again, each time with one bit in twenty turned."""
     chosen = codes[np.arange(rows) % len(codes)]
     return chosen ^ np.packbits(random.random((rows, 8 * codes.shape[1])) < 0.05, axis=1)
-
-
-def engine_memory(file: Path) -> float:
-    """MB that the Milvus Lite process of a file holds; its own client is in this process."""
-    for process in Path("/proc").iterdir():
-        try:
-            if str(file) in (process / "cmdline").read_text() and process.name != str(os.getpid()):
-                fields = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-                return int(fields["VmRSS"].split()[0]) / 1024
-        except OSError:
-            continue
-    raise RuntimeError(f"no process has {file} open")
 
 
 class Floats:
@@ -153,12 +141,12 @@ def compare(
     for name, index in ways.items():
         file = work / f"floats-{index}.db".lower()
         side = Floats(file, vectors.shape[1], index)
-        before = engine_memory(file)
+        before = memory(engine_pid(file))
         taken = sum(seconds(lambda p=part, s=side: s.insert(p.start, vectors[p])) for part in batches(rows))
         sides[name], table[name] = (side, before), {"rows/s": rows / taken}
     file = work / "binary.db"
     own = Binary(file, schema)
-    before = engine_memory(file)
+    before = memory(engine_pid(file))
     taken = sum(
         seconds(lambda p=part: own.insert(p.start, {name: values[p] for name, values in hashed.items()}))
         for part in batches(rows)
@@ -176,6 +164,6 @@ def compare(
         table[name] |= {
             "question ms": times[name],
             "disk bytes": sum(file.stat().st_size for file in work.glob(f"{side.file.name}*")) / rows,
-            "memory bytes": (engine_memory(side.file) - before) * 2**20 / rows,
+            "memory bytes": (memory(engine_pid(side.file)) - before) * 2**20 / rows,
         }
     return table

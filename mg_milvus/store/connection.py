@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mg_milvus.schema import Schema
 
 _CONNECT_ATTEMPTS = 3
+_LITE_PATIENCE = 600.0
+"""Seconds: what Milvus Lite reads in this time is more than it should be asked to hold."""
 Version = tuple[int, int, int]
 
 
@@ -138,7 +140,9 @@ def connect(uri: str, collection: str, token: str | None, timeout: float, tls: T
     if re.match(r"(https?|tcp)://[^/]", uri, re.IGNORECASE) and not uri.endswith(".db"):
         border = Border(uri, collection, timeout, token)
         client = _server(border, uri, token, timeout, tls)
-        return Connection(client, border, _ask_engine(border, client, timeout), timeout, client.close)
+        engine = _ask_engine(border, client, timeout)
+        border.be_patient(_LITE_PATIENCE if engine.lite else 0)
+        return Connection(client, border, engine, timeout, client.close)
     if "://" in uri or not uri.endswith(".db"):
         raise UnsupportedError(
             f"'{uri}' is not a place for pictures: give a file ending in .db for Milvus Lite, or the "
@@ -151,6 +155,7 @@ def connect(uri: str, collection: str, token: str | None, timeout: float, tls: T
 
     file = Path(uri).expanduser()
     border = Border(uri, collection, timeout, check_room=partial(lite.check_room, file))
+    border.be_patient(_LITE_PATIENCE)
     label = f"Milvus Lite {lite.version()}"
     shared = served(file)
     try:

@@ -145,6 +145,11 @@ def translate(error: BaseException, where: str, collection: str, token: str | No
     return kind(messages[kind])
 
 
+def _exceeded(error: BaseException) -> bool:
+    """Whether a call has taken more time than it was allowed."""
+    return any(_code(e) is grpc.StatusCode.DEADLINE_EXCEEDED for e in _chain(error))
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed a moment later."""
     if _code(error) is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -176,6 +181,15 @@ class Border:
         self._where, self._collection, self._timeout, self._token = where, collection, timeout, token
         self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
         self._closed = threading.Event()
+        self._patience = 0.0
+
+    def be_patient(self, seconds: float) -> None:
+        """From now on, take a call that exceeds its deadline as a sign that the server is busy, for so many seconds.
+
+        It is made again as long. For Milvus Lite, which answers nobody while it reads a collection from its file for
+        one of its clients (a million rows: many seconds). Every call can be made twice.
+        """
+        self._patience = seconds
 
     def close(self) -> None:
         """Refuse all later calls."""
@@ -201,6 +215,7 @@ class Border:
         if self._closed.is_set():
             raise StoreError(f"the connection to {self._where} was closed: open it again")
         deadline = time.monotonic() + self._timeout
+        patient_until = time.monotonic() + self._patience
         delay = _FIRST_DELAY
         while True:
             attempts -= 1
@@ -208,6 +223,9 @@ class Border:
             try:
                 return operation()
             except VENDOR_ERRORS as exc:
+                if _exceeded(exc) and time.monotonic() < patient_until:
+                    attempts += 1
+                    continue
                 wait = delay * (0.5 + self._random.random() / 2)
                 if attempts <= 0 or time.monotonic() + wait > deadline or not is_transient(exc):
                     raise translate(exc, self._where, self._collection, self._token) from exc
