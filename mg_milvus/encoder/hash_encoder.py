@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -12,12 +13,13 @@ from mg_milvus.encoder import artefact
 from mg_milvus.encoder.fit import BASELINES, Head, Statistics, edit_covariance, fit_head, shipped_head, statistics
 from mg_milvus.encoder.inputs import input_size, resized
 from mg_milvus.encoder.manifold import ManifoldHead, fit_manifold_head
+from mg_milvus.encoder.one_core import one_core
 from mg_milvus.encoder.table import find_backbone
 from mg_milvus.errors import EncoderError
 from mg_milvus.schema_parts import PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from PIL import Image
 
@@ -88,13 +90,26 @@ class HashEncoder(ABC):
         rows_of: dict[tuple[int, ...], list[int]] = {}
         for row, picture in enumerate(pictures):
             rows_of.setdefault(picture.shape, []).append(row)
+        size = self._pictures_at_once
+        chunks = [rows[start : start + size] for rows in rows_of.values() for start in range(0, len(rows), size)]
+
+        def features_of(chunk: Sequence[int]) -> Features:
+            return self._features(np.stack([pictures[row] for row in chunk]), names, regions)
+
         found: Features = {}
-        for rows in rows_of.values():
-            for start in range(0, len(rows), MICRO_BATCH):
-                chunk = rows[start : start + MICRO_BATCH]
-                for name, values in self._features(np.stack([pictures[row] for row in chunk]), names, regions).items():
-                    found.setdefault(name, np.empty((len(pictures), *values.shape[1:]), values.dtype))[chunk] = values
+        for chunk, of_chunk in zip(chunks, self._each(features_of, chunks), strict=True):
+            for name, values in of_chunk.items():
+                found.setdefault(name, np.empty((len(pictures), *values.shape[1:]), values.dtype))[chunk] = values
         return found
+
+    @property
+    def _pictures_at_once(self) -> int:
+        """Pictures per forward pass."""
+        return MICRO_BATCH
+
+    def _each(self, work: Callable[[Sequence[int]], Features], chunks: Sequence[Sequence[int]]) -> Iterable[Features]:
+        """Do the work of each chunk, the results in order; where it pays, several side by side."""
+        return map(work, chunks)
 
     @abstractmethod
     def _features(self, pictures: Pixels, names: Sequence[str], regions: Sequence[Scale]) -> Features:
@@ -122,7 +137,11 @@ class HashEncoder(ABC):
         return found.reshape(len(pictures), len(self.regions), -1)
 
     def encode(self, pictures: Sequence[Pixels]) -> dict[str, Codes]:
-        return self.codes(self.features(pictures))
+        features = self.features(pictures)
+        if len(pictures) == 1:
+            return self.codes(features)
+        with one_core():
+            return self.codes(features)
 
     def with_regions(self, scales: Sequence[Scale]) -> Self:
         if tuple(scales) == self.regions:
@@ -159,11 +178,16 @@ class HashEncoder(ABC):
         if fixed:
             self._check_lengths(bits)
         shipped = self.parts.statistics
+
+        def head(name: str) -> Head | ManifoldHead:
+            if fixed and name != PARTS:
+                return self.parts.heads[name]
+            with one_core():
+                return self._fitted(name, sample[name], bits[name])
+
         try:
-            heads = {
-                name: self.parts.heads[name] if fixed and name != PARTS else self._fitted(name, sample[name], length)
-                for name, length in bits.items()
-            }
+            with one_core(), ThreadPoolExecutor(len(bits), "mgm-fit") as pool:
+                heads = dict(zip(bits, pool.map(head, bits), strict=True))
         except ValueError as error:
             raise EncoderError(
                 f"hash heads cannot be fitted: {error}; expected pictures that differ and a trained backbone"

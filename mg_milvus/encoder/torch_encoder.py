@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 
+from mg_milvus.encoder import lanes
 from mg_milvus.encoder.backbones import as_tensors, channels_first, extractor
 from mg_milvus.encoder.device import has_bfloat16, resolve_device
 from mg_milvus.encoder.hash_encoder import HashEncoder
@@ -17,7 +18,7 @@ from mg_milvus.regions import windows
 from mg_milvus.schema_parts import PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mg_milvus.encoder import Features, Pixels
     from mg_milvus.encoder.artefact import Parts
@@ -46,6 +47,16 @@ class TorchEncoder(HashEncoder):
 
     def _lend_network(self, other: Self) -> None:
         other.__dict__["_network"] = self._network
+
+    @property
+    def _pictures_at_once(self) -> int:
+        return lanes.PICTURES if self._device.type == "cpu" else super()._pictures_at_once
+
+    def _each(self, work: Callable[[Sequence[int]], Features], chunks: Sequence[Sequence[int]]) -> Iterable[Features]:
+        if self._device.type != "cpu":
+            return super()._each(work, chunks)
+        _ = self._network  # built once, before several lanes ask for it
+        return lanes.in_lanes(work, chunks)
 
     def _features(self, pictures: Pixels, names: Sequence[str], regions: Sequence[Scale]) -> Features:
         count = len(pictures)
