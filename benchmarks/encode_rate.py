@@ -3,7 +3,8 @@
     python benchmarks/encode_rate.py FOLDER [--pictures 256] [--rounds 5] [--threads 1,2] [--json FILE]
 
 Prepared pictures, in batches of 32, no decoding. The sides take turns, batch by batch: torch in float32 (what codes are
-compared with), torch with batch normalisation folded into the convolutions, torch in bfloat16, onnxruntime.
+compared with), torch with batch normalisation folded into the convolutions, torch in bfloat16, onnxruntime in float32,
+and in 8 bits where this CPU has instructions for them. Heads are the shipped ones.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mg_milvus import load_encoder
-from mg_milvus.encoder import torch_encoder
+from mg_milvus.encoder import rounding, torch_encoder
 from mg_milvus.encoder.onnx_encoder import OnnxEncoder
 from mg_milvus.encoder.torch_encoder import TorchEncoder
 from mg_milvus.images.decode import decode
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mg_milvus.codes import Codes
+    from mg_milvus.encoder.artefact import Parts
 
 BATCH = 32
 
@@ -59,6 +61,16 @@ def precision(*, bfloat16: bool) -> Iterator[None]:
     torch_encoder.has_bfloat16 = kept
 
 
+def in_onnx(parts: Parts, *, eight_bits: bool) -> OnnxEncoder:
+    """An encoder in onnxruntime whose network is built, in this precision."""
+    kept = rounding.has_fast_int8
+    rounding.has_fast_int8 = lambda: eight_bits
+    made = OnnxEncoder(parts, device="cpu")
+    made.encode([np.zeros((3, made.side, made.side), np.uint8)])
+    rounding.has_fast_int8 = kept
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -74,7 +86,7 @@ def main() -> None:
     for threads in map(int, options.threads.split(",")):
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # onnxruntime's, too
-        plain, fused, onnx = (kind(parts, device="cpu") for kind in (TorchEncoder, TorchEncoder, OnnxEncoder))
+        plain, fused = TorchEncoder(parts, device="cpu"), TorchEncoder(parts, device="cpu")
         fused.__dict__["_network"] = folded(copy.deepcopy(plain._network)).requires_grad_(False)
         prepared = [plain.prepare(decode(file.read_bytes(), least=plain.side).picture) for file in files]
         batches = [prepared[start : start + BATCH] for start in range(0, len(prepared), BATCH)]
@@ -84,8 +96,11 @@ def main() -> None:
                 return encoder.encode(batch)
 
         sides: dict[str, Callable[[list[np.ndarray]], dict[str, Codes]]] = {
-            "torch": plain.encode, "torch, folded": fused.encode, "torch, bfloat16": half, "onnxruntime": onnx.encode,
+            "torch": plain.encode, "torch, folded": fused.encode, "torch, bfloat16": half,
+            "onnxruntime, float32": in_onnx(parts, eight_bits=False).encode,
         }  # fmt: skip
+        if rounding.has_fast_int8():
+            sides["onnxruntime, 8 bits"] = in_onnx(parts, eight_bits=True).encode
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         codes: dict[str, list[dict[str, Codes]]] = {name: [] for name in sides}
         with precision(bfloat16=False):

@@ -19,6 +19,7 @@ from mg_milvus.encoder.backbones import OWN, as_arrays, as_tensors, build, extra
 from mg_milvus.encoder.onnx_encoder import OnnxEncoder, onnx_runs
 from mg_milvus.encoder.onnx_graph import NETWORKS, backbone_graph
 from mg_milvus.encoder.readings import Reading
+from mg_milvus.encoder.rounding import has_fast_int8, ranges_of
 from mg_milvus.encoder.table import IMAGENET_MEAN, IMAGENET_STD, find_backbone
 from mg_milvus.encoder.torch_encoder import TorchEncoder
 from mg_milvus.encoder.weights import from_safetensors, single, to_safetensors
@@ -34,11 +35,14 @@ if TYPE_CHECKING:
 onnxruntime = pytest.importorskip("onnxruntime")
 
 SCALES = ((0.5, 3), (1.0, 1))
+fast_int8 = pytest.mark.skipif(not has_fast_int8(), reason="this CPU has no instructions for products of 8 bits")
 BITS = {"coarse": 64, "mid": 128, "fine": 256, PARTS: 128}
 
 
 @pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU, and nothing but float32."""
+    monkeypatch.setattr("mg_milvus.encoder.rounding.has_fast_int8", lambda: False)
     monkeypatch.setattr("mg_milvus.encoder.onnx_encoder._GPUS", ())
     monkeypatch.setattr("mg_milvus.encoder.torch_encoder.has_bfloat16", lambda _: False)
 
@@ -108,6 +112,7 @@ def test_readings_are_those_of_torch(reading: Reading) -> None:
 def test_codes_are_those_of_torch(parts: HashEncoder, prepared: list[np.ndarray]) -> None:
     """Rounding differs, so a value next to 0 may fall on the other side: measured 0 to 0.02 bits of 10,000."""
     assert isinstance(parts, OnnxEncoder)
+    parts = OnnxEncoder(parts.parts, device="cpu")
     in_torch = TorchEncoder(parts.parts, device="cpu")
     assert in_torch.fingerprint == parts.fingerprint
     details = [kind_of_picture(KINDS[i % 3], i, (70, 50)) for i in range(6)]
@@ -119,7 +124,35 @@ def test_codes_are_those_of_torch(parts: HashEncoder, prepared: list[np.ndarray]
     assert all(len(np.unique(codes.reshape(len(codes), -1), axis=0)) > len(codes) / 2 for codes, _ in pairs)
 
 
-def test_a_code_does_not_depend_on_the_batch(parts: HashEncoder, prepared: list[np.ndarray]) -> None:
+@fast_int8
+def test_eight_bits_change_few_bits(
+    parts: HashEncoder, prepared: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photographs: one in 100 (benchmarks/encode_rate.py)."""
+    exact = OnnxEncoder(parts.parts, device="cpu")
+    full = exact.encode(prepared)
+    monkeypatch.setattr("mg_milvus.encoder.rounding.has_fast_int8", lambda: True)
+    rounded = OnnxEncoder(parts.parts, device="cpu")
+    assert rounded.runtime == "onnxruntime, 8 bits"
+    pairs = [(codes, full[name]) for name, codes in rounded.encode(prepared).items()]
+    differing = sum(int(np.bitwise_count(codes ^ others).sum()) for codes, others in pairs)
+    assert 0 < differing <= 8 * sum(codes.size for codes, _ in pairs) / 25
+
+
+def test_ranges_are_those_of_the_network_that_ships(parts: HashEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mg_milvus.encoder.rounding.has_fast_int8", lambda: True)
+    ranges = ranges_of(parts.parts.configuration.backbone_fingerprint)
+    assert ranges is not None
+    assert len(ranges) == 32
+    assert ranges_of("0" * 16) is None
+
+
+@pytest.mark.parametrize("eight_bits", [False, pytest.param(True, marks=fast_int8)])
+def test_a_code_does_not_depend_on_the_batch(
+    parts: HashEncoder, prepared: list[np.ndarray], eight_bits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mg_milvus.encoder.rounding.has_fast_int8", lambda: eight_bits)
+    parts = OnnxEncoder(parts.parts, device="cpu")
     whole = parts.encode(prepared)
     for size in (1, 5):
         some = [parts.encode(prepared[i : i + size]) for i in range(0, len(prepared), size)]
@@ -152,7 +185,7 @@ def test_weights_of_another_network_are_refused(
 def test_what_runs_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert set(NETWORKS) == set(OWN)
     assert onnx_runs("mgnet", "cpu")
-    assert load_encoder(device="cpu").runtime == "onnxruntime"
+    assert load_encoder(device="cpu").runtime == "onnxruntime, float32"
     assert onnx_runs("mgnet", "auto") == (sys.platform == "linux")
     assert not onnx_runs("resnet18", "cpu")
     assert not onnx_runs("mgnet", "cuda")

@@ -37,7 +37,7 @@ class Encoder(Protocol):
 
     @property
     def runtime(self) -> str:
-        """What runs the backbone: ``torch`` or ``onnxruntime``."""
+        """What runs the backbone, ``torch`` or ``onnxruntime``, and in what precision."""
 
     @property
     def bits(self) -> Mapping[str, int]:

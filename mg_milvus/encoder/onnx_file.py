@@ -7,7 +7,7 @@ here needs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ OPSET = 20
 """The first with ``Gelu``; onnxruntime has it since 1.17."""
 _IR_VERSION = 9
 _FLOAT32, _UINT8 = 1, 2
+_ELEMENTS = {"float32": _FLOAT32, "uint8": _UINT8, "int8": 3, "int32": 6}
 _INT, _INTS = 2, 7
 _LENGTH = 2
 """The wire type of whatever says its length first."""
@@ -35,10 +36,14 @@ class Graph:
     _nodes: list[bytes] = field(default_factory=list)
     _constants: list[bytes] = field(default_factory=list)
 
-    def constant(self, values: NDArray[np.float32]) -> str:
+    def constant(self, values: NDArray[Any]) -> str:
         """A tensor of weights."""
         name = f"c{len(self._constants)}"
-        about = b"".join(_number(1, size) for size in values.shape) + _number(2, _FLOAT32) + _text(8, name)
+        about = (
+            b"".join(_number(1, size) for size in values.shape)
+            + _number(2, _ELEMENTS[values.dtype.name])
+            + _text(8, name)
+        )
         self._constants.append(_field(5, about, _field(9, np.ascontiguousarray(values).tobytes())))
         return name
 
