@@ -10,7 +10,6 @@ encoder runs in torch. ``--imports`` also lists the packages that each side impo
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import resource
@@ -21,6 +20,8 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+
+from result_file import write_result
 
 from mg_milvus import ImageIndex
 from mg_milvus.images.discover import discover
@@ -88,7 +89,7 @@ def main() -> None:
             print("\n".join(f"{taken:8.0f} ms  {package}" for package, taken in packages.most_common(SHOWN)))
             result[name]["milliseconds of imports"] = {p: round(t) for p, t in packages.most_common(SHOWN)}
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 if __name__ == "__main__":

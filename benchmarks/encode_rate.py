@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import time
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from result_file import write_result
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -131,7 +131,7 @@ def main() -> None:
             print(f"{name:24}" + "".join(f"{value:28}" for value in row.values()))
         result[f"{threads} threads"] = rows
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        write_result(options.json, result)
 
 
 if __name__ == "__main__":
