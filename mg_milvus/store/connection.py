@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from mg_milvus.schema import Schema
 
 _CONNECT_ATTEMPTS = 3
-_LITE_PATIENCE = 60.0
-"""Seconds: in this time Milvus Lite reads some millions of rows, more than it should be asked to hold."""
+_LITE_PATIENCE = 180.0
+"""Seconds: a slow machine reads three million rows in this time. An engine that is dead, not busy, says so at once."""
 Version = tuple[int, int, int]
 
 
