@@ -14,7 +14,6 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from mg_milvus import load_encoder
 from mg_milvus.encoder.onnx_graph import backbone_graph
@@ -30,6 +29,8 @@ def main() -> None:
     options = parser.parse_args()
     encoder = load_encoder(device="cpu")
     parts = encoder.parts  # type: ignore[attr-defined]
+    import onnxruntime  # after mg_milvus, which keeps it from reporting
+
     session = onnxruntime.InferenceSession(
         backbone_graph(parts.configuration.backbone, parts.backbone, {}, inside=True),
         providers=["CPUExecutionProvider"],

@@ -29,6 +29,7 @@ from mg_milvus.bulk import encode, import_api, imports, remote
 from mg_milvus.bulk.finished import superseded
 from mg_milvus.encoder import load_encoder
 from mg_milvus.store import open_store
+from mg_milvus.store.layout import COPY, Layout
 
 COLUMNS = {
     "pictures": ["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "coarse", "mid", "fine"],
@@ -73,12 +74,15 @@ class Milvus:
 
     def _import(self, collection: str, files: list[str]) -> None:
         store = open_store(self.uri, "pictures")
+        layout = Layout(store.describe().schema)
         for file in files:
             table = pq.read_table(io.BytesIO(fsspec.filesystem("memory").cat_file(f"/a-bucket/{file}")))
             assert table.schema.names == COLUMNS[collection]
             rows = table.to_pylist()
             for row in rows:
                 row |= {key: bytes(value) for key, value in row.items() if isinstance(value, list)}
+                if collection == "pictures":  # what Milvus Lite has, and a server has not
+                    row[COPY] = layout.copied(row)
             store._client.insert(collection, rows)
         store.close()
 

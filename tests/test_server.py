@@ -272,11 +272,11 @@ def test_a_restart(server: RealMilvus) -> None:
 
 
 def test_kill_9_in_the_middle_of_an_ingest(server: RealMilvus, schema: Path, tmp_path: Path) -> None:
-    photos = make_photos(tmp_path / "photos", per_kind=24)
+    photos = make_photos(tmp_path / "photos", per_kind=120)
     files = sorted(str(path) for path in photos.rglob("*.jpg"))
     name = next(_names)
     command = [MGM, "ingest", photos, "--schema", schema, "--uri", server.uri, "--collection", name]
-    command += ["--batch-size", "2", "--timeout", "5"]
+    command += ["--batch-size", "1", "--timeout", "5"]
     environment = os.environ | {"MGM_TOKEN": TOKEN}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

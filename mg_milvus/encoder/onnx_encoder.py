@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mg_milvus.encoder import Features, Pixels
     from mg_milvus.regions import Scale
 
+# From 1.29 on it tells its maker what runs, over the network, unless it finds this when it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 _GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """What the drivers of NVIDIA, of AMD, and of either under Windows' Linux put there."""
 _ERRORS_ONLY = 3

@@ -274,7 +274,7 @@ def check_nothing_left() -> None:
     left = list(_temporary().iterdir())
     for entry in left:
         shutil.rmtree(entry, ignore_errors=True)
-    assert left == []
+    assert not left, f"left behind: {[entry.name for entry in left]}"
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
