@@ -20,7 +20,7 @@ from synthetic import fill, make, synthetic_codes
 
 from mg_milvus import ImageIndex
 from mg_milvus.schema import Schema
-from mg_milvus.store import open_store
+from mg_milvus.store import Row, open_store
 
 QUESTIONS, DEPTH = 100, 100
 
@@ -47,8 +47,9 @@ def main() -> None:
                 whole.append(time.perf_counter() - started)
                 started = time.perf_counter()
                 live = index._connection.store
+                known: dict[str, Row] = {}
                 for name in schema.bits:
-                    live.nearest(name, asked[name][None], DEPTH, rows=True)
+                    live.nearest(name, asked[name][None], DEPTH, known=known)
                 calls.append(time.perf_counter() - started)
     result = {
         "rows": options.rows,

@@ -80,7 +80,7 @@ def measure_questions(store: MilvusStore, bits: dict[str, int]) -> tuple[dict[st
     def ask_ours(codes: dict[str, np.ndarray]) -> None:
         rows: dict[str, Row] = {}
         for name in bits:
-            rows.update(store.nearest(name, codes[name], DEPTH, rows=True)[0].rows)
+            store.nearest(name, codes[name], DEPTH, known=rows)
         found.append(len(rows))
 
     def search(name: str, code: np.ndarray, output: list[str]) -> Any:

@@ -164,18 +164,16 @@ def _nearest(
 ) -> tuple[list[dict[str, list[str]]], dict[str, Row]]:
     """For each query, the ids that these granularities find, and which of them did; and rows that came along."""
     found: list[dict[str, list[str]]] = [{} for _ in range(_count(codes))]
-    known: dict[str, Row] = {}
-    together = len(found) * depth <= MOST_ROWS
+    known: dict[str, Row] | None = {} if len(found) * depth <= MOST_ROWS else None
     for name in names:
         with trace.timed(f"search {name}"):
-            answers = store.nearest(name, codes[name], min(depth, MAX_DEPTH), question.where, rows=together)
+            answers = store.nearest(name, codes[name], min(depth, MAX_DEPTH), question.where, known=known)
         if answers:
             trace.answers[name] = (min(depth, MAX_DEPTH), answers[0].ids)
         for own, neighbours in zip(found, answers, strict=True):
-            known.update(neighbours.rows)
             for key in neighbours.ids:
                 own.setdefault(key, []).append(name)
-    return found, known
+    return found, known or {}
 
 
 def _parts(

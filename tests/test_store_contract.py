@@ -208,10 +208,11 @@ def test_rows_come_along_with_a_search(store: Store) -> None:
     written = {row.id: row for row in [*rows, changed]}
     for name, bits in bits_of(store).items():
         queries = np.stack([np.zeros(bits // 8, np.uint8), np.full(bits // 8, 255, np.uint8)])
-        for found in store.nearest(name, queries, 25, where="size >= 1000", rows=True):
-            assert found.rows == {i: written[i] for i in found.ids}
-            assert len(found.rows) == len(found.ids) == 25
-        assert store.nearest(name, queries, 5)[0].rows == {}
+        known = {rows[3].id: replace(rows[3], path="known already")}
+        both = store.nearest(name, queries, 25, where="size >= 1000", known=known)
+        assert [len(found.ids) for found in both] == [25, 25]
+        assert known.pop(rows[3].id).path == "known already"
+        assert known == {i: written[i] for found in both for i in found.ids if i != rows[3].id}
 
 
 @pytest.mark.parametrize(

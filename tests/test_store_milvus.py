@@ -76,7 +76,9 @@ def test_files_without_a_copy_of_the_codes_are_asked_and_filled_all_the_same(raw
     written = rows(0, 300)
     raw.upsert(written)
     code = np.array([[0, 5]], np.uint8)
-    assert raw.nearest("coarse", code, 60, rows=True)[0].rows == {}
+    known: dict[str, Row] = {}
+    assert len(raw.nearest("coarse", code, 60, known=known)[0].ids) == 60
+    assert known == {}
     (hits,) = search.ask(raw, schema, {"coarse": code}, search.Question.of(schema, {"k": 4, "depth": 60}))
     distances = {row.id: (int.from_bytes(row.codes["coarse"]) ^ 5).bit_count() for row in written}
     assert [(hit.distances["coarse"], hit.id) for hit in hits] == sorted((d, i) for i, d in distances.items())[:4]

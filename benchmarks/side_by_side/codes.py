@@ -60,8 +60,10 @@ class Coded:
         features = self.encoder.features([self.encoder.prepare(picture) for picture in pictures])
         vectors = features[self.floats]
         centred = vectors - self.centre
+        codes = self.encoder.codes({name: features[name] for name in self.schema.bits})
         return {
-            "mg-milvus": self.encoder.codes({name: features[name] for name in self.schema.bits}),
+            "mg-milvus": codes,
+            **{f"mg-milvus, {name} alone": values for name, values in codes.items()},
             "floats, cosine": vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
             "signs of the floats": pack(centred[:, : self.bits]),
             "random hyperplanes": pack(centred @ self.planes),

@@ -70,12 +70,10 @@ class Neighbours:
     Attributes:
         ids: (n,) primary keys, nearest first; the order within a tie is by id.
         distances: (n,) int32 Hamming distances in bits.
-        rows: id -> row with all its codes, where they were asked for and came with the answer; else empty.
     """
 
     ids: list[str]
     distances: NDArray[np.int32]
-    rows: Mapping[str, Row] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +195,18 @@ class Store(Protocol):
         """
 
     def nearest(
-        self, granularity: str, codes: Codes, depth: int, where: str | None = None, *, rows: bool = False
+        self,
+        granularity: str,
+        codes: Codes,
+        depth: int,
+        where: str | None = None,
+        *,
+        known: dict[str, Row] | None = None,
     ) -> list[Neighbours]:
         """Search one field with (n, bits / 8) uint8 codes: one ``Neighbours`` a query, at most ``depth`` long.
 
-        With ``rows``, what was found comes in the same answer, where the collection can give it.
+        With ``known`` (id -> row with all its codes), the rows found come in the same answer where the collection can
+        give them, and those that it lacks are put into it.
         """
 
     def hybrid(

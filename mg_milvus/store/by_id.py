@@ -71,7 +71,9 @@ class ById:
         if not self.copied or not granularities:
             return self._layout.row(record, granularities)
         codes = self._layout.codes_of_copy(record[COPY])
-        return self._layout.row({**record, **codes}, granularities)
+        if len(granularities) < len(codes):
+            codes = {name: codes[name] for name in granularities}
+        return self._layout.row_with(record, codes)
 
     def _records(self, ids: Sequence[str], columns: list[str], size: int) -> Iterator[Mapping[str, Any]]:
         client, timeout = self._connection.client, self._connection.timeout

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from binascii import a2b_base64, b2a_base64
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,10 @@ class Layout:
         )
         self.columns = (*_FIXED, *self.extras)
         self.bytes = {name: bits // 8 for name, bits in schema.bits.items()}
+        ends = list(accumulate(self.bytes.values()))
+        self._places = tuple(
+            (name, slice(end - width, end)) for (name, width), end in zip(self.bytes.items(), ends, strict=True)
+        )
         self.copy = Column(COPY, "string", len(b2a_base64(bytes(sum(self.bytes.values())), newline=False)))
 
     @property
@@ -189,6 +194,10 @@ class Layout:
         for name in granularities:
             code = record[name]
             codes[name] = code if type(code) is bytes else code[0]
+        return self.row_with(record, codes)
+
+    def row_with(self, record: Mapping[str, Any], codes: Mapping[str, bytes]) -> Row:
+        """A record as a row with these codes."""
         return Row(
             record["id"], record["path"], record["size"], record["mtime_ns"], record["width"], record["height"],
             record["content_hash"], codes, {column.name: record[column.name] for column in self.extras},
@@ -196,23 +205,18 @@ class Layout:
 
     def codes_of_copy(self, text: str) -> dict[str, bytes]:
         """The codes that ``copied`` has put into ``COPY``."""
-        packed, codes, start = a2b_base64(text), {}, 0
-        for name, width in self.bytes.items():
-            codes[name] = packed[start : start + width]
-            start += width
-        return codes
+        packed = a2b_base64(text)
+        return {name: packed[place] for name, place in self._places}
 
     def _check_granularity(self, name: str) -> None:
         if name not in self.bytes:
             raise QueryError(f"there is no granularity '{name}', expected one of {', '.join(self.bytes)}")
 
 
-def neighbours(
-    found: Iterable[tuple[float, str]], depth: int | None = None, rows: Mapping[str, Row] | None = None
-) -> Neighbours:
+def neighbours(found: Iterable[tuple[float, str]], depth: int | None = None) -> Neighbours:
     """Pairs (distance, id) as ``Neighbours``. Milvus orders by distance; the order within a tie is made ours: by id."""
     ordered = sorted(found)[:depth]
-    return Neighbours([i for _, i in ordered], np.array([d for d, _ in ordered], np.int32), rows or {})
+    return Neighbours([i for _, i in ordered], np.array([d for d, _ in ordered], np.int32))
 
 
 def could_be_id(text: str) -> bool:

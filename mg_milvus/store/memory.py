@@ -79,7 +79,13 @@ class MemoryStore:
             self._records = self._records | {record["id"]: record for record in records}
 
     def nearest(
-        self, granularity: str, codes: Codes, depth: int, where: str | None = None, *, rows: bool = False
+        self,
+        granularity: str,
+        codes: Codes,
+        depth: int,
+        where: str | None = None,
+        *,
+        known: dict[str, Row] | None = None,
     ) -> list[Neighbours]:
         """See ``Store``."""
         layout = self._layout()
@@ -93,8 +99,9 @@ class MemoryStore:
         for code in codes:
             distances = hamming(code[None], database)[0]
             order = np.argsort(distances, kind="stable")[:depth]  # records are sorted by id: so are ties
-            there = {ids[i]: layout.row(records[i], tuple(layout.bytes)) for i in order} if rows else {}
-            found.append(Neighbours([ids[i] for i in order], distances[order], there))
+            found.append(Neighbours([ids[i] for i in order], distances[order]))
+            if known is not None:
+                known |= {ids[i]: layout.row(records[i], tuple(layout.bytes)) for i in order if ids[i] not in known}
         return found
 
     def hybrid(

@@ -137,7 +137,13 @@ class MilvusStore:
             self._call(tables.upsert(self._connection, self.collection, self._fields, some), writes=True)
 
     def nearest(
-        self, granularity: str, codes: Codes, depth: int, where: str | None = None, *, rows: bool = False
+        self,
+        granularity: str,
+        codes: Codes,
+        depth: int,
+        where: str | None = None,
+        *,
+        known: dict[str, Row] | None = None,
     ) -> list[Neighbours]:
         """See ``Store``."""
         layout = self._ready()
@@ -145,7 +151,7 @@ class MilvusStore:
         layout.check_depth(depth)
         chosen = checked(where, lite=self._connection.engine.lite)
         parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
-        output = self._by_id.with_a_search() if rows else []
+        output = [] if known is None else self._by_id.with_a_search()
         found: list[Neighbours] = []
         for some in _chunks(codes, max(1, _RESULTS_A_CALL // depth)):
             queries = [code.tobytes() for code in some]
@@ -163,8 +169,9 @@ class MilvusStore:
                 )
             )
             for hits in results:
-                there = {hit["id"]: self._by_id.row(hit["entity"]) for hit in hits} if output else {}
-                found.append(neighbours(zip(hits.distances, hits.ids, strict=True), rows=there))
+                found.append(neighbours(zip(hits.distances, hits.ids, strict=True)))
+                if output and known is not None:
+                    known |= {hit["id"]: self._by_id.row(hit["entity"]) for hit in hits if hit["id"] not in known}
         return found
 
     def hybrid(
