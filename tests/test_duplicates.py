@@ -244,6 +244,18 @@ def test_duplicates_among_the_pairs_change_the_prediction_little(duplicates):
         assert distance is None
 
 
+def test_strongly_edited_copies_move_the_prediction_alike_whatever_copies_they_are():
+    """Copies farther apart than what is taken for near run into the tail; with few pairs a fit takes them for it."""
+    rates = []
+    for seed in range(12):
+        copies = np.bincount(np.random.default_rng(seed).integers(18, 36, 90), minlength=257)
+        tail = fitted_tail(pairs_of_a_power_law(570_000, 7.0, 120) + copies, 17)
+        assert tail is not None
+        rates.append(tail.rates[18] / share_within(18, 7.0, 120))
+    assert max(rates) <= 16
+    assert max(rates) <= 2 * min(rates)
+
+
 def test_a_tail_of_duplicates_only_is_no_tail():
     counts = np.zeros(257, np.int64)
     counts[:10] = 5000

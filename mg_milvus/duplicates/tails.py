@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 _SHARES = tuple(10 ** (step / 2) for step in range(-8, -1))
 """The tail is the nearest 0.0001 of all pairs, or more where those do not thin out towards zero (duplicates), ..."""
-_LEAST_TAIL = 100
-"""... and at least so many pairs. The farther from zero, the steeper: a tail that is too long promises too much."""
+_LEAST_TAIL = 400
+"""... and at least so many pairs: of fewer, copies too unlike to be told may be most. The farther from zero, the
+steeper: a tail that is too long promises too much."""
 _LEAST_FITTED = 30
 _LEAST_DIMENSION = 2.0
 """Unrelated pictures thin out faster than this, duplicates more slowly or not at all."""
