@@ -95,7 +95,16 @@ def fuse(
         for name, weight in used.items():
             scores += weight / (rrf_k + ranks[name])
     largest = max(used.values())  # what is equal but for rounding is so at any size of the weights
-    order = np.lexsort(
-        (np.asarray(ids, dtype=np.str_), -np.round(nearness / largest, 12), -np.round(scores / largest, 12))
-    )
+    order = _ordered(ids, np.round(scores / largest, 12), np.round(nearness / largest, 12))
     return Fused(order, scores, ranks)
+
+
+def _ordered(ids: Sequence[str], scores: NDArray[np.float64], nearness: NDArray[np.float64]) -> NDArray[np.intp]:
+    """By falling score, then by falling nearness, then by id. Texts sort slowly, so only those of ties are sorted."""
+    order = np.lexsort((-nearness, -scores))
+    equal = (scores[order][1:] == scores[order][:-1]) & (nearness[order][1:] == nearness[order][:-1])
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], equal, [False]))))
+    for first, last in edges.reshape(-1, 2).tolist():
+        tied = order[first : last + 1]
+        order[first : last + 1] = tied[np.argsort(np.array([ids[i] for i in tied], dtype=np.str_), kind="stable")]
+    return order
