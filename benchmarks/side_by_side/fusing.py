@@ -50,6 +50,9 @@ def rankers(
     schema: Schema, codes: Mapping[str, Codes], labels: Sequence[int], work: Path
 ) -> dict[str, dict[str, float]]:
     """Way -> milliseconds of a question, precision@10 over every fifth row as a question."""
+    from ranx import Run
+    from ranx import fuse as ranx_fuse
+
     binary = Binary(work / "rankers.db", schema)
     binary.insert(0, dict(codes))
     store, ids = binary.store, [row_id(n) for n in range(len(labels))]
@@ -73,7 +76,16 @@ def rankers(
         found = client.hybrid_search(store.collection, requests, ranker, limit=BEST + 1, output_fields=["path"])
         return [hit["id"] for hit in found[0]]
 
+    def ranx(method: str, row: int) -> list[str]:
+        lists = []
+        for name, values in codes.items():
+            (near,) = store.nearest(name, values[[row]], depth)
+            lists.append(Run({"question": dict(zip(near.ids, (-near.distances).astype(float).tolist(), strict=True))}))
+        fused = ranx_fuse(lists, method=method, params={"k": 60}).to_dict()["question"]
+        return sorted(fused, key=lambda found: (-fused[found], found))[: BEST + 1]
+
     ways = {name: (own, question) for name, question in questions.items()} | {
+        "ranx RRF": (ranx, "rrf"),
         "RRFRanker": (hybrid, RRFRanker(60)),
         "WeightedRanker, normalised": (hybrid, WeightedRanker(*[1.0] * len(codes), norm_score=True)),
         "WeightedRanker, as it is": (hybrid, WeightedRanker(*[1.0] * len(codes), norm_score=False)),
