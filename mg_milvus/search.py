@@ -13,7 +13,7 @@ from mg_milvus.errors import QueryError
 from mg_milvus.explanation import Explanation, Trace, explained
 from mg_milvus.fusion import fuse, shared_ranks
 from mg_milvus.hits import Hit
-from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, crop, open_picture
+from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, crop, opening
 from mg_milvus.question import MAX_DEPTH, QueryOptions, Question
 from mg_milvus.regions import box_of, windows
 from mg_milvus.schema_parts import PARTS
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.encoder import Encoder, Pixels
-    from mg_milvus.images.decode import PictureSource
+    from mg_milvus.images.decode import Decoded, PictureSource
     from mg_milvus.question import Parts
     from mg_milvus.regions import Box
     from mg_milvus.schema import Schema
@@ -83,7 +83,11 @@ def prepared(
         PictureError: it cannot be read, or has more than ``max_pixels``.
         QueryError: the box does not lie inside it, or is too small to look for.
     """
-    decoded = open_picture(picture, least=None if box else encoder.side, max_pixels=max_pixels)
+    with opening(picture, least=None if box else encoder.side, max_pixels=max_pixels) as decoded:
+        return _prepared(encoder, decoded, box, parts)
+
+
+def _prepared(encoder: Encoder, decoded: Decoded, box: Box | None, parts: Parts | None) -> Prepared:
     part = decoded.picture if box is None else crop(decoded, box)
     if parts is None:
         return Prepared(encoder.prepare(part), decoded.width, decoded.height)

@@ -90,7 +90,7 @@ def test_files_that_vanish_during_the_run_are_reported(tmp_path: Path, monkeypat
     monkeypatch.setattr(discover, "text_path", vanishing)
     with ImageIndex.open("memory:") as index:
         report = index.ingest(photos, workers=1)
-        assert [(f.path, f.reason) for f in report.failures] == [(str(gone), "No such file or directory")]
+        assert [(f.path, f.reason) for f in report.failures] == [(str(gone), "does not exist")]
         assert report.added == 5
 
 

@@ -13,7 +13,7 @@ from mg_milvus.duplicates.calibration import FINE, SAMPLE, Calibration, calibrat
 from mg_milvus.duplicates.grouping import grouped
 from mg_milvus.duplicates.pairs import as_words
 from mg_milvus.errors import QueryError
-from mg_milvus.images.decode import open_picture
+from mg_milvus.images.decode import opening
 from mg_milvus.images.discover import path_text, picture_id, text_path
 from mg_milvus.store import Row
 from mg_milvus.store.layout import MAX_DEPTH
@@ -66,11 +66,12 @@ def _row_of(encoder: Encoder, picture: str | os.PathLike[str]) -> Row:
     """The row that the file would have."""
     path = path_text(picture)
     file = text_path(path)
-    decoded = open_picture(file, least=encoder.side)
+    with opening(file, least=encoder.side) as decoded:
+        pixels, width, height = encoder.prepare(decoded.picture), decoded.width, decoded.height
     status = file.stat()
-    codes = encoder.encode([encoder.prepare(decoded.picture)])
+    codes = encoder.encode([pixels])
     return Row(
-        picture_id(path), path, status.st_size, status.st_mtime_ns, decoded.width, decoded.height, "",
+        picture_id(path), path, status.st_size, status.st_mtime_ns, width, height, "",
         {name: values[0].tobytes() for name, values in codes.items()},
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from mg_milvus.evaluation.encoded import encode_labelled, heads_text, with_heads
 from mg_milvus.evaluation.rankings import fused_keys, recipes_of
 from mg_milvus.evaluation.scoring import FLOAT, FUSED, float_rankings
 from mg_milvus.hits import Failure, Progress
-from mg_milvus.images.decode import open_picture
+from mg_milvus.images.decode import opening
 from mg_milvus.images.discover import discover, text_path
 from mg_milvus.images.edits import EDITS, STRENGTHS
 from mg_milvus.labels import Labelled
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from PIL import Image
 
     from mg_milvus.codes import Codes
     from mg_milvus.encoder import Encoder, Features, Pixels
@@ -135,18 +136,22 @@ def evaluate_copies(
 
 def _versions(original: Found, encoder: Encoder, max_pixels: int) -> tuple[list[tuple[Version, Pixels]], list[Failure]]:
     """The edited versions of a picture, ready for the encoder, and those that cannot be made."""
-    made: list[tuple[Version, Pixels]] = []
-    failures: list[Failure] = []
     try:
-        picture = open_picture(text_path(original.path), max_pixels=max_pixels).picture
+        with opening(text_path(original.path), max_pixels=max_pixels) as decoded:
+            return _edited(decoded.picture, original.path, encoder)
     except PictureError as error:
         return [], [Failure(original.path, str(error))]
+
+
+def _edited(picture: Image.Image, path: str, encoder: Encoder) -> tuple[list[tuple[Version, Pixels]], list[Failure]]:
+    made: list[tuple[Version, Pixels]] = []
+    failures: list[Failure] = []
     for name, edit in EDITS.items():
         for strength in STRENGTHS:
             try:
                 made.append(((name, strength), encoder.prepare(edit.apply(picture, strength))))
             except PictureError as error:
-                failures.append(Failure(original.path, f"{name}, {strength}: {error}"))
+                failures.append(Failure(path, f"{name}, {strength}: {error}"))
     return made, failures
 
 

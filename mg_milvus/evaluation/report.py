@@ -17,7 +17,7 @@ from PIL import Image
 from mg_milvus import __version__
 from mg_milvus.errors import PictureError, QueryError
 from mg_milvus.evaluation.plots import HUES, bar_plot, check_matplotlib, curve_plot, histogram_plot
-from mg_milvus.images.decode import open_picture
+from mg_milvus.images.decode import opening
 from mg_milvus.images.discover import text_path
 
 if TYPE_CHECKING:
@@ -282,10 +282,11 @@ def _pictured(path: str, text: str, relevant: bool = True, hits: Sequence[_Pictu
 
 def _thumbnail(file: Path) -> str:
     try:
-        picture = open_picture(file, least=THUMBNAIL_SIDE).picture.copy()
+        with opening(file, least=THUMBNAIL_SIDE) as decoded:
+            picture = decoded.picture.copy()
+            picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     except PictureError:
         return ""
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -5,9 +5,10 @@ Safe to call from several threads; Pillow's decoders release the GIL.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
+import sys
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -28,11 +29,13 @@ from PIL import (
 
 from mg_milvus.errors import PictureError, QueryError
 from mg_milvus.images.bombs import refuse_bombs
+from mg_milvus.images.files import content_of, kind_of
+from mg_milvus.images.memory import MemoryBudget, memory_needed
 from mg_milvus.images.pixels import LAYOUTS, from_array, from_tensor, is_tensor, to_rgb
 from mg_milvus.images.quiet import silence_libraries, silence_warnings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from PIL.ImageFile import ImageFile
 
@@ -48,20 +51,23 @@ PictureSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArra
 
 DEFAULT_MAX_PIXELS = 200_000_000
 
-_FORMATS = {
-    "JPEG": JpegImagePlugin,
-    "PNG": PngImagePlugin,
-    "WEBP": WebPImagePlugin,
-    "GIF": GifImagePlugin,
-    "BMP": BmpImagePlugin,
-    "TIFF": TiffImagePlugin,
-    "PPM": PpmImagePlugin,
-    "AVIF": AvifImagePlugin,
+_OPENERS: dict[str, Callable[[io.BytesIO, str], ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "PPM": PpmImagePlugin.PpmImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
 }
-"""Name of a format in ``Image.OPEN`` -> the plugin that registers it there when imported, in the order tried.
+"""Name of a kind of ``files.KINDS`` -> what reads its header."""
 
-Pillow's other formats are left out: it starts Ghostscript for EPS.
-"""
+BYTES_A_PIXEL = 12
+"""Decoding may take this many bytes for each pixel that is allowed, by what the header says."""
+
+decoders = MemoryBudget(4 * 2**30)
+"""What the decoders of this process take at once: one picture at the default limits, and some of usual size."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -102,22 +108,43 @@ def decode(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT_M
         data: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM/PGM/PBM/PFM or AVIF.
         least: the picture may be reduced by 2, 4 or 8 while decoding (JPEG only), as long as its shorter side keeps
             this many pixels. The same data and ``least`` always give the same pixels.
-        max_pixels: larger pictures are refused by their header, before their pixels are decoded.
+        max_pixels: larger pictures, and those that take more than ``BYTES_A_PIXEL`` bytes for each of so many pixels,
+            are refused by their header, before their pixels are decoded.
 
     Raises:
         PictureError: the message goes on where a name is put before it: "is empty: 0 bytes". Also for files that
             would take minutes, see ``bombs``.
     """
-    if not data:
-        raise PictureError("is empty: 0 bytes")
-    refuse_bombs(data)
+    with decoding(data, least=least, max_pixels=max_pixels) as decoded:
+        return decoded
+
+
+@contextmanager
+def decoding(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Iterator[Decoded]:
+    """A decoded picture, and its share of the memory for ``decoders`` while the block runs; see ``decode``.
+
+    For many threads, each of which makes something small of each picture. Waits while others take too much.
+    """
+    file = _header(data, max_pixels)
+    full = file.size
     with _pillow_errors():
-        file = _open(data)
-        _check_size(file, max_pixels)
-        full = file.size
         if least is not None:
             file.draft(None, (least, least))
-        return _upright(file, full)
+        count = memory_needed(file, full, data)
+    _check_memory(file, count, max_pixels)
+    with decoders.held(count):
+        with _pillow_errors():
+            decoded = _upright(file, full, own=True)
+        yield decoded
+
+
+def check_header(data: bytes) -> None:
+    """Read the whole header of an encoded picture of any size, not its pixels.
+
+    Raises:
+        PictureError: it is none that ``decode`` would begin to decode.
+    """
+    _header(data, sys.maxsize)
 
 
 def open_picture(source: PictureSource, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
@@ -132,23 +159,37 @@ def open_picture(source: PictureSource, *, least: int | None = None, max_pixels:
     Raises:
         PictureError: it cannot be read; the message names the source.
     """
+    with opening(source, least=least, max_pixels=max_pixels) as decoded:
+        return decoded
+
+
+@contextmanager
+def opening(
+    source: PictureSource, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Iterator[Decoded]:
+    """A picture from anywhere, and its share of the memory while the block runs; see ``open_picture``, ``decoding``."""
     if isinstance(source, np.ndarray) or is_tensor(source):
         picture = from_array(source) if isinstance(source, np.ndarray) else from_tensor(source)
-        return Decoded(picture, *picture.size)
+        yield Decoded(picture, *picture.size)
+        return
     name = f"the {type(source).__name__} given as a picture"
-    try:
-        if isinstance(source, Image.Image):
-            with _pillow_errors():
-                _check_size(source, max_pixels)
-                return _upright(source, source.size)
-        if isinstance(source, bytes):
-            return decode(source, least=least, max_pixels=max_pixels)
-        if isinstance(source, str | os.PathLike):
-            name = repr(os.fspath(source))
-            return decode(_read_file(source), least=least, max_pixels=max_pixels)
-    except PictureError as error:
-        raise PictureError(f"{name} {error}") from error
-    raise PictureError(f"{name} cannot be read: expected a path, encoded bytes, a PIL image, or {LAYOUTS}")
+    with ExitStack() as stack:
+        try:
+            if isinstance(source, Image.Image):
+                with _pillow_errors():
+                    _check_size(source, max_pixels)
+                    decoded = _upright(source, source.size, own=False)
+            elif isinstance(source, bytes):
+                decoded = stack.enter_context(decoding(source, least=least, max_pixels=max_pixels))
+            elif isinstance(source, str | os.PathLike):
+                name = repr(os.fspath(source))
+                data = stack.enter_context(content_of(source))
+                decoded = stack.enter_context(decoding(data, least=least, max_pixels=max_pixels))
+            else:
+                raise PictureError(f"cannot be read: expected a path, encoded bytes, a PIL image, or {LAYOUTS}")
+        except PictureError as error:
+            raise PictureError(f"{name} {error}") from error
+        yield decoded
 
 
 def crop(decoded: Decoded, box: tuple[int, int, int, int]) -> Image.Image:
@@ -173,7 +214,7 @@ def crop(decoded: Decoded, box: tuple[int, int, int, int]) -> Image.Image:
     return decoded.picture.crop((x * across // width, y * down // height, right, bottom))
 
 
-@contextlib.contextmanager
+@contextmanager
 def _pillow_errors() -> Iterator[None]:
     """What a hostile file makes Pillow raise is a ``PictureError``; what it makes Pillow mutter is not heard."""
     silence_warnings()
@@ -193,25 +234,14 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _read_file(path: str | os.PathLike[str]) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError as error:
-        raise PictureError("does not exist") from error
-    except IsADirectoryError as error:
-        raise PictureError("is a folder: expected a picture file") from error
-    except (OSError, ValueError) as error:
-        raise PictureError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _open(data: bytes) -> ImageFile:
+def _header(data: bytes, max_pixels: int) -> ImageFile:
+    kind = kind_of(data)
+    refuse_bombs(data)
     # Image.open would check the size against a limit that is global to the process; the limit here is the caller's.
-    for name in _FORMATS:
-        factory, accepts = Image.OPEN[name]
-        if accepts is None or accepts(data[:16]) is True:
-            return factory(io.BytesIO(data), "")
-    raise PictureError(f"is not a picture that can be read: expected one of {', '.join(_FORMATS)}")
+    with _pillow_errors():
+        file = _OPENERS[kind.name](io.BytesIO(data), "")
+        _check_size(file, max_pixels)
+    return file
 
 
 def _check_size(picture: Image.Image, max_pixels: int) -> None:
@@ -225,16 +255,30 @@ def _check_size(picture: Image.Image, max_pixels: int) -> None:
         raise PictureError(f"has no pixels ({width}x{height})")
 
 
-def _upright(picture: Image.Image, full: tuple[int, int]) -> Decoded:
+def _check_memory(file: ImageFile, count: int, max_pixels: int) -> None:
+    if count > BYTES_A_PIXEL * max_pixels:
+        width, height = file.size
+        raise PictureError(
+            f"takes about {count} bytes to decode ({width}x{height}, {file.format} of mode {file.mode}), more than "
+            f"{BYTES_A_PIXEL} for each of max_pixels={max_pixels}: raise that limit if the picture can be trusted"
+        )
+
+
+def _upright(picture: Image.Image, full: tuple[int, int], *, own: bool) -> Decoded:
+    """Load, convert and turn a picture; ``own``: nobody else needs what was read, and its memory is given back."""
     if isinstance(picture, TiffImagePlugin.TiffImageFile) and picture.tile:
         # With its canvas already made it does not compare its size with the limit that is global to the process.
         canvas = picture.tag_v2[TiffImagePlugin.IMAGEWIDTH], picture.tag_v2[TiffImagePlugin.IMAGELENGTH]
         picture.im = Image.new(picture.mode, canvas).im
     picture.load()
-    rgb = to_rgb(picture)
     turn = None
-    with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
+    with suppress(Exception):  # damaged EXIF says nothing about the pixels
         turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    if own:
+        vars(picture).pop("_decoder", None)  # of WebP and AVIF: whole frames of its own
+    rgb = to_rgb(picture)
+    if own and rgb is not picture:
+        picture.close()
     if turn is None:
         return Decoded(rgb, *full)
     swapped = turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from mg_milvus.errors import PictureError
 from mg_milvus.hits import Failure
+from mg_milvus.images.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -51,9 +52,9 @@ class Found:
         """Its content.
 
         Raises:
-            OSError, PictureError: it cannot be read.
+            PictureError: it cannot be read.
         """
-        return text_path(self.path).read_bytes()
+        return read_file(text_path(self.path))
 
 
 def path_text(path: str | os.PathLike[str]) -> str:
@@ -91,6 +92,11 @@ def is_url(text: str) -> bool:
 def picture_id(path: str) -> str:
     """Primary key of the picture at ``path`` (as ``path_text`` writes it): 32 hex digits, BLAKE2b-128 of its UTF-8."""
     return hashlib.blake2b(path.encode("utf-8"), digest_size=16).hexdigest()
+
+
+def content_hash(data: bytes) -> str:
+    """What the row of a picture file remembers of its content: 32 hex digits, BLAKE2b-128."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def discover(

@@ -10,6 +10,8 @@ from PIL import Image
 from mg_milvus.errors import PictureError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 LAYOUTS = (
@@ -17,19 +19,30 @@ LAYOUTS = (
 )
 """The accepted arrays and tensors, for messages."""
 
+_BAND = 1 << 18
+"""Pixels of a band, about."""
+
 _SIXTEEN_TO_EIGHT = ((np.arange(65_536) + 128) // 257).astype(np.uint8)
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """A loaded picture of any mode -> mode RGB (itself, when it is); transparency is put on white."""
     if picture.mode.startswith(("I", "F")):
-        return Image.fromarray(_eight_bits(picture)).convert("RGB")
+        return _grey(picture).convert("RGB")
     if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        white = Image.new("RGB", layer.size, "white")
-        white.paste(layer, mask=layer)
+        white = Image.new("RGB", picture.size, "white")
+        for top, band in _bands(picture):
+            layer = band.convert("RGBA")
+            white.paste(layer, (0, top), mask=layer)
         return white
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _bands(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """A picture in bands of rows, each with its top: what is computed of them is small beside the picture."""
+    rows = max(1, _BAND // picture.width)
+    for top in range(0, picture.height, rows):
+        yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))
 
 
 def from_array(array: NDArray[Any]) -> Image.Image:
@@ -83,18 +96,35 @@ def _refusal(array: NDArray[Any], given: Any) -> PictureError:
     )
 
 
-def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
-    """Greyscale of 16 or 32 bits, or of real numbers -> (h, w) uint8.
+def _grey(picture: Image.Image) -> Image.Image:
+    """Greyscale of 16 or 32 bits, or of real numbers -> mode L.
 
     Integers from 0 to 65,535 and real numbers from 0 to 1 keep their scale; other ranges are stretched to 0 … 255.
     """
-    values = np.asarray(picture)
-    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 65_535:
-        grey = _SIXTEEN_TO_EIGHT[values]
+    grey = Image.new("L", picture.size)
+    low, high = _span(picture)
+    if picture.mode != "F" and low >= 0 and high <= 65_535:
         key = picture.info.get("transparency")
-        return np.where(values == key, np.uint8(255), grey) if isinstance(key, int) else grey
-    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
+        for top, band in _bands(picture):
+            values = np.asarray(band)
+            eight = _SIXTEEN_TO_EIGHT[values]
+            if isinstance(key, int):
+                eight = np.where(values == key, np.uint8(255), eight)
+            grey.paste(Image.fromarray(eight), (0, top))
+        return grey
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    return np.rint((values - low) * (255 / ((high - low) or 1.0))).astype(np.uint8)
+    for top, band in _bands(picture):
+        numbers = np.rint((_finite(band) - low) * (255 / ((high - low) or 1.0)))
+        grey.paste(Image.fromarray(numbers.astype(np.uint8)), (0, top))
+    return grey
+
+
+def _span(picture: Image.Image) -> tuple[float, float]:
+    """Smallest and largest value."""
+    spans = [(values.min(), values.max()) for values in (_finite(band) for _, band in _bands(picture))]
+    return float(min(low for low, _ in spans)), float(max(high for _, high in spans))
+
+
+def _finite(band: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(band).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw
 
 from mg_milvus.errors import PictureError
-from mg_milvus.images.decode import open_picture
+from mg_milvus.images.decode import opening
 
 if TYPE_CHECKING:
     from mg_milvus.images.decode import PictureSource
@@ -57,11 +57,12 @@ def small(source: PictureSource, side: int, box: Box | None = None) -> tuple[Ima
     Raises:
         PictureError: it cannot be read.
     """
-    decoded = open_picture(source, least=side)
-    picture = decoded.picture.copy()
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    with opening(source, least=side) as decoded:
+        width, height = decoded.width, decoded.height
+        picture = decoded.picture.copy()
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     if box:
-        scale = picture.width / decoded.width
+        scale = picture.width / width
         left, top, right, bottom = (round(scale * x) for x in (box[0], box[1], box[0] + box[2], box[1] + box[3]))
         draw = ImageDraw.Draw(picture)
         for inset, colour in enumerate(FRAME):
@@ -72,4 +73,4 @@ def small(source: PictureSource, side: int, box: Box | None = None) -> tuple[Ima
                 max(top + inset, bottom - 1 - inset),
             )
             draw.rectangle(edges, outline=colour)
-    return picture, decoded.width, decoded.height
+    return picture, width, height

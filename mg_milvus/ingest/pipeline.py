@@ -6,7 +6,6 @@ The number of pictures in memory does not depend on the number of pictures to do
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Self
 
 from mg_milvus.errors import PictureError, StoreError
 from mg_milvus.hits import Failure, Progress
-from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, decode
-from mg_milvus.images.discover import Found, is_under, path_text, picture_id, text_path
+from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, decoding
+from mg_milvus.images.discover import Found, content_hash, is_under, path_text, picture_id, text_path
+from mg_milvus.images.files import MAX_BYTES, reading
 from mg_milvus.ingest.meters import IngestMeters
 from mg_milvus.schema_parts import PARTS
 from mg_milvus.store import Row
@@ -307,14 +307,15 @@ def _exists(path: str) -> bool:
 
 def _read(found: Found, known_hash: str | None, encoder: Encoder, max_pixels: int) -> Prepared:
     try:
-        data = found.read()
-        if found.size < 0:
-            found = replace(found, size=len(data))
-        content_hash = hashlib.blake2b(data, digest_size=16).hexdigest()
-        if content_hash == known_hash:
-            return Prepared(found, content_hash)
-        decoded = decode(data, least=encoder.side, max_pixels=max_pixels)
+        with reading.held(min(max(found.size, 0), MAX_BYTES)):
+            data = found.read()
+            if found.size < 0:
+                found = replace(found, size=len(data))
+            hashed = content_hash(data)
+            if hashed == known_hash:
+                return Prepared(found, hashed)
+            with decoding(data, least=encoder.side, max_pixels=max_pixels) as decoded:
+                return Prepared(found, hashed, encoder.prepare(decoded.picture), decoded.width, decoded.height)
     except (PictureError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return Prepared(found, failure=reason)
-    return Prepared(found, content_hash, encoder.prepare(decoded.picture), decoded.width, decoded.height)

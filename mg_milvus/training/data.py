@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from mg_milvus.errors import PictureError, TrainingError
 from mg_milvus.hits import Failure
-from mg_milvus.images.decode import open_picture
+from mg_milvus.images.decode import opening
 from mg_milvus.images.discover import text_path
 from mg_milvus.training.augmentation import GROUP, Augmenter
 
@@ -68,12 +68,13 @@ class PictureCache:
 
         def read(found: Found) -> NDArray[np.uint8] | str:
             try:
-                picture = open_picture(text_path(found.path), least=side, max_pixels=max_pixels).picture
+                with opening(text_path(found.path), least=side, max_pixels=max_pixels) as decoded:
+                    picture = decoded.picture
+                    scale = min(1.0, side / (picture.width * picture.height) ** 0.5)
+                    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+                    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0))
             except PictureError as error:
                 return str(error)
-            scale = min(1.0, side / (picture.width * picture.height) ** 0.5)
-            size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-            return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0))
 
         try:
             with ThreadPoolExecutor(workers or os.cpu_count(), "mgm-decode") as pool:

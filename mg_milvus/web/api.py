@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -9,14 +10,15 @@ from urllib.parse import quote
 
 import anyio
 from fastapi import APIRouter, Depends, Path, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from mg_milvus.errors import MgMilvusError, PictureError, QueryError
 from mg_milvus.images.discover import text_path
 from mg_milvus.question import QueryOptions, names_parts
 from mg_milvus.web.about import rows
 from mg_milvus.web.asking import Answer, Info, answer, codes_from, codes_text, described, options
-from mg_milvus.web.files import kind_of_file, read_body
+from mg_milvus.web.files import read_body
+from mg_milvus.web.originals import OriginalResponse, open_original
 from mg_milvus.web.state import Shared, State  # noqa: TC001 - FastAPI reads the annotations
 from mg_milvus.web.thumbnails import SIDES
 
@@ -47,7 +49,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 BYTES = "the bytes given as a picture"
 """How ``open_picture`` names what has no name."""
 
-IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
+ASK_AGAIN = {"cache-control": "private, no-cache"}
+"""A browser may keep it, and shows it only when it is still there."""
 
 RowId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="Id of an indexed picture.")]
 Options = Annotated[QueryOptions, Depends(options)]
@@ -114,8 +117,10 @@ async def row(shared: Shared, id: RowId) -> dict[str, Any]:  # noqa: A002
 
 @router.get("/api/pictures/{id}/thumbnail", response_class=Response, responses={
     **PROBLEMS, 200: {"content": {"image/jpeg": {}}, "description": "A JPEG whose longest side is at most so long."},
+    304: {"description": "It is what If-None-Match names."},
 })  # fmt: skip
 async def thumbnail(
+    request: Request,
     shared: Shared,
     id: RowId,  # noqa: A002
     side: Annotated[
@@ -130,23 +135,32 @@ async def thumbnail(
         data = await anyio.to_thread.run_sync(shared.thumbnails.of, found, side, limiter=shared.decoding)
     except PictureError as error:
         raise _gone(id) from error
-    return Response(data, media_type="image/jpeg", headers=IMMUTABLE)
+    headers = ASK_AGAIN | {"etag": f'"{hashlib.blake2b(data, digest_size=16).hexdigest()}"'}
+    if _is_known(request, headers["etag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type="image/jpeg", headers=headers)
 
 
 @router.get("/api/pictures/{id}/original", response_class=Response, responses={
     **PROBLEMS, 200: {"content": {"image/*": {}}, "description": "The file as it is."},
+    206: {"content": {"image/*": {}}, "description": "The range of it that was asked for."},
+    304: {"description": "It is what If-None-Match names."},
 })  # fmt: skip
-async def original(shared: Shared, id: RowId) -> Response:  # noqa: A002
-    """The picture file as it is, if it still is one."""
+async def original(request: Request, shared: Shared, id: RowId) -> Response:  # noqa: A002
+    """The picture file as it is, if it is still what was ingested."""
     found = await _in_thread(shared.browser.row, id)
-    path = text_path(found.path)
     try:
-        media_type = (await _in_thread(kind_of_file, path))[1]
-    except (OSError, PictureError) as error:
+        opened = await anyio.to_thread.run_sync(open_original, found, limiter=shared.decoding)
+    except PictureError as error:
         raise _gone(id) from error
-    name = quote(path.name.encode("utf-8", "surrogateescape"))
-    disposition = {"content-disposition": f"inline; filename*=UTF-8''{name}"}
-    return FileResponse(path, media_type=media_type, headers=disposition)
+    headers = ASK_AGAIN | {"etag": f'"{found.content_hash}"'}
+    if _is_known(request, headers["etag"]):
+        opened.file.close()
+        return Response(status_code=304, headers=headers)
+    name = quote(text_path(found.path).name.encode("utf-8", "surrogateescape"))
+    headers["content-disposition"] = f"inline; filename*=UTF-8''{name}"
+    same = request.headers.get("if-range", headers["etag"]) == headers["etag"]
+    return OriginalResponse(opened, request.headers.get("range") if same else None, headers)
 
 
 @router.get("/api/info", response_model=Info, responses=PROBLEMS)
@@ -171,7 +185,16 @@ async def metrics(shared: Shared) -> Response:
 
 
 def _gone(row_id: str) -> MgMilvusError:
-    return PictureError(f"the file of picture {row_id} is gone or cannot be read any more")
+    return PictureError(
+        f"the file of picture {row_id} is gone, cannot be read, or was changed since it was ingested: put it back, or "
+        "ingest it again"
+    )
+
+
+def _is_known(request: Request, etag: str) -> bool:
+    """Whether the browser has it already."""
+    known = request.headers.get("if-none-match", "")
+    return any(each.strip().removeprefix("W/") in {etag, "*"} for each in known.split(","))
 
 
 def _given_codes(shared: State, text: str) -> dict[str, Codes]:

@@ -1,32 +1,27 @@
-"""Picture files that come and go: what kind they are, where uploads are kept, how much of a body is read."""
+"""Picture files that come and go: what an indexed one holds, where uploads are kept, how much of a body is read."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from mg_milvus.encoder.files import write_whole
 from mg_milvus.errors import PictureError, ServeError
 from mg_milvus.images.decode import decode
+from mg_milvus.images.discover import content_hash, text_path
+from mg_milvus.images.files import held_for_reading, kind_of, open_file, read_opened
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from io import FileIO
     from pathlib import Path
 
     from starlette.requests import Request
 
-_KINDS = (
-    (re.compile(rb"\xff\xd8\xff"), ".jpg", "image/jpeg"),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), ".png", "image/png"),
-    (re.compile(rb"GIF8[79]a"), ".gif", "image/gif"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), ".webp", "image/webp"),
-    (re.compile(rb"....ftypavi[fs]", re.DOTALL), ".avif", "image/avif"),
-    (re.compile(rb"BM"), ".bmp", "image/bmp"),
-    (re.compile(rb"II\*\0|MM\0\*"), ".tif", "image/tiff"),
-    (re.compile(rb"P[1-6fF]\s"), ".ppm", "image/x-portable-anymap"),
-)
-"""First bytes, ending and media type of what ``decode`` reads."""
+    from mg_milvus.store import Row
 
 _UPLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}-[0-9a-f]{12}\.[a-z]{3,4}")
 """Names that ``keep_upload`` gives: no separator, no dots in front."""
@@ -36,29 +31,22 @@ class TooLargeError(Exception):
     """A body of more bytes than are taken."""
 
 
-def kind_of(data: bytes) -> tuple[str, str]:
-    """File ending and media type of a picture, by its first bytes.
+@contextmanager
+def ingested_content(row: Row) -> Iterator[tuple[FileIO, bytes]]:
+    """The file of a row, opened once, and what it holds, if that is what was ingested.
+
+    A path may lead to another file than it did then; whatever it leads to, only the bytes that the row was made of
+    come back. Links are followed, as when they were ingested. The content's share of the memory is held while the
+    block runs.
 
     Raises:
-        PictureError: no kind that can be read.
+        PictureError: the file is gone, cannot be read, is not a picture, or has another content.
     """
-    for start, suffix, media_type in _KINDS:
-        if start.match(data):
-            return suffix, media_type
-    raise PictureError("is not a picture that can be read")
-
-
-def kind_of_file(path: Path) -> tuple[str, str]:
-    """File ending and media type of a picture file.
-
-    Raises:
-        PictureError: no kind that can be read, or no file.
-        OSError: it cannot be opened.
-    """
-    if not path.is_file():  # a pipe would be waited for, a device never ends
-        raise PictureError("is not a file")
-    with path.open("rb") as file:
-        return kind_of(file.read(32))
+    with open_file(text_path(row.path)) as file, held_for_reading(file):
+        data = read_opened(file)
+        if content_hash(data) != row.content_hash:
+            raise PictureError("has another content than when it was ingested")
+        yield file, data
 
 
 async def read_body(request: Request, most: int) -> bytes:
@@ -93,7 +81,7 @@ def keep_upload(folder: Path, name: str, data: bytes, max_pixels: int) -> str:
     except PictureError as error:
         raise PictureError(f"'{name}' {error}") from error
     stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePath(name.replace("\\", "/")).stem).strip("-")[:60] or "picture"
-    kept = f"{stem}-{hashlib.blake2b(data, digest_size=6).hexdigest()}{kind_of(data)[0]}"
+    kept = f"{stem}-{hashlib.blake2b(data, digest_size=6).hexdigest()}{kind_of(data).suffix}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / kept).exists():

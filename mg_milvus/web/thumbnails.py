@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from mg_milvus.encoder.files import write_whole
-from mg_milvus.images.decode import open_picture
+from mg_milvus.images.decode import decoding
 from mg_milvus.images.discover import text_path
+from mg_milvus.web.files import ingested_content
 
 if TYPE_CHECKING:
     from mg_milvus.store import Row
@@ -25,6 +28,8 @@ QUALITY = 82
 _HASH = re.compile(r"[0-9a-f]{32}")
 MOST_BYTES = 1_000_000_000
 """What the cache may take; the thumbnails unused for longest go first."""
+MOST_DAYS = 30
+"""How long an unused thumbnail is kept."""
 
 
 class Thumbnails:
@@ -35,16 +40,14 @@ class Thumbnails:
         self._folder, self._max_pixels = folder, max_pixels
 
     def of(self, row: Row, side: int) -> bytes:
-        """The thumbnail of a row.
+        """The thumbnail of a row whose file is there, and is what was ingested.
 
         Raises:
-            PictureError: the file is gone or cannot be read.
+            PictureError: the file is gone, cannot be read, or has another content. What was kept of its content is
+                removed when it is gone.
         """
-        key = row.content_hash
-        file = None
-        if self._folder is not None and _HASH.fullmatch(key):  # a row is data, and could name any file
-            file = self._folder / key[:2] / f"{key}-{side}.jpg"
-        if file is not None:
+        file = self._file(row.content_hash, side)
+        if file is not None and self._is_unchanged(row):
             with suppress(OSError):
                 data = file.read_bytes()
                 os.utime(file)
@@ -56,26 +59,59 @@ class Thumbnails:
                 write_whole(file, data)
         return data
 
+    def usage(self) -> tuple[int, int]:
+        """How many thumbnails are kept, and their bytes."""
+        sizes = [size for _, size, _ in self._kept()]
+        return len(sizes), sum(sizes)
+
+    def clear(self) -> None:
+        """Remove all thumbnails that are kept."""
+        for *_, file in self._kept():
+            file.unlink(missing_ok=True)
+
     def trim(self, most: int = MOST_BYTES) -> None:
-        """Remove those unused for longest until the rest takes at most so many bytes."""
-        if self._folder is None:
-            return
-        known = []
-        for file in self._folder.glob("*/*.jpg"):
-            with suppress(OSError):
-                status = file.stat()
-                known.append((status.st_mtime, status.st_size, file))
+        """Remove those unused for ``MOST_DAYS``, and those unused for longest until the rest takes at most ``most``."""
+        known = sorted(self._kept())
         total = sum(size for _, size, _ in known)
-        for _, size, file in sorted(known):
-            if total <= most:
+        oldest = time.time() - MOST_DAYS * 86_400
+        for used, size, file in known:
+            if total <= most and used >= oldest:
                 return
             file.unlink(missing_ok=True)
             total -= size
 
+    def _kept(self) -> list[tuple[float, int, Path]]:
+        """When each was used last, in seconds since the epoch; its bytes; its file."""
+        known = []
+        for file in self._folder.glob("*/*.jpg") if self._folder is not None else ():
+            with suppress(OSError):
+                status = file.stat()
+                known.append((status.st_mtime, status.st_size, file))
+        return known
+
+    def _file(self, content_hash: str, side: int) -> Path | None:
+        """Where a thumbnail is kept, if it is: a row is data, and could name any file."""
+        if self._folder is None or not _HASH.fullmatch(content_hash):
+            return None
+        return self._folder / content_hash[:2] / f"{content_hash}-{side}.jpg"
+
+    def _is_unchanged(self, row: Row) -> bool:
+        """Whether the file looks as when it was ingested; when it is gone, its thumbnails go, too."""
+        try:
+            status = text_path(row.path).stat()
+        except (OSError, ValueError):
+            for side in SIDES:
+                file = self._file(row.content_hash, side)
+                if file is not None:
+                    with suppress(OSError):
+                        file.unlink()
+            return False
+        return stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (row.size, row.mtime_ns)
+
     def _made(self, row: Row, side: int) -> bytes:
-        decoded = open_picture(text_path(row.path), least=side, max_pixels=self._max_pixels)
-        picture = decoded.picture.copy()
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        with ingested_content(row) as (_, data), decoding(data, least=side, max_pixels=self._max_pixels) as decoded:
+            picture = decoded.picture.copy()
+            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
         return buffer.getvalue()
