@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import anyio
 from fastapi.responses import StreamingResponse  # noqa: TID253 - this is the web page
 
-from mg_milvus.errors import PictureError
 from mg_milvus.images.decode import check_header
 from mg_milvus.images.files import kind_of
 from mg_milvus.web.files import ingested_content
@@ -83,7 +82,7 @@ class OriginalResponse(StreamingResponse):
             wanted = min(_BLOCK, stop - start)
             block = await anyio.to_thread.run_sync(os.pread, self._original.file.fileno(), wanted, start)
             if not block:
-                raise PictureError("became shorter while it was sent")
+                raise OSError("the file became shorter while it was sent")
             start += len(block)
             yield block
 
