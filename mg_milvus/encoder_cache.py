@@ -65,6 +65,30 @@ def encoder_of(store: Store, fingerprint: str, *, device: str, base: Encoder | N
     return encoder
 
 
+def cached_encoders() -> dict[Path, int]:
+    """The copies on this machine, with their bytes."""
+    found = {}
+    for file in sorted(cache_folder().glob("*.safetensors")):
+        with suppress(OSError):
+            found[file] = file.stat().st_size
+    return found
+
+
+def clear_encoders() -> list[Path]:
+    """Remove the copies that collections hold whole, too.
+
+    Returns:
+        Those that were kept: of larger ones a collection holds the heads only, so the copy may be the last one.
+    """
+    kept = []
+    for file, size in cached_encoders().items():
+        if size > WHOLE_FILE_LIMIT:
+            kept.append(file)
+        else:
+            file.unlink(missing_ok=True)
+    return kept
+
+
 def _copy(fingerprint: str) -> Path:
     return cache_folder() / f"{fingerprint}.safetensors"
 

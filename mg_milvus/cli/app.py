@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from mg_milvus import __version__
 from mg_milvus.cli import (
     bulk,
+    cache,
     duplicates,
     evaluate,
     fit,
@@ -157,6 +158,7 @@ for register in (
     evaluate.register,
     tune.register,
     serve.register,
+    cache.register,
     bulk.register,
     plan.register,
     up.register,
