@@ -93,20 +93,26 @@ def open_file(path: str | os.PathLike[str]) -> io.FileIO:
             goes on where a name is put before it, as all of this module.
     """
     try:
+        _check_regular(os.stat(path))  # opening some devices has effects: those are not even opened
         descriptor = os.open(path, _FLAGS)
     except FileNotFoundError as error:
         raise PictureError("does not exist") from error
+    except PictureError:
+        raise
     except (OSError, ValueError) as error:
         raise PictureError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            what = next((name for is_one, name in _OTHERS if is_one(mode)), "no regular file")
-            raise PictureError(f"is {what}: expected a picture file")
+        _check_regular(os.fstat(descriptor))  # the name may lead to another file by now
         return io.FileIO(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        what = next((name for is_one, name in _OTHERS if is_one(status.st_mode)), "no regular file")
+        raise PictureError(f"is {what}: expected a picture file")
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from mg_milvus.bulk import Shard
+from mg_milvus.bulk.sources import pictures
 from mg_milvus.errors import PictureError
+from mg_milvus.hits import Failure
 from mg_milvus.images import files
 from mg_milvus.images.decode import open_picture
 from mg_milvus.images.discover import Found
@@ -53,7 +56,7 @@ HOSTILE = {
     "sparse-jpeg": (make_sparse_jpeg, f"has 3000000000 bytes: expected a picture file of at most {files.MAX_BYTES}"),
     "fifo": (os.mkfifo, "is a FIFO: expected a picture file"),
     "folder": (Path.mkdir, "is a folder: expected a picture file"),
-    "socket": (make_socket, "cannot be read: No such device or address"),
+    "socket": (make_socket, "is a socket: expected a picture file"),
     "gone": (lambda path: None, "does not exist"),
 }
 """Kind of what a file becomes -> what makes it at a path, and what is said of it."""
@@ -71,6 +74,42 @@ def test_what_is_no_picture_file_is_refused_unread(tmp_path: Path, kind: str) ->
         assert reason in str(caught.value)
         assert "\n" not in str(caught.value)
     assert time.perf_counter() - started < 10  # three reads of nothing: milliseconds
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HOSTILE if kind != "gone"])
+def test_a_name_that_leads_elsewhere_when_it_is_opened_is_refused(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exchanged between the look at the name and the opening of the file."""
+    path = tmp_path / "x.jpg"
+    HOSTILE[kind][0](path)
+    good = tmp_path / "good.jpg"
+    good.write_bytes(encoded(picture(1), "JPEG"))
+    of_good = good.stat()
+    monkeypatch.setattr(files.os, "stat", lambda _: of_good)
+    with pytest.raises(PictureError):
+        files.read_file(path)
+
+
+def test_a_device_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.os, "open", lambda *_: pytest.fail("opening some devices has effects"))
+    with pytest.raises(PictureError, match="is a device"):
+        files.read_file("/dev/null")
+
+
+def test_a_list_of_hostile_files_is_reported_and_passed_over(tmp_path: Path) -> None:
+    names = [f"fifo{suffix}" for suffix in (".jpg", ".tar", ".parquet")] + ["zero.tar", "zero.png"]
+    for name in names:
+        HOSTILE[name.split(".")[0]][0](tmp_path / name)
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    failures: list[Failure] = []
+    for found in pictures([tmp_path / "list.txt"], Shard(), failures.append):
+        with pytest.raises(PictureError) as caught:
+            found.read()
+        failures.append(Failure(found.path, str(caught.value)))
+    assert {Path(failure.path).name: failure.reason for failure in failures} == {
+        name: HOSTILE[name.split(".")[0]][1] for name in names
+    }
 
 
 def test_a_file_that_grows_while_it_is_read_is_read_up_to_the_limit(
