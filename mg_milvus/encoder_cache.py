@@ -85,7 +85,8 @@ def clear_encoders() -> list[Path]:
         if size > WHOLE_FILE_LIMIT:
             kept.append(file)
         else:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # it goes on to be among cached_encoders
+                file.unlink()
     return kept
 
 

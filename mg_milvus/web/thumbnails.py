@@ -47,12 +47,14 @@ class Thumbnails:
                 removed when it is gone.
         """
         file = self._file(row.content_hash, side)
-        if file is not None and self._is_unchanged(row):
-            with suppress(OSError):
-                data = file.read_bytes()
-                os.utime(file)
+        data = _known(file) if self._is_unchanged(row) else None
+        if data is not None:
+            return data
+        with ingested_content(row) as (_, content):  # the same content may have another time, as copies have
+            data = _known(file)
+            if data is not None:
                 return data
-        data = self._made(row, side)
+            data = self._made(content, side)
         if file is not None:
             with suppress(OSError):  # a full disk costs time, not the page
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,9 +67,10 @@ class Thumbnails:
         return len(sizes), sum(sizes)
 
     def clear(self) -> None:
-        """Remove all thumbnails that are kept."""
+        """Remove all thumbnails that are kept; one that cannot be removed goes on to count in ``usage``."""
         for *_, file in self._kept():
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink()
 
     def trim(self, most: int = MOST_BYTES) -> None:
         """Remove those unused for ``MOST_DAYS``, and those unused for longest until the rest takes at most ``most``."""
@@ -108,13 +111,23 @@ class Thumbnails:
             return False
         return stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (row.size, row.mtime_ns)
 
-    def _made(self, row: Row, side: int) -> bytes:
-        with ingested_content(row) as (_, data), decoding(data, least=side, max_pixels=self._max_pixels) as decoded:
+    def _made(self, content: bytes, side: int) -> bytes:
+        with decoding(content, least=side, max_pixels=self._max_pixels) as decoded:
             picture = decoded.picture.copy()
             picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
         return buffer.getvalue()
+
+
+def _known(file: Path | None) -> bytes | None:
+    """A thumbnail that is kept, which is now used once more."""
+    if file is not None:
+        with suppress(OSError):
+            data = file.read_bytes()
+            os.utime(file)
+            return data
+    return None
 
 
 def default_folder() -> Path:

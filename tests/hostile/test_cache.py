@@ -79,6 +79,14 @@ def test_a_thumbnail_is_not_served_when_its_file_has_another_content(page: Page)
     assert len(page.kept()) == 2  # the old one goes when it was not used for 30 days
 
 
+def test_a_file_with_the_same_content_and_another_time_keeps_its_thumbnail(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.utime(page.file, (1, 1))
+    monkeypatch.setattr(Thumbnails, "_made", lambda *_: pytest.fail("it is kept already"))
+    assert page.status() == 200
+
+
 def test_a_copy_of_the_file_keeps_its_own_thumbnail(page: Page) -> None:
     """They share one, by their content; when the first file goes it is made again for the second."""
     copy = page.file.with_name("copy.png")
