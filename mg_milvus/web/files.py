@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from mg_milvus.web.limits import Body
+
 _KINDS = (
     (re.compile(rb"\xff\xd8\xff"), ".jpg", "image/jpeg"),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), ".png", "image/png"),
@@ -61,21 +63,24 @@ def kind_of_file(path: Path) -> tuple[str, str]:
         return kind_of(file.read(32))
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The whole body of a request.
+async def read_body(request: Request, most: int, body: Body | None = None) -> bytes:
+    """The whole body of a request, counted as ``body`` among those that are in memory.
 
     Raises:
         TooLargeError: it has more than ``most`` bytes; the rest was not read.
+        BusyError: too much is in memory already.
     """
     stated = request.headers.get("content-length", "0")
     if stated.isdecimal() and int(stated) > most:
         raise TooLargeError
-    body = bytearray()
+    read = bytearray()
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
+        if body is not None:
+            body.add(len(chunk))
+        read += chunk
+        if len(read) > most:
             raise TooLargeError
-    return bytes(body)
+    return bytes(read)
 
 
 def keep_upload(folder: Path, name: str, data: bytes, max_pixels: int) -> str:
