@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MOST_BODY_BYTES = 2_000_000
 """Of what is not a picture: forms and JSON."""
 
+TOO_LARGE = f"the body has more than {MOST_BODY_BYTES:,} bytes: send less at once"
+
 LONGEST_MESSAGE = 1000
 """Messages repeat what was sent, but not all of it."""
 
@@ -147,6 +149,11 @@ class Guard:
             return refused(421, f"this page is served to this machine only, not as '{host[:100]}'")
         if _is_foreign(request):
             return refused(403, "another site asked for this; only this page itself may")
+        stated = request.headers.get("content-length", "0")
+        if request.url.path not in _PICTURE_PATHS and (
+            not re.fullmatch(r"\d{1,20}", stated) or int(stated) > MOST_BODY_BYTES
+        ):
+            return refused(413, TOO_LARGE)
         if token is None or any(request.url.path.startswith(path) for path in _OPEN_PATHS):
             return None
         try:
@@ -183,6 +190,11 @@ def too_many(error: TooManyAttemptsError) -> Response:
     return answer
 
 
+def _is_too_large(request: Request) -> bool:
+    stated = request.headers.get("content-length", "0")
+    return not re.fullmatch(r"\d{1,20}", stated, re.ASCII) or int(stated) > MOST_BODY_BYTES
+
+
 def _limited(receive: Receive) -> Receive:
     """The body of a request, which ends in an error where it becomes too large to be kept in memory."""
     received = 0
@@ -192,7 +204,7 @@ def _limited(receive: Receive) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > MOST_BODY_BYTES:
-            raise HTTPException(413, f"the body has more than {MOST_BODY_BYTES:,} bytes: send less at once")
+            raise HTTPException(413, TOO_LARGE)
         return message
 
     return limited

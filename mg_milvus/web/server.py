@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 import signal
 import socket
+import sys
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -34,12 +34,17 @@ PATIENCE = 2
 HEAD_SECONDS = 10.0
 """A request's head has to be there so long after the connection, or after the answer before it."""
 
+HEAD_BYTES = 16_384
+"""Of a head; whether it may have a few more depends on how it comes, twice as many are never taken."""
+
 STALL_SECONDS, STALL_BYTES = 30.0, 15_000
 """A body that comes, and an answer that goes, has to get on by so many bytes in so many seconds: no faster than the
 slowest lines, so that they can take as long as they need."""
 
 LOOK_SECONDS = 1.0
 MOST_CONNECTIONS = 512
+BACKLOG = 128
+"""So many are taken at once: few enough that the first of them are not closed for the last before they are read."""
 
 _NO_ROOM = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -82,9 +87,12 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a request."""
+        """Bytes of a request, a few at a time: h11 looks at the size of a head only where it is not complete."""
         self._received += len(data)
-        super().data_received(data)
+        for start in range(0, len(data), HEAD_BYTES):
+            if self.transport.is_closing():
+                break
+            super().data_received(data[start : start + HEAD_BYTES])
 
     def on_response_complete(self) -> None:
         """The time for the next head begins."""
@@ -92,7 +100,7 @@ class Connection(H11Protocol):
         super().on_response_complete()
 
     def _readiness(self) -> int:
-        """How readily this connection makes room: 0: it is being answered; 1: it sends, or reads the end; 2: neither."""
+        """How readily this connection makes room: 0: it is answered; 1: it sends, or reads the end; 2: neither."""
         if self.cycle is None or self.cycle.response_complete:
             return 1 if self.transport.get_write_buffer_size() else 2
         return 1 if self._sends_body() else 0
@@ -130,6 +138,10 @@ class Connection(H11Protocol):
 
 def most_connections() -> int:
     """As many as there are, and never more than half of the files that the process may open."""
+    if sys.platform == "win32":
+        return MOST_CONNECTIONS
+    import resource
+
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else max(8, min(MOST_CONNECTIONS, soft // 2))
 
@@ -176,7 +188,8 @@ def config(app: FastAPI) -> uvicorn.Config:
     guarded = partial(Connection, closed=app.state.mgm.meters.closed, most=most_connections())
     return uvicorn.Config(
         app, http=cast("type[asyncio.Protocol]", guarded), ws="none", log_level="error", access_log=False,
-        server_header=False, timeout_graceful_shutdown=PATIENCE, lifespan="on",
+        h11_max_incomplete_event_size=HEAD_BYTES, server_header=False, timeout_graceful_shutdown=PATIENCE,
+        lifespan="on", backlog=BACKLOG,
     )  # fmt: skip
 
 
