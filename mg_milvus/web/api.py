@@ -166,7 +166,8 @@ async def info(shared: Shared) -> Response:
 @router.get("/health", responses={503: {"description": "The index does not answer.", **ERROR}})
 async def health(shared: Shared) -> dict[str, str]:
     """Whether the index answers; needs no token."""
-    await _in_thread(rows, shared)
+    with shared.checks.one():
+        await _in_thread(rows, shared)
     return {"status": "ok"}
 
 

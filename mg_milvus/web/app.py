@@ -58,6 +58,7 @@ LOOKS = Path(pages.__file__).parent
 LARGEST_BATCH = 32
 WRONG = "That is not the token of this page."
 SIGN_IN_BYTES = 10_000
+MOST_CHECKS = 8
 MOST_STREAMS = 64
 MOST_SEARCHES = 8
 """Searches for near-duplicates, those that wait for another one included."""
@@ -90,6 +91,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         intake=Intake(settings.max_upload_bytes),
         streams=Places(MOST_STREAMS, "streams of events"),
         searches=Places(MOST_SEARCHES, "searches for near-duplicates"),
+        checks=Places(MOST_CHECKS, "checks"),
         filtering=Filtering(),
         room=Room(settings.upload_folder),
         ending=threading.Event(),

@@ -30,7 +30,7 @@ MOST_BODY_BYTES = 2_000_000
 TOO_LARGE = f"the body has more than {MOST_BODY_BYTES:,} bytes: send less at once"
 
 LONGEST_MESSAGE = 1000
-"""Messages repeat what was sent, but not all of it."""
+"""Messages repeat what was sent, but not all of it: the beginning, and the end, where the reason is."""
 
 _OPEN_PATHS = ("/static/", "/health", "/sign-in")
 """What is answered without a token: code and styles that anyone can install, and the way in."""
@@ -179,8 +179,10 @@ class Guard:
 
 def refused(status: int, message: str) -> Response:
     """An error as JSON."""
-    whole = len(message) <= LONGEST_MESSAGE
-    return JSONResponse({"error": message if whole else message[:LONGEST_MESSAGE] + "…"}, status)
+    message = message.encode("utf-8", "backslashreplace").decode()  # JSON may hold halves of characters
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[: LONGEST_MESSAGE // 2]} … {message[-LONGEST_MESSAGE // 2 :]}"
+    return JSONResponse({"error": message}, status)
 
 
 def too_many(error: TooManyAttemptsError) -> Response:

@@ -85,6 +85,7 @@ class Connection(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # it would hold the connection, and the body of its request, for seconds
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request, a few at a time: h11 looks at the size of a head only where it is not complete."""
@@ -95,8 +96,9 @@ class Connection(H11Protocol):
             super().data_received(data[start : start + HEAD_BYTES])
 
     def on_response_complete(self) -> None:
-        """The time for the next head begins."""
+        """The time for the next head begins, and nobody reads the rest of the body."""
         self._idle_since = self.loop.time()
+        self.cycle.body.clear()
         super().on_response_complete()
 
     def _readiness(self) -> int:

@@ -41,6 +41,7 @@ class State:
         intake: the bodies in memory.
         streams: answers that go on.
         searches: searches for near-duplicates, waiting ones included.
+        checks: of whether the index answers, which anyone may ask for.
         filtering: those that ask with a filter, which may keep Milvus busy; others do not wait for them.
         room: what may still be uploaded.
         ending: set when the server is about to end; long answers end with it.
@@ -59,6 +60,7 @@ class State:
     intake: Intake
     streams: Places
     searches: Places
+    checks: Places
     filtering: Filtering
     room: Room
     ending: threading.Event

@@ -86,4 +86,9 @@ function watch(path, tell) {
     if (job.state !== "running") source.close();
     tell(job);
   };
+  source.onerror = () => {
+    // A connection that broke is tried again; one that was refused is not.
+    if (source.readyState !== EventSource.CLOSED) return;
+    tell({ state: "failed", stage: "", done: 0, total: 0, failed: 0, error: "the server has no time for this now; try again" });
+  };
 }
