@@ -78,6 +78,16 @@ def unquoted(where: str) -> str:
     return _QUOTED.sub("''", where)
 
 
+def patterns(where: str) -> list[str]:
+    """The texts of a filter that follow ``like``, as they are written; ``""`` for what follows it and is no text."""
+    found, begin = [], 0
+    for match in _QUOTED.finditer(where):
+        between = where[begin : match.start()].lower()
+        found += [""] * (between.count("like") - 1) + [match[0][1:-1]] * ("like" in between)
+        begin = match.end()
+    return found + [""] * where[begin:].lower().count("like")
+
+
 def check_nesting(plain: str) -> None:
     """Refuse what parsers that call themselves would end in; ``plain`` is a filter without its texts.
 

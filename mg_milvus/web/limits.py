@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 
 from mg_milvus.errors import FilterError
-from mg_milvus.store.filters import unquoted
+from mg_milvus.store.filters import patterns, unquoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,14 +32,15 @@ LEAST_FREE_BYTES = 200_000_000
 LOOK_AGAIN_SECONDS = 60.0
 """After so long the folder of uploads is counted anew: others may add to it and take from it."""
 
-FILTERS_AT_ONCE = 4
+FILTERS_AT_ONCE = 2
 FILTERS_WAITING = 32
 FILTER_SECONDS = 30.0
 
 LONGEST_FILTER = 4000
 MOST_LISTED = 500
 MOST_PATTERNS = 10
-MOST_WILD = 20
+LONGEST_PATTERNS = 200
+"""Characters of all patterns together."""
 
 
 class BusyError(Exception):
@@ -210,11 +211,17 @@ def check_filter(where: str | None) -> None:
         return
     if len(where) > LONGEST_FILTER:
         raise FilterError(f"the filter has {len(where):,} characters, the page takes {LONGEST_FILTER:,}: shorten it")
-    plain = unquoted(where).lower()
-    listed, patterns, wild = plain.count(","), plain.count("like"), where.count("%")
+    listed, matched = unquoted(where).count(","), patterns(where)
     if listed >= MOST_LISTED:
         raise FilterError(f"the filter lists {listed + 1} values, the page takes {MOST_LISTED}: ask for fewer")
-    if patterns > MOST_PATTERNS:
-        raise FilterError(f"the filter says 'like' {patterns} times, the page takes {MOST_PATTERNS}: ask for fewer")
-    if wild > MOST_WILD:
-        raise FilterError(f"the filter has {wild} signs %, the page takes {MOST_WILD}: ask for fewer")
+    if len(matched) > MOST_PATTERNS:
+        raise FilterError(f"the filter says 'like' {len(matched)} times, the page takes {MOST_PATTERNS}: ask for fewer")
+    if sum(map(len, matched)) > LONGEST_PATTERNS:
+        raise FilterError(f"the patterns of the filter have more than {LONGEST_PATTERNS} characters: shorten them")
+    for pattern in matched:
+        if "%" in pattern.strip("%"):
+            # Milvus tries all ways to divide a text among several %: seconds for each where texts are long.
+            raise FilterError(
+                f"the pattern '{pattern[:100]}' has a % between other characters, the page takes some at the beginning "
+                "and the end: ask for the parts one by one, joined by `and`"
+            )
