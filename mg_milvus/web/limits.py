@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 RETRY_SECONDS = 5
-MOST_BODIES = 64
+MOST_BODIES = 256
 BODIES_OF_LARGEST = 4
 """Bodies in memory may have so many times the bytes of the largest picture that is taken, together."""
 
