@@ -125,6 +125,7 @@ class ImageIndex:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         progress: Callable[[Progress], None] | None = None,
         meters: IngestMeters | None = None,
+        inside: PathLike | None = None,
     ) -> IngestReport:
         """Bring the index up to date with folders and files of pictures.
 
@@ -142,6 +143,7 @@ class ImageIndex:
             max_pixels: larger pictures are refused.
             progress: called after each batch.
             meters: counts and measures; make one for each ingest, and read its text from any thread meanwhile.
+            inside: what links lead to is taken only where it lies in this folder; the rest is reported.
 
         Raises:
             PictureError: a source does not exist; nothing was done.
@@ -156,7 +158,7 @@ class ImageIndex:
             return defaults if row is None else row.fields
 
         return run_ingest(
-            self._connection, lambda on_failure: discover(sources, on_failure),
+            self._connection, lambda on_failure: discover(sources, on_failure, inside=inside),
             Settings(batch_size, workers, max_pixels, meters or IngestMeters()), fields_of,
             prune=sources if prune else (), dry_run=dry_run, progress=progress,
         )  # fmt: skip

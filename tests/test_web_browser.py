@@ -563,6 +563,43 @@ def test_a_long_list_holds_few_cards(page: Page) -> None:
     assert most <= 8 * columns * 6  # eight rows a block, and as many blocks as reach into three windows
 
 
+def test_signing_in_and_out(browser: Browser, index: ImageIndex, folder: Path) -> None:
+    settings = WebSettings(token="kYe3-Zp8w_Qx51uB", upload_folder=folder.with_name("uploads"))
+    with served(index, settings) as url:
+        context = browser.new_context(viewport={"width": 360, "height": 700})
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        try:
+            page.goto(f"{url}?where.number=..2")
+            page.fill("#token", "wrong")
+            page.click("text=Sign in >> visible=true")
+            assert page.inner_text(".problem") == "That is not the token of this page."
+            page.fill("#token", settings.token)
+            page.press("#token", "Enter")
+            page.wait_for_selector(".card img")
+            assert page.url == f"{url}?where.number=..2"
+            assert page.evaluate("document.documentElement.scrollWidth") == 360  # the button has a place on a phone
+            (cookie,) = context.cookies()
+            assert (cookie["httpOnly"], cookie["sameSite"], cookie["expires"]) == (True, "Lax", -1)
+            assert page.evaluate("document.cookie") == ""
+            page.click("text=Sign out")
+            page.wait_for_selector("#token")
+            assert context.cookies() == []
+            context.add_cookies([cookie])  # as who has copied it
+            page.goto(url)
+            assert page.is_visible("#token")
+            page.go_back()
+            assert page.is_visible("#token")
+            by_link = context.new_page()
+            by_link.goto(f"{url}?token={settings.token}&where.number=..2")
+            by_link.wait_for_selector(".card img")
+            assert by_link.url == f"{url}?where.number=..2"
+            assert by_link.evaluate("history.length") <= 2  # the empty page and this one, not the link with the token
+            assert settings.token not in by_link.content() + by_link.evaluate("document.referrer")
+        finally:
+            context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(
     browser: Browser, home: str, parts_home: str, copies_home: str, folder: Path, collages: Path, scheme: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -86,7 +87,8 @@ def serve(
     beside = file.with_name(f"{file.stem}-uploads") if file.suffix == ".db" and "://" not in settings.uri else None
     folder = upload_to or beside
     taken = server.bind(host, port, asked)
-    where = server.address(host, taken) + (f"?token={quote(token)}" if token else "")
+    # Where this line does not go to a terminal it goes into a log, which is not to hold the token.
+    where = server.address(host, taken) + (f"?token={quote(token)}" if token and sys.stdout.isatty() else "")
     with open_index(settings, timeout=timeout) as index:
         rows = index.count() if index.exists else 0
         server.serve(

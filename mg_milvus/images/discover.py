@@ -101,7 +101,7 @@ def content_hash(data: bytes) -> str:
 
 def discover(
     sources: Sequence[str | os.PathLike[str]], on_failure: Callable[[Failure], None],
-    suffixes: Collection[str] = SUFFIXES,
+    suffixes: Collection[str] = SUFFIXES, inside: str | os.PathLike[str] | None = None,
 ) -> Iterator[Found]:  # fmt: skip
     """Find the picture files in folders, and the files that are named themselves.
 
@@ -114,6 +114,8 @@ def discover(
         sources: folders and files.
         on_failure: told of folders and files that cannot be looked at; the walk goes on.
         suffixes: lower-cased endings of the files to take from folders.
+        inside: a folder; what does not lie in it when all links are followed is a failure. Each folder and file is
+            looked at anew when the walk comes to it.
 
     Raises:
         PictureError: a source does not exist, or is neither a folder nor a file. Raised before any work.
@@ -129,7 +131,7 @@ def discover(
                 continue
             named.add(identity)
         todo.append((path, folder))
-    return _Walk(named, on_failure, suffixes).run(todo)
+    return _Walk(named, on_failure, suffixes, None if inside is None else os.path.realpath(inside)).run(todo)
 
 
 def _is_folder(source: str | os.PathLike[str]) -> bool:
@@ -161,11 +163,13 @@ class _Walk:
     """One walk: what was seen, and what is still to be done."""
 
     def __init__(
-        self, named: set[_FileIdentity], on_failure: Callable[[Failure], None], suffixes: Collection[str]
-    ) -> None:
+        self, named: set[_FileIdentity], on_failure: Callable[[Failure], None], suffixes: Collection[str],
+        inside: str | None,
+    ) -> None:  # fmt: skip
         self._named = named
         self._on_failure = on_failure
         self._suffixes = suffixes
+        self._inside = inside
         self._entered: set[_Identity] = set()
         self._linked: deque[str] = deque()
 
@@ -190,6 +194,8 @@ class _Walk:
 
     def _entries(self, folder: str) -> Iterator[Found | str]:
         """The files of one folder, and the paths of the folders in it."""
+        if self._leads_out(folder):
+            return
         try:
             identity = _identity(os.stat(folder))
             if identity in self._entered:
@@ -213,7 +219,16 @@ class _Walk:
     def _is_wanted(self, name: str) -> bool:
         return os.path.splitext(name)[1].lower() in self._suffixes
 
+    def _leads_out(self, path: str) -> bool:
+        """Whether a path leads out of the folder that all has to lie in; that is a failure."""
+        if self._inside is None or is_under(os.path.realpath(path), [self._inside]):
+            return False
+        self._fail(path, f"is a link that leads out of {self._inside}")
+        return True
+
     def _file(self, path: str) -> Iterator[Found]:
+        if self._leads_out(path):
+            return
         try:
             status = os.stat(path)
         except OSError as error:

@@ -26,6 +26,10 @@ _TOKEN = re.compile(
 _QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
 _ABOVE_ZERO = r"(?:0*[1-9]\d*(?:\.\d*)?|\d*\.\d*[1-9]\d*)(?![\w.])"
 _DIVISION = re.compile(rf"[/%]\s*+(?!{_ABOVE_ZERO})")
+_NESTS = re.compile(r"[()\[\]]|!(?!=)|\bnot\b(?!\s+in\b)|(?<=-)\s*-", re.IGNORECASE)
+MOST_NESTING = 50
+"""Parentheses in each other; ``not`` and signs count as one that is not closed."""
+_LONGEST_NUMBER = 400
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
@@ -60,12 +64,43 @@ def checked(where: str | None, *, lite: bool) -> str:
     Raises:
         FilterError: it is one that Milvus must not get.
     """
-    unquoted = _QUOTED.sub("''", where or "")
-    if "{" in unquoted or "}" in unquoted:
+    plain = unquoted(where or "")
+    check_nesting(plain)
+    if "{" in plain or "}" in plain:
         raise FilterError(f"a filter takes no {{template}}, got {where!r}: write the value itself, text in quotes")
-    if lite and _DIVISION.search(unquoted):
+    if lite and _DIVISION.search(plain):
         raise FilterError(f"a filter divides by numbers above 0 only, got {where!r}: write the number behind / or %")
     return where or ""
+
+
+def unquoted(where: str) -> str:
+    """A filter whose texts are empty."""
+    return _QUOTED.sub("''", where)
+
+
+def patterns(where: str) -> list[str]:
+    """The texts of a filter that follow ``like``, as they are written; ``""`` for what follows it and is no text."""
+    found, begin = [], 0
+    for match in _QUOTED.finditer(where):
+        between = where[begin : match.start()].lower()
+        found += [""] * (between.count("like") - 1) + [match[0][1:-1]] * ("like" in between)
+        begin = match.end()
+    return found + [""] * where[begin:].lower().count("like")
+
+
+def check_nesting(plain: str) -> None:
+    """Refuse what parsers that call themselves would end in; ``plain`` is a filter without its texts.
+
+    Raises:
+        FilterError: it is nested too deeply.
+    """
+    depth = 0
+    for match in _NESTS.finditer(plain):
+        depth += {")": -1, "]": -1}.get(match[0], 1)
+        if depth > MOST_NESTING:
+            raise FilterError(
+                f"the filter has more than {MOST_NESTING} parentheses in each other, or as many `not`: simplify it"
+            )
 
 
 def compile_filter(where: str | None, columns: Mapping[str, str]) -> Predicate:
@@ -78,6 +113,7 @@ def compile_filter(where: str | None, columns: Mapping[str, str]) -> Predicate:
     Raises:
         FilterError: not in the subset, an unknown column, or a comparison of different types.
     """
+    check_nesting(unquoted(where or ""))
     return _Parser(where, columns).parse() if where else lambda _: True
 
 
@@ -190,8 +226,11 @@ class _Parser:
         self._check_type(column, pattern)
         if not isinstance(pattern, str):
             raise self._error("`like` needs a string column and a string")
-        wild = {"%": ".*", "_": "."}
-        matches = re.compile("".join(wild.get(c) or re.escape(c) for c in pattern), re.DOTALL).fullmatch
+        first, *rest = ("".join("." if c == "_" else re.escape(c) for c in part) for part in pattern.split("%"))
+        # Each text between two % is taken where it comes first, and that is not tried again: `%a%a%a%a%b` takes no more
+        # than the product of both lengths.
+        middle = "".join(f"(?>.*?{part})" for part in rest[:-1])
+        matches = re.compile(first + middle + (f".*{rest[-1]}" if rest else ""), re.DOTALL).fullmatch
         return lambda record: matches(record[column]) is not None
 
     def _members(self, column: str) -> set[Any]:
@@ -214,6 +253,8 @@ class _Parser:
         if kind == "text":
             return re.sub(r"\\(.)", self._unescape, value[1:-1])
         if kind == "number":
+            if len(value) > _LONGEST_NUMBER:
+                raise self._error(f"a number has {len(value)} characters, expected at most {_LONGEST_NUMBER}")
             return int(value) if re.fullmatch(r"[-+]?\d+", value) else float(value)
         if value in {"true", "false"}:
             return value == "true"

@@ -19,6 +19,7 @@ from mg_milvus.web.about import rows
 from mg_milvus.web.asking import Answer, Info, answer, codes_from, codes_text, described, options
 from mg_milvus.web.files import read_body
 from mg_milvus.web.originals import OriginalResponse, open_original
+from mg_milvus.web.limits import check_filter
 from mg_milvus.web.state import Shared, State  # noqa: TC001 - FastAPI reads the annotations
 from mg_milvus.web.thumbnails import SIDES
 
@@ -46,6 +47,9 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"description": "There is no such picture, or no index yet.", **ERROR},
     422: {"description": "A picture or a parameter cannot be read.", **ERROR},
 }
+BUSY: dict[int | str, dict[str, Any]] = {
+    503: {"description": "Too much is being done at once: Retry-After says when to come again.", **ERROR}
+}
 BYTES = "the bytes given as a picture"
 """How ``open_picture`` names what has no name."""
 
@@ -58,22 +62,23 @@ WithCandidates = Annotated[bool, Query(description="Also tell every candidate wi
 
 
 @router.post("/api/query", response_model=Answer, openapi_extra=PICTURE_BODY, responses={
-    **PROBLEMS, 413: {"description": "The picture has too many bytes.", **ERROR},
+    **PROBLEMS, **BUSY, 413: {"description": "The picture has too many bytes.", **ERROR},
 })  # fmt: skip
 async def query_with_a_picture(
     request: Request, shared: Shared, asked: Options, candidates: WithCandidates = False
 ) -> Response:
     """Ask with a picture: ``curl --data-binary @cat.jpg "http://127.0.0.1:8000/api/query?k=5"``."""
     started = time.perf_counter()
-    data = await read_body(request, shared.settings.max_upload_bytes)
-    try:
-        codes, size = await _encoded(shared, data, asked)
-    except PictureError as error:
-        raise PictureError(f"the picture that was sent{str(error).removeprefix(BYTES)}") from error
+    with shared.intake.body() as body:
+        data = await read_body(request, shared.settings.max_upload_bytes, body)
+        try:
+            codes, size = await _encoded(shared, data, asked)
+        except PictureError as error:
+            raise PictureError(f"the picture that was sent{str(error).removeprefix(BYTES)}") from error
     return await _answered(shared, codes, asked, started, candidates, size=size)
 
 
-@router.get("/api/query", response_model=Answer, responses=PROBLEMS)
+@router.get("/api/query", response_model=Answer, responses={**PROBLEMS, **BUSY})
 async def query_with_what_is_there(
     shared: Shared, asked: Options, candidates: WithCandidates = False,
     id: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$", description="An indexed picture.")] = None,  # noqa: A002
@@ -99,14 +104,17 @@ async def query_with_what_is_there(
     return await _answered(shared, codes_there, asked, started, candidates, size=(row.width, row.height), row_id=id)
 
 
-@router.get("/api/sample", responses=PROBLEMS)
+@router.get("/api/sample", responses={**PROBLEMS, **BUSY})
 async def sample(
     shared: Shared,
     count: Annotated[int, Query(ge=1, le=1000, description="How many, at most.")] = 60,
     filter: Annotated[str | None, Query(description="Only rows that match this Milvus expression.")] = None,  # noqa: A002
 ) -> list[dict[str, Any]]:
     """Indexed pictures at random: id, path, and the row's other fields."""
-    return [described(row) for row in await _in_thread(shared.browser.sample, count, filter or None)]
+    check_filter(filter)
+    look = partial(shared.browser.sample, count, filter or None)
+    rows = await (shared.filtering.run(look) if filter else _in_thread(look))
+    return [described(row) for row in rows]
 
 
 @router.get("/api/pictures/{id}", responses=PROBLEMS)
@@ -172,7 +180,8 @@ async def info(shared: Shared) -> Response:
 @router.get("/health", responses={503: {"description": "The index does not answer.", **ERROR}})
 async def health(shared: Shared) -> dict[str, str]:
     """Whether the index answers; needs no token."""
-    await _in_thread(rows, shared)
+    with shared.checks.one():
+        await _in_thread(rows, shared)
     return {"status": "ok"}
 
 
@@ -229,7 +238,7 @@ async def _answered(
             "crop": asked.get("crop"),
         })  # fmt: skip
 
-    told = await _in_thread(work)
+    told = await (shared.filtering.run(work) if asked.get("filter") else _in_thread(work))
     told["seconds"] = round(time.perf_counter() - started, 4)
     shared.meters.query(told["seconds"])
     return JSONResponse(told)

@@ -19,6 +19,7 @@ from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from mg_milvus import __version__, pages
 from mg_milvus.browse import Browser
@@ -37,10 +38,11 @@ from mg_milvus.web import api, comparing, manage
 from mg_milvus.web.about import about
 from mg_milvus.web.batching import Batcher
 from mg_milvus.web.files import TooLargeError, read_body
-from mg_milvus.web.guard import Guard, is_token, refused, with_cookie
-from mg_milvus.web.ingesting import Ingesting
+from mg_milvus.web.guard import Access, Guard, TooManyAttemptsError, refused
+from mg_milvus.web.ingesting import Ingesting, unexpected
+from mg_milvus.web.limits import BusyError, Filtering, FullError, Intake, Places, Room
 from mg_milvus.web.meters import Meters
-from mg_milvus.web.state import State
+from mg_milvus.web.state import State, busy
 from mg_milvus.web.thumbnails import Thumbnails
 
 if TYPE_CHECKING:
@@ -54,7 +56,12 @@ LOOKS = Path(pages.__file__).parent
 """The looks of the result pages, which these have too."""
 
 LARGEST_BATCH = 32
+WRONG = "That is not the token of this page."
 SIGN_IN_BYTES = 10_000
+MOST_CHECKS = 8
+MOST_STREAMS = 64
+MOST_SEARCHES = 8
+"""Searches for near-duplicates, those that wait for another one included."""
 
 STATUS: tuple[tuple[type[MgMilvusError], int], ...] = (
     (NotIndexedError, 404),
@@ -80,6 +87,13 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         decoding=anyio.CapacityLimiter(os.cpu_count() or 1),
         # All pairs are compared, on all cores: a second search beside the first would slow both down.
         comparing=anyio.CapacityLimiter(1),
+        access=Access(settings.token),
+        intake=Intake(settings.max_upload_bytes),
+        streams=Places(MOST_STREAMS, "streams of events"),
+        searches=Places(MOST_SEARCHES, "searches for near-duplicates"),
+        checks=Places(MOST_CHECKS, "checks"),
+        filtering=Filtering(),
+        room=Room(settings.upload_folder),
         ending=threading.Event(),
     )  # fmt: skip
 
@@ -102,9 +116,12 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     app.include_router(comparing.router)
     _add_pages(app, state)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    for kind in (MgMilvusError, TooLargeError, RequestValidationError, HTTPException, Exception):
+    for kind in (
+        MgMilvusError, TooLargeError, BusyError, FullError, ClientDisconnect, RequestValidationError, HTTPException,
+        Exception,
+    ):  # fmt: skip
         app.add_exception_handler(kind, partial(_as_json, settings))
-    app.add_middleware(Guard, settings=settings, meters=meters, sign_in=_sign_in_page)
+    app.add_middleware(Guard, settings=settings, meters=meters, access=state.access, sign_in=_sign_in_page)
     return app
 
 
@@ -131,7 +148,7 @@ TEMPLATES = _templates()
 def _add_pages(app: FastAPI, state: State) -> None:
     @app.get("/", include_in_schema=False)
     def page() -> Response:
-        return _html("page.html.jinja", about=about(state))
+        return _html("page.html.jinja", about=about(state), signed_in=state.settings.token is not None)
 
     @app.get("/duplicates", include_in_schema=False)
     def duplicates(keep: str = "best", distance: str = "") -> Response:
@@ -154,15 +171,31 @@ def _add_pages(app: FastAPI, state: State) -> None:
         form = parse_qs((await read_body(request, SIGN_IN_BYTES)).decode("utf-8", "replace"))
         offered = form.get("token", [""])[0]
         question = form.get("question", [""])[0]
-        if not is_token(offered, state.settings):
-            return _html("sign_in.html.jinja", 401, wrong=True, question=question)
-        return with_cookie(RedirectResponse(f"/?{question}" if question else "/", 303), offered)
+        try:
+            if not state.access.is_token(request, offered):
+                return _html("sign_in.html.jinja", 401, problem=WRONG, question=question)
+        except TooManyAttemptsError as error:
+            return _too_many_page(error, question)
+        return state.access.sign_in(request, RedirectResponse(f"/?{question}" if question else "/", 303))
+
+    @app.post("/sign-out", include_in_schema=False)
+    async def sign_out(request: Request) -> Response:
+        return state.access.sign_out(request, RedirectResponse("/", 303))
 
 
-def _sign_in_page(request: Request) -> Response:
+def _sign_in_page(request: Request, error: TooManyAttemptsError | None) -> Response:
     """Asks for the token, and leads on to the question that was asked for."""
     question = request.url.remove_query_params("token").query
-    return _html("sign_in.html.jinja", 401, wrong=False, question=question)
+    if error is not None:
+        return _too_many_page(error, question)
+    problem = WRONG if "token" in request.query_params else None
+    return _html("sign_in.html.jinja", 401, problem=problem, question=question)
+
+
+def _too_many_page(error: TooManyAttemptsError, question: str) -> Response:
+    answer = _html("sign_in.html.jinja", 429, problem=f"{str(error)[:1].upper()}{str(error)[1:]}.", question=question)
+    answer.headers["retry-after"] = str(error.seconds)
+    return answer
 
 
 def _html(template: str, status: int = 200, **values: Any) -> Response:
@@ -179,6 +212,12 @@ async def _as_json(settings: WebSettings, _: Request, error: Exception) -> Respo
             return refused(status, str(error))
         case TooLargeError():
             return refused(413, f"the picture has more than {settings.max_upload_bytes:,} bytes: send a smaller one")
+        case BusyError():
+            return busy(error)
+        case FullError():
+            return refused(507, str(error))
+        case ClientDisconnect():
+            return refused(400, "the body ended before its end")  # for the measures: nobody hears it
         case RequestValidationError():
             first = error.errors()[0]
             return refused(422, f"{first['loc'][-1]}: {first['msg'][:1].lower()}{first['msg'][1:]}")
@@ -186,4 +225,4 @@ async def _as_json(settings: WebSettings, _: Request, error: Exception) -> Respo
             answer = refused(error.status_code, error.detail)
             answer.headers.update(error.headers or {})
             return answer
-    return refused(500, f"unexpected {type(error).__name__}: a bug in mg-milvus, its log holds the traceback")
+    return refused(500, unexpected(error))

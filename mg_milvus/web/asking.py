@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mg_milvus.errors import QueryError
 from mg_milvus.question import MAX_DEPTH
+from mg_milvus.web.limits import check_filter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -143,6 +144,7 @@ def options(
     crop: Annotated[Box | None, Depends(box)] = None,
 ) -> QueryOptions:
     """The options of a question, from the address."""
+    check_filter(filter)
     return {
         "k": k, "weights": _numbers(weights) if weights else None, "profile": profile or None,
         "granularity": granularity or None, "fusion": fusion or None, "rrf_k": rrf_k, "depth": depth,

@@ -14,10 +14,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from mg_milvus.duplicates.grouping import KEEP
 from mg_milvus.duplicates.sentences import chance, criterion, headline
 from mg_milvus.errors import MgMilvusError
-from mg_milvus.web.api import PROBLEMS
+from mg_milvus.web.api import BUSY, PROBLEMS
 from mg_milvus.web.guard import refused
-from mg_milvus.web.ingesting import Job, events
-from mg_milvus.web.state import Shared  # noqa: TC001 - FastAPI reads the annotations
+from mg_milvus.web.ingesting import Job, events, unexpected
+from mg_milvus.web.state import Shared, Stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mg_milvus.hits import Progress
     from mg_milvus.index import ImageIndex
 
-router = APIRouter(prefix="/api/duplicates", responses=PROBLEMS)
+router = APIRouter(prefix="/api/duplicates", responses={**PROBLEMS, **BUSY})
 
 
 def options(
@@ -54,7 +54,8 @@ async def duplicates(shared: Shared, asked: Options) -> Response:
 
     find = partial(shared.index.duplicates, **asked, progress=show)
     try:
-        report = await anyio.to_thread.run_sync(find, limiter=shared.comparing)
+        with shared.searches.one():
+            report = await anyio.to_thread.run_sync(find, limiter=shared.comparing)
     except _LeftError:
         return refused(503, "the server ended before the search did; ask again when it is back")
     return JSONResponse(report.as_dict())
@@ -65,9 +66,7 @@ async def duplicates(shared: Shared, asked: Options) -> Response:
 })  # fmt: skip
 def duplicates_with_progress(shared: Shared, asked: Options) -> StreamingResponse:
     """The same as server-sent events; the report comes with the last one. The search ends when nobody listens."""
-    return StreamingResponse(
-        events_of_a_search(shared.index, asked, shared.comparing, shared.ending), media_type="text/event-stream"
-    )
+    return Stream(events_of_a_search(shared.index, asked, shared.comparing, shared.ending), shared.searches)
 
 
 async def events_of_a_search(
@@ -91,7 +90,7 @@ async def events_of_a_search(
         except _LeftError:
             job.state = "failed"
         except Exception as error:
-            job.error, job.state = f"unexpected {type(error).__name__}: {error}", "failed"
+            job.error, job.state = unexpected(error), "failed"
             raise
 
     working = asyncio.create_task(anyio.to_thread.run_sync(work, limiter=one))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from mg_milvus.store import Row
+    from mg_milvus.web.limits import Body
 
 _UPLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}-[0-9a-f]{12}\.[a-z]{3,4}")
 """Names that ``keep_upload`` gives: no separator, no dots in front."""
@@ -49,21 +50,24 @@ def ingested_content(row: Row) -> Iterator[tuple[FileIO, bytes]]:
         yield file, data
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The whole body of a request.
+async def read_body(request: Request, most: int, body: Body | None = None) -> bytes:
+    """The whole body of a request, counted as ``body`` among those that are in memory.
 
     Raises:
         TooLargeError: it has more than ``most`` bytes; the rest was not read.
+        BusyError: too much is in memory already.
     """
     stated = request.headers.get("content-length", "0")
     if stated.isdecimal() and int(stated) > most:
         raise TooLargeError
-    body = bytearray()
+    read = bytearray()
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
+        if body is not None:
+            body.add(len(chunk))
+        read += chunk
+        if len(read) > most:
             raise TooLargeError
-    return bytes(body)
+    return bytes(read)
 
 
 def keep_upload(folder: Path, name: str, data: bytes, max_pixels: int) -> str:

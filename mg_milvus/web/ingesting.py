@@ -62,8 +62,8 @@ class Ingesting:
         self._thread: threading.Thread | None = None
         self.job: Job | None = None
 
-    def start(self, sources: Sequence[Path]) -> Job:
-        """Begin an ingest of folders and files.
+    def start(self, sources: Sequence[Path], top: Path) -> Job:
+        """Begin an ingest of folders and files; nothing is read that links lead to from below ``top`` out of it.
 
         Raises:
             ServeError: another one is running.
@@ -73,7 +73,7 @@ class Ingesting:
                 raise ServeError("an ingest is running already; wait for its end, or stop it")
             job = self.job = Job(secrets.token_hex(8))
             self._stop.clear()
-            self._thread = threading.Thread(target=self._run, args=(job, sources), name="mgm-ingest", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(job, sources, top), name="mgm-ingest", daemon=True)
             self._thread.start()
         return job
 
@@ -87,7 +87,7 @@ class Ingesting:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self, job: Job, sources: Sequence[Path]) -> None:
+    def _run(self, job: Job, sources: Sequence[Path], top: Path) -> None:
         def show(progress: Progress) -> None:
             job.stage, job.done, job.total = progress.stage, progress.done, progress.total
             job.failed = progress.failed
@@ -95,13 +95,18 @@ class Ingesting:
                 raise KeyboardInterrupt  # what ends an ingest with a report of what was done
 
         try:
-            job.report = self._index.ingest(*sources, max_pixels=self._max_pixels, progress=show).as_dict()
-            job.state = "done"
+            report = self._index.ingest(*sources, max_pixels=self._max_pixels, progress=show, inside=top)
+            job.report, job.state = report.as_dict(), "done"
         except MgMilvusError as error:
             job.error, job.state = str(error), "failed"
         except Exception as error:
-            job.error, job.state = f"unexpected {type(error).__name__}: {error}", "failed"
+            job.error, job.state = unexpected(error), "failed"
             raise
+
+
+def unexpected(error: Exception) -> str:
+    """What visitors are told of a bug; what the error says of itself may not be for them."""
+    return f"unexpected {type(error).__name__}: a bug in mg-milvus, its log holds the traceback"
 
 
 async def events(job: Job, ending: threading.Event) -> AsyncIterator[str]:

@@ -12,10 +12,10 @@ from starlette.exceptions import HTTPException
 
 from mg_milvus.errors import QueryError, ServeError
 from mg_milvus.images.discover import path_text
-from mg_milvus.web.api import ERROR, PICTURE_BODY, PROBLEMS, RowId
+from mg_milvus.web.api import BUSY, ERROR, PICTURE_BODY, PROBLEMS, RowId
 from mg_milvus.web.files import keep_upload, read_body, upload_path
 from mg_milvus.web.ingesting import events
-from mg_milvus.web.state import Shared  # noqa: TC001 - FastAPI reads the annotations
+from mg_milvus.web.state import Shared, Stream
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ def _may_write(shared: Shared) -> None:
         raise HTTPException(403, "the page is read-only: start mgm serve without --read-only to change the index")
 
 
-REFUSED: dict[int | str, dict[str, Any]] = {**PROBLEMS, 403: {"description": "The page is read-only.", **ERROR}}
+REFUSED: dict[int | str, dict[str, Any]] = {**PROBLEMS, **BUSY, 403: {"description": "The page is read-only.", **ERROR}}
 router = APIRouter(prefix="/api", dependencies=[Depends(_may_write)], responses=REFUSED)
 
 
@@ -37,22 +37,26 @@ class IngestRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    uploads: list[str] = Field(default=[], max_length=100_000)
+    uploads: list[str] = Field(default=[], max_length=20_000)
     folder: str | None = None
 
 
 @router.post("/uploads", openapi_extra=PICTURE_BODY, responses={
     413: {"description": "The picture has too many bytes.", **ERROR},
+    507: {"description": "The folder of uploads is full.", **ERROR},
 })  # fmt: skip
 async def upload(
     request: Request, shared: Shared, name: Annotated[str, Query(max_length=1000, description="Its name: cat.jpg")]
 ) -> dict[str, str]:
     """Send one picture to be ingested; the answer says under which name."""
     folder = _upload_folder(shared)
-    data = await read_body(request, shared.settings.max_upload_bytes)
-    kept = await anyio.to_thread.run_sync(
-        keep_upload, folder, name, data, shared.settings.max_pixels, limiter=shared.decoding
-    )
+    with shared.intake.body() as body:
+        await anyio.to_thread.run_sync(shared.room.check)
+        data = await read_body(request, shared.settings.max_upload_bytes, body)
+        kept = await anyio.to_thread.run_sync(
+            keep_upload, folder, name, data, shared.settings.max_pixels, limiter=shared.decoding
+        )
+    shared.room.add(len(data))
     return {"upload": kept}
 
 
@@ -61,15 +65,13 @@ def ingest(shared: Shared, asked: IngestRequest) -> dict[str, Any]:
     """Begin an ingest; one runs at a time. ``/api/ingest/events`` tells how it goes."""
     if bool(asked.uploads) == (asked.folder is not None):
         raise QueryError("give the names of uploads, or a folder, and not both")
-    sources: list[Path]
     if asked.folder is not None:
-        sources = [shared.settings.folder_to_ingest(asked.folder)]
-        if not sources[0].is_dir():
-            raise QueryError(f"'{path_text(sources[0])}' is not a folder any more")
-    else:
-        folder = _upload_folder(shared)
-        sources = [upload_path(folder, kept) for kept in asked.uploads]
-    return shared.ingesting.start(sources).as_dict()
+        folder, top = shared.settings.folder_to_ingest(asked.folder)
+        if not folder.is_dir():
+            raise QueryError(f"'{path_text(folder)}' is not a folder any more")
+        return shared.ingesting.start([folder], top).as_dict()
+    folder = _upload_folder(shared)
+    return shared.ingesting.start([upload_path(folder, kept) for kept in asked.uploads], folder.resolve()).as_dict()
 
 
 @router.get("/ingest")
@@ -83,7 +85,7 @@ def ingest_state(shared: Shared) -> dict[str, Any]:
 })  # fmt: skip
 async def ingest_events(shared: Shared) -> StreamingResponse:
     """Server-sent events with the state of the ingest, until it ends."""
-    return StreamingResponse(events(_job(shared), shared.ending), media_type="text/event-stream")
+    return Stream(events(_job(shared), shared.ending), shared.streams)
 
 
 @router.delete("/ingest", status_code=202)

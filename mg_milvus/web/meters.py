@@ -8,6 +8,8 @@ from collections import Counter
 from mg_milvus.meters import Histogram, header, sample
 
 SIZES = (1, 2, 4, 8, 16, 32)
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Whoever asks can invent others; those are counted together, as ``other``."""
 
 
 class Meters:
@@ -16,13 +18,19 @@ class Meters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requests: Counter[tuple[str, str, int]] = Counter()
+        self._closed: Counter[str] = Counter()
         self._query_seconds = Histogram()
         self._batch_sizes = Histogram(SIZES)
 
     def request(self, method: str, route: str, status: int) -> None:
         """Count a request by the pattern of its path, so that the number of series is bounded."""
         with self._lock:
-            self._requests[method, route, status] += 1
+            self._requests[method if method in METHODS else "other", route, status] += 1
+
+    def closed(self, reason: str) -> None:
+        """Count a connection that was closed on its client: ``head``, ``body``, ``answer`` or ``crowd``."""
+        with self._lock:
+            self._closed[reason] += 1
 
     def query(self, seconds: float) -> None:
         """Count an answered question."""
@@ -41,6 +49,11 @@ class Meters:
             lines += [
                 sample("mgm_requests_total", count, {"method": method, "route": route, "status": str(status)})
                 for (method, route, status), count in sorted(self._requests.items())
+            ]
+            lines += header("mgm_connections_closed_total", "counter", "Connections too slow, or too many, by reason.")
+            lines += [
+                sample("mgm_connections_closed_total", count, {"reason": reason})
+                for reason, count in sorted(self._closed.items())
             ]
             lines += header("mgm_query_seconds", "histogram", "How long questions took to answer.")
             lines += self._query_seconds.samples("mgm_query_seconds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import ip_address
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from mg_milvus.errors import ServeError
@@ -13,6 +14,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHORTEST_TOKEN = 12
+SHORTEST_NUMBER = 20
+LEAST_NEWS = 8
+LEAST_DIFFERENT = 6
+
+_WORDS = (
+    "administrator", "admin", "password", "passwort", "passw", "changeme", "letmein", "welcome", "default", "example",
+    "qwertzuiop", "qwertyuiop", "qwertz", "qwerty", "azerty", "asdfghjkl", "asdfgh", "zxcvbnm", "yxcvbnm", "iloveyou",
+    "trustno1", "sunshine", "princess", "football", "dragon", "monkey", "correcthorsebatterystaple",
+    "correct horse battery staple", "secret", "token", "milvus", "mgm", "minioadmin", "test", "root", "user", "guest",
+    "login", "1q2w3e4r5t", "1q2w3e4r", "q1w2e3r4",
+)  # fmt: skip
+"""What tokens are made of that anyone tries first; the longer ones first."""
+
+_WRITTEN_AS = str.maketrans({"0": "o", "@": "a", "$": "s"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +52,21 @@ class WebSettings:
     max_upload_bytes: int = 50_000_000
     max_pixels: int = 100_000_000
 
-    def folder_to_ingest(self, asked: str) -> Path:
-        """The folder that was asked for, when it is an allowed one or lies in one, links followed.
+    def folder_to_ingest(self, asked: str) -> tuple[Path, Path]:
+        """The folder that was asked for, links followed, and the allowed one that it is or lies in.
 
         Raises:
-            ServeError: it is neither.
+            ServeError: it lies in none.
         """
-        allowed = [folder.resolve() for folder in self.ingest_folders]
         try:
             real = text_path(asked).resolve()
         except (OSError, ValueError, RuntimeError):
             real = None
-        if real is None or not any(real.is_relative_to(folder) for folder in allowed):
-            known = ", ".join(path_text(folder) for folder in self.ingest_folders) or "none: start with --allow-ingest"
-            raise ServeError(f"'{asked}' may not be ingested from the page; allowed are {known}")
-        return real
+        for allowed in (folder.resolve() for folder in self.ingest_folders):
+            if real is not None and real.is_relative_to(allowed):
+                return real, allowed
+        known = ", ".join(path_text(folder) for folder in self.ingest_folders) or "none: start with --allow-ingest"
+        raise ServeError(f"'{asked[:200]}' may not be ingested from the page; allowed are {known}")
 
 
 def check_address(host: str, token: str | None) -> None:
@@ -60,16 +75,37 @@ def check_address(host: str, token: str | None) -> None:
     Raises:
         ServeError: the reason and the remedy.
     """
-    if token is not None and (len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable()):
-        raise ServeError(
-            f"the token has {len(token)} characters, expected at least {SHORTEST_TOKEN} printable ones of ASCII: make "
-            'one with python -c "import secrets; print(secrets.token_urlsafe(16))"'
-        )
+    weakness = None if token is None else _weakness(token)
+    if weakness is not None:
+        raise ServeError(f'{weakness}: make one with python -c "import secrets; print(secrets.token_urlsafe(16))"')
     if token is None and not is_loopback(host):
         raise ServeError(
             f"host {host} can be reached from other machines, so a token is needed: add --token, or set "
             "MGM_WEB_TOKEN; or leave --host out to serve this machine only"
         )
+
+
+def _weakness(token: str) -> str | None:
+    """Why a token is guessed easily; None when it is not. The token itself is not repeated."""
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable():
+        return f"the token has {len(token)} characters, expected at least {SHORTEST_TOKEN} printable ones of ASCII"
+    if token.isdecimal() and len(token) < SHORTEST_NUMBER:
+        return f"the token is a number of {len(token)} digits, expected at least {SHORTEST_NUMBER}, or letters as well"
+    rest = token.lower().translate(_WRITTEN_AS)
+    for word in _WORDS:
+        rest = rest.replace(word, "")
+    # What continues the character before (aaa, abc, 321), or what was there before, is no news to who guesses.
+    steps = [ord(after) - ord(before) for before, after in pairwise(rest)]
+    news = rest[:1] + "".join(
+        letter for place, (letter, step) in enumerate(zip(rest[1:], steps, strict=True), 1)
+        if abs(step) > 1 and rest[place - 1 : place + 1] not in rest[:place]
+    )  # fmt: skip
+    if len(news) < LEAST_NEWS or len(set(news)) < LEAST_DIFFERENT:
+        return (
+            "the token is guessed easily: without repetitions, series and well-known words it has "
+            f"{len(news)} characters, {len(set(news))} of them different, expected {LEAST_NEWS} and {LEAST_DIFFERENT}"
+        )
+    return None
 
 
 def is_loopback(host: str) -> bool:

@@ -8,7 +8,8 @@ async function answered(response) {
   } catch {
     // not JSON: a proxy's page, or nothing
   }
-  throw new Error(message);
+  const wait = response.status === 503 ? Number(response.headers.get("retry-after")) : 0;
+  throw Object.assign(new Error(message), { wait });
 }
 
 async function call(path, init = {}) {
@@ -48,12 +49,20 @@ export const thumbnail = (id, side) => `/api/pictures/${id}/thumbnail?side=${sid
 
 export const original = (id) => `/api/pictures/${id}/original`;
 
-export const upload = (file) =>
-  call(withQuery("/api/uploads", { name: file.name }), {
-    method: "POST",
-    body: file,
-    headers: { "content-type": "application/octet-stream" },
-  });
+const UPLOAD_TRIES = 20;
+
+/** Keep a picture. A server that has too much to do says when to come again. */
+export async function upload(file) {
+  const headers = { "content-type": "application/octet-stream" };
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await call(withQuery("/api/uploads", { name: file.name }), { method: "POST", body: file, headers });
+    } catch (error) {
+      if (!error.wait || tries === UPLOAD_TRIES) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 1000 * error.wait));
+    }
+  }
+}
 
 export const ingest = (what) =>
   call("/api/ingest", {
@@ -76,5 +85,10 @@ function watch(path, tell) {
     const job = JSON.parse(data);
     if (job.state !== "running") source.close();
     tell(job);
+  };
+  source.onerror = () => {
+    // A connection that broke is tried again; one that was refused is not.
+    if (source.readyState !== EventSource.CLOSED) return;
+    tell({ state: "failed", stage: "", done: 0, total: 0, failed: 0, error: "the server has no time for this now; try again" });
   };
 }
