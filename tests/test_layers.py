@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(mg_milvus.__file__).parent
 
 PLAN = (
-    ("errors", "notebook"),
+    ("errors", "notebook", "plain_files"),
     ("codes", "hits", "meters", "regions"),
     ("schema", "metrics", "code_health"),
     ("encoder", "store", "fusion", "images", "metadata"),
