@@ -99,7 +99,13 @@ def read_yaml(file: str | os.PathLike[str]) -> Any:
 def dump(schema: Schema) -> str:
     """``Schema.to_yaml``."""
     plain = schema.model_dump(mode="json", exclude_none=True)
-    return str(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    text: str = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    # Direction characters are printable to YAML, but not to us; what holds them stands in double quotes.
+    return "".join(char if char.isprintable() or char == "\n" else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return f"\\U{ord(char):08x}"
 
 
 class _Dumper(yaml.SafeDumper):
