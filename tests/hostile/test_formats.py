@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
+from conftest import make_photos
 from safetensors.torch import save
 
-from mg_milvus import errors
-from mg_milvus.bulk import Shard
+from mg_milvus import ImageIndex, errors
+from mg_milvus.bulk import Shard, encode
 from mg_milvus.bulk.folder import CodeFolder
 from mg_milvus.bulk.settle import checked_parts
 from mg_milvus.bulk.sources import pictures
@@ -453,3 +455,16 @@ def test_nothing_reads_pickles_or_arrays_of_numpy() -> None:
         if forbidden.search(line)
     ]
     assert [line for line in found if '"""' not in line and "#" not in line] == []
+
+
+def test_a_row_of_codes_cannot_take_the_place_of_another_picture(tmp_path: Path) -> None:
+    """Rows are found by an id that is made from the path; a file of codes that says otherwise is not loaded."""
+    encode(make_photos(tmp_path / "photos", 1), out=tmp_path / "codes", encoder="builtin")
+    (file,) = (tmp_path / "codes").glob("*.parquet")
+    table = pq.read_table(file)
+    paths = table.column("path").to_pylist()
+    forged = table.set_column(table.schema.get_field_index("path"), table.schema.field("path"), [paths[::-1]])
+    pq.write_table(forged, file)
+    with ImageIndex.open("memory:") as index, pytest.raises(errors.CodeFileError, match="is not the id of") as caught:
+        index.load(tmp_path / "codes")
+    one_line(caught.value)
