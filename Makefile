@@ -17,7 +17,7 @@ FOLDER := '$(subst ','\'',$(if $(OWN),$(OWN),$(OUT)/pictures))'
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo own-queries encoder test lint types unit coverage peers bench docs screenshots format clean
+.PHONY: help demo own-queries encoder test lint types unit coverage audit constraints peers bench docs screenshots format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -76,6 +76,12 @@ unit: $(VENV)/.dev ## pytest, as many at once as there are cores
 
 coverage: $(VENV)/.dev ## pytest with coverage (a third slower)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+
+audit: $(VENV)/.dev ## known vulnerabilities of what is installed, where their data can be had
+	@$(BIN)/python .ci/audit.py '$(VENV)'
+
+constraints: $(VENV)/.dev ## note the installed versions as the newest that are tested
+	@$(BIN)/python .ci/constraints.py
 
 peers: build/peers/.made ## an environment for benchmarks/peers.py, with the tools it compares with
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from mg_milvus.errors import LabelError
 from mg_milvus.hits import Failure
 from mg_milvus.images.discover import discover, path_text
 from mg_milvus.metadata import PATH_COLUMNS
-from mg_milvus.metadata.tables import read_table
+from mg_milvus.metadata.tables import listed, read_table, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -157,7 +157,7 @@ def _table(file: str, folder: str, found: Sequence[Found]) -> list[tuple[str, ..
     label_column = next((name for name in LABEL_COLUMNS if name in table.columns), None)
     if path_column is None or label_column is None:
         raise LabelError(
-            f"{file!r} has the columns {', '.join(table.columns) or 'none'}; expected one of paths "
+            f"{file!r} has the columns {listed(table.columns)}; expected one of paths "
             f"({', '.join(PATH_COLUMNS)}) and one of labels ({', '.join(LABEL_COLUMNS)})"
         )
     place = {picture.path: row for row, picture in enumerate(found)}
@@ -166,8 +166,8 @@ def _table(file: str, folder: str, found: Sequence[Found]) -> list[tuple[str, ..
     example = ""
     for number, record in table.rows:
         path = record.get(path_column)
-        if not isinstance(path, str):
-            raise LabelError(f"{file!r}, {table.unit} {number}: {path!r} is not the path of a picture")
+        if not is_path(path):
+            raise LabelError(f"{file!r}, {table.unit} {number}: {shown(path)} is not the path of a picture")
         keys = (path, *(path_text(os.path.normpath(base / path)) for base in bases))
         row = next((place[key] for key in keys if key in place), None)
         if row is None:
@@ -176,10 +176,18 @@ def _table(file: str, folder: str, found: Sequence[Found]) -> list[tuple[str, ..
             labels[row] = _names(record.get(label_column), f"{file!r}, {table.unit} {number}")
     if found and not any(labels):
         raise LabelError(
-            f"no row of {file!r} is about a picture in {folder} (the first names {example!r}); expected paths relative "
-            "to that folder or to the table's own"
+            f"no row of {file!r} is about a picture in {folder} (the first names {shown(example)}); expected paths "
+            "relative to that folder or to the table's own"
         )
     return labels
+
+
+def is_path(cell: object) -> TypeGuard[str]:
+    """Whether a cell can be the path of a file: text, and not of halves of characters, which JSON can hold."""
+    try:
+        return isinstance(cell, str) and bool(os.fsencode(cell))
+    except UnicodeEncodeError:
+        return False
 
 
 def _names(cell: Any, place: str) -> tuple[str, ...]:
@@ -187,5 +195,5 @@ def _names(cell: Any, place: str) -> tuple[str, ...]:
     cells = cell if isinstance(cell, list) else str(cell).split(SEPARATOR) if cell is not None else []
     names = tuple(dict.fromkeys(str(name).strip().strip("/") for name in cells))
     if not names or not all(names):
-        raise LabelError(f"{place}: {cell!r} is not a label; expected text as in vehicle/car, or a|b for several")
+        raise LabelError(f"{place}: {shown(cell)} is not a label; expected text as in vehicle/car, or a|b for several")
     return names

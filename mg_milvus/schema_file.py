@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from mg_milvus.errors import SchemaError
+from mg_milvus.plain_files import open_plain
 from mg_milvus.schema import Schema
 from mg_milvus.schema_errors import Location, explain, shown, suggestion, written
 
@@ -37,7 +38,7 @@ def load(source: str | Path) -> Schema:
     if str(source) in names:
         return parse(commented_yaml(str(source)), f"{source}.yaml")
     try:
-        with Path(source).open("rb") as file:
+        with open_plain(source) as file:
             data = file.read(_LIMIT + 1)
     except (FileNotFoundError, IsADirectoryError) as error:
         sentence = f"'{source}' is neither a schema file nor a preset"
@@ -81,7 +82,7 @@ def read_yaml(file: str | os.PathLike[str]) -> Any:
             has the line, and nothing of what stands there: it may be a password.
     """
     try:
-        with Path(file).open("rb") as stream:
+        with open_plain(file) as stream:
             data = stream.read(_LIMIT + 1)
         text = data.decode("utf-8-sig")
     except (OSError, ValueError) as error:
@@ -98,7 +99,13 @@ def read_yaml(file: str | os.PathLike[str]) -> Any:
 def dump(schema: Schema) -> str:
     """``Schema.to_yaml``."""
     plain = schema.model_dump(mode="json", exclude_none=True)
-    return str(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    text: str = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    # Direction characters are printable to YAML, but not to us; what holds them stands in double quotes.
+    return "".join(char if char.isprintable() or char == "\n" else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return f"\\U{ord(char):08x}"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -190,10 +197,14 @@ class _Document:
             return [self._plain(item, (*location, i)) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
             try:
-                return self._loader.construct_object(node)
-            except ValueError:
+                value = self._loader.construct_object(node)
+            except (ValueError, OverflowError):
                 self.add(location, f"got {shown(node.value)}, which is not a valid {node.tag.rpartition(':')[2]}")
                 return None
+            if isinstance(value, int) and value.bit_length() > 64:
+                self.add(location, "got a huge number, expected one of at most 64 bits")
+                return None
+            return value
         self.add(location, f"the tag {shown(node.tag)} is not allowed; remove it")
         return None
 

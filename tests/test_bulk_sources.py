@@ -230,8 +230,8 @@ def test_tables_without_pictures_and_damaged_ones_are_listed(tmp_path):
     there, failed = found(tmp_path)
     assert there == {}
     reasons = [failed[f"{tmp_path}/{name}.parquet"] for name in "abc"]
-    assert reasons[0].startswith("has no column of pictures (caption): expected one of the name image, jpg, ")
-    assert reasons[1].startswith("has several binary columns (b, c): ")
+    assert reasons[0].startswith("has no column of pictures ('caption'): expected one of the name image, jpg, ")
+    assert reasons[1].startswith("has several binary columns ('b', 'c'): ")
     assert reasons[2].startswith("is damaged: ")
 
 

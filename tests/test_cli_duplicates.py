@@ -15,6 +15,7 @@ from test_cli import mgm
 from test_pages import Page
 
 from mg_milvus.cli.duplicates import Keep
+from mg_milvus.display import printable
 from mg_milvus.duplicates.grouping import KEEP
 from mg_milvus.schema import Granularity, Schema
 from mg_milvus.store import Description, open_store
@@ -128,7 +129,7 @@ def test_the_page_shows_the_groups_and_a_placeholder_for_what_is_gone(home, tmp_
     assert len(page.all("img")) == len(members) - 1
     assert [attrs["aria-label"] for attrs in page.all("span", "missing")] == ["same.jpg: cannot be read"]
     assert len(page.all("section", "group")) == len(groups)
-    assert [attrs["title"] for attrs in page.all("h3")] == [member["path"] for member in members]
+    assert [attrs["title"] for attrs in page.all("h3")] == [printable(member["path"]) for member in members]
     assert len(page.all("li", "kept")) == sum(member["keep"] for member in members)
 
 

@@ -9,7 +9,8 @@ import pytest
 from mg_milvus.cli.evaluate import print_figures
 from mg_milvus.cli.hit_table import print_hits
 from mg_milvus.cli.ingest import summary
-from mg_milvus.cli.terminal import ProgressView, complain, print_failures, printable, shorten
+from mg_milvus.cli.terminal import ProgressView, complain, print_failures, shorten
+from mg_milvus.display import printable
 from mg_milvus.hits import Failure, Hit, IngestReport, Progress
 
 BITS = {"coarse": 64, "mid": 128, "fine": 256}

@@ -91,9 +91,50 @@ def test_the_image_runs_mgm_as_nobody_special(compose: dict[str, Any]) -> None:
     assert stages == ["FROM python:3.12-slim AS build", "FROM python:3.12-slim"]
     final = lines[lines.index(stages[-1]) :]
     assert 'ENTRYPOINT ["mgm"]' in final
-    assert final.index("USER mgm") < final.index('ENTRYPOINT ["mgm"]')
+    assert [line for line in final if line.startswith("USER ")] == ["USER 1000:1000"]
+    assert final.index("USER 1000:1000") < final.index('ENTRYPOINT ["mgm"]')
+    assert not any(line.startswith(("RUN ", "COPY ", "ADD ")) for line in final[final.index("USER 1000:1000") :])
     assert 'ARG TORCH_INDEX=""' in lines
     assert compose["services"]["mgm"]["build"]["args"] == {"TORCH_INDEX": "${TORCH_INDEX:-}"}
+
+
+def test_the_container_can_write_and_do_little(compose: dict[str, Any]) -> None:
+    mgm = compose["services"]["mgm"]
+    assert mgm["read_only"] is True
+    assert mgm["cap_drop"] == ["ALL"]
+    assert mgm["tmpfs"] == ["/tmp"]
+    assert not {"privileged", "cap_add", "user", "network_mode", "pid", "devices"} & set(mgm)
+    assert next(volume for volume in mgm["volumes"] if "/pictures" in volume).endswith(":ro")
+    for name, service in compose["services"].items():
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert "privileged" not in service, name
+        assert not any("docker.sock" in volume for volume in service.get("volumes", [])), name
+
+
+def test_what_mgm_writes_to_is_a_volume_of_its_own_user(compose: dict[str, Any]) -> None:
+    """The rest of the file system can be read-only."""
+    text = (DOCKER / "Dockerfile").read_text().replace("\\\n", " ")
+    volumes = set(re.findall(r'"(/[^"]+)"', re.search(r"^VOLUME (.*)$", text, re.M)[1]))
+    owned = set(re.search(r"chown mgm:mgm ([^&\n]+)", text)[1].split())
+    assert owned == {"/data", "/home/mgm/.cache"} == volumes - {"/pictures"}
+    assert "WORKDIR /data" in text
+
+
+def test_no_secret_is_in_a_layer() -> None:
+    """Tokens come when it is run: what a build is given stays in the image."""
+    text = (DOCKER / "Dockerfile").read_text()
+    assert not re.search(r"token|secret|password|MGM_", text, re.I)
+    assert not re.search(r"^ADD |curl|wget|--trusted-host|COPY \. ", text, re.M)
+    ignored = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+    assert ignored[0] == "*", "what is not named does not reach the builder: mgm.yaml, data files, .git"
+
+
+def test_the_image_has_the_versions_that_were_tested() -> None:
+    lines = (DOCKER / "Dockerfile").read_text().splitlines()
+    constraint = lines.index("ENV PIP_CONSTRAINT=/src/.ci/constraints.txt")
+    copied = lines.index("COPY .ci/constraints.txt /src/.ci/constraints.txt")
+    installs = [place for place, line in enumerate(lines) if line.startswith("RUN pip install")]
+    assert copied < constraint < min(installs)
 
 
 def test_what_the_image_copies_is_let_through(compose: dict[str, Any]) -> None:

@@ -327,7 +327,7 @@ def test_pairs_are_read_from_every_kind_of_table(few: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("query,found\na/0.png,b/0.png\n", "columns query, found; expected query and wanted"),
+        ("query,found\na/0.png,b/0.png\n", "columns 'query', 'found'; expected query and wanted"),
         ("query,wanted\n", "names no pairs"),
         ("query,wanted\na/0.png,b/9.png\n", r"line 2: 'b/9.png' is no picture in .*photos"),
         ("query,wanted\na/0.png,\n", "line 2: None is no picture"),

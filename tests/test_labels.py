@@ -96,7 +96,7 @@ def test_a_parquet_table_holds_lists(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("path,label\nelsewhere/9.png,cat\n", "no row of .* is about a picture.*elsewhere/9.png"),
-        ("path,kind\n1.png,cat\n", "has the columns path, kind; expected one of paths"),
+        ("path,kind\n1.png,cat\n", "has the columns 'path', 'kind'; expected one of paths"),
         ("label\ncat\n", "expected one of paths"),
         ("path,label\n1.png,a||b\n", "line 2: 'a||b' is not a label"),
     ],

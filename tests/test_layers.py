@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(mg_milvus.__file__).parent
 
 PLAN = (
-    ("errors", "notebook"),
+    ("errors", "plain_files", "display"),
+    ("notebook",),
     ("codes", "hits", "meters", "regions"),
     ("schema", "metrics", "code_health"),
     ("encoder", "store", "fusion", "images", "metadata"),

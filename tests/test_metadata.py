@@ -143,7 +143,7 @@ def test_missing_columns_name_the_nearest(tmp_path: Path) -> None:
     assert "its columns: 'path', 'a', 'b'" in message
     message = refusal(write(tmp_path, "m.csv", "image,label,year,stars,seen\n"))
     assert "has no column of paths: expected one of path, file, filename, file_name; found 'image', 'label'" in message
-    assert "a name comes twice in the header: path, path" in refusal(write(tmp_path, "m.csv", "path,path\n"))
+    assert "a name comes twice in the header: 'path', 'path'" in refusal(write(tmp_path, "m.csv", "path,path\n"))
     assert "its columns: none" in refusal(write(tmp_path, "m.csv", ""))
 
 

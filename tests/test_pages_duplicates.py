@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from test_pages import Page, a_picture
 
+from mg_milvus.display import printable
 from mg_milvus.duplicates import DuplicateGroup, DuplicateReport, GroupMember
 from mg_milvus.pages import duplicates as page_module
 from mg_milvus.pages.duplicates import duplicates_page
@@ -36,7 +37,7 @@ def test_hostile_names_stay_text(tmp_path, name):
     assert not page.all("img")
     assert not [attrs for _, attrs in page.elements if any(key.startswith("on") for key in attrs)]
     assert all(attrs["href"].startswith("file:///") for attrs in page.all("a"))
-    assert [attrs["title"] for attrs in page.all("h3")] == [path, name]
+    assert [attrs["title"] for attrs in page.all("h3")] == [printable(path), printable(name)]
 
 
 def test_it_says_what_near_means_and_how_sure_it_is(tmp_path):

@@ -19,6 +19,7 @@ from mg_milvus.errors import PictureError
 from mg_milvus.hits import Failure
 from mg_milvus.images.discover import SUFFIXES, Found
 from mg_milvus.metadata.bombs import rows_at_once
+from mg_milvus.metadata.tables import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,8 +91,10 @@ def in_tar(container: Found, file: BinaryIO, on_failure: Callable[[Failure], Non
                     on_failure(Failure(path, f"has {member.size} bytes, at most {MAX_BYTES} are read"))
                 else:
                     yield Member(path, member.size, _nanoseconds(member.mtime), opened, member.offset_data)
-    except (tarfile.TarError, PictureError, ValueError, OverflowError) as error:
-        on_failure(Failure(container.path, f"is not an uncompressed tar, or damaged after {count} members: {error}"))
+    except (tarfile.TarError, PictureError, ValueError, OverflowError, RecursionError) as error:
+        # tarfile calls itself for each long name, or extended header, that stands before another one.
+        reason = "headers of headers" if isinstance(error, RecursionError) else error
+        on_failure(Failure(container.path, f"is not an uncompressed tar, or damaged after {count} members: {reason}"))
 
 
 class _Guarded:
@@ -174,7 +177,7 @@ def _image_column(pa: Any, schema: Any) -> str:
     if len(possible) == 1:
         return str(possible[0])
     raise PictureError(
-        f"has {'several binary columns' if possible else 'no column of pictures'} ({', '.join(schema.names)}): "
+        f"has {'several binary columns' if possible else 'no column of pictures'} ({listed(schema.names)}): "
         f"expected one of the name {', '.join(_IMAGE_COLUMNS)}, binary or a struct with 'bytes'"
     )
 

@@ -23,15 +23,19 @@ from mg_milvus.bulk.remote import bucket
 from mg_milvus.encoder.files import write_whole
 from mg_milvus.errors import CodeFileError, QueryError
 from mg_milvus.images.discover import is_url, picture_id
+from mg_milvus.plain_files import open_plain
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
     from typing import BinaryIO
 
-_PART = re.compile(r"(shard-(\d{4,})-of-(\d{4,}))-(\d{6,})-[0-9a-f]{8}\.parquet")
+_SHARD = r"shard-(\d{4,6})-of-(\d{4,6})"
+_PART = re.compile(rf"({_SHARD})-(\d{{6,12}})-[0-9a-f]{{8}}\.parquet")
 _MARK_BYTES = 32 << 20
 """Longest mark that is read; one of a shard of a billion pictures has half of it."""
+_ENCODER_BYTES = 4 << 30
+"""Longest encoder that is read."""
 _ENCODER = re.compile(r"encoder-([0-9a-f]{16})\.safetensors")
 
 
@@ -97,7 +101,7 @@ class _Local:
         return sorted(path.name for path in self._path.iterdir()) if self._path.exists() else []
 
     def open(self, name: str) -> BinaryIO:
-        return (self._path / name).open("rb")
+        return open_plain(self._path / name)
 
     def write(self, name: str, data: bytes) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
@@ -150,9 +154,12 @@ class CodeFolder:
 
     def shards(self) -> set[Shard]:
         """The shards that there are parts or marks of."""
-        pattern = re.compile(r"shard-(\d{4,})-of-(\d{4,})(-.*\.parquet|\.json)")
+        pattern = re.compile(rf"{_SHARD}(-.*\.parquet|\.json)")
         matches = [match for name in self._names() if (match := pattern.fullmatch(name))]
-        return {Shard(int(match[1]), int(match[2])) for match in matches}
+        try:
+            return {Shard(int(match[1]), int(match[2])) for match in matches}
+        except QueryError as error:
+            raise CodeFileError(f"{self.name}: {error}, but a file has such a name: remove it") from error
 
     @contextmanager
     def part(self, name: str) -> Iterator[CodeFile]:
@@ -207,7 +214,10 @@ class CodeFolder:
         if name not in self._names():
             raise CodeFileError(f"{self.name} has codes of the encoder {fingerprint}, but no {name}: put it there")
         with self._guarded("read"), self._place.open(name) as file:
-            return file.read()
+            data = file.read(_ENCODER_BYTES + 1)
+        if len(data) > _ENCODER_BYTES:
+            raise CodeFileError(f"{self.name}/{name} has more than {_ENCODER_BYTES:,} bytes, which no encoder has")
+        return data
 
     def keep_encoder(self, fingerprint: str, data: bytes) -> None:
         """Put the file of an encoder into the folder."""

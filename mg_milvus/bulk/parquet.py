@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mg_milvus.errors import CodeFileError, ForeignCollectionError, MissingPackageError, StoreError, UnsupportedError
+from mg_milvus.images.discover import picture_id
 from mg_milvus.metadata.bombs import rows_at_once
 from mg_milvus.store import Row
 from mg_milvus.store.description import decode_description, encode_description
@@ -158,7 +159,7 @@ class CodeFile:
         """Its rows, in order, in lists of at most ``GROUP_ROWS``.
 
         Raises:
-            CodeFileError: it is damaged.
+            CodeFileError: it is damaged, or a row has the id of another picture.
         """
         widths = _widths(self.description.schema)
         extras = [field.name for field in self.description.schema.fields]
@@ -167,6 +168,9 @@ class CodeFile:
                 name: self._guarded(batch.column(name).to_pylist) for name in batch.schema.names if name not in widths
             }
             codes = {name: self._codes(batch.column(name), name, width) for name, width in widths.items()}
+            for key, path in zip(plain["id"], plain["path"], strict=True):
+                if key != picture_id(path):  # it would take the place of another picture's row
+                    raise CodeFileError(f"{self.name}: {key!r} is not the id of {path!r}: make the file again")
             yield [
                 Row(
                     plain["id"][place], plain["path"][place], plain["size"][place], plain["mtime_ns"][place],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mg_milvus.bulk.folder import Shard
 from mg_milvus.encoder import load_encoder
 from mg_milvus.encoder_cache import keep_encoder
 from mg_milvus.errors import CodeFileError, EncoderMismatchError, SchemaMismatchError, WeightsNotFoundError
@@ -38,8 +37,8 @@ def checked_parts(codes: CodeFolder, *, partial: bool) -> list[str]:
         raise CodeFileError(f"{codes.name} has files of the shards {mixed[0]} and n/{count}: expected one count")
     if partial:
         return parts
-    finished = {number: codes.finished(Shard(number, count)) for number in range(1, count + 1)}
-    missing = [f"{number}/{count}" for number, files in finished.items() if files is None]
+    finished = {shard.number: codes.finished(shard) for shard in sorted(shards, key=lambda shard: shard.number)}
+    missing = [f"{number}/{count}" for number in range(1, count + 1) if finished.get(number) is None]
     if missing:
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise CodeFileError(

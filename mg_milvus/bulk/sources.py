@@ -10,7 +10,6 @@ import os
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -19,7 +18,7 @@ from mg_milvus.bulk.remote import check_url, download, fetch, listing, opened
 from mg_milvus.errors import MissingPackageError, PictureError
 from mg_milvus.hits import Failure
 from mg_milvus.images.discover import SUFFIXES, Found, discover, is_url, path_text, text_path
-from mg_milvus.images.files import open_file
+from mg_milvus.plain_files import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +79,7 @@ def pictures(
     def files() -> Iterator[Found]:
         yield from (file for file in walked if file.path in named or not _tells_of_a_tar(file))
         for path in lists:
-            with BufferedReader(open_file(path)) as lines:
+            with open_plain(path) as lines:
                 yield from _listed(lines, os.path.abspath(path), on_failure)
         for url in urls:
             yield from _named_by(url, on_failure)
@@ -118,7 +117,7 @@ def _tells_of_a_tar(file: Found) -> bool:
 
 def _whole(file: Found) -> AbstractContextManager[BinaryIO]:
     """A tar or table, open on this machine."""
-    return _fetched(file.path) if isinstance(file, Remote) else BufferedReader(open_file(text_path(file.path)))
+    return _fetched(file.path) if isinstance(file, Remote) else open_plain(text_path(file.path))
 
 
 @contextmanager

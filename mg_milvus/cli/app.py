@@ -34,6 +34,7 @@ from mg_milvus.cli import (
     up,
 )
 from mg_milvus.cli.terminal import ERROR, INTERRUPTED, USAGE, complain
+from mg_milvus.display import printable
 from mg_milvus.errors import MgMilvusError
 
 if TYPE_CHECKING:
@@ -46,11 +47,12 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 @contextmanager
 def _usage_logged() -> Iterator[None]:
-    """In a structured log wrong usage is an event; otherwise Typer draws its box."""
+    """In a structured log wrong usage is an event; otherwise Typer draws its box, as it is, around what was given."""
     try:
         yield
     except _UsageError as exc:
         if not log.is_json():
+            exc.message = printable(exc.message)  # type: ignore[attr-defined]
             raise
         complain(str(exc.format_message()), error="UsageError")  # type: ignore[attr-defined]
         raise typer.Exit(USAGE) from exc

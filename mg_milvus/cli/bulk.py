@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.terminal import INTERRUPTED, UNREADABLE, ProgressView, print_failures, printable
+from mg_milvus.cli.terminal import INTERRUPTED, UNREADABLE, ProgressView, print_failures
+from mg_milvus.display import printable
 
 if TYPE_CHECKING:
     from mg_milvus.bulk.transfer import TransferReport

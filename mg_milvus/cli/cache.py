@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mg_milvus.cli.terminal import printable
+from mg_milvus.display import printable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
-from mg_milvus.cli.terminal import ProgressView, console, printable, shorten, tell
+from mg_milvus.cli.terminal import ProgressView, console, shorten, tell
+from mg_milvus.display import printable
 
 if TYPE_CHECKING:
     from mg_milvus.duplicates import DuplicateGroup, DuplicateReport

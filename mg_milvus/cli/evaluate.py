@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.terminal import UNREADABLE, ProgressView, console, print_failures, printable
+from mg_milvus.cli.terminal import UNREADABLE, ProgressView, console, print_failures
+from mg_milvus.display import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -179,7 +180,7 @@ def evaluate(
 
         page = write_report(report_data(evaluation, f"How well the pictures of {folder} are found"), report)
         if not as_json:
-            print(f"\nReport: {page}")
+            print(f"\nReport: {printable(str(page))}")
     if evaluation.failures:
         raise typer.Exit(UNREADABLE)
 
@@ -190,7 +191,7 @@ def show(evaluation: Evaluation) -> None:
 
     figures = evaluation.to_json()
     for line in setup(figures):
-        print(line)
+        print(printable(line))
     for title, table in (
         ("", figure_table(figures)),
         ("recall@1 of edited copies", copies_table(figures)),
@@ -230,7 +231,7 @@ def print_figures(title: str, rows: Mapping[str, Mapping[str, float | None]]) ->
         table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold")
         table.add_column("", no_wrap=True)
         for column in part:
-            table.add_column(column, justify="right", no_wrap=True)
+            table.add_column(printable(column), justify="right", no_wrap=True)
         for name, row in rows.items():
             table.add_row(printable(name), *(_text(row.get(column)) for column in part))
         out.print(table)

@@ -12,6 +12,7 @@ import typer
 from mg_milvus.cli import options
 from mg_milvus.cli.ingest import finish
 from mg_milvus.cli.terminal import UNREADABLE, ProgressView, print_failures
+from mg_milvus.display import printable
 
 
 class Method(enum.StrEnum):
@@ -109,7 +110,7 @@ def fit(
         )  # fmt: skip
     else:
         print(
-            f"{out}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, heads fitted on "
+            f"{printable(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, heads fitted on "
             f"{report.pictures:,} pictures in {report.seconds:.1f} s"
         )
     print_failures(report.failures, as_json=as_json)

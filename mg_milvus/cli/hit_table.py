@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mg_milvus.cli.terminal import console, printable, shorten
+from mg_milvus.cli.terminal import console, shorten
+from mg_milvus.display import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

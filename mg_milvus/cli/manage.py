@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
-from mg_milvus.cli.terminal import ERROR, console, printable
+from mg_milvus.cli.terminal import ERROR, console
+from mg_milvus.display import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

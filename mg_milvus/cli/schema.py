@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import log, options
-from mg_milvus.cli.terminal import ERROR, printable
+from mg_milvus.cli.terminal import ERROR
+from mg_milvus.display import printable
 from mg_milvus.errors import SchemaError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mg_milvus.cli.terminal import console, printable, shorten, tell
+from mg_milvus.cli.terminal import console, shorten, tell
+from mg_milvus.display import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.cli import log
+from mg_milvus.display import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,20 +28,6 @@ INTERRUPTED = 130
 QUIET_SECONDS = 10.0
 """How often a line tells the progress when standard error is not a terminal."""
 
-_JOINERS = "\u200c\u200d"
-"""Format characters that emoji and several scripts are written with; all others are escaped."""
-
-
-def printable(text: str) -> str:
-    """Text on one line that cannot steer a terminal: control and direction characters and stray bytes are escaped."""
-    return "".join(char if char.isprintable() or char in _JOINERS else _escape(char) for char in text)
-
-
-def _escape(char: str) -> str:
-    if "\udc80" <= char <= "\udcff":  # a byte of a file name that is not UTF-8
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode("ascii")
-
 
 def shorten(path: str, width: int) -> str:
     """A path cut from the left to fit into ``width`` columns, so that the file's name stays in sight."""
@@ -48,9 +35,9 @@ def shorten(path: str, width: int) -> str:
 
     if cell_len(path) <= width:
         return path
-    start = 0
-    while start < len(path) and cell_len(path[start:]) > width - 1:
-        start += 1
+    room, start = width - 1, len(path)
+    while start and (room := room - cell_len(path[start - 1])) >= 0:
+        start -= 1
     return "…" + path[start:]
 
 
@@ -145,7 +132,9 @@ class ProgressView:
         """
         if log.is_json():
             log.emit("info", event, message=text, **fields)
-        elif self._bar:
+            return
+        text = "\n".join(map(printable, text.splitlines()))
+        if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
                 self._task, self._stage = None, ""

@@ -11,6 +11,7 @@ import typer
 
 from mg_milvus.cli import options
 from mg_milvus.cli.terminal import UNREADABLE, ProgressView, print_failures, tell
+from mg_milvus.display import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -211,8 +212,9 @@ def _finish(report: TrainReport, out: Path, *, as_json: bool) -> None:
     else:
         learned = " and ".join(f"{count:,} {level}" for level, count in report.labels.items()) or "clusters, no labels"
         print(
-            f"{out}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, trained on {report.pictures:,} "
-            f"pictures ({learned}) in {report.seconds:.0f} s; weights of epoch {report.best_epoch} of {report.epochs}"
+            f"{printable(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, trained on "
+            f"{report.pictures:,} pictures ({learned}) in {report.seconds:.0f} s; weights of "
+            f"epoch {report.best_epoch} of {report.epochs}"
         )
     print_failures(report.failures, as_json=as_json)
     if report.failures:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
-from mg_milvus.cli.terminal import UNREADABLE, ProgressView, print_failures, printable
+from mg_milvus.cli.terminal import UNREADABLE, ProgressView, print_failures
+from mg_milvus.display import printable
 
 if TYPE_CHECKING:
     from mg_milvus.evaluation.tuning import TuneReport
@@ -153,5 +154,5 @@ def summary(report: TuneReport) -> str:
     if report.file is not None:
         lines.append(f"Written to {printable(report.file)}.")
     if report.collection is not None:
-        lines.append(f"Kept in the collection '{report.collection}': its queries use them from now on.")
+        lines.append(f"Kept in the collection '{printable(report.collection)}': its queries use them from now on.")
     return "\n".join(lines)

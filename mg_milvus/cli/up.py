@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
-from mg_milvus.cli.terminal import ERROR, printable
+from mg_milvus.cli.terminal import ERROR
+from mg_milvus.display import printable
 
 if TYPE_CHECKING:
     from mg_milvus.store.served import Served

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray  # noqa: TC002 - pydantic reads the annotations
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mg_milvus.encoder.fit import Head, Statistics
 from mg_milvus.encoder.manifold import ManifoldHead
 from mg_milvus.encoder.readings import Reading
-from mg_milvus.encoder.soundness import check_heads, check_widths
+from mg_milvus.encoder.soundness import check_heads, check_moments, check_numbers, check_widths
 from mg_milvus.encoder.table import find_backbone
 from mg_milvus.encoder.weights import from_safetensors, single, to_safetensors, weights_fingerprint
 from mg_milvus.errors import EncoderError
+from mg_milvus.plain_files import read_plain
 from mg_milvus.regions import Scale  # noqa: TC001 - pydantic reads the annotations
-from mg_milvus.schema_parts import PARTS
+from mg_milvus.schema_parts import MOST_REGIONS, PARTS
 
 if TYPE_CHECKING:
     import os
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 _KEY = "mg_milvus_encoder"
 _FINGERPRINT = "fingerprint"
 BUILTIN = "builtin"
+_MOST_BYTES = 4 << 30
+"""Largest encoder file that is read: four times the largest backbone of the table."""
 
 
 class Configuration(BaseModel):
@@ -57,6 +60,16 @@ class Configuration(BaseModel):
     """Collections take the heads as they are: they were trained, or are a baseline to compare with."""
     regions: tuple[Scale, ...] = ()
     """Size and grid of the windows that get codes of their own; see ``regions.windows``."""
+
+    @field_validator("regions")
+    @classmethod
+    def _as_in_a_schema(cls, scales: tuple[Scale, ...]) -> tuple[Scale, ...]:
+        """A file may ask for no more windows than a schema may: each of them is read for every picture."""
+        if any(not 0.1 <= size <= 1 or not 1 <= grid <= 16 for size, grid in scales):
+            raise ValueError("expected windows of 0.1 to 1 of a picture, 1 to 16 along each side")
+        if (count := sum(grid * grid for _, grid in scales)) > MOST_REGIONS:
+            raise ValueError(f"there are {count} regions, expected at most {MOST_REGIONS}")
+        return scales
 
 
 class Parts(BaseModel):
@@ -124,9 +137,12 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Parts
             if g != PARTS or f"statistics.{g}.mean" in fitted
         }
     except (ValidationError, KeyError) as error:
+        detail = str(error)
+        if isinstance(error, ValidationError):
+            detail = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise EncoderError(
             f"{origin} is an encoder file that this version of mg-milvus cannot read "
-            f"({str(error).splitlines()[0]}); update mg-milvus, or make the file again with mgm fit"
+            f"({detail}); update mg-milvus, or make the file again with mgm fit"
         ) from error
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     backbone = backbone or dict(shared or {}) or _pretrained(configuration.backbone)
@@ -137,8 +153,10 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Parts
             f"{configuration.backbone_fingerprint}; the file is damaged, or other weights of "
             f"{configuration.backbone} are on this machine"
         )
+    check_numbers(backbone, origin)
     check_widths(configuration, heads, moments, origin)
     check_heads(heads, origin)
+    check_moments(moments, origin)
     parts = Parts(configuration=configuration, backbone=backbone, heads=heads, statistics=moments)
     if fingerprint(parts) != metadata.get(_FINGERPRINT):
         raise EncoderError(
@@ -161,7 +179,11 @@ def load(source: str | Path | bytes, *, device: str = "auto", base: Encoder | No
     path = Path(source)
     if not path.is_file():
         raise EncoderError(f"there is no encoder file {path}; give '{BUILTIN}' or a .safetensors file made by mgm fit")
-    return made(from_bytes(path.read_bytes(), str(path), shared), device)
+    try:
+        data = read_plain(path, _MOST_BYTES)
+    except OSError as error:
+        raise EncoderError(f"the encoder file {path} cannot be read: {error.strerror}") from error
+    return made(from_bytes(data, str(path), shared), device)
 
 
 def made(parts: Parts, device: str) -> HashEncoder:
@@ -181,6 +203,7 @@ def untrained(backbone: str, weights: str | os.PathLike[str] | None, *, device: 
 
     row = find_backbone(backbone)
     arrays = _pretrained(backbone) if weights is None else as_arrays(read_weights(weights))
+    check_numbers(arrays, f"the weights {weights or backbone}")
     configuration = Configuration(
         backbone=backbone,
         backbone_fingerprint=weights_fingerprint(arrays),
@@ -215,7 +238,10 @@ def _head(fitted: Mapping[str, Matrix], prefix: str) -> Head | ManifoldHead:
     if f"{prefix}anchors" not in fitted:
         return Head(fitted[f"{prefix}mean"], fitted[f"{prefix}projection"])
     matrices = {f.name: fitted[prefix + f.name] for f in fields(ManifoldHead) if f.name != "neighbours"}
-    return ManifoldHead(**matrices, neighbours=int(fitted[f"{prefix}neighbours"]))
+    neighbours = fitted[f"{prefix}neighbours"]
+    # 0 is refused with the rest of what a head cannot work with.
+    usable = neighbours.shape == () and 1 <= neighbours <= len(np.atleast_1d(matrices["anchors"]))
+    return ManifoldHead(**matrices, neighbours=int(neighbours) if usable else 0)
 
 
 def _fitted_weights(parts: Parts) -> dict[str, NDArray[Any]]:

@@ -14,6 +14,7 @@ from mg_milvus.encoder.network import MgNet, SmallNet
 from mg_milvus.encoder.table import find_backbone
 from mg_milvus.encoder.weights import BFLOAT16
 from mg_milvus.errors import EncoderError, WeightsNotFoundError
+from mg_milvus.plain_files import open_plain
 
 if TYPE_CHECKING:
     import os
@@ -123,11 +124,12 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         EncoderError: not readable as such.
     """
     try:
-        if Path(file).suffix == ".safetensors":
-            from safetensors.torch import load_file
+        with open_plain(file) as opened:
+            if Path(file).suffix == ".safetensors":
+                from safetensors.torch import load_file
 
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+                return load_file(file)
+            state = torch.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds
         raise EncoderError(f"{file} is not a file of weights: {str(error).splitlines()[0]}") from error
     if not isinstance(state, dict):

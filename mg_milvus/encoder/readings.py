@@ -38,7 +38,7 @@ class Reading(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stages: Annotated[tuple[str, ...], Field(min_length=1)]
+    stages: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)]
     pooling: Literal["gem", "pyramid", "mirrored"] = "gem"
     cells: Annotated[int, Field(ge=1, le=8)] = 1
     smoothing: Annotated[int, Field(ge=0, le=64)] = 0

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mg_milvus.encoder.manifold import ManifoldHead
 from mg_milvus.encoder.readings import width
 from mg_milvus.encoder.table import find_backbone
+from mg_milvus.encoder.weights import BFLOAT16, single
 from mg_milvus.errors import EncoderError
 from mg_milvus.schema_parts import PARTS
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.encoder.artefact import Configuration
     from mg_milvus.encoder.fit import Head, Statistics
-    from mg_milvus.encoder.manifold import ManifoldHead
+    from mg_milvus.encoder.weights import Weights
 
 
 def check_widths(
@@ -49,6 +51,17 @@ def check_widths(
                 )
 
 
+def check_numbers(backbone: Weights, origin: str) -> None:
+    """Refuse weights that make every code the same.
+
+    Raises:
+        EncoderError: some of them are no numbers.
+    """
+    for name, values in backbone.items():
+        if not np.isfinite(single(values) if values.dtype == BFLOAT16 else values).all():
+            raise EncoderError(f"{origin}: the weights {name} hold values that are no numbers: take other weights")
+
+
 def check_heads(heads: Mapping[str, Head | ManifoldHead], origin: str) -> None:
     """Try each head, so that one that was made to fail fails here.
 
@@ -56,17 +69,46 @@ def check_heads(heads: Mapping[str, Head | ManifoldHead], origin: str) -> None:
         EncoderError: its matrices do not fit together, or hold what is no number.
     """
     for name, head in heads.items():
-        wrong: object = None
-        try:
-            codes = head(np.zeros((1, max(1, head.mean.size)), np.float32))
-        except (ValueError, IndexError) as error:
-            wrong = error
+        wrong: object
+        if isinstance(head, ManifoldHead) and not head.neighbours:
+            wrong = f"it ties pictures to no number of its {len(np.atleast_1d(head.anchors))} anchors"
+        elif head.projection.ndim != 2:
+            wrong = f"its projection has the shape {head.projection.shape}"
         else:
-            if codes.shape != (1, head.bits) or head.bits % 8 or not head.bits:
-                wrong = f"codes of the shape {codes.shape}"
-            elif not np.isfinite(codes).all():
-                wrong = "codes that are no numbers"
+            wrong = _tried(head)
         if wrong is not None:
             raise EncoderError(
                 f"{origin}: the head of {name} does not work ({wrong}): make the file again with mgm fit"
             )
+
+
+def check_moments(moments: Mapping[str, Statistics], origin: str) -> None:
+    """Look at the statistics, which heads of other lengths are made from later.
+
+    Raises:
+        EncoderError: they hold what is no number, or no rows.
+    """
+    for name, own in moments.items():
+        matrices = [matrix for matrix in (own.factor, own.nuisance) if matrix is not None]
+        if any(matrix.ndim != 2 or not matrix.size for matrix in matrices):
+            raise EncoderError(
+                f"{origin}: the statistics of {name} have the shapes {[matrix.shape for matrix in matrices]}, expected "
+                "rows of numbers: make the file again with mgm fit"
+            )
+        if not all(np.isfinite(values).all() for values in (own.mean, *matrices)):
+            raise EncoderError(
+                f"{origin}: the statistics of {name} hold values that are no numbers: make the file again with mgm fit"
+            )
+
+
+def _tried(head: Head | ManifoldHead) -> object:
+    """What is wrong with the codes of a head, None when nothing is."""
+    try:
+        codes = head(np.zeros((1, max(1, head.mean.size)), np.float32))
+    except (ValueError, IndexError) as error:
+        return error
+    if codes.shape != (1, head.bits) or head.bits % 8 or not head.bits:
+        return f"codes of the shape {codes.shape}"
+    if not np.isfinite(codes).all():
+        return "codes that are no numbers"
+    return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mg_milvus.display import printable
 from mg_milvus.errors import MissingPackageError
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ _STANDS_FOR = {f"#00000{index + 1}": f"var(--h{index})" for index in range(HUES)
 """Colour to draw with -> what the page knows it as, so that dark pages have plots for the dark."""
 
 _COLOUR = {meaning.removeprefix("var(--").removesuffix(")"): colour for colour, meaning in _STANDS_FOR.items()}
+
+_LONGEST_WORD = 40
+"""Characters of a name beside an axis."""
 
 _SMALL, _TEXT = 9, 9.5
 """Font sizes in points, which become the SVG's own units: a plot as wide as a phone shows them at about this size."""
@@ -92,7 +96,8 @@ def epoch_plot(
         axes.plot(
             np.arange(1, len(values) + 1), values, style, color=_COLOUR[colours[name]], linewidth=1.7, markersize=3
         )
-    axes.set(xlim=(0.5, most + 0.5), xlabel="epoch", ylabel=what)
+    axes.set(xlim=(0.5, most + 0.5), xlabel="epoch")
+    axes.set_ylabel(_word(what), parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if share:
         highest = max((float(np.nanmax(values)) for values in lines.values() if np.isfinite(values).any()), default=1.0)
@@ -122,7 +127,7 @@ def bar_plot(bars: Mapping[str, float], colours: Mapping[str, str], reference: f
         )
     if reference is not None:
         axes.axvline(reference, color=_COLOUR["ink"], linewidth=1.1, linestyle=(0, (4, 3)))
-    axes.set_yticks(places, list(bars), parse_math=False, fontsize=_TEXT, color=_COLOUR["ink"])
+    axes.set_yticks(places, [_word(name) for name in bars], parse_math=False, fontsize=_TEXT, color=_COLOUR["ink"])
     longest = max(lengths.max(), reference or 0.0) or 1.0
     axes.set(xlim=(0, 1.2 * longest), ylim=(len(bars) - 0.4, -0.6), xlabel="mAP")
     axes.tick_params(axis="y", length=0)
@@ -152,6 +157,12 @@ def histogram_plot(name: str, same: np.ndarray, different: np.ndarray, colour: s
     return _svg(figure, f"Hamming distances of {name} codes")
 
 
+def _word(name: str) -> str:
+    """A name beside an axis, cut where it would leave no room for the plot."""
+    text = printable(name)
+    return text if len(text) <= _LONGEST_WORD else text[: _LONGEST_WORD - 1] + "…"
+
+
 def _plot(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty plot of this size in inches, in the page's colours."""
     check_matplotlib()
@@ -174,6 +185,7 @@ def _svg(figure: Figure, label: str) -> str:
     """The figure as one svg element; the label has to be the page's only one of its kind."""
     from matplotlib import rc_context
 
+    label = printable(label)
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({"svg.hashsalt": label, "svg.fonttype": "none"}):

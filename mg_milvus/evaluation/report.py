@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from mg_milvus import __version__
+from mg_milvus.display import file_link, shown
 from mg_milvus.errors import PictureError, QueryError
 from mg_milvus.evaluation.plots import HUES, bar_plot, check_matplotlib, curve_plot, histogram_plot
 from mg_milvus.images.decode import opening
@@ -171,8 +172,7 @@ def write_page(page: str, folder: str | os.PathLike[str]) -> Path:
     check_report(folder)
     file = Path(folder) / PAGE
     try:
-        # File names may hold bytes that are not UTF-8; the page shows a question mark for each.
-        file.write_bytes(page.encode("utf-8", "replace"))
+        file.write_bytes(page.encode())
     except OSError as error:
         raise QueryError(f"'{file}' cannot be written: {error.strerror}; name a folder to write to") from error
     return file
@@ -212,6 +212,7 @@ def template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader([here, here.parent / "pages"]),
         autoescape=True,
+        finalize=shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -276,8 +277,7 @@ def _query(query: QueryShown) -> _Pictured:
 
 def _pictured(path: str, text: str, relevant: bool = True, hits: Sequence[_Pictured] = ()) -> _Pictured:
     file = text_path(path)
-    link = file.as_uri() if file.is_absolute() else ""
-    return _Pictured(str(file), "/".join(file.parts[-2:]), link, _thumbnail(file), text, relevant, hits)
+    return _Pictured(str(file), "/".join(file.parts[-2:]), file_link(file), _thumbnail(file), text, relevant, hits)
 
 
 def _thumbnail(file: Path) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 
 from mg_milvus.errors import LabelError
 from mg_milvus.images.discover import discover, path_text
-from mg_milvus.labels import Labelled, read_labelled
-from mg_milvus.metadata.tables import read_table
+from mg_milvus.labels import Labelled, is_path, read_labelled
+from mg_milvus.metadata.tables import listed, read_table, shown
 from mg_milvus.metrics import NOT_A_CANDIDATE, SAME_CLASS, relevance
 
 if TYPE_CHECKING:
@@ -127,15 +127,15 @@ def wanted_by_pairs(
     bases = [Path(os.path.abspath(folder)), Path(os.path.abspath(file)).parent]
     table = read_table(file, COLUMNS)
     if not set(COLUMNS) <= set(table.columns):
-        raise LabelError(f"{file!r} has the columns {', '.join(table.columns) or 'none'}; expected query and wanted")
+        raise LabelError(f"{file!r} has the columns {listed(table.columns)}; expected query and wanted")
 
     def row_of(path: object, where: str) -> int:
-        keys = [path, *(path_text(os.path.normpath(base / path)) for base in bases)] if isinstance(path, str) else []
+        keys = [path, *(path_text(os.path.normpath(base / path)) for base in bases)] if is_path(path) else []
         row = next((place[key] for key in keys if key in place), None)
         if row is None:
             raise LabelError(
-                f"{where}: {path!r} is no picture in {os.fspath(folder)}; expected a path relative to that folder or "
-                "to the table's own"
+                f"{where}: {shown(path)} is no picture in {os.fspath(folder)}; expected a path relative to that folder "
+                "or to the table's own"
             )
         return row
 
@@ -145,7 +145,7 @@ def wanted_by_pairs(
         query, cell = row_of(record.get("query"), where), record.get("wanted")
         wanted = {row_of(path, where) for path in (cell if isinstance(cell, list) else [cell])}
         if query in wanted:
-            raise LabelError(f"{where}: {record['query']!r} wants itself, expected another picture")
+            raise LabelError(f"{where}: {shown(record['query'])} wants itself, expected another picture")
         found[query] |= wanted
     if not any(found.values()):
         raise LabelError(f"{file!r} names no pairs, expected a row with query and wanted for each")

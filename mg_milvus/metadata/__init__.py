@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mg_milvus.errors import SchemaError
-from mg_milvus.metadata.tables import read_table
+from mg_milvus.metadata.tables import listed, read_table, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +79,7 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
         place = f"{name!r}, {table.unit} {number}"
         key = _key(record.get(key_column), folder, f"{place}, column {key_column!r}")
         if key in rows:
-            raise SchemaError(f"{place}: {_shown(key)} has a row already; expected one row a picture")
+            raise SchemaError(f"{place}: {shown(key)} has a row already; expected one row a picture")
         rows[key] = tuple(
             _convert(value, field, f"{place}, column {field.name!r}")
             if (value := record.get(field.name)) is not None
@@ -91,23 +91,23 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
 
 def _check_columns(name: str, columns: Sequence[str], fields: Sequence[ExtraField]) -> str:
     """The name of the path column; refuses a table that cannot fill the fields."""
-    listed = ", ".join(repr(column) for column in columns) or "none"
+    names = listed(columns)
     if not fields:
-        raise SchemaError(f"the schema has no fields for the columns of {name!r} ({listed}): name some under 'fields'")
+        raise SchemaError(f"the schema has no fields for the columns of {name!r} ({names}): name some under 'fields'")
     for field in fields:
         if field.name not in columns:
             near = difflib.get_close_matches(field.name, columns, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"its columns: {listed}"
+            hint = f"did you mean {shown(near[0])}?" if near else f"its columns: {names}"
             raise SchemaError(f"{name!r} has no column for the schema's field {field.name!r}; {hint}")
     for column in PATH_COLUMNS:
         if column in columns:
             return column
-    raise SchemaError(f"{name!r} has no column of paths: expected one of {', '.join(PATH_COLUMNS)}; found {listed}")
+    raise SchemaError(f"{name!r} has no column of paths: expected one of {', '.join(PATH_COLUMNS)}; found {names}")
 
 
 def _key(cell: object, folder: str, place: str) -> str:
     if not isinstance(cell, str) or not cell:
-        raise SchemaError(f"{place}: {_shown(cell)} is not the path of a picture")
+        raise SchemaError(f"{place}: {shown(cell)} is not the path of a picture")
     if _is_uri(cell):
         return cell
     key = os.path.normpath(cell)
@@ -134,15 +134,10 @@ def _convert(value: object, field: ExtraField, place: str) -> Value:
         converted = kind.convert(value)
         length = len(converted.encode()) if isinstance(converted, str) else 0
     except (ValueError, TypeError, OverflowError):
-        raise SchemaError(f"{place}: {_shown(value)} is not {kind.expected}") from None
+        raise SchemaError(f"{place}: {shown(value)} is not {kind.expected}") from None
     if length > field.max_length:
-        raise SchemaError(f"{place}: {_shown(value)} has {length} bytes, more than max_length={field.max_length}")
+        raise SchemaError(f"{place}: {shown(value)} has {length} bytes, more than max_length={field.max_length}")
     return converted
-
-
-def _shown(value: object) -> str:
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _string(value: object) -> str:

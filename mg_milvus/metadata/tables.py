@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mg_milvus.errors import MissingPackageError, SchemaError
 from mg_milvus.metadata.bombs import rows_at_once
+from mg_milvus.plain_files import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -19,6 +21,10 @@ _ROWS = 1000
 """Of a Parquet file that are in memory together, at most."""
 _IN_A_CELL = 1000
 """Values of a list, such as labels, on average."""
+_ROW_CHARACTERS = 16 << 20
+"""Of one row of a table of text, with all its cells; a longer one is a file without line ends, or a device."""
+_NAMES_SHOWN = 20
+"""Columns that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,19 @@ def read_table(name: str, wanted: Collection[str]) -> Table:
         raise SchemaError(f"the table {name!r} cannot be read: {error.strerror or _line(error)}") from error
 
 
+def shown(cell: object) -> str:
+    """A cell for messages: on one line, cut."""
+    text = ascii(cell) if isinstance(cell, str) and not cell.isprintable() else repr(cell)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def listed(columns: Collection[str]) -> str:
+    """The first names of columns for messages; ``none`` where there are none."""
+    names = [shown(column) for column, _ in zip(columns, range(_NAMES_SHOWN), strict=False)]
+    more = len(columns) - len(names)
+    return (", ".join(names) or "none") + (f" and {more:,} more" if more else "")
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -63,7 +82,7 @@ def _read_csv(name: str, wanted: Collection[str]) -> Table:
     first, header = headers[delimiter]
     columns = [column.strip() for column in header]
     if len(set(columns)) < len(columns):
-        raise SchemaError(f"{name!r}: a name comes twice in the header: {', '.join(columns)}")
+        raise SchemaError(f"{name!r}: a name comes twice in the header: {listed(columns)}")
 
     def records() -> Iterator[tuple[int, dict[str, Any]]]:
         for number, cells in _csv_rows(name, delimiter, strict=True):
@@ -79,10 +98,25 @@ def _read_csv(name: str, wanted: Collection[str]) -> Table:
 
 
 def _csv_rows(name: str, delimiter: str, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
-    with open(name, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=strict)
+    taken = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal taken
+        while line := file.readline(_ROW_CHARACTERS + 1 - taken):
+            taken += len(line)  # a cell in quotes goes on in the next line
+            if taken > _ROW_CHARACTERS:
+                raise SchemaError(
+                    f"{name!r}, line {reader.line_num + 1}: the row is longer than {_ROW_CHARACTERS:,} characters"
+                )
+            yield line
+
+    with io.TextIOWrapper(open_plain(name), encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(lines(), delimiter=delimiter, strict=strict)
         try:
-            yield from ((reader.line_num, cells) for cells in reader if cells)
+            for cells in reader:
+                taken = 0
+                if cells:
+                    yield reader.line_num, cells
         except UnicodeDecodeError as error:
             raise SchemaError(f"{name!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
         except csv.Error as error:
@@ -93,8 +127,10 @@ def _read_json_lines(name: str, wanted: Collection[str]) -> Table:
     # The columns are known only when every line has been seen.
     columns: dict[str, None] = {}
     rows: list[tuple[int, dict[str, Any]]] = []
-    with open(name, "rb") as file:
-        for number, line in enumerate(file, start=1):
+    with open_plain(name) as file:
+        for number, line in enumerate(iter(lambda: file.readline(_ROW_CHARACTERS + 1), b""), start=1):
+            if len(line) > _ROW_CHARACTERS:
+                raise SchemaError(f"{name!r}, line {number}: the row is longer than {_ROW_CHARACTERS:,} bytes")
             if not line.strip():
                 continue
             try:
@@ -120,7 +156,7 @@ def _read_parquet(name: str, wanted: Collection[str]) -> Table:
     def records() -> Iterator[tuple[int, dict[str, Any]]]:
         number = 0
         try:
-            with ParquetFile(name) as file:
+            with open_plain(name) as opened, ParquetFile(opened) as file:
                 chosen = [column for column in columns if column in wanted]
                 together = rows_at_once(file.metadata, dict.fromkeys(chosen, _IN_A_CELL), _ROWS)
                 for batch in file.iter_batches(batch_size=together, columns=chosen):
@@ -131,7 +167,7 @@ def _read_parquet(name: str, wanted: Collection[str]) -> Table:
             raise SchemaError(f"{name!r} is damaged after row {number}: {_line(error)}") from error
 
     try:
-        with ParquetFile(name) as file:
+        with open_plain(name) as opened, ParquetFile(opened) as file:
             columns: list[str] = list(file.schema_arrow.names)
     except (ArrowException, ValueError) as error:
         raise SchemaError(f"{name!r} is not a Parquet file: {_line(error)}") from error

@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mg_milvus.display import shown
+
 if TYPE_CHECKING:
     from jinja2 import Template
 
@@ -20,11 +22,9 @@ _DARK = ('[data-jp-theme-light="false"]', "html[theme=dark]", ".vscode-dark", ".
 """How JupyterLab, Colab and VS Code mark their themes, which need not be the system's."""
 
 
-def render(template: str, **shown: Any) -> str:
+def render(template: str, **values: Any) -> str:
     """An HTML fragment: the template with what is shown, escaped, and the style that holds inside of it only."""
-    html = _template(template).render(style=_style(), **shown)
-    # Bytes of file names that are no UTF-8 become question marks.
-    return html.encode("utf-8", "replace").decode("utf-8")
+    return _template(template).render(style=_style(), **values)
 
 
 @cache
@@ -32,7 +32,12 @@ def _template(name: str) -> Template:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        finalize=shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template(f"{name}.html.jinja")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mg_milvus.display import file_link, shown
 from mg_milvus.images.discover import text_path
 from mg_milvus.images.thumbnails import Thumbnail, thumbnail
 
@@ -106,8 +107,8 @@ def result_page(
     """
     queries = [
         {
-            "title": _clean(result.title),
-            "name": _clean(os.path.basename(result.title) or result.title),
+            "title": result.title,
+            "name": os.path.basename(result.title) or result.title,
             "thumbnail": thumbnail(result.picture, QUERY_SIDE),
             "crop": result.crop,
             "cards": [_card(hit, bits) for hit in result.hits],
@@ -116,7 +117,7 @@ def result_page(
     ]
     return _template("result.html.jinja").render(
         queries=queries,
-        collection=_clean(collection),
+        collection=collection,
         fusion=fusion,
         profile=profile,
         weights=[(name, f"{weights[name]:g}", index % 6) for index, name in enumerate(bits) if name in weights],
@@ -129,6 +130,7 @@ def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -153,15 +155,10 @@ def _card(hit: Hit, bits: Mapping[str, int]) -> _Card:
     return _Card(
         rank=hit.rank,
         score=f"{hit.score:.4f}",
-        name=_clean(path.name or hit.path),
-        path=_clean(str(path)),
-        link=path.as_uri() if path.is_absolute() else "",
+        name=path.name or hit.path,
+        path=str(path),
+        link=file_link(path),
         thumbnail=thumbnail(path, HIT_SIDE, hit.box),
         box=hit.box,
         bars=bars,
     )
-
-
-def _clean(text: str) -> str:
-    """Text that UTF-8 can hold: bytes of file names that are no UTF-8 become the replacement character."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

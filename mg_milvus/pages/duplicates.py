@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from mg_milvus.display import file_link
 from mg_milvus.duplicates.sentences import chance, criterion, file_size, headline
 from mg_milvus.images.discover import text_path
 from mg_milvus.images.thumbnails import Thumbnail, thumbnail
-from mg_milvus.pages import HIT_SIDE, _clean, _template
+from mg_milvus.pages import HIT_SIDE, _template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ def duplicates_page(report: DuplicateReport, *, collection: str, bits: Mapping[s
         The HTML text, encodable as UTF-8.
     """
     return _template("duplicates.html.jinja").render(
-        collection=_clean(collection),
+        collection=collection,
         headline=headline(report),
         criterion=criterion(report, bits),
         chance=chance(report),
@@ -100,11 +101,11 @@ def _card(member: GroupMember, bits: Mapping[str, int]) -> _Card:
     path = text_path(member.path)
     return _Card(
         keep=member.keep,
-        like="" if member.like is None else _clean(text_path(member.like).name),
-        name=_clean(path.name or member.path),
-        path=_clean(str(path)),
-        folder=_clean(str(path.parent)),
-        link=path.as_uri() if path.is_absolute() else "",
+        like="" if member.like is None else text_path(member.like).name,
+        name=path.name or member.path,
+        path=str(path),
+        folder=str(path.parent),
+        link=file_link(path),
         pixels=f"{member.width} × {member.height}",
         size=file_size(member.size),
         time=datetime.fromtimestamp(member.mtime_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M"),

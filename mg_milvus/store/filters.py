@@ -23,13 +23,23 @@ _TOKEN = re.compile(
     |(?P<word>[A-Za-z_]\w*)|(?P<sign>==|!=|<=|>=|&&|\|\||[<>!()\[\],]))""",
     re.VERBOSE,
 )
-_QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
-_ABOVE_ZERO = r"(?:0*[1-9]\d*(?:\.\d*)?|\d*\.\d*[1-9]\d*)(?![\w.])"
+_QUOTED = re.compile(r""""(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|["']""", re.DOTALL)
+"""Text in quotes, or a quote that none follows; each character is looked at twice at most."""
+_ABOVE_ZERO = r"(?:0*+[1-9]\d*+(?:\.\d*+)?|\d*+\.0*+[1-9]\d*+)(?![\w.])"
+_LONGEST = 1 << 20
+"""Characters of a filter; a list of 20,000 ids has 700,000."""
+_DEEPEST = 100
+"""Brackets and `not` within each other: Milvus parses both recursively, and so do we."""
+_MOST_TOKENS = 10_000
+"""Words and signs outside of lists. Milvus Lite's process ends at 50,000 brackets, or comparisons joined by `or`."""
+_LIST = re.compile(r"\[[^\[\]]*+\]")
+_TOKENS = re.compile(r"\w+|\S")
+_OPENING, _CLOSING, _UNARY = frozenset("(["), frozenset(")]"), frozenset({"not", "!", "-", "+", "~"})
+_SHOWN = 200
+"""Characters of a filter that messages repeat."""
 _DIVISION = re.compile(rf"[/%]\s*+(?!{_ABOVE_ZERO})")
-_NESTS = re.compile(r"[()\[\]]|!(?!=)|\bnot\b(?!\s+in\b)|(?<=-)\s*-", re.IGNORECASE)
-MOST_NESTING = 50
-"""Parentheses in each other; ``not`` and signs count as one that is not closed."""
-_LONGEST_NUMBER = 400
+_DIGITS = 100
+"""Of a number; those of 64 bits have 19."""
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
@@ -64,18 +74,79 @@ def checked(where: str | None, *, lite: bool) -> str:
     Raises:
         FilterError: it is one that Milvus must not get.
     """
-    plain = unquoted(where or "")
-    check_nesting(plain)
-    if "{" in plain or "}" in plain:
-        raise FilterError(f"a filter takes no {{template}}, got {where!r}: write the value itself, text in quotes")
-    if lite and _DIVISION.search(plain):
-        raise FilterError(f"a filter divides by numbers above 0 only, got {where!r}: write the number behind / or %")
+    unquoted = without_texts(where or "")
+    if "{" in unquoted or "}" in unquoted:
+        raise FilterError(
+            f"a filter takes no {{template}}, got {_cut(where)!r}: write the value itself, text in quotes"
+        )
+    if lite and _DIVISION.search(unquoted):
+        raise FilterError(
+            f"a filter divides by numbers above 0 only, got {_cut(where)!r}: write the number behind / or %"
+        )
     return where or ""
 
 
-def unquoted(where: str) -> str:
-    """A filter whose texts are empty."""
-    return _QUOTED.sub("''", where)
+def without_texts(where: str) -> str:
+    """A filter with '' for each of its texts, if it is not too long, too deep or cut off in a text.
+
+    Raises:
+        FilterError: it is.
+    """
+    if len(where) > _LONGEST:
+        raise FilterError(f"a filter has at most {_LONGEST:,} characters, got {len(where):,}: ask with several filters")
+
+    def closed(match: re.Match[str]) -> str:
+        if len(match[0]) == 1:
+            raise FilterError(f"a filter has a quote that is not closed: {_cut(where[match.start() :])!r}")
+        return "''"
+
+    unquoted = _QUOTED.sub(closed, where)
+    depth = signs = deepest = 0
+    tokens = _TOKENS.findall(unquoted)
+    if (outside := len(_TOKENS.findall(_LIST.sub("", unquoted)))) > _MOST_TOKENS:
+        raise FilterError(
+            f"a filter has at most {_MOST_TOKENS:,} words and signs outside of [lists], got {outside:,}: "
+            f"{_cut(where)!r}; write `in [...]` for many values"
+        )
+    for token in tokens:
+        if token in _OPENING:
+            depth += 1
+        elif token.lower() in _UNARY:
+            signs += 1
+        else:
+            depth, signs = depth - (token in _CLOSING), 0
+        deepest = max(deepest, depth + signs)
+    if deepest > _DEEPEST:
+        raise FilterError(
+            f"a filter has at most {_DEEPEST} brackets and `not` within each other, got {deepest:,}: {_cut(where)!r}"
+        )
+    return unquoted
+
+
+def _like(pattern: str) -> Callable[[str], bool]:
+    """Whether a text is like a pattern: between ``%`` the leftmost place is taken, so nothing is tried twice."""
+    parts = [re.compile("".join("." if c == "_" else re.escape(c) for c in part), re.S) for part in pattern.split("%")]
+    lengths = [len(part) for part in pattern.split("%")]
+    if len(parts) == 1:
+        return lambda text: parts[0].fullmatch(text) is not None
+
+    def matches(text: str) -> bool:
+        position, last = lengths[0], len(text) - lengths[-1]
+        if position > last or not parts[0].match(text) or not parts[-1].match(text, last):
+            return False
+        for part in parts[1:-1]:
+            if (found := part.search(text, position, last)) is None:
+                return False
+            position = found.end()
+        return True
+
+    return matches
+
+
+def _cut(where: str | None) -> str:
+    """The beginning of a filter, for messages."""
+    text = where or ""
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
 
 
 def patterns(where: str) -> list[str]:
@@ -88,21 +159,6 @@ def patterns(where: str) -> list[str]:
     return found + [""] * where[begin:].lower().count("like")
 
 
-def check_nesting(plain: str) -> None:
-    """Refuse what parsers that call themselves would end in; ``plain`` is a filter without its texts.
-
-    Raises:
-        FilterError: it is nested too deeply.
-    """
-    depth = 0
-    for match in _NESTS.finditer(plain):
-        depth += {")": -1, "]": -1}.get(match[0], 1)
-        if depth > MOST_NESTING:
-            raise FilterError(
-                f"the filter has more than {MOST_NESTING} parentheses in each other, or as many `not`: simplify it"
-            )
-
-
 def compile_filter(where: str | None, columns: Mapping[str, str]) -> Predicate:
     """Turn a filter into a function of one record; no filter is always true.
 
@@ -113,8 +169,10 @@ def compile_filter(where: str | None, columns: Mapping[str, str]) -> Predicate:
     Raises:
         FilterError: not in the subset, an unknown column, or a comparison of different types.
     """
-    check_nesting(unquoted(where or ""))
-    return _Parser(where, columns).parse() if where else lambda _: True
+    if not where:
+        return lambda _: True
+    without_texts(where)
+    return _Parser(where, columns).parse()
 
 
 class _Parser:
@@ -128,18 +186,18 @@ class _Parser:
     def parse(self) -> Predicate:
         predicate = self._or()
         if self._next != len(self._tokens):
-            raise self._error(f"'{self._peek()}' was not expected")
+            raise self._error(f"'{_cut(self._peek())}' was not expected")
         return predicate
 
     def _error(self, reason: str) -> FilterError:
-        return FilterError(f"filter `{self._where}`: {reason}; columns are {', '.join(self._columns)}")
+        return FilterError(f"filter `{_cut(self._where)}`: {reason}; columns are {', '.join(self._columns)}")
 
     def _tokenise(self) -> list[tuple[str, str]]:
         tokens, position, text = [], 0, self._where.rstrip()
         while position < len(text):
             match = _TOKEN.match(text, position)
             if match is None:
-                raise self._error(f"cannot read `{text[position:]}`")
+                raise self._error(f"cannot read `{_cut(text[position:])}`")
             kind, value = str(match.lastgroup), match[str(match.lastgroup)]
             if kind == "word" and value.lower() in _WORDS:
                 kind, value = "sign", value.lower()
@@ -164,7 +222,7 @@ class _Parser:
 
     def _expect(self, sign: str) -> None:
         if not self._accept(sign):
-            raise self._error(f"'{sign}' was expected, got '{self._peek()}'")
+            raise self._error(f"'{sign}' was expected, got '{_cut(self._peek())}'")
 
     def _or(self) -> Predicate:
         parts = [self._and()]
@@ -226,12 +284,8 @@ class _Parser:
         self._check_type(column, pattern)
         if not isinstance(pattern, str):
             raise self._error("`like` needs a string column and a string")
-        first, *rest = ("".join("." if c == "_" else re.escape(c) for c in part) for part in pattern.split("%"))
-        # Each text between two % is taken where it comes first, and that is not tried again: `%a%a%a%a%b` takes no more
-        # than the product of both lengths.
-        middle = "".join(f"(?>.*?{part})" for part in rest[:-1])
-        matches = re.compile(first + middle + (f".*{rest[-1]}" if rest else ""), re.DOTALL).fullmatch
-        return lambda record: matches(record[column]) is not None
+        matches = _like(pattern)
+        return lambda record: matches(record[column])
 
     def _members(self, column: str) -> set[Any]:
         members: set[Any] = set()
@@ -246,19 +300,19 @@ class _Parser:
 
     def _column(self, kind: str, value: str) -> str:
         if kind != "word" or value not in self._columns:
-            raise self._error(f"there is no column '{value}'")
+            raise self._error(f"there is no column '{_cut(value)}'")
         return value
 
     def _constant(self, kind: str, value: str) -> Any:
         if kind == "text":
             return re.sub(r"\\(.)", self._unescape, value[1:-1])
         if kind == "number":
-            if len(value) > _LONGEST_NUMBER:
-                raise self._error(f"a number has {len(value)} characters, expected at most {_LONGEST_NUMBER}")
+            if len(value) > _DIGITS:
+                raise self._error(f"the number {_cut(value)} has more than {_DIGITS} digits")
             return int(value) if re.fullmatch(r"[-+]?\d+", value) else float(value)
         if value in {"true", "false"}:
             return value == "true"
-        raise self._error(f"a value was expected, got '{value}'")
+        raise self._error(f"a value was expected, got '{_cut(value)}'")
 
     def _unescape(self, match: re.Match[str]) -> str:
         if match[1] not in "\\\"'":
@@ -269,5 +323,5 @@ class _Parser:
         expected = _TYPES[self._columns[column]]
         if not isinstance(constant, expected) or (isinstance(constant, bool) and bool not in expected):
             raise self._error(
-                f"column {column} holds a {self._columns[column]}, it cannot be compared with {constant!r}"
+                f"column {column} holds a {self._columns[column]}, it cannot be compared with {_cut(repr(constant))}"
             )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from mg_milvus.encoder.files import write_whole
 from mg_milvus.errors import TrainingError
+from mg_milvus.plain_files import read_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 _KEY = "mg_milvus_training"
+_MOST_BYTES = 16 << 30
+"""Largest checkpoint that is read: a network, its average and its optimiser's state, of the largest backbone."""
 
 
 @dataclass(slots=True)
@@ -36,11 +40,14 @@ class Course:
     """
 
     setup: dict[str, Any]
-    epoch: int = 0
-    pieces: int = 1
+    epoch: Annotated[int, Field(ge=0)] = 0
+    pieces: Annotated[int, Field(ge=1)] = 1
     best: float = -1.0
-    best_epoch: int = 0
+    best_epoch: Annotated[int, Field(ge=0)] = 0
     history: list[dict[str, float]] = field(default_factory=list)
+
+
+_COURSE = TypeAdapter(Course)
 
 
 def checkpoint_beside(out: Path) -> Path:
@@ -97,10 +104,12 @@ def load_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], Course]:
         TrainingError: there is none, or it is damaged.
     """
     try:
-        data = file.read_bytes()
+        data = read_plain(file, _MOST_BYTES)
         tensors = load_tensors(data)
         length = int.from_bytes(data[:8], "little")
-        course = Course(**json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY]))
+        text = json.loads(data[8 : 8 + length])["__metadata__"][_KEY]
+        _COURSE.validate_json(text)  # refuses what is nested deeply or of other types
+        course = Course(**json.loads(text))
     except OSError as error:
         raise TrainingError(f"the checkpoint {file} cannot be read: {error.strerror}") from error
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

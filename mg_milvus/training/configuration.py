@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Phase(_Settings):
@@ -114,7 +114,7 @@ class TrainingConfiguration(_Settings):
     """Share of the pictures, of every class alike, that is not trained on but judges each epoch; 2,000 at most."""
     patience: Annotated[int, Field(ge=1)] = 10
     """Epochs without a better held-out figure after which the training stops."""
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[int, Field(ge=0, le=100_000_000)] = 1
 
     @property
     def trained(self) -> dict[str, int]:

@@ -18,8 +18,8 @@ from mg_milvus.question import QueryOptions, names_parts
 from mg_milvus.web.about import rows
 from mg_milvus.web.asking import Answer, Info, answer, codes_from, codes_text, described, options
 from mg_milvus.web.files import read_body
-from mg_milvus.web.originals import OriginalResponse, open_original
 from mg_milvus.web.limits import check_filter
+from mg_milvus.web.originals import OriginalResponse, open_original
 from mg_milvus.web.state import Shared, State  # noqa: TC001 - FastAPI reads the annotations
 from mg_milvus.web.thumbnails import SIDES
 

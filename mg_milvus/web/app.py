@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from mg_milvus import __version__, pages
 from mg_milvus.browse import Browser
+from mg_milvus.display import shown
 from mg_milvus.duplicates.grouping import KEEP
 from mg_milvus.errors import (
     CollectionNotFoundError,
@@ -135,7 +136,7 @@ def _prepare(state: State) -> None:
 def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=shown,
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # granularities stay in the schema's order
     environment.globals["version"] = __version__

@@ -9,7 +9,7 @@ from io import FileIO
 from typing import TYPE_CHECKING
 
 import anyio
-from fastapi.responses import StreamingResponse  # noqa: TID253 - this is the web page
+from fastapi.responses import StreamingResponse
 
 from mg_milvus.images.decode import check_header
 from mg_milvus.images.files import kind_of

@@ -1,0 +1,46 @@
+"""Write .ci/constraints.txt: the versions in this environment of everything that pyproject.toml names.
+
+Run it with the environment that the tests have just passed in: `make constraints`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / ".ci" / "constraints.txt"
+HEAD = """\
+# The newest versions that the tests passed with, of everything that pyproject.toml names; `make constraints` writes it.
+#   pip install -c .ci/constraints.txt '.[web]'
+"""
+
+
+def direct() -> dict[str, Requirement]:
+    """Name -> requirement, of the package and all of its extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    found = [Requirement(text) for group in groups for text in group]
+    return {canonicalize_name(requirement.name): requirement for requirement in found}
+
+
+def main() -> None:
+    """Write the file."""
+    lines, missing = [], []
+    for name, requirement in sorted(direct().items()):
+        try:
+            tested = version(name).partition("+")[0]  # a build for one platform counts as the version that it is of
+        except PackageNotFoundError:
+            missing.append(name)
+            continue
+        lines.append(f"{name}=={tested}" + (f" ; {requirement.marker}" if requirement.marker else ""))
+    lines += [f"# not tested: {name}" for name in missing]
+    FILE.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
