@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
@@ -54,34 +55,34 @@ def keep(file: Path, port: int, report: Callable[[Served], None]) -> None:
     Raises:
         StoreLockedError, StoreError: it cannot be served; see ``served.up``.
     """
-    held = lite.lock(file)
-    lite.check_room(file)
-    index_keys(file)
-    folder = lite.socket_folder(file)
-    engine, token = folder / "s", secrets.token_urlsafe(32)
-    proxy = _listen(port, token, engine)
-    since = datetime.now().astimezone().isoformat(timespec="seconds")
-    told = Served(
-        str(file),
-        f"http://127.0.0.1:{proxy.port}",
-        os.getpid(),
-        str(log_of(file)),
-        since,
-        str(own_servers.socket_for(proxy.port, engine)),
-    )
-    try:
+    with ExitStack() as leaving:
+        leaving.callback(lite.lock(file).close)
+        lite.check_room(file)
+        index_keys(file)
+        folder = lite.socket_folder(file)
+        leaving.callback(shutil.rmtree, folder, ignore_errors=True)
+        engine, token = folder / "s", secrets.token_urlsafe(32)
+        proxy = _listen(port, token, engine)
+        leaving.callback(proxy.stop)
+        told = Served(
+            file=str(file),
+            uri=f"http://127.0.0.1:{proxy.port}",
+            pid=os.getpid(),
+            log=str(log_of(file)),
+            since=datetime.now().astimezone().isoformat(timespec="seconds"),
+            socket=str(own_servers.socket_for(proxy.port, engine)),
+        )
         log = open_log(file)
-        told.write()
-        own_servers.publish(told, token, engine)
-        _run(told, f"unix:{engine}", log, partial(_open, proxy, report))
-    except OSError as exc:
-        raise StoreError(f"{exc.filename} cannot be used ({exc.strerror}): choose a folder you may write to") from exc
-    finally:
-        own_servers.forget(told)
-        record_of(file).unlink(missing_ok=True)  # while nobody else can have written one
-        proxy.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-        held.close()
+        leaving.callback(record_of(file).unlink, missing_ok=True)  # while nobody else can have written one
+        leaving.callback(own_servers.forget, told)
+        try:
+            told.write()
+            own_servers.publish(told, token, engine)
+            _run(told, f"unix:{engine}", log, partial(_open, proxy, report))
+        except OSError as exc:
+            raise StoreError(
+                f"{exc.filename} cannot be used ({exc.strerror}): choose a folder you may write to"
+            ) from exc
 
 
 def _open(proxy: Proxy, report: Callable[[Served], None], told: Served) -> None:

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _THREADS = 16
+_GRACE = 1.0
 _MOST_CALLS = 256
 """At once; more are refused, for strangers may make as many as they like."""
 _ANY_LENGTH = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_FOR_EVER = 1e9
+"""Seconds. A call without a time limit has some hundred years left, which gRPC does not take as one."""
 _REFUSED = (
     "it is mgm up of another user, or the token is not the one that its user sees with mgm up --status --show-token"
 )
@@ -54,8 +57,8 @@ class Proxy:
         self._server.start()
 
     def stop(self) -> None:
-        """Give the port back at once."""
-        self._server.stop(None).wait()
+        """Give the port back; calls that the engine still answers get a moment."""
+        self._server.stop(_GRACE).wait()
         self._channel.close()
 
 
@@ -72,8 +75,9 @@ class _Guard(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
         forward = self._channel.unary_unary(details.method)  # bytes to bytes; the engine has no other kind
 
         def call(request: bytes, context: grpc.ServicerContext) -> bytes:
+            left = context.time_remaining()
             try:
-                return bytes(forward(request, timeout=context.time_remaining()))
+                return bytes(forward(request, timeout=left if left < _FOR_EVER else None))
             except grpc.RpcError as exc:
                 context.abort(exc.code(), exc.details())
                 raise
