@@ -118,10 +118,10 @@ def _name(port: int) -> str:
 
 def _places() -> list[Path]:
     """Where the folder may be, best first."""
-    places = [Path(tempfile.gettempdir()) / f"mg-milvus-{os.getuid()}"]
+    places = [Path(tempfile.gettempdir()) / f"mg-milvus-{os.geteuid()}"]
     home = Path(os.path.expanduser("~"))
     with contextlib.suppress(OSError):
-        if home.stat().st_uid == os.getuid():  # not another's, as sudo may leave it
+        if home.stat().st_uid == os.geteuid():  # not another's, as sudo may leave it
             places.insert(0, home / ".local" / "state" / "mg-milvus")
     return places
 
@@ -132,7 +132,7 @@ def _is_ours(place: Path) -> bool:
         facts = place.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
+    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
 
 
 def _made() -> Path:

@@ -134,6 +134,18 @@ def test_what_strangers_send_is_not_kept_in_memory(running: Served) -> None:
     assert most() - before < 40_000
 
 
+def test_many_calls_of_strangers_keep_nobody_else_out(running: Served, token: str) -> None:
+    with grpc.insecure_channel(running.uri.removeprefix("http://")) as channel:
+        call = channel.unary_unary("/milvus.proto.milvus.MilvusService/Search")
+        refused = [call.future(b"", timeout=PATIENCE) for _ in range(600)]
+        assert count(running) == COUNT  # in the midst of them
+        assert {each.exception().code() for each in refused} <= {
+            grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED,
+        }  # fmt: skip
+    with contextlib.closing(open_store(running.uri, NAME, token=token)) as store:
+        assert store.count() == COUNT
+
+
 def test_with_the_token_other_programs_can_do_everything(running: Served, token: str) -> None:
     client = MilvusClient(running.uri, token=token, dedicated=True)  # no time limit, as most programs have none
     with contextlib.closing(client):
