@@ -61,7 +61,7 @@ def test_one_index_for_all_programs_until_it_is_stopped(file: Path) -> None:
     assert (code, errors) == (0, "")
     running = served.served(file)
     assert running is not None
-    assert out.splitlines()[0] == f"{file} is served at {running.uri}, to this machine only"
+    assert out.splitlines()[0] == f"{file} is served at {running.uri}, to your programs only"
     assert f"mgm ingest photos/ --uri {running.uri}\n" in out
     assert f"mgm down --data {file}\n" in out
 
@@ -77,7 +77,7 @@ def test_one_index_for_all_programs_until_it_is_stopped(file: Path) -> None:
 
     again = mgm("up", "--data", file)
     assert (again[0], again[1].splitlines()[0]) == (
-        0, f"{file} is already served at {running.uri}, to this machine only",
+        0, f"{file} is already served at {running.uri}, to your programs only",
     )  # fmt: skip
     assert json.loads(mgm("up", "--data", file, "--json")[1]) == {
         "running": True, "started": False, "file": str(file), "uri": running.uri, "pid": running.pid,
@@ -165,7 +165,7 @@ def test_sigterm_is_a_good_end(file: Path) -> None:
 
 def test_a_record_that_a_crash_left_is_not_a_server(file: Path) -> None:
     """Even when its process number is that of another program by now: this one."""
-    record = {"file": str(file), "uri": "http://127.0.0.1:1", "pid": os.getpid(), "log": "", "since": ""}
+    record = {"file": str(file), "uri": "http://127.0.0.1:1", "pid": os.getpid(), "log": "", "since": "", "socket": ""}
     for left in (json.dumps(record), "", "{}", '{"pid": "x', "[]", "\0\xff"):
         served.record_of(file).write_text(left)
         assert served.served(file) is None

@@ -29,7 +29,7 @@ Data = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.command(epilog="Examples:\n\nmgm up\n\nmgm up --data photos.db --port 0\n\nmgm up --status")(up)
+    app.command(epilog="Examples:\n\nmgm up\n\nmgm up --data photos.db --port 0\n\nmgm up --status --show-token")(up)
     app.command(epilog="Example: mgm down --data photos.db")(down)
 
 
@@ -42,25 +42,39 @@ def up(
     status: Annotated[
         bool, typer.Option("--status", help="Only say whether it runs: mgm up --status || mgm up")
     ] = False,
+    show_token: Annotated[
+        bool,
+        typer.Option("--show-token", help="Print the token that Milvus programs other than mgm need, nothing else"),
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Share a Milvus Lite file: serve it to all programs of this machine, and of no other, until mgm down."""
+    """Share a Milvus Lite file: serve it to all your programs on this machine, until mgm down."""
     from mg_milvus.store import served
 
+    if show_token and as_json:
+        raise typer.BadParameter("give --json or --show-token: the token is in no JSON")
     file = _file(data)
     if status:
-        _print_status(file, served.served(file), data, as_json=as_json)
+        running = served.served(file)
+        if running and show_token:
+            _print_token(running)
+            return
+        _print_status(file, running, data, as_json=as_json)
         return
     running, fresh = served.up(file, port)
-    if as_json:
-        print(json.dumps({"running": True, "started": fresh} | asdict(running)))
+    if show_token:
+        _print_token(running)
         return
-    print(f"{printable(running.file)} is {'' if fresh else 'already '}served at {running.uri}, to this machine only")
+    if as_json:
+        print(json.dumps({"running": True, "started": fresh} | _facts(running)))
+        return
+    print(f"{printable(running.file)} is {'' if fresh else 'already '}served at {running.uri}, to your programs only")
     print(f"log: {printable(running.log)}\n")
     print(f"mgm ingest photos/ --uri {running.uri}")
     print(f"mgm serve --uri {running.uri}")
     print(f"mgm down{_named(data)}\n")
     print(f"Programs that name {printable(Path(running.file).name)} instead of the URI are led there too.")
+    print(f"Milvus programs other than mgm need a token: mgm up --status --show-token{_named(data)}")
 
 
 def down(data: Data = None, as_json: options.AsJson = False) -> None:
@@ -79,7 +93,7 @@ def down(data: Data = None, as_json: options.AsJson = False) -> None:
 
 def _print_status(file: Path, running: Served | None, data: str | None, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"running": True} | asdict(running) if running else {"running": False, "file": str(file)}))
+        print(json.dumps({"running": True} | _facts(running) if running else {"running": False, "file": str(file)}))
     elif running:
         print(f"{printable(running.file)} is served at {running.uri} since {running.since} by process {running.pid}")
         print(f"log: {printable(running.log)}")
@@ -87,6 +101,16 @@ def _print_status(file: Path, running: Served | None, data: str | None, *, as_js
         print(f"{printable(str(file))} is not served: mgm up{_named(data)}")
     if not running:
         raise typer.Exit(ERROR)
+
+
+def _print_token(running: Served) -> None:
+    from mg_milvus.store import own_servers
+
+    print(own_servers.token_of(running))
+
+
+def _facts(running: Served) -> dict[str, object]:
+    return {name: value for name, value in asdict(running).items() if name != "socket"}  # mgm finds it by itself
 
 
 def _named(data: str | None) -> str:

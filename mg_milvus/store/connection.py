@@ -14,6 +14,7 @@ import grpc
 from pymilvus import Function, FunctionType, MilvusClient, RRFRanker
 
 from mg_milvus.errors import StoreError, StoreLockedError, StoreUnavailableError, UnsupportedError
+from mg_milvus.store import own_servers
 from mg_milvus.store.access import Tls
 from mg_milvus.store.faults import Border
 from mg_milvus.store.index_lists import nprobe_for
@@ -131,7 +132,8 @@ class Connection:
 def connect(uri: str, collection: str, token: str | None, timeout: float, tls: Tls | None = None) -> Connection:
     """Connect to a Milvus Lite file or a server, whose URI holds no password; see ``access.split_token``.
 
-    A file that ``mgm up`` serves is reached through its server.
+    A file that ``mgm up`` serves is reached through its server. Where a URI without a token is that of a server which
+    this user's ``mgm up`` started, its engine is reached directly, as by the file's name.
 
     Raises:
         StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
@@ -159,12 +161,12 @@ def connect(uri: str, collection: str, token: str | None, timeout: float, tls: T
     label = f"Milvus Lite {lite.version()}"
     shared = served(file)
     try:
-        address = lite.start(file) if shared is None else shared.uri
+        address = lite.start(file) if shared is None else f"unix:{shared.socket}"
     except StoreLockedError:
         shared = served(file)  # it may have been started a moment ago
         if shared is None:
             raise
-        address = shared.uri
+        address = f"unix:{shared.socket}"
 
     def give_back() -> None:
         if shared is None:
@@ -193,7 +195,8 @@ def _server(border: Border, uri: str, token: str | None, timeout: float, tls: Tl
     if tls is None and uri.lower().startswith("https://"):
         tls = Tls()
     if tls is None:
-        return _client(border, uri, token, timeout)
+        own = own_servers.find(uri) if token is None else None
+        return _client(border, uri if own is None else f"unix:{own.socket}", token, timeout)
     tls.check()
     try:
         return _client(border, uri, token, timeout, tls.options())

@@ -1,4 +1,4 @@
-"""The process behind ``mgm up``: it holds the data file, runs the engine on a port, and keeps its log short.
+"""The process behind ``mgm up``: it holds the data file, runs the engine, stands before it on a port, keeps its log.
 
 ``served`` runs it as ``python -m mg_milvus.store.keeper FILE PORT``. It tells on standard output, in one line of JSON,
 what it has become: the record of a server, or an error. The engine ends when this process does, however it ends.
@@ -9,25 +9,31 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mg_milvus.errors import MgMilvusError, StoreError
-from mg_milvus.store import lite
+from mg_milvus.store import lite, own_servers
 from mg_milvus.store.lite_keys import index_keys
 from mg_milvus.store.served import Served, answers, log_of, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mg_milvus.store.proxy import Proxy
 
 LOG_BYTES = 1_000_000
 """After so many the log begins anew; the one before it is kept, with ``.1`` behind its name."""
@@ -49,28 +55,45 @@ def keep(file: Path, port: int, report: Callable[[Served], None]) -> None:
     Raises:
         StoreLockedError, StoreError: it cannot be served; see ``served.up``.
     """
-    held = lite.lock(file)
-    lite.check_room(file)
-    index_keys(file)
-    taken, guard = _reserve(port)
-    log = open_log(file)
-    since = datetime.now().astimezone().isoformat(timespec="seconds")
-    told = Served(str(file), f"http://127.0.0.1:{taken}", os.getpid(), str(log_of(file)), since)
-    try:
-        told.write()
-        _run(told, log, report)
-    except OSError as exc:
-        raise StoreError(f"{exc.filename} cannot be used ({exc.strerror}): choose a folder you may write to") from exc
-    finally:
-        record_of(file).unlink(missing_ok=True)  # while nobody else can have written one
-        for resource in (guard, held):
-            resource.close()
+    with ExitStack() as leaving:
+        leaving.callback(lite.lock(file).close)
+        lite.check_room(file)
+        index_keys(file)
+        folder = lite.socket_folder(file)
+        leaving.callback(shutil.rmtree, folder, ignore_errors=True)
+        engine, token = folder / "s", secrets.token_urlsafe(32)
+        proxy = _listen(port, token, engine)
+        leaving.callback(proxy.stop)
+        told = Served(
+            file=str(file),
+            uri=f"http://127.0.0.1:{proxy.port}",
+            pid=os.getpid(),
+            log=str(log_of(file)),
+            since=datetime.now().astimezone().isoformat(timespec="seconds"),
+            socket=str(own_servers.socket_for(proxy.port, engine)),
+        )
+        log = open_log(file)
+        leaving.callback(record_of(file).unlink, missing_ok=True)  # while nobody else can have written one
+        leaving.callback(own_servers.forget, told)
+        try:
+            told.write()
+            own_servers.publish(told, token, engine)
+            _run(told, f"unix:{engine}", log, partial(_open, proxy, report))
+        except OSError as exc:
+            raise StoreError(
+                f"{exc.filename} cannot be used ({exc.strerror}): choose a folder you may write to"
+            ) from exc
 
 
-def _run(told: Served, log: logging.Logger, report: Callable[[Served], None]) -> None:
+def _open(proxy: Proxy, report: Callable[[Served], None], told: Served) -> None:
+    proxy.start()
+    report(told)
+
+
+def _run(told: Served, address: str, log: logging.Logger, report: Callable[[Served], None]) -> None:
     file, binary = Path(told.file), lite.program()
     engine = subprocess.Popen(  # noqa: S603  (the program of an installed package)
-        [binary, file, told.uri.removeprefix("http://"), "ERROR", lite.lock_file(file)],
+        [binary, file, address, "ERROR", lite.lock_file(file)],
         cwd=file.parent,
         env=lite.environment(binary),
         stdin=subprocess.DEVNULL,
@@ -107,7 +130,7 @@ def _end_on_a_full_disk(file: Path, engine: subprocess.Popen[bytes], log: loggin
 
 def _await(engine: subprocess.Popen[bytes], told: Served) -> None:
     give_up = time.monotonic() + _START_PATIENCE
-    while not answers(told.uri):
+    while not answers(told):
         if engine.poll() is not None or time.monotonic() > give_up:
             engine.kill()
             engine.wait()
@@ -115,31 +138,22 @@ def _await(engine: subprocess.Popen[bytes], told: Served) -> None:
         time.sleep(0.01)
 
 
-def _reserve(port: int) -> tuple[int, socket.socket]:
-    """A port that nobody listens on, and what keeps other keepers away from it until it is closed.
+def _listen(port: int, token: str, engine: Path) -> Proxy:
+    from mg_milvus.store.proxy import Proxy  # gRPC must not be loaded when ``main`` forks
 
-    Every engine shares its port with any other engine that asks for the same one, and each gets a part of the calls. So
-    a listener has to be found out before, and two keepers that start at once must meet somewhere else.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the last server may linger
+    try:
+        return Proxy(port, token, f"unix:{engine}")
+    except RuntimeError as exc:  # it does not say why
+        reason = "it was taken a moment ago"
         try:
-            probe.bind(("127.0.0.1", port))
-            probe.listen()
-        except OSError as exc:
-            raise StoreError(_refused(port, str(exc.strerror))) from exc
-        found = int(probe.getsockname()[1])
-    guard = socket.socket(socket.AF_UNIX)
-    if sys.platform == "linux":
-        try:
-            guard.bind(f"\0mg-milvus-{found}")  # no file: the name is gone with the process
-        except OSError as exc:
-            raise StoreError(_refused(found, "another mgm up is there")) from exc
-    return found, guard
-
-
-def _refused(port: int, reason: str) -> str:
-    return f"cannot listen on 127.0.0.1 port {port} ({reason}): choose another with --port, or 0 for any that is free"
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the last may linger
+                probe.bind(("127.0.0.1", port))
+        except OSError as why:
+            reason = str(why.strerror)
+        raise StoreError(
+            f"cannot listen on 127.0.0.1 port {port} ({reason}): choose another with --port, or 0 for any that is free"
+        ) from exc
 
 
 def open_log(file: Path) -> logging.Logger:

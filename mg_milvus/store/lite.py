@@ -193,7 +193,7 @@ def _is_milvus(file: Path) -> bool:
 def _launch(binary: Path, file: Path) -> _Engine:
     locked = lock(file)
     try:
-        folder = _socket_folder(file)
+        folder = socket_folder(file)
     except StoreError:
         locked.close()
         raise
@@ -220,7 +220,7 @@ def _launch(binary: Path, file: Path) -> _Engine:
     return engine
 
 
-def _socket_folder(file: Path) -> Path:
+def socket_folder(file: Path) -> Path:
     """A new folder for the engine's socket. Those of earlier engines of this file, which a kill left, are removed.
 
     For who holds the file's lock. Never the same name again: an engine that is still ending removes its own socket.

@@ -38,10 +38,11 @@ class Served:
 
     Attributes:
         file: the Milvus Lite file that it serves.
-        uri: where programs of this machine reach it.
+        uri: where programs of this machine reach it, with its token.
         pid: the process to stop.
         log: what the engine says, at most two megabytes with the file before it.
         since: when it was started, in ISO 8601 with the time zone.
+        socket: the engine's socket, or a link to it, where programs of its user reach it without a token.
     """
 
     file: str
@@ -49,6 +50,7 @@ class Served:
     pid: int
     log: str
     since: str
+    socket: str
 
     def write(self) -> None:
         """Make this the record of the file, and hold it until this process ends."""
@@ -56,7 +58,7 @@ class Served:
 
         path = record_of(Path(self.file))
         path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         os.write(descriptor, json.dumps(asdict(self)).encode())
         # Last of all, for a record without a lock is nothing. The descriptor stays open on purpose.
         fcntl.lockf(descriptor, fcntl.LOCK_EX)
@@ -208,14 +210,16 @@ def _start(file: Path, port: int) -> Served:
 def _await(running: Served) -> None:
     """Wait until a server that someone else is starting answers."""
     give_up = time.monotonic() + _START_PATIENCE
-    while not answers(running.uri):
+    while not answers(running):
         if served(Path(running.file)) != running or time.monotonic() > give_up:
             raise StoreError(f"the server of {running.file} does not answer at {running.uri}: see {running.log}")
         time.sleep(0.02)
 
 
-def answers(uri: str) -> bool:
-    """Whether something listens at a loopback URI."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(uri.rpartition(":")[2])), timeout=1):
+def answers(running: Served) -> bool:
+    """Whether the engine of a server listens."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        probe.connect(running.socket)
         return True
     return False
