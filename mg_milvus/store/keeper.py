@@ -71,7 +71,7 @@ def _run(told: Served, log: logging.Logger, report: Callable[[Served], None]) ->
     file, binary = Path(told.file), lite.program()
     engine = subprocess.Popen(  # noqa: S603  (the program of an installed package)
         [binary, file, told.uri.removeprefix("http://"), "ERROR", lite.lock_file(file)],
-        cwd=file.parent,
+        cwd="/",
         env=lite.environment(binary),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
