@@ -94,7 +94,7 @@ def _run(told: Served, address: str, log: logging.Logger, report: Callable[[Serv
     file, binary = Path(told.file), lite.program()
     engine = subprocess.Popen(  # noqa: S603  (the program of an installed package)
         [binary, file, address, "ERROR", lite.lock_file(file)],
-        cwd=file.parent,
+        cwd="/",
         env=lite.environment(binary),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

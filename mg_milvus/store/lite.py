@@ -18,6 +18,7 @@ import shlex
 import shutil
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -35,6 +36,12 @@ _ROOM = 32_000_000
 """Bytes: several times what a call writes at most, with its journal."""
 _LONGEST_FOLDER = 100
 """Bytes of a folder's path; with a socket in it 107 on Linux, 103 on macOS."""
+_PASSED_ON = (
+    "HOME", "LANG", "LC_ALL", "LC_CTYPE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TMPDIR", "TZ",
+)  # fmt: skip
+"""What started programs get of this one's environment, which may hold secrets and names that run foreign code."""
+_PATHS = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+_PRIVATE_UMASK = 0o077
 _SERVER_REMEDY = "give the URI of a Milvus server instead, such as http://localhost:19530"
 
 
@@ -93,7 +100,7 @@ def program() -> Path:
     """
     version()
     spec = importlib.util.find_spec("milvus_lite")
-    found = Path(str(spec.origin)).parent / "lib" / "milvus" if spec else Path("milvus")
+    found = Path(str(spec.origin)).resolve().parent / "lib" / "milvus" if spec else Path("milvus")
     if not found.exists():
         raise UnsupportedError(f"milvus-lite has no engine for this platform: {_SERVER_REMEDY}")
     return found
@@ -201,8 +208,9 @@ def _launch(binary: Path, file: Path) -> _Engine:
     engine = _Engine(
         subprocess.Popen(  # noqa: S603  (the program of an installed package)
             [binary, file, f"unix:{folder / 's'}", "ERROR", lock_file(file)],
-            cwd=file.parent,
+            cwd=folder,  # never a folder of data: what lies there may be a stranger's
             env=environment(binary),
+            umask=_PRIVATE_UMASK,  # a new data file is for this user only
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -240,11 +248,27 @@ def socket_folder(file: Path) -> Path:
 
 def environment(binary: Path) -> dict[str, str]:
     """The environment that the engine needs."""
-    libraries = {
-        name: f"{binary.parent}:{os.environ.get(name, '')}" for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-    }
+    libraries = {name: os.pathsep.join((str(binary.parent), *absolute_parts(name))) for name in _PATHS}
     # Else it leaves a log file in the folder for temporary files at every start.
-    return os.environ | libraries | {"GLOG_logtostderr": "1"}
+    return _passed_on() | libraries | {"GLOG_logtostderr": "1"}
+
+
+def python_environment() -> dict[str, str]:
+    """The environment that a Python started with this package needs: it finds modules where this one does."""
+    paths = (*_PATHS, *(() if sys.flags.ignore_environment else ("PYTHONPATH",)))
+    return _passed_on() | {name: os.pathsep.join(parts) for name in paths if (parts := absolute_parts(name))}
+
+
+def absolute_parts(name: str) -> list[str]:
+    """The parts of a path in the environment that mean the same wherever a program is started.
+
+    An empty part, or a relative one, is the current folder, or in it, where anybody's files may lie.
+    """
+    return [part for part in os.environ.get(name, "").split(os.pathsep) if os.path.isabs(part)]
+
+
+def _passed_on() -> dict[str, str]:
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
 
 
 def cannot_open(file: Path) -> str:

@@ -189,8 +189,9 @@ def _start(file: Path, port: int) -> Served:
     lite.check_file(file)
     lite.program()
     launcher = subprocess.Popen(  # noqa: S603  (this program)
-        [sys.executable, "-P", "-m", "mg_milvus.store.keeper", str(file), str(port)],
-        cwd=file.parent,
+        [sys.executable, "-P", "-m", "mg_milvus.store.keeper", str(file.resolve()), str(port)],
+        cwd="/",  # never a folder of data: what lies there may be a stranger's
+        env=lite.python_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
