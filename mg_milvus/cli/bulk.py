@@ -78,12 +78,10 @@ def encode(
     Broken pictures are listed at the end and stop nothing; the exit code is 3 then.
     """
     from mg_milvus.bulk import encode as run
-    from mg_milvus.cli.settings import settings_from
+    from mg_milvus.cli.settings import local_settings
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 
-    settings = settings_from(
-        device=device, schema=schema, encoder=encoder, batch_size=batch_size, workers=workers
-    )  # fmt: skip
+    settings = local_settings(device, schema, encoder, batch_size, workers)
     with ProgressView() as view:
         report = run(
             *sources,
