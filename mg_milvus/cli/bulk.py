@@ -58,6 +58,13 @@ def encode(
             "--rows-a-file", min=1, help="Pictures of one file; what a killed run does again at most, e.g. 5000"
         ),
     ] = 20_000,
+    allow_private: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private",
+            help="URLs may lead to private, loopback and link-local addresses: mgm encode mine.txt --allow-private …",
+        ),
+    ] = False,
     as_json: options.AsJson = False,
     encoder: Annotated[
         str | None,
@@ -95,6 +102,7 @@ def encode(
             workers=settings.workers,
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             device=settings.device,
+            allow_private=allow_private,
             progress=view,
         )
     if as_json:
