@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from mg_milvus import errors
 from mg_milvus.cli.app import run
 from mg_milvus.cli.settings import NAMES, local_settings, settings_from
 from mg_milvus.store.access import Tls
+from tests.servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -244,3 +246,20 @@ def test_the_files_that_it_names_are_neither_waited_for_nor_shown(key: str, kind
         Tls(**named).check()
     assert "hunter22" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_env_file_in_the_folder_sets_nothing(tmp_path: Path) -> None:
+    """pymilvus loads one: with it, everything would go through a proxy of somebody else's."""
+    (tmp_path / ".env").write_text("grpc_proxy=http://evil.test:1\n")
+    program = (
+        "import os, sys\n"
+        f"sys.argv = ['mgm', 'info', '--timeout', '0.2', '--uri', 'http://127.0.0.1:{free_port()}']\n"
+        "from mg_milvus.cli.app import run\n"
+        "assert run() == 1 and 'pymilvus' in sys.modules\n"
+        "print(os.environ.get('grpc_proxy'))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if "DOTENV" not in name and "MGM" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "None\n", done.stderr
