@@ -24,6 +24,11 @@ MAX_BYTES = 1 << 28
 """Longest picture file that is taken from the web, a bucket, a tar or a table: 256 MiB."""
 
 
+def is_web(url: str) -> bool:
+    """Whether a path is the URL of a file on a web server."""
+    return "://" in url and urlsplit(url).scheme.lower() in _WEB
+
+
 def check_url(url: str) -> None:
     """Refuse a URL that cannot be read, or that would give a secret away.
 
@@ -93,7 +98,7 @@ def download(url: str, target: BinaryIO, *, allow_private: bool = False) -> None
 
 def _content(url: str, limits: Limits) -> Iterator[bytes]:
     check_url(url)
-    return content(url, limits) if urlsplit(url).scheme.lower() in _WEB else _in_bucket(url, limits)
+    return content(url, limits) if is_web(url) else _in_bucket(url, limits)
 
 
 def _in_bucket(url: str, limits: Limits) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mg_milvus.bulk.containers import in_table, in_tar
-from mg_milvus.bulk.remote import check_url, download, fetch, listing, without_query
+from mg_milvus.bulk.remote import check_url, download, fetch, is_web, listing, without_query
 from mg_milvus.errors import MissingPackageError, PictureError
 from mg_milvus.hits import Failure
 from mg_milvus.images.discover import SUFFIXES, Found, discover, is_url, path_text, text_path
@@ -148,7 +148,7 @@ def _named_by(url: str, on_failure: Callable[[Failure], None], *, allow_private:
                 yield from _listed(lines, url, on_failure, allow_private=allow_private)
         except PictureError as error:
             on_failure(Failure(url, str(error)))
-    elif suffix in _TAKEN or urlsplit(url).scheme.lower() in {"http", "https"}:
+    elif suffix in _TAKEN or is_web(url):
         yield Remote(url, -1, 0, allow_private)
     else:
         for name, size in listing(url):
@@ -180,6 +180,8 @@ def _listed(
                 if "@" in urlsplit(text).netloc:
                     # The keys of the environment would go to the account that the list names.
                     raise PictureError("names an account, which a list may not: give the URL to mgm encode itself")
+                if is_web(origin) and not is_web(text):
+                    raise PictureError("is in a bucket, which a list on the web may not name: your keys would open it")
                 yield Remote(text, -1, 0, allow_private)
             elif is_url(origin):
                 on_failure(Failure(place, f"{text!r} is not a URL, which lists on the web or in a bucket must hold"))

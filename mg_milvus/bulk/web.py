@@ -39,6 +39,10 @@ _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 """NAT64: the last four bytes are an IPv4 address."""
 _ROUTED = ipaddress.ip_network("2000::/3")
 """All that is given out of IPv6 for the Internet."""
+_INNER = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("168.63.129.16/32"))
+"""Where clouds keep what only their machines should ask for; not every version of Python calls the first private."""
+_BESIDE = 1 << 20
+"""Bytes that a server may send beside twice a file's own: heads, and the marks of chunks."""
 _PRINTED = "".join(map(chr, range(33, 127)))
 
 _Address = tuple[Any, ...]
@@ -100,7 +104,9 @@ def is_public(address: str) -> bool:
             return is_public(str(inside))
         if ip not in _ROUTED or ip.teredo is not None:
             return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
+    if ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback or any(ip in net for net in _INNER):
+        return False
+    return ip.is_global
 
 
 def resolve(host: str, port: int) -> list[_Address]:
@@ -179,7 +185,7 @@ def _response(parts: SplitResult, end: float, limits: Limits) -> Iterator[HTTPRe
     addresses = _addresses(host, port, limits, proxied=proxy is not None)
     target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_PRINTED)
     headers = {"User-Agent": "mg-milvus", "Accept-Encoding": "identity", "Connection": "close"}
-    connection = _Connection(host if host.isascii() else host.encode("idna").decode(), port, end)
+    connection = _Connection(host if host.isascii() else host.encode("idna").decode(), port, end, limits.bytes)
     try:
         if proxy is None:
             plain = connection.reach(addresses)
@@ -241,9 +247,9 @@ def _bracketed(host: str) -> str:
 class _Connection(HTTPConnection):
     """A connection to an address that was checked; it ends when its time is over, however slowly bytes come."""
 
-    def __init__(self, host: str, port: int, end: float) -> None:
+    def __init__(self, host: str, port: int, end: float, most: int) -> None:
         super().__init__(host, port)
-        self._end = end
+        self._end, self._most = end, 2 * most + _BESIDE
         self._plain: socket.socket | None = None
 
     def connect(self) -> None:
@@ -286,38 +292,42 @@ class _Connection(HTTPConnection):
 
     def _use(self, plain: socket.socket) -> None:
         self._plain = plain
-        self.sock: Any = _Timed(plain, self._end)
+        self.sock: Any = _Timed(plain, self._end, self._most)
 
 
 class _Timed:
     """What http.client uses of a socket; each step may take what is left of the time."""
 
-    def __init__(self, plain: socket.socket, end: float) -> None:
-        self._plain, self._end = plain, end
+    def __init__(self, plain: socket.socket, end: float, most: int) -> None:
+        self._plain, self._end, self._most = plain, end, most
 
     def sendall(self, data: bytes) -> None:
         self._plain.settimeout(_left(self._end))
         self._plain.sendall(data)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Steps(self._plain, self._end))
+        return io.BufferedReader(_Steps(self._plain, self._end, self._most))
 
     def close(self) -> None:
         """Left to ``hang_up``: the answer is still to be read."""
 
 
 class _Steps(io.RawIOBase):
-    """Reads as much as there is, as long as there is time."""
+    """Reads as much as there is, as long as there is time; not without end what is no content, such as trailers."""
 
-    def __init__(self, plain: socket.socket, end: float) -> None:
-        self._plain, self._end = plain, end
+    def __init__(self, plain: socket.socket, end: float, most: int) -> None:
+        self._plain, self._end, self._left = plain, end, most
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         self._plain.settimeout(_left(self._end))
-        return self._plain.recv_into(buffer)
+        count = self._plain.recv_into(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise PictureError("cannot be fetched: the server sends far more than the file")
+        return count
 
 
 def _left(end: float) -> float:

@@ -110,6 +110,7 @@ def refusal(url: str, **options: Any) -> str:
 
 PRIVATE = [
     "0.0.0.0", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.8.8.8", "169.254.169.254", "172.16.0.1", "192.168.1.1",
+    "192.0.0.192", "168.63.129.16",
     "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fe80::1%1",
     "fc00::1", "fd00:ec2::254", "fec0::1", "ff02::1", "ff0e::1", "4000::1", "::ffff:10.0.0.1", "::ffff:169.254.169.254",
     "::127.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b::7f00:1", "64:ff9b:1::7f00:1", "2002:7f00:1::", "2002:a9fe:a9fe::1",
@@ -434,3 +435,37 @@ def test_import_jobs_hand_no_token_to_where_a_server_redirects_to() -> None:
         target.process_request = lambda *args: asked.append(args)  # type: ignore[method-assign]
         target.handle_request()
         assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("begin", "again"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+)
+def test_what_is_no_content_has_an_end_too(
+    begin: bytes, again: bytes, public: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trailers, and answers before the answer, which http.client reads as long as they come."""
+    monkeypatch.setattr(remote, "MAX_BYTES", 1000)
+
+    def told(_: str, taken: socket.socket) -> bytes:
+        taken.sendall(begin)
+        for _number in range(400):
+            taken.sendall(again * 2000)
+        return b""
+
+    with serving(told) as server:
+        assert "sends far more than the file" in refusal(f"http://127.0.0.1:{server.port}/a.jpg")
+
+
+def test_a_list_of_the_web_cannot_use_the_keys_to_buckets(public: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(remote.BUCKETS, "memory", "fsspec")
+    failures: list[Any] = []
+    with serving(lambda *_: ok(b"memory://mine/a.jpg\nhttp://127.0.0.1/b.jpg\n")) as server:
+        url = f"http://127.0.0.1:{server.port}/list.txt"
+        assert [one.path for one in pictures([url], Shard(), failures.append)] == ["http://127.0.0.1/b.jpg"]
+    assert [failure.reason for failure in failures] == [
+        "is in a bucket, which a list on the web may not name: your keys would open it"
+    ]
