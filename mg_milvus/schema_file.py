@@ -17,6 +17,7 @@ from mg_milvus.schema_errors import Location, explain, shown, suggestion, writte
 
 if TYPE_CHECKING:
     import os
+    from typing import BinaryIO
 
 _LIMIT = 64 * 1024
 """Bytes of the largest file that is taken for a schema."""
@@ -75,22 +76,33 @@ def parse(text: str, name: str) -> Schema:
 
 
 def read_yaml(file: str | os.PathLike[str]) -> Any:
-    """The plain data of any YAML file of settings, read as carefully as schemas are; None: it is empty.
+    """The plain data of any YAML file of settings; see ``parse_yaml``."""
+    try:
+        stream = open_plain(file)
+    except (OSError, ValueError) as error:
+        raise SchemaError(
+            f"{file}: cannot be read as UTF-8 text: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    with stream:
+        return parse_yaml(stream, str(file))
+
+
+def parse_yaml(stream: BinaryIO, name: str) -> Any:
+    """The plain data of an open YAML file, read as carefully as schemas are; None: it is empty.
 
     Raises:
         SchemaError: it cannot be read, or holds what settings never need: aliases, tags, more than a page. The message
             has the line, and nothing of what stands there: it may be a password.
     """
     try:
-        with open_plain(file) as stream:
-            data = stream.read(_LIMIT + 1)
+        data = stream.read(_LIMIT + 1)
         text = data.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", error)
-        raise SchemaError(f"{file}: cannot be read as UTF-8 text: {reason}") from error
+        raise SchemaError(f"{name}: cannot be read as UTF-8 text: {reason}") from error
     if len(data) > _LIMIT:
-        raise SchemaError(f"{file}: more than {_LIMIT} bytes, expected a page of YAML")
-    document = _Document(text, str(file))
+        raise SchemaError(f"{name}: more than {_LIMIT} bytes, expected a page of YAML")
+    document = _Document(text, name)
     if document.problems:
         raise SchemaError(f"line {document.problems[0][0]} holds a value, a key or a tag that cannot be used")
     return document.data

@@ -42,7 +42,7 @@ def tar_of(path: Path, members: dict[str, bytes], **options: int) -> Path:
 def found(*sources: object, shard: str = "1/1") -> tuple[dict[str, bytes], dict[str, str]]:
     """Path -> bytes of what there is, and path -> reason of what cannot be had."""
     failures = []
-    there = {one.path: one.read() for one in pictures(sources, Shard.parse(shard), failures.append)}
+    there = {one.path: one.read() for one in pictures(sources, Shard.parse(shard), failures.append, allow_private=True)}
     return there, {failure.path: failure.reason for failure in failures}
 
 
@@ -245,7 +245,9 @@ def test_the_web(tmp_path):
         (site / "list.txt").write_text(f"{url}/a.jpg?x=1\n{url}/gone.jpg\na.jpg\n")
         (tmp_path / "mine.txt").write_text(f"{url}/b\n")
         there, failures, lost = {}, [], {}
-        for one in pictures([f"{url}/c.tar", tmp_path / "mine.txt", f"{url}/list.txt"], Shard(), failures.append):
+        for one in pictures(
+            [f"{url}/c.tar", tmp_path / "mine.txt", f"{url}/list.txt"], Shard(), failures.append, allow_private=True
+        ):
             try:
                 there[one.path] = one.read()
             except errors.PictureError as error:
@@ -255,7 +257,7 @@ def test_the_web(tmp_path):
         assert [(failure.path, failure.reason[:20]) for failure in failures] == [
             (f"{url}/list.txt, line 3", "'a.jpg' is not a URL")
         ]
-        report = encode(f"{url}/list.txt", out=tmp_path / "codes", encoder=load_encoder())
+        report = encode(f"{url}/list.txt", out=tmp_path / "codes", encoder=load_encoder(), allow_private=True)
         assert (report.encoded, len(report.failures)) == (1, 2)
         row = next(iter(table(tmp_path / "codes").values()))
         assert (row["id"], row["size"], row["mtime_ns"]) == (picture_id(f"{url}/a.jpg?x=1"), len(JPEGS[0]), 0)
@@ -269,7 +271,7 @@ def test_a_picture_from_the_web_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "MAX_BYTES", 1000)
     (tmp_path / "a.jpg").write_bytes(bytes(1001))
     with web(tmp_path) as url, pytest.raises(errors.PictureError, match="is longer than 0 MiB"):
-        remote.fetch(f"{url}/a.jpg")
+        remote.fetch(f"{url}/a.jpg", allow_private=True)
 
 
 @pytest.mark.parametrize(

@@ -167,10 +167,15 @@ def test_the_command_takes_options_environment_and_file(
         assert settings_from().tls is None  # what one command was given is not kept for the next
         monkeypatch.setenv("MGM_SECURE", "1")
         monkeypatch.setenv("MGM_CA_CERT", str(pems / "ca.pem"))
-        (tmp_path / "mgm.yaml").write_text(f"server_name: {NAME}\n")
+        monkeypatch.setenv("MGM_SERVER_NAME", NAME)
         checks = json.loads(run("doctor", "--json", "--timeout", 60))["checks"]
         assert [check["ok"] for check in checks if check["name"] in {"milvus", "collection"}] == [True, True]
         assert "hunter22" not in json.dumps(checks)
+        for name in ("URI", "SECURE", "CA_CERT", "SERVER_NAME"):
+            monkeypatch.delenv(f"MGM_{name}")
+        (tmp_path / "mgm.yaml").write_text(
+            f"uri: https://me:hunter22@127.0.0.1:{port}\nca_cert: {pems / 'ca.pem'}\nserver_name: {NAME}\n"
+        )
         assert "bits: 256" in run("schema", "show", "--timeout", 60)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mg_milvus.bulk.finished import Finished
 from mg_milvus.bulk.folder import CodeFolder, Shard
 from mg_milvus.bulk.parquet import to_parquet
+from mg_milvus.bulk.remote import without_query
 from mg_milvus.bulk.sources import pictures
 from mg_milvus.encoder import load_encoder
 from mg_milvus.errors import CodeFileError, EncoderError, MgMilvusError, QueryError
@@ -90,6 +91,7 @@ def encode(
     workers: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     device: str = "auto",
+    allow_private: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> EncodeReport:
     """Encode the pictures of one shard into a folder of codes, which ``ImageIndex.load`` puts into Milvus.
@@ -109,6 +111,8 @@ def encode(
         workers: decoding threads; default: one a core.
         max_pixels: larger pictures are refused.
         device: where the network runs.
+        allow_private: http(s) URLs may lead to private, loopback and link-local addresses. A list that a stranger wrote
+            would reach what only this machine can.
         progress: called after each batch.
 
     Raises:
@@ -128,7 +132,9 @@ def encode(
     )
     defaults = default_values(schema.fields)
     failures: list[Failure] = []
-    found = pictures(sources, shard, failures.append)
+    found = pictures(
+        sources, shard, lambda failure: failures.append(_shown(failure)), allow_private=allow_private
+    )  # fmt: skip
     codes = _encoder(encoder, schema, device)
     run = _Run(
         CodeFolder(out), shard, codes, Description(schema, codes.fingerprint, codes.adapted_on, codes.backbone),
@@ -143,6 +149,11 @@ def encode(
         shard, run.encoded + run.finished + len(failures), run.encoded, run.finished, tuple(failures), run.files,
         codes.fingerprint, time.perf_counter() - started, interrupted,
     )  # fmt: skip
+
+
+def _shown(failure: Failure) -> Failure:
+    """As it is reported and logged: without the queries of URLs."""
+    return Failure(without_query(failure.path), failure.reason)
 
 
 def _encoder(given: Encoder | PathLike | None, schema: Schema, device: str) -> Encoder:
@@ -241,7 +252,7 @@ class _Run:
 
     def _rows(self, batch: Sequence[Prepared]) -> dict[str, Row]:
         """The rows of those that could be read."""
-        self._failures += [Failure(p.found.path, p.failure) for p in batch if p.failure is not None]
+        self._failures += [_shown(Failure(p.found.path, p.failure)) for p in batch if p.failure is not None]
         good = [picture for picture in batch if picture.pixels is not None]
         codes = self._encoder.encode([p.pixels for p in good if p.pixels is not None]) if good else {}
         rows = [p.row(code_bytes(codes, place), self._fields_of(p.found.path)) for place, p in enumerate(good)]

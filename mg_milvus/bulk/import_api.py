@@ -14,7 +14,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import HTTPSHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 from mg_milvus.errors import AuthenticationError, StoreError, UnsupportedError
 from mg_milvus.store.access import Tls, hide
@@ -62,7 +62,7 @@ class ImportApi:
             shown = uri.rpartition("@")[2]
             raise UnsupportedError(f"import jobs are a server's, and {shown} is none: leave --bucket out")
         self._base = base_url(f"https://{uri.partition('://')[2]}" if tls else uri)
-        self._opener = build_opener(_Encrypted(tls or Tls()))
+        self._opener = build_opener(_Encrypted(tls or Tls()), _Stay())
         self._token, self._timeout = token, timeout
         self._database = {"dbName": parts.path.strip("/")} if parts.path.strip("/") else {}
 
@@ -115,6 +115,13 @@ class ImportApi:
 
     def _line(self, said: str) -> str:
         return hide(" ".join(said.split()), self._token)
+
+
+class _Stay(HTTPRedirectHandler):
+    """Follows no redirect: urllib would hand the token on to wherever it leads."""
+
+    def redirect_request(self, *_: object) -> None:
+        """What urllib calls for a redirect; None: it is an error."""
 
 
 class _Encrypted(HTTPSHandler):

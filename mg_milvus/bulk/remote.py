@@ -1,13 +1,11 @@
-"""Files that are not on this machine: http(s) with the standard library, buckets through fsspec."""
+"""Files that are not on this machine: of web servers, and in buckets through fsspec."""
 
 from __future__ import annotations
 
-import shutil
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
+from mg_milvus.bulk.web import Limits, check_web_url, content, reason_of
 from mg_milvus.errors import MissingPackageError, PictureError
 
 if TYPE_CHECKING:
@@ -17,25 +15,46 @@ if TYPE_CHECKING:
 BUCKETS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 """Protocol -> the package that fsspec needs for it."""
 _WEB = ("http", "https")
-_PATIENCE = 60.0
-"""Seconds that a web server may keep silent."""
+_PICTURE_SECONDS = 600.0
+_WHOLE_SECONDS = 6 * 3600.0
+"""Seconds that a picture, and a tar, table or list, may take on its way."""
+_WHOLE_BYTES = 1 << 36
+"""Longest tar, table or list that is fetched: 64 GiB."""
 MAX_BYTES = 1 << 28
 """Longest picture file that is taken from the web, a bucket, a tar or a table: 256 MiB."""
+
+
+def is_web(url: str) -> bool:
+    """Whether a path is the URL of a file on a web server."""
+    return "://" in url and urlsplit(url).scheme.lower() in _WEB
 
 
 def check_url(url: str) -> None:
     """Refuse a URL that cannot be read, or that would give a secret away.
 
     Raises:
-        PictureError: another protocol, or a password in it.
+        PictureError: another protocol, characters that steer, or a password in it.
     """
-    parts = urlsplit(url)
-    if parts.scheme.lower() not in {*BUCKETS, *_WEB} or "::" in url:
-        raise PictureError(
-            f"has the protocol {parts.scheme}://, expected one of {', '.join(sorted({*BUCKETS, *_WEB}))}"
-        )
-    if "@" in parts.netloc and parts.scheme.lower() in _WEB:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise PictureError(f"is no URL: {reason_of(error)}") from error
+    scheme = parts.scheme.lower()
+    if scheme not in {*BUCKETS, *_WEB} or "::" in url.partition("?")[0].rpartition("]")[2]:
+        raise PictureError(f"has the protocol {scheme}://, expected one of {', '.join(sorted({*BUCKETS, *_WEB}))}")
+    if scheme in _WEB:
+        check_web_url(url)
+    elif not url.isprintable():
+        raise PictureError("holds control characters, which no URL has")
+    elif ":" in parts.netloc.rpartition("@")[0]:
         raise PictureError("holds a password, which would be kept with every picture: take it out of the URL")
+
+
+def without_query(path: str) -> str:
+    """A path as messages show it; of a URL without its query, which may be a signature that opens it for everybody."""
+    url, sign, member = path.partition("#")
+    place, mark, _ = url.partition("?")
+    return f"{place}?…{sign}{member}" if mark and "://" in place else path
 
 
 def bucket(url: str) -> tuple[Any, str]:
@@ -47,7 +66,9 @@ def bucket(url: str) -> tuple[Any, str]:
     """
     protocol = urlsplit(url).scheme.lower()
     if protocol not in BUCKETS:
-        raise PictureError(f"'{url}' is not a folder: expected one of {', '.join(f'{name}://' for name in BUCKETS)}")
+        raise PictureError(
+            f"'{without_query(url)}' is not a folder: expected one of {', '.join(f'{name}://' for name in BUCKETS)}"
+        )
     try:
         from fsspec.core import url_to_fs
 
@@ -60,48 +81,40 @@ def bucket(url: str) -> tuple[Any, str]:
     return system, str(path)
 
 
-@contextmanager
-def opened(url: str) -> Iterator[BinaryIO]:
-    """A remote file, open for reading from its begin to its end.
-
-    Raises:
-        PictureError: it cannot be read; also raised from inside the block for what reading raises.
-    """
-    check_url(url)
-    try:
-        with _open(url) as file:
-            yield file
-    except (PictureError, MissingPackageError):
-        raise
-    except Exception as error:  # each protocol's library has exceptions of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PictureError(f"cannot be fetched: {reason}") from error
-
-
-def _open(url: str) -> Any:
-    if urlsplit(url).scheme.lower() in _WEB:
-        return urlopen(Request(url, headers={"User-Agent": "mg-milvus"}), timeout=_PATIENCE)  # noqa: S310  (checked)
-    system, path = bucket(url)
-    return system.open(path, "rb")
-
-
-def fetch(url: str) -> bytes:
+def fetch(url: str, *, allow_private: bool = False) -> bytes:
     """The content of a remote picture file.
 
     Raises:
-        PictureError: it cannot be fetched, or is too long.
+        PictureError: it cannot be fetched, is too long, or is at an address that is not public.
     """
-    with opened(url) as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise PictureError(f"is longer than {MAX_BYTES >> 20} MiB")
-    return data
+    return b"".join(_content(url, Limits(MAX_BYTES, _PICTURE_SECONDS, allow_private)))
 
 
-def download(url: str, target: BinaryIO) -> None:
-    """Copy a remote file, of any length, to an open one."""
-    with opened(url) as file:
-        shutil.copyfileobj(file, target, 1 << 20)
+def download(url: str, target: BinaryIO, *, allow_private: bool = False) -> None:
+    """Copy a tar, table or list to an open file; see ``fetch``."""
+    for piece in _content(url, Limits(_WHOLE_BYTES, _WHOLE_SECONDS, allow_private)):
+        target.write(piece)
+
+
+def _content(url: str, limits: Limits) -> Iterator[bytes]:
+    check_url(url)
+    return content(url, limits) if is_web(url) else _in_bucket(url, limits)
+
+
+def _in_bucket(url: str, limits: Limits) -> Iterator[bytes]:
+    size = 0
+    try:
+        system, path = bucket(url)
+        with system.open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                size += len(piece)
+                if size > limits.bytes:
+                    raise PictureError(f"is longer than {limits.bytes >> 20} MiB")
+                yield piece
+    except (PictureError, MissingPackageError):
+        raise
+    except Exception as error:  # each protocol's library has exceptions of its own
+        raise PictureError(f"cannot be fetched: {reason_of(error)}") from error
 
 
 def listing(url: str) -> Iterator[tuple[str, int]]:
@@ -119,7 +132,7 @@ def listing(url: str) -> Iterator[tuple[str, int]]:
         try:
             entries = sorted(system.ls(folder, detail=True), key=lambda entry: str(entry["name"]))
         except Exception as error:  # each protocol's library has exceptions of its own
-            raise PictureError(f"'{system.unstrip_protocol(folder)}' cannot be listed: {error}") from error
+            raise PictureError(f"'{system.unstrip_protocol(folder)}' cannot be listed: {reason_of(error)}") from error
         inside = [entry for entry in entries if not entry["name"].rstrip("/").rpartition("/")[2].startswith(".")]
         folders += [e["name"] for e in reversed(inside) if e["type"] == "directory" and e["name"].rstrip("/") != folder]
         yield from ((system.unstrip_protocol(e["name"]), int(e["size"] or 0)) for e in inside if e["type"] == "file")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mg_milvus.bulk.containers import in_table, in_tar
-from mg_milvus.bulk.remote import check_url, download, fetch, listing, opened
+from mg_milvus.bulk.remote import check_url, download, fetch, is_web, listing, without_query
 from mg_milvus.errors import MissingPackageError, PictureError
 from mg_milvus.hits import Failure
 from mg_milvus.images.discover import SUFFIXES, Found, discover, is_url, path_text, text_path
@@ -36,16 +36,23 @@ _LONGEST = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Remote(Found):
-    """A picture on the web or in a bucket; its time is not asked for and 0."""
+    """A picture on the web or in a bucket; its time is not asked for and 0.
+
+    Attributes:
+        allow_private: it may be at an address that is not public.
+    """
+
+    allow_private: bool = False
 
     def read(self) -> bytes:
         """See ``Found``."""
-        return fetch(self.path)
+        return fetch(self.path, allow_private=self.allow_private)
 
 
 def pictures(
-    sources: Sequence[str | os.PathLike[str]], shard: Shard, on_failure: Callable[[Failure], None]
-) -> Iterator[Found]:
+    sources: Sequence[str | os.PathLike[str]], shard: Shard, on_failure: Callable[[Failure], None],
+    *, allow_private: bool = False,
+) -> Iterator[Found]:  # fmt: skip
     """Find the pictures of one shard.
 
     First the folders and files of this machine, as ``discover`` orders them, then lists and URLs in the order given. In
@@ -56,6 +63,7 @@ def pictures(
             pictures; or URLs of these, of folders in buckets only.
         shard: which share of the files.
         on_failure: told of what cannot be looked at or opened; the walk goes on.
+        allow_private: URLs may lead to private, loopback and link-local addresses.
 
     Raises:
         PictureError: a source does not exist or cannot be read. Raised before the first picture.
@@ -71,7 +79,7 @@ def pictures(
         try:
             check_url(url)
         except PictureError as error:
-            raise PictureError(f"'{url}' {error}") from error
+            raise PictureError(f"'{without_query(url)}' {error}") from error
     walked = discover([path for path in paths if path not in lists], on_failure, _TAKEN)
 
     named = {path_text(path) for path in paths}
@@ -80,9 +88,9 @@ def pictures(
         yield from (file for file in walked if file.path in named or not _tells_of_a_tar(file))
         for path in lists:
             with open_plain(path) as lines:
-                yield from _listed(lines, os.path.abspath(path), on_failure)
+                yield from _listed(lines, os.path.abspath(path), on_failure, allow_private=allow_private)
         for url in urls:
-            yield from _named_by(url, on_failure)
+            yield from _named_by(url, on_failure, allow_private=allow_private)
 
     return _shared(files(), shard, on_failure)
 
@@ -117,42 +125,45 @@ def _tells_of_a_tar(file: Found) -> bool:
 
 def _whole(file: Found) -> AbstractContextManager[BinaryIO]:
     """A tar or table, open on this machine."""
-    return _fetched(file.path) if isinstance(file, Remote) else open_plain(text_path(file.path))
+    return _fetched(file) if isinstance(file, Remote) else open_plain(text_path(file.path))
 
 
 @contextmanager
-def _fetched(url: str) -> Iterator[BinaryIO]:
+def _fetched(file: Remote) -> Iterator[BinaryIO]:
     """A remote file copied into one without a name, which is gone when nobody reads from it any more."""
     with tempfile.TemporaryFile() as copy:
-        download(url, copy)
+        download(file.path, copy, allow_private=file.allow_private)
         copy.flush()
         copy.seek(0)
         yield copy
 
 
-def _named_by(url: str, on_failure: Callable[[Failure], None]) -> Iterator[Found]:
+def _named_by(url: str, on_failure: Callable[[Failure], None], *, allow_private: bool) -> Iterator[Found]:
     """The files that a URL names: itself, those it lists, or those in the bucket's folder."""
     suffix = _suffix(url)
     if suffix == _LIST:
         try:
-            with opened(url) as lines:
-                yield from _listed(lines, url, on_failure)
+            # Whole before the first line is used: pictures are encoded between two lines, which may take days.
+            with _fetched(Remote(url, -1, 0, allow_private)) as lines:
+                yield from _listed(lines, url, on_failure, allow_private=allow_private)
         except PictureError as error:
             on_failure(Failure(url, str(error)))
-    elif suffix in _TAKEN or urlsplit(url).scheme.lower() in {"http", "https"}:
-        yield Remote(url, -1, 0)
+    elif suffix in _TAKEN or is_web(url):
+        yield Remote(url, -1, 0, allow_private)
     else:
         for name, size in listing(url):
             if _suffix(name) in _TAKEN:
                 yield Remote(name, size, 0)
 
 
-def _listed(lines: BinaryIO, origin: str, on_failure: Callable[[Failure], None]) -> Iterator[Found]:
+def _listed(
+    lines: BinaryIO, origin: str, on_failure: Callable[[Failure], None], *, allow_private: bool
+) -> Iterator[Found]:
     """The files that a list names, one a line; empty lines are passed over."""
     number = 0
     while line := lines.readline(_LONGEST + 2):
         number += 1
-        place = f"{path_text(origin) if not is_url(origin) else origin}, line {number}"
+        place = f"{path_text(origin) if not is_url(origin) else without_query(origin)}, line {number}"
         if not line.endswith(b"\n") and len(line) > _LONGEST:
             on_failure(Failure(place, f"is longer than {_LONGEST} bytes"))
             while line and not line.endswith(b"\n"):
@@ -166,7 +177,12 @@ def _listed(lines: BinaryIO, origin: str, on_failure: Callable[[Failure], None])
             if is_url(text):
                 text.encode()
                 check_url(text)
-                yield Remote(text, -1, 0)
+                if "@" in urlsplit(text).netloc:
+                    # The keys of the environment would go to the account that the list names.
+                    raise PictureError("names an account, which a list may not: give the URL to mgm encode itself")
+                if is_web(origin) and not is_web(text):
+                    raise PictureError("is in a bucket, which a list on the web may not name: your keys would open it")
+                yield Remote(text, -1, 0, allow_private)
             elif is_url(origin):
                 on_failure(Failure(place, f"{text!r} is not a URL, which lists on the web or in a bucket must hold"))
             else:
@@ -175,7 +191,8 @@ def _listed(lines: BinaryIO, origin: str, on_failure: Callable[[Failure], None])
                 yield Found(path_text(path), status.st_size, status.st_mtime_ns)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            on_failure(Failure(f"{place}: {ascii(text) if not text.isprintable() else text}", reason))
+            name_shown = without_query(text)
+            on_failure(Failure(f"{place}: {name_shown if name_shown.isprintable() else ascii(name_shown)}", reason))
 
 
 def _suffix(name: str) -> str:

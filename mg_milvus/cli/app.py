@@ -178,6 +178,8 @@ def run() -> int:
     for stream in (sys.stdout, sys.stderr):
         # File names may hold what the terminal's encoding does not; that must not end a run.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # pymilvus loads a .env that it finds, and one of a stranger's could name a proxy for everything that is sent.
+    os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of dependencies; they say nothing to users
     try:

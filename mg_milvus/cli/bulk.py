@@ -58,6 +58,13 @@ def encode(
             "--rows-a-file", min=1, help="Pictures of one file; what a killed run does again at most, e.g. 5000"
         ),
     ] = 20_000,
+    allow_private: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private",
+            help="URLs may lead to private, loopback and link-local addresses: mgm encode mine.txt --allow-private …",
+        ),
+    ] = False,
     as_json: options.AsJson = False,
     encoder: Annotated[
         str | None,
@@ -78,12 +85,10 @@ def encode(
     Broken pictures are listed at the end and stop nothing; the exit code is 3 then.
     """
     from mg_milvus.bulk import encode as run
-    from mg_milvus.cli.settings import settings_from
+    from mg_milvus.cli.settings import local_settings
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 
-    settings = settings_from(
-        device=device, schema=schema, encoder=encoder, batch_size=batch_size, workers=workers
-    )  # fmt: skip
+    settings = local_settings(device, schema, encoder, batch_size, workers)
     with ProgressView() as view:
         report = run(
             *sources,
@@ -97,6 +102,7 @@ def encode(
             workers=settings.workers,
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             device=settings.device,
+            allow_private=allow_private,
             progress=view,
         )
     if as_json:

@@ -133,7 +133,7 @@ def evaluate(
 
     Broken files are listed at the end and left out; the exit code is 3 then.
     """
-    from mg_milvus.cli.settings import settings_from
+    from mg_milvus.cli.settings import local_settings, settings_from
     from mg_milvus.evaluation.report import check_report, write_report
     from mg_milvus.evaluation.run import evaluate as run
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
@@ -142,9 +142,8 @@ def evaluate(
     if not through_index and (uri is not None or depth is not None):
         raise typer.BadParameter("--uri and --depth say where and how --through-index asks; add it")
     # The collection of --through-index is temporary: the environment's URI, where people keep theirs, plays no part.
-    shared = settings_from(
-        uri, token, device=device, schema=schema, encoder=encoder, batch_size=batch_size, workers=workers
-    )
+    encoding = (device, schema, encoder, batch_size, workers)
+    shared = local_settings(*encoding) if uri is None else settings_from(uri, token, None, *encoding)
     if report is not None:
         check_report(report)
     with ProgressView() as view:

@@ -73,7 +73,7 @@ def fit(
     max_pixels: options.MaxPixels = None,
 ) -> None:
     """Fit hash heads over a backbone to a folder of pictures, without labels, into an encoder file."""
-    from mg_milvus.cli.settings import settings_from
+    from mg_milvus.cli.settings import local_settings
     from mg_milvus.fitting import fit_encoder
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.schema import Schema
@@ -81,7 +81,7 @@ def fit(
     if bits and schema:
         raise typer.BadParameter("give --bits or --schema, and not both")
     lengths = options.code_lengths(bits) if bits else None
-    settings = settings_from(device=device, batch_size=batch_size, workers=workers)
+    settings = local_settings(device=device, batch_size=batch_size, workers=workers)
     with ProgressView() as view:
         report = fit_encoder(
             folder,

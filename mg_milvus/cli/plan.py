@@ -52,10 +52,10 @@ def plan(
 ) -> None:
     """Say what a collection takes: bytes per field, memory, disk, indexes, hours; and what to change to make it fit."""
     from mg_milvus.capacity import plan as make
-    from mg_milvus.cli.settings import settings_from
+    from mg_milvus.cli.settings import local_settings
     from mg_milvus.schema import Schema
 
-    source = settings_from(schema=schema).schema_source
+    source = local_settings(schema=schema).schema_source
     made = make(
         round(_number(pictures, "--pictures", {"": 1})),
         Schema.load(source) if source else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -11,13 +12,23 @@ import typer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mg_milvus.cli import secret, tls_options
+from mg_milvus.cli.terminal import tell
 from mg_milvus.errors import SchemaError
+from mg_milvus.plain_files import open_plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import BinaryIO
+
     from mg_milvus.index import ImageIndex
     from mg_milvus.store.access import Tls
 
 SETTINGS_FILE = "mgm.yaml"
+_SECRETS = ("token", "client_cert", "client_key")
+"""What shows a server who one is."""
+_PEER = ("uri", "ca_cert", "server_name")
+"""What decides which server that is, and who passes for it."""
+_CONNECTION = frozenset({*_SECRETS, *_PEER, "secure"})
 
 Home = Annotated[str, AfterValidator(lambda text: str(Path(text).expanduser()) if text.startswith("~") else text)]
 """A path or a URI; ``~`` is the home folder also where no shell has replaced it."""
@@ -73,40 +84,138 @@ def settings_from(
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> Settings:
-    """Settings for one command: each argument that is not None wins, then ``MGM_*``, then ``mgm.yaml``, then defaults.
+    """Settings for a command that reaches Milvus.
 
-    The options of TLS, which every command that reaches Milvus has, are taken from the command that runs. An
-    environment variable that is set but empty counts as not set. User and password in the URI become the token.
+    Each argument that is not None wins, then ``MGM_*``, then ``mgm.yaml``, then defaults. The options of TLS, which
+    every such command has, are taken from the command that runs. An environment variable that is set but empty counts
+    as not set. User and password in the URI become the token.
+
+    Whoever leaves a ``mgm.yaml`` in a folder gets no secret by it: those of the options and of the environment are sent
+    to no server that the file chose or vouches for, and what the file says of its own server holds for no other.
 
     Raises:
-        typer.BadParameter: a value of the environment or of the file cannot be used, or the file has an unknown key.
+        typer.BadParameter: a value of the environment or of the file cannot be used, the file has an unknown key or can
+            be written by others, or it chose the server that a secret would be sent to.
     """
     options = {
         "uri": uri, "token": token, "collection": collection, "device": device, "schema": schema, "encoder": encoder,
         "batch_size": batch_size, "workers": workers, **tls_options.given(),
     }  # fmt: skip
-    file = Path(SETTINGS_FILE)
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    layers = (
-        (_read(file), lambda name: f"'{name}' in {SETTINGS_FILE}"),
-        ({name: os.environ.get(_variable(name)) or None for name in NAMES}, lambda name: _variable(name)),
-        (options, lambda name: "--" + name.replace("_", "-")),
-    )
-    for layer, origin in layers:
-        for name, value in layer.items():
-            if value is not None:
-                values[name] = value
-                origins[name] = origin(name)
-    try:
-        settings = Settings.model_validate(values)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        name = str(first["loc"][0])
-        got = "not shown" if name in {"uri", "token"} else repr(first["input"])  # they may hold a password
-        raise typer.BadParameter(f"{origins[name]} is {got}: {_sentence(first['msg'])}") from None
+    layers = _Layers(options)
+    layers.part_servers()
+    settings = layers.settings()
+    layers.refuse_to_send(settings)
     secret.keep(settings.token)
+    layers.tell(settings)
     return settings
+
+
+def local_settings(
+    device: str | None = None,
+    schema: str | None = None,
+    encoder: str | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> Settings:
+    """Settings for a command that reaches no Milvus server; they hold no secret.
+
+    Raises:
+        typer.BadParameter: as ``settings_from``.
+    """
+    options = {"device": device, "schema": schema, "encoder": encoder, "batch_size": batch_size, "workers": workers}
+    layers = _Layers(options)
+    layers.drop(_CONNECTION - {"uri"})
+    settings = layers.settings()
+    layers.tell(settings)
+    return settings
+
+
+class _Layers:
+    """The values of all origins: of the options, of the environment, of the file."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._file = _read(Path(SETTINGS_FILE))
+        self._note = ""
+        environment = {name: os.environ.get(_variable(name)) or None for name in NAMES}
+        self._values: dict[str, Any] = {}
+        self._origins: dict[str, str] = {}
+        for layer, origin in (
+            (self._file, lambda name: f"'{name}' in {SETTINGS_FILE}"),
+            (environment, _variable),
+            (options, lambda name: "--" + name.replace("_", "-")),
+        ):
+            for name, value in layer.items():
+                if value is not None:
+                    self._values[name] = value
+                    self._origins[name] = origin(name)
+
+    def drop(self, names: frozenset[str]) -> None:
+        """Take settings out again."""
+        for name in names:
+            self._values.pop(name, None)
+            self._origins.pop(name, None)
+
+    def part_servers(self) -> None:
+        """Drop what the file says of its server where another is asked, and its token where the URI holds one."""
+        from mg_milvus.store.access import split_token
+
+        uri, own = self._values.get("uri"), self._file.get("uri")
+        if not isinstance(uri, str) or self._from_file("uri"):
+            return
+        place, inside = split_token(uri, None)
+        unused: set[str] = set()
+        if isinstance(own, str) and split_token(own, None)[0] != place:
+            unused = {name for name in _CONNECTION if self._from_file(name)}
+        elif inside is not None and self._from_file("token"):
+            unused = {"token"}
+        self.drop(frozenset(unused))
+        if unused:
+            self._note = f"; not its {_words(unused)}, for this is another server"
+
+    def settings(self) -> Settings:
+        """All of them, checked."""
+        try:
+            return Settings.model_validate(self._values)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            name = str(first["loc"][0])
+            got = "not shown" if name in {"uri", "token"} else repr(first["input"])  # they may hold a password
+            raise typer.BadParameter(f"{self._origins[name]} is {got}: {_sentence(first['msg'])}") from None
+
+    def refuse_to_send(self, settings: Settings) -> None:
+        """Secrets from elsewhere are for no server that the file chose, or whose certificate it vouches for."""
+        if "://" not in settings.uri:
+            return  # a file of this machine is sent none
+        chosen = [name for name in _PEER if self._from_file(name)]
+        sent = [self._origins[name] for name in _SECRETS if name in self._values and not self._from_file(name)]
+        if settings.token is not None and "token" not in self._values and not self._from_file("uri"):
+            sent.insert(0, f"the password in {self._origins['uri']}")
+        if chosen and sent:
+            remedy = " and ".join("--" + name.replace("_", "-") for name in chosen)
+            raise typer.BadParameter(
+                f"{_place()} chose the {_words(chosen)} of the server {settings.uri}, and {' and '.join(sent)} would "
+                f"be sent there: give {remedy} yourself, or the variable {' and '.join(map(_variable, chosen))}, if "
+                "that server is yours; otherwise leave the secret out, or remove the file"
+            )
+
+    def tell(self, settings: Settings) -> None:
+        """Say once that a file was used: nobody need know that one lies in the current folder."""
+        used = [name for name in NAMES if self._from_file(name)]
+        if used or self._note:
+            uri = f" (uri: {settings.uri})" if "uri" in used else ""
+            keys = _words(used) if used else "nothing"
+            tell(f"settings from {_place()}: {keys}{uri}{self._note}", "settings")
+
+    def _from_file(self, name: str) -> bool:
+        return self._origins.get(name) == f"'{name}' in {SETTINGS_FILE}"
+
+
+def _place() -> str:
+    return str(Path(SETTINGS_FILE).absolute())
+
+
+def _words(names: Iterable[str]) -> str:
+    return ", ".join(name for name in NAMES if name in set(names))
 
 
 def open_index(settings: Settings, *, timeout: float = 10.0) -> ImageIndex:
@@ -130,12 +239,18 @@ def _variable(name: str) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.exists():
+    try:
+        stream = open_plain(file)
+    except FileNotFoundError:
         return {}
-    from mg_milvus.schema_file import read_yaml
+    except OSError as exc:
+        raise typer.BadParameter(f"{file} cannot be read as YAML: {exc.strerror or exc}") from None
+    from mg_milvus.schema_file import parse_yaml
 
     try:
-        content = read_yaml(file)
+        with stream:
+            _check_owner(file, stream)
+            content = parse_yaml(stream, str(file))
     except SchemaError as exc:
         raise typer.BadParameter(f"{file} cannot be read as YAML: {exc}") from None
     if content is None:
@@ -150,6 +265,28 @@ def _read(file: Path) -> dict[str, Any]:
             hint = f"did you mean '{near[0]}'?" if near else f"it may hold {', '.join(NAMES)}"
             raise typer.BadParameter(f"{file} has the unknown key {str(key)!r}; {hint}")
     return content
+
+
+def _check_owner(file: Path, stream: BinaryIO) -> None:
+    """Settings decide which server is asked: nobody else may write them, nor put a link to others in their place.
+
+    Raises:
+        typer.BadParameter: somebody else may.
+    """
+    if os.name != "posix":
+        return
+    status = os.fstat(stream.fileno())
+    for owner in (status.st_uid, os.lstat(file).st_uid):
+        if owner not in {0, os.geteuid()}:
+            raise typer.BadParameter(
+                f"{_place()} belongs to the user with the number {owner}, expected you ({os.geteuid()}) or root: it "
+                "decides where pictures and secrets go; copy it, if it is right, or remove it"
+            )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise typer.BadParameter(
+            f"{_place()} can be written by others (mode {stat.S_IMODE(status.st_mode):o}), and it decides where "
+            f"pictures and secrets go: look at it, then chmod go-w {file}"
+        )
 
 
 def _sentence(message: str) -> str:

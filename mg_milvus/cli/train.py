@@ -134,7 +134,7 @@ def train(
 
     Without label folders, clusters take the place of labels.
     """
-    from mg_milvus.cli.settings import settings_from
+    from mg_milvus.cli.settings import local_settings
     from mg_milvus.evaluation.report import check_report
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.training.configuration import TrainingConfiguration as Configuration
@@ -148,7 +148,7 @@ def train(
     changes = {name: value for name, value in given.items() if value is not None}
     first = Configuration.load(config) if config else Configuration()
     configuration = first.changed(changes, epochs=epochs, rate=rate, batch=batch_size)
-    settings = settings_from(device=device, workers=workers)
+    settings = local_settings(device=device, workers=workers)
     if report_folder is not None:
         check_report(report_folder)
     with ProgressView() as view, curves(tensorboard) as write:

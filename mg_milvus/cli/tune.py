@@ -93,13 +93,14 @@ def tune(
     They are tried on pictures they were not learned from. Where they are not better than equal weights by more than a
     standard error, nothing is changed.
     """
-    from mg_milvus.cli.settings import settings_from
+    from mg_milvus.cli.settings import local_settings, settings_from
     from mg_milvus.evaluation import tuning
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.ingest import Settings
 
-    settings = settings_from(uri, token, collection, device, None, encoder, batch_size, workers)
     into_collection = schema is None or uri is not None or collection is not None
+    encoding = (device, None, encoder, batch_size, workers)
+    settings = settings_from(uri, token, collection, *encoding) if into_collection else local_settings(*encoding)
     target = tuning.Target(
         schema=schema,
         out=out,

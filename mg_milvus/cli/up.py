@@ -118,10 +118,10 @@ def _named(data: str | None) -> str:
 
 
 def _file(data: str | None) -> Path:
-    from mg_milvus.cli.settings import settings_from
+    from mg_milvus.cli.settings import local_settings
     from mg_milvus.store import served
 
     if data is None:
-        uri = settings_from().uri
+        uri = local_settings().uri
         data = uri if uri.endswith(".db") and "://" not in uri else served.DEFAULT_NAME
     return served.data_file(data)

@@ -6,14 +6,16 @@ import base64
 import socket
 import ssl
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from mg_milvus.errors import StoreError
+from mg_milvus.plain_files import read_plain
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """What an HTTP/2 client says first, with empty settings; every server answers it."""
+_MOST = 1 << 20
+"""Bytes of the longest file of certificates that is read."""
 _LONGEST = 5.0
 """Seconds for finding out why a server was not reached."""
 
@@ -53,7 +55,7 @@ class Tls:
             if path is None:
                 continue
             try:
-                Path(path).read_bytes()
+                read_plain(path, _MOST)
             except (OSError, ValueError) as exc:
                 reason = getattr(exc, "strerror", None) or exc
                 raise StoreError(f"{field.name} {path!r} cannot be read: {reason}") from exc
