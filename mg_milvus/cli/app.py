@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -33,7 +34,7 @@ from mg_milvus.cli import (
     tune,
     up,
 )
-from mg_milvus.cli.terminal import ERROR, INTERRUPTED, USAGE, complain
+from mg_milvus.cli.terminal import ERROR, INTERRUPTED, USAGE, Notes, complain
 from mg_milvus.display import printable
 from mg_milvus.errors import MgMilvusError
 
@@ -178,6 +179,7 @@ def run() -> int:
     for stream in (sys.stdout, sys.stderr):
         # File names may hold what the terminal's encoding does not; that must not end a run.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    logging.getLogger("mg_milvus").addHandler(Notes(logging.WARNING))
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of dependencies; they say nothing to users
     try:
