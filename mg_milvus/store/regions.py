@@ -20,7 +20,7 @@ from mg_milvus.store import tables
 from mg_milvus.store.description import encode_regions, own_description
 from mg_milvus.store.filters import among
 from mg_milvus.store.layout import MAX_DEPTH, Column, hits_of, neighbours
-from mg_milvus.store.region_layout import CODE, NO_REGIONS, check_details, parts_of, region_records
+from mg_milvus.store.region_layout import CODE, NO_REGIONS, check_details, check_region_id, parts_of, region_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -114,7 +114,7 @@ class RegionTable:
 
     def scan(self) -> Iterator[list[str]]:
         """See ``Regions``."""
-        self._parts()
+        parts = self._parts()
         client = self._connection.client
         iterator = self._call(
             lambda: client.query_iterator(
@@ -128,6 +128,8 @@ class RegionTable:
                 last = tables.went_on(self._connection, last, records)
                 with self._connection.border.reading():
                     ids = [str(record["id"]) for record in records]
+                    for region in ids:
+                        check_region_id(region, parts.regions)
                 yield ids
         finally:
             iterator.close()
@@ -163,7 +165,7 @@ class RegionTable:
     def _search(self, codes: Codes, depth: int, where: str) -> list[list[tuple[float, str]]]:
         client = self._connection.client
         parameters = self._connection.engine.search(self._described().schema, depth, self._nlist)
-        bits = 8 * codes.shape[1]
+        bits, regions = 8 * codes.shape[1], self._parts().regions
         results = self._call(
             lambda: client.search(
                 self.name, [code.tobytes() for code in codes], filter=where, limit=depth, search_params=parameters,
@@ -171,7 +173,10 @@ class RegionTable:
             )
         )  # fmt: skip
         with self._connection.border.reading():
-            return [hits_of(hits, bits, depth) for _, hits in zip(codes, results, strict=True)]
+            found = [hits_of(hits, bits, depth) for _, hits in zip(codes, results, strict=True)]
+            for _, region in (hit for own in found for hit in own):
+                check_region_id(region, regions)
+        return found
 
     def _parts(self) -> PartsSettings:
         """The regions that the collection has; their table is loaded now."""

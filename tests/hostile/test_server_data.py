@@ -43,6 +43,7 @@ from mg_milvus.store.description import (
 from mg_milvus.store.faults import Border, translate
 from mg_milvus.store.layout import Layout
 from mg_milvus.store.milvus import MilvusStore
+from tests.in_process import mgm
 from tests.servers import lite_server
 
 if TYPE_CHECKING:
@@ -392,6 +393,39 @@ def test_regions_beside_that_are_something_else(uri: str, stranger: MilvusClient
         with pytest.raises(errors.StoreError) as told:
             ours.regions.count()
         assert is_one_line(str(told.value))
+
+
+@pytest.mark.parametrize("region", ["a", ":1", "a:", "a:-1", "a:x", "a:99", "a:²", "a:" + "9" * 50, 7])
+def test_ids_that_no_region_has(
+    region: object, uri: str, stranger: MilvusClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 2 x 2 + 3 x 3 + 4 x 4 regions are numbered 0 to 28."""
+    assert stranger.list_collections() == []
+    with MilvusStoreOf(uri, "pictures") as ours:
+        ours.create(Description(SCHEMA.model_copy(update={"parts": PartsSettings(bits=16)}), MADE.fingerprint))
+        monkeypatch.setattr(ours._client, "search", lambda *_, **__: [Hits([(0.0, region)])])
+        monkeypatch.setattr(ours._client, "query_iterator", lambda *_, **__: Iterator_([{"id": region}]))
+        for ask in (lambda: ours.regions.nearest(0, CODE, 5), lambda: list(ours.regions.scan())):
+            with pytest.raises(errors.StoreError, match="cannot be read") as told:
+                ask()
+            assert is_one_line(str(told.value))
+
+
+def test_the_commands_go_on_beside_hostile_collections(
+    store: MilvusStore, stranger: MilvusClient, uri: str, tmp_path: Path
+) -> None:
+    assert store.count() == 2
+    add(stranger, "brackets", "[" * 100_000)
+    add(stranger, "way_out", json.dumps(GOOD | {"fingerprint": f"../../x{ESCAPE}"}))
+    done = mgm("info", "--uri", uri, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "rows               2" in done.stdout
+    for name in ("brackets", "way_out"):
+        done = mgm("info", "--uri", uri, "--collection", name, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("mgm: ")
+        assert done.stderr.count("\n") == 1
+        assert is_one_line(done.stderr.strip())
 
 
 def test_the_encoders_beside_that_are_something_else(store: MilvusStore, stranger: MilvusClient) -> None:
