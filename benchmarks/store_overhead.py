@@ -121,7 +121,7 @@ def main() -> None:
         store = MilvusStore(f"{folder}/overhead.db", "pictures")
         plain = MilvusStore(f"{folder}/overhead.db", "plain")
         for each in (store, plain):
-            each.create(Description(schema, "benchmark"))
+            each.create(Description(schema, "0" * 16))
         upsert, bare_upsert = measure_upserts(store, plain, arguments.rows, schema.bits)
         question, found = measure_questions(store, schema.bits)
         store.close()

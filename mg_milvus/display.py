@@ -20,6 +20,12 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in _JOINERS else _escape(char) for char in text)
 
 
+def one_line(text: str, most: int = 200) -> str:
+    """What a stranger said, within a sentence: printable, on one line, of at most about ``most`` characters."""
+    # What is cut off is never looked at: it may be megabytes.
+    return printable(" ".join(text[: 4 * most].split()))[:most] + ("…" if len(text) > most else "")
+
+
 def _escape(char: str) -> str:
     if "\udc80" <= char <= "\udcff":  # a byte of a file name that is not UTF-8
         return f"\\x{ord(char) - 0xDC00:02x}"

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mg_milvus.display import one_line
 from mg_milvus.errors import AuthenticationError, MgMilvusError, StoreLockedError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _attempt(name: str, look: Callable[[], Check], remedy: str = "see the messag
 
 
 def _line(exc: Exception) -> str:
-    return " ".join(str(exc).split())
+    return one_line(str(exc), 1000)
 
 
 def _python() -> Check:

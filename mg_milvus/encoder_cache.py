@@ -7,9 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mg_milvus.display import one_line
 from mg_milvus.encoder import load_encoder
 from mg_milvus.encoder.files import write_whole
 from mg_milvus.errors import EncoderError, EncoderMismatchError
+from mg_milvus.store.description import is_fingerprint
 
 if TYPE_CHECKING:
     from mg_milvus.encoder import Encoder
@@ -44,7 +46,10 @@ def encoder_of(store: Store, fingerprint: str, *, device: str, base: Encoder | N
 
     Raises:
         EncoderMismatchError: the store does not have it, or what it has is another one.
+        EncoderError: what it has is no encoder, or the fingerprint is none.
     """
+    if not is_fingerprint(fingerprint):  # it becomes the name of a file
+        raise EncoderError(f"{one_line(repr(fingerprint), 60)} is not a fingerprint, expected 16 hexadecimal digits")
     with suppress(EncoderError):
         cached = load_encoder(_copy(fingerprint), device=device, base=base)
         if cached.fingerprint == fingerprint:

@@ -140,7 +140,7 @@ def rows(first: int, count: int) -> list[Row]:
 def test_bytes_of_a_picture(wire: tuple[str, Relay, Path]) -> None:
     uri, counter, file = wire
     store = open_store(uri, "bytes")
-    store.create(Description(Schema(), "none"))
+    store.create(Description(Schema(), "0" * 16))
     sent = {}
     for count in (1000, 2000):
         with counter.watched() as traffic:

@@ -200,7 +200,7 @@ def test_scores_are_those_of_real_queries(method: str, weights: tuple[float, ...
     questions = leave_one_out(codes, relevance(classes, classes))
     schema = Schema(granularities=tuple(Granularity(name=g, bits=own.shape[1] * 8) for g, own in codes.items()))
     store = MemoryStore("pictures")
-    store.create(Description(schema, "f"))
+    store.create(Description(schema, "f" * 16))
     store.upsert([
         Row(f"{row:032x}", f"/{row}", 1, 1, 1, 1, "", {g: own[row].tobytes() for g, own in codes.items()})
         for row in range(150)

@@ -124,7 +124,7 @@ def test_a_collection_remembers_who_made_it_first(empty: Store) -> None:
     assert empty.describe() is None
     assert empty.collection not in empty.collections()
     assert empty.create(first) == first
-    assert empty.create(replace(first, fingerprint="another", adapted_on=0)) == first
+    assert empty.create(replace(first, fingerprint="a" * 16, adapted_on=0)) == first
     assert empty.describe() == first
     assert empty.collection in empty.collections()
     empty.put_encoder("f", b"data")
@@ -133,7 +133,7 @@ def test_a_collection_remembers_who_made_it_first(empty: Store) -> None:
     assert empty.describe() is None
     assert empty.get_encoder("f") is None
     empty.drop()
-    other = replace(first, fingerprint="another")
+    other = replace(first, fingerprint="a" * 16)
     assert empty.create(other) == other
     assert empty.count() == 0
 

@@ -80,7 +80,7 @@ class Binary:
     def __init__(self, file: Path, schema: Schema) -> None:
         self.file, self.schema = file, schema
         self.store = MilvusStore(str(file), "images")
-        self.store.create(Description(schema, "benchmark"))
+        self.store.create(Description(schema, "0" * 16))
         self.question = search.Question.of(schema, {"k": K})
 
     def insert(self, start: int, codes: dict[str, Codes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -33,7 +34,7 @@ from mg_milvus.cli import (
     tune,
     up,
 )
-from mg_milvus.cli.terminal import ERROR, INTERRUPTED, USAGE, complain
+from mg_milvus.cli.terminal import ERROR, INTERRUPTED, USAGE, Notes, complain
 from mg_milvus.display import printable
 from mg_milvus.errors import MgMilvusError
 
@@ -180,6 +181,7 @@ def run() -> int:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # pymilvus loads a .env that it finds, and one of a stranger's could name a proxy for everything that is sent.
     os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")
+    logging.getLogger("mg_milvus").addHandler(Notes(logging.WARNING))
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of dependencies; they say nothing to users
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,14 @@ def tell(message: str, event: str = "note", **fields: Any) -> None:
         log.emit("info", event, message=message, **fields)
     else:
         _line(message)
+
+
+class Notes(logging.Handler):
+    """What the library warns of while it goes on: a line each, as everything else that is told."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by ``logging``."""
+        tell(record.getMessage(), "warning")
 
 
 def _line(message: str) -> None:

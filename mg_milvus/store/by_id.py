@@ -34,6 +34,7 @@ class ById:
     ) -> None:  # fmt: skip
         """Args: the connection; what to read; the columns that Milvus says it has; and what runs a call of pymilvus."""
         self._connection, self._collection, self._layout, self._call = connection, collection, layout, call
+        self._reading = connection.border.reading
         self.copied = any(field["name"] == COPY for field in fields)
         """Whether rows hold their codes once more as text: not on servers, nor in files of earlier versions."""
 
@@ -43,19 +44,26 @@ class ById:
         if self.copied and granularities:
             columns.append(COPY)
         for record in self._records(ids, columns, _ROWS_A_CALL):
-            yield self._row(record, granularities)
+            with self._reading():
+                row = self._row(record, granularities)
+            yield row
 
     def codes(self, ids: Sequence[str], granularities: Sequence[str]) -> Iterator[tuple[str, Mapping[str, bytes]]]:
         """Ids and codes, in no stated order."""
         for record in self._records(ids, [COPY] if self.copied else ["id", *granularities], _CODES_A_CALL):
-            codes = self._layout.codes_of_copy(record[COPY]) if self.copied else record
-            yield record["id"], {name: codes[name] for name in granularities}
+            with self._reading():
+                copy = self._layout.codes_of_copy(record[COPY]) if self.copied else None
+                codes = self._layout.codes(record, granularities) if copy is None else copy
+                one = record["id"], {name: codes[name] for name in granularities}
+            yield one
 
     def there(self, ids: Sequence[str]) -> Iterator[list[str]]:
         """Those of the ids that have a row, some at a time."""
         for some in _chunks(ids, _ROWS_A_CALL):
-            if known := [record["id"] for record in self._records(some, ["id"], _ROWS_A_CALL)]:
-                yield known
+            with self._reading():
+                known = {record["id"] for record in self._records(some, ["id"], _ROWS_A_CALL)}
+            if there := [i for i in some if i in known]:
+                yield there
 
     def with_a_search(self) -> list[str]:
         """What to ask a search for, that it gives whole rows; nothing where it cannot give the codes."""
@@ -63,9 +71,16 @@ class ById:
             return self._layout.output_fields(tuple(self._layout.bytes))
         return [*self._layout.output_fields(()), COPY] if self.copied else []
 
-    def row(self, entity: Mapping[str, Any]) -> Row:
-        """The row that a search has given, which was asked for ``with_a_search``."""
-        return self._row(entity, tuple(self._layout.bytes))
+    def row(self, hit: Mapping[str, Any]) -> Row:
+        """The row that a search has given, which was asked for ``with_a_search``.
+
+        Raises:
+            ValueError, KeyError: it is no row, or that of another hit.
+        """
+        row = self._row(hit["entity"], tuple(self._layout.bytes))
+        if row.id != hit["id"]:
+            raise ValueError(f"{hit['id']!r} came with the row {row.id!r}")
+        return row
 
     def _row(self, record: Mapping[str, Any], granularities: Sequence[str]) -> Row:
         if not self.copied or not granularities:
@@ -85,17 +100,22 @@ class ById:
                         consistency_level="Strong", timeout=timeout,
                     )
                 )  # fmt: skip
-                yield from tables.records(found)
+                with self._reading():
+                    records = tables.records(found)
+                yield from records
                 continue
             shortest = min(self._layout.bytes, key=self._layout.bytes.__getitem__)
-            (found,) = self._call(
+            found = self._call(
                 partial(
                     client.search, self._collection, [bytes(self._layout.bytes[shortest])], filter=among(some),
                     limit=len(some), output_fields=columns, anns_field=shortest, timeout=timeout,
                     search_params={"metric_type": "HAMMING", "params": {}},
                 )
             )  # fmt: skip
-            yield from (hit["entity"] | {"id": hit["id"]} for hit in found)
+            with self._reading():
+                (hits,) = found
+                records = [hit["entity"] | {"id": hit["id"]} for hit in hits]
+            yield from records
 
 
 def _chunks(ids: Sequence[str], size: int) -> Iterator[list[str]]:

@@ -7,10 +7,11 @@ VARCHAR, whose characters pymilvus checks one by one, the same takes 0.6 s to wr
 from __future__ import annotations
 
 import base64
+import math
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mg_milvus.errors import ForeignCollectionError
+from mg_milvus.errors import ForeignCollectionError, StoreError
 from mg_milvus.schema import Granularity, StorageSettings
 from mg_milvus.store import tables
 from mg_milvus.store.description import encode_companion
@@ -18,12 +19,16 @@ from mg_milvus.store.filters import literal
 from mg_milvus.store.layout import Column
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mg_milvus.store.connection import Connection
 
 _PART = 48_000
 """Bytes of the file in one row: 64,000 of base64, where a JSON value may have 65,536."""
 _KEY = "base64"  # servers take objects only
 _PARTS_A_CALL = 64
+MOST_BYTES = 256_000_000
+"""Largest encoder file that is kept, and read: eight times those that are kept with their backbone."""
 _COLUMNS = (
     Column("id", "string", 64),
     Column("parts", "int"),
@@ -56,7 +61,16 @@ class Companion:
         return found is not None
 
     def put(self, fingerprint: str, data: bytes) -> None:
-        """Write all parts; a part that is there is replaced by the same."""
+        """Write all parts; a part that is there is replaced by the same.
+
+        Raises:
+            StoreError: the file is larger than what is read again.
+        """
+        if len(data) > MOST_BYTES:
+            raise StoreError(
+                f"the encoder {fingerprint} has {len(data):,} bytes, at most {MOST_BYTES:,} are kept in Milvus: use "
+                "smaller heads"
+            )
         storage = StorageSettings()
         if not self.exists():
             tables.create(
@@ -80,7 +94,11 @@ class Companion:
             self._connection.border.write(partial(client.upsert, self.name, some, timeout=self._timeout))
 
     def get(self, fingerprint: str) -> bytes | None:
-        """The file; None when it, or a part of it, is missing."""
+        """The file; None when it, or a part of it, is missing.
+
+        Raises:
+            StoreError: what is there is none that ``put`` has written.
+        """
         if not self.exists():
             return None
         self._load()
@@ -88,11 +106,14 @@ class Companion:
         if 0 not in found:
             return None
         count, size, _ = found[0]
+        with self._connection.border.reading():
+            if not 0 <= size <= MOST_BYTES or count != max(1, math.ceil(size / _PART)):
+                raise ValueError(f"an encoder of {size:,} bytes in {count:,} parts, expected at most {MOST_BYTES:,}")
         for first in range(1, count, _PARTS_A_CALL):
             found |= self._read(fingerprint, first, min(first + _PARTS_A_CALL, count))
         if len(found) != count or any(part[:2] != (count, size) for part in found.values()):
             return None
-        data = b"".join(base64.b64decode(found[number][2]) for number in range(count))
+        data = b"".join(found[number][2] for number in range(count))
         return data if len(data) == size else None
 
     def drop(self, fingerprint: str) -> None:
@@ -103,8 +124,9 @@ class Companion:
             client = self._connection.client
             self._connection.border.write(lambda: client.delete(self.name, filter=parts, timeout=self._timeout))
 
-    def _read(self, fingerprint: str, first: int, end: int) -> dict[int, tuple[int, int, str]]:
-        wanted = ",".join(literal(f"{fingerprint}:{number}") for number in range(first, end))
+    def _read(self, fingerprint: str, first: int, end: int) -> dict[int, tuple[int, int, bytes]]:
+        numbers = {f"{fingerprint}:{number}": number for number in range(first, end)}
+        wanted = ",".join(map(literal, numbers))
         rows = self._connection.border.call(
             lambda: self._connection.client.query(
                 self.name,
@@ -114,7 +136,22 @@ class Companion:
                 timeout=self._timeout,
             )
         )
-        return {int(row["id"].rpartition(":")[2]): (row["parts"], row["size"], row["data"][_KEY]) for row in rows}
+        with self._connection.border.reading():
+            return {numbers[row["id"]]: _part(row) for row in rows}
 
     def _load(self) -> None:
         tables.prepare(self._connection, self.name, [_VECTOR.name], ("BIN_FLAT", {}), replicas=1)
+
+
+def _part(row: Mapping[str, Any]) -> tuple[int, int, bytes]:
+    """The number of parts, the size of the file, and the bytes of this part.
+
+    Raises:
+        ValueError, KeyError, TypeError: ``put`` has not written this row.
+    """
+    parts, size, text = row["parts"], row["size"], row["data"][_KEY]
+    if type(parts) is not int or type(size) is not int or type(text) is not str:
+        raise ValueError(f"a part of the encoder is of the types {type(parts)}, {type(size)}, {type(text)}")
+    if len(text) > _PART * 4 // 3:
+        raise ValueError(f"a part of the encoder has {len(text):,} characters, expected {_PART * 4 // 3:,} at most")
+    return parts, size, base64.b64decode(text, validate=True)

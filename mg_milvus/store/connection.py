@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import grpc
 from pymilvus import Function, FunctionType, MilvusClient, RRFRanker
 
+from mg_milvus.display import one_line
 from mg_milvus.errors import StoreError, StoreLockedError, StoreUnavailableError, UnsupportedError
 from mg_milvus.store import own_servers
 from mg_milvus.store.access import Tls
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _CONNECT_ATTEMPTS = 3
 _LITE_PATIENCE = 180.0
 """Seconds: a slow machine reads three million rows in this time. An engine that is dead, not busy, says so at once."""
+_MOST_BYTES = 512 << 20
+"""Longest answer that is taken: what servers send at most unless set otherwise. pymilvus takes any."""
 Version = tuple[int, int, int]
 
 
@@ -211,8 +214,9 @@ def _client(
     border: Border, address: str, token: str | None, timeout: float, more: Mapping[str, Any] | None = None
 ) -> MilvusClient:
     # A connection of its own: pymilvus never closes those that it shares between clients.
+    options = {"grpc_options": {"grpc.max_receive_message_length": _MOST_BYTES}, **(more or {})}
     return border.call(
-        lambda: MilvusClient(address, token=token or "", timeout=timeout, dedicated=True, **(more or {})),
+        lambda: MilvusClient(address, token=token or "", timeout=timeout, dedicated=True, **options),
         _CONNECT_ATTEMPTS,
     )
 
@@ -230,10 +234,10 @@ def _ask_engine(border: Border, client: MilvusClient, timeout: float) -> Engine:
     return (
         Engine(True, None, "Milvus Lite")
         if told is None
-        else Engine(False, _version(told), f"Milvus {told.lstrip('v')}")
+        else Engine(False, _version(told), f"Milvus {one_line(told.lstrip('v'), 60)}")
     )
 
 
 def _version(told: str) -> Version | None:
-    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", told)
+    match = re.match(r"v?([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})", told)
     return (int(match[1]), int(match[2]), int(match[3])) if match else None

@@ -10,16 +10,19 @@ import random
 import re
 import threading
 import time
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from pymilvus import exceptions as vendor
 
+from mg_milvus.display import one_line
 from mg_milvus.errors import (
     AuthenticationError,
     CollectionNotFoundError,
     FilterError,
+    MgMilvusError,
     StoreError,
     StoreUnavailableError,
     UnsupportedError,
@@ -32,7 +35,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 VENDOR_ERRORS = (vendor.MilvusException, grpc.RpcError, grpc.FutureTimeoutError)
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What taking an answer apart can raise, in pymilvus and here, when a server says what none should."""
 ATTEMPTS = 6
+_MOST_READ = 2_000
+"""Characters of a server's message that are searched for what it means; some patterns take the square of this."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 2.0
 
 _BY_CODE: dict[object, type[StoreError]] = {
@@ -125,7 +132,7 @@ def kind_of(error: BaseException) -> type[StoreError]:
     for vendors, ours in _BY_CLASS.items():
         if isinstance(error, vendors):
             return ours
-    text = _text(error)
+    text = _text(error)[:_MOST_READ]
     return next((ours for pattern, ours in _BY_TEXT if pattern.search(text)), StoreError)
 
 
@@ -137,7 +144,7 @@ def translate(error: BaseException, where: str, collection: str, token: str | No
     kind = kind_of(error)
     # pymilvus says of a refused token that the server may be unavailable; the server's own word is further down.
     inner = (e for e in _chain(error) if kind is AuthenticationError and _BY_CODE.get(_code(e)) is kind)
-    said = hide(" ".join(_text(next(inner, error)).split()), token)[:500] or type(error).__name__
+    said = one_line(hide(_text(next(inner, error)), token), 500) or type(error).__name__
     messages = {
         AuthenticationError: f"{where} refused the token ({said}): give --token USER:PASSWORD or MGM_TOKEN",
         CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",
@@ -161,7 +168,7 @@ def is_transient(error: BaseException) -> bool:
     return (
         kind_of(error) is StoreUnavailableError
         or _code(error) == vendor.ErrorCode.RATE_LIMIT
-        or bool(_BUSY.search(_text(error)))
+        or bool(_BUSY.search(_text(error)[:_MOST_READ]))
     )
 
 
@@ -199,6 +206,29 @@ class Border:
         """Refuse all later calls."""
         self._closed.set()
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around what takes an answer apart.
+
+        Raises:
+            StoreError: the answer is not one that Milvus gives.
+        """
+        try:
+            yield
+        except MgMilvusError:
+            raise
+        except VENDOR_ERRORS as exc:
+            raise translate(exc, self._where, self._collection, self._token) from exc
+        except UNREADABLE as exc:
+            raise self._unreadable(exc) from exc
+
+    def _unreadable(self, error: BaseException) -> StoreError:
+        said = f"{type(error).__name__}: {one_line(hide(str(error), self._token))}".removesuffix(": ")
+        return StoreError(
+            f"the answer of Milvus at {self._where} about '{self._collection}' cannot be read ({said}): check that it "
+            "is a Milvus server, and that no other program has written into the collection"
+        )
+
     def write(self, operation: Callable[[], T]) -> T:
         """``call`` for what changes something. It counts as done only if there was room for it before and after.
 
@@ -214,7 +244,7 @@ class Border:
         """The operation's result.
 
         Raises:
-            StoreError: or one of its children, from the vendor's exception.
+            StoreError: or one of its children, from the vendor's exception; or the answer cannot be read.
         """
         if self._closed.is_set():
             raise StoreError(f"the connection to {self._where} was closed: open it again")
@@ -233,6 +263,10 @@ class Border:
                 wait = delay * (0.5 + self._random.random() / 2)
                 if attempts <= 0 or time.monotonic() + wait > deadline or not is_transient(exc):
                     raise translate(exc, self._where, self._collection, self._token) from exc
+            except MgMilvusError:
+                raise
+            except UNREADABLE as exc:
+                raise self._unreadable(exc) from exc
             finally:
                 _inside.reset(token)
             time.sleep(wait)

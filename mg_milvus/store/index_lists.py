@@ -12,14 +12,15 @@ FEWEST_ROWS = 1_024
 """Rows of a segment from which on Milvus builds an index at all."""
 FEW_ROWS = 65_536
 """Rows of a segment up to which any number of clusters does: comparing with all of them takes about a millisecond."""
-_MOST = 65_536
+MOST_LISTS = 65_536
+"""The most that Milvus takes."""
 _SEGMENT = 1 << 30
 """Bytes of rows in a sealed segment (dataCoord.segment.maxSize); each has an index of its own."""
 
 
 def nlist_for(rows: int) -> int:
     """Clusters for the rows of one segment: 4 times their root, as Milvus and FAISS advise; 1 to 65,536."""
-    return min(_MOST, max(1, round(4 * math.sqrt(rows))))
+    return min(MOST_LISTS, max(1, round(4 * math.sqrt(rows))))
 
 
 def fits(nlist: int, rows: int) -> bool:

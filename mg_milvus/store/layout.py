@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mg_milvus.display import one_line
 from mg_milvus.errors import QueryError, StoreError
 from mg_milvus.store import Neighbours, Row
 
@@ -88,6 +89,8 @@ class Layout:
         self._places = tuple(
             (name, slice(end - width, end)) for (name, width), end in zip(self.bytes.items(), ends, strict=True)
         )
+        self._types_in_order = tuple(_PYTHON[column.type] for column in self.columns)
+        self._texts = tuple((place, c.name, c.max_bytes) for place, c in enumerate(self.columns) if c.type == "string")
         self.copy = Column(COPY, "string", len(b2a_base64(bytes(sum(self.bytes.values())), newline=False)))
 
     @property
@@ -189,33 +192,107 @@ class Layout:
         return b2a_base64(b"".join(record[name] for name in self.bytes), newline=False).decode()
 
     def row(self, record: Mapping[str, Any], granularities: Sequence[str]) -> Row:
-        """A record as a row, with the codes of these granularities. Milvus gives each code as a list of one."""
+        """A record as a row, with the codes of these granularities.
+
+        Raises:
+            ValueError, KeyError: the record is not what ``records`` makes.
+        """
+        return self.row_with(record, self.codes(record, granularities))
+
+    def codes(self, record: Mapping[str, Any], granularities: Sequence[str]) -> dict[str, bytes]:
+        """The codes in a record. Milvus gives each as a list of one.
+
+        Raises:
+            ValueError, KeyError: a code is missing, or has another length than the schema's.
+        """
         codes = {}
         for name in granularities:
             code = record[name]
-            codes[name] = code if type(code) is bytes else code[0]
-        return self.row_with(record, codes)
+            codes[name] = code = code if type(code) is bytes else code[0]
+            if type(code) is not bytes or len(code) != self.bytes[name]:
+                raise ValueError(f"row {record['id']!r} has no code '{name}' of {self.bytes[name]} bytes")
+        return codes
 
     def row_with(self, record: Mapping[str, Any], codes: Mapping[str, bytes]) -> Row:
-        """A record as a row with these codes."""
-        return Row(
-            record["id"], record["path"], record["size"], record["mtime_ns"], record["width"], record["height"],
-            record["content_hash"], codes, {column.name: record[column.name] for column in self.extras},
-        )  # fmt: skip
+        """A record as a row with these codes.
+
+        Raises:
+            ValueError, KeyError: a value is missing, or is none that ``records`` takes.
+        """
+        values = [record[column.name] for column in self.columns]
+        if tuple(map(type, values)) != self._types_in_order:
+            self._refuse_types(values)
+        for place, name, most in self._texts:
+            if len(values[place]) > most:
+                raise ValueError(f"{name} of row {values[0]!r} is longer than {most} bytes")
+        row_id, path, size, mtime_ns, width, height, content_hash, *extras = values
+        if not could_be_id(row_id):
+            raise ValueError(f"{row_id!r} is not an id")
+        if size < 0 or width < 0 or height < 0:
+            raise ValueError(f"row {row_id!r} is of {width} x {height} pixels and {size} bytes")
+        fields = {column.name: value for column, value in zip(self.extras, extras, strict=True)}
+        return Row(row_id, path, size, mtime_ns, width, height, content_hash, codes, fields)
 
     def codes_of_copy(self, text: str) -> dict[str, bytes]:
-        """The codes that ``copied`` has put into ``COPY``."""
+        """The codes that ``copied`` has put into ``COPY``.
+
+        Raises:
+            ValueError: it has not put this there.
+        """
         packed = a2b_base64(text)
+        if len(packed) != sum(self.bytes.values()):
+            raise ValueError(f"{COPY} holds {len(packed)} bytes of codes, expected {sum(self.bytes.values())}")
         return {name: packed[place] for name, place in self._places}
+
+    def _refuse_types(self, values: Sequence[object]) -> None:
+        for column, value, expected in zip(self.columns, values, self._types_in_order, strict=True):
+            if type(value) is not expected:
+                raise ValueError(f"{column.name} of row {values[0]!r} is {value!r}, expected a {column.type}")
 
     def _check_granularity(self, name: str) -> None:
         if name not in self.bytes:
             raise QueryError(f"there is no granularity '{name}', expected one of {', '.join(self.bytes)}")
 
 
+def hits_of(hits: Any, bits: int, depth: int) -> list[tuple[float, str]]:
+    """One query's part of a search's answer as pairs (distance, id), as they came.
+
+    Args:
+        hits: has ``distances`` and ``ids``.
+        bits: of the codes: the longest distance.
+        depth: hits that were asked for.
+
+    Raises:
+        ValueError: there are more, or what they say cannot be.
+    """
+    pairs = list(zip(hits.distances, hits.ids, strict=True))
+    if len(pairs) > depth:
+        raise ValueError(f"{len(pairs)} hits, expected at most {depth}")
+    for distance, row_id in pairs:
+        if not 0 <= distance <= bits or distance != int(distance):
+            raise ValueError(f"{row_id!r} is at a distance of {distance}, expected 0 to {bits} bits")
+        check_hit_id(row_id)
+    return pairs
+
+
+def check_hit_id(row_id: object) -> None:
+    """Raise ValueError unless a search's answer may name this id."""
+    if not isinstance(row_id, str) or not could_be_id(row_id):
+        raise ValueError(f"{one_line(repr(row_id))} is not an id")
+
+
 def neighbours(found: Iterable[tuple[float, str]], depth: int | None = None) -> Neighbours:
-    """Pairs (distance, id) as ``Neighbours``. Milvus orders by distance; the order within a tie is made ours: by id."""
-    ordered = sorted(found)[:depth]
+    """Pairs (distance, id) as ``Neighbours``. Milvus orders by distance; the order within a tie is made ours: by id.
+
+    An id that comes twice, as after an import into rows that were there, counts once, where it is nearest.
+    """
+    ordered = sorted(found)
+    if len({i for _, i in ordered}) < len(ordered):
+        nearest: dict[str, float] = {}
+        for distance, row_id in ordered:
+            nearest.setdefault(row_id, distance)
+        ordered = [(distance, row_id) for row_id, distance in nearest.items()]
+    ordered = ordered[:depth]
     return Neighbours([i for _, i in ordered], np.array([d for d, _ in ordered], np.int32))
 
 

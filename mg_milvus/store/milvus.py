@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import threading
 import time
@@ -13,16 +15,23 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from pymilvus import AnnSearchRequest
 
-from mg_milvus.errors import CollectionNotFoundError, StoreUnavailableError
+from mg_milvus.display import one_line
+from mg_milvus.errors import (
+    AuthenticationError,
+    CollectionNotFoundError,
+    ForeignCollectionError,
+    StoreError,
+    StoreUnavailableError,
+)
 from mg_milvus.store import Description, Neighbours, Row, tables
 from mg_milvus.store.access import split_token
 from mg_milvus.store.by_id import ById
 from mg_milvus.store.companion import Companion
 from mg_milvus.store.connection import connect
-from mg_milvus.store.description import COMPANIONS, decode_description, encode_description, own_description, tuned
+from mg_milvus.store.description import decode_description, encode_description, tuned
 from mg_milvus.store.filters import among, checked
 from mg_milvus.store.indexes import MilvusIndexes
-from mg_milvus.store.layout import COPY, Layout, check_collection_name, neighbours
+from mg_milvus.store.layout import COPY, Layout, check_collection_name, check_hit_id, hits_of, neighbours
 from mg_milvus.store.regions import RegionTable
 from mg_milvus.store.tuned import TunedRecord
 
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
     from mg_milvus.store.access import Tls
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 _ROWS_A_CALL = 1000
 _RESULTS_A_CALL = 250_000
@@ -168,10 +178,11 @@ class MilvusStore:
                     timeout=self._timeout,
                 )
             )
-            for hits in results:
-                found.append(neighbours(zip(hits.distances, hits.ids, strict=True)))
-                if output and known is not None:
-                    known |= {hit["id"]: self._by_id.row(hit["entity"]) for hit in hits if hit["id"] not in known}
+            with self._connection.border.reading():
+                for _, hits in zip(queries, results, strict=True):
+                    found.append(neighbours(hits_of(hits, 8 * layout.bytes[granularity], depth)))
+                    if output and known is not None:
+                        known |= {hit["id"]: self._by_id.row(hit) for hit in hits if hit["id"] not in known}
         return found
 
     def hybrid(
@@ -199,9 +210,11 @@ class MilvusStore:
             results = self._call(
                 partial(self._client.hybrid_search, self.collection, requests, ranker, limit=k, timeout=self._timeout)
             )
-            for hits in results:
-                pairs = [(i, scale * score) for i, score in zip(hits.ids, hits.distances, strict=True)]
-                fused.append(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+            with self._connection.border.reading():
+                for _, hits in zip(some, results, strict=True):
+                    pairs = [(i, scale * score) for i, score in zip(hits.ids, hits.distances, strict=True)]
+                    _check_fused(pairs, k)
+                    fused.append(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
         return fused
 
     def fetch(self, ids: Sequence[str], granularities: Sequence[str] = ()) -> dict[str, Row]:
@@ -230,17 +243,22 @@ class MilvusStore:
                 consistency_level="Strong",
             )
         )
+        last = ""
         try:
             while records := self._call(iterator.next):
+                last = tables.went_on(self._connection, last, records)
                 for some in _chunks(records, _ROWS_A_CALL):
-                    yield [layout.row(record, granularities) for record in some]
+                    with self._connection.border.reading():
+                        rows = [layout.row(record, granularities) for record in some]
+                    yield rows
         finally:
             iterator.close()
 
     def count(self, where: str | None = None) -> int:
         """See ``Store``."""
         self._ready()
-        return int(self._query(checked(where, lite=self._connection.engine.lite), ["count(*)"])[0]["count(*)"])
+        chosen = checked(where, lite=self._connection.engine.lite)
+        return self._call(partial(tables.counted, self._connection, self.collection, chosen))
 
     def size(self) -> int:
         """See ``Store``."""
@@ -278,12 +296,7 @@ class MilvusStore:
 
     def collections(self) -> list[str]:
         """See ``Store``."""
-        names = []
-        for name in self._call(lambda: self._client.list_collections(timeout=self._timeout)):
-            own = own_description(tables.described(self._connection, name) or "")
-            if own is not None and not own.keys() & COMPANIONS:
-                names.append(name)
-        return sorted(names)
+        return sorted(filter(self._is_usable, self._call(lambda: self._client.list_collections(timeout=self._timeout))))
 
     def server(self) -> str:
         """See ``Store``."""
@@ -305,12 +318,19 @@ class MilvusStore:
             self._layout = None  # another client dropped it, and may make another
             raise
 
-    def _query(self, where: str, fields: list[str]) -> Any:
-        return self._call(
-            lambda: self._client.query(
-                self.collection, filter=where, output_fields=fields, consistency_level="Strong", timeout=self._timeout
-            )
-        )
+    def _is_usable(self, name: str) -> bool:
+        """Whether it is a collection of pictures. One that cannot be read keeps nobody from the others."""
+        try:
+            check_collection_name(name)
+            decode_description(tables.described(self._connection, name) or "", name)
+        except ForeignCollectionError:
+            return False
+        except (StoreUnavailableError, AuthenticationError):
+            raise
+        except StoreError as exc:
+            _log.warning("a collection is passed over: %s", one_line(str(exc), 500))
+            return False
+        return True
 
     def _open(self, description: Description) -> Layout:
         schema = description.schema
@@ -318,7 +338,7 @@ class MilvusStore:
         index = self._connection.engine.index(schema)
         tables.prepare(self._connection, self.collection, list(layout.bytes), index, schema.storage.replicas)
         self._lists = tables.lists(self._connection, self.collection, list(layout.bytes))
-        self._fields = tables.fields(self._connection, self.collection)
+        self._fields = tables.fields(self._connection, self.collection, layout.columns, layout.bytes)
         self._by_id = ById(self._connection, self.collection, layout, self._fields, self._call)
         self._description, self._layout = description, layout
         return layout
@@ -352,6 +372,16 @@ class MilvusStore:
                 remedy = f"choose one of {others}, or ingest pictures first" if others else "ingest pictures first"
                 raise CollectionNotFoundError(f"there is no collection '{self.collection}' at {self.uri}: {remedy}")
             return self._open(description)
+
+
+def _check_fused(pairs: Sequence[tuple[object, float]], k: int) -> None:
+    """Raise ValueError unless these can be the first ``k`` of a fusion: pairs (id, score)."""
+    if len(pairs) > k or len({row_id for row_id, _ in pairs}) < len(pairs):
+        raise ValueError(f"{len(pairs)} hits, expected at most {k} different ones")
+    for row_id, score in pairs:
+        check_hit_id(row_id)
+        if not math.isfinite(score):
+            raise ValueError(f"{row_id!r} has the score {score}")
 
 
 def _chunks(items: Any, size: int) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +43,13 @@ def region_records(rows: Sequence[Row], parts: PartsSettings) -> list[Record]:
             for number, scale in enumerate(scales)
         ]
     return records
+
+
+def check_region_id(text: str, regions: int) -> None:
+    """Raise ValueError unless it is the id of one of a picture's regions, which come in this number."""
+    picture, _, number = text.rpartition(":")
+    if not picture or not re.fullmatch("[0-9]{1,6}", number) or int(number) >= regions:
+        raise ValueError(f"{text!r} is not the id of a region")
 
 
 def parts_of(pictures: Sequence[str], found: Mapping[str, bytes], regions: int) -> dict[str, bytes]:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mg_milvus.display import one_line
 from mg_milvus.errors import ForeignCollectionError, QueryError, StoreError
 from mg_milvus.regions import region_id, scale_of
 from mg_milvus.schema import Granularity
 from mg_milvus.store import tables
 from mg_milvus.store.description import encode_regions, own_description
 from mg_milvus.store.filters import among
-from mg_milvus.store.layout import MAX_DEPTH, Column, neighbours
-from mg_milvus.store.region_layout import CODE, NO_REGIONS, check_details, parts_of, region_records
+from mg_milvus.store.layout import MAX_DEPTH, Column, hits_of, neighbours
+from mg_milvus.store.region_layout import CODE, NO_REGIONS, check_details, check_region_id, parts_of, region_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +69,7 @@ class RegionTable:
                 self._connection, self.name, wanted, _COLUMNS, [Granularity(name=CODE, bits=parts.bits)],
                 description.schema.storage,
             )  # fmt: skip
-        self._load(description)
+        self._load(description, parts)
 
     def forget(self) -> None:
         """Look at the collection anew before the next question."""
@@ -109,17 +110,11 @@ class RegionTable:
     def count(self) -> int:
         """See ``Regions``."""
         self._parts()
-        client = self._connection.client
-        rows = self._call(
-            lambda: client.query(
-                self.name, filter="", output_fields=["count(*)"], consistency_level="Strong", timeout=self._timeout
-            )
-        )
-        return int(rows[0]["count(*)"])
+        return int(self._call(partial(tables.counted, self._connection, self.name)))
 
     def scan(self) -> Iterator[list[str]]:
         """See ``Regions``."""
-        self._parts()
+        parts = self._parts()
         client = self._connection.client
         iterator = self._call(
             lambda: client.query_iterator(
@@ -127,9 +122,15 @@ class RegionTable:
                 consistency_level="Strong",
             )
         )  # fmt: skip
+        last = ""
         try:
             while records := self._call(iterator.next):
-                yield [record["id"] for record in records]
+                last = tables.went_on(self._connection, last, records)
+                with self._connection.border.reading():
+                    ids = [str(record["id"]) for record in records]
+                    for region in ids:
+                        check_region_id(region, parts.regions)
+                yield ids
         finally:
             iterator.close()
 
@@ -146,7 +147,11 @@ class RegionTable:
                     consistency_level="Strong", timeout=self._timeout,
                 )
             )  # fmt: skip
-            found |= {record["id"]: record[CODE] for record in tables.records(answer)}
+            with self._connection.border.reading():
+                for record in tables.records(answer):
+                    found[record["id"]] = code = record[CODE]
+                    if type(code) is not bytes or len(code) != parts.bits // 8:
+                        raise ValueError(f"region {record['id']!r} has no code of {parts.bits // 8} bytes")
         return parts_of(pictures, found, parts.regions)
 
     def delete(self, pictures: Sequence[str]) -> None:
@@ -160,23 +165,28 @@ class RegionTable:
     def _search(self, codes: Codes, depth: int, where: str) -> list[list[tuple[float, str]]]:
         client = self._connection.client
         parameters = self._connection.engine.search(self._described().schema, depth, self._nlist)
+        bits, regions = 8 * codes.shape[1], self._parts().regions
         results = self._call(
             lambda: client.search(
                 self.name, [code.tobytes() for code in codes], filter=where, limit=depth, search_params=parameters,
                 anns_field=CODE, timeout=self._timeout,
             )
         )  # fmt: skip
-        return [list(zip(hits.distances, hits.ids, strict=True)) for hits in results]
+        with self._connection.border.reading():
+            found = [hits_of(hits, bits, depth) for _, hits in zip(codes, results, strict=True)]
+            for _, region in (hit for own in found for hit in own):
+                check_region_id(region, regions)
+        return found
 
     def _parts(self) -> PartsSettings:
         """The regions that the collection has; their table is loaded now."""
         description = self._described()
         if description.schema.parts is None:
             raise QueryError(NO_REGIONS)
-        self._load(description)
+        self._load(description, description.schema.parts)
         return description.schema.parts
 
-    def _load(self, description: Description) -> None:
+    def _load(self, description: Description, parts: PartsSettings) -> None:
         wanted = encode_regions(self._collection, description)
         if self._loaded == wanted:
             return
@@ -185,7 +195,7 @@ class RegionTable:
         if text is None:
             raise StoreError(f"collection '{self.name}', which holds the codes of regions, is missing: {remedy}")
         if text != wanted:
-            made = (own_description(text) or {}).get("fingerprint", "something else")
+            made = one_line(str((own_description(text) or {}).get("fingerprint", "something else")), 40)
             raise StoreError(
                 f"collection '{self.name}' holds regions of the encoder {made}, but '{self._collection}' was filled "
                 f"by {description.fingerprint}: {remedy}"
@@ -193,7 +203,7 @@ class RegionTable:
         index = self._connection.engine.index(description.schema)
         tables.prepare(self._connection, self.name, [CODE], index, description.schema.storage.replicas)
         self._nlist = tables.lists(self._connection, self.name, [CODE]).get(CODE)
-        self._fields = tables.fields(self._connection, self.name)
+        self._fields = tables.fields(self._connection, self.name, _COLUMNS, {CODE: parts.bits // 8})
         self._loaded = wanted
 
     def _is_own(self, text: str) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pymilvus import DataType, MilvusClient
 from pymilvus.client.types import LoadState
 
+from mg_milvus.display import one_line
 from mg_milvus.errors import CollectionNotFoundError, StoreError
+from mg_milvus.store.index_lists import MOST_LISTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +38,34 @@ def described(connection: Connection, name: str) -> str | None:
         found = connection.border.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
     except CollectionNotFoundError:
         return None
-    return str(found["description"])
+    with connection.border.reading():
+        return str(found["description"])
+
+
+def counted(connection: Connection, name: str, where: str = "") -> int:
+    """Rows of a collection, which is loaded, or those that match: for a border to run.
+
+    Raises:
+        ValueError: the answer is no number of rows.
+    """
+    rows = connection.client.query(
+        name, filter=where, output_fields=["count(*)"], consistency_level="Strong", timeout=connection.timeout
+    )
+    if type(count := rows[0]["count(*)"]) is not int or count < 0:
+        raise ValueError(f"there are {count!r} rows")
+    return count
+
+
+def went_on(connection: Connection, last: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """The id that an iterator goes on from after these records.
+
+    Raises:
+        StoreError: it is not behind ``last``, the one before: the iterator would repeat itself without an end.
+    """
+    with connection.border.reading():
+        if not last < (now := records[-1]["id"]):
+            raise ValueError(f"the rows after {last!r} end with {now!r}, which is not behind it")
+    return str(now)
 
 
 def create(
@@ -81,10 +111,33 @@ def create(
             raise
 
 
-def fields(connection: Connection, name: str) -> list[dict[str, Any]]:
-    """The columns of a collection as Milvus describes them: each has a ``name`` and a ``type``."""
+def fields(
+    connection: Connection, name: str, columns: Sequence[Column], vectors: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """The columns of a collection as Milvus describes them: each has a ``name`` and a ``type``.
+
+    Args:
+        connection: to ask.
+        name: of the collection.
+        columns: that its description promises.
+        vectors: field of codes -> bytes of a code, likewise.
+
+    Raises:
+        StoreError: one is missing, or of another type.
+    """
     found = connection.border.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
-    return list(found["fields"])
+    with connection.border.reading():
+        own = list(found["fields"])
+        there = {field["name"]: (field["type"], field["params"].get("dim")) for field in own}
+    wanted: dict[str, tuple[DataType, int | None]] = {column.name: (_TYPES[column.type], None) for column in columns}
+    wanted |= {vector: (DataType.BINARY_VECTOR, 8 * size) for vector, size in vectors.items()}
+    for column, kind in wanted.items():
+        if there.get(column) != kind:
+            raise StoreError(
+                f"collection '{name}' has no column '{column}' as its description says, or one of another type: "
+                "something else has made it, choose another collection"
+            )
+    return own
 
 
 def upsert(
@@ -95,6 +148,12 @@ def upsert(
     They go to pymilvus as columns, the way of its ORM: ``MilvusClient.upsert`` takes rows and packs them value by
     value, which takes more time than all the rest together (benchmarks/store_overhead.py).
     """
+    for field in own:
+        if field["name"] not in records[0]:
+            raise StoreError(
+                f"collection '{name}' has a column {one_line(repr(field['name']), 80)}, which is none of its schema's: "
+                "another program has added it, remove it"
+            )
     columns = [
         {"name": field["name"], "type": field["type"], "values": [record[field["name"]] for record in records]}
         for field in own
@@ -135,9 +194,16 @@ def lists(connection: Connection, name: str, vectors: Sequence[str]) -> dict[str
         told = connection.border.call(
             partial(connection.client.describe_index, name, vector, timeout=connection.timeout)
         )
-        if told and told.get("index_type") == "BIN_IVF_FLAT" and str(told.get("nlist", "")).isdigit():
-            found[vector] = int(told["nlist"])
+        with connection.border.reading():
+            if told and told.get("index_type") == "BIN_IVF_FLAT" and "nlist" in told:
+                found[vector] = _nlist(str(told["nlist"]))
     return found
+
+
+def _nlist(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= MOST_LISTS:
+        raise ValueError(f"nlist is {one_line(text, 40)}, expected 1 to {MOST_LISTS}")
+    return int(text)
 
 
 def records(result: Any) -> list[dict[str, Any]]:
