@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mg_milvus.display import one_line
 from mg_milvus.encoder import load_encoder
-from mg_milvus.encoder.files import write_whole
+from mg_milvus.encoder.files import write_private
 from mg_milvus.errors import EncoderError, EncoderMismatchError
 from mg_milvus.store.description import is_fingerprint
 
@@ -101,5 +101,4 @@ def _copy(fingerprint: str) -> Path:
 
 def _cache(fingerprint: str, data: bytes) -> None:
     with suppress(OSError):  # a cache that cannot be written is no reason to fail
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        write_whole(_copy(fingerprint), data)
+        write_private(_copy(fingerprint), data)

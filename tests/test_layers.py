@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(mg_milvus.__file__).parent
 
 PLAN = (
-    ("errors", "plain_files", "display"),
+    ("errors", "plain_files", "private", "display"),
     ("notebook",),
     ("codes", "hits", "meters", "regions"),
     ("schema", "metrics", "code_health"),

@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mg_milvus.errors import MgMilvusError, StoreError
+from mg_milvus.private import open_private
 from mg_milvus.store import lite, own_servers
 from mg_milvus.store.lite_keys import index_keys
 from mg_milvus.store.served import Served, answers, log_of, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from io import TextIOWrapper
 
     from mg_milvus.store.proxy import Proxy
 
@@ -156,6 +158,14 @@ def _listen(port: int, token: str, engine: Path) -> Proxy:
         ) from exc
 
 
+class _PrivateLog(RotatingFileHandler):
+    """Log files for this user only."""
+
+    def _open(self) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        return open(open_private(Path(self.baseFilename), flags), "a", encoding="utf-8")
+
+
 def open_log(file: Path) -> logging.Logger:
     """Two files of ``LOG_BYTES`` at most, however long the server runs."""
     log = logging.getLogger("mg_milvus.keeper")
@@ -163,7 +173,7 @@ def open_log(file: Path) -> logging.Logger:
     log.propagate = False
     logging.raiseExceptions = False  # a full disk must not stop the server
     try:
-        handler = RotatingFileHandler(log_of(file), maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
+        handler = _PrivateLog(log_of(file), maxBytes=LOG_BYTES, backupCount=1)
     except OSError as exc:
         raise StoreError(
             f"{log_of(file)} cannot be written ({exc.strerror}): choose a folder you may write to"

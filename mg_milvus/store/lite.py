@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from mg_milvus import private
 from mg_milvus.errors import StoreError, StoreLockedError, UnsupportedError
 from mg_milvus.store.lite_keys import index_keys
 
@@ -41,7 +42,6 @@ _PASSED_ON = (
 )  # fmt: skip
 """What started programs get of this one's environment, which may hold secrets and names that run foreign code."""
 _PATHS = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-_PRIVATE_UMASK = 0o077
 _SERVER_REMEDY = "give the URI of a Milvus server instead, such as http://localhost:19530"
 
 
@@ -210,7 +210,7 @@ def _launch(binary: Path, file: Path) -> _Engine:
             [binary, file, f"unix:{folder / 's'}", "ERROR", lock_file(file)],
             cwd=folder,  # never a folder of data: what lies there may be a stranger's
             env=environment(binary),
-            umask=_PRIVATE_UMASK,  # a new data file is for this user only
+            umask=private.UMASK,  # a new data file is for this user only
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -286,10 +286,10 @@ def lock(file: Path) -> IO[str]:
 
     Raises:
         StoreLockedError: another process holds it, and still does after two seconds.
-        StoreError: the folder cannot be written to.
+        StoreError: the folder cannot be written to, or the lock file is neither this user's nor of the data's owner.
     """
     try:
-        locked = lock_file(file).open("a")
+        locked = _open_lock(file)
     except OSError as exc:
         raise StoreError(
             f"{lock_file(file)} cannot be written ({exc.strerror}): choose a folder you may write to"
@@ -309,3 +309,15 @@ def lock(file: Path) -> IO[str]:
             time.sleep(0.1)
         else:
             return locked
+
+
+def _open_lock(file: Path) -> IO[str]:
+    """The lock file, which is made where it is missing; another user's is taken only where the data is theirs, too."""
+    owner = file.stat().st_uid if file.exists() else None
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    locked = os.fdopen(private.open_private(lock_file(file), flags, also=owner), "a")
+    found = os.fstat(locked.fileno())
+    if found.st_uid == os.geteuid() and not found.st_mode & 0o022:
+        # Made by another program. Those who may only read it have no use of it but to keep the owner out.
+        os.fchmod(locked.fileno(), private.FILE)
+    return locked

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -20,7 +21,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mg_milvus import errors
+from mg_milvus import errors, private
 from mg_milvus.errors import StoreError, StoreLockedError, UnsupportedError
 
 DEFAULT_PORT = 19530
@@ -28,6 +29,9 @@ DEFAULT_NAME = "mgm.db"
 
 _START_PATIENCE = 60.0
 _STOP_PATIENCE = 15.0
+_LONGEST_RECORD = 16_000
+"""Bytes: three times what two paths of the longest kind take."""
+_LOOPBACK = re.compile(r"http://127\.0\.0\.1:([1-9][0-9]{0,4})")
 # C's struct flock: type, whence, start, length, pid on Linux; start, length, pid, type, whence on macOS.
 _FLOCK = ("hhqqi", 0, 4) if sys.platform == "linux" else ("qqihh", 3, 2)
 
@@ -58,7 +62,7 @@ class Served:
 
         path = record_of(Path(self.file))
         path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = private.open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         os.write(descriptor, json.dumps(asdict(self)).encode())
         # Last of all, for a record without a lock is nothing. The descriptor stays open on purpose.
         fcntl.lockf(descriptor, fcntl.LOCK_EX)
@@ -96,13 +100,34 @@ def data_file(place: str | os.PathLike[str]) -> Path:
 def served(file: Path) -> Served | None:
     """The server of a data file; None when none runs on this machine."""
     try:
-        with record_of(file.resolve()).open("rb") as record:
+        with os.fdopen(private.open_private(record_of(file.resolve()), os.O_RDONLY), "rb") as record:
             holder = _holder(record.fileno())
-            found = Served(**json.load(record)) if holder else None
-    except (OSError, ValueError, TypeError):
+            believed = holder and _is_own(holder) and not os.fstat(record.fileno()).st_mode & 0o022
+            found = _parsed(record.read(_LONGEST_RECORD + 1)) if believed else None
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
-    # Another one's record, or a pid of another container: nothing that could be reached, or stopped, from here.
-    return found if found is not None and found.pid == holder else None
+    # Another one's record or data file, or a pid of another container: nothing that could be reached, or stopped.
+    own = found is not None and found.pid == holder and found.file == str(file.resolve())
+    return found if own else None
+
+
+def _parsed(record: bytes) -> Served:
+    """What a record says. ValueError, TypeError or RecursionError: no keeper has written it."""
+    if len(record) > _LONGEST_RECORD:
+        raise ValueError(f"more than {_LONGEST_RECORD:,} bytes")
+    found = Served(**json.loads(record))
+    for name, value in asdict(found).items():
+        if type(value) is not (int if name == "pid" else str):
+            raise TypeError(name)
+    port = _LOOPBACK.fullmatch(found.uri)
+    if port is None or int(port[1]) > 65_535:
+        raise ValueError(found.uri)
+    return found
+
+
+def _is_own(pid: int) -> bool:
+    """Whether a process is this user's, where the system says whose it is."""
+    return sys.platform != "linux" or Path(f"/proc/{pid}").stat().st_uid == os.geteuid()
 
 
 def _holder(descriptor: int) -> int:
@@ -192,6 +217,7 @@ def _start(file: Path, port: int) -> Served:
         [sys.executable, "-P", "-m", "mg_milvus.store.keeper", str(file.resolve()), str(port)],
         cwd="/",  # never a folder of data: what lies there may be a stranger's
         env=lite.python_environment(),
+        umask=private.UMASK,  # also for the engine, which makes the data file
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from mg_milvus.encoder.files import write_whole
+from mg_milvus.encoder.files import write_private
 from mg_milvus.errors import PictureError, ServeError
 from mg_milvus.images.decode import decode
 from mg_milvus.images.discover import content_hash, text_path
@@ -87,9 +87,8 @@ def keep_upload(folder: Path, name: str, data: bytes, max_pixels: int) -> str:
     stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePath(name.replace("\\", "/")).stem).strip("-")[:60] or "picture"
     kept = f"{stem}-{hashlib.blake2b(data, digest_size=6).hexdigest()}{kind_of(data).suffix}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         if not (folder / kept).exists():
-            write_whole(folder / kept, data)
+            write_private(folder / kept, data)
     except OSError as error:
         raise ServeError(f"'{name}' cannot be kept in {folder}: {error.strerror}") from error
     return kept

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from mg_milvus.encoder.files import write_whole
+from mg_milvus.encoder.files import write_private
 from mg_milvus.images.decode import decoding
 from mg_milvus.images.discover import text_path
 from mg_milvus.web.files import ingested_content
@@ -57,8 +57,7 @@ class Thumbnails:
             data = self._made(content, side)
         if file is not None:
             with suppress(OSError):  # a full disk costs time, not the page
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(file, data)
+                write_private(file, data)
         return data
 
     def usage(self) -> tuple[int, int]:
