@@ -176,7 +176,7 @@ def test_calls_of_several_threads_and_of_one_that_gives_up(running: Served, toke
         return int(hits[0]["distance"])
 
     with contextlib.closing(client), ThreadPoolExecutor(8) as pool:
-        with pytest.raises(MilvusException):
+        with pytest.raises((MilvusException, grpc.RpcError)):
             client.query(NAME, "pk >= ''", timeout=1e-6)
         assert list(pool.map(ask, range(COUNT))) == [0] * COUNT
 

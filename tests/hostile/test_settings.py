@@ -83,8 +83,9 @@ def test_no_command_sends_a_token_to_the_server_that_a_file_in_the_folder_chose(
     assert code == 2
     flat = " ".join(text.replace("│", " ").split())
     assert "hunter22" not in flat
-    assert "mgm.yaml" in flat
-    assert uri in flat
+    joined = flat.replace(" ", "")  # a long path or URI is broken where the box ends
+    assert "mgm.yaml" in joined
+    assert uri in joined
     assert "--token" in flat if way == "option" else "MGM_TOKEN" in flat
 
 
