@@ -5,14 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
-# Pictures that the encoder which ships is trained on: group/class/picture.
+# Images that the encoder which ships is trained on: group/class/image.
 TRAIN ?= tiny-imagenet/train
 
-# The demo's own pictures, or with PICTURES=~/Pictures those of a folder (an index of its own, nothing is copied).
-PICTURES ?=
-OWN := $(patsubst ~/%,$(HOME)/%,$(PICTURES))
+# The demo's own images, or with IMAGES=~/Pictures those of a folder (an index of its own, nothing is copied).
+IMAGES ?=
+OWN := $(patsubst ~/%,$(HOME)/%,$(IMAGES))
 OUT := $(if $(OWN),demo-out/own,demo-out)
-FOLDER := '$(subst ','\'',$(if $(OWN),$(OWN),$(OUT)/pictures))'
+FOLDER := '$(subst ','\'',$(if $(OWN),$(OWN),$(OUT)/images))'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -45,21 +45,21 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.made
 	@$(PIP) -e '.[dev,demo,docs]'
 	@touch $@ $(VENV)/.demo
 
-demo-out/.pictures: benchmarks/demo_pictures.py | $(VENV)/.demo
-	@$(BIN)/python benchmarks/demo_pictures.py demo-out
+demo-out/.images: benchmarks/demo_images.py | $(VENV)/.demo
+	@$(BIN)/python benchmarks/demo_images.py demo-out
 	@touch $@
 
 own-queries: | $(VENV)/.demo
-	@$(BIN)/python benchmarks/demo_pictures.py $(OUT) --own $(FOLDER)
+	@$(BIN)/python benchmarks/demo_images.py $(OUT) --own $(FOLDER)
 
-demo: $(VENV)/.demo $(if $(OWN),own-queries,demo-out/.pictures) ## ingest pictures, ask three questions; PICTURES=~/Pictures: with your own
+demo: $(VENV)/.demo $(if $(OWN),own-queries,demo-out/.images) ## ingest images, ask three queries; IMAGES=~/Pictures: with your own
 	$(BIN)/mgm ingest $(FOLDER) --uri $(OUT)/demo.db
 	$(BIN)/mgm query $(OUT)/queries/category.jpg --uri $(OUT)/demo.db --profile category -k 5
 	$(BIN)/mgm query $(OUT)/queries/object.jpg --uri $(OUT)/demo.db --profile object -k 5
 	$(BIN)/mgm query $(OUT)/queries/instance.jpg --uri $(OUT)/demo.db --profile instance -k 10 --html $(OUT)/result.html
 	@echo
 	@echo "The last answer as a page: file://$(CURDIR)/$(OUT)/result.html"
-	@echo "Ask on: $(BIN)/mgm query PICTURE --uri $(OUT)/demo.db"
+	@echo "Ask on: $(BIN)/mgm query IMAGE --uri $(OUT)/demo.db"
 
 test: lint types unit ## everything that CI checks
 
@@ -90,8 +90,8 @@ build/peers/.made: pyproject.toml
 	@build/peers/bin/python -m pip --disable-pip-version-check install --quiet --quiet -e '.[parquet]' imagededup faiss-cpu ranx
 	@touch $@
 
-bench: $(VENV)/.dev ## ratios of speed and bytes beside the committed ones; PICTURES=folder: your own, KEEP=1: commit these
-	$(BIN)/python benchmarks/bench.py $(if $(OWN),--pictures $(FOLDER),$(if $(KEEP),--runs 3 --json benchmarks/results/bench.json))
+bench: $(VENV)/.dev ## ratios of speed and bytes beside the committed ones; IMAGES=folder: your own, KEEP=1: commit these
+	$(BIN)/python benchmarks/bench.py $(if $(OWN),--images $(FOLDER),$(if $(KEEP),--runs 3 --json benchmarks/results/bench.json))
 
 encoder: $(VENV)/.demo ## train the encoder that ships, from nothing, on TRAIN=folder (hours)
 	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/1-shapes.yaml --out encoder-1.safetensors
@@ -103,7 +103,7 @@ docs: $(VENV)/.dev ## build the pages of docs/ into build/docs, to be read witho
 	$(BIN)/python -m zensical build --strict
 	@echo "file://$(CURDIR)/build/docs/index.html"
 
-screenshots: $(VENV)/.dev ## make the pictures of docs/ again, from the running program (needs Chromium)
+screenshots: $(VENV)/.dev ## make the images of docs/ again, from the running program (needs Chromium)
 	$(BIN)/python docs/screenshots.py
 
 format: $(VENV)/.dev ## let ruff mend what it can

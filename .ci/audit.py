@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 ACCEPTED = ROOT / ".ci" / "audit-accepted.txt"
 TOOL = ROOT / "build" / "audit"
 PATIENCE = 180
-"""Seconds for the installation of pip-audit, and again for its questions."""
+"""Seconds for the installation of pip-audit, and again for its queries."""
 
 
 def accepted(text: str) -> dict[str, str]:

@@ -1,12 +1,12 @@
 """The short form of the benchmarks: ratios of processor time of two sides in turn, beside those that are committed.
 
     make bench                                        # or: python benchmarks/bench.py
-    make bench PICTURES=folder                        # a labelled folder of your own: class/picture
+    make bench IMAGES=folder                        # a labelled folder of your own: class/image
     python benchmarks/bench.py --only pure --runs 3
     make bench KEEP=1                                 # take these for the committed ones
 
 More is better in every ratio. Those that fell by more than 15 % are measured again, and a line warns of each that did
-so twice. The exit status is 0 all the same, for machines differ. Ratios of your own pictures are compared with nothing.
+so twice. The exit status is 0 all the same, for machines differ. Ratios of your own images are compared with nothing.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ MEANING = {
         "distances": "one code to 100,000: time of a table of bytes over ours",
     },
     "storing": {
-        "question": "20,000 rows: the plainest pymilvus calls' time over ours",
-        "questions together": "eight questions one by one over eight in one call",
+        "query": "20,000 rows: the plainest pymilvus calls' time over ours",
+        "queries together": "eight queries one by one over eight in one call",
         "upsert": "500 rows: bare pymilvus' time over ours",
         "writing beside floats": "500 rows: time of one vector of 512 floats over ours",
-        "question beside floats": "20,000 rows: time of its search, FLAT and COSINE, over ours",
+        "query beside floats": "20,000 rows: time of its search, FLAT and COSINE, over ours",
         "bytes beside floats": "20,000 rows in Milvus Lite's file: its bytes over ours",
-        "details": "a question for whole pictures over one for a detail",
+        "details": "a query for whole images over one for a detail",
     },
-    "pictures": {
+    "images": {
         "making ready": "12 megapixels: plain Pillow's time over ours",
-        "encoding": "32 pictures: a ResNet-18's time over ours",
+        "encoding": "32 images: a ResNet-18's time over ours",
         "ingest": "decoding and encoding alone over a whole ingest",
         "precision": "mAP of the fused codes over that of the float features",
-        "cold question": "python -c 'import numpy' over mgm query",
+        "cold query": "python -c 'import numpy' over mgm query",
     },
 }
 """Part -> ratio -> what is divided by what; time is processor time, see ``short/turns.py``."""
@@ -115,7 +115,7 @@ def looked_again(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, help="a labelled folder, instead of painted scenes")
+    parser.add_argument("--images", type=Path, help="a labelled folder, instead of painted scenes")
     parser.add_argument("--only", nargs="+", choices=MEANING, default=list(MEANING))
     parser.add_argument("--runs", type=int, default=1, help="the median of so many")
     parser.add_argument("--seconds", type=float, default=Turns().seconds, help="for each ratio")
@@ -123,21 +123,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--against", type=Path, default=KEPT, metavar="FILE", help="what is committed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios to this file")
     options = parser.parse_args(arguments)
-    if options.pictures is not None and not options.pictures.is_dir():
-        parser.error(f"--pictures {options.pictures} is no folder; expected one that holds class/picture")
+    if options.images is not None and not options.images.is_dir():
+        parser.error(f"--images {options.images} is no folder; expected one that holds class/image")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     warnings.filterwarnings("ignore", module="milvus_lite")
 
     def measure(parts: Sequence[str]) -> dict[str, float]:
-        return measured(parts, Turns(options.seconds, options.rounds), options.pictures)
+        return measured(parts, Turns(options.seconds, options.rounds), options.images)
 
     if os.getloadavg()[0] > BUSY * (os.cpu_count() or 1):
         print(f"the machine is busy, its load is {os.getloadavg()[0]:.1f}: do not trust what follows", flush=True)
     found = several([measure(options.only) for _ in range(options.runs)])
     kept: dict[str, Any] = json.loads(options.against.read_text()) if options.against.exists() else {}
     known = {name: own["ratio"] for name, own in kept.get("figures", {}).items()}
-    if options.pictures is not None:
-        known = {name: value for name, value in known.items() if name not in MEANING["pictures"]}
+    if options.images is not None:
+        known = {name: value for name, value in known.items() if name not in MEANING["images"]}
     now = looked_again({name: own["ratio"] for name, own in found.items()}, known, measure)
     lines, fallen = compared(now, known)
     print("\n".join(["", *lines, *fallen]))

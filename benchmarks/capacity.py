@@ -5,7 +5,7 @@ At each size the file is closed and opened again: its bytes on disk, the private
 
     python benchmarks/capacity.py --rows 10000,100000,1000000 --json capacity.json
     python benchmarks/capacity.py --rows 10000,100000 --schema precise --text-bytes 80
-    python benchmarks/capacity.py --rows 10000,100000 --schema parts
+    python benchmarks/capacity.py --rows 10000,100000 --schema regions
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import numpy as np
 from processes import engine_pid, memory
 from result_file import write_result
 
-from mg_milvus import ImageIndex, Schema
 from mg_milvus.capacity import plan
-from mg_milvus.encoder import load_encoder
-from mg_milvus.images.discover import picture_id
-from mg_milvus.store import Description, Row
+from mg_milvus.encoder.load import load_encoder
+from mg_milvus.images.discover import image_id
+from mg_milvus.index import ImageIndex
+from mg_milvus.schema.models import Schema
+from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import MilvusStore
 
 if TYPE_CHECKING:
@@ -43,16 +44,16 @@ def rows_of(schema: Schema, start: int, end: int, path_bytes: int, text_bytes: i
         rows = []
         for number in range(first, min(first + BATCH, end)):
             name = random.bytes(path_bytes).hex()
-            path = f"/data/pictures/2024/{name[:2]}/{name[2:4]}/{name[4:]}"[: path_bytes - 4] + ".jpg"
+            path = f"/data/images/2024/{name[:2]}/{name[2:4]}/{name[4:]}"[: path_bytes - 4] + ".jpg"
             texts = {f.name: random.bytes(text_bytes).hex()[:text_bytes] for f in schema.fields if f.type == "string"}
             numbers = {f.name: 1_700_000_000_000_000_000 + number for f in schema.fields if f.type == "int"}
             rows.append(
                 Row(
-                    picture_id(path), path, int(random.integers(20_000, 2_000_000)),
+                    image_id(path), path, int(random.integers(20_000, 2_000_000)),
                     1_700_000_000_000_000_000 + int(random.integers(0, 10**17)), int(random.integers(300, 6000)),
                     int(random.integers(300, 6000)), random.bytes(16).hex(),
                     {name: random.bytes(bits // 8) for name, bits in schema.bits.items()}, texts | numbers,
-                    random.bytes(schema.parts.bytes_per_picture) if schema.parts else b"",
+                    random.bytes(schema.regions.bytes_per_image) if schema.regions else b"",
                 )
             )  # fmt: skip
         yield rows
@@ -94,7 +95,7 @@ def main() -> int:
             store.close()
             store = MilvusStore(str(file), schema.collection, timeout=60.0)
             store.count()
-            if schema.parts:
+            if schema.regions:
                 store.regions.count()
             resident = round(memory(engine_pid(file), "RssAnon") * 2**20)
             first = schema.granularities[0]

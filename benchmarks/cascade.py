@@ -1,10 +1,10 @@
 """Coarse to fine: how fast a cascade is and how much of the full search's answer it keeps, on Milvus Lite.
 
-    python benchmarks/cascade.py PICTURES QUERIES [--rows 10000 100000 1000000] [--questions 100] [--json FILE]
+    python benchmarks/cascade.py IMAGES QUERIES [--rows 10000 100000 1000000] [--queries 100] [--json FILE]
 
-PICTURES and QUERIES are folders (tiny-imagenet's train and val). Up to 10,000 of the pictures are encoded; the rows are
-mixtures of two of them each, three to one, in feature space, hashed by heads adapted to the pictures: codes that are
-spread as those of real pictures are, as many as wanted. Full and cascade are asked in turn with the same questions,
+IMAGES and QUERIES are folders (tiny-imagenet's train and val). Up to 10,000 of the images are encoded; the rows are
+mixtures of two of them each, three to one, in feature space, hashed by heads adapted to the images: codes that are
+spread as those of real images are, as many as wanted. Full and cascade are asked in turn with the same queries,
 equal weights and k = 10; ``kept`` is the share of the full search's ten that the cascade also names.
 """
 
@@ -20,10 +20,13 @@ import numpy as np
 from PIL import Image
 from result_file import write_result
 
-from mg_milvus import ImageIndex, Schema, load_encoder
-from mg_milvus.encoder_cache import keep_encoder
+from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import discover
-from mg_milvus.store import Description, Row, open_store
+from mg_milvus.index import ImageIndex
+from mg_milvus.schema.models import Schema
+from mg_milvus.session import keep_encoder
+from mg_milvus.store.base import Description, Row
+from mg_milvus.store.milvus import open_store
 
 DEPTHS = (200, 500, 1000, 2000, 4000, 8000)
 MOST, SHARE, BATCH = 10_000, 0.75, 5000
@@ -34,8 +37,8 @@ def features(folder: Path, count: int, encoder: Any) -> dict[str, np.ndarray]:
     chosen = np.random.default_rng(0).permutation(len(found))[:count]
     chunks = []
     for start in range(0, len(chosen), 256):
-        pictures = [Image.open(found[row].path).convert("RGB") for row in chosen[start : start + 256]]
-        chunks.append(encoder.features([encoder.prepare(picture) for picture in pictures]))
+        images = [Image.open(found[row].path).convert("RGB") for row in chosen[start : start + 256]]
+        chunks.append(encoder.features([encoder.prepare(image) for image in images]))
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
@@ -49,17 +52,17 @@ def mixed(own: dict[str, np.ndarray], start: int, count: int) -> dict[str, np.nd
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("queries", type=Path)
     parser.add_argument("--rows", nargs="+", type=int, default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     schema, base = Schema(), load_encoder()
-    known = features(options.pictures, MOST, base)
+    known = features(options.images, MOST, base)
     sample = {name: values[:5000] for name, values in known.items()}
     encoder = base.adapted(sample, schema.bits)
-    asked = encoder.codes(features(options.queries, options.questions, base))
+    asked = encoder.codes(features(options.queries, options.queries, base))
     result: dict[str, Any] = {}
     with TemporaryDirectory() as place:
         uri = str(Path(place) / "cascade.db")

@@ -1,9 +1,9 @@
-"""Many clients at once: questions a second, how long an answer takes, and whether every one comes and is right.
+"""Many clients at once: queries a second, how long an answer takes, and whether every one comes and is right.
 
     python benchmarks/clients.py [--rows 10000] [--clients 1,4,16] [--seconds 8] [--json FILE]
 
 ``mgm up`` serves a Milvus Lite file of synthetic codes. The clients are processes with an ``ImageIndex`` of their own,
-each asking its next question (k = 10, all granularities) as soon as it has its answer; then as many threads of one
+each asking its next query (k = 10, all granularities) as soon as it has its answer; then as many threads of one
 process that share one ``ImageIndex``. Every answer is compared with the one that a single client got before: one that
 is another, or an error, is a failure.
 """
@@ -20,14 +20,15 @@ from threading import Barrier, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from operations import QUESTIONS
+from operations import QUERIES
 from result_file import write_result
 from side_by_side.measuring import show
 from synthetic import fill, make, synthetic_codes
 
-from mg_milvus import ImageIndex
-from mg_milvus.schema import Schema
-from mg_milvus.store import open_store, served
+from mg_milvus.index import ImageIndex
+from mg_milvus.schema.models import Schema
+from mg_milvus.store import lite_server
+from mg_milvus.store.milvus import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ def answer(index: ImageIndex, codes: Mapping[str, Codes], number: int) -> list[s
 
 def ask(index: ImageIndex, known: Sequence[Sequence[str]], seconds: float, first: int, start: Any) -> tuple[list, list]:
     """Milliseconds of each answer, and what failed; begins when all others do."""
-    codes = synthetic_codes(QUESTIONS, index.schema, seed=0)
+    codes = synthetic_codes(QUERIES, index.schema, seed=0)
     answer(index, codes, 0)
     taken: list[float] = []
     failed: list[str] = []
@@ -56,7 +57,7 @@ def ask(index: ImageIndex, known: Sequence[Sequence[str]], seconds: float, first
         if began > end:
             return taken, failed
         try:
-            if answer(index, codes, number % QUESTIONS) != known[number % QUESTIONS]:
+            if answer(index, codes, number % QUERIES) != known[number % QUERIES]:
                 failed.append("another answer")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is counted
             failed.append(repr(error))
@@ -107,7 +108,7 @@ def figures(results: Sequence[tuple[list, list]], seconds: float) -> dict[str, f
     if failed:
         print(f"failures, such as: {failed[0]}")
     return {
-        "questions/s": len(taken) / seconds,
+        "queries/s": len(taken) / seconds,
         **{f"p{p} ms": float(np.percentile(taken, p)) for p in (50, 95, 99)},
         "failures": len(failed),
     }
@@ -127,18 +128,18 @@ def main() -> int:
         make(store, schema)
         fill(store, schema, 0, options.rows)
         store.close()
-        uri = served.up(file, 0)[0].uri
+        uri = lite_server.up(file, 0)[0].uri
         try:
             with ImageIndex.open(uri, timeout=60) as index:
-                codes = synthetic_codes(QUESTIONS, schema, seed=0)
-                known = [answer(index, codes, number) for number in range(QUESTIONS)]
+                codes = synthetic_codes(QUERIES, schema, seed=0)
+                known = [answer(index, codes, number) for number in range(QUERIES)]
             for clients in map(int, options.clients.split(",")):
                 for kind, run in (("processes", processes), ("threads", threads)):
                     if (kind, clients) != ("threads", 1):
                         results = run(uri, known, options.seconds, clients)
                         table[f"{clients} {kind}"] = figures(results, options.seconds)
         finally:
-            served.down(file)
+            lite_server.down(file)
     show(f"{options.rows:,} rows", list(next(iter(table.values()))), table)
     if options.json:
         write_result(options.json, table)

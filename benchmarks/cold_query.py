@@ -2,7 +2,7 @@
 
     python benchmarks/cold_query.py FOLDER [--rounds 7] [--imports] [--json FILE]
 
-Makes an index of up to 100 pictures of the folder in a Milvus Lite file, then asks it with one of them in a new process
+Makes an index of up to 100 images of the folder in a Milvus Lite file, then asks it with one of them in a new process
 each time. Where onnxruntime is left out, a module of its name that cannot be imported stands in its place, so the
 encoder runs in torch. ``--imports`` also lists the packages that each side imports, by the time they take themselves.
 """
@@ -23,20 +23,20 @@ from pathlib import Path
 
 from result_file import write_result
 
-from mg_milvus import ImageIndex
 from mg_milvus.images.discover import discover
+from mg_milvus.index import ImageIndex
 
-PICTURES, SHOWN = 100, 12
+IMAGES, SHOWN = 100, 12
 NAMES = ("onnxruntime", "torch", "torchvision", "pymilvus", "pandas", "scipy")
 
 
-def asked(uri: str, picture: str, blocked: Path | None, *flags: str) -> tuple[float, float, str]:
+def asked(uri: str, image: str, blocked: Path | None, *flags: str) -> tuple[float, float, str]:
     """Seconds, seconds of CPU, and what was written on standard error."""
     environment = dict(os.environ)
     if blocked is not None:
         environment["PYTHONPATH"] = os.pathsep.join([str(blocked), environment.get("PYTHONPATH", "")]).rstrip(":")
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = [sys.executable, *flags, "-m", "mg_milvus", "query", picture, "--uri", uri, "--device", "cpu"]
+    command = [sys.executable, *flags, "-m", "mg_milvus", "query", image, "--uri", uri, "--device", "cpu"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--imports", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    files = [found.path for found in discover([options.folder], print)][:PICTURES]
+    files = [found.path for found in discover([options.folder], print)][:IMAGES]
     with tempfile.TemporaryDirectory() as scratch:
         uri, blocked = f"{scratch}/cold.db", Path(scratch) / "blocked"
         blocked.mkdir()

@@ -2,8 +2,8 @@
 
     python benchmarks/duplicates.py FOLDER [--copies SHARE] [--without EDIT ...] [--rows 100000] [--json FILE]
 
-A share of the folder's pictures is edited once each, by a random edit at a random strength, and put beside the folder
-in one index on Milvus Lite. A pair is right when both are the same picture or copies of it. The pairs are counted by
+A share of the folder's images is edited once each, by a random edit at a random strength, and put beside the folder
+in one index on Milvus Lite. A pair is right when both are the same image or copies of it. The pairs are counted by
 brute force, apart from the code that is measured. A folder has near-duplicates of its own (the same scene a second
 later), which count as wrong here: --show FILE writes the page to look at them.
 
@@ -24,33 +24,33 @@ import numpy as np
 from result_file import write_result
 from synthetic import BATCH, synthetic_codes
 
-from mg_milvus import ImageIndex
 from mg_milvus.codes import hamming
-from mg_milvus.duplicates.question import Question
-from mg_milvus.duplicates.whole import find_duplicates
-from mg_milvus.images.decode import open_picture
-from mg_milvus.images.discover import discover, picture_id
-from mg_milvus.images.edits import EDITS, STRENGTHS
-from mg_milvus.pages.duplicates import duplicates_page
-from mg_milvus.schema import Schema
-from mg_milvus.store import Description, Row, open_store
+from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates
+from mg_milvus.duplicates.report import duplicates_page
+from mg_milvus.images.augment import EDITS, STRENGTHS
+from mg_milvus.images.decode import open_image
+from mg_milvus.images.discover import discover, image_id
+from mg_milvus.index import ImageIndex
+from mg_milvus.schema.models import Schema
+from mg_milvus.store.base import Description, Row
+from mg_milvus.store.milvus import open_store
 
 if TYPE_CHECKING:
-    from mg_milvus.duplicates import DuplicateReport
+    from mg_milvus.duplicates.report import DuplicateReport
 
 DISTANCES = (8, 16, 24, 32, 40)
 FARTHEST = 96
 
 
 def write_copies(folder: Path, share: float, edits: list[str], out: Path) -> dict[str, tuple[str, str, str]]:
-    """Edited copies of a share of the pictures: path -> path of the original, edit, strength."""
+    """Edited copies of a share of the images: path -> path of the original, edit, strength."""
     random = np.random.default_rng(0)
     paths = sorted(found.path for found in discover([folder], print))
     made = {}
     for number in np.sort(random.permutation(len(paths))[: round(share * len(paths))]):
         edit, strength = str(random.choice(edits)), str(random.choice(STRENGTHS))
         copy = out / f"{number:06}.{edit}.{strength}.jpg"
-        EDITS[edit].apply(open_picture(paths[number]).picture, strength).save(copy, quality=90)
+        EDITS[edit].apply(open_image(paths[number]).image, strength).save(copy, quality=90)
         made[str(copy)] = paths[number], edit, strength
     return made
 
@@ -80,7 +80,7 @@ def quality(folder: Path, share: float, edits: list[str], show: Path | None) -> 
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "copies").mkdir()
         copies = write_copies(folder, share, edits, Path(scratch) / "copies")
-        with ImageIndex.open(f"{scratch}/pictures.db") as index:
+        with ImageIndex.open(f"{scratch}/images.db") as index:
             index.ingest(folder, Path(scratch) / "copies")
             truth = Truth(index, copies)
             asked: list[dict[str, float]] = [{"precision": p} for p in (0.5, 0.9, 0.99)]
@@ -124,7 +124,7 @@ def cost(count: int) -> dict[str, object]:
             paths = [f"/photos/{start + i:09}.jpg" for i in range(BATCH)]
             times = random.integers(0, 100, BATCH)
             store.upsert([
-                Row(picture_id(path), path, 1, int(times[i]), 640, 480, "0" * 32,
+                Row(image_id(path), path, 1, int(times[i]), 640, 480, "0" * 32,
                     {name: values[i].tobytes() for name, values in codes.items()})
                 for i, path in enumerate(paths)
             ])  # fmt: skip
@@ -132,9 +132,9 @@ def cost(count: int) -> dict[str, object]:
         for name, options in {"all pairs": {}, "1 % new": {"newer_than_ns": 98}}.items():
             began: dict[str, float] = {}
             started = time.perf_counter()
-            question = Question.of(schema, distance=None, precision=None, keep="best")
+            query = DuplicateQuery.of(schema, distance=None, precision=None, keep="best")
             report = find_duplicates(
-                store, schema, question, **options,
+                store, schema, query, **options,
                 progress=lambda told, began=began: began.setdefault(told.stage, time.perf_counter()),
             )  # fmt: skip
             seconds = time.perf_counter() - started
@@ -149,7 +149,7 @@ def cost(count: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?", help="pictures; without it, only the cost is measured")
+    parser.add_argument("folder", type=Path, nargs="?", help="images; without it, only the cost is measured")
     parser.add_argument("--copies", type=float, default=0.1)
     parser.add_argument("--without", nargs="*", default=[], choices=list(EDITS), help="edits left out")
     parser.add_argument("--rows", type=int, default=100_000, help="0 leaves the cost out")

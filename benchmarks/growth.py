@@ -1,10 +1,10 @@
-"""What grows with the number of pictures, and by how much: one Milvus Lite file, filled on and measured at each size.
+"""What grows with the number of images, and by how much: one Milvus Lite file, filled on and measured at each size.
 
     python benchmarks/growth.py [--rows 10000,100000,1000000] [--rounds 50] [--json FILE]
 
 Synthetic codes, written through the store, each size in ten steps. At each size, in fresh processes: opening the file
-up to the first answer, and the ingest of ten new pictures. Then in one process, all in turn: questions by every fusion
-and plan, with and without a filter (k = 10); the searches of these questions in bare calls of pymilvus; and what
+up to the first answer, and the ingest of ten new images. Then in one process, all in turn: queries by every fusion
+and plan, with and without a filter (k = 10); the searches of these queries in bare calls of pymilvus; and what
 should not grow at all: counting, reading, writing and removing some rows, a look around.
 
 The last table is the slope: milliseconds a million rows and at none, fitted to the medians. ``beyond the scan`` is what
@@ -25,16 +25,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from operations import SCAN_OF, named, others, questions, scans
+from operations import SCAN_OF, named, others, queries, scans
 from painted_scenes import KINDS
 from processes import engine_pid, file_size, memory
 from result_file import write_result
 from side_by_side.measuring import show
 from synthetic import fill, make
 
-from mg_milvus import ImageIndex
-from mg_milvus.schema import Schema
-from mg_milvus.store import open_store
+from mg_milvus.index import ImageIndex
+from mg_milvus.schema.models import Schema
+from mg_milvus.store.milvus import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +60,7 @@ with ImageIndex.open(sys.argv[1]) as index:
     }}))
 """
 FIRST_ANSWER = "index.query_codes({name: c[0] for name, c in synthetic_codes(1, index.schema, 0).items()}, k=10)"
-TEN_PICTURES = "assert index.ingest(sys.argv[2]).added == 10"
+TEN_IMAGES = "assert index.ingest(sys.argv[2]).added == 10"
 
 
 def fresh(work: str, *arguments: str | Path) -> dict[str, float]:
@@ -72,12 +72,12 @@ def fresh(work: str, *arguments: str | Path) -> dict[str, float]:
     return dict(json.loads(done.stdout))
 
 
-def ten_pictures(file: Path, folder: Path) -> dict[str, float]:
-    """An ingest of ten pictures that are new, which are removed again."""
+def ten_images(file: Path, folder: Path) -> dict[str, float]:
+    """An ingest of ten images that are new, which are removed again."""
     folder.mkdir()
     for name, paint in KINDS.items():
         paint(random.Random(f"{folder.name} {name}")).save(folder / f"{name}.jpg")
-    taken = fresh(TEN_PICTURES, file, folder)
+    taken = fresh(TEN_IMAGES, file, folder)
     with ImageIndex.open(file) as index:
         index.delete([str(path) for path in folder.iterdir()])
     return taken
@@ -112,12 +112,12 @@ def measured(file: Path, rows: int, rounds: int) -> dict[str, Any]:
     fresh(FIRST_ANSWER, file)  # the file is in the system's cache from now on
     state: dict[str, Any] = {
         "start-up": fresh(FIRST_ANSWER, file),
-        "ten new pictures": ten_pictures(file, file.with_name(f"pictures{rows}")),
+        "ten new images": ten_images(file, file.with_name(f"images{rows}")),
     }
     with ImageIndex.open(file, timeout=60) as index:
         if index.count() != rows:
             raise RuntimeError(f"{index.count()} rows, expected {rows}")
-        state["ms"] = timed(questions(index) | scans(index) | others(index, rows), rounds)
+        state["ms"] = timed(queries(index) | scans(index) | others(index, rows), rounds)
         state["engine MB"] = memory(engine_pid(file))
     state["file MB"] = file_size(file) / 1e6
     return state
@@ -149,8 +149,8 @@ def summary(states: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, floa
             "engine MB": state["engine MB"],
             "client MB": state["start-up"]["client peak MB"],
             "first answer s": state["start-up"]["work s"],
-            "ten new s": state["ten new pictures"]["work s"],
-            "ten new MB": state["ten new pictures"]["client peak MB"],
+            "ten new s": state["ten new images"]["work s"],
+            "ten new MB": state["ten new images"]["client peak MB"],
         }
         for rows, state in states.items()
     }

@@ -1,9 +1,9 @@
-"""Methods of deep hashing side by side: same pictures, same network, same epochs, one table.
+"""Methods of deep hashing side by side: same images, same network, same epochs, one table.
 
     python benchmarks/hashing_methods.py CIFAR10 [--before 2] [--epochs 1] [--bits 48] [--out FOLDER] [--json FILE]
 
-CIFAR10 holds train/class/picture and test/class/picture; the protocol is cifar10-2: all test pictures ask, all training
-pictures are the database. The small net of ``cifar10.yaml`` is first trained as a plain classifier, as the papers begin
+CIFAR10 holds train/class/image and test/class/image; the protocol is cifar10-2: all test images ask, all training
+images are the database. The small net of ``cifar10.yaml`` is first trained as a plain classifier, as the papers begin
 with a network that has learned ImageNet; every supervised method goes on from there for the same epochs. ITQ and random
 hyperplanes (LSH) hash what the classifier has learned, and its float features are ranked by cosine. Trainings that are
 already in the folder are not made again.
@@ -18,8 +18,11 @@ from typing import Any, Literal
 
 from result_file import write_result
 
-from mg_milvus import TrainingConfiguration, evaluate, load_encoder, train
-from mg_milvus.fitting import fit_encoder
+from mg_milvus.encoder.load import load_encoder
+from mg_milvus.evaluation.evaluate import evaluate
+from mg_milvus.ingest.fit_heads import fit_encoder
+from mg_milvus.training.config import TrainingConfiguration
+from mg_milvus.training.train import train
 
 METHODS = ("orthohash", "csq", "greedyhash", "hashnet", "dsh")
 UNSUPERVISED: tuple[Literal["itq", "lsh"], ...] = ("itq", "lsh")

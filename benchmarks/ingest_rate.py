@@ -1,4 +1,4 @@
-"""What an ingest costs beyond decoding and encoding: pictures a second of both, in turn, in one process.
+"""What an ingest costs beyond decoding and encoding: images a second of both, in turn, in one process.
 
     python benchmarks/ingest_rate.py FOLDER [--rounds 3] [--json FILE]
 
@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 
 from result_file import write_result
 
-from mg_milvus import ImageIndex, load_encoder
+from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.decode import decode
 from mg_milvus.images.discover import discover, text_path
+from mg_milvus.index import ImageIndex
 
 if TYPE_CHECKING:
-    from mg_milvus.encoder import Encoder
+    from mg_milvus.encoder.base import Encoder
 
 BATCH = 64
 
@@ -35,7 +36,7 @@ def bare(files: list[Path], encoder: Encoder) -> float:
     """Seconds for decoding and encoding alone."""
 
     def prepared(file: Path) -> object:
-        return encoder.prepare(decode(file.read_bytes(), least=encoder.side).picture)
+        return encoder.prepare(decode(file.read_bytes(), least=encoder.side).image)
 
     started = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -66,9 +67,9 @@ def main() -> None:
     rounds = [(bare(files, encoder), ingested(options.folder, encoder)) for _ in range(options.rounds)]
     alone, whole = (statistics.median(side) for side in zip(*rounds, strict=True))
     result = {
-        "pictures": len(files),
-        "decode and encode, pictures/s": round(len(files) / alone, 1),
-        "ingest, pictures/s": round(len(files) / whole, 1),
+        "images": len(files),
+        "decode and encode, images/s": round(len(files) / alone, 1),
+        "ingest, images/s": round(len(files) / whole, 1),
         "ratio": round(statistics.median(a / w for a, w in rounds), 3),
         "peak memory, MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000),
     }

@@ -10,7 +10,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from mg_milvus import ImageIndex
+from mg_milvus.index import ImageIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FEWEST, MOST, AT_ONCE = 200, 400, 8
 ASKED_A_STEP, REOPEN_AFTER = 6, 25
 HALF = (16, 16, 32, 32)
-"""The middle of a picture of 64 x 64 pixels."""
+"""The middle of an image of 64 x 64 pixels."""
 
 
 class WrongAnswerError(Exception):
@@ -27,9 +27,9 @@ class WrongAnswerError(Exception):
 
 
 class MixedWork:
-    """A folder of pictures that come, change and go; the index follows, and is asked meanwhile.
+    """A folder of images that come, change and go; the index follows, and is asked meanwhile.
 
-    Every answer is checked: a picture finds itself at distance 0, an ingest counts what was done to the folder.
+    Every answer is checked: an image finds itself at distance 0, an ingest counts what was done to the folder.
 
     Attributes:
         files: what must be in the index.
@@ -46,17 +46,17 @@ class MixedWork:
         self.done: dict[str, int] = {}
         self.written = 0
         self.index = ImageIndex.open(uri, schema)
-        parts = self.index.schema.parts
-        self._rows_a_picture = 1 + (parts.regions if parts else 0)
+        parts = self.index.schema.regions
+        self._rows_an_image = 1 + (parts.regions if parts else 0)
         while len(self.files) < FEWEST:
             self._new(50)
         self._ingest(added=len(self.files))
 
     def step(self) -> None:
-        """Change the folder, bring the index up to date, ask some questions; sometimes open the index anew."""
+        """Change the folder, bring the index up to date, ask some queries; sometimes open the index anew."""
         self._does(self._dice.choice(self._changes()))
         for _ in range(ASKED_A_STEP):
-            self._does(self._dice.choice([self.by_picture, self.by_id, self.by_part, self.by_page, self.page]))
+            self._does(self._dice.choice([self.by_image, self.by_id, self.by_part, self.by_page, self.page]))
         if self.done["steps"] % REOPEN_AFTER == 0:
             self._does(self.reopen)
 
@@ -76,7 +76,7 @@ class MixedWork:
     def delete(self) -> None:
         expected(self.index.delete(self._gone()), AT_ONCE)
 
-    def by_picture(self) -> None:
+    def by_image(self) -> None:
         file = self._dice.choice(self.files)
         self._found(file, self.index.query(file, k=10, weights={"coarse": 1, "mid": 1, "fine": 1}))
 
@@ -110,8 +110,8 @@ class MixedWork:
         expected(set(map(str, self.files)), set(there))
         expected(rows, there)
         expected(store.count(), len(there))
-        if schema.parts:
-            expected(store.regions.count(), len(there) * schema.parts.regions)
+        if schema.regions:
+            expected(store.regions.count(), len(there) * schema.regions.count)
 
     def close(self) -> None:
         self.index.close()
@@ -141,7 +141,7 @@ class MixedWork:
 
     def _ingest(self, added: int = 0, updated: int = 0, removed: int = 0) -> None:
         report = self.index.ingest(self._folder, prune=removed > 0, workers=1)
-        self.written += (report.added + report.updated) * self._rows_a_picture
+        self.written += (report.added + report.updated) * self._rows_an_image
         expected((report.added, report.updated, report.removed, report.failed), (added, updated, removed, 0))
 
     def _found(self, file: Path, hits: Sequence[object]) -> None:

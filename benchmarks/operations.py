@@ -1,4 +1,4 @@
-"""What is asked of an index and of its store, by name, so that a benchmark can time each: on synthetic pictures."""
+"""What is asked of an index and of its store, by name, so that a benchmark can time each: on synthetic images."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from synthetic import path_of, synthetic_codes, synthetic_rows
 
-from mg_milvus.browse import Browser
-from mg_milvus.images.discover import picture_id
-from mg_milvus.question import CASCADE_DEPTH
+from mg_milvus.images.discover import image_id
+from mg_milvus.search.browse import Browser
+from mg_milvus.search.query import CASCADE_DEPTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mg_milvus import ImageIndex
     from mg_milvus.codes import Codes
-    from mg_milvus.store import Row, Store
+    from mg_milvus.index import ImageIndex
+    from mg_milvus.store.base import Row, Store
 
     Actions = dict[str, Callable[[], Any]]
 
-K, DEPTH, QUESTIONS = 10, 100, 50
+K, DEPTH, QUERIES = 10, 100, 50
 FILTER = "width < 150"
 """Half of the synthetic rows."""
 SCAN_OF = {"full": "scan, full", "cascade": "scan, cascade", "server": "scan, full"}
@@ -32,15 +32,15 @@ class Asked:
     """Codes to ask with, one after the other, again and again."""
 
     def __init__(self, index: ImageIndex) -> None:
-        self._codes = synthetic_codes(QUESTIONS, index.schema, seed=0)
+        self._codes = synthetic_codes(QUERIES, index.schema, seed=0)
         self._number = count()
 
     def next(self) -> dict[str, Codes]:
-        place = next(self._number) % QUESTIONS
+        place = next(self._number) % QUERIES
         return {name: codes[place] for name, codes in self._codes.items()}
 
 
-def questions(index: ImageIndex) -> Actions:
+def queries(index: ImageIndex) -> Actions:
     """Every fusion and plan, without and with a filter: ``PLAN, FUSION[, filter]``."""
     asked, equal = Asked(index), dict.fromkeys(index.schema.bits, 1.0)
     ways: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ def questions(index: ImageIndex) -> Actions:
 
 
 def scans(index: ImageIndex) -> Actions:
-    """The searches of these questions and nothing else, in bare calls of pymilvus."""
+    """The searches of these queries and nothing else, in bare calls of pymilvus."""
     store: Any = index.connection.store
     asked, shortest = Asked(index), min(index.schema.bits, key=lambda name: index.schema.bits[name])
 
@@ -83,7 +83,7 @@ def others(index: ImageIndex, rows: int) -> Actions:
     names = tuple(index.schema.bits)
 
     def some(many: int) -> list[str]:
-        return [picture_id(path_of(place)) for place in spread(rows, many, next(number))]
+        return [image_id(path_of(place)) for place in spread(rows, many, next(number))]
 
     @cache
     def block(start: int) -> list[Row]:

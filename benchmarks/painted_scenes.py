@@ -1,9 +1,9 @@
-"""Paint made-up scenes of ten kinds, for pages and screenshots that show no picture of anybody else.
+"""Paint made-up scenes of ten kinds, for pages and screenshots that show no image of anybody else.
 
     python benchmarks/painted_scenes.py OUT [--each 24]
 
-Writes OUT/KIND/NN.jpg, and to OUT.queries/ three pictures to ask with: of the same kinds, painted with other numbers.
-The same names give the same pictures.
+Writes OUT/KIND/NN.jpg, and to OUT.queries/ three images to ask with: of the same kinds, painted with other numbers.
+The same names give the same images.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def gradient(top: Colour, bottom: Colour) -> Image.Image:
 
 
 def sky(dice: random.Random, top: Colour, bottom: Colour) -> Image.Image:
-    picture = gradient(top, bottom)
-    draw = ImageDraw.Draw(picture, "RGBA")
+    image = gradient(top, bottom)
+    draw = ImageDraw.Draw(image, "RGBA")
     for _ in range(dice.randint(0, 5)):
         x, y = dice.uniform(0, SIZE[0]), dice.uniform(0, SIZE[1] * 0.35)
         for _ in range(12):
             w, h = dice.uniform(20, 60), dice.uniform(6, 16)
             dx, dy = dice.gauss(0, 30), dice.gauss(0, 5)
             draw.ellipse((x + dx - w, y + dy - h, x + dx + w, y + dy + h), fill=(255, 255, 255, 26))
-    return picture.filter(ImageFilter.GaussianBlur(3))
+    return image.filter(ImageFilter.GaussianBlur(3))
 
 
 def ridge(dice: random.Random, base: float, height: float, rough: float) -> list[tuple[float, float]]:
@@ -66,12 +66,12 @@ def balloon(draw: ImageDraw.ImageDraw, x: float, y: float, size: float, tone: fl
     draw.rectangle((x - size * 0.16, y + size * 1.5, x + size * 0.16, y + size * 1.75), fill=(110, 75, 45))
 
 
-def visitors(dice: random.Random, picture: Image.Image) -> None:
-    """In one picture of three, a balloon or two: the same detail in another scene."""
+def visitors(dice: random.Random, image: Image.Image) -> None:
+    """In one image of three, a balloon or two: the same detail in another scene."""
     if dice.random() < 0.35:
         for _ in range(dice.randint(1, 2)):
             balloon(
-                ImageDraw.Draw(picture),
+                ImageDraw.Draw(image),
                 dice.uniform(50, 430),
                 dice.uniform(45, 110),
                 dice.uniform(22, 36),
@@ -81,22 +81,22 @@ def visitors(dice: random.Random, picture: Image.Image) -> None:
 
 def mountains(dice: random.Random) -> Image.Image:
     tone = dice.choice([0.58, 0.62, 0.06, 0.85])
-    picture = sky(dice, hue(tone, 0.55, 0.75), hue(tone - 0.45, 0.25, 0.98))
-    draw = ImageDraw.Draw(picture)
+    image = sky(dice, hue(tone, 0.55, 0.75), hue(tone - 0.45, 0.25, 0.98))
+    draw = ImageDraw.Draw(image)
     for layer in range(4):
         base = SIZE[1] * (0.5 + 0.15 * layer)
         outline = ridge(dice, base, 95 - 15 * layer, 0.55)
         draw.polygon(
             [*outline, (SIZE[0], SIZE[1]), (0, SIZE[1])], fill=hue(tone, 0.25 + 0.12 * layer, 0.72 - 0.16 * layer)
         )
-    visitors(dice, picture)
-    return picture
+    visitors(dice, image)
+    return image
 
 
 def sea(dice: random.Random) -> Image.Image:
     warm = dice.uniform(0.02, 0.11)
-    picture = sky(dice, hue(0.6, dice.uniform(0.3, 0.6), 0.8), hue(warm, 0.5, 1))
-    draw = ImageDraw.Draw(picture, "RGBA")
+    image = sky(dice, hue(0.6, dice.uniform(0.3, 0.6), 0.8), hue(warm, 0.5, 1))
+    draw = ImageDraw.Draw(image, "RGBA")
     horizon = SIZE[1] * dice.uniform(0.5, 0.65)
     x, radius = dice.uniform(90, 390), dice.uniform(22, 38)
     draw.ellipse((x - radius, horizon - radius * 1.4, x + radius, horizon + radius * 0.6), fill=hue(warm, 0.35, 1))
@@ -109,14 +109,14 @@ def sea(dice: random.Random) -> Image.Image:
         draw.line(
             (at - length, y, at + length, y), fill=(255, 235, 200, dice.randint(30, 110)), width=1 + int(2 * near)
         )
-    return picture
+    return image
 
 
 def city(dice: random.Random) -> Image.Image:
     night, late = dice.uniform(0.55, 0.8), dice.random()
     glow = hue(night + dice.uniform(0.1, 0.45), 0.3 + 0.3 * late, 0.85 - 0.4 * late)
-    picture = sky(dice, hue(night, 0.7, 0.55 - 0.4 * late), glow)
-    draw = ImageDraw.Draw(picture)
+    image = sky(dice, hue(night, 0.7, 0.55 - 0.4 * late), glow)
+    draw = ImageDraw.Draw(image)
     wide, lit = dice.uniform(0.7, 1.7), 0.1 + 0.4 * late
     for layer, shade in ((0, 0.45 - 0.2 * late), (1, 0.26 - 0.12 * late)):
         x = -10.0
@@ -128,12 +128,12 @@ def city(dice: random.Random) -> Image.Image:
                     if dice.random() < lit:
                         draw.rectangle((wx, wy, wx + 4, wy + 5), fill=hue(0.12, dice.uniform(0.2, 0.6), 0.95))
             x += width + dice.uniform(-4, 8)
-    return picture
+    return image
 
 
 def flowers(dice: random.Random) -> Image.Image:
-    picture = Image.new("RGB", SIZE, hue(0.3, 0.6, 0.35))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", SIZE, hue(0.3, 0.6, 0.35))
+    draw = ImageDraw.Draw(image)
     for _ in range(700):
         x, y = dice.uniform(0, SIZE[0]), dice.uniform(0, SIZE[1])
         draw.line(
@@ -153,15 +153,15 @@ def flowers(dice: random.Random) -> Image.Image:
                 fill=hue(tone + dice.gauss(0, 0.01), 0.65, 0.95),
             )
         draw.ellipse((x - size * 0.4, y - size * 0.4, x + size * 0.4, y + size * 0.4), fill=hue(0.12, 0.8, 0.9))
-    return picture
+    return image
 
 
 def balloons(dice: random.Random) -> Image.Image:
-    picture = sky(dice, hue(0.57, 0.6, 0.85), hue(0.55, 0.2, 1))
-    draw = ImageDraw.Draw(picture)
+    image = sky(dice, hue(0.57, 0.6, 0.85), hue(0.55, 0.2, 1))
+    draw = ImageDraw.Draw(image)
     for size in sorted(dice.uniform(16, 46) for _ in range(dice.randint(4, 9))):
         balloon(draw, dice.uniform(30, 450), dice.uniform(40, 230), size, dice.random())
-    return picture
+    return image
 
 
 def fir(draw: ImageDraw.ImageDraw, x: float, foot: float, height: float, colour: Colour) -> None:
@@ -173,8 +173,8 @@ def fir(draw: ImageDraw.ImageDraw, x: float, foot: float, height: float, colour:
 
 def forest(dice: random.Random) -> Image.Image:
     tone = dice.choice([0.36, 0.4, 0.45, 0.3])
-    picture = sky(dice, hue(tone + 0.15, 0.15, 0.9), hue(tone, 0.12, 0.97))
-    draw = ImageDraw.Draw(picture)
+    image = sky(dice, hue(tone + 0.15, 0.15, 0.9), hue(tone, 0.12, 0.97))
+    draw = ImageDraw.Draw(image)
     for layer in range(4):
         foot = SIZE[1] * (0.58 + 0.15 * layer)
         colour = hue(tone, 0.22 + 0.14 * layer, 0.72 - 0.17 * layer)
@@ -187,13 +187,13 @@ def forest(dice: random.Random) -> Image.Image:
                 dice.uniform(38, 62) * (1 + 0.5 * layer),
                 colour,
             )
-    return picture
+    return image
 
 
 def desert(dice: random.Random) -> Image.Image:
     tone = dice.uniform(0.05, 0.1)
-    picture = sky(dice, hue(0.58, 0.45, 0.85), hue(tone, 0.3, 1))
-    draw = ImageDraw.Draw(picture)
+    image = sky(dice, hue(0.58, 0.45, 0.85), hue(tone, 0.3, 1))
+    draw = ImageDraw.Draw(image)
     x, y, radius = dice.uniform(60, 420), dice.uniform(50, 120), dice.uniform(16, 26)
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(255, 246, 214))
     for layer in range(4):
@@ -205,7 +205,7 @@ def desert(dice: random.Random) -> Image.Image:
         draw.polygon(
             [*shade, (SIZE[0], SIZE[1]), (top[0] + 120, SIZE[1])], fill=hue(tone, 0.5 + 0.1 * layer, 0.8 - 0.11 * layer)
         )
-    visitors(dice, picture)
+    visitors(dice, image)
     for _ in range(dice.randint(2, 6)):
         x, foot, tall = dice.uniform(20, 460), dice.uniform(215, 310), dice.uniform(24, 52)
         green, thick = hue(0.33, 0.5, 0.38), int(tall / 6)
@@ -214,12 +214,12 @@ def desert(dice: random.Random) -> Image.Image:
             arm = x + side * tall * 0.28
             draw.line((x, foot - tall * at, arm, foot - tall * at), fill=green, width=thick - 1)
             draw.line((arm, foot - tall * at + 2, arm, foot - tall * (at + 0.3)), fill=green, width=thick - 1)
-    return picture
+    return image
 
 
 def aurora(dice: random.Random) -> Image.Image:
-    picture = Image.new("RGB", SIZE, hue(0.64, 0.75, 0.14))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", SIZE, hue(0.64, 0.75, 0.14))
+    draw = ImageDraw.Draw(image)
     for _ in range(170):
         x, y = dice.uniform(0, SIZE[0]), dice.uniform(0, SIZE[1] * 0.8)
         draw.point((x, y), fill=(dice.randint(140, 255),) * 3)
@@ -234,17 +234,17 @@ def aurora(dice: random.Random) -> Image.Image:
                 light.line(
                     (x, y - length * step / 6, x, y - length * (step + 1) / 6), hue(tone + step * 0.03, 0.8, bright), 5
                 )
-    picture = ImageChops.screen(picture, glow.filter(ImageFilter.GaussianBlur(5)))
-    draw = ImageDraw.Draw(picture)
+    image = ImageChops.screen(image, glow.filter(ImageFilter.GaussianBlur(5)))
+    draw = ImageDraw.Draw(image)
     draw.polygon([*ridge(dice, 290, 40, 0.5), SIZE, (0, SIZE[1])], fill=hue(0.62, 0.5, 0.2))
     for _ in range(24):
         fir(draw, dice.uniform(0, 480), dice.uniform(280, 312), dice.uniform(26, 70), hue(0.6, 0.6, 0.07))
-    return picture
+    return image
 
 
 def sails(dice: random.Random) -> Image.Image:
-    picture = sky(dice, hue(0.57, 0.5, 0.9), hue(0.53, 0.12, 1))
-    draw = ImageDraw.Draw(picture, "RGBA")
+    image = sky(dice, hue(0.57, 0.5, 0.9), hue(0.53, 0.12, 1))
+    draw = ImageDraw.Draw(image, "RGBA")
     horizon = SIZE[1] * dice.uniform(0.42, 0.55)
     draw.rectangle((0, horizon, *SIZE), fill=hue(dice.uniform(0.5, 0.56), 0.6, 0.68))
     for _ in range(200):
@@ -271,13 +271,13 @@ def sails(dice: random.Random) -> Image.Image:
             fill=hue(tone, 0.7, 0.9),
         )
         draw.line((x - 1, y - size * 1.35, x - 1, y - size * 0.1), fill=(80, 60, 50), width=2)
-    return picture
+    return image
 
 
 def fruit(dice: random.Random) -> Image.Image:
     wall = dice.choice([0.08, 0.55, 0.12, 0.95])
-    picture = gradient(hue(wall, 0.18, 0.75), hue(wall, 0.12, 0.9))
-    draw = ImageDraw.Draw(picture, "RGBA")
+    image = gradient(hue(wall, 0.18, 0.75), hue(wall, 0.12, 0.9))
+    draw = ImageDraw.Draw(image, "RGBA")
     table = SIZE[1] * dice.uniform(0.66, 0.74)
     draw.rectangle((0, table, *SIZE), fill=hue(0.07, 0.5, dice.uniform(0.4, 0.6)))
     for _ in range(40):
@@ -300,7 +300,7 @@ def fruit(dice: random.Random) -> Image.Image:
             26,
             dice.random(),
         )
-    return picture
+    return image
 
 
 def ball(draw: ImageDraw.ImageDraw, x: float, y: float, size: float, tone: float) -> None:

@@ -1,14 +1,14 @@
-"""Finding details: how often the picture that contains a detail is found, whether it is shown where, and at what cost.
+"""Finding details: how often the image that contains a detail is found, whether it is shown where, and at what cost.
 
     python benchmarks/parts.py PHOTOGRAPHS [--queries 200] [--schemas parts ...] [--curve] [--latency 10000] [--json F]
 
-Every picture of the folder is ingested into Milvus Lite through ``ImageIndex``. Queries are random crops of a half, a
+Every image of the folder is ingested into Milvus Lite through ``ImageIndex``. Queries are random crops of a half, a
 quarter and a tenth of the area of some of them, enlarged by 1.3 and recompressed as JPEG of quality 60; "turned" ones
-are cut out of the picture turned by up to 8 degrees. Columns: the source among the first and the first ten results, and
-the share of sources whose box overlaps the true one by half (IoU). ``composite``: a quarter pasted into another picture
+are cut out of the image turned by up to 8 degrees. Columns: the source among the first and the first ten results, and
+the share of sources whose box overlaps the true one by half (IoU). ``composite``: a quarter pasted into another image
 at a random place and size (0.3 to 0.6 of its side); the whole composite is asked, region by region.
 
-Rows: ``whole`` asks the codes of whole pictures with equal weights, ``fine`` only that, ``parts`` the regions,
+Rows: ``whole`` asks the codes of whole images with equal weights, ``fine`` only that, ``regions`` the regions,
 ``fused`` regions and ``fine`` two to one, ``floats`` the features under the regions' codes by cosine: the ceiling.
 """
 
@@ -27,11 +27,13 @@ import numpy as np
 from PIL import Image
 from result_file import write_result
 
-from mg_milvus import ImageIndex, Schema, load_encoder
+from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import discover
-from mg_milvus.regions import scale_of, windows
-from mg_milvus.schema_parts import PARTS, PartsSettings, RegionScale
-from mg_milvus.store import Description, Row, open_store
+from mg_milvus.index import ImageIndex
+from mg_milvus.schema.models import Schema
+from mg_milvus.schema.regions import REGIONS, RegionScale, RegionSettings, scale_of, windows
+from mg_milvus.store.base import Description, Row
+from mg_milvus.store.milvus import open_store
 
 AREAS = {"half": 0.5, "quarter": 0.25, "tenth": 0.1}
 ENLARGED = 1.3
@@ -41,25 +43,25 @@ CURVE = (("13 regions", 128), ("29 regions", 64), ("83 regions", 128))
 Box = tuple[float, float, float, float]
 
 
-def saved(picture: Image.Image) -> Image.Image:
+def saved(image: Image.Image) -> Image.Image:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY)
+    image.save(buffer, "JPEG", quality=QUALITY)
     return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
 
 
-def detail(picture: Image.Image, area: float, turned: bool, random: np.random.Generator) -> tuple[Image.Image, Box]:
-    """A crop of the picture's shape and its box in pixels."""
-    w, h = (round(side * area**0.5) for side in picture.size)
-    x, y = int(random.integers(picture.width - w + 1)), int(random.integers(picture.height - h + 1))
+def detail(image: Image.Image, area: float, turned: bool, random: np.random.Generator) -> tuple[Image.Image, Box]:
+    """A crop of the image's shape and its box in pixels."""
+    w, h = (round(side * area**0.5) for side in image.size)
+    x, y = int(random.integers(image.width - w + 1)), int(random.integers(image.height - h + 1))
     angle = float(random.uniform(-TURN, TURN))
     if turned:
-        picture = picture.rotate(angle, Image.Resampling.BICUBIC, center=(x + w / 2, y + h / 2))
-    cut = picture.crop((x, y, x + w, y + h))
+        image = image.rotate(angle, Image.Resampling.BICUBIC, center=(x + w / 2, y + h / 2))
+    cut = image.crop((x, y, x + w, y + h))
     return saved(cut.resize((round(ENLARGED * w), round(ENLARGED * h)), Image.Resampling.BICUBIC)), (x, y, w, h)
 
 
-def composite(picture: Image.Image, other: Image.Image, random: np.random.Generator) -> Image.Image:
-    cut, _ = detail(picture, 0.25, False, random)
+def composite(image: Image.Image, other: Image.Image, random: np.random.Generator) -> Image.Image:
+    cut, _ = detail(image, 0.25, False, random)
     share = float(random.uniform(0.3, 0.6))
     w, h = round(share * other.width), round(share * other.height)
     place = int(random.integers(other.width - w + 1)), int(random.integers(other.height - h + 1))
@@ -97,60 +99,60 @@ def settings(names: list[str], curve: bool) -> dict[str, Schema]:
     }  # fmt: skip
     for label, bits in CURVE if curve else ():
         scales = tuple(RegionScale(size=size, grid=grid) for size, grid in grids[label].items())
-        found[f"{label}, {bits} bits"] = Schema(parts=PartsSettings(bits=bits, scales=scales))
+        found[f"{label}, {bits} bits"] = Schema(regions=RegionSettings(bits=bits, scales=scales))
     return found
 
 
 def quality(folder: Path, name: str, schema: Schema, queries: int) -> dict[str, Any]:
-    assert schema.parts
+    assert schema.regions
     found = sorted(discover([folder], lambda _: None), key=lambda own: own.path)
     random = np.random.default_rng(0)
     asked = random.permutation(len(found))[:queries]
-    result: dict[str, Any] = {"bytes": schema.parts.bytes_per_picture, "regions": schema.parts.regions}
+    result: dict[str, Any] = {"bytes": schema.regions.bytes_per_image, "regions": schema.regions.count}
     with TemporaryDirectory() as place, ImageIndex.open(Path(place) / "parts.db", schema) as index:
         report = index.ingest(folder)
-        result["pictures_per_second"] = report.pictures_per_second
+        result["images_per_second"] = report.images_per_second
         result["bytes_on_disk"] = (Path(place) / "parts.db").stat().st_size / report.added
         encoder = index.connection.encoder
         everything: list[Any] = []
         for start in range(0, len(found), 64):
-            pictures = [Image.open(own.path).convert("RGB") for own in found[start : start + 64]]
-            everything.append(encoder.features([encoder.prepare(p) for p in pictures])[PARTS].astype(np.float32))
-        floats, places = np.concatenate(everything), scale_of(schema.parts.windows)
+            images = [Image.open(own.path).convert("RGB") for own in found[start : start + 64]]
+            everything.append(encoder.features([encoder.prepare(p) for p in images])[REGIONS].astype(np.float32))
+        floats, places = np.concatenate(everything), scale_of(schema.regions.windows)
         mean = floats.reshape(-1, floats.shape[2]).mean(axis=0)
         floats = unit(floats - mean)
         for kind, area, turned in [*((k, a, False) for k, a in AREAS.items()), ("quarter, turned", 0.25, True)]:
-            tallies = {row: Counted() for row in ("whole", "fine", "parts", "fused", "floats")}
+            tallies = {row: Counted() for row in ("whole", "fine", "regions", "fused", "floats")}
             for row in asked:
-                picture = Image.open(found[row].path).convert("RGB")
-                cut, box = detail(picture, area, turned, random)
+                image = Image.open(found[row].path).convert("RGB")
+                cut, box = detail(image, area, turned, random)
                 options: dict[str, Any] = {"k": 100, "depth": 100}
                 answers = {
                     "whole": index.query(cut, **options),
                     "fine": index.query(cut, granularity="fine", **options),
-                    "parts": index.query(cut, parts="detail", **options),
-                    "fused": index.query(cut, weights={"parts": 2, "fine": 1}, **options),
+                    "regions": index.query(cut, regions="contains", **options),
+                    "fused": index.query(cut, weights={"regions": 2, "fine": 1}, **options),
                 }
                 for way, hits in answers.items():
                     rank = next((hit.rank for hit in hits if hit.path == found[row].path), 101)
                     tallies[way].ranks.append(rank)
-                    if way in {"parts", "fused"}:
+                    if way in {"regions", "fused"}:
                         own = hits[rank - 1].box if rank <= len(hits) else None
                         tallies[way].overlaps.append(overlap(own, box) if own else 0.0)
                 rank, own = by_floats(encoder.detail_features([cut])[0], mean, floats, places, int(row))
-                w, h = picture.size
+                w, h = image.size
                 tallies["floats"].ranks.append(rank)
-                x = windows(schema.parts.windows)[own] * (w, h, w, h)
+                x = windows(schema.regions.windows)[own] * (w, h, w, h)
                 tallies["floats"].overlaps.append(overlap((x[0], x[1], x[2], x[3]), box))
             result[kind] = {way: tally.figures() for way, tally in tallies.items()}
             show(f"{name}: {kind}", result[kind])
-        tallies = {row: Counted() for row in ("whole", "fine", "parts")}
+        tallies = {row: Counted() for row in ("whole", "fine", "regions")}
         for row in asked[: queries // 2]:
             other = found[int(random.integers(len(found)))].path
             if other == found[row].path:
                 continue
             made = composite(Image.open(found[row].path).convert("RGB"), Image.open(other).convert("RGB"), random)
-            for way, more in (("whole", {}), ("fine", {"granularity": "fine"}), ("parts", {"parts": "regions"})):
+            for way, more in (("whole", {}), ("fine", {"granularity": "fine"}), ("regions", {"regions": "overlap"})):
                 hits = index.query(made, k=100, **more)
                 tallies[way].ranks.append(next((hit.rank for hit in hits if hit.path == found[row].path), 101))
         result["composite"] = {way: tally.figures() for way, tally in tallies.items()}
@@ -173,8 +175,8 @@ def by_floats(
 
 
 def latency(rows: int, name: str, schema: Schema, times: int = 30) -> dict[str, float]:
-    """Milliseconds of a question for a detail beyond the encoding, in an index of random codes on Milvus Lite."""
-    assert schema.parts
+    """Milliseconds of a query for a detail beyond the encoding, in an index of random codes on Milvus Lite."""
+    assert schema.regions
     random = np.random.default_rng(1)
     with TemporaryDirectory() as place:
         store = open_store(str(Path(place) / "parts.db"), schema.collection)
@@ -184,29 +186,30 @@ def latency(rows: int, name: str, schema: Schema, times: int = 30) -> dict[str, 
                 Row(
                     hashlib.blake2b(str(number).encode(), digest_size=16).hexdigest(), f"/{number}.jpg", 1, 1, 384, 256,
                     "0" * 32, {g: random.bytes(bits // 8) for g, bits in schema.bits.items()}, {},
-                    random.bytes(schema.parts.bytes_per_picture),
+                    random.bytes(schema.regions.bytes_per_image),
                 )
                 for number in range(start, min(start + 500, rows))
             ])  # fmt: skip
-        from mg_milvus.search import Question, ask
+        from mg_milvus.search.query import Query
+        from mg_milvus.search.searcher import ask
 
         found: dict[str, float] = {}
         for label, options in (
-            ("parts", {"parts": "detail"}),
-            ("parts and coarse", {"weights": {"coarse": 1, "parts": 2}}),
+            ("regions", {"regions": "contains"}),
+            ("parts and coarse", {"weights": {"coarse": 1, "regions": 2}}),
         ):
-            question = Question.of(schema, options)  # type: ignore[arg-type]
+            query = Query.of(schema, options)  # type: ignore[arg-type]
             taken = []
             for _ in range(times):
                 codes = {g: random.integers(0, 256, (1, bits // 8), np.uint8) for g, bits in schema.bits.items()}
-                codes[PARTS] = random.integers(
-                    0, 256, (1, 1, len(schema.parts.scales), schema.parts.bits // 8), np.uint8
+                codes[REGIONS] = random.integers(
+                    0, 256, (1, 1, len(schema.regions.scales), schema.regions.bits // 8), np.uint8
                 )
                 started = time.perf_counter()
-                ask(store, schema, codes, question)
+                ask(store, schema, codes, query)
                 taken.append(1000 * (time.perf_counter() - started))
             found[label] = statistics.median(taken)
-            print(f"{name}: {label}, {rows:,} pictures: {found[label]:.1f} ms beyond the encoding", flush=True)
+            print(f"{name}: {label}, {rows:,} images: {found[label]:.1f} ms beyond the encoding", flush=True)
         store.close()
     return found
 
@@ -221,9 +224,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--schemas", nargs="*", default=["parts", "parts-precise"])
+    parser.add_argument("--schemas", nargs="*", default=["regions", "regions-precise"])
     parser.add_argument("--curve", action="store_true", help="also fewer and more regions and bits")
-    parser.add_argument("--latency", type=int, default=0, help="also time questions among this many pictures")
+    parser.add_argument("--latency", type=int, default=0, help="also time queries among this many images")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     result: dict[str, Any] = {}
@@ -231,8 +234,8 @@ def main() -> None:
         result[name] = quality(options.folder, name, schema, options.queries)
         own = result[name]
         print(
-            f"{name}: {own['regions']} regions, {own['bytes']} bytes of their codes a picture "
-            f"({own['bytes_on_disk']:,.0f} on disk with all else), {own['pictures_per_second']:.0f} pictures/s"
+            f"{name}: {own['regions']} regions, {own['bytes']} bytes of their codes an image "
+            f"({own['bytes_on_disk']:,.0f} on disk with all else), {own['images_per_second']:.0f} images/s"
         )
         if options.latency:
             own["latency_ms"] = latency(options.latency, name, schema)

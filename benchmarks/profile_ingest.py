@@ -24,12 +24,12 @@ from side_by_side.measuring import alone, show
 
 STAGES = (
     ("walk the folder", "mg_milvus.ingest.run:reservoir"),
-    ("open the store: import pymilvus, start Lite", "mg_milvus.connection:open_store"),
-    ("load the encoder, with its imports", "mg_milvus.connection:load_encoder"),
+    ("open the store: import pymilvus, start Lite", "mg_milvus.session:open_store"),
+    ("load the encoder, with its imports", "mg_milvus.session:load_encoder"),
     ("read the file", "mg_milvus.images.discover:Found.read"),
     ("hash the content", "mg_milvus.ingest.pipeline:_read"),
     ("decode", "mg_milvus.ingest.pipeline:decode"),
-    ("keep the encoder in the store", "mg_milvus.ingest.first:keep_encoder"),
+    ("keep the encoder in the store", "mg_milvus.ingest.fit_heads:keep_encoder"),
     ("wait for the rows sent", "mg_milvus.ingest.pipeline:Writer._land"),
 )
 """Where the functions are looked up when they are called."""
@@ -45,13 +45,14 @@ def measured(folder: str, again: bool, hold: bool) -> dict[str, Any]:
     held = Held() if hold else None
     stages = Stages()
     with stages.stage("import mg_milvus"):
-        from mg_milvus import ImageIndex, connection
+        from mg_milvus import session
+        from mg_milvus.index import ImageIndex
     for name, place in STAGES:
         stages.wrap_in(name, place)
-    for place in ("mg_milvus.ingest.first:read_pictures", "mg_milvus.ingest.pipeline:read_pictures"):
-        stages.wrap_next("wait for decoded pictures", place)
+    for place in ("mg_milvus.ingest.fit_heads:read_images", "mg_milvus.ingest.pipeline:read_images"):
+        stages.wrap_next("wait for decoded images", place)
     for attribute, names in (("load_encoder", ENCODER), ("open_store", STORE)):
-        wrap_what_it_makes(stages, connection, attribute, names)
+        wrap_what_it_makes(stages, session, attribute, names)
     with tempfile.TemporaryDirectory() as scratch:
         if again:
             with ImageIndex.open(f"{scratch}/i.db") as index:
@@ -63,7 +64,7 @@ def measured(folder: str, again: bool, hold: bool) -> dict[str, Any]:
             report = index.ingest(folder)
         table = stages.table()
     found: dict[str, Any] = {
-        "pictures": report.seen, "pictures/s": report.pictures_per_second, "stages": table, "memory": stages.memory,
+        "images": report.seen, "images/s": report.images_per_second, "stages": table, "memory": stages.memory,
         "peak": peak(),
     }  # fmt: skip
     if held:
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     result = alone(measured, str(options.folder), options.again, False)
-    print(f"{result['pictures']} pictures, {result['pictures/s']:.1f} a second in {sys.version.split()[0]}")
+    print(f"{result['images']} images, {result['images/s']:.1f} a second in {sys.version.split()[0]}")
     rows = dict(sorted(result["stages"].items(), key=lambda row: (row[0] == "in all", -row[1]["s"] - row[1]["CPU s"])))
     show("Seconds, on the clock of the main thread and of processors", ["s", "share", "CPU s", "share of CPU"], rows)
     memory = {name: {"MB": size} for name, size in [*result["memory"].items(), ("at most", result["peak"])]}

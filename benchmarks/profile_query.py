@@ -1,11 +1,11 @@
-"""Where the time of one question goes, from a cold shell and in a program that runs: steps, imports, functions, memory.
+"""Where the time of one query goes, from a cold shell and in a program that runs: steps, imports, functions, memory.
 
-    python benchmarks/profile_query.py FOLDER [--pictures 200] [--rounds 5] [--stacks FILE] [--json FILE]
+    python benchmarks/profile_query.py FOLDER [--images 200] [--rounds 5] [--stacks FILE] [--json FILE]
 
-The first pictures of FOLDER are ingested into a new Milvus Lite file. ``mgm query --explain`` is then started anew for
+The first images of FOLDER are ingested into a new Milvus Lite file. ``mgm query --explain`` is then started anew for
 each round; what it says of its own steps is taken from the time of the whole command, and what is left is Python, the
 imports and the command line. One more start counts the imports (``-X importtime``), one is looked at by py-spy (``pip
-install py-spy``) if it is there. A program that stays asks the same question 20 times.
+install py-spy``) if it is there. A program that stays asks the same query 20 times.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from mg_milvus.images.discover import discover, text_path
 ASKED = 20
 
 
-def ingested(uri: str, pictures: list[str]) -> dict[str, Any]:
+def ingested(uri: str, images: list[str]) -> dict[str, Any]:
     """Make the index."""
-    from mg_milvus import ImageIndex
+    from mg_milvus.index import ImageIndex
 
     with ImageIndex.open(uri) as index:
-        return {"rows": index.ingest(*pictures).added}
+        return {"rows": index.ingest(*images).added}
 
 
 def in_a_shell(command: list[str]) -> tuple[float, dict[str, float]]:
@@ -55,17 +55,17 @@ def in_a_shell(command: list[str]) -> tuple[float, dict[str, float]]:
     return whole, {"Python, imports, the command line": whole - told["total_seconds"], **steps, "between steps": rest}
 
 
-def in_a_program(uri: str, picture: str) -> dict[str, Any]:
+def in_a_program(uri: str, image: str) -> dict[str, Any]:
     """Median seconds of each step when everything is loaded, and memory before and after."""
-    from mg_milvus import ImageIndex
+    from mg_milvus.index import ImageIndex
 
     memory = {"importing mg_milvus": peak()}
     with ImageIndex.open(uri) as index:
         index.info()
         memory["opening the index"] = peak()
-        index.query(picture)
+        index.query(image)
         memory["the first answer"] = peak()
-        told = [index.explain(picture) for _ in range(ASKED)]
+        told = [index.explain(image) for _ in range(ASKED)]
         memory[f"{ASKED} more"] = peak()
     steps = {step: statistics.median(one.seconds[step] for one in told) for step in told[0].seconds}
     whole = statistics.median(one.total for one in told)
@@ -84,29 +84,29 @@ def imports(command: list[str]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stacks", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    pictures = [str(text_path(f.path)) for f in islice(discover([options.folder], print), options.pictures)]
+    images = [str(text_path(f.path)) for f in islice(discover([options.folder], print), options.images)]
     with tempfile.TemporaryDirectory() as scratch:
         uri = f"{scratch}/i.db"
-        rows = alone(ingested, uri, pictures)["rows"]
-        command = [sys.executable, "-m", "mg_milvus", "query", pictures[0], "--uri", uri, "--explain", "--json"]
+        rows = alone(ingested, uri, images)["rows"]
+        command = [sys.executable, "-m", "mg_milvus", "query", images[0], "--uri", uri, "--explain", "--json"]
         in_a_shell(command)  # the copy of the encoder is there now, and the files are in memory
         cold = [in_a_shell(command) for _ in range(options.rounds)]
         seconds = {step: statistics.median(steps[step] for _, steps in cold) for step in cold[0][1]}
         seconds["in all"] = statistics.median(whole for whole, _ in cold)
         result: dict[str, Any] = {"rows": rows, "cold": seconds, "imports": imports(command)}
-        warm = alone(in_a_program, uri, pictures[0])
+        warm = alone(in_a_program, uri, images[0])
         result |= {"warm": warm["steps"], "memory": warm["memory"]}
         stacks = recorded(command, options.stacks)
-    print(f"{rows} rows; medians of {options.rounds} starts, and of {ASKED} questions in a program that stays")
+    print(f"{rows} rows; medians of {options.rounds} starts, and of {ASKED} queries in a program that stays")
     steps = {name: {"cold ms": 1000 * value} for name, value in seconds.items()}
     for name, value in {**result["warm"], "in all": sum(result["warm"].values())}.items():
         steps.setdefault(name, {})["warm ms"] = 1000 * value
-    show("One question", ["cold ms", "warm ms"], steps)
+    show("One query", ["cold ms", "warm ms"], steps)
     show("Imports of a start", ["s"], as_rows(result["imports"], "s"))
     show("Most memory until after", ["MB"], as_rows(result["memory"], "MB"))
     if stacks is None:

@@ -1,12 +1,12 @@
-"""How well pictures are found: every figure of the README that is about quality, in one run.
+"""How well images are found: every figure of the README that is about quality, in one run.
 
     python benchmarks/quality.py [--photographs COREL] [--hierarchy TINY_VAL] [--labelled FILE] [--json FILE]
 
 Each folder is evaluated as ``mgm eval`` does it: hash heads adapted to the database, never to the queries.
 
-- PHOTOGRAPHS holds class/picture: leave-one-out mAP of the codes, the fusions and the float features; with heads fitted
-  on few pictures and with the shipped ones; of codes of 8 to 128 bits; and recall of the originals of edited copies.
-- HIERARCHY holds group/class/picture: which granularity is best at what.
+- PHOTOGRAPHS holds class/image: leave-one-out mAP of the codes, the fusions and the float features; with heads fitted
+  on few images and with the shipped ones; of codes of 8 to 128 bits; and recall of the originals of edited copies.
+- HIERARCHY holds group/class/image: which granularity is best at what.
 - ``--labelled`` is an encoder that ``mgm train`` made with the labels of HIERARCHY's training part; its codes are
   compared with unsupervised ones of the network that ships: PCA and ITQ, and the heads that an ingest fits.
 """
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from result_file import write_result
 
-from mg_milvus import evaluate, load_encoder
-from mg_milvus.fitting import fit_encoder
-from mg_milvus.images.edits import STRENGTHS
-from mg_milvus.schema import PROFILES
+from mg_milvus.encoder.load import load_encoder
+from mg_milvus.evaluation.evaluate import evaluate
+from mg_milvus.images.augment import STRENGTHS
+from mg_milvus.ingest.fit_heads import fit_encoder
+from mg_milvus.schema.models import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,7 +82,7 @@ def hierarchy(folder: Path, encoder: Any, labelled: Path | None, queries: int) -
     tasks = {
         "same group, mAP": maps(figures, "map_group"),
         "same class, mAP": maps(figures),
-        "this picture, MRR of copies": maps(found),
+        "this image, MRR of copies": maps(found),
     }
     table("Hierarchy: what each granularity is best at", [*LEVELS, "rank", *PROFILES], tasks)
     result: dict[str, Any] = {"tasks": tasks}
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--hierarchy", type=Path)
     parser.add_argument("--labelled", type=Path, help="encoder trained on the labels of the hierarchy")
     parser.add_argument("--encoder", default="builtin")
-    parser.add_argument("--queries", type=int, default=200, help="pictures that are edited and asked for")
+    parser.add_argument("--queries", type=int, default=200, help="images that are edited and asked for")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     encoder = load_encoder(options.encoder)

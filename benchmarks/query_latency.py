@@ -1,10 +1,10 @@
-"""What a question costs beyond the encoding, on a Milvus Lite file of synthetic codes.
+"""What a query costs beyond the encoding, on a Milvus Lite file of synthetic codes.
 
     python benchmarks/query_latency.py [--rows 100000] [--json FILE]
 
 Times ``ImageIndex.query_codes`` whole: three searches of depth 100 that bring the rows along, fusion, hits. Beside it,
-in turn, the searches alone; the rest is this package's own work. The codes are those of clustered pictures: random
-codes would make every candidate list different, which pictures do not.
+in turn, the searches alone; the rest is this package's own work. The codes are those of clustered images: random
+codes would make every candidate list different, which images do not.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from result_file import write_result
 from synthetic import fill, make, synthetic_codes
 
-from mg_milvus import ImageIndex
-from mg_milvus.schema import Schema
-from mg_milvus.store import Row, open_store
+from mg_milvus.index import ImageIndex
+from mg_milvus.schema.models import Schema
+from mg_milvus.store.milvus import open_store
 
-QUESTIONS, DEPTH = 100, 100
+if TYPE_CHECKING:
+    from mg_milvus.store.base import Row
+
+QUERIES, DEPTH = 100, 100
 
 
 def main() -> None:
@@ -38,10 +42,10 @@ def main() -> None:
         fill_rate = fill(store, schema, 0, options.rows)
         store.close()
         with ImageIndex.open(uri) as index:
-            questions = synthetic_codes(QUESTIONS, schema, seed=0)
+            queries = synthetic_codes(QUERIES, schema, seed=0)
             whole, calls = [], []
-            for i in range(QUESTIONS):
-                asked = {name: codes[i] for name, codes in questions.items()}
+            for i in range(QUERIES):
+                asked = {name: codes[i] for name, codes in queries.items()}
                 started = time.perf_counter()
                 index.query_codes(asked, k=10, depth=DEPTH)
                 whole.append(time.perf_counter() - started)

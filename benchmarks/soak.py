@@ -1,11 +1,11 @@
 """Does anything grow that should not? Mixed work for half an hour, watched.
 
-    python benchmarks/soak.py PICTURES [--minutes 30] [--schema parts] [--json FILE]
+    python benchmarks/soak.py IMAGES [--minutes 30] [--schema regions] [--json FILE]
 
 ``mgm up`` serves a Milvus Lite file, ``mgm serve`` a page on it, and this process works on a folder of copies of
-PICTURES (small ones, such as tiny-imagenet's, keep it cheap): pictures come, change and go, ingests follow, and
-questions by picture, by id, by part and by the page are asked; now and then the index is opened anew. Every answer is
-checked. The number of pictures stays between 200 and 400.
+IMAGES (small ones, such as tiny-imagenet's, keep it cheap): images come, change and go, ingests follow, and
+queries by image, by id, by part and by the page are asked; now and then the index is opened anew. Every answer is
+checked. The number of images stays between 200 and 400.
 
 Every ten seconds memory, descriptors and threads of the three processes, rows and bytes are recorded. What they grow by
 is the slope of Theil and Sen over the second half, in which caches are warm; flat is less than 2 MB and one percent for
@@ -31,7 +31,7 @@ from processes import descriptors, engine_pid, file_size, memory, threads
 from result_file import write_result
 
 from mg_milvus.images.discover import discover, text_path
-from mg_milvus.store import served
+from mg_milvus.store import lite_server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,16 +106,16 @@ def verdict(samples: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--schema", default="parts")
+    parser.add_argument("--schema", default="regions")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    sources = [text_path(found.path) for found in discover([options.pictures], print)]
+    sources = [text_path(found.path) for found in discover([options.images], print)]
     with TemporaryDirectory() as scratch:
-        file, folder = Path(scratch) / "soak.db", Path(scratch) / "pictures"
+        file, folder = Path(scratch) / "soak.db", Path(scratch) / "images"
         folder.mkdir()
-        running, _ = served.up(file, 0)
+        running, _ = lite_server.up(file, 0)
         command = [sys.executable, "-m", "mg_milvus", "serve", "--uri", running.uri, "--port", "0", "--read-only"]
         page = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         work = None
@@ -126,14 +126,14 @@ def main() -> int:
             samples = soak(work, pids, file, 60 * options.minutes)
             work.check()
             work.close()
-            served.down(file)
-            served.up(file, int(running.uri.rpartition(":")[2]))
+            lite_server.down(file)
+            lite_server.up(file, int(running.uri.rpartition(":")[2]))
             work.check()
             anew = memory(engine_pid(file))
             print(f"the index holds what it should; done: {work.done}")
             print(f"the engine started anew: {anew:.0f} MB, in the beginning {samples[0]['engine MB']:.0f} MB")
             if anew > 1.1 * samples[0]["engine MB"]:
-                raise WrongAnswerError("the engine needs more than in the beginning, with about as many pictures")
+                raise WrongAnswerError("the engine needs more than in the beginning, with about as many images")
         except WrongAnswerError as error:
             print(f"WRONG: {error}")
             return 1
@@ -142,7 +142,7 @@ def main() -> int:
                 work.close()
             page.terminate()
             page.wait()
-            served.down(file)
+            lite_server.down(file)
     table = verdict(samples)
     if options.json:
         write_result(options.json, {"done": work.done, "figures": table, "samples": samples})

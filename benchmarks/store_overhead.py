@@ -21,22 +21,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from result_file import write_result
 
-from mg_milvus.schema import Schema
-from mg_milvus.store import Description, Row
-from mg_milvus.store.layout import COPY, Layout
+from mg_milvus.schema.models import Schema
+from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import MilvusStore
+from mg_milvus.store.rows import COPY, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BATCH, DEPTH, QUESTIONS = 1000, 100, 200
+BATCH, DEPTH, QUERIES = 1000, 100, 200
 
 
 def make_rows(start: int, random: np.random.Generator, bits: dict[str, int]) -> list[Row]:
     return [
         Row(
             id=f"{n:032x}",
-            path=f"/home/somebody/pictures/2024/holiday/IMG_{n:08d}.jpg",
+            path=f"/home/somebody/images/2024/holiday/IMG_{n:08d}.jpg",
             size=2_000_000 + n,
             mtime_ns=1_700_000_000_000_000_000 + n,
             width=4000,
@@ -71,8 +71,8 @@ def measure_upserts(store: MilvusStore, plain: MilvusStore, rows: int, bits: dic
     return statistics.median(ours), statistics.median(bare)
 
 
-def measure_questions(store: MilvusStore, bits: dict[str, int]) -> tuple[dict[str, float], float]:
-    """Medians in seconds over ``QUESTIONS`` of each way; rows found on average."""
+def measure_queries(store: MilvusStore, bits: dict[str, int]) -> tuple[dict[str, float], float]:
+    """Medians in seconds over ``QUERIES`` of each way; rows found on average."""
     random = np.random.default_rng(1)
     columns = Layout(Schema()).output_fields(())
     found: list[int] = []
@@ -102,7 +102,7 @@ def measure_questions(store: MilvusStore, bits: dict[str, int]) -> tuple[dict[st
 
     ways = {"adapter": ask_ours, "bare": ask_bare, "fetched": ask_and_fetch}
     taken: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(QUESTIONS):
+    for number in range(QUERIES):
         codes = {name: random.integers(0, 256, (1, b // 8), dtype=np.uint8) for name, b in bits.items()}
         order = list(ways.items())
         for way, ask in order[number % 3 :] + order[: number % 3]:
@@ -118,12 +118,12 @@ def main() -> None:
 
     schema = Schema()
     with tempfile.TemporaryDirectory() as folder:
-        store = MilvusStore(f"{folder}/overhead.db", "pictures")
+        store = MilvusStore(f"{folder}/overhead.db", "images")
         plain = MilvusStore(f"{folder}/overhead.db", "plain")
         for each in (store, plain):
             each.create(Description(schema, "0" * 16))
         upsert, bare_upsert = measure_upserts(store, plain, arguments.rows, schema.bits)
-        question, found = measure_questions(store, schema.bits)
+        query, found = measure_queries(store, schema.bits)
         store.close()
         plain.close()
 
@@ -132,10 +132,10 @@ def main() -> None:
         "upsert_rows_per_second": round(BATCH / upsert),
         "bare_upsert_rows_per_second": round(BATCH / bare_upsert),
         "upsert_ratio": round(upsert / bare_upsert, 3),
-        "query_ms": round(1000 * question["adapter"], 2),
-        "bare_query_ms": round(1000 * question["bare"], 2),
-        "query_ratio": round(question["adapter"] / question["bare"], 3),
-        "searched_and_fetched_ms": round(1000 * question["fetched"], 2),
+        "query_ms": round(1000 * query["adapter"], 2),
+        "bare_query_ms": round(1000 * query["bare"], 2),
+        "query_ratio": round(query["adapter"] / query["bare"], 3),
+        "searched_and_fetched_ms": round(1000 * query["fetched"], 2),
         "candidates": round(found, 1),
     }
     print(json.dumps(figures, indent=2))

@@ -1,4 +1,4 @@
-"""Synthetic pictures for a store: clustered codes, rows around them, and an index filled with as many as wanted."""
+"""Synthetic images for a store: clustered codes, rows around them, and an index filled with as many as wanted."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg_milvus import load_encoder
 from mg_milvus.codes import pack
-from mg_milvus.encoder_cache import keep_encoder
-from mg_milvus.images.discover import picture_id
-from mg_milvus.store import Description, Row
+from mg_milvus.encoder.load import load_encoder
+from mg_milvus.images.discover import image_id
+from mg_milvus.session import keep_encoder
+from mg_milvus.store.base import Description, Row
 
 if TYPE_CHECKING:
     from mg_milvus.codes import Codes
-    from mg_milvus.schema import Schema
-    from mg_milvus.store import Store
+    from mg_milvus.schema.models import Schema
+    from mg_milvus.store.base import Store
 
 CLUSTERS, BATCH = 1000, 2000
 
 
 def synthetic_codes(count: int, schema: Schema, seed: int) -> dict[str, Codes]:
-    """Codes of ``count`` pictures around 1,000 centres which all granularities share."""
+    """Codes of ``count`` images around 1,000 centres which all granularities share."""
     centres = np.random.default_rng(0)
     random = np.random.default_rng(seed)
     cluster = random.integers(0, CLUSTERS, count)
@@ -34,7 +34,7 @@ def synthetic_codes(count: int, schema: Schema, seed: int) -> dict[str, Codes]:
 
 
 def path_of(number: int) -> str:
-    """Path of a synthetic picture; a thousand to a folder."""
+    """Path of a synthetic image; a thousand to a folder."""
     return f"/photos/{number // 1000:05}/{number:09}.jpg"
 
 
@@ -43,7 +43,7 @@ def synthetic_rows(start: int, count: int, schema: Schema) -> list[Row]:
     codes = synthetic_codes(count, schema, seed=start + 1)
     return [
         Row(
-            picture_id(path_of(start + i)), path_of(start + i), 2_000_000, 1_700_000_000_000_000_000,
+            image_id(path_of(start + i)), path_of(start + i), 2_000_000, 1_700_000_000_000_000_000,
             100 + (start + i) % 100, 480, f"{start + i:032x}",
             {name: values[i].tobytes() for name, values in codes.items()},
         )

@@ -1,7 +1,7 @@
 """Many visitors at once: how long an answer takes, and whether every one comes.
 
 ``python benchmarks/web_load.py QUERIES --uri mgm.db --clients 50 --seconds 60`` serves the index on a loopback port and
-lets so many clients ask with the pictures of a folder, each its next question as soon as it has its answer.
+lets so many clients ask with the images of a folder, each its next query as soon as it has its answer.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from urllib.parse import urlsplit
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("queries", type=Path, help="folder of pictures to ask with")
+    parser.add_argument("queries", type=Path, help="folder of images to ask with")
     parser.add_argument("--uri", default="mgm.db")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     arguments = parser.parse_args()
-    pictures = [file.read_bytes() for file in sorted(arguments.queries.rglob("*.jpg"))[:500]]
+    images = [file.read_bytes() for file in sorted(arguments.queries.rglob("*.jpg"))[:500]]
     command = [sys.executable, "-m", "mg_milvus", "serve", "--uri", arguments.uri, "--port", "0", "--read-only"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         place = urlsplit(server.stdout.readline().split()[0]).netloc
-        ask(http.client.HTTPConnection(place), pictures[0])  # the encoder is loaded
-        report(place, pictures, arguments.clients, arguments.seconds)
+        ask(http.client.HTTPConnection(place), images[0])  # the encoder is loaded
+        report(place, images, arguments.clients, arguments.seconds)
     finally:
         server.terminate()
         server.wait()
 
 
-def ask(connection: http.client.HTTPConnection, picture: bytes) -> bool:
+def ask(connection: http.client.HTTPConnection, image: bytes) -> bool:
     """Whether ten hits came."""
-    connection.request("POST", "/api/query?k=10", picture, {"content-type": "application/octet-stream"})
+    connection.request("POST", "/api/query?k=10", image, {"content-type": "application/octet-stream"})
     answer = connection.getresponse()
     text = answer.read()
     return answer.status == 200 and len(json.loads(text)["hits"]) == 10
 
 
-def report(place: str, pictures: list[bytes], clients: int, seconds: float) -> None:
+def report(place: str, images: list[bytes], clients: int, seconds: float) -> None:
     taken: list[float] = []
     failed: list[str] = []
     end = time.perf_counter() + seconds
@@ -57,7 +57,7 @@ def report(place: str, pictures: list[bytes], clients: int, seconds: float) -> N
         while time.perf_counter() < end:
             started = time.perf_counter()
             try:
-                if not ask(connection, choose.choice(pictures)):
+                if not ask(connection, choose.choice(images)):
                     failed.append("refused")
             except (OSError, http.client.HTTPException) as error:
                 failed.append(repr(error))
@@ -77,12 +77,12 @@ def report(place: str, pictures: list[bytes], clients: int, seconds: float) -> N
     lines = dict(
         line.rsplit(" ", 1) for line in metrics.getresponse().read().decode().splitlines() if not line.startswith("#")
     )
-    together = float(lines["mgm_batch_pictures_sum"]) / float(lines["mgm_batch_pictures_count"])
-    print(f"{clients} clients, {elapsed:.0f} s: {len(taken)} questions, {len(failed)} failed {failed[:1]}")
+    together = float(lines["mgm_batch_images_sum"]) / float(lines["mgm_batch_images_count"])
+    print(f"{clients} clients, {elapsed:.0f} s: {len(taken)} queries, {len(failed)} failed {failed[:1]}")
     print(
-        f"{len(taken) / elapsed:.0f} questions/s; median {1000 * cuts[49]:.0f} ms, 95 % within {1000 * cuts[94]:.0f} ms"
+        f"{len(taken) / elapsed:.0f} queries/s; median {1000 * cuts[49]:.0f} ms, 95 % within {1000 * cuts[94]:.0f} ms"
     )
-    print(f"{together:.1f} pictures encoded together on average")
+    print(f"{together:.1f} images encoded together on average")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How smoothly the page scrolls through a long answer, and whether its memory grows.
 
 ``python benchmarks/web_scroll.py --uri mgm.db --cards 10000`` serves the index on a loopback port, shows so many cards
-of its pictures in headless Chromium, scrolls down and up again at an even speed, several times, and counts the frames.
+of its images in headless Chromium, scrolls down and up again at an even speed, several times, and counts the frames.
 """
 
 from __future__ import annotations

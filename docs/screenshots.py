@@ -1,4 +1,4 @@
-"""Make the pictures of these pages from the running program: ``make screenshots``.
+"""Make the images of these pages from the running program: ``make screenshots``.
 
     python docs/screenshots.py [OUT] [--only NAME]      default: docs/images
 
@@ -26,9 +26,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 import painted_scenes  # noqa: E402 - a script beside, not a package
-from demo_pictures import crop, turn  # noqa: E402
+from demo_images import crop, turn  # noqa: E402
 
-from mg_milvus import ImageIndex  # noqa: E402
+from mg_milvus.index import ImageIndex  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,15 +59,15 @@ i { position: absolute; box-sizing: border-box;
 """
 
 
-def edited(picture: Image.Image) -> Iterator[tuple[str, Image.Image]]:
+def edited(image: Image.Image) -> Iterator[tuple[str, Image.Image]]:
     """Copies as they come about: cut, turned over, darker."""
-    yield "cut", crop(picture, 0.8, 0.3, 0.4)
-    yield "mirrored", ImageOps.mirror(picture)
-    yield "darker", ImageEnhance.Brightness(turn(picture, 4)).enhance(0.8)
+    yield "cut", crop(image, 0.8, 0.3, 0.4)
+    yield "mirrored", ImageOps.mirror(image)
+    yield "darker", ImageEnhance.Brightness(turn(image, 4)).enhance(0.8)
 
 
 def paint(folder: Path) -> None:
-    """scenes/KIND/NN.jpg, scenes.queries/KIND.jpg, and edited copies of three pictures among them."""
+    """scenes/KIND/NN.jpg, scenes.queries/KIND.jpg, and edited copies of three images among them."""
     subprocess.run([sys.executable, painted_scenes.__file__, folder / "scenes", "--each", str(EACH)], check=True)
     for kind, number in (("balloons", 4), ("sails", 3), ("fruit", 2)):
         with Image.open(folder / "scenes" / kind / f"{number:02}.jpg") as original:
@@ -81,7 +81,7 @@ def served(folder: Path) -> Iterator[str]:
     mgm = [sys.executable, "-m", "mg_milvus"]
     uri = ["--uri", str(folder / "scenes.db")]
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
-    subprocess.run([*mgm, "ingest", "scenes", "--schema", "parts", *uri], cwd=folder, env=environment, check=True)
+    subprocess.run([*mgm, "ingest", "scenes", "--schema", "regions", *uri], cwd=folder, env=environment, check=True)
     server = subprocess.Popen(
         [*mgm, "serve", "--port", "0", *uri], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -93,13 +93,13 @@ def served(folder: Path) -> Iterator[str]:
         server.wait()
 
 
-def ask(page: Page, picture: Path) -> None:
-    page.set_input_files("#choose", picture)
+def ask(page: Page, image: Path) -> None:
+    page.set_input_files("#choose", image)
     settle(page)
 
 
 def settle(page: Page) -> None:
-    """Wait until the answer, its pictures and its movements have come to rest."""
+    """Wait until the answer, its images and its movements have come to rest."""
     page.wait_for_selector("#grid:not([aria-busy]) .card .rank")
     page.wait_for_function(
         """() => [...document.querySelectorAll('.card img')]
@@ -164,38 +164,38 @@ SHOTS: dict[str, tuple[Callable[[Page, Path], None], dict[str, object]]] = {
 
 def save(shot: bytes, file: Path) -> None:
     """As a PNG of few colours; flat areas stay flat."""
-    with Image.open(io.BytesIO(shot)) as picture:
-        few = picture.convert("RGB").quantize(COLOURS, kmeans=12)
+    with Image.open(io.BytesIO(shot)) as image:
+        few = image.convert("RGB").quantize(COLOURS, kmeans=12)
         few.save(file, optimize=True)
     print(f"{file}  {file.stat().st_size / 1000:.0f} kB")
 
 
 def granularities(browser: Browser, folder: Path, out: Path) -> None:
-    """What each granularity finds for one question: rows of a small HTML page of its own."""
+    """What each granularity finds for one query: rows of a small HTML page of its own."""
     asked = folder / "asked.jpg"
     with Image.open(folder / "scenes" / "desert" / "02.jpg") as original:
         dark = ImageEnhance.Brightness(turn(original.convert("RGB"), 5)).enhance(0.75)
         crop(dark, 0.6, 0.9, 0.15).save(asked, quality=60)
-    with Image.open(asked) as picture:
-        width, height = picture.size
+    with Image.open(asked) as image:
+        width, height = image.size
     detail = (round(0.03 * width), round(0.03 * height), round(0.33 * width), round(0.5 * height))
     rows = []
     with ImageIndex.open(folder / "scenes.db") as index:
         for name, says in (
             ("coarse", "the same kind of scene"),
             ("mid", "the same class"),
-            ("fine", "this very picture, edited"),
-            ("parts", "what is in the box, and where"),
+            ("fine", "this very image, edited"),
+            ("regions", "what is in the box, and where"),
         ):
-            hits = index.query(asked, k=5, granularity=name, crop=detail if name == "parts" else None)
+            hits = index.query(asked, k=5, granularity=name, crop=detail if name == "regions" else None)
             cells = "".join(
-                f"<figure><div>{picture_tag(hit.path)}{box_tag(hit.box, painted_scenes.SIZE)}</div>"
+                f"<figure><div>{image_tag(hit.path)}{box_tag(hit.box, painted_scenes.SIZE)}</div>"
                 f"<figcaption>{hit.distances[name]} bits</figcaption></figure>"
                 for hit in hits
             )
             rows.append(f"<section><h2>{name}<small>{says}</small></h2>{cells}</section>")
     page = browser.new_page(viewport={"width": 1100, "height": 400})
-    boxed = picture_tag(str(asked)) + box_tag(detail, (width, height))
+    boxed = image_tag(str(asked)) + box_tag(detail, (width, height))
     header = f"<h2>asked<small>a darker, turned cut</small></h2><figure><div>{boxed}</div></figure>"
     html = f"<meta charset=utf-8><style>{STYLE}</style><header>{header}</header>{''.join(rows)}"
     (folder / "granularities.html").write_text(html)
@@ -205,7 +205,7 @@ def granularities(browser: Browser, folder: Path, out: Path) -> None:
     page.close()
 
 
-def picture_tag(path: str) -> str:
+def image_tag(path: str) -> str:
     return f'<img src="{Path(path).as_uri()}">'
 
 
@@ -225,7 +225,7 @@ def main() -> None:
     if chromium is None:
         sys.exit("there is no Chromium: apt-get install chromium, or say where it is with CHROMIUM=PATH")
     options.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="pictures-") as name, sync_playwright() as running:
+    with tempfile.TemporaryDirectory(prefix="images-") as name, sync_playwright() as running:
         folder = Path(name)
         paint(folder)
         browser = running.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--hide-scrollbars"])

@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mg_milvus.encoder import load_encoder
+    from mg_milvus.config import Tls
+    from mg_milvus.encoder.load import load_encoder
     from mg_milvus.errors import (
         AuthenticationError,
         CodeFileError,
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
         EncoderMismatchError,
         FilterError,
         ForeignCollectionError,
+        ImageError,
         LabelError,
         MgMilvusError,
         MissingPackageError,
         NotIndexedError,
-        PictureError,
         QueryError,
         SchemaError,
         SchemaMismatchError,
@@ -34,31 +35,31 @@ if TYPE_CHECKING:
         UnsupportedError,
         WeightsNotFoundError,
     )
-    from mg_milvus.evaluation.run import evaluate
-    from mg_milvus.evaluation.tuning import tune
-    from mg_milvus.fusion import fuse
-    from mg_milvus.hits import Hit, IngestReport
+    from mg_milvus.evaluation.evaluate import evaluate
+    from mg_milvus.evaluation.tune import tune
     from mg_milvus.index import ImageIndex
-    from mg_milvus.schema import Granularity, Schema
-    from mg_milvus.store.access import Tls
-    from mg_milvus.training.configuration import TrainingConfiguration
-    from mg_milvus.training.run import train
+    from mg_milvus.records import Hit
+    from mg_milvus.results import IngestReport
+    from mg_milvus.schema.models import Granularity, Schema
+    from mg_milvus.search.fusion import fuse
+    from mg_milvus.training.config import TrainingConfiguration
+    from mg_milvus.training.train import train
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ImageIndex": "index",
-    "Schema": "schema",
-    "Granularity": "schema",
-    "Hit": "hits",
-    "IngestReport": "hits",
-    "load_encoder": "encoder",
-    "fuse": "fusion",
-    "evaluate": "evaluation.run",
-    "tune": "evaluation.tuning",
-    "Tls": "store.access",
-    "train": "training.run",
-    "TrainingConfiguration": "training.configuration",
+    "Schema": "schema.models",
+    "Granularity": "schema.models",
+    "Hit": "records",
+    "IngestReport": "results",
+    "load_encoder": "encoder.load",
+    "fuse": "search.fusion",
+    "evaluate": "evaluation.evaluate",
+    "tune": "evaluation.tune",
+    "Tls": "config",
+    "train": "training.train",
+    "TrainingConfiguration": "training.config",
 }
 
 __all__ = [
@@ -71,13 +72,13 @@ __all__ = [
     "ForeignCollectionError",
     "Granularity",
     "Hit",
+    "ImageError",
     "ImageIndex",
     "IngestReport",
     "LabelError",
     "MgMilvusError",
     "MissingPackageError",
     "NotIndexedError",
-    "PictureError",
     "QueryError",
     "Schema",
     "SchemaError",

@@ -1,7 +1,7 @@
-"""How much so many pictures take, on Milvus Lite and on a server, and what to change when it does not fit.
+"""Bytes of one row of a collection, on Milvus Lite, on a server, and in files of codes. Pure arithmetic.
 
-Pure arithmetic over a schema. ``benchmarks/capacity.py`` fills Milvus Lite with up to a million rows and holds the
-predictions against what is there.
+Each constant says where it comes from; ``benchmarks/capacity.py`` fills Milvus Lite with up to a million rows and holds
+what follows from them against what is there.
 """
 
 from __future__ import annotations
@@ -10,23 +10,179 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mg_milvus.capacity_tables import parquet_row, pictures_table, regions_table
 from mg_milvus.errors import QueryError
-from mg_milvus.schema import Schema
-from mg_milvus.schema_parts import PARTS
-from mg_milvus.store.index_lists import fits, nlist_for, nprobe_for
-from mg_milvus.store.lite_keys import LARGE
+from mg_milvus.schema.models import Schema
+from mg_milvus.schema.regions import REGIONS
+from mg_milvus.store.base import fits, nlist_for, nprobe_for, rows_a_segment
+from mg_milvus.store.lite_workarounds import LARGE
+from mg_milvus.store.rows import COPY, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from mg_milvus.capacity_tables import Table
-    from mg_milvus.schema import StorageSettings
+    from mg_milvus.schema.models import StorageSettings
+    from mg_milvus.schema.regions import RegionSettings
 
-PICTURES_PER_SECOND = 195.0
+
+# Milvus Lite 2.5.1 keeps a row as a protobuf message with the names of its columns, in pages of SQLite.
+_LITE_COLUMN = 14
+"""Bytes of a column beside its name and value (counted in a file)."""
+_LITE_INT, _LITE_LONG = 3, 9
+"""Bytes of numbers there: of sizes, which are written without their zeros; of times in nanoseconds, and of any."""
+_LITE_ROW = 62 + 12
+"""Bytes of a row beside its columns and its key, which comes once more: RowID and Timestamp, SQLite's own (counted)."""
+_LITE_PAGE = 4096
+_LITE_KEY, _LITE_KEYS_FULL = 9, 0.75
+"""Bytes of a key beside itself in the index over the keys, and how full its pages are: keys come in no order."""
+_LITE_MEMORY_ROW, _LITE_MEMORY_TEXT, _LITE_MEMORY_COLUMN, _LITE_MEMORY_BYTE = 34, 76, 25, 2.5
+"""Bytes of memory of a row, of each text that is always there (id, path, hash), of each column, and of each byte in
+them, while a file is opened (fitted to five schemas with 20,000 and 60,000 rows, and to 290,000 regions). Half of it is
+the rows; the other half is what they were read through."""
+
+# A Milvus server.
+_IVF_ID = 8
+"""Bytes of a row's number in a list of BIN_IVF_FLAT (counted: a FAISS index, serialised)."""
+_SERVER_ROW, _SERVER_TEXT = 92, 33
+"""Bytes of a row in memory beside its values, by the types that Milvus keeps them in: 16 for times and numbers, 72 for
+the place of a key, 4 for the filter of keys; and of each text as an object. What comes of it was within 30 % of Milvus
+2.3.5 with 200,000 and with a million rows of one code, whose own memory for loading hides the rest."""
+
+_PARQUET_ROW = 50
+"""Bytes of the columns that every image has but the path, compressed: two random hashes of 16 bytes, size, time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column.
+
+    Attributes:
+        name: its name.
+        size: bytes of its value, before any overhead.
+        kind: "text", "number" or "code".
+        lite: bytes of its value in Milvus Lite's file.
+        mapped: whether a server maps it from its disk.
+    """
+
+    name: str
+    size: float
+    kind: str
+    lite: float
+    mapped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One row of a collection.
+
+    Attributes:
+        columns: what it holds; the first is the key.
+        listed: bytes of a row's number in the index of each code.
+        copy: what Milvus Lite holds besides.
+    """
+
+    columns: tuple[Column, ...]
+    listed: int
+    copy: tuple[Column, ...] = ()
+
+    @property
+    def raw(self) -> float:
+        """Bytes of all values."""
+        return sum(column.size for column in self.columns)
+
+    @property
+    def lite(self) -> float:
+        """In Milvus Lite's file: whole rows in a page of SQLite, as long as at least one fits."""
+        held = (*self.columns, *self.copy)
+        row = _LITE_ROW + self.columns[0].lite + sum(_LITE_COLUMN + len(c.name) + c.lite for c in held)
+        in_page = (_LITE_PAGE - 8) // row
+        return _LITE_PAGE / in_page if in_page else math.ceil(row / _LITE_PAGE) * _LITE_PAGE
+
+    @property
+    def lite_key(self) -> float:
+        """In the index over the keys of a large collection in Milvus Lite's file; see ``store.lite_keys``."""
+        return (self.columns[0].lite + _LITE_KEY) / _LITE_KEYS_FULL
+
+    @property
+    def lite_memory(self) -> float:
+        """In the memory of the process that serves the file, while it is opened; half of it stays."""
+        held = (*self.columns, *self.copy)
+        texts = sum(column.name in {"id", "path", "content_hash", COPY} for column in held)
+        row = _LITE_MEMORY_ROW + _LITE_MEMORY_TEXT * texts
+        return row + _LITE_MEMORY_COLUMN * len(held) + _LITE_MEMORY_BYTE * sum(column.size for column in held)
+
+    @property
+    def memory(self) -> float:
+        """In the memory of a server."""
+        values = sum(column.size for column in self.columns if column.kind != "code")
+        texts = sum(column.kind == "text" for column in self.columns)
+        held = sum(self.index(column) for column in self.columns if column.kind == "code" and not column.mapped)
+        return _SERVER_ROW + _SERVER_TEXT * texts + values + held
+
+    @property
+    def mapped(self) -> float:
+        """Mapped by a server from its disk."""
+        return sum(self.index(column) for column in self.columns if column.mapped)
+
+    def index(self, column: Column) -> float:
+        """One code in the index of a server."""
+        return column.size + self.listed
+
+    def rows_a_segment(self, rows: int) -> int:
+        """Rows of a sealed segment of a server, when there are so many."""
+        return rows_a_segment(rows, self.raw)
+
+
+def images_table(schema: Schema, path_bytes: float, text_bytes: float) -> Table:
+    """The row of an image, with paths and texts of these lengths."""
+    own = {
+        "string": lambda name: Column(name, text_bytes, "text", text_bytes),
+        "int": lambda name: Column(name, 8, "number", _LITE_LONG),
+        "float": lambda name: Column(name, 8, "number", _LITE_LONG),
+        "bool": lambda name: Column(name, 1, "number", _LITE_INT),
+    }
+    copied = Layout(schema).copy.max_bytes
+    return Table(
+        (
+            Column("id", 32, "text", 32),
+            Column("path", path_bytes, "text", path_bytes),
+            Column("size", 8, "number", _LITE_INT),
+            Column("mtime_ns", 8, "number", _LITE_LONG),
+            Column("width", 8, "number", _LITE_INT),
+            Column("height", 8, "number", _LITE_INT),
+            Column("content_hash", 32, "text", 32),
+            *(own[field.type](field.name) for field in schema.fields),
+            *(Column(g.name, g.bits // 8, "code", g.bits // 8, bool(g.mmap)) for g in schema.granularities),
+        ),
+        _listed(schema),
+        (Column(COPY, copied, "text", copied),),
+    )
+
+
+def regions_table(schema: Schema, settings: RegionSettings) -> Table:
+    """The row of a region, in the companion collection: its id is the image's and its number."""
+    key = 33 + sum(len(str(number)) for number in range(settings.count)) / settings.count
+    code = settings.bits // 8
+    return Table(
+        (Column("id", key, "text", key), Column("scale", 8, "number", 1), Column("code", code, "code", code)),
+        _listed(schema),
+    )
+
+
+def parquet_row(schema: Schema, images: Table) -> float:
+    """An image in files of codes: what is random does not get smaller, paths and texts to about a half."""
+    fixed = {"id", "size", "mtime_ns", "width", "height", "content_hash"}
+    own = sum(c.size / 2 if c.kind == "text" else c.size for c in images.columns if c.name not in fixed)
+    return _PARQUET_ROW + own + (schema.regions.bytes_per_image if schema.regions else 0)
+
+
+def _listed(schema: Schema) -> int:
+    return _IVF_ID if schema.storage.index in {"auto", "BIN_IVF_FLAT"} else 0
+
+
+IMAGES_PER_SECOND = 195.0
 """Encoded by one machine: the encoder that ships, photographs of 384 x 256, two cores (benchmarks/ingest_rate.py)."""
 
-PARTS_RATE = 0.92
+REGIONS_RATE = 0.92
 """Share of that rate where regions get codes too: 24 ms of processor time a photograph become 26, with 29 regions."""
 
 _LITE_MEMORY = 10e6
@@ -73,11 +229,11 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What pictures take; bytes, of all of them, with their regions, unless it says otherwise.
+    """What images take; bytes, of all of them, with their regions, unless it says otherwise.
 
     Attributes:
-        pictures: their number.
-        collections: of the pictures; and of their regions, where the schema has some.
+        images: their number.
+        collections: of the images; and of their regions, where the schema has some.
         codes_folder: of ``mgm encode`` or ``mgm export``, without the encoder.
         lite_file: Milvus Lite's file, without the encoder.
         lite_memory: of the process that serves it, its own libraries aside.
@@ -89,7 +245,7 @@ class Plan:
         notes: what else to set, in sentences.
     """
 
-    pictures: int
+    images: int
     collections: tuple[Collection, ...]
     codes_folder: float
     lite_file: float
@@ -115,23 +271,23 @@ class Plan:
 
 
 def plan(
-    pictures: int,
+    images: int,
     schema: Schema | None = None,
     *,
     path_bytes: int = 60,
     text_bytes: int = 32,
-    pictures_per_second: float | None = None,
+    images_per_second: float | None = None,
     machines: int = 1,
     memory: float | None = None,
 ) -> Plan:
-    """What a collection of so many pictures takes.
+    """What a collection of so many images takes.
 
     Args:
-        pictures: rows.
+        images: rows.
         schema: what it holds; default: the default schema.
         path_bytes: of a typical path.
         text_bytes: of a typical value of a string field of one's own.
-        pictures_per_second: that one machine encodes; default: what was measured.
+        images_per_second: that one machine encodes; default: what was measured.
         machines: that encode at once.
         memory: bytes that there are, of one server's query nodes together.
 
@@ -139,18 +295,18 @@ def plan(
         QueryError: a number that makes no sense.
     """
     schema = schema or Schema()
-    numbers = (pictures, path_bytes, text_bytes + 1, machines)
-    if min(*numbers, 1 if pictures_per_second is None else pictures_per_second, 1 if memory is None else memory) <= 0:
+    numbers = (images, path_bytes, text_bytes + 1, machines)
+    if min(*numbers, 1 if images_per_second is None else images_per_second, 1 if memory is None else memory) <= 0:
         raise QueryError(
-            f"pictures {pictures}, path_bytes {path_bytes}, text_bytes {text_bytes}, pictures_per_second "
-            f"{pictures_per_second}, machines {machines}, memory {memory}: expected numbers above 0"
+            f"images {images}, path_bytes {path_bytes}, text_bytes {text_bytes}, images_per_second "
+            f"{images_per_second}, machines {machines}, memory {memory}: expected numbers above 0"
         )
-    sizes = _Sizes(schema, pictures, path_bytes, text_bytes)
+    sizes = _Sizes(schema, images, path_bytes, text_bytes)
     collections = tuple(_collection(table, rows) for table, rows in sizes.filled)
-    rate = pictures_per_second or PICTURES_PER_SECOND * (PARTS_RATE if schema.parts else 1)
+    rate = images_per_second or IMAGES_PER_SECOND * (REGIONS_RATE if schema.regions else 1)
     made = Plan(
-        pictures, collections, pictures * parquet_row(schema, sizes.table), sizes.lite_file,
-        sizes.lite_memory, sizes.memory, sizes.disk, sizes.index, pictures / rate / machines / 3600,
+        images, collections, images * parquet_row(schema, sizes.table), sizes.lite_file,
+        sizes.lite_memory, sizes.memory, sizes.disk, sizes.index, images / rate / machines / 3600,
     )  # fmt: skip
     changes: tuple[Change, ...] = ()
     if memory is not None and made.server_memory > memory:
@@ -165,15 +321,15 @@ def _collection(table: Table, rows: int) -> Collection:
 
 
 class _Sizes:
-    """Bytes of so many pictures with their regions."""
+    """Bytes of so many images with their regions."""
 
-    def __init__(self, schema: Schema, pictures: int, path_bytes: float, text_bytes: float) -> None:
-        self.schema, self.pictures, self._path, self._text = schema, pictures, path_bytes, text_bytes
-        self.table = pictures_table(schema, path_bytes, text_bytes)
-        self.regions = regions_table(schema, schema.parts) if schema.parts else None
-        self.filled = [(self.table, pictures)]
-        if schema.parts and self.regions:
-            self.filled.append((self.regions, pictures * schema.parts.regions))
+    def __init__(self, schema: Schema, images: int, path_bytes: float, text_bytes: float) -> None:
+        self.schema, self.images, self._path, self._text = schema, images, path_bytes, text_bytes
+        self.table = images_table(schema, path_bytes, text_bytes)
+        self.regions = regions_table(schema, schema.regions) if schema.regions else None
+        self.filled = [(self.table, images)]
+        if schema.regions and self.regions:
+            self.filled.append((self.regions, images * schema.regions.count))
 
     def total(self, size: Callable[[Table], float]) -> float:
         """Of all rows of both collections."""
@@ -203,14 +359,14 @@ class _Sizes:
     @property
     def index(self) -> dict[str, float]:
         """Granularity -> bytes of its index on a server."""
-        found = {c.name: self.pictures * self.table.index(c) for c in self.table.columns if c.kind == "code"}
+        found = {c.name: self.images * self.table.index(c) for c in self.table.columns if c.kind == "code"}
         if self.regions:
-            found[PARTS] = self.filled[1][1] * self.regions.index(self.regions.columns[-1])
+            found[REGIONS] = self.filled[1][1] * self.regions.index(self.regions.columns[-1])
         return found
 
     def changed(self, schema: Schema) -> _Sizes:
         """The same with another schema."""
-        return _Sizes(schema, self.pictures, self._path, self._text)
+        return _Sizes(schema, self.images, self._path, self._text)
 
 
 def _changes(sizes: _Sizes) -> Iterator[Change]:
@@ -242,8 +398,8 @@ def _changes(sizes: _Sizes) -> Iterator[Change]:
         )
     if schema.fields:
         yield change("no fields of your own", schema.model_copy(update={"fields": ()}))
-    if schema.parts is not None:
-        yield change("no parts: no search for details", schema.model_copy(update={"parts": None}))
+    if schema.regions is not None:
+        yield change("no regions: no search for details", schema.model_copy(update={"regions": None}))
     compact = Schema.load("compact").granularities
     if sum(g.bits for g in compact) < sum(g.bits for g in schema.granularities):
         yield change(
@@ -266,8 +422,8 @@ def _notes(made: Plan, schema: Schema, memory: float | None) -> Iterator[str]:
         if made.lite_memory > memory:
             yield "Milvus Lite does not fit into that memory"
     yield "the figures of a server are calculated; Milvus 2.3.5 was within 30 % of them at a million rows of one code"
-    if made.pictures > 2_000_000:
-        yield "Milvus Lite compares a question with every row: beyond some millions of pictures take a server"
+    if made.images > 2_000_000:
+        yield "Milvus Lite compares a query with every row: beyond some millions of images take a server"
     if schema.storage.index in {"auto", "BIN_IVF_FLAT"}:
         yield from _notes_of_lists(made, schema.storage)
 

@@ -1,8 +1,9 @@
-"""What ``mgm doctor`` looks at: packages, pictures, device, encoder, Milvus, the collection; each with its remedy."""
+"""How much of the truth an index finds: its answers against distances to every row."""
 
 from __future__ import annotations
 
 import platform
+import random
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -10,17 +11,76 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mg_milvus.display import one_line
+import numpy as np
+
+from mg_milvus.codes import hamming
 from mg_milvus.errors import AuthenticationError, MgMilvusError, StoreLockedError, StoreUnavailableError
+from mg_milvus.files import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mg_milvus.schema import Schema
-    from mg_milvus.store import Store
-    from mg_milvus.store.access import Tls
+    from numpy.typing import NDArray
 
-__all__ = ["Check", "examine"]
+    from mg_milvus.codes import Codes
+    from mg_milvus.config import Tls
+    from mg_milvus.schema.models import Schema
+    from mg_milvus.store.base import Row, Store
+
+
+_SEED = 7
+
+
+def index_recall(store: Store, granularities: tuple[str, ...], *, k: int = 10, queries: int = 100) -> dict[str, float]:
+    """Recall at ``k`` of each granularity's index, asked with codes of rows drawn at random.
+
+    An answer is right when it is no farther away than the k-th nearest row is, so that ties do not count as misses. All
+    rows are read twice; memory does not grow with them.
+
+    Args:
+        store: has the collection.
+        granularities: names of the fields.
+        k: nearest rows asked for; fewer where there are fewer rows.
+        queries: rows to draw, at most.
+
+    Returns:
+        Granularity -> share of right answers, 0 to 1; empty without rows.
+    """
+    asked = _drawn(store, granularities, queries)
+    if not asked:
+        return {}
+    codes = {name: _codes(asked, name) for name in granularities}
+    nearest: dict[str, NDArray[np.int32]] = {name: np.empty((len(asked), 0), np.int32) for name in granularities}
+    for rows in store.scan(granularities=granularities):
+        for name in granularities:
+            seen = np.hstack([nearest[name], hamming(codes[name], _codes(rows, name))])
+            nearest[name] = np.sort(seen, axis=1)[:, :k]
+    found = {}
+    for name in granularities:
+        answers = store.nearest(name, codes[name], nearest[name].shape[1])
+        right = [int((a.distances <= far).sum()) for a, far in zip(answers, nearest[name][:, -1], strict=True)]
+        found[name] = sum(right) / nearest[name].size
+    return found
+
+
+def _drawn(store: Store, granularities: tuple[str, ...], size: int) -> list[Row]:
+    """A uniform random sample of the rows (Vitter 1985)."""
+    chosen: list[Row] = []
+    randomness = random.Random(_SEED)  # noqa: S311  (reproducible, not secret)
+    count = 0
+    for rows in store.scan(granularities=granularities):
+        for row in rows:
+            count += 1
+            if len(chosen) < size:
+                chosen.append(row)
+            elif (place := randomness.randrange(count)) < size:
+                chosen[place] = row
+    return chosen
+
+
+def _codes(rows: list[Row], name: str) -> Codes:
+    return np.stack([np.frombuffer(row.codes[name], np.uint8) for row in rows])
+
 
 RANGES = {
     "pymilvus": ((3, 0, 2), (4,)),
@@ -84,11 +144,11 @@ def examine(
         device: where the network is to run.
         timeout: seconds to wait for a server.
         recall: also measure what the index misses; reads all rows.
-        repair: delete the codes of regions whose picture is gone, and build an index again that no longer fits the
+        repair: delete the codes of regions whose image is gone, and build an index again that no longer fits the
             rows; otherwise nothing is changed.
         tls: as in ``ImageIndex.open``.
     """
-    from mg_milvus.store.access import split_token
+    from mg_milvus.config import split_token
 
     uri, token = split_token(uri, token)
     yield _attempt("python", _python)
@@ -96,7 +156,7 @@ def examine(
         if package != "milvus-lite" or _is_file(uri):
             yield _attempt(package, partial(_package, package))
     yield _attempt("torch and torchvision", _torch_pair, "install the two together: pip install -U torch torchvision")
-    yield _attempt("picture formats", _formats, "pip install --force-reinstall Pillow, whose wheels have both")
+    yield _attempt("image formats", _formats, "pip install --force-reinstall Pillow, whose wheels have both")
     yield _attempt("device", lambda: _device(device), "use --device auto or cpu")
     yield _attempt("encoder", lambda: _encoder(device), "pip install --force-reinstall mg-milvus")
     yield from _milvus(uri, token, collection, device, timeout, tls, recall=recall, repair=repair)
@@ -148,7 +208,7 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 
 
 def _torch_pair() -> Check:
-    from mg_milvus.encoder.device import torch_versions
+    from mg_milvus.encoder.torch_runtime import torch_versions
 
     torch, torchvision = torch_versions()
     return Check("torch and torchvision", True, f"{torch} and {torchvision} fit together")
@@ -160,11 +220,11 @@ def _formats() -> Check:
     missing = [name for name in ("jpg", "webp", "zlib") if not features.check(name)]
     if missing:
         raise RuntimeError(f"Pillow was built without {', '.join(missing)}")
-    return Check("picture formats", True, "JPEG, PNG and WebP can be read")
+    return Check("image formats", True, "JPEG, PNG and WebP can be read")
 
 
 def _device(device: str) -> Check:
-    from mg_milvus.encoder.device import has_bfloat16, resolve_device
+    from mg_milvus.encoder.torch_runtime import has_bfloat16, resolve_device
 
     found = resolve_device(device)
     precision = "bfloat16" if has_bfloat16(found) else "float32 (no fast bfloat16 here)"
@@ -174,14 +234,14 @@ def _device(device: str) -> Check:
 def _encoder(device: str) -> Check:
     from PIL import Image
 
-    from mg_milvus.encoder import load_encoder
+    from mg_milvus.encoder.load import load_encoder
 
     encoder = load_encoder(device=device)
     codes = encoder.encode([encoder.prepare(Image.linear_gradient("L").convert("RGB"))])
     lengths = {name: 8 * code.shape[1] for name, code in codes.items()}
     if lengths != dict(encoder.bits):
         raise RuntimeError(f"codes of {lengths} bits, expected {dict(encoder.bits)}")
-    does = f"encodes a test picture in {encoder.runtime}"
+    does = f"encodes a test image in {encoder.runtime}"
     return Check("encoder", True, f"{encoder.backbone}, {encoder.fingerprint}, {does}")
 
 
@@ -196,8 +256,8 @@ def _milvus(
     recall: bool,
     repair: bool,
 ) -> Iterator[Check]:
-    from mg_milvus.schema import Schema
-    from mg_milvus.store import open_store
+    from mg_milvus.schema.models import Schema
+    from mg_milvus.store.milvus import open_store
 
     if _is_file(uri) and not Path(uri).exists():
         yield Check("milvus", True, f"no index here yet ({uri}): mgm ingest makes it")
@@ -225,7 +285,7 @@ def _milvus(
 
 
 def _collection(store: Store, device: str) -> Check:
-    from mg_milvus.encoder import load_encoder
+    from mg_milvus.encoder.load import load_encoder
 
     description = store.describe()
     if description is None:
@@ -253,38 +313,38 @@ def _collection(store: Store, device: str) -> Check:
 
 
 def _regions(store: Store, *, repair: bool) -> Iterator[Check]:
-    """Whether pictures and the codes of their regions are in step; nothing where the schema has no regions."""
+    """Whether images and the codes of their regions are in step; nothing where the schema has no regions."""
     try:
         description = store.describe()
     except MgMilvusError:
         return  # the check before this one has said it
-    if description is None or description.schema.parts is None:
+    if description is None or description.schema.regions is None:
         return
     remedy = "mgm ingest FOLDER encodes what is missing"
     yield _attempt("regions", lambda: _in_step(store, description.schema, repair=repair), remedy)
 
 
 def _in_step(store: Store, schema: Schema, *, repair: bool) -> Check:
-    from mg_milvus.ingest import mend, out_of_step
+    from mg_milvus.ingest.run import mend, out_of_step
 
     found = out_of_step(store, schema, thorough=True)
     if repair:
         mend(store, found)
     orphans, incomplete = len(found.orphans), len(found.incomplete)
-    removed = f"the regions of {orphans:,} pictures that are gone were removed" if repair and orphans else ""
+    removed = f"the regions of {orphans:,} images that are gone were removed" if repair and orphans else ""
     if incomplete or (orphans and not repair):
         return Check(
             "regions",
             False,
-            removed or f"{orphans:,} pictures are gone but for their regions, {incomplete:,} lack regions",
+            removed or f"{orphans:,} images are gone but for their regions, {incomplete:,} lack regions",
             "mgm ingest FOLDER encodes what is missing" if incomplete else "mgm doctor --repair, or the next ingest",
         )
-    return Check("regions", True, removed or f"{store.regions.count():,} codes of regions, in step with the pictures")
+    return Check("regions", True, removed or f"{store.regions.count():,} codes of regions, in step with the images")
 
 
 def _lists(store: Store, *, repair: bool) -> Iterator[Check]:
     """Whether each BIN_IVF_FLAT index has as many clusters as its rows ask for; nothing where there is none."""
-    from mg_milvus.store.index_lists import fits, nlist_for
+    from mg_milvus.store.base import fits, nlist_for
 
     try:
         found = [] if store.describe() is None else store.indexes.lists()
@@ -310,12 +370,11 @@ def _lists(store: Store, *, repair: bool) -> Iterator[Check]:
                 "index",
                 False,
                 f"{what}, but segments of {index.rows:,} rows ask for about {wanted} (4 times the root)",
-                "mgm doctor --repair builds it again; nprobe keeps its share, and questions fail for some seconds",
+                "mgm doctor --repair builds it again; nprobe keeps its share, and queries fail for some seconds",
             )
 
 
 def _recall(store: Store) -> Check:
-    from mg_milvus.recall import index_recall
 
     description = store.describe()
     if description is None:

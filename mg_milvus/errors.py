@@ -3,14 +3,14 @@
 MgMilvusError
 ├── SchemaError (ValueError)              a schema is not well formed, or asks for what cannot be
 │   └── SchemaMismatchError               the collection was made with another schema
-├── PictureError (ValueError)             a picture cannot be read
-├── QueryError (ValueError)               a question cannot be answered as asked: k, weights, crop ...
+├── ImageError (ValueError)             an image cannot be read
+├── QueryError (ValueError)               a query cannot be answered as asked: k, weights, crop ...
 ├── NotIndexedError (LookupError)         an id or a path that is not a row of the collection
 ├── EncoderError (ValueError)             an encoder file or name cannot be used
 │   ├── EncoderMismatchError              the collection was filled by another encoder
 │   └── WeightsNotFoundError              pretrained weights are not on this machine and cannot be fetched
 ├── CodeFileError (ValueError)            a file or a folder of codes is damaged, unfinished, or not one
-├── LabelError (ValueError)               labels are missing, or do not fit the pictures
+├── LabelError (ValueError)               labels are missing, or do not fit the images
 ├── TrainingError (ValueError)            a training, or its configuration, cannot be as asked
 ├── MissingPackageError (ImportError)     an extra is needed
 ├── ServeError (ValueError)               the web page cannot be served as asked: port, token, folders
@@ -41,12 +41,12 @@ class SchemaMismatchError(SchemaError):
     """The collection was made with another schema."""
 
 
-class PictureError(MgMilvusError, ValueError):
-    """A picture cannot be read."""
+class ImageError(MgMilvusError, ValueError):
+    """An image cannot be read."""
 
 
 class QueryError(MgMilvusError, ValueError):
-    """A question cannot be answered as asked."""
+    """A query cannot be answered as asked."""
 
 
 class NotIndexedError(MgMilvusError, LookupError):
@@ -70,7 +70,7 @@ class CodeFileError(MgMilvusError, ValueError):
 
 
 class LabelError(MgMilvusError, ValueError):
-    """Labels are missing, or do not fit the pictures."""
+    """Labels are missing, or do not fit the images."""
 
 
 class TrainingError(MgMilvusError, ValueError):

@@ -8,42 +8,43 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from mg_milvus import search
-from mg_milvus.connection import Connection
-from mg_milvus.duplicates.question import Question
-from mg_milvus.duplicates.single import find_duplicates_of
-from mg_milvus.duplicates.whole import find_duplicates
+from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
 from mg_milvus.errors import QueryError
-from mg_milvus.hits import IndexInfo
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import discover, path_text
-from mg_milvus.ingest import FEWEST_TO_FIT, SAMPLE_SIZE, IngestMeters, Settings, run_ingest, run_refit
-from mg_milvus.metadata import default_values, read_metadata
-from mg_milvus.schema import Schema
+from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE
+from mg_milvus.ingest.metadata import default_values, read_metadata
+from mg_milvus.ingest.metrics import IngestMeters
+from mg_milvus.ingest.pipeline import Settings
+from mg_milvus.ingest.run import run_ingest, run_refit
+from mg_milvus.results import IndexInfo
+from mg_milvus.schema.models import Schema
+from mg_milvus.search import retrieve, searcher
+from mg_milvus.search.query import Query, QueryOptions
+from mg_milvus.session import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from typing import Any, Unpack
 
-    from mg_milvus.answer import Hits
     from mg_milvus.bulk.transfer import TransferReport
     from mg_milvus.codes import Codes
-    from mg_milvus.duplicates import DuplicateReport
-    from mg_milvus.encoder import Encoder
-    from mg_milvus.explanation import Explanation
-    from mg_milvus.hits import IngestReport, Progress
-    from mg_milvus.images.decode import PictureSource
+    from mg_milvus.config import Tls
+    from mg_milvus.duplicates.report import DuplicateReport
+    from mg_milvus.encoder.base import Encoder
+    from mg_milvus.images.decode import ImageSource
     from mg_milvus.images.discover import Found
-    from mg_milvus.search import QueryOptions
-    from mg_milvus.store import Row
-    from mg_milvus.store.access import Tls
+    from mg_milvus.records import Progress
+    from mg_milvus.results import Hits, IngestReport
+    from mg_milvus.search.explain import Explanation
+    from mg_milvus.store.base import Row
 
     PathLike = str | os.PathLike[str]
 
 
 class ImageIndex:
-    """Pictures in one Milvus collection, found by their likeness.
+    """Images in one Milvus collection, found by their likeness.
 
     Make one with ``open``; use it as a context manager. Queries may come from several threads at once.
     """
@@ -127,26 +128,26 @@ class ImageIndex:
         meters: IngestMeters | None = None,
         inside: PathLike | None = None,
     ) -> IngestReport:
-        """Bring the index up to date with folders and files of pictures.
+        """Bring the index up to date with folders and files of images.
 
         Files whose size and time, or content, are those of their row are not encoded again. The first ingest into a
-        new collection fits the hash heads to a sample of the pictures. A file that cannot be read is reported and
+        new collection fits the hash heads to a sample of the images. A file that cannot be read is reported and
         keeps the row it may have. Ctrl-C ends it with a report; what Milvus acknowledged stays.
 
         Args:
-            *sources: folders, walked recursively, and picture files.
+            *sources: folders, walked recursively, and image files.
             metadata: CSV, JSON lines or Parquet file with the schema's extra fields.
-            batch_size: pictures per batch.
+            batch_size: images per batch.
             workers: decoding threads; default: one a core.
             prune: also delete the rows under the given folders whose file is gone.
-            dry_run: write nothing, read no picture; say what would be done.
-            max_pixels: larger pictures are refused.
+            dry_run: write nothing, read no image; say what would be done.
+            max_pixels: larger images are refused.
             progress: called after each batch.
             meters: counts and measures; make one for each ingest, and read its text from any thread meanwhile.
             inside: what links lead to is taken only where it lies in this folder; the rest is reported.
 
         Raises:
-            PictureError: a source does not exist; nothing was done.
+            ImageError: a source does not exist; nothing was done.
             StoreError: Milvus failed; what was acknowledged stays.
         """
         table = read_metadata(metadata, self.schema.fields, [path_text(s) for s in sources]) if metadata else None
@@ -173,7 +174,7 @@ class ImageIndex:
     ) -> IngestReport:
         """Fit the hash heads again, on the collection as it has grown, and build the new one beside the old.
 
-        The pictures are read again from where they were ingested; those that are gone are reported as failures. The old
+        The images are read again from where they were ingested; those that are gone are reported as failures. The old
         collection stays as it is.
 
         Args:
@@ -229,34 +230,34 @@ class ImageIndex:
 
         return transfer.export(self._connection, folder, progress=progress)
 
-    def query(self, picture: PictureSource, **options: Unpack[QueryOptions]) -> Hits:
-        """Find the pictures that look like one; see ``query_many``."""
-        return self.query_many([picture], **options)[0]
+    def query(self, image: ImageSource, **options: Unpack[QueryOptions]) -> Hits:
+        """Find the images that look like one; see ``query_many``."""
+        return self.query_many([image], **options)[0]
 
-    def query_many(self, pictures: Sequence[PictureSource], **options: Unpack[QueryOptions]) -> list[Hits]:
-        """Find the pictures that look like each of several, in one batch.
+    def query_many(self, images: Sequence[ImageSource], **options: Unpack[QueryOptions]) -> list[Hits]:
+        """Find the images that look like each of several, in one batch.
 
         Args:
-            pictures: paths, encoded bytes, PIL images, numpy arrays (h, w), (h, w, 3) or (h, w, 4), or torch tensors
+            images: paths, encoded bytes, PIL images, numpy arrays (h, w), (h, w, 3) or (h, w, 4), or torch tensors
                 (3, h, w) or (1, h, w); uint8, or floats from 0 to 1.
             **options: see ``QueryOptions``.
 
         Returns:
-            At most k hits for each picture, best first; equal scores are ordered by the weighted distance, then by id.
+            At most k hits for each image, best first; equal scores are ordered by the weighted distance, then by id.
             Each answer is a list that shows itself in a notebook.
 
         Raises:
-            PictureError: a picture cannot be read.
+            ImageError: an image cannot be read.
             QueryError: an option is out of range.
             FilterError: Milvus does not understand the filter.
         """
         self._connection.existing()
-        question = search.Question.of(self.schema, options)
-        if not pictures:
+        query = Query.of(self.schema, options)
+        if not images:
             return []
         encoder, box = self._connection.encoder, options.get("crop")
-        prepared = [search.prepared(encoder, picture, box, parts=question.parts) for picture in pictures]
-        return search.ask(self._connection.store, self.schema, search.encoded(encoder, prepared), question)
+        prepared = [searcher.prepared(encoder, image, box, regions=query.regions) for image in images]
+        return searcher.ask(self._connection.store, self.schema, searcher.encoded(encoder, prepared), query)
 
     def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> Hits:
         """Ask with codes that are there already.
@@ -269,54 +270,54 @@ class ImageIndex:
             QueryError: a granularity is missing, or a code has the wrong length.
         """
         self._connection.existing()
-        question = search.Question.of(self.schema, options).without_parts(options)
-        asked = search.checked_codes(self.schema, codes)
-        return search.ask(self._connection.store, self.schema, asked, question)[0]
+        query = Query.of(self.schema, options).without_regions(options)
+        asked = searcher.checked_codes(self.schema, codes)
+        return searcher.ask(self._connection.store, self.schema, asked, query)[0]
 
     def like(self, id_or_path: PathLike, **options: Unpack[QueryOptions]) -> Hits:
-        """Find the pictures that look like one that is indexed, which is itself left out; nothing is encoded.
+        """Find the images that look like one that is indexed, which is itself left out; nothing is encoded.
 
         Raises:
             NotIndexedError: it is not indexed.
         """
         self._connection.existing()
-        question = search.Question.of(self.schema, options).without_parts(options)
+        query = Query.of(self.schema, options).without_regions(options)
         row = self._connection.rows([id_or_path], tuple(self.schema.bits))[0]
         codes = {name: np.frombuffer(code, np.uint8)[None] for name, code in row.codes.items()}
-        return search.ask(self._connection.store, self.schema, codes, question, without=[row.id])[0]
+        return searcher.ask(self._connection.store, self.schema, codes, query, without=[row.id])[0]
 
     def explain(
-        self, picture: PictureSource | None = None, *, like: PathLike | None = None, **options: Unpack[QueryOptions]
+        self, image: ImageSource | None = None, *, like: PathLike | None = None, **options: Unpack[QueryOptions]
     ) -> Explanation:
         """Ask as ``query`` does, or ``like``, and tell how the answer came about: its hits are the same.
 
         Args:
-            picture: as for ``query``.
-            like: instead, the id or path of a picture that is indexed.
+            image: as for ``query``.
+            like: instead, the id or path of an image that is indexed.
             **options: see ``QueryOptions``.
 
         Raises:
             QueryError: none or both of the two are given; or as ``query`` and ``like``.
         """
-        if (picture is None) == (like is None):
-            raise QueryError("explain asks with one picture; give it, or like=ID_OR_PATH, and not both")
-        trace = search.Trace()
+        if (image is None) == (like is None):
+            raise QueryError("explain asks with one image; give it, or like=ID_OR_PATH, and not both")
+        trace = retrieve.Trace()
         with trace.timed("connect"):
             self._connection.existing()
-        question = search.Question.of(self.schema, options)
-        if picture is None:
-            question = question.without_parts(options)
+        query = Query.of(self.schema, options)
+        if image is None:
+            query = query.without_regions(options)
             with trace.timed("codes"):
                 row = self._connection.rows([like or ""], tuple(self.schema.bits))[0]
             codes = {name: np.frombuffer(code, np.uint8)[None] for name, code in row.codes.items()}
-            return search.explain(self._connection.store, self.schema, codes, question, trace, [row.id])
+            return searcher.explain(self._connection.store, self.schema, codes, query, trace, [row.id])
         with trace.timed("load encoder"):
             encoder = self._connection.encoder
         with trace.timed("decode"):
-            prepared = search.prepared(encoder, picture, options.get("crop"), parts=question.parts)
+            prepared = searcher.prepared(encoder, image, options.get("crop"), regions=query.regions)
         with trace.timed("encode"):
-            codes = search.encoded(encoder, [prepared])
-        return search.explain(self._connection.store, self.schema, codes, question, trace)
+            codes = searcher.encoded(encoder, [prepared])
+        return searcher.explain(self._connection.store, self.schema, codes, query, trace)
 
     def duplicates(
         self,
@@ -329,40 +330,40 @@ class ImageIndex:
         keep: str = "best",
         progress: Callable[[Progress], None] | None = None,
     ) -> DuplicateReport:
-        """Find groups of near-identical pictures. Nothing is deleted, no row and no file.
+        """Find groups of near-identical images. Nothing is deleted, no row and no file.
 
-        Pictures whose files are gone count too: the rows are compared.
+        Images whose files are gone count too: the rows are compared.
 
         Args:
-            of: a picture file; only what is near to it is looked for, without reading the index as a whole.
+            of: an image file; only what is near to it is looked for, without reading the index as a whole.
             within: only rows under this folder.
             newer_than: only pairs of which at least one file was modified after this time (a naive one is local).
-            distance: largest distance of near pictures on ``fine``, in bits.
+            distance: largest distance of near images on ``fine``, in bits.
             precision: instead, share of the pairs found that should not be near by chance (0.99); the distance
-                follows from how near the unrelated pictures of this index are to each other.
-            keep: which picture of a group stays: ``best`` (most pixels, then bytes), ``largest`` (most bytes),
+                follows from how near the unrelated images of this index are to each other.
+            keep: which image of a group stays: ``best`` (most pixels, then bytes), ``largest`` (most bytes),
                 ``oldest``, ``newest`` (by the time of the file) or ``first`` (by path).
             progress: called now and then.
 
         Raises:
             QueryError: an option is out of range, the schema has no ``fine``, or there are too few rows.
-            PictureError: ``of`` cannot be read.
+            ImageError: ``of`` cannot be read.
         """
         self._connection.existing()
-        question = Question.of(self.schema, distance=distance, precision=precision, keep=keep)
+        query = DuplicateQuery.of(self.schema, distance=distance, precision=precision, keep=keep)
         store = self._connection.store
         if of is not None:
             if within is not None or newer_than is not None:
-                raise QueryError("of compares one picture with the whole index; leave within and newer_than out")
-            return find_duplicates_of(store, self.schema, self._connection.encoder, of, question)
+                raise QueryError("of compares one image with the whole index; leave within and newer_than out")
+            return find_duplicates_of(store, self.schema, self._connection.encoder, of, query)
         return find_duplicates(
-            store, self.schema, question, within=within,
+            store, self.schema, query, within=within,
             newer_than_ns=None if newer_than is None else int(newer_than.timestamp() * 1e9),
             progress=progress or (lambda _: None),
         )  # fmt: skip
 
     def path(self, id_or_path: PathLike) -> str:
-        """Where an indexed picture was when it was ingested.
+        """Where an indexed image was when it was ingested.
 
         Raises:
             NotIndexedError: it is not indexed.
@@ -403,15 +404,13 @@ class ImageIndex:
         advice: tuple[str, ...] = ()
         if description.schema.encoder.heads == "adapt" and rows >= FEWEST_TO_FIT:
             if not fitted:
-                advice = (
-                    f"the hash heads are the shipped ones; mgm refit --to NAME would fit them to {rows} pictures",
-                )
+                advice = (f"the hash heads are the shipped ones; mgm refit --to NAME would fit them to {rows} images",)
             elif fitted < SAMPLE_SIZE and rows >= 4 * fitted:
-                advice = (f"the hash heads were fitted on {fitted} of {rows} pictures; mgm refit --to NAME would help",)
+                advice = (f"the hash heads were fitted on {fitted} of {rows} images; mgm refit --to NAME would help",)
         return IndexInfo(
             self.uri, store.server(), self.collection, rows, self.schema.model_dump(mode="json"),
-            description.fingerprint, description.backbone, f"adapted on {fitted} pictures" if fitted else "shipped",
-            self.schema.bytes_per_picture, advice,
+            description.fingerprint, description.backbone, f"adapted on {fitted} images" if fitted else "shipped",
+            self.schema.bytes_per_image, advice,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Shared fixtures: folders of small pictures in three kinds, and an encoder cache of the test's own."""
+"""Shared fixtures: folders of small images in three kinds, and an encoder cache of the test's own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pictures import collage
+from tests.images import collage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mg_milvus import ImageIndex
+    from mg_milvus.index import ImageIndex
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker a core: the threads of torch, in it and in the commands it starts, would only be in each other's way.
@@ -32,8 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
-def kind_of_picture(kind: str, seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
-    """A picture of one of three kinds; those of a kind differ in colours, place and scale."""
+def kind_of_image(kind: str, seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
+    """An image of one of three kinds; those of a kind differ in colours, place and scale."""
     random = np.random.default_rng([seed, KINDS.index(kind)])
     width, height = size
     y, x = np.mgrid[:height, :width]
@@ -55,26 +55,27 @@ def make_photos(folder: Path, per_kind: int = PER_KIND) -> Path:
     for kind in KINDS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for number in range(per_kind):
-            kind_of_picture(kind, number).save(folder / kind / f"{number:02}.jpg", quality=92)
+            kind_of_image(kind, number).save(folder / kind / f"{number:02}.jpg", quality=92)
     return folder
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """60 pictures in three folders: enough to fit heads on."""
+    """60 images in three folders: enough to fit heads on."""
     return make_photos(tmp_path / "photos")
 
 
 @pytest.fixture(scope="session")
 def labelled_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same 60 pictures for several modules, which leave them as they are."""
+    """The same 60 images for several modules, which leave them as they are."""
     return make_photos(tmp_path_factory.mktemp("labelled") / "photos")
 
 
 @pytest.fixture(scope="session")
 def labelled_index(labelled_photos: Path) -> Iterator[ImageIndex]:
     """They in memory, with the fields ``kind`` and ``number``; whoever adds a row takes it away again."""
-    from mg_milvus import ImageIndex, Schema
+    from mg_milvus.index import ImageIndex
+    from mg_milvus.schema.models import Schema
 
     fields = "[{name: kind, type: string, default: ''}, {name: number, type: int, default: 0}]"
     table = labelled_photos.with_name("table.csv")
@@ -87,7 +88,7 @@ def labelled_index(labelled_photos: Path) -> Iterator[ImageIndex]:
 
 @pytest.fixture(scope="session")
 def collages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 pictures of four different ones each."""
+    """60 images of four different ones each."""
     folder = tmp_path_factory.mktemp("collages")
     for seed in range(60):
         collage(seed).save(folder / f"{seed:02}.png")
@@ -97,18 +98,19 @@ def collages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def collage_index(collages: Path) -> Iterator[ImageIndex]:
     """They in memory, with codes of 13 regions each; nobody changes it."""
-    from mg_milvus import ImageIndex, Schema
+    from mg_milvus.index import ImageIndex
+    from mg_milvus.schema.models import Schema
 
     parts = "{bits: 128, scales: [{size: 0.7, grid: 2}, {size: 0.5, grid: 3}]}"
-    with ImageIndex.open("memory:", schema=Schema.from_yaml(f"version: 1\nparts: {parts}")) as opened:
+    with ImageIndex.open("memory:", schema=Schema.from_yaml(f"version: 1\nregions: {parts}")) as opened:
         opened.ingest(collages)
         yield opened
 
 
 @pytest.fixture(scope="session")
 def copied_index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageIndex]:
-    """42 pictures in memory, and a copy of two of them; nobody changes it."""
-    from mg_milvus import ImageIndex
+    """42 images in memory, and a copy of two of them; nobody changes it."""
+    from mg_milvus.index import ImageIndex
 
     folder = make_photos(tmp_path_factory.mktemp("copied") / "photos", 14)
     for name in ("disc/05", "blocks/09"):

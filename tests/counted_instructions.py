@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mg_milvus.codes import hamming, pack
-from mg_milvus.fusion import fuse
+from mg_milvus.search.fusion import fuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -68,7 +68,7 @@ def test_a_ratio_that_fell_by_more_than_15_percent_is_warned_of(bench: ModuleTyp
 
 
 def test_what_fell_is_measured_again_before_it_is_warned_of(bench: ModuleType) -> None:
-    kept = {"fusion": 2.0, "packing": 1.0, "upsert": 1.0, "cold question": 1.0}
+    kept = {"fusion": 2.0, "packing": 1.0, "upsert": 1.0, "cold query": 1.0}
     asked = []
 
     def again(parts: list[str]) -> dict[str, float]:
@@ -104,6 +104,6 @@ def test_the_short_form_runs(bench: ModuleType, tmp_path: Path, capsys: pytest.C
 
 def test_a_folder_that_is_not_there_is_refused(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
-        bench.main(["--pictures", "nowhere"])
+        bench.main(["--images", "nowhere"])
     assert refused.value.code == 2
-    assert "--pictures nowhere is no folder; expected one that holds class/picture" in capsys.readouterr().err
+    assert "--images nowhere is no folder; expected one that holds class/image" in capsys.readouterr().err

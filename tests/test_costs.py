@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from mg_milvus import ImageIndex, Schema
-from mg_milvus.store import Description, Row, open_store
+from mg_milvus.index import ImageIndex
+from mg_milvus.schema.models import Schema
+from mg_milvus.store.base import Description, Row
+from mg_milvus.store.milvus import open_store
 from tests.conftest import make_photos
 from tests.counted_instructions import FEW, MANY, work
 from tests.counting import Relay, relay
@@ -32,30 +34,30 @@ CALLS = {
     "opening and counting": {
         "Connect": 1, "DescribeCollection": 5, "DescribeIndex": 1, "GetLoadState": 1, "Query": 1,
     },
-    "the first question after a write": {"Search": 3, "Query": 1},
-    "a question": {"Search": 3},
-    "five questions at once": {"Search": 3},
-    "a question with a filter": {"Search": 3},
-    "a question of one granularity": {"Search": 1},
-    "a question from coarse to fine": {"Search": 1},
-    "a question that Milvus fuses": {"HybridSearch": 1, "Search": 1},
-    "more like a picture of the index": {"Search": 4},
-    "two batches of new pictures": {"Upsert": 2, "Search": 1},
-    "pictures that are there": {"Search": 1},
-    "five pictures deleted": {"Delete": 1, "Search": 2},
+    "the first query after a write": {"Search": 3, "Query": 1},
+    "a query": {"Search": 3},
+    "five queries at once": {"Search": 3},
+    "a query with a filter": {"Search": 3},
+    "a query of one granularity": {"Search": 1},
+    "a query from coarse to fine": {"Search": 1},
+    "a query that Milvus fuses": {"HybridSearch": 1, "Search": 1},
+    "more like an image of the index": {"Search": 4},
+    "two batches of new images": {"Upsert": 2, "Search": 1},
+    "images that are there": {"Search": 1},
+    "five images deleted": {"Delete": 1, "Search": 2},
     "the first detail": {"Search": 3, "DescribeCollection": 1},
     "a detail": {"Search": 3},
-    "two batches of new pictures with regions": {
+    "two batches of new images with regions": {
         "Upsert": 4, "Search": 1, "Query": 2, "DescribeCollection": 4, "DescribeIndex": 1, "GetLoadState": 1,
     },
-    "five pictures with regions deleted": {"Delete": 2, "Search": 2},
+    "five images with regions deleted": {"Delete": 2, "Search": 2},
 }  # fmt: skip
 """How often Milvus is called. Whoever changes a number here says why: each call takes a millisecond or more."""
 
 ANSWER_BYTES = 300
-"""Most bytes that come back for one row that a granularity of a question finds: id, distance, columns, codes."""
+"""Most bytes that come back for one row that a granularity of a query finds: id, distance, columns, codes."""
 FILE_BYTES = 640
-"""Most bytes of a picture in Milvus Lite's file: 273 of values; the names of all eleven columns and 14 bytes for each,
+"""Most bytes of an image in Milvus Lite's file: 273 of values; the names of all eleven columns and 14 bytes for each,
 which Milvus Lite writes with every row (214); its key once more and what SQLite notes of a row (106); what is left of a
 full page."""
 
@@ -69,7 +71,7 @@ counted in one run, so neither the machine nor the version of numpy matters much
 FUSION_INSTRUCTIONS = 6000
 """Most instructions a candidate of three granularities (5,170 with numpy 2.4.6 on x86-64)."""
 
-PARTS = Schema.from_yaml("version: 1\nparts: {bits: 128, scales: [{size: 0.7, grid: 2}, {size: 0.5, grid: 3}]}")
+REGIONS = Schema.from_yaml("version: 1\nregions: {bits: 128, scales: [{size: 0.7, grid: 2}, {size: 0.5, grid: 3}]}")
 
 
 @pytest.fixture(scope="module")
@@ -88,33 +90,33 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Relay,
 def calls_of(index: ImageIndex, photos: Path) -> dict[str, Callable[[], Any]]:
     """What ``CALLS`` names, but opening, in an order that leaves each its work to do."""
     disc = [photos / "disc" / f"{number:02}.jpg" for number in range(20)]
-    if index.schema.parts:
+    if index.schema.regions:
         return {
-            "two batches of new pictures with regions": lambda: index.ingest(photos / "stripes", batch_size=10),
-            "the first detail": lambda: index.query(disc[0], parts="detail"),
-            "a detail": lambda: index.query(disc[0], parts="detail"),
-            "five pictures with regions deleted": lambda: index.delete(disc[:5]),
+            "two batches of new images with regions": lambda: index.ingest(photos / "stripes", batch_size=10),
+            "the first detail": lambda: index.query(disc[0], regions="detail"),
+            "a detail": lambda: index.query(disc[0], regions="detail"),
+            "five images with regions deleted": lambda: index.delete(disc[:5]),
         }
     return {
-        "two batches of new pictures": lambda: index.ingest(photos / "stripes", batch_size=10),
-        "pictures that are there": lambda: index.ingest(photos / "stripes", batch_size=10),
+        "two batches of new images": lambda: index.ingest(photos / "stripes", batch_size=10),
+        "images that are there": lambda: index.ingest(photos / "stripes", batch_size=10),
         # How many rows there are is asked once a minute, to choose a plan; with a plan that is given, never.
-        "the first question after a write": lambda: index.query(disc[0]),
-        "a question": lambda: index.query(disc[0], plan="full"),
-        "five questions at once": lambda: index.query_many(disc[:5], plan="full"),
-        "a question with a filter": lambda: index.query(disc[0], plan="full", filter="width > 5"),
-        "a question of one granularity": lambda: index.query(disc[0], weights={"fine": 1}),
-        "a question from coarse to fine": lambda: index.query(disc[0], plan="cascade"),
-        "a question that Milvus fuses": lambda: index.query(disc[0], fusion="server"),
-        "more like a picture of the index": lambda: index.like(disc[0]),
-        "five pictures deleted": lambda: index.delete(disc[:5]),
+        "the first query after a write": lambda: index.query(disc[0]),
+        "a query": lambda: index.query(disc[0], plan="full"),
+        "five queries at once": lambda: index.query_many(disc[:5], plan="full"),
+        "a query with a filter": lambda: index.query(disc[0], plan="full", filter="width > 5"),
+        "a query of one granularity": lambda: index.query(disc[0], weights={"fine": 1}),
+        "a query from coarse to fine": lambda: index.query(disc[0], plan="cascade"),
+        "a query that Milvus fuses": lambda: index.query(disc[0], fusion="server"),
+        "more like an image of the index": lambda: index.like(disc[0]),
+        "five images deleted": lambda: index.delete(disc[:5]),
     }
 
 
 def test_how_often_milvus_is_called(wire: tuple[str, Relay, Path], photos: Path) -> None:
     uri, counter, _ = wire
     counted = {}
-    for name, schema in {"whole": Schema(), "regions": PARTS}.items():
+    for name, schema in {"whole": Schema(), "regions": REGIONS}.items():
         with ImageIndex.open(uri, schema=schema, collection=name) as index:
             index.ingest(photos / "disc")
             for what, action in calls_of(index, photos).items():
@@ -131,13 +133,13 @@ def rows(first: int, count: int) -> list[Row]:
     random = np.random.default_rng(first)
     bits = Schema().bits
     return [
-        Row(f"{n:032x}", f"/home/somebody/pictures/2024/holiday/IMG_{n:08}.jpg", 2_000_000, 1_700_000_000_000_000_000,
+        Row(f"{n:032x}", f"/home/somebody/images/2024/holiday/IMG_{n:08}.jpg", 2_000_000, 1_700_000_000_000_000_000,
             4000, 3000, random.bytes(16).hex(), {name: random.bytes(length // 8) for name, length in bits.items()})
         for n in range(first, first + count)
     ]  # fmt: skip
 
 
-def test_bytes_of_a_picture(wire: tuple[str, Relay, Path]) -> None:
+def test_bytes_of_an_image(wire: tuple[str, Relay, Path]) -> None:
     uri, counter, file = wire
     store = open_store(uri, "bytes")
     store.create(Description(Schema(), "0" * 16))

@@ -104,7 +104,7 @@ def test_the_container_can_write_and_do_little(compose: dict[str, Any]) -> None:
     assert mgm["cap_drop"] == ["ALL"]
     assert mgm["tmpfs"] == ["/tmp"]
     assert not {"privileged", "cap_add", "user", "network_mode", "pid", "devices"} & set(mgm)
-    assert next(volume for volume in mgm["volumes"] if "/pictures" in volume).endswith(":ro")
+    assert next(volume for volume in mgm["volumes"] if "/images" in volume).endswith(":ro")
     for name, service in compose["services"].items():
         assert "no-new-privileges:true" in service["security_opt"], name
         assert "privileged" not in service, name
@@ -116,7 +116,7 @@ def test_what_mgm_writes_to_is_a_volume_of_its_own_user(compose: dict[str, Any])
     text = (DOCKER / "Dockerfile").read_text().replace("\\\n", " ")
     volumes = set(re.findall(r'"(/[^"]+)"', re.search(r"^VOLUME (.*)$", text, re.M)[1]))
     owned = set(re.search(r"chown mgm:mgm ([^&\n]+)", text)[1].split())
-    assert owned == {"/data", "/home/mgm/.cache"} == volumes - {"/pictures"}
+    assert owned == {"/data", "/home/mgm/.cache"} == volumes - {"/images"}
     assert "WORKDIR /data" in text
 
 

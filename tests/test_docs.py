@@ -90,20 +90,20 @@ def test_only_blocks_that_need_more_than_this_machine_are_left_out() -> None:
                 )
 
 
-def test_links_and_pictures_lead_somewhere() -> None:
+def test_links_and_images_lead_somewhere() -> None:
     for page in PAGES:
         links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
         assert all("://" not in link for link in links), page
         assert [link for link in links if not (DOCS / link.partition("#")[0]).exists()] == [], page
 
 
-def test_every_page_is_in_the_contents_and_every_picture_on_a_page() -> None:
+def test_every_page_is_in_the_contents_and_every_image_on_a_page() -> None:
     contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert [page.name for page in PAGES if page.name not in contents] == []
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    pictures = sorted((DOCS / "images").glob("*"))
-    assert [picture.name for picture in pictures if f"images/{picture.name}" not in text] == []
-    assert sum(picture.stat().st_size for picture in pictures) < 1_500_000
+    images = sorted((DOCS / "images").glob("*"))
+    assert [image.name for image in images if f"images/{image.name}" not in text] == []
+    assert sum(image.stat().st_size for image in images) < 1_500_000
 
 
 def sentences() -> Iterator[str]:

@@ -50,16 +50,16 @@ def lay_out(folder: Path) -> Path:
     """Photos/, labelled/ and query.jpg, as the README and the pages of docs/ take for granted."""
     (folder / "photos").mkdir()
     for number in range(60):  # enough to fit hash heads on
-        picture = Image.new("RGB", (160, 120), (4 * number, 255 - 4 * number, 40 * (number % 6)))
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (160, 120), (4 * number, 255 - 4 * number, 40 * (number % 6)))
+        draw = ImageDraw.Draw(image)
         draw.ellipse((2 * number, 20, 2 * number + 40, 60 + number), fill="white")
         draw.line((0, 2 * number, 159, 119 - 2 * number), fill="black", width=1 + number % 7)
-        picture.save(folder / "photos" / f"{number:02}.jpg")
+        image.save(folder / "photos" / f"{number:02}.jpg")
         if number == 5:
-            picture.crop((5, 5, 155, 115)).save(folder / "query.jpg", quality=60)
+            image.crop((5, 5, 155, 115)).save(folder / "query.jpg", quality=60)
         label = folder / "labelled" / ("plain/round", "plain/lined", "odd/mixed")[number % 3]
         label.mkdir(parents=True, exist_ok=True)
-        picture.save(label / f"{number:02}.jpg")
+        image.save(label / f"{number:02}.jpg")
     return folder
 
 

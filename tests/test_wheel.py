@@ -78,16 +78,16 @@ def test_mgm_runs_outside_the_checkout(environment: Path, tmp_path: Path) -> Non
     where = run(python, "-c", "import mg_milvus; print(mg_milvus.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(environment.parent)
 
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for name, colour in {"red": "#c02020", "green": "#20c020", "blue": "#2020c0"}.items():
-        Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(pictures / f"{name}-grey.jpg")
-        Image.new("RGB", (96, 64), colour).save(pictures / f"{name}.jpg")
+        Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(images / f"{name}-grey.jpg")
+        Image.new("RGB", (96, 64), colour).save(images / f"{name}.jpg")
 
     assert "compact" in run(mgm, "schema", "presets", cwd=tmp_path)
-    run(mgm, "ingest", "pictures", "--uri", "wheel.db", cwd=tmp_path)
-    lines = run(mgm, "query", "pictures/red.jpg", "--uri", "wheel.db", "-k", "3", "--json", cwd=tmp_path).splitlines()
+    run(mgm, "ingest", "images", "--uri", "wheel.db", cwd=tmp_path)
+    lines = run(mgm, "query", "images/red.jpg", "--uri", "wheel.db", "-k", "3", "--json", cwd=tmp_path).splitlines()
     hits = [json.loads(line) for line in lines]
     assert [hit["rank"] for hit in hits] == [1, 2, 3]
-    assert set(hits[0]["distances"].values()) == {0}, "a picture that is indexed is found at distance 0"
+    assert set(hits[0]["distances"].values()) == {0}, "an image that is indexed is found at distance 0"
     assert Path(hits[0]["path"]).name in {"red.jpg", "green.jpg", "blue.jpg"}

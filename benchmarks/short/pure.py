@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg_milvus import Schema
 from mg_milvus.codes import hamming, pack
-from mg_milvus.fusion import fuse
+from mg_milvus.schema.models import Schema
+from mg_milvus.search.fusion import fuse
 
 if TYPE_CHECKING:
     from pathlib import Path

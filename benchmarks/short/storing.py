@@ -10,9 +10,11 @@ import numpy as np
 from pymilvus import DataType, MilvusClient
 from side_by_side.floats import Binary, Floats, repeated_codes, repeated_floats, row
 
-from mg_milvus import Schema, search
-from mg_milvus.schema_parts import PARTS
-from mg_milvus.store.layout import Layout
+from mg_milvus.schema.models import Schema
+from mg_milvus.schema.regions import REGIONS
+from mg_milvus.search import searcher
+from mg_milvus.search.query import Query
+from mg_milvus.store.rows import Layout
 from short.turns import ratio
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 ROWS, BATCH, WITH_PARTS = 20_000, 500, 2000
 DIMENSIONS = 512
 DEPTH, TOGETHER = 100, 8
-PARTS_SCHEMA = "version: 1\nparts: {bits: 128, scales: [{size: 0.7, grid: 2}, {size: 0.5, grid: 3}]}"
+PARTS_SCHEMA = "version: 1\nregions: {bits: 128, scales: [{size: 0.7, grid: 2}, {size: 0.5, grid: 3}]}"
 
 
 class Bare:
@@ -84,7 +86,7 @@ def upserts(binary: Binary, bare: Bare, codes: dict[str, Codes]) -> Iterator[tup
 
 
 def clustered(bits: dict[str, int], rows: int, random: np.random.Generator) -> dict[str, Codes]:
-    """Codes around 500 centres, as pictures of some kinds have them."""
+    """Codes around 500 centres, as images of some kinds have them."""
     centres = {name: random.integers(0, 256, (500, length // 8), np.uint8) for name, length in bits.items()}
     return {name: repeated_codes(values, rows, random) for name, values in centres.items()}
 
@@ -92,9 +94,9 @@ def clustered(bits: dict[str, int], rows: int, random: np.random.Generator) -> d
 def asked(
     turns: Turns, binary: Binary, bare: Bare, codes: dict[str, Codes], random: np.random.Generator
 ) -> dict[str, float]:
-    """A question beside the bare calls that it takes in the plainest way, and beside other ways to ask."""
+    """A query beside the bare calls that it takes in the plainest way, and beside other ways to ask."""
     store, schema = binary.store, binary.schema
-    full = search.Question.of(schema, {"k": 10, "depth": DEPTH, "plan": "full"})
+    full = Query.of(schema, {"k": 10, "depth": DEPTH, "plan": "full"})
 
     def some(how_many: int = 1) -> dict[str, Codes]:
         chosen = random.integers(0, ROWS, how_many)
@@ -102,16 +104,16 @@ def asked(
 
     def one_by_one() -> None:
         for _ in range(TOGETHER):
-            search.ask(store, schema, some(), full)
+            searcher.ask(store, schema, some(), full)
 
     return {
-        "question": turns.times_as_fast(lambda: search.ask(store, schema, some(), full), lambda: bare.ask(some())),
-        "questions together": turns.times_as_fast(lambda: search.ask(store, schema, some(TOGETHER), full), one_by_one),
+        "query": turns.times_as_fast(lambda: searcher.ask(store, schema, some(), full), lambda: bare.ask(some())),
+        "queries together": turns.times_as_fast(lambda: searcher.ask(store, schema, some(TOGETHER), full), one_by_one),
     }
 
 
 def beside_floats(turns: Turns, codes: dict[str, Codes], work: Path, random: np.random.Generator) -> dict[str, float]:
-    """What an ingest writes of a picture beside one vector of floats and the name: time, a question, bytes."""
+    """What an ingest writes of an image beside one vector of floats and the name: time, a query, bytes."""
     vectors = repeated_floats(random.standard_normal((500, DIMENSIONS)).astype(np.float32), ROWS, random)
     floats, binary = Floats(work / "floats.db", DIMENSIONS, "FLAT"), Binary(work / "beside.db", Schema())
     empty = [side.file.stat().st_size for side in (binary, floats)]
@@ -132,31 +134,31 @@ def beside_floats(turns: Turns, codes: dict[str, Codes], work: Path, random: np.
     floats.client.close()
     return {
         "writing beside floats": written,
-        "question beside floats": asked,
+        "query beside floats": asked,
         "bytes beside floats": grown[1] / grown[0],
     }
 
 
 def details(turns: Turns, work: Path, random: np.random.Generator) -> float:
-    """A question for a detail beside one for whole pictures, in the same index."""
+    """A query for a detail beside one for whole images, in the same index."""
     schema = Schema.from_yaml(PARTS_SCHEMA)
-    assert schema.parts
+    assert schema.regions
     binary = Binary(work / "parts.db", schema)
     codes = clustered(schema.bits, WITH_PARTS, random)
-    regions = clustered({PARTS: schema.parts.bits}, WITH_PARTS * schema.parts.regions, random)[PARTS]
+    regions = clustered({REGIONS: schema.regions.bits}, WITH_PARTS * schema.regions.count, random)[REGIONS]
     own = regions.reshape(WITH_PARTS, -1)
     for start in range(0, WITH_PARTS, BATCH):
         binary.store.upsert([
             replace(row(n, {name: values[n] for name, values in codes.items()}), parts=own[n].tobytes())
             for n in range(start, start + BATCH)
         ])  # fmt: skip
-    whole = search.Question.of(schema, {"plan": "full"})
-    detail = search.Question.of(schema, {"parts": "detail"})
+    whole = Query.of(schema, {"plan": "full"})
+    detail = Query.of(schema, {"regions": "contains"})
 
-    def ask(question: search.Question) -> None:
+    def ask(query: Query) -> None:
         asked = {name: values[[random.integers(WITH_PARTS)]] for name, values in codes.items()}
-        scales = random.integers(0, len(regions), len(schema.parts.scales if schema.parts else ()))
-        search.ask(binary.store, schema, asked | {PARTS: regions[scales][None, None]}, question)
+        scales = random.integers(0, len(regions), len(schema.regions.scales if schema.regions else ()))
+        searcher.ask(binary.store, schema, asked | {REGIONS: regions[scales][None, None]}, query)
 
     found = turns.times_as_fast(lambda: ask(detail), lambda: ask(whole))
     binary.store.close()

@@ -9,10 +9,10 @@ from PIL import Image
 from scipy.fft import dctn
 
 from mg_milvus.codes import hamming, pack
-from mg_milvus.evaluation.rankings import fused_keys, recipes_of
-from mg_milvus.images.decode import open_picture
-from mg_milvus.images.edits import EDITS
-from mg_milvus.metrics import NOT_A_CANDIDATE, SAME_CLASS, score_rankings
+from mg_milvus.evaluation.metrics import NOT_A_CANDIDATE, SAME_CLASS, score_rankings
+from mg_milvus.evaluation.scoring import fused_keys, recipes_of
+from mg_milvus.images.augment import EDITS
+from mg_milvus.images.decode import open_image
 from side_by_side.measuring import in_turn
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mg_milvus import Schema
     from mg_milvus.codes import Codes
-    from mg_milvus.encoder import Encoder
+    from mg_milvus.encoder.base import Encoder
+    from mg_milvus.schema.models import Schema
 
     Distances = NDArray[np.floating] | NDArray[np.integer]
 
@@ -32,10 +32,10 @@ SIDE = 64
 """Pixels a perceptual hash looks at."""
 
 
-def perceptual(picture: Image.Image, bits: int) -> NDArray[np.bool_]:
-    """A perceptual hash of any length: the lowest frequencies of the grey picture, along the diagonals, by their sign
+def perceptual(image: Image.Image, bits: int) -> NDArray[np.bool_]:
+    """A perceptual hash of any length: the lowest frequencies of the grey image, along the diagonals, by their sign
     against the median (pHash of 64 bits takes a square of 8 x 8)."""
-    grey = np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), np.float32)
+    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), np.float32)
     rows, columns = np.indices((SIDE, SIDE))
     order = np.lexsort((rows.ravel(), (rows + columns).ravel()))[1 : bits + 1]
     low = dctn(grey).ravel()[order]
@@ -48,16 +48,16 @@ def hyperplanes(dimensions: int, bits: int) -> NDArray[np.float32]:
 
 
 class Coded:
-    """Pictures in every kind of code, and how far two sets of them are apart."""
+    """Images in every kind of code, and how far two sets of them are apart."""
 
     def __init__(self, encoder: Encoder, floats: str, schema: Schema, centre: NDArray[np.float32]) -> None:
         self.encoder, self.floats, self.schema, self.centre = encoder, floats, schema, centre
         self.bits = sum(schema.bits.values())
         self.planes = hyperplanes(len(centre), self.bits)
 
-    def encode(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
-        """Name -> codes, or floats, of RGB pictures."""
-        features = self.encoder.features([self.encoder.prepare(picture) for picture in pictures])
+    def encode(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """Name -> codes, or floats, of RGB images."""
+        features = self.encoder.features([self.encoder.prepare(image) for image in images])
         vectors = features[self.floats]
         centred = vectors - self.centre
         codes = self.encoder.codes({name: features[name] for name in self.schema.bits})
@@ -67,7 +67,7 @@ class Coded:
             "floats, cosine": vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
             "signs of the floats": pack(centred[:, : self.bits]),
             "random hyperplanes": pack(centred @ self.planes),
-            "perceptual hash": pack(np.array([perceptual(picture, self.bits) for picture in pictures])),
+            "perceptual hash": pack(np.array([perceptual(image, self.bits) for image in images])),
         }
 
     def distances(self, name: str, asked: Any, database: Any) -> Distances:
@@ -84,11 +84,11 @@ class Coded:
         return hamming(asked, database)
 
 
-def _all(coded: Coded, pictures: Sequence[Path]) -> dict[str, Any]:
-    """Codes of picture files, a batch at a time."""
+def _all(coded: Coded, images: Sequence[Path]) -> dict[str, Any]:
+    """Codes of image files, a batch at a time."""
     parts = [
-        coded.encode([open_picture(path).picture for path in pictures[start : start + BATCH]])
-        for start in range(0, len(pictures), BATCH)
+        coded.encode([open_image(path).image for path in images[start : start + BATCH]])
+        for start in range(0, len(images), BATCH)
     ]
     return {
         name: {field: np.concatenate([part[name][field] for part in parts]) for field in value}
@@ -98,15 +98,14 @@ def _all(coded: Coded, pictures: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def compare(coded: Coded, labels: Sequence[int], pictures: Sequence[Path], copies: int) -> dict[str, dict[str, float]]:
+def compare(coded: Coded, labels: Sequence[int], images: Sequence[Path], copies: int) -> dict[str, dict[str, float]]:
     """Kind of code -> bytes, leave-one-out mAP, recall@1 of copies edited at middling strength."""
-    chosen = np.sort(np.random.default_rng(0).permutation(len(pictures))[:copies])
+    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:copies])
     edits = [edit for name, edit in EDITS.items() if name != "all"]
     made = [
-        edits[place % len(edits)].apply(open_picture(pictures[row]).picture, "medium")
-        for place, row in enumerate(chosen)
+        edits[place % len(edits)].apply(open_image(images[row]).image, "medium") for place, row in enumerate(chosen)
     ]
-    asked, database = coded.encode(made), _all(coded, pictures)
+    asked, database = coded.encode(made), _all(coded, images)
     known = np.asarray(labels)
     relevance = np.where(known[:, None] == known[None], SAME_CLASS, 0).astype(np.uint8)
     np.fill_diagonal(relevance, NOT_A_CANDIDATE)

@@ -1,7 +1,7 @@
-"""Near-duplicates: a folder of pictures and as many edited copies, given to imagededup and to mg-milvus.
+"""Near-duplicates: a folder of images and as many edited copies, given to imagededup and to mg-milvus.
 
-Each copy is made by one edit of middling strength, the edits in turn. A pair that is found counts as right when it is a
-picture and its own copy. Every tool runs in a process of its own with the settings it comes with: perceptual hashes up
+Each copy is made by one edit of middling strength, the edits in turn. A pair that is found counts as right when it is an
+image and its own copy. Every tool runs in a process of its own with the settings it comes with: perceptual hashes up
 to 10 bits apart, CNN features of cosine 0.9 and more, ``mgm duplicates`` with its precision of 0.99. imagededup's CNN
 gets the very network that mg-milvus ships, at its size. ``bulk.encode`` does what its ``encode_images`` does, into
 a file; ``ingest`` also fits hash heads and fills Milvus Lite.
@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mg_milvus import ImageIndex, bulk, load_encoder
-from mg_milvus.encoder.table import IMAGENET_MEAN, IMAGENET_STD
-from mg_milvus.images.decode import open_picture
-from mg_milvus.images.edits import EDITS
+from mg_milvus.bulk import encode
+from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD
+from mg_milvus.encoder.load import load_encoder
+from mg_milvus.images.augment import EDITS
+from mg_milvus.images.decode import open_image
+from mg_milvus.index import ImageIndex
 from side_by_side.measuring import alone
 
 if TYPE_CHECKING:
@@ -27,11 +29,11 @@ COPY = "-copy"
 
 
 def write_copies(originals: Sequence[Path], out: Path) -> None:
-    """The pictures as they are, and an edited copy of each."""
+    """The images as they are, and an edited copy of each."""
     edits = [edit for name, edit in EDITS.items() if name != "all"]
     for number, original in enumerate(originals):
         shutil.copy(original, out / f"{number:05}{original.suffix}")
-        copy = edits[number % len(edits)].apply(open_picture(original).picture, "medium")
+        copy = edits[number % len(edits)].apply(open_image(original).image, "medium")
         copy.save(out / f"{number:05}{COPY}.jpg", quality=90)
 
 
@@ -54,14 +56,14 @@ def imagededup_cnn(folder: str, copies: int) -> dict[str, Any]:
     from imagededup.utils import CustomModel
     from torchvision import transforms
 
-    from mg_milvus.encoder.torch_encoder import TorchEncoder
+    from mg_milvus.encoder.torch_runtime import TorchEncoder
 
     encoder = load_encoder("builtin")
     network = TorchEncoder(encoder.parts)._network
 
     class Pooled(torch.nn.Module):
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            last = list(network(pictures).values())[-1]
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            last = list(network(images).values())[-1]
             return last.mean((2, 3))
 
     side = encoder.side
@@ -78,16 +80,16 @@ def _imagededup(tool: Any, folder: str, copies: int) -> dict[str, Any]:
     rate = len(codes) / (time.perf_counter() - start)
     start = time.perf_counter()
     found = tool.find_duplicates(encoding_map=codes)
-    return {"pictures/s": rate, "search s": time.perf_counter() - start, **scored(_pairs(found), copies)}
+    return {"images/s": rate, "search s": time.perf_counter() - start, **scored(_pairs(found), copies)}
 
 
 def encoding(folder: str, out: str) -> dict[str, Any]:
-    return {"pictures/s": bulk.encode(folder, out=out, encoder="builtin").pictures_per_second}
+    return {"images/s": encode.encode(folder, out=out, encoder="builtin").images_per_second}
 
 
 def mg_milvus(folder: str, uri: str, copies: int) -> dict[str, Any]:
     with ImageIndex.open(uri) as index:
-        rate = index.ingest(folder).pictures_per_second
+        rate = index.ingest(folder).images_per_second
         start = time.perf_counter()
         groups = index.duplicates().groups
         taken = time.perf_counter() - start
@@ -97,7 +99,7 @@ def mg_milvus(folder: str, uri: str, copies: int) -> dict[str, Any]:
         for place, a in enumerate(group.members)
         for b in group.members[:place]
     }
-    return {"pictures/s": rate, "search s": taken, **scored(pairs, copies)}
+    return {"images/s": rate, "search s": taken, **scored(pairs, copies)}
 
 
 def _pairs(found: dict[str, list[str]]) -> set[frozenset[str]]:

@@ -2,7 +2,7 @@
 
 Real features and codes of a folder, repeated with a little noise until there are enough rows, go into Milvus Lite in
 equal batches: on one side one FLOAT_VECTOR with COSINE and the file's name, on the other what an ingest of mg-milvus
-writes. A question is one search for 10 with the name on one side, and on the other three searches for 100 with rows and
+writes. A query is one search for 10 with the name on one side, and on the other three searches for 100 with rows and
 codes, and the fusion. Memory is what Milvus' own process takes.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 from processes import engine_pid, memory
 from pymilvus import DataType, MilvusClient
 
-from mg_milvus import Schema, search
-from mg_milvus.store import Description, Row
+from mg_milvus.search import query, searcher
+from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import MilvusStore
 from side_by_side.measuring import in_turn, seconds
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mg_milvus.codes import Codes
+    from mg_milvus.schema.models import Schema
 
 BATCH, K = 1000, 10
 COSINE_INDEXES: dict[str, dict[str, Any]] = {
@@ -50,7 +51,7 @@ def repeated_codes(codes: Codes, rows: int, random: np.random.Generator) -> Code
 
 
 class Floats:
-    """One float vector a picture."""
+    """One float vector an image."""
 
     def __init__(self, file: Path, dimensions: int, index: str) -> None:
         self.file = file
@@ -81,7 +82,7 @@ class Binary:
         self.file, self.schema = file, schema
         self.store = MilvusStore(str(file), "images")
         self.store.create(Description(schema, "0" * 16))
-        self.question = search.Question.of(schema, {"k": K})
+        self.query = query.Query.of(schema, {"k": K})
 
     def insert(self, start: int, codes: dict[str, Codes]) -> None:
         self.store.upsert([
@@ -90,7 +91,7 @@ class Binary:
         ])  # fmt: skip
 
     def ask(self, codes: dict[str, Codes]) -> None:
-        search.ask(self.store, self.schema, codes, self.question)
+        searcher.ask(self.store, self.schema, codes, self.query)
 
 
 def row(number: int, codes: dict[str, Codes]) -> Row:
@@ -107,7 +108,7 @@ def row_id(number: int) -> str:
 
 
 def name_of(number: int) -> str:
-    return f"/home/somebody/pictures/2024/holiday/IMG_{number:08d}.jpg"
+    return f"/home/somebody/images/2024/holiday/IMG_{number:08d}.jpg"
 
 
 def batches(rows: int) -> Iterator[slice]:
@@ -131,7 +132,7 @@ def indexes_of_lite(folder: Path) -> list[str]:
 def compare(
     features: NDArray[np.float32], codes: dict[str, Codes], schema: Schema, work: Path, rows: int
 ) -> dict[str, dict[str, float]]:
-    """Way -> rows a second, milliseconds of a question, bytes of disk and memory a picture."""
+    """Way -> rows a second, milliseconds of a query, bytes of disk and memory an image."""
     random = np.random.default_rng(0)
     vectors = repeated_floats(features, rows, random)
     hashed = {name: repeated_codes(values, rows, random) for name, values in codes.items()}
@@ -154,15 +155,15 @@ def compare(
     sides["mg-milvus"], table["mg-milvus"] = (own, before), {"rows/s": rows / taken}
     gc.collect()
 
-    def question(side: Any) -> Any:
+    def query(side: Any) -> Any:
         if isinstance(side, Floats):
             return lambda: side.ask(vectors[random.integers(rows)])
         return lambda: side.ask({name: values[[random.integers(rows)]] for name, values in hashed.items()})
 
-    times = in_turn({name: question(side) for name, (side, _) in sides.items()}, rounds=50)
+    times = in_turn({name: query(side) for name, (side, _) in sides.items()}, rounds=50)
     for name, (side, before) in sides.items():
         table[name] |= {
-            "question ms": times[name],
+            "query ms": times[name],
             "disk bytes": sum(file.stat().st_size for file in work.glob(f"{side.file.name}*")) / rows,
             "memory bytes": (memory(engine_pid(side.file)) - before) * 2**20 / rows,
         }

@@ -1,8 +1,8 @@
 """Fusion of the same candidates: mg-milvus, ranx, and Milvus' own rankers.
 
 ``fuse`` and ranx get three lists of 1,000 candidates as Python objects of their own, ready made. Milvus' rankers are
-inside of ``hybrid_search``, so what is compared with them is a whole question. Quality is the precision of the ten best
-on labelled pictures, the picture that asks left out.
+inside of ``hybrid_search``, so what is compared with them is a whole query. Quality is the precision of the ten best
+on labelled images, the image that asks left out.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pymilvus import AnnSearchRequest, RRFRanker, WeightedRanker
 
-from mg_milvus import search
-from mg_milvus.fusion import fuse
+from mg_milvus.search import searcher
+from mg_milvus.search.fusion import fuse
+from mg_milvus.search.query import Query
 from side_by_side.floats import Binary, row_id
 from side_by_side.measuring import in_turn
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from mg_milvus import Schema
     from mg_milvus.codes import Codes
+    from mg_milvus.schema.models import Schema
 
 CANDIDATES, BEST = 1000, 10
 
@@ -36,8 +37,7 @@ def fusion_alone(schema: Schema, rounds: int = 50) -> dict[str, float]:
     ids = [f"{n:032x}" for n in range(CANDIDATES)]
     distances = {name: random.integers(0, bits, CANDIDATES) for name, bits in schema.bits.items()}
     runs = [
-        Run({"question": dict(zip(ids, (-values).astype(float).tolist(), strict=True))})
-        for values in distances.values()
+        Run({"query": dict(zip(ids, (-values).astype(float).tolist(), strict=True))}) for values in distances.values()
     ]
     weights = dict.fromkeys(schema.bits, 1.0)
     return in_turn({
@@ -49,7 +49,7 @@ def fusion_alone(schema: Schema, rounds: int = 50) -> dict[str, float]:
 def rankers(
     schema: Schema, codes: Mapping[str, Codes], labels: Sequence[int], work: Path
 ) -> dict[str, dict[str, float]]:
-    """Way -> milliseconds of a question, precision@10 over every fifth row as a question."""
+    """Way -> milliseconds of a query, precision@10 over every fifth row as a query."""
     from ranx import Run
     from ranx import fuse as ranx_fuse
 
@@ -57,16 +57,16 @@ def rankers(
     binary.insert(0, dict(codes))
     store, ids = binary.store, [row_id(n) for n in range(len(labels))]
     known = dict(zip(ids, labels, strict=True))
-    questions = {
-        "mg-milvus, rank": search.Question.of(schema, {"k": BEST + 1, "fusion": "rank"}),
-        "mg-milvus, score": search.Question.of(schema, {"k": BEST + 1, "fusion": "score"}),
+    queries = {
+        "mg-milvus, rank": Query.of(schema, {"k": BEST + 1, "fusion": "rank"}),
+        "mg-milvus, score": Query.of(schema, {"k": BEST + 1, "fusion": "score"}),
     }
     client = store._client
-    depth = questions["mg-milvus, rank"].depth
+    depth = queries["mg-milvus, rank"].depth
 
-    def own(question: Any, row: int) -> list[str]:
+    def own(query: Any, row: int) -> list[str]:
         asked = {name: values[[row]] for name, values in codes.items()}
-        return [hit.id for hit in search.ask(store, schema, asked, question)[0]]
+        return [hit.id for hit in searcher.ask(store, schema, asked, query)[0]]
 
     def hybrid(ranker: Any, row: int) -> list[str]:
         requests = [
@@ -80,11 +80,11 @@ def rankers(
         lists = []
         for name, values in codes.items():
             (near,) = store.nearest(name, values[[row]], depth)
-            lists.append(Run({"question": dict(zip(near.ids, (-near.distances).astype(float).tolist(), strict=True))}))
-        fused = ranx_fuse(lists, method=method, params={"k": 60}).to_dict()["question"]
+            lists.append(Run({"query": dict(zip(near.ids, (-near.distances).astype(float).tolist(), strict=True))}))
+        fused = ranx_fuse(lists, method=method, params={"k": 60}).to_dict()["query"]
         return sorted(fused, key=lambda found: (-fused[found], found))[: BEST + 1]
 
-    ways = {name: (own, question) for name, question in questions.items()} | {
+    ways = {name: (own, query) for name, query in queries.items()} | {
         "ranx RRF": (ranx, "rrf"),
         "RRFRanker": (hybrid, RRFRanker(60)),
         "WeightedRanker, normalised": (hybrid, WeightedRanker(*[1.0] * len(codes), norm_score=True)),
@@ -104,6 +104,6 @@ def rankers(
 
     times = in_turn({name: at_random(*asked) for name, asked in ways.items()}, rounds=50)
     for name, value in times.items():
-        table[name]["question ms"] = value
+        table[name]["query ms"] = value
     store.close()
     return table

@@ -1,31 +1,221 @@
-"""What is to be encoded: folders, lists, tars, tables, here, on the web or in a bucket -> the pictures of one shard.
+"""Images inside of files: tars (WebDataset), and Parquet tables (img2dataset, Hugging Face).
 
-What is shared out among the shards is files: a picture file, or a tar or table with all that is in it. So no machine
-reads a byte of what is another's, beyond names.
+An image in ``shots.tar`` is ``/data/shots.tar#cat.jpg``, one in a table ``/data/shots.parquet#17``, rows from 0.
+Nothing is unpacked into the file system, and no more than one image a thread is in memory.
 """
 
 from __future__ import annotations
 
 import os
+import tarfile
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
 
-from mg_milvus.bulk.containers import in_table, in_tar
-from mg_milvus.bulk.remote import check_url, download, fetch, is_web, listing, without_query
-from mg_milvus.errors import MissingPackageError, PictureError
-from mg_milvus.hits import Failure
+from mg_milvus.bulk.dataset import arrow
+from mg_milvus.bulk.remote import MAX_BYTES, check_url, download, fetch, is_web, listing, without_query
+from mg_milvus.errors import ImageError, MissingPackageError
+from mg_milvus.files import open_plain
 from mg_milvus.images.discover import SUFFIXES, Found, discover, is_url, path_text, text_path
-from mg_milvus.plain_files import open_plain
+from mg_milvus.ingest.metadata import listed, rows_at_once
+from mg_milvus.records import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from typing import BinaryIO
 
-    from mg_milvus.bulk.folder import Shard
+    from mg_milvus.bulk.dataset import Shard
+
+
+_HEADER_BYTES = 1 << 20
+"""Longest read for a tar's own headers: names that claim to be longer would fill the memory."""
+_ROWS = 16
+"""Rows of a table that are in memory together."""
+_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image")
+
+
+class OpenFile:
+    """A file of this machine, read at any position from any thread; closed when nobody needs it any more."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Keep a descriptor of ``file`` of our own; it may be closed, and its name removed."""
+        self._descriptor = os.dup(file.fileno())
+
+    def read(self, start: int, size: int) -> bytes:
+        """``size`` bytes from ``start``; fewer where the file ends."""
+        chunks = []
+        while size > 0 and (chunk := os.pread(self._descriptor, size, start)):
+            chunks.append(chunk)
+            start, size = start + len(chunk), size - len(chunk)
+        return b"".join(chunks)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Member(Found):
+    """An image that lies at ``start`` in a file."""
+
+    file: OpenFile
+    start: int
+
+    def read(self) -> bytes:
+        """See ``Found``."""
+        data = self.file.read(self.start, self.size)
+        if len(data) < self.size:
+            raise ImageError(f"is cut off after {len(data)} of {self.size} bytes")
+        return data
+
+
+def in_tar(container: Found, file: BinaryIO, on_failure: Callable[[Failure], None]) -> Iterator[Member]:
+    """The images in a tar, in its order: the members with the suffix of an image that are not hidden.
+
+    Args:
+        container: the tar.
+        file: the same, open; may be closed when the walk is over.
+        on_failure: told of members that are no plain files, or too long, and where the tar is damaged.
+    """
+    opened = OpenFile(file)
+    count = 0
+    try:
+        with tarfile.open(fileobj=_Guarded(opened), mode="r:") as tar:  # type: ignore[call-overload]
+            while (member := tar.next()) is not None:
+                tar.members = []  # or they would all stay in memory
+                count += 1
+                name = member.name.rpartition("/")[2]
+                if os.path.splitext(name)[1].lower() not in SUFFIXES or name.startswith("."):
+                    continue
+                path = f"{container.path}#{_text(member.name)}"
+                if not member.isreg() or member.issparse():
+                    on_failure(Failure(path, "is a link, a device or a sparse file in the tar, expected a plain file"))
+                elif not 0 <= member.size <= MAX_BYTES:
+                    on_failure(Failure(path, f"has {member.size} bytes, at most {MAX_BYTES} are read"))
+                else:
+                    yield Member(path, member.size, _nanoseconds(member.mtime), opened, member.offset_data)
+    except (tarfile.TarError, ImageError, ValueError, OverflowError, RecursionError) as error:
+        # tarfile calls itself for each long name, or extended header, that stands before another one.
+        reason = "headers of headers" if isinstance(error, RecursionError) else error
+        on_failure(Failure(container.path, f"is not an uncompressed tar, or damaged after {count} members: {reason}"))
+
+
+class _Guarded:
+    """What tarfile reads headers from: never much at once, never backwards, so that no tar fills memory or loops."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self._file = file
+        self._position = self._furthest = 0
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _HEADER_BYTES:
+            raise ImageError(f"a header claims {size} bytes")
+        data = self._file.read(self._position, size)
+        self._position += len(data)
+        return data
+
+    def seek(self, position: int) -> int:
+        # tarfile looks at the byte before the next header, to see whether the last member is whole.
+        if position + 1 < self._furthest:
+            raise ImageError("its headers lead backwards")
+        self._position = position
+        self._furthest = max(self._furthest, position)
+        return position
+
+    def tell(self) -> int:
+        return self._position
+
+
+def in_table(container: Found, file: BinaryIO, on_failure: Callable[[Failure], None]) -> Iterator[Member]:
+    """The images in a Parquet table, one a row.
+
+    They are in a binary column (img2dataset: ``jpg``), or in a struct's ``bytes`` (Hugging Face: ``image``); of several
+    columns the first of ``image``, ``jpg``, ``jpeg``, ``png``, ``webp``, ``img`` and ``image``, or the only one.
+
+    Args:
+        container: the table.
+        file: the same, open.
+        on_failure: told of empty cells, and where the table is damaged or has no images.
+
+    Raises:
+        MissingPackageError: pyarrow is not installed.
+    """
+    pa = arrow()
+    row = 0
+    try:
+        table = pa.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+        column = _image_column(pa, table.schema_arrow)
+        together = rows_at_once(table.metadata, {column: 1}, _ROWS)
+        for batch in table.iter_batches(batch_size=together, columns=[column]):
+            values = batch.column(column).to_pylist()
+            images = [value.get("bytes") if isinstance(value, dict) else value for value in values]
+            for place, held in enumerate(_spooled(container, row, images)):
+                if held is None:
+                    on_failure(Failure(f"{container.path}#{row + place}", f"has no bytes in the column {column!r}"))
+                elif held.size > MAX_BYTES:
+                    on_failure(Failure(held.path, f"has {held.size} bytes, at most {MAX_BYTES} are read"))
+                else:
+                    yield held
+            row += len(images)
+    except (pa.ArrowException, OSError, ValueError) as error:  # ImageError is one, too
+        reason = " ".join(str(error).split())
+        on_failure(Failure(container.path, reason if isinstance(error, ImageError) else f"is damaged: {reason}"))
+
+
+def _image_column(pa: Any, schema: Any) -> str:
+    """Which column holds the images."""
+
+    def is_binary(kind: Any) -> bool:
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    possible = [
+        field.name
+        for field in schema
+        if is_binary(field.type)
+        or (pa.types.is_struct(field.type) and any(f.name == "bytes" and is_binary(f.type) for f in field.type))
+    ]
+    for name in _IMAGE_COLUMNS:
+        if name in possible:
+            return name
+    if len(possible) == 1:
+        return str(possible[0])
+    raise ImageError(
+        f"has {'several binary columns' if possible else 'no column of images'} ({listed(schema.names)}): "
+        f"expected one of the name {', '.join(_IMAGE_COLUMNS)}, binary or a struct with 'bytes'"
+    )
+
+
+def _spooled(container: Found, first: int, images: list[bytes | None]) -> list[Member | None]:
+    """Images put into a file without a name, from where the threads that decode read them one by one."""
+    with tempfile.TemporaryFile() as spool:
+        opened, start, members = OpenFile(spool), 0, list[Member | None]()
+        for place, data in enumerate(images):
+            if data is None:
+                members.append(None)
+                continue
+            path = f"{container.path}#{first + place}"
+            members.append(Member(path, len(data), container.mtime_ns, opened, start))
+            spool.write(data)
+            start += len(data)
+        spool.flush()
+    return members
+
+
+def _text(name: str) -> str:
+    """The name of a member as text that is valid UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return quote(os.fsencode(name))
+    return name
+
+
+def _nanoseconds(seconds: float) -> int:
+    """A member's time; 0 for what is no time."""
+    return int(seconds * 1e9) if 0 <= seconds < 2**33 else 0
+
 
 _LIST = ".txt"
 _CONTAINERS = {".tar": in_tar, ".parquet": in_table}
@@ -36,7 +226,7 @@ _LONGEST = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Remote(Found):
-    """A picture on the web or in a bucket; its time is not asked for and 0.
+    """An image on the web or in a bucket; its time is not asked for and 0.
 
     Attributes:
         allow_private: it may be at an address that is not public.
@@ -49,24 +239,24 @@ class Remote(Found):
         return fetch(self.path, allow_private=self.allow_private)
 
 
-def pictures(
+def images(
     sources: Sequence[str | os.PathLike[str]], shard: Shard, on_failure: Callable[[Failure], None],
     *, allow_private: bool = False,
 ) -> Iterator[Found]:  # fmt: skip
-    """Find the pictures of one shard.
+    """Find the images of one shard.
 
     First the folders and files of this machine, as ``discover`` orders them, then lists and URLs in the order given. In
     a folder, a table beside a tar of its name (as img2dataset writes them) tells about the tar and is passed over.
 
     Args:
         sources: folders, ``.txt`` files with a path or URL a line (paths from the list's folder), tars, Parquet tables,
-            pictures; or URLs of these, of folders in buckets only.
+            images; or URLs of these, of folders in buckets only.
         shard: which share of the files.
         on_failure: told of what cannot be looked at or opened; the walk goes on.
         allow_private: URLs may lead to private, loopback and link-local addresses.
 
     Raises:
-        PictureError: a source does not exist or cannot be read. Raised before the first picture.
+        ImageError: a source does not exist or cannot be read. Raised before the first image.
         MissingPackageError: a source needs a package that is not installed.
     """
     urls = [str(source) for source in sources if is_url(str(source))]
@@ -74,12 +264,12 @@ def pictures(
     lists = [path for path in paths if _suffix(os.fspath(path)) == _LIST and not os.path.isdir(path)]
     for path in lists:
         if not os.path.isfile(path):
-            raise PictureError(f"{os.fspath(path)!r} does not exist: expected a text file with a path or URL a line")
+            raise ImageError(f"{os.fspath(path)!r} does not exist: expected a text file with a path or URL a line")
     for url in urls:
         try:
             check_url(url)
-        except PictureError as error:
-            raise PictureError(f"'{without_query(url)}' {error}") from error
+        except ImageError as error:
+            raise ImageError(f"'{without_query(url)}' {error}") from error
     walked = discover([path for path in paths if path not in lists], on_failure, _TAKEN)
 
     named = {path_text(path) for path in paths}
@@ -96,7 +286,7 @@ def pictures(
 
 
 def _shared(files: Iterator[Found], shard: Shard, on_failure: Callable[[Failure], None]) -> Iterator[Found]:
-    """The pictures that the files of one shard are or hold."""
+    """The images that the files of one shard are or hold."""
     for file in files:
         if len(file.path.encode()) > _LONGEST:
             on_failure(Failure(file.path[:100] + "…", f"has a path longer than {_LONGEST} bytes"))
@@ -107,14 +297,14 @@ def _shared(files: Iterator[Found], shard: Shard, on_failure: Callable[[Failure]
         else:
             try:
                 with _whole(file) as content:
-                    for picture in read(file, content, on_failure):
-                        if len(picture.path.encode()) > _LONGEST:
-                            on_failure(Failure(picture.path[:100] + "…", f"has a path longer than {_LONGEST} bytes"))
+                    for image in read(file, content, on_failure):
+                        if len(image.path.encode()) > _LONGEST:
+                            on_failure(Failure(image.path[:100] + "…", f"has a path longer than {_LONGEST} bytes"))
                         else:
-                            yield picture
+                            yield image
             except MissingPackageError:
                 raise
-            except (PictureError, OSError) as error:
+            except (ImageError, OSError) as error:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
                 on_failure(Failure(file.path, reason))
 
@@ -143,10 +333,10 @@ def _named_by(url: str, on_failure: Callable[[Failure], None], *, allow_private:
     suffix = _suffix(url)
     if suffix == _LIST:
         try:
-            # Whole before the first line is used: pictures are encoded between two lines, which may take days.
+            # Whole before the first line is used: images are encoded between two lines, which may take days.
             with _fetched(Remote(url, -1, 0, allow_private)) as lines:
                 yield from _listed(lines, url, on_failure, allow_private=allow_private)
-        except PictureError as error:
+        except ImageError as error:
             on_failure(Failure(url, str(error)))
     elif suffix in _TAKEN or is_web(url):
         yield Remote(url, -1, 0, allow_private)
@@ -179,9 +369,9 @@ def _listed(
                 check_url(text)
                 if "@" in urlsplit(text).netloc:
                     # The keys of the environment would go to the account that the list names.
-                    raise PictureError("names an account, which a list may not: give the URL to mgm encode itself")
+                    raise ImageError("names an account, which a list may not: give the URL to mgm encode itself")
                 if is_web(origin) and not is_web(text):
-                    raise PictureError("is in a bucket, which a list on the web may not name: your keys would open it")
+                    raise ImageError("is in a bucket, which a list on the web may not name: your keys would open it")
                 yield Remote(text, -1, 0, allow_private)
             elif is_url(origin):
                 on_failure(Failure(place, f"{text!r} is not a URL, which lists on the web or in a bucket must hold"))

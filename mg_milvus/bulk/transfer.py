@@ -1,4 +1,4 @@
-"""``mgm load`` and ``mgm export``: folders of codes into Milvus, and collections back into folders of codes."""
+"""Whether a folder of codes is whole, and whether its codes fit into a collection; makes the collection."""
 
 from __future__ import annotations
 
@@ -6,21 +6,164 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mg_milvus.bulk.folder import CodeFolder, Shard
-from mg_milvus.bulk.imports import Importer
-from mg_milvus.bulk.parquet import to_parquet
-from mg_milvus.bulk.settle import checked_parts, common, settle
-from mg_milvus.errors import CodeFileError, StoreError
-from mg_milvus.hits import Progress
+from mg_milvus.bulk.dataset import CodeFolder, Shard, to_parquet
+from mg_milvus.bulk.import_jobs import Importer
+from mg_milvus.encoder.load import load_encoder
+from mg_milvus.errors import CodeFileError, EncoderMismatchError, SchemaMismatchError, StoreError, WeightsNotFoundError
+from mg_milvus.records import Progress
+from mg_milvus.schema.diff import difference
+from mg_milvus.session import keep_encoder
+from mg_milvus.store.base import fits, nlist_for, rows_a_segment
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from mg_milvus.connection import Connection
-    from mg_milvus.store import Row, Store
+    from mg_milvus.schema.models import Schema
+    from mg_milvus.session import Connection
+    from mg_milvus.store.base import Description, Row, Store
 
     PathLike = str | os.PathLike[str]
+
+
+ROW_BYTES, REGION_BYTES = 212, 59
+"""Of a usual row on a server, as mgm plan counts them: the number of clusters goes with their root only."""
+
+
+def checked_files(codes: CodeFolder, *, partial: bool) -> list[str]:
+    """The files of a folder in which nothing is missing.
+
+    Raises:
+        CodeFileError: there are none; or, unless ``partial``, a shard is not finished or a part of it is gone.
+    """
+    files = codes.files()
+    if not files:
+        raise CodeFileError(f"{codes.name} has no files of codes: expected a folder made by mgm encode or mgm export")
+    shards = codes.shards()
+    count = max(shard.count for shard in shards)
+    mixed = [shard for shard in shards if shard.count != count]
+    if mixed:
+        raise CodeFileError(f"{codes.name} has files of the shards {mixed[0]} and n/{count}: expected one count")
+    if partial:
+        return files
+    finished = {shard.number: codes.finished(shard) for shard in sorted(shards, key=lambda shard: shard.number)}
+    missing = [f"{number}/{count}" for number in range(1, count + 1) if finished.get(number) is None]
+    if missing:
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise CodeFileError(
+            f"{codes.name} is not finished, it lacks the shards {listed}: run mgm encode --shard (again) for these, or "
+            "load what there is with --partial"
+        )
+    present = set(files)
+    for number, marked in finished.items():
+        for name in marked or {}:
+            if name not in present:
+                raise CodeFileError(
+                    f"{codes.name} has lost {name}: put it back, or run mgm encode --shard {number}/{count} again; or "
+                    "load what there is with --partial"
+                )
+    return files
+
+
+def common(codes: CodeFolder, files: list[str]) -> tuple[Description, int]:
+    """What all files say of themselves, and the number of their rows. Every part is opened.
+
+    Raises:
+        CodeFileError: they do not agree, or one is damaged.
+    """
+    first: Description | None = None
+    total = 0
+    for name in files:
+        with codes.part(name) as part:
+            total += part.rows
+            if first is None:
+                first = part.description
+            elif part.description.fingerprint != first.fingerprint:
+                raise CodeFileError(
+                    f"{part.name} has codes of the encoder {part.description.fingerprint}, {files[0]} of "
+                    f"{first.fingerprint}, and these cannot be compared: give all shards the same --encoder"
+                )
+            elif changed := _fixed_differences(first.schema, part.description.schema):
+                raise CodeFileError(f"{part.name} has another schema than {files[0]}: {changed[0]}")
+    assert first is not None  # noqa: S101  (there is a part)
+    return first, total
+
+
+def settle(connection: Connection, codes: CodeFolder, description: Description, rows: int) -> None:
+    """Make the collection with its encoder, or make sure that the one that is there can take the codes.
+
+    Raises:
+        EncoderMismatchError, SchemaMismatchError: it cannot.
+    """
+    recorded = connection.description()
+    is_new = recorded is None
+    if recorded is None:
+        schema = (connection.given_schema or description.schema).model_copy(
+            update={"collection": connection.collection, "encoder": description.schema.encoder}
+        )
+        if changed := _fixed_differences(description.schema, schema):
+            raise SchemaMismatchError(
+                f"the codes in {codes.name} were made with another schema: {changed[0]}; leave the schema out, or "
+                "change weights, fusion and storage only"
+            )
+        _put_encoder(connection, codes, description.fingerprint)
+        recorded = replace(description, schema=schema)
+    # Again where it is there: a load that was killed may have made it without the collection of its regions.
+    recorded = connection.store.create(recorded)
+    if is_new and recorded.schema.storage.index == "auto":
+        fit_index(connection.store, recorded.schema, rows)
+    if recorded.fingerprint != description.fingerprint:
+        raise EncoderMismatchError(
+            f"the codes in {codes.name} are of the encoder {description.fingerprint}, collection "
+            f"'{connection.collection}' was filled by {recorded.fingerprint}, and these cannot be compared: load into "
+            "another --collection, or encode with the collection's own encoder, which mgm export writes into a file"
+        )
+    if changed := _fixed_differences(recorded.schema, description.schema):
+        raise SchemaMismatchError(
+            f"the codes in {codes.name} do not fit into collection '{connection.collection}': {changed[0]}; load into "
+            "another --collection"
+        )
+
+
+def fit_index(store: Store, schema: Schema, images: int) -> None:
+    """Give the indexes of an empty collection as many clusters as the rows to come ask for, where it has clusters.
+
+    Args:
+        store: has the collection.
+        schema: the collection's.
+        images: rows to come.
+    """
+    for index in store.indexes.lists():
+        of_images = index.collection == store.collection
+        rows = images * (1 if of_images or schema.regions is None else schema.regions.count)
+        if not fits(index.nlist, expected := rows_a_segment(rows, ROW_BYTES if of_images else REGION_BYTES)):
+            store.indexes.rebuild(index.collection, nlist_for(expected))
+
+
+def _put_encoder(connection: Connection, codes: CodeFolder, fingerprint: str) -> None:
+    data = codes.encoder(fingerprint)
+    try:
+        encoder = load_encoder(data, device=connection.device)
+    except WeightsNotFoundError:
+        # Heads without their network, as a collection keeps large encoders: whoever asks needs the weights, not we.
+        connection.store.put_encoder(fingerprint, data)
+        return
+    if encoder.fingerprint != fingerprint:
+        raise CodeFileError(
+            f"{codes.name}/encoder-{fingerprint}.safetensors is the encoder {encoder.fingerprint}: put the right file "
+            "there"
+        )
+    keep_encoder(connection.store, encoder)
+
+
+def _fixed_differences(old: Schema, new: Schema) -> list[str]:
+    """What differs between two schemas in the columns of a row, as sentences; weights, fusion and storage may."""
+    return [
+        f"{d.key} is {d.old} there, {d.new} here"
+        for d in difference(old, new)
+        if d.consequence == "re-ingest" and d.key.startswith(("granularities", "fields", "regions"))
+    ]
+
 
 ROWS_A_FILE = 100_000
 BYTES_A_FILE = 64 << 20
@@ -33,8 +176,8 @@ class TransferReport:
 
     Attributes:
         collection: its name.
-        rows: read and written; a picture that two files have counts twice.
-        files: parts read or written.
+        rows: read and written; an image that two files have counts twice.
+        files: files read or written.
         fingerprint: of the encoder.
         seconds: wall time.
     """
@@ -57,13 +200,13 @@ def load(
     """Put a folder of codes into a collection; see ``ImageIndex.load``."""
     started = time.perf_counter()
     codes = CodeFolder(folder)
-    parts = checked_parts(codes, partial=partial)
-    description, total = common(codes, parts)
+    files = checked_files(codes, partial=partial)
+    description, total = common(codes, files)
     connection.prefer(description.schema.collection)
     importer = None if bucket is None else Importer(connection, bucket)
     settle(connection, codes, description, total)
-    done = 0 if importer is None else importer.load(codes, parts, progress or (lambda _: None))
-    for name in parts if importer is None else ():
+    done = 0 if importer is None else importer.load(codes, files, progress or (lambda _: None))
+    for name in files if importer is None else ():
         with codes.part(name) as part:
             for rows in part.read():
                 newest: dict[str, Row] = {row.id: row for row in rows}
@@ -72,7 +215,7 @@ def load(
                 if progress is not None:
                     progress(Progress("loading", done, total, 0))
     return TransferReport(
-        connection.collection, done, len(parts), description.fingerprint, time.perf_counter() - started
+        connection.collection, done, len(files), description.fingerprint, time.perf_counter() - started
     )  # fmt: skip
 
 
@@ -88,26 +231,26 @@ def export(
     data = store.get_encoder(description.fingerprint)
     codes.keep_encoder(description.fingerprint, connection.encoder.to_bytes() if data is None else data)
     total, done = store.count(), 0
-    parts: dict[str, int] = {}
+    files: dict[str, int] = {}
     waiting: list[Row] = []
 
     def write() -> None:
-        parts[codes.add_part(shard, to_parquet(waiting, description))] = len(waiting)
+        files[codes.add_part(shard, to_parquet(waiting, description))] = len(waiting)
         waiting.clear()
 
-    enough = min(ROWS_A_FILE, max(1, BYTES_A_FILE // description.schema.bytes_per_picture))
+    enough = min(ROWS_A_FILE, max(1, BYTES_A_FILE // description.schema.bytes_per_image))
     for rows in store.scan(granularities=tuple(description.schema.bits)):
-        waiting += rows if description.schema.parts is None else _with_regions(store, rows)
+        waiting += rows if description.schema.regions is None else _with_regions(store, rows)
         done += len(rows)
         if len(waiting) >= enough:
             write()
         if progress is not None:
             progress(Progress("exporting", done, total, 0))
-    if waiting or not parts:
+    if waiting or not files:
         write()
-    codes.finish(shard, parts)
+    codes.finish(shard, files)
     return TransferReport(
-        connection.collection, done, len(parts), description.fingerprint, time.perf_counter() - started
+        connection.collection, done, len(files), description.fingerprint, time.perf_counter() - started
     )  # fmt: skip
 
 
@@ -124,4 +267,4 @@ def _with_regions(store: Store, rows: list[Row]) -> list[Row]:
                 f"{row.path} lacks codes of its regions, which a crash or another program left behind: mgm ingest of "
                 "its folder encodes them again, mgm doctor says how many there are"
             )
-    return [replace(row, parts=codes[row.id]) for row in rows]
+    return [replace(row, region_codes=codes[row.id]) for row in rows]

@@ -1,3 +1,1 @@
 """The command line: each command parses, makes one call of the library, and prints."""
-
-from __future__ import annotations

@@ -15,28 +15,10 @@ import typer
 from typer.core import TyperGroup
 
 from mg_milvus import __version__
-from mg_milvus.cli import (
-    bulk,
-    cache,
-    duplicates,
-    evaluate,
-    fit,
-    ingest,
-    log,
-    manage,
-    plan,
-    query,
-    schema,
-    secret,
-    serve,
-    tls_options,
-    train,
-    tune,
-    up,
-)
-from mg_milvus.cli.terminal import ERROR, INTERRUPTED, USAGE, Notes, complain
-from mg_milvus.display import printable
+from mg_milvus.cli import bulk, console, duplicates, evaluate, ingest, manage, options, query, schema, serve, train
+from mg_milvus.cli.console import ERROR, INTERRUPTED, USAGE, Notes, complain
 from mg_milvus.errors import MgMilvusError
+from mg_milvus.files import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +34,7 @@ def _usage_logged() -> Iterator[None]:
     try:
         yield
     except _UsageError as exc:
-        if not log.is_json():
+        if not console.is_json():
             exc.message = printable(exc.message)  # type: ignore[attr-defined]
             raise
         complain(str(exc.format_message()), error="UsageError")  # type: ignore[attr-defined]
@@ -60,9 +42,9 @@ def _usage_logged() -> Iterator[None]:
 
 
 def _log_end(ctx: Any, code: int, started: float) -> None:
-    if log.is_json():
+    if console.is_json():
         seconds = round(time.perf_counter() - started, 3)
-        log.emit("info", "finished", command=ctx.invoked_subcommand, exit_code=code, seconds=seconds)
+        console.emit("info", "finished", command=ctx.invoked_subcommand, exit_code=code, seconds=seconds)
 
 
 class Commands(TyperGroup):
@@ -70,13 +52,13 @@ class Commands(TyperGroup):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        tls_options.add_to(self.commands)
+        options.add_to(self.commands)
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         """Read the arguments; first of all, how to tell what is wrong with them."""
-        secret.forget()
+        console.forget()
         with _usage_logged():
-            return super().make_context(info_name, log.choose(args), *rest, **extra)
+            return super().make_context(info_name, console.choose(args), *rest, **extra)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command, and tell its end in a structured log."""
@@ -93,7 +75,7 @@ class Commands(TyperGroup):
     def _invoke(self, ctx: Any) -> Any:
         """Run a command; a user's error is one line on standard error, a closed pipe is no error at all."""
         try:
-            with tls_options.collected():
+            with options.collected():
                 result = super().invoke(ctx)
             sys.stdout.flush()
         except MgMilvusError as exc:
@@ -115,8 +97,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Search pictures by pictures: multi-granular binary codes in Milvus.",
-    epilog="Begin with:\n\nmgm ingest photos/\n\nmgm query picture.jpg\n\nmgm doctor      (when something is wrong)",
+    help="Search images by images: multi-granular binary codes in Milvus.",
+    epilog="Begin with:\n\nmgm ingest photos/\n\nmgm query image.jpg\n\nmgm doctor      (when something is wrong)",
 )
 
 
@@ -135,14 +117,14 @@ def _options(
     log_json: Annotated[  # noqa: ARG001 - taken out of the arguments before they are read, as it may stand anywhere
         bool,
         typer.Option(
-            log.FLAG,
-            help="Tell progress, unreadable pictures and errors as JSON, a line each, on standard error: "
-            f"mgm ingest photos/ {log.FLAG}. Env: {log.VARIABLE}=1",
+            console.FLAG,
+            help="Tell progress, unreadable images and errors as JSON, a line each, on standard error: "
+            f"mgm ingest photos/ {console.FLAG}. Env: {console.VARIABLE}=1",
         ),
     ] = False,
 ) -> None:
-    if log.is_json():
-        log.emit("info", "started", command=ctx.invoked_subcommand, version=__version__)
+    if console.is_json():
+        console.emit("info", "started", command=ctx.invoked_subcommand, version=__version__)
 
 
 @app.command(name="version")
@@ -156,15 +138,15 @@ for register in (
     query.register,
     duplicates.register,
     manage.register,
-    fit.register,
+    ingest.register_fit,
     train.register,
     evaluate.register,
-    tune.register,
+    evaluate.register_tune,
     serve.register,
-    cache.register,
+    manage.register_cache,
     bulk.register,
-    plan.register,
-    up.register,
+    bulk.register_plan,
+    serve.register_up,
 ):
     register(app)
 app.add_typer(schema.app, name="schema")
@@ -174,7 +156,7 @@ def run() -> int:
     """Run ``mgm`` with the arguments of this process.
 
     Returns:
-        The exit code: 0 done, 1 an error, 2 wrong usage, 3 done but some pictures could not be read, 130 interrupted.
+        The exit code: 0 done, 1 an error, 2 wrong usage, 3 done but some images could not be read, 130 interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         # File names may hold what the terminal's encoding does not; that must not end a run.
@@ -189,12 +171,12 @@ def run() -> int:
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else ERROR
     except Exception as exc:  # noqa: BLE001 - the last resort: a traceback helps nobody but a developer
-        if os.environ.get("MGM_DEBUG") == "1" and not log.is_json():
-            print(secret.hidden(traceback.format_exc()), end="", file=sys.stderr)
+        if os.environ.get("MGM_DEBUG") == "1" and not console.is_json():
+            print(console.hidden(traceback.format_exc()), end="", file=sys.stderr)
         else:
-            debug = {"traceback": secret.hidden(traceback.format_exc())} if os.environ.get("MGM_DEBUG") == "1" else {}
+            debug = {"traceback": console.hidden(traceback.format_exc())} if os.environ.get("MGM_DEBUG") == "1" else {}
             complain(
-                f"unexpected {type(exc).__name__}: {secret.hidden(str(exc))}. A bug in mg-milvus: run it again with "
+                f"unexpected {type(exc).__name__}: {console.hidden(str(exc))}. A bug in mg-milvus: run it again with "
                 "MGM_DEBUG=1 and report the traceback as an issue of the project",
                 error=type(exc).__name__,
                 **debug,

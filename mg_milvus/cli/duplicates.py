@@ -1,4 +1,4 @@
-"""``mgm duplicates``: groups of near-identical pictures, and which of them could go."""
+"""``mgm duplicates``: groups of near-identical images, and which of them could go."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
-from mg_milvus.cli.terminal import ProgressView, console, shorten, tell
-from mg_milvus.display import printable
+from mg_milvus.cli.console import ProgressView, console, shorten, tell
+from mg_milvus.files import printable
 
 if TYPE_CHECKING:
-    from mg_milvus.duplicates import DuplicateGroup, DuplicateReport
-    from mg_milvus.schema import Schema
+    from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport
+    from mg_milvus.schema.models import Schema
 
 EXAMPLES = """Examples:
 
@@ -31,7 +31,7 @@ mgm duplicates --new-since 2d --json"""
 
 
 class Keep(StrEnum):
-    """The rules of ``mg_milvus.duplicates.grouping.KEEP``, named here so that help and completion are instant."""
+    """The rules of ``mg_milvus.duplicates.report.KEEP``, named here so that help and completion are instant."""
 
     best = "best"
     largest = "largest"
@@ -48,11 +48,11 @@ def register(app: typer.Typer) -> None:
 def duplicates(
     of: Annotated[
         Path | None,
-        typer.Option("--of", metavar="PICTURE", help="Only near-duplicates of this file, indexed or not: new.jpg"),
+        typer.Option("--of", metavar="IMAGE", help="Only near-duplicates of this file, indexed or not: new.jpg"),
     ] = None,
     within: Annotated[
         Path | None,
-        typer.Option("--within", metavar="FOLDER", help="Only pictures under this folder, e.g. photos/2024"),
+        typer.Option("--within", metavar="FOLDER", help="Only images under this folder, e.g. photos/2024"),
     ] = None,
     new_since: Annotated[
         str | None,
@@ -95,13 +95,13 @@ def duplicates(
     timeout: options.Timeout = 10.0,
     device: options.DeviceOption = None,
 ) -> None:
-    """Find groups of near-identical pictures and say which could go. No file and no row is ever deleted."""
+    """Find groups of near-identical images and say which could go. No file and no row is ever deleted."""
     from mg_milvus.cli.settings import open_index, settings_from
 
     if distance is not None and precision is not None:
         raise typer.BadParameter("--distance and --precision both say how near; give one of them")
     if of is not None and (within is not None or new_since is not None):
-        raise typer.BadParameter("--of compares one picture with the whole index; leave --within and --new-since out")
+        raise typer.BadParameter("--of compares one image with the whole index; leave --within and --new-since out")
     since = _time(new_since) if new_since is not None else None
     settings = settings_from(uri, token, collection, device)
     with open_index(settings, timeout=timeout) as index, ProgressView() as view:
@@ -142,16 +142,16 @@ def _time(text: str) -> datetime:
 
 
 def _summary(report: DuplicateReport, schema: Schema) -> list[str]:
-    from mg_milvus.duplicates.sentences import chance, criterion, headline
+    from mg_milvus.duplicates.report import chance, criterion, headline
 
     return [line for line in (headline(report), criterion(report, schema.bits), chance(report)) if line]
 
 
 def _print_group(number: int, group: DuplicateGroup, report: DuplicateReport) -> None:
-    from mg_milvus.duplicates.sentences import file_size
+    from mg_milvus.duplicates.report import file_size
 
-    loose = "; held together by pictures in between" if report.loose(group) else ""
-    print(f"group {number}: {len(group.members)} pictures, up to {group.spread} bits apart{loose}")
+    loose = "; held together by images in between" if report.loose(group) else ""
+    print(f"group {number}: {len(group.members)} images, up to {group.spread} bits apart{loose}")
     room = console().width - 38
     for member in group.members:
         pixels = f"{member.width}x{member.height}"
@@ -161,7 +161,7 @@ def _print_group(number: int, group: DuplicateGroup, report: DuplicateReport) ->
 
 
 def _write_page(file: Path, report: DuplicateReport, schema: Schema) -> None:
-    from mg_milvus.pages.duplicates import duplicates_page
+    from mg_milvus.duplicates.report import duplicates_page
 
     try:
         file.write_text(duplicates_page(report, collection=schema.collection, bits=schema.bits), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""``mgm eval``: how well the pictures of a folder are found."""
+"""``mgm eval``: how well the images of a folder are found."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.terminal import UNREADABLE, ProgressView, console, print_failures
-from mg_milvus.display import printable
+from mg_milvus.cli.console import UNREADABLE, ProgressView, console, print_failures
+from mg_milvus.files import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mg_milvus.evaluation.run import Evaluation
+    from mg_milvus.evaluation.report import Evaluation
+    from mg_milvus.evaluation.tune import TuneReport
+
 
 PROTOCOL = "Protocol"
 _MARGIN = 4
@@ -55,7 +57,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures in a folder for each class")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Images in a folder for each class")],
     protocol: Annotated[
         Protocol,
         typer.Option(
@@ -79,11 +81,11 @@ def evaluate(
     copies: Annotated[
         int,
         typer.Option(
-            "--copies", min=1, help="copies: edit so many pictures at most, e.g. 1000", rich_help_panel=PROTOCOL
+            "--copies", min=1, help="copies: edit so many images at most, e.g. 1000", rich_help_panel=PROTOCOL
         ),
     ] = 200,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Which pictures become queries, e.g. 1", rich_help_panel=PROTOCOL)
+        int, typer.Option("--seed", min=0, help="Which images become queries, e.g. 1", rich_help_panel=PROTOCOL)
     ] = 0,
     schema: Annotated[
         str | None,
@@ -110,7 +112,7 @@ def evaluate(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="DIR", help="Write a page with plots and pictures: report/index.html"),
+        typer.Option("--report", metavar="DIR", help="Write a page with plots and images: report/index.html"),
     ] = None,
     as_json: options.AsJson = False,
     uri: Annotated[
@@ -129,15 +131,15 @@ def evaluate(
     workers: options.Workers = None,
     max_pixels: options.MaxPixels = None,
 ) -> None:
-    """Evaluate the encoder on labelled pictures, with heads fitted to the database as an ingest does it.
+    """Evaluate the encoder on labelled images, with heads fitted to the database as an ingest does it.
 
     Broken files are listed at the end and left out; the exit code is 3 then.
     """
     from mg_milvus.cli.settings import local_settings, settings_from
+    from mg_milvus.evaluation.evaluate import evaluate as run
     from mg_milvus.evaluation.report import check_report, write_report
-    from mg_milvus.evaluation.run import evaluate as run
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
-    from mg_milvus.ingest import Settings
+    from mg_milvus.ingest.pipeline import Settings
 
     if not through_index and (uri is not None or depth is not None):
         raise typer.BadParameter("--uri and --depth say where and how --through-index asks; add it")
@@ -175,9 +177,9 @@ def evaluate(
         show(evaluation)
     print_failures(evaluation.failures, as_json=as_json)
     if report is not None:
-        from mg_milvus.evaluation.shown import report_data
+        from mg_milvus.evaluation.report import report_data
 
-        page = write_report(report_data(evaluation, f"How well the pictures of {folder} are found"), report)
+        page = write_report(report_data(evaluation, f"How well the images of {folder} are found"), report)
         if not as_json:
             print(f"\nReport: {printable(str(page))}")
     if evaluation.failures:
@@ -186,7 +188,7 @@ def evaluate(
 
 def show(evaluation: Evaluation) -> None:
     """Print the figures as tables on standard output."""
-    from mg_milvus.evaluation.shown import copies_table, figure_table, health_table, setup
+    from mg_milvus.evaluation.report import copies_table, figure_table, health_table, setup
 
     figures = evaluation.to_json()
     for line in setup(figures):
@@ -255,3 +257,146 @@ def _text(value: float | None) -> str:
     if value is None:
         return ""
     return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+TUNE_EXAMPLES = """Examples:
+
+mgm tune labelled/ --uri photos.db
+
+mgm tune photos/ --pairs wanted.csv --goal recall@1 --uri photos.db
+
+mgm tune labelled/ --schema mgm-schema.yaml      (before the first ingest)"""
+
+
+class Goal(StrEnum):
+    """The goals of ``mg_milvus.evaluation.tune``, named here so that help and completion are instant."""
+
+    map = "map"
+    recall = "recall@1"
+    ndcg = "ndcg"
+
+
+def register_tune(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(epilog=TUNE_EXAMPLES)(tune)
+
+
+def tune(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Images in a folder for each label, or those that --pairs names")
+    ],
+    labels: options.LabelTable = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            "--pairs",
+            metavar="FILE",
+            help="Wanted results instead of labels, a table with the columns query and wanted: wanted.csv",
+        ),
+    ] = None,
+    goal: Annotated[
+        Goal,
+        typer.Option(
+            "--goal",
+            help="map: the whole ranking; recall@1: the first result; ndcg: the first 100 by label and group",
+        ),
+    ] = Goal.map,
+    folds: Annotated[
+        int, typer.Option("--folds", min=2, help="Parts of the cross-validation over queries, e.g. 10")
+    ] = 5,
+    queries: Annotated[
+        int, typer.Option("--queries", min=4, help="Ask with at most so many of the images, e.g. 300 to be quicker")
+    ] = 1000,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            "--schema",
+            metavar="FILE",
+            help="The schema file to tune, in place (comments are lost), or a preset with --out. Then a collection is "
+            "tuned only if --uri or --collection is given too",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", dir_okay=False, help="Write the tuned schema here: tuned.yaml"),
+    ] = None,
+    as_json: options.AsJson = False,
+    uri: options.Uri = None,
+    token: options.Token = None,
+    collection: options.Collection = None,
+    timeout: options.Timeout = 10.0,
+    encoder: options.EncoderOption = None,
+    device: options.DeviceOption = None,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    max_pixels: options.MaxPixels = None,
+) -> None:
+    """Learn the weights of the fusion, and keep them in the collection or in a schema file.
+
+    They are tried on images they were not learned from. Where they are not better than equal weights by more than a
+    standard error, nothing is changed.
+    """
+    from mg_milvus.cli.settings import local_settings, settings_from
+    from mg_milvus.evaluation import tune
+    from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
+    from mg_milvus.ingest.pipeline import Settings
+
+    into_collection = schema is None or uri is not None or collection is not None
+    encoding = (device, None, encoder, batch_size, workers)
+    settings = settings_from(uri, token, collection, *encoding) if into_collection else local_settings(*encoding)
+    target = tune.Target(
+        schema=schema,
+        out=out,
+        uri=settings.uri if into_collection else None,
+        token=settings.token,
+        collection=settings.collection,
+        timeout=timeout,
+        encoder=settings.encoder,
+        device=settings.device,
+        tls=settings.tls,
+    )
+    with ProgressView() as view:
+        report = tune.tune(
+            folder,
+            target,
+            labels=labels,
+            pairs=pairs,
+            goal=goal.value,
+            folds=folds,
+            queries=queries,
+            settings=Settings(settings.batch_size, settings.workers, max_pixels or DEFAULT_MAX_PIXELS),
+            progress=view,
+        )
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        print(summary(report))
+    print_failures(report.failures, as_json=as_json)
+    if report.failures:
+        raise typer.Exit(UNREADABLE)
+
+
+def summary(report: TuneReport) -> str:
+    """What a tuning found and did, in lines."""
+    found = report.tuning
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in found.weights.items())
+    lines = [
+        f"{found.goal} of {found.queries:,} queries among {found.candidates:,} images, in {len(found.gains)} folds:",
+        f"  equal weights    {found.equal:.4f}",
+        f"  weights so far   {found.before:.4f}",
+        f"  learned weights  {found.tuned:.4f}   on unseen queries; {found.gain:+.4f} ± {found.standard_error:.4f} "
+        "against equal ones",
+        f"learned: {weights}; rrf_k {found.rrf_k}, depth {found.depth}",
+    ]
+    if not found.better:
+        reason = (
+            "the weights so far do as well"
+            if found.gain > found.standard_error
+            else "the learned weights are not better than equal ones by more than a standard error"
+        )
+        lines.append(f"Nothing was changed: {reason}.")
+    if report.file is not None:
+        lines.append(f"Written to {printable(report.file)}.")
+    if report.collection is not None:
+        lines.append(f"Kept in the collection '{printable(report.collection)}': its queries use them from now on.")
+    return "\n".join(lines)

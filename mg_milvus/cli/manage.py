@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
-from mg_milvus.cli.terminal import ERROR, console
-from mg_milvus.display import printable
+from mg_milvus.cli.console import ERROR, console
+from mg_milvus.files import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +40,7 @@ def delete(
     collection: options.Collection = None,
     timeout: options.Timeout = 10.0,
 ) -> None:
-    """Remove rows from the index; the picture files stay where they are."""
+    """Remove rows from the index; the image files stay where they are."""
     from mg_milvus.cli.settings import open_index, settings_from
 
     if bool(ids_or_paths) == (where is not None):
@@ -91,9 +92,9 @@ def info(
         ("at", f"{told.uri} ({told.server})"),
         ("rows", f"{told.rows:,}"),
         ("granularities", granularities),
-        ("bytes per picture", f"{told.bytes_per_picture:,} of codes"),
+        ("bytes per image", f"{told.bytes_per_image:,} of codes"),
         ("encoder", f"{told.fingerprint} ({told.backbone}, heads {told.heads})"),
-        ("regions", _regions(told.schema["parts"])),
+        ("regions", _regions(told.schema["regions"])),
         ("fusion", told.schema["fusion"]["method"]),
         ("fields", ", ".join(f"{f['name']} ({f['type']})" for f in told.schema["fields"]) or "none of your own"),
     ):
@@ -106,7 +107,7 @@ def _regions(parts: Mapping[str, Any] | None) -> str:
     if parts is None:
         return "none"
     scales = ", ".join(f"{s['grid']}x{s['grid']} of {s['size']:g}" for s in parts["scales"])
-    return f"{parts['bits']} bits each: {scales} of the picture's sides"
+    return f"{parts['bits']} bits each: {scales} of the image's sides"
 
 
 def doctor(
@@ -114,7 +115,7 @@ def doctor(
         bool,
         typer.Option(
             "--repair",
-            help="Also remove codes of regions whose picture is gone, and build an index again that no longer fits the "
+            help="Also remove codes of regions whose image is gone, and build an index again that no longer fits the "
             "rows: mgm doctor --repair",
         ),
     ] = False,
@@ -160,3 +161,33 @@ def doctor(
         print(f"\n{failed} of {len(checks)} checks failed." if failed else f"\nAll {len(checks)} checks passed.")
     if failed:
         raise typer.Exit(ERROR)
+
+
+def register_cache(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(epilog="Examples:\n\nmgm cache\n\nmgm cache --clear")(cache)
+
+
+def cache(
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove all of it that can be made again: mgm cache --clear")
+    ] = False,
+) -> None:
+    """Say what is kept on this machine: thumbnails of the web page, and copies of collections' encoders."""
+    from mg_milvus.session import cache_folder, cached_encoders, clear_encoders
+    from mg_milvus.web.media import Thumbnails, default_folder
+
+    thumbnails = Thumbnails(default_folder(), 0)
+    if clear:
+        thumbnails.clear()
+        kept = clear_encoders()
+        for file in kept:
+            print(f"kept {printable(str(file))}: no collection holds this encoder whole; delete it if it is not needed")
+    _print("thumbnails", *thumbnails.usage(), default_folder())
+    sizes = cached_encoders().values()
+    _print("encoders", len(sizes), sum(sizes), cache_folder())
+
+
+def _print(what: str, count: int, size: int, folder: Path) -> None:
+    files = f"{count:,} file" + ("" if count == 1 else "s")
+    print(f"{what:<10}  {files:>15}  {size / 1e6:>10,.1f} MB  {printable(str(folder))}")

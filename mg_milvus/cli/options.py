@@ -1,12 +1,83 @@
-"""The options that several commands share."""
+"""The options of TLS, which every command that reaches a Milvus server has: added to all of them in one place."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+_given: ContextVar[dict[str, Any] | None] = ContextVar("mg_milvus_tls_options", default=None)
+
+
+def _keep(parameter: typer.CallbackParam, value: Any) -> Any:
+    kept = _given.get()
+    if kept is not None:
+        kept[str(parameter.name)] = value
+    return value
+
+
+def _option(name: str, help_text: str, metavar: str | None = None) -> Any:
+    return typer.Option(
+        name, metavar=metavar, help=help_text, rich_help_panel=CONNECTION, expose_value=False, callback=_keep
+    )
+
+
+def _options(
+    secure: Annotated[bool | None, _option("--secure", "Reach it with TLS, as https:// does. Env: MGM_SECURE")] = None,
+    ca_cert: Annotated[
+        str | None,
+        _option("--ca-cert", "PEM file of who signed the server's certificate: ca.pem. Env: MGM_CA_CERT", "FILE"),
+    ] = None,
+    client_cert: Annotated[
+        str | None,
+        _option(
+            "--client-cert", "PEM file of your own certificate, if asked for: me.pem. Env: MGM_CLIENT_CERT", "FILE"
+        ),
+    ] = None,
+    client_key: Annotated[
+        str | None, _option("--client-key", "PEM file of its key, e.g. me.key. Env: MGM_CLIENT_KEY", "FILE")
+    ] = None,
+    server_name: Annotated[
+        str | None,
+        _option("--server-name", "The name in its certificate, e.g. milvus.local. Env: MGM_SERVER_NAME", "NAME"),
+    ] = None,
+) -> None:
+    pass
+
+
+def add_to(commands: Mapping[str, Any]) -> None:
+    """Give the options to each command, also of groups, that says where Milvus is."""
+    for command in commands.values():
+        if hasattr(command, "commands"):
+            add_to(command.commands)
+        elif any(parameter.name == "uri" for parameter in command.params):
+            maker = typer.Typer(add_completion=False)
+            maker.command()(_options)
+            command.params += [p for p in typer.main.get_command(maker).params if p.name != "help"]
+
+
+@contextmanager
+def collected() -> Iterator[None]:
+    """While a command runs: keep what it is given, for ``given``."""
+    before = _given.set({})
+    try:
+        yield
+    finally:
+        _given.reset(before)
+
+
+def given() -> dict[str, Any]:
+    """The values that the running command was given, by the name of the setting; None: not given."""
+    return dict(_given.get() or {})
+
 
 CONNECTION = "Where"
 ENCODING = "Encoding"
@@ -22,7 +93,7 @@ class Device(StrEnum):
 
 
 class Profile(StrEnum):
-    """The weight profiles of ``mg_milvus.schema.PROFILES``, named here so that help and completion are instant."""
+    """The weight profiles of ``mg_milvus.schema.models.PROFILES``, named here so that help and completion are instant."""
 
     category = "category"
     object = "object"
@@ -48,7 +119,7 @@ class Plan(StrEnum):
 
 def complete_granularity(incomplete: str) -> list[str]:
     """The names of the default schema's granularities that begin like this."""
-    from mg_milvus.schema import Schema
+    from mg_milvus.schema.models import Schema
 
     return [name for name in Schema().bits if name.startswith(incomplete)]
 
@@ -76,7 +147,7 @@ Collection = Annotated[
     typer.Option(
         "--collection",
         metavar="NAME",
-        help="The Milvus collection, e.g. holidays. Env: MGM_COLLECTION; default: the schema's, pictures",
+        help="The Milvus collection, e.g. holidays. Env: MGM_COLLECTION; default: the schema's, images",
         rich_help_panel=CONNECTION,
     ),
 ]
@@ -85,7 +156,7 @@ SchemaFile = Annotated[
     typer.Option(
         "--schema",
         metavar="FILE",
-        help="What a new collection holds: schema.yaml from mgm schema init, or a preset such as parts. "
+        help="What a new collection holds: schema.yaml from mgm schema init, or a preset such as regions. "
         "Env: MGM_SCHEMA",
     ),
 ]
@@ -134,7 +205,7 @@ BatchSize = Annotated[
     typer.Option(
         "--batch-size",
         min=1,
-        help="Pictures per pass of the network, e.g. 32 when memory is short. Env: MGM_BATCH_SIZE; default: 64",
+        help="Images per pass of the network, e.g. 32 when memory is short. Env: MGM_BATCH_SIZE; default: 64",
         rich_help_panel=ENCODING,
     ),
 ]
@@ -143,7 +214,7 @@ Workers = Annotated[
     typer.Option(
         "--workers",
         min=1,
-        help="Threads that read pictures, e.g. 4. Env: MGM_WORKERS; default: the number of cores",
+        help="Threads that read images, e.g. 4. Env: MGM_WORKERS; default: the number of cores",
         rich_help_panel=ENCODING,
     ),
 ]
@@ -152,7 +223,7 @@ MaxPixels = Annotated[
     typer.Option(
         "--max-pixels",
         min=1,
-        help="Refuse pictures of more pixels than this, e.g. 500000000 for huge scans",
+        help="Refuse images of more pixels than this, e.g. 500000000 for huge scans",
         rich_help_panel=ENCODING,
     ),
 ]

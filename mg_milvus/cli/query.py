@@ -1,4 +1,4 @@
-"""``mgm query``: a picture in, the pictures that look like it out."""
+"""The table of hits for people."""
 
 from __future__ import annotations
 
@@ -10,20 +10,178 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.explain_table import print_explanation
-from mg_milvus.cli.hit_table import print_hits
+from mg_milvus.cli.console import console, shorten, tell
 from mg_milvus.cli.show import show_hits
-from mg_milvus.cli.terminal import tell
+from mg_milvus.files import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from mg_milvus.explanation import Explanation
-    from mg_milvus.hits import Hit
-    from mg_milvus.images.decode import PictureSource
-    from mg_milvus.pages import QueryResult
-    from mg_milvus.question import QueryOptions
-    from mg_milvus.schema import Schema
+    from rich.console import Console
+    from rich.table import Table
+
+    from mg_milvus.html.pages import QueryResult
+    from mg_milvus.images.decode import ImageSource
+    from mg_milvus.records import Hit
+    from mg_milvus.schema.models import Schema
+    from mg_milvus.search.explain import Explanation, Standing
+    from mg_milvus.search.query import QueryOptions
+
+
+LEAST_PATH = 28
+"""Columns a path needs to be of use; with fewer left, the granularities move to a second line."""
+
+GAP = 2
+
+
+def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "") -> None:
+    """Print rank, score, path, and per granularity distance and rank.
+
+    Args:
+        hits: best first.
+        bits: granularity -> code length, in the order of the columns.
+        title: the query, where there are several.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    if title:
+        out.print(Text(shorten(printable(title), out.width), style="bold"), soft_wrap=True)
+    if not hits:
+        out.print(Text("Nothing was found."))
+        return
+    names = [name for name in bits if any(name in hit.distances for hit in hits)]
+    columns = [_numbers(hits, name) for name in names]
+    widths = [max(len(name), len(column[0])) for name, column in zip(names, columns, strict=True)]
+    left = max(4, len(str(hits[-1].rank))) + GAP + 6 + GAP
+    boxes = [",".join(map(str, hit.box)) if hit.box else "" for hit in hits]
+    if any(boxes):
+        names, columns = [*names, "box"], [*columns, boxes]
+        widths.append(max(map(len, boxes)))
+    room = out.width - left - sum(width + GAP for width in widths)
+    stacked = room < LEAST_PATH
+    if stacked:
+        room = out.width - left
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    table.add_column("rank", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("path", no_wrap=True)
+    for name in [] if stacked else names:
+        table.add_column(printable(name), justify="right", no_wrap=True)
+    for place, hit in enumerate(hits):
+        row = [column[place] for column in columns]
+        cells = [Text(number) for number in row]
+        path = Text(shorten(printable(hit.path), room))
+        if stacked:
+            below = "  ".join(f"{name} {number}" for name, number in zip(names, row, strict=True))
+            path.append("\n" + below, style="dim")
+            cells = []
+        table.add_row(Text(str(hit.rank)), Text(f"{hit.score:.4f}"), path, *cells)
+    out.print(table)
+    if title:
+        out.print()
+
+
+def _numbers(hits: Sequence[Hit], name: str) -> list[str]:
+    """Distance and rank of each hit on one granularity, all of the same width."""
+    distances = [str(hit.distances.get(name, "")) for hit in hits]
+    ranks = [f"#{hit.ranks[name]:g}" if name in hit.ranks else "" for hit in hits]
+    wide, narrow = max(map(len, distances)), max(map(len, ranks))
+    return [f"{distance:>{wide}} {rank:<{narrow}}" for distance, rank in zip(distances, ranks, strict=True)]
+
+
+EXPLAIN_GAP = 2
+FORMULAS = {
+    "rank": "the score is the sum of weight / ({rrf_k} + rank)",
+    "score": "the score is the sum of weight × (1 - distance / bits)",
+    "server": "the server's own ranks and scores",
+}
+
+
+def print_explanation(told: Explanation, *, title: str = "") -> None:
+    """Print how an answer came about.
+
+    Args:
+        told: see ``Explanation``.
+        title: the query, where there are several.
+    """
+    from rich.text import Text
+
+    out = console()
+    if title:
+        out.print(Text(shorten(printable(title), out.width), style="bold"), soft_wrap=True)
+    asked = told.query
+    out.print(Text(f"plan {told.plan}: {printable(told.reason)}"))
+    out.print(Text(f"fusion {asked.fusion}: {FORMULAS[asked.fusion].format(rrf_k=asked.rrf_k)}"))
+    if asked.where:
+        out.print(Text(f"filter: {printable(asked.where)}"))
+    out.print(Text())
+    out.print(_fields(told))
+    if told.candidates is not None:
+        out.print(Text(f"{told.candidates:,} different images were ranked on every granularity."))
+    out.print(Text())
+    out.print(_hits(told, out) if told.hits else Text("Nothing was found."))
+    out.print(Text())
+    out.print(_times(told))
+
+
+def _table(*columns: str, left: tuple[str, ...] = ()) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, EXPLAIN_GAP, 0, 0), header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    return table
+
+
+def _fields(told: Explanation) -> Table:
+    table = _table(
+        "granularity", "weight", "bits", "asked", "found", "nearest", "farthest", "time", left=("granularity",)
+    )
+    for name, field in told.fields.items():
+        numbers = (field.asked, field.found, field.nearest, field.farthest)
+        table.add_row(
+            printable(name), f"{field.weight:g}", str(field.bits),
+            *("" if number is None else f"{number:,}" for number in numbers),
+            "" if field.seconds is None else _time(field.seconds),
+        )  # fmt: skip
+    return table
+
+
+def _hits(told: Explanation, out: Console) -> Table:
+    from rich.text import Text
+
+    table = _table("rank", "image", "distance", "found at", "of all", "score", left=("image",))
+    room = out.width - 4 - 8 - 8 - 6 - 6 - 5 * EXPLAIN_GAP
+    for hit, standings in zip(told.hits, told.standings, strict=True):
+        path = Text(shorten(printable(hit.path), room), style="bold")
+        table.add_row(str(hit.rank), path, "", "", "", Text(f"{hit.score:.4f}", style="bold"))
+        for name, standing in standings.items():
+            table.add_row("", f"  {printable(name)}", *_standing(standing))
+    return table
+
+
+def _standing(standing: Standing) -> tuple[str, str, str, str]:
+    return (
+        str(standing.distance),
+        "–" if standing.found_at is None else f"#{standing.found_at}",
+        f"#{standing.rank:g}",
+        "–" if standing.share is None else f"{standing.share:.4f}",
+    )
+
+
+def _times(told: Explanation) -> Table:
+    table = _table("step", "time", left=("step",))
+    for step, seconds in told.seconds.items():
+        table.add_row(printable(step), _time(seconds))
+    table.add_row("total", _time(told.total), style="bold")
+    return table
+
+
+def _time(seconds: float) -> str:
+    return f"{1000 * seconds:,.1f} ms"
+
 
 Crop = tuple[int, int, int, int]
 
@@ -35,7 +193,7 @@ curl -s URL | mgm query - --json
 
 mgm query --like photos/cat.jpg -k 20 --html result.html
 
-mgm query scene.jpg --crop 40,60,200,150 --weights coarse=1,parts=2      (same kind of scene, with this in it)
+mgm query scene.jpg --crop 40,60,200,150 --weights coarse=1,regions=2      (same kind of scene, with this in it)
 
 mgm query cat.jpg -k 3 --explain      (why these, and what took the time)"""
 
@@ -46,16 +204,16 @@ def register(app: typer.Typer) -> None:
 
 
 def query(
-    pictures: Annotated[
+    images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PICTURE", help="Picture files; - reads one from standard input", show_default=False),
+        typer.Argument(metavar="IMAGE", help="Image files; - reads one from standard input", show_default=False),
     ] = None,
     like: Annotated[
         str | None,
         typer.Option(
             "--like",
             metavar="ID_OR_PATH",
-            help="Ask with a picture that is indexed already, e.g. photos/cat.jpg; it is not encoded again",
+            help="Ask with an image that is indexed already, e.g. photos/cat.jpg; it is not encoded again",
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many results, e.g. -k 20")] = 10,
@@ -97,15 +255,16 @@ def query(
     ] = None,
     crop: Annotated[
         str | None,
-        typer.Option("--crop", metavar="X,Y,W,H", help="Ask with a part of the picture, in pixels: 40,60,200,150"),
+        typer.Option("--crop", metavar="X,Y,W,H", help="Ask with a part of the image, in pixels: 40,60,200,150"),
     ] = None,
-    parts: Annotated[
-        bool, typer.Option("--parts", help="Which pictures contain this detail, and where: mgm query logo.jpg --parts")
+    contains: Annotated[
+        bool,
+        typer.Option("--contains", help="Which images contain what this one shows: mgm query logo.jpg --contains"),
     ] = False,
-    regions: Annotated[
+    overlap: Annotated[
         bool,
         typer.Option(
-            "--regions", help="Which pictures share something with this one, anywhere: mgm query scene.jpg --regions"
+            "--overlap", help="Which images share something with this one, anywhere: mgm query scene.jpg --overlap"
         ),
     ] = False,
     plan: Annotated[
@@ -125,12 +284,12 @@ def query(
     show: Annotated[
         bool,
         typer.Option(
-            "--show", help="Also show the pictures, as the terminal can. Env: MGM_SHOW=kitty, iterm, sixel or blocks"
+            "--show", help="Also show the images, as the terminal can. Env: MGM_SHOW=kitty, iterm, sixel or blocks"
         ),
     ] = False,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", dir_okay=False, help="Also write a page with pictures: result.html"),
+        typer.Option("--html", metavar="FILE", dir_okay=False, help="Also write a page with images: result.html"),
     ] = None,
     uri: options.Uri = None,
     token: options.Token = None,
@@ -139,15 +298,15 @@ def query(
     encoder: options.EncoderOption = None,
     device: options.DeviceOption = None,
 ) -> None:
-    """Find the pictures that look like the given ones."""
+    """Find the images that look like the given ones."""
     from mg_milvus.cli.settings import open_index, settings_from
     from mg_milvus.images.discover import text_path
 
-    names = pictures or []
+    names = images or []
     area = _crop(crop) if crop else None
     _refuse_conflicts(names, like, crop, (weights, profile, granularity))
-    if parts and regions:
-        raise typer.BadParameter("--parts looks for one detail, --regions for all regions; give one of them")
+    if contains and overlap:
+        raise typer.BadParameter("--contains looks for one detail, --overlap for all regions; give one of them")
     if show and as_json:
         raise typer.BadParameter("--show is for people and --json for programs; give one of them")
     asked: QueryOptions = {
@@ -160,13 +319,13 @@ def query(
         "granularity": granularity,
         "filter": where,
         "crop": area,
-        "parts": "detail" if parts else "regions" if regions else None,
+        "regions": "contains" if contains else "overlap" if overlap else None,
         "plan": plan,
     }
     settings = settings_from(uri, token, collection, device, encoder=encoder)
     with open_index(settings, timeout=timeout) as index:
         answers: Sequence[Sequence[Hit]]
-        sources: list[PictureSource]
+        sources: list[ImageSource]
         told: Sequence[Explanation] = ()
         if like is not None:
             names, sources = [like], [text_path(index.path(like))]
@@ -199,11 +358,11 @@ def _refuse_conflicts(
     names: Sequence[str], like: str | None, crop: str | None, weights: Sequence[object | None]
 ) -> None:
     if bool(names) == (like is not None):
-        raise typer.BadParameter("give picture files (or - for standard input), or --like ID_OR_PATH, and not both")
+        raise typer.BadParameter("give image files (or - for standard input), or --like ID_OR_PATH, and not both")
     if names.count("-") > 1:
-        raise typer.BadParameter("standard input holds one picture, so - can be given once")
+        raise typer.BadParameter("standard input holds one image, so - can be given once")
     if crop and like is not None:
-        raise typer.BadParameter("--crop needs the picture itself; give its path instead of --like")
+        raise typer.BadParameter("--crop needs the image itself; give its path instead of --like")
     if sum(given is not None for given in weights) > 1:
         raise typer.BadParameter("--weights, --profile and --granularity all say what counts; give one of them")
 
@@ -217,15 +376,15 @@ def _crop(text: str) -> Crop:
         ) from None
     if min(x, y) < 0 or min(width, height) < 1:
         raise typer.BadParameter(
-            f"'{text}' is no part of a picture: X and Y count from 0, W and H from 1", param_hint="--crop"
+            f"'{text}' is no part of an image: X and Y count from 0, W and H from 1", param_hint="--crop"
         )
     return x, y, width, height
 
 
 def _results(
-    names: Sequence[str], sources: Sequence[PictureSource], answers: Sequence[Sequence[Hit]], crop: Crop | None
+    names: Sequence[str], sources: Sequence[ImageSource], answers: Sequence[Sequence[Hit]], crop: Crop | None
 ) -> list[QueryResult]:
-    from mg_milvus.pages import QueryResult
+    from mg_milvus.html.pages import QueryResult
 
     return [
         QueryResult("standard input" if name == "-" else name, source, hits, crop)
@@ -236,16 +395,16 @@ def _results(
 def _write_page(
     file: Path, results: Sequence[QueryResult], asked: QueryOptions, collection: str, schema: Schema
 ) -> None:
-    from mg_milvus.pages import result_page
-    from mg_milvus.question import Question
+    from mg_milvus.html.pages import result_page
+    from mg_milvus.search.query import Query
 
-    question = Question.of(schema, asked)
+    query = Query.of(schema, asked)
     page = result_page(
         results,
         collection=collection,
-        bits=question.largest(schema),
-        weights=question.weights,
-        fusion=question.fusion,
+        bits=query.largest(schema),
+        weights=query.weights,
+        fusion=query.fusion,
         profile=asked["profile"],
     )
     try:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mg_milvus.cli import log, options
-from mg_milvus.cli.terminal import ERROR
-from mg_milvus.display import printable
+from mg_milvus.cli import console, options
+from mg_milvus.cli.console import ERROR
 from mg_milvus.errors import SchemaError
+from mg_milvus.files import printable
 
 if TYPE_CHECKING:
-    from mg_milvus.schema import Schema
+    from mg_milvus.schema.models import Schema
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,7 +26,7 @@ app = typer.Typer(
 
 
 def _complete_preset(incomplete: str) -> list[str]:
-    from mg_milvus.schema_file import presets
+    from mg_milvus.schema.yaml import presets
 
     return [name for name in presets() if name.startswith(incomplete)]
 
@@ -42,7 +42,7 @@ SchemaFile = Annotated[
 @app.command(name="presets", epilog="Example: mgm schema presets")
 def list_presets() -> None:
     """List the presets and what each is for."""
-    from mg_milvus.schema_file import presets
+    from mg_milvus.schema.yaml import presets
 
     found = presets()
     width = max(map(len, found))
@@ -67,7 +67,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file: mgm schema init --force")] = False,
 ) -> None:
     """Write a schema with comments, to be changed in an editor."""
-    from mg_milvus.schema_file import commented_yaml
+    from mg_milvus.schema.yaml import commented_yaml
 
     text = commented_yaml(preset)
     if out == "-":
@@ -86,21 +86,21 @@ def init(
 @app.command(epilog="Example: mgm schema check mgm-schema.yaml")
 def check(file: SchemaFile) -> None:
     """Check a schema; every problem is a line on standard error with file and line number (exit code 1)."""
-    from mg_milvus.schema import Schema
+    from mg_milvus.schema.models import Schema
 
     try:
         schema = Schema.load(file)
     except SchemaError as error:
         for line in str(error).splitlines():
-            if log.is_json():
-                log.emit("error", "error", message=line, error="SchemaError", file=str(file))
+            if console.is_json():
+                console.emit("error", "error", message=line, error="SchemaError", file=str(file))
             else:
                 print(printable(line), file=sys.stderr)
         raise typer.Exit(ERROR) from error
     codes = " + ".join(f"{name} {bits}" for name, bits in schema.bits.items())
     print(
-        f"ok: {printable(file)}: collection {schema.collection}, {codes} bits = {schema.bytes_per_picture} bytes per "
-        f"picture, index {schema.storage.index}"
+        f"ok: {printable(file)}: collection {schema.collection}, {codes} bits = {schema.bytes_per_image} bytes per "
+        f"image, index {schema.storage.index}"
     )
 
 
@@ -132,8 +132,8 @@ def diff(
     Exit code 0: they are the same. 1: they differ, or something went wrong (then with a line on standard error).
     With --json, one object for each difference.
     """
-    from mg_milvus.schema import Schema
-    from mg_milvus.schema_diff import difference
+    from mg_milvus.schema.diff import difference
+    from mg_milvus.schema.models import Schema
 
     wanted = Schema.load(file)
     stored = _stored_schema(uri, token, collection, timeout, otherwise=wanted.collection)
@@ -155,7 +155,7 @@ def _summarise(consequences: list[str]) -> None:
         print("nothing differs")
         return
     needed = consequences.count("re-ingest")
-    remedy = "; fill a new collection: mgm ingest PICTURES --schema FILE --collection NAME" if needed else ""
+    remedy = "; fill a new collection: mgm ingest IMAGES --schema FILE --collection NAME" if needed else ""
     print(f"\n{len(consequences)} differ, {needed} of them need a re-ingest{remedy}")
 
 

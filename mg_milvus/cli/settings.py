@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import typer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mg_milvus.cli import secret, tls_options
-from mg_milvus.cli.terminal import tell
+from mg_milvus.cli import console, options
+from mg_milvus.cli.console import tell
 from mg_milvus.errors import SchemaError
-from mg_milvus.plain_files import open_plain
+from mg_milvus.files import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import BinaryIO
 
+    from mg_milvus.config import Tls
     from mg_milvus.index import ImageIndex
-    from mg_milvus.store.access import Tls
 
 SETTINGS_FILE = "mgm.yaml"
 _SECRETS = ("token", "client_cert", "client_key")
@@ -57,14 +57,14 @@ class Settings(BaseModel):
     @property
     def tls(self) -> Tls | None:
         """How the server is reached; None: as its URI says."""
-        from mg_milvus.store.access import Tls
+        from mg_milvus.config import Tls
 
         tls = Tls(self.ca_cert, self.client_cert, self.client_key, self.server_name)
         return tls if self.secure or tls != Tls() else None
 
     @model_validator(mode="after")
     def _hide_password(self) -> Self:
-        from mg_milvus.store.access import split_token
+        from mg_milvus.config import split_token
 
         uri, token = split_token(self.uri, self.token)
         return self if uri == self.uri else self.model_copy(update={"uri": uri, "token": token})
@@ -97,15 +97,15 @@ def settings_from(
         typer.BadParameter: a value of the environment or of the file cannot be used, the file has an unknown key or can
             be written by others, or it chose the server that a secret would be sent to.
     """
-    options = {
+    chosen = {
         "uri": uri, "token": token, "collection": collection, "device": device, "schema": schema, "encoder": encoder,
-        "batch_size": batch_size, "workers": workers, **tls_options.given(),
+        "batch_size": batch_size, "workers": workers, **options.given(),
     }  # fmt: skip
-    layers = _Layers(options)
+    layers = _Layers(chosen)
     layers.part_servers()
     settings = layers.settings()
     layers.refuse_to_send(settings)
-    secret.keep(settings.token)
+    console.keep(settings.token)
     layers.tell(settings)
     return settings
 
@@ -157,7 +157,7 @@ class _Layers:
 
     def part_servers(self) -> None:
         """Drop what the file says of its server where another is asked, and its token where the URI holds one."""
-        from mg_milvus.store.access import split_token
+        from mg_milvus.config import split_token
 
         uri, own = self._values.get("uri"), self._file.get("uri")
         if not isinstance(uri, str) or self._from_file("uri"):
@@ -245,7 +245,7 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     except OSError as exc:
         raise typer.BadParameter(f"{file} cannot be read as YAML: {exc.strerror or exc}") from None
-    from mg_milvus.schema_file import parse_yaml
+    from mg_milvus.schema.yaml import parse_yaml
 
     try:
         with stream:
@@ -280,12 +280,12 @@ def _check_owner(file: Path, stream: BinaryIO) -> None:
         if owner not in {0, os.geteuid()}:
             raise typer.BadParameter(
                 f"{_place()} belongs to the user with the number {owner}, expected you ({os.geteuid()}) or root: it "
-                "decides where pictures and secrets go; copy it, if it is right, or remove it"
+                "decides where images and secrets go; copy it, if it is right, or remove it"
             )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise typer.BadParameter(
             f"{_place()} can be written by others (mode {stat.S_IMODE(status.st_mode):o}), and it decides where "
-            f"pictures and secrets go: look at it, then chmod go-w {file}"
+            f"images and secrets go: look at it, then chmod go-w {file}"
         )
 
 

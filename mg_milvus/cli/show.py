@@ -1,7 +1,13 @@
-"""``mgm query --show``: the pictures of an answer in the terminal, in rows of thumbnails."""
+"""Images as what terminals understand: kitty's and iTerm2's protocols, sixel, or half blocks in colours.
+
+Every function takes an RGBA image and the room it has in columns and rows of text, and gives the characters that draw
+it there; transparent pixels keep the terminal's background.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import struct
 import sys
@@ -9,17 +15,118 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import typer
+from PIL import Image
 
-from mg_milvus.cli.terminal import console, shorten, tell
-from mg_milvus.display import printable
+from mg_milvus.cli.console import console, shorten, tell
+from mg_milvus.files import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from PIL import Image
+    from numpy.typing import NDArray
 
-    from mg_milvus.hits import Hit
+    from mg_milvus.records import Hit
+
+
+KITTY_CHUNK = 4096
+"""Characters of base64 that kitty takes in one sequence."""
+
+SIXEL_COLOURS = 255
+
+OPAQUE = 128
+"""From this alpha on a pixel is drawn where there is no half transparency."""
+
+
+def kitty(image: Image.Image, columns: int, rows: int) -> str:
+    """A PNG in chunks (https://sw.kovidgoyal.net/kitty/graphics-protocol); the terminal scales it, and says nothing."""
+    data = base64.b64encode(_png(image)).decode("ascii")
+    chunks = [data[start : start + KITTY_CHUNK] for start in range(0, len(data), KITTY_CHUNK)]
+    drawn = []
+    for number, chunk in enumerate(chunks):
+        control = f"a=T,f=100,q=2,c={columns},r={rows}," if number == 0 else ""
+        drawn.append(f"\x1b_G{control}m={int(number < len(chunks) - 1)};{chunk}\x1b\\")
+    return "".join(drawn)
+
+
+def iterm(image: Image.Image, columns: int, rows: int) -> str:
+    """A PNG in one sequence (https://iterm2.com/documentation-images.html)."""
+    data = _png(image)
+    size = f"size={len(data)};width={columns};height={rows};preserveAspectRatio=0"
+    return f"\x1b]1337;File=inline=1;{size}:{base64.b64encode(data).decode('ascii')}\a"
+
+
+def sixel(image: Image.Image, columns: int, rows: int) -> str:  # noqa: ARG001 - it is drawn pixel by pixel
+    """Bands of six rows in up to 255 colours (DEC VT340); as large as the image in pixels."""
+    quantised = image.convert("RGB").quantize(SIXEL_COLOURS, dither=Image.Dither.NONE)
+    palette = np.array(quantised.getpalette() or [], np.int64).reshape(-1, 3)
+    pixels = np.asarray(quantised).astype(np.int64)
+    pixels[np.asarray(image.getchannel("A")) < OPAQUE] = -1
+    height, width = pixels.shape
+    pixels = np.pad(pixels, ((0, -height % 6), (0, 0)), constant_values=-1)
+    used = [int(colour) for colour in np.unique(pixels) if colour >= 0]
+    colours = "".join(
+        f"#{colour};2;" + ";".join(str(round(100 * part / 255)) for part in palette[colour].tolist()) for colour in used
+    )
+    bands = "-".join(_band(pixels[top : top + 6]) for top in range(0, len(pixels), 6))
+    return f'\x1bP0;1;0q"1;1;{width};{height}{colours}{bands}\x1b\\'
+
+
+def _band(pixels: NDArray[np.int64]) -> str:
+    """Six rows: for each colour its pixels from left to right, a character for six pixels above each other."""
+    lines = []
+    for colour in np.unique(pixels[pixels >= 0]):
+        bits = ((pixels == colour) << np.arange(6)[:, None]).sum(axis=0)
+        ends = np.flatnonzero(np.diff(bits, append=-1)) + 1
+        runs = np.diff(ends, prepend=0)
+        line = [
+            chr(63 + value) * count if count < 4 else f"!{count}{chr(63 + value)}"
+            for value, count in zip(bits[ends - 1].tolist(), runs.tolist(), strict=True)
+        ]
+        lines.append(f"#{colour}" + "".join(line))
+    return "$".join(lines)
+
+
+def blocks(image: Image.Image, columns: int, rows: int, *, true_colour: bool = True) -> str:
+    """Half blocks, each two pixels above each other; where colours are few, the nearest of the 6 x 6 x 6 cube."""
+    small = np.asarray(image.resize((columns, 2 * rows), Image.Resampling.LANCZOS))
+    lines = []
+    for top, bottom in zip(small[::2].tolist(), small[1::2].tolist(), strict=True):
+        cells = [_cell(upper, lower, true_colour) for upper, lower in zip(top, bottom, strict=True)]
+        lines.append("".join(cells) + "\x1b[0m")
+    return "\n".join(lines)
+
+
+def _cell(upper: list[int], lower: list[int], true_colour: bool) -> str:
+    if upper[3] >= OPAQUE and lower[3] >= OPAQUE:
+        return f"\x1b[38;{_colour(upper, true_colour)};48;{_colour(lower, true_colour)}m▀"
+    if upper[3] >= OPAQUE:
+        return f"\x1b[0;38;{_colour(upper, true_colour)}m▀"
+    if lower[3] >= OPAQUE:
+        return f"\x1b[0;38;{_colour(lower, true_colour)}m▄"
+    return "\x1b[0m "
+
+
+def _colour(pixel: list[int], true_colour: bool) -> str:
+    red, green, blue, _ = pixel
+    if true_colour:
+        return f"2;{red};{green};{blue}"
+    # The cube's steps are 0, 95, 135, 175, 215 and 255.
+    red, green, blue = (0 if part < 48 else 1 if part < 115 else (part - 35) // 40 for part in (red, green, blue))
+    return f"5;{16 + 36 * red + 6 * green + blue}"
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+METHODS: dict[str, Callable[[Image.Image, int, int], str]] = {
+    "kitty": kitty, "iterm": iterm, "sixel": sixel, "blocks": blocks,
+}  # fmt: skip
+
 
 VARIABLE = "MGM_SHOW"
 GAP = 2
@@ -34,7 +141,7 @@ _MULTIPLEXERS = ("screen", "tmux")
 
 @dataclass(frozen=True, slots=True)
 class _Cells:
-    """Room of one picture, in characters."""
+    """Room of one image, in characters."""
 
     columns: int
     rows: int
@@ -46,7 +153,7 @@ _USUAL_ROOM = _Cells(18, 7)
 
 
 def method_for(environment: Mapping[str, str], *, terminal: bool) -> str | None:
-    """How pictures can be shown: kitty, iterm, sixel or blocks; None: not at all.
+    """How images can be shown: kitty, iterm, sixel or blocks; None: not at all.
 
     Args:
         environment: what the terminal says of itself; ``MGM_SHOW`` goes before everything.
@@ -55,8 +162,6 @@ def method_for(environment: Mapping[str, str], *, terminal: bool) -> str | None:
     Raises:
         typer.BadParameter: ``MGM_SHOW`` is something else.
     """
-    from mg_milvus.cli.graphics import METHODS
-
     if wanted := environment.get(VARIABLE):
         if wanted not in METHODS:
             raise typer.BadParameter(f"{VARIABLE} is '{wanted}', expected {', '.join(METHODS)}")
@@ -86,7 +191,7 @@ def show_hits(hits: Sequence[Hit], *, title: str = "") -> None:
     method = method_for(os.environ, terminal=sys.stdout.isatty())
     if method is None:
         tell(
-            "no pictures: standard output is no terminal with colours. --html FILE writes a page with them, and "
+            "no images: standard output is no terminal with colours. --html FILE writes a page with them, and "
             f"{VARIABLE}=kitty, iterm, sixel or blocks shows them nevertheless"
         )
         return
@@ -109,7 +214,6 @@ def show_hits(hits: Sequence[Hit], *, title: str = "") -> None:
 
 
 def _drawing(method: str) -> Callable[[Image.Image, int, int], str]:
-    from mg_milvus.cli.graphics import METHODS, blocks
 
     if method == "blocks":
         return partial(blocks, true_colour=os.environ.get("COLORTERM") in {"truecolor", "24bit"})
@@ -117,34 +221,34 @@ def _drawing(method: str) -> Callable[[Image.Image, int, int], str]:
 
 
 def _sheet(hits: Sequence[Hit], cells: _Cells) -> Image.Image:
-    """The pictures beside each other, each in the middle of its room; what cannot be read is crossed out."""
+    """The images beside each other, each in the middle of its room; what cannot be read is crossed out."""
     from PIL import Image
 
     across, down = _cell_pixels()
     room = (cells.columns * across, cells.rows * down)
     sheet = Image.new("RGBA", (len(hits) * (room[0] + GAP * across) - GAP * across, room[1]))
     for place, hit in enumerate(hits):
-        picture = _picture(hit, room)
-        left = place * (room[0] + GAP * across) + (room[0] - picture.width) // 2
-        sheet.paste(picture, (left, (room[1] - picture.height) // 2))
+        image = _image(hit, room)
+        left = place * (room[0] + GAP * across) + (room[0] - image.width) // 2
+        sheet.paste(image, (left, (room[1] - image.height) // 2))
     return sheet
 
 
-def _picture(hit: Hit, room: tuple[int, int]) -> Image.Image:
+def _image(hit: Hit, room: tuple[int, int]) -> Image.Image:
     from PIL import Image, ImageDraw, ImageOps
 
-    from mg_milvus.errors import PictureError
+    from mg_milvus.errors import ImageError
     from mg_milvus.images.discover import text_path
     from mg_milvus.images.thumbnails import small
 
     try:
-        picture, _, _ = small(text_path(hit.path), max(room), hit.box)
-    except PictureError:
-        picture = Image.new("RGB", room, "#808080")
-        draw = ImageDraw.Draw(picture)
+        image, _, _ = small(text_path(hit.path), max(room), hit.box)
+    except ImageError:
+        image = Image.new("RGB", room, "#808080")
+        draw = ImageDraw.Draw(image)
         for ends in ((0, 0, *room), (0, room[1], room[0], 0)):
             draw.line(ends, fill="#404040", width=max(1, min(room) // 20))
-    return ImageOps.contain(picture.convert("RGB"), room, Image.Resampling.LANCZOS)
+    return ImageOps.contain(image.convert("RGB"), room, Image.Resampling.LANCZOS)
 
 
 def _cell_pixels() -> tuple[int, int]:

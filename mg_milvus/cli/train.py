@@ -1,4 +1,4 @@
-"""``mgm train``: hash functions learned from pictures and their labels."""
+"""``mgm train``: hash functions learned from images and their labels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.terminal import UNREADABLE, ProgressView, print_failures, tell
-from mg_milvus.display import printable
+from mg_milvus.cli.console import UNREADABLE, ProgressView, print_failures, tell
+from mg_milvus.files import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mg_milvus.training.configuration import TrainingConfiguration
-    from mg_milvus.training.run import TrainReport
+    from mg_milvus.training.config import TrainingConfiguration
+    from mg_milvus.training.train import TrainReport
     from mg_milvus.training.trainer import StepReport
 
 _WHAT = "What is trained"
@@ -97,11 +97,11 @@ def train(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Passes over the pictures", rich_help_panel=_WHAT)
+        int | None, typer.Option("--epochs", min=1, help="Passes over the images", rich_help_panel=_WHAT)
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=2, help="Pictures per step, e.g. 128; default: 256", rich_help_panel=_WHAT),
+        typer.Option("--batch-size", min=2, help="Images per step, e.g. 128; default: 256", rich_help_panel=_WHAT),
     ] = None,
     rate: Annotated[
         float | None, typer.Option("--rate", min=1e-9, help="Highest learning rate, e.g. 0.05", rich_help_panel=_WHAT)
@@ -130,16 +130,16 @@ def train(
     workers: options.Workers = None,
     max_pixels: options.MaxPixels = None,
 ) -> None:
-    """Train hash functions on labelled pictures, into an encoder file.
+    """Train hash functions on labelled images, into an encoder file.
 
     Without label folders, clusters take the place of labels.
     """
     from mg_milvus.cli.settings import local_settings
     from mg_milvus.evaluation.report import check_report
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
-    from mg_milvus.training.configuration import TrainingConfiguration as Configuration
-    from mg_milvus.training.curves import curves
-    from mg_milvus.training.run import train as run
+    from mg_milvus.training.config import TrainingConfiguration as Configuration
+    from mg_milvus.training.report import curves
+    from mg_milvus.training.train import train as run
 
     given: dict[str, Any] = {"backbone": backbone, "init": init, "seed": seed}
     given["supervised"] = loss.value if loss is not None else None
@@ -169,7 +169,7 @@ def train(
 
 
 def epoch_line(record: Mapping[str, float], epochs: int) -> str:
-    """One epoch in a line: its losses, the mAP on held-out pictures, seconds."""
+    """One epoch in a line: its losses, the mAP on held-out images, seconds."""
     figures = {name.removeprefix("map_"): value for name, value in record.items() if name.startswith("map_")}
     rest = {k: v for k, v in record.items() if k not in {"epoch", "held_out", "seconds"} and not k.startswith("map_")}
     losses = ", ".join(f"{name} {value:.3f}" for name, value in rest.items())
@@ -179,7 +179,7 @@ def epoch_line(record: Mapping[str, float], epochs: int) -> str:
 
 
 def _write_page(report: TrainReport, folder: Path, out: Path, configuration: TrainingConfiguration) -> None:
-    from mg_milvus.evaluation.training_page import write_training_page
+    from mg_milvus.training.report import write_training_page
 
     setup = [
         ("backbone", configuration.backbone),
@@ -194,7 +194,7 @@ def _write_page(report: TrainReport, folder: Path, out: Path, configuration: Tra
 
 
 def _progress(step: StepReport) -> Any:
-    from mg_milvus.hits import Progress
+    from mg_milvus.records import Progress
 
     return Progress(f"epoch {step.epoch} of {step.epochs}", step.done, step.total, 0)
 
@@ -203,7 +203,7 @@ def _finish(report: TrainReport, out: Path, *, as_json: bool) -> None:
     if as_json:
         failures = [{"path": failure.path, "reason": failure.reason} for failure in report.failures]
         record = {
-            "file": str(out), "fingerprint": report.fingerprint, "bytes": report.bytes, "pictures": report.pictures,
+            "file": str(out), "fingerprint": report.fingerprint, "bytes": report.bytes, "images": report.images,
             "held_out": report.held_out, "labels": dict(report.labels), "epochs": report.epochs,
             "best_epoch": report.best_epoch, "history": list(report.history), "seconds": round(report.seconds, 3),
             "failures": failures,
@@ -213,7 +213,7 @@ def _finish(report: TrainReport, out: Path, *, as_json: bool) -> None:
         learned = " and ".join(f"{count:,} {level}" for level, count in report.labels.items()) or "clusters, no labels"
         print(
             f"{printable(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, trained on "
-            f"{report.pictures:,} pictures ({learned}) in {report.seconds:.0f} s; weights of "
+            f"{report.images:,} images ({learned}) in {report.seconds:.0f} s; weights of "
             f"epoch {report.best_epoch} of {report.epochs}"
         )
     print_failures(report.failures, as_json=as_json)

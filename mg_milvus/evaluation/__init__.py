@@ -1,1 +1,1 @@
-"""How well pictures are found: protocols, figures, the tuning of weights, and a report."""
+"""Retrieval quality: protocols, metrics, tuning of weights, reports."""

@@ -1,8 +1,8 @@
-"""The protocol ``copies``: whether the original of an edited picture is found.
+"""The protocol ``copies``: whether the original of an edited image is found.
 
-Every picture of a folder is in the database; some are asked for in edited versions (``edits``), one edit at a time. The
-rank of the original is the worst inside its tie, so a tie with another picture counts as missed by recall@1. One
-picture is relevant to a query, so ``map`` is the mean reciprocal rank. Labels are not looked at.
+Every image of a folder is in the database; some are asked for in edited versions (``edits``), one edit at a time. The
+rank of the original is the worst inside its tie, so a tie with another image counts as missed by recall@1. One
+image is relevant to a query, so ``map`` is the mean reciprocal rank. Labels are not looked at.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mg_milvus.codes import hamming
-from mg_milvus.errors import PictureError
-from mg_milvus.evaluation.arrays import health_figures
+from mg_milvus.errors import ImageError
 from mg_milvus.evaluation.encoded import encode_labelled, heads_text, with_heads
-from mg_milvus.evaluation.rankings import fused_keys, recipes_of
-from mg_milvus.evaluation.scoring import FLOAT, FUSED, float_rankings
-from mg_milvus.hits import Failure, Progress
+from mg_milvus.evaluation.labels import Labelled
+from mg_milvus.evaluation.scoring import FLOAT, FUSED, float_rankings, fused_keys, health_figures, recipes_of
+from mg_milvus.images.augment import EDITS, STRENGTHS
 from mg_milvus.images.decode import opening
 from mg_milvus.images.discover import discover, text_path
-from mg_milvus.images.edits import EDITS, STRENGTHS
-from mg_milvus.labels import Labelled
+from mg_milvus.records import Failure, Progress
 
 if TYPE_CHECKING:
     import os
@@ -33,16 +31,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mg_milvus.codes import Codes
-    from mg_milvus.encoder import Encoder, Features, Pixels
+    from mg_milvus.encoder.base import Encoder, Features, Pixels
     from mg_milvus.images.discover import Found
-    from mg_milvus.ingest import Settings
-    from mg_milvus.schema import Schema
+    from mg_milvus.ingest.pipeline import Settings
+    from mg_milvus.schema.models import Schema
 
     Version = tuple[str, str]
     Ranks = dict[Version, dict[str, list[int]]]
 
 COPIES = 200
-"""Pictures that are edited and asked for, at most."""
+"""Images that are edited and asked for, at most."""
 CUTS = (1, 10)
 AT_ONCE = 8
 """Originals held in memory at a time, in full size."""
@@ -59,45 +57,43 @@ def evaluate_copies(
     settings: Settings,
     progress: Callable[[Progress], None] | None = None,
 ) -> tuple[dict[str, Any], tuple[Failure, ...]]:
-    """Ask for edited versions of the pictures of a folder.
+    """Ask for edited versions of the images of a folder.
 
     Args:
-        folder: all its pictures are the database.
+        folder: all its images are the database.
         encoder: as loaded; its heads become those of an ingest.
         schema: granularities, weights, heads.
-        sample: pictures that the heads are fitted on, at most.
-        most: pictures asked for, at most; they are drawn at random.
+        sample: images that the heads are fitted on, at most.
+        most: images asked for, at most; they are drawn at random.
         seed: of that draw.
-        settings: batch size, threads, largest picture.
+        settings: batch size, threads, largest image.
         progress: called after each batch.
 
     Returns:
         The figures in the stable form, with ``copies``: edit -> strength -> ranking -> recall@1, recall@10; and the
-        pictures that could not be read or edited.
+        images that could not be read or edited.
 
     Raises:
-        PictureError: there are fewer than two readable pictures.
+        ImageError: there are fewer than two readable images.
     """
     failed: list[Failure] = []
-    found = tuple(sorted(discover([folder], failed.append), key=lambda picture: picture.path))
+    found = tuple(sorted(discover([folder], failed.append), key=lambda image: image.path))
     encoded = encode_labelled(Labelled(found, None, None), encoder, settings, progress)
     failed += encoded.failures
-    pictures = encoded.labelled.pictures
-    if len(pictures) < 2:
-        raise PictureError(
-            f"there is one readable picture in {folder}, expected at least two; it would always be found"
-        )
+    images = encoded.labelled.images
+    if len(images) < 2:
+        raise ImageError(f"there is one readable image in {folder}, expected at least two; it would always be found")
     fitted, fitted_on = with_heads(
-        encoder, encoded.features, pictures, found, schema.bits, heads=schema.encoder.heads, sample=sample
+        encoder, encoded.features, images, found, schema.bits, heads=schema.encoder.heads, sample=sample
     )
     features = {name: encoded.features[name] for name in schema.bits}
     database = fitted.codes(features)
-    asked = np.sort(np.random.default_rng(seed).permutation(len(pictures))[:most])
+    asked = np.sort(np.random.default_rng(seed).permutation(len(images))[:most])
     ranks: Ranks = defaultdict(lambda: defaultdict(list))
     with ThreadPoolExecutor(settings.workers, "mgm-edit") as pool:
         for start in range(0, len(asked), AT_ONCE):
             rows = asked[start : start + AT_ONCE]
-            originals = [pictures[row] for row in rows]
+            originals = [images[row] for row in rows]
             versions = list(pool.map(lambda own: _versions(own, fitted, settings.max_pixels), originals))
             failed += [failure for _, failures in versions for failure in failures]
             flat = [(row, *version) for row, (made, _) in zip(rows, versions, strict=True) for version in made]
@@ -112,7 +108,7 @@ def evaluate_copies(
     codes = health_figures(database)
     figures = {
         "queries": len(asked),
-        "database": len(pictures),
+        "database": len(images),
         "granularities": {name: own | _summary(every[name]) for name, own in codes["granularities"].items()},
         "fused": {name: _summary(every[FUSED + name]) for name in recipes_of(schema)},
         "float": {"granularity": best, **floats[best], "granularities": floats},
@@ -125,9 +121,9 @@ def evaluate_copies(
             for edit in EDITS
         },
         "collisions": codes["collisions"],
-        "bytes_per_picture": schema.bytes_per_picture,
+        "bytes_per_image": schema.bytes_per_image,
         "protocol": "copies",
-        "about": f"copies: {len(asked)} pictures, each in {len(ranks)} edited versions, against all",
+        "about": f"copies: {len(asked)} images, each in {len(ranks)} edited versions, against all",
         "heads": heads_text(fitted_on),
         "fingerprint": fitted.fingerprint,
     }
@@ -135,22 +131,22 @@ def evaluate_copies(
 
 
 def _versions(original: Found, encoder: Encoder, max_pixels: int) -> tuple[list[tuple[Version, Pixels]], list[Failure]]:
-    """The edited versions of a picture, ready for the encoder, and those that cannot be made."""
+    """The edited versions of an image, ready for the encoder, and those that cannot be made."""
     try:
         with opening(text_path(original.path), max_pixels=max_pixels) as decoded:
-            return _edited(decoded.picture, original.path, encoder)
-    except PictureError as error:
+            return _edited(decoded.image, original.path, encoder)
+    except ImageError as error:
         return [], [Failure(original.path, str(error))]
 
 
-def _edited(picture: Image.Image, path: str, encoder: Encoder) -> tuple[list[tuple[Version, Pixels]], list[Failure]]:
+def _edited(image: Image.Image, path: str, encoder: Encoder) -> tuple[list[tuple[Version, Pixels]], list[Failure]]:
     made: list[tuple[Version, Pixels]] = []
     failures: list[Failure] = []
     for name, edit in EDITS.items():
         for strength in STRENGTHS:
             try:
-                made.append(((name, strength), encoder.prepare(edit.apply(picture, strength))))
-            except PictureError as error:
+                made.append(((name, strength), encoder.prepare(edit.apply(image, strength))))
+            except ImageError as error:
                 failures.append(Failure(path, f"{name}, {strength}: {error}"))
     return made, failures
 

@@ -1,4 +1,4 @@
-"""Pictures as features and codes, with the hash heads that an ingest of the database would use."""
+"""Images as features and codes, with the hash heads that an ingest of the database would use."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg_milvus.errors import EncoderError, PictureError
-from mg_milvus.hits import Failure, Progress
-from mg_milvus.ingest import FEWEST_TO_FIT, SAMPLE_SIZE, Settings, reservoir, sample_features
+from mg_milvus.errors import EncoderError, ImageError
+from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE, reservoir, sample_features
+from mg_milvus.ingest.pipeline import Settings
+from mg_milvus.records import Failure, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from mg_milvus.encoder import Encoder, Features
+    from mg_milvus.encoder.base import Encoder, Features
+    from mg_milvus.evaluation.labels import Labelled
     from mg_milvus.images.discover import Found
-    from mg_milvus.labels import Labelled
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Labelled pictures and their features.
+    """Labelled images and their features.
 
     Attributes:
         labelled: those that could be read.
         features: granularity -> (n, d) float32, before hashing, in the order of ``labelled``.
         failures: those that could not be read, which are left out.
-        broken: (n,) bool of the pictures that were asked for: which of them could not be read.
+        broken: (n,) bool of the images that were asked for: which of them could not be read.
     """
 
     labelled: Labelled
@@ -44,28 +45,26 @@ def encode_labelled(
     settings: Settings | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Encoded:
-    """Read pictures and encode them up to the features.
+    """Read images and encode them up to the features.
 
     Args:
-        labelled: the pictures; labels are not looked at.
+        labelled: the images; labels are not looked at.
         encoder: its heads play no part.
-        settings: batch size, decoding threads, largest picture; default: the ingest's.
+        settings: batch size, decoding threads, largest image; default: the ingest's.
         progress: called after each batch.
 
     Raises:
-        PictureError: not one of them can be read.
+        ImageError: not one of them can be read.
     """
     told = progress or (lambda _: None)
     read, features = sample_features(
-        labelled.pictures, encoder, settings or Settings(),
+        labelled.images, encoder, settings or Settings(),
         lambda done: told(Progress("encoding", done, len(labelled), 0)),
     )  # fmt: skip
-    failures = tuple(Failure(picture.found.path, picture.failure) for picture in read if picture.failure is not None)
+    failures = tuple(Failure(image.found.path, image.failure) for image in read if image.failure is not None)
     if len(failures) == len(read):
-        raise PictureError(
-            f"none of the {len(read)} pictures can be read" + (f": {failures[0].reason}" if read else "")
-        )
-    broken = np.array([picture.failure is not None for picture in read])
+        raise ImageError(f"none of the {len(read)} images can be read" + (f": {failures[0].reason}" if read else ""))
+    broken = np.array([image.failure is not None for image in read])
     kept = labelled.subset(np.flatnonzero(~broken)) if failures else labelled
     return Encoded(kept, features, failures, broken)
 
@@ -85,14 +84,14 @@ def with_heads(
     Args:
         encoder: as loaded.
         features: granularity -> (n, d) of ``readable``.
-        readable: pictures of the database that could be read, in its order.
-        database: all its pictures, in the order of the ingest; the sample is drawn from these, as the ingest draws it.
+        readable: images of the database that could be read, in its order.
+        database: all its images, in the order of the ingest; the sample is drawn from these, as the ingest draws it.
         bits: granularity -> code length.
         heads: ``adapt``: fitted on the sample when it is large enough; ``fixed``: the encoder's own.
-        sample: pictures fitted on, at most.
+        sample: images fitted on, at most.
 
     Returns:
-        The encoder, and the number of pictures that its heads were fitted on: 0 for its own.
+        The encoder, and the number of images that its heads were fitted on: 0 for its own.
 
     Raises:
         EncoderError: the encoder does not offer one of the granularities, or ``heads`` is something else.
@@ -112,4 +111,4 @@ def with_heads(
 
 def heads_text(fitted_on: int) -> str:
     """Where the heads come from, for people."""
-    return f"adapted on {fitted_on} pictures" if fitted_on else "the encoder's own"
+    return f"adapted on {fitted_on} images" if fitted_on else "the encoder's own"

@@ -1,6 +1,6 @@
-"""Which pictures are asked for, and which are searched: the protocols of evaluation.
+"""Which images are asked for, and which are searched: the protocols of evaluation.
 
-Deep hashing papers use CIFAR-10 in two ways. ``cifar10-1`` (Lai et al., CVPR 2015, and most since): all 60,000 pictures
+Deep hashing papers use CIFAR-10 in two ways. ``cifar10-1`` (Lai et al., CVPR 2015, and most since): all 60,000 images
 in one pool, 100 of each class are queries (1,000), the other 59,000 the database. ``cifar10-2`` (as in GreedyHash,
 NeurIPS 2018): the test part is the queries (10,000), the training part the database (50,000).
 """
@@ -8,65 +8,71 @@ NeurIPS 2018): the test part is the queries (10,000), the training part the data
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from mg_milvus.errors import LabelError, PictureError, QueryError
-from mg_milvus.labels import Labelled, Level, read_labelled
+from mg_milvus.errors import ImageError, LabelError, QueryError
+from mg_milvus.evaluation.labels import Labelled, Level, is_path, read_labelled
+from mg_milvus.evaluation.metrics import NOT_A_CANDIDATE, SAME_CLASS, relevance
+from mg_milvus.images.discover import discover, path_text
+from mg_milvus.ingest.metadata import listed, read_table, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from mg_milvus.hits import Failure
+    from mg_milvus.records import Failure
 
     PathLike = str | os.PathLike[str]
     Failed = Callable[[Failure], None]
+    from collections.abc import Callable, Mapping
+
 
 Protocol = Literal["leave-one-out", "split", "cifar10-1", "cifar10-2", "copies"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 
-CIFAR_PARTS = ("train", "test")
+CIFAR_FOLDERS = ("train", "test")
 CIFAR_QUERIES = 100
 """Queries of each class in ``cifar10-1``."""
 CIFAR_CLASS = 6_000
-"""Pictures of each class in CIFAR-10: of smaller classes the same share becomes queries."""
+"""Images of each class in CIFAR-10: of smaller classes the same share becomes queries."""
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Split:
     """What is asked and what is searched.
 
     Attributes:
         about: the protocol in words, with its sizes.
-        pictures: all pictures of both parts, each once.
-        queries: (q,) rows of ``pictures``, ascending.
-        database: (n,) rows of ``pictures``, ascending. A row may be in both: the query is then no candidate for itself.
+        images: all images of both sides, each once.
+        queries: (q,) rows of ``images``, ascending.
+        database: (n,) rows of ``images``, ascending. A row may be in both: the query is then no candidate for itself.
     """
 
     about: str
-    pictures: Labelled
+    images: Labelled
     queries: NDArray[np.intp]
     database: NDArray[np.intp]
 
-    def without(self, broken: NDArray[np.bool_]) -> Parts:
-        """The same parts without the pictures marked in (n,) bool.
+    def without(self, broken: NDArray[np.bool_]) -> Split:
+        """The same split without the images marked in (n,) bool.
 
         Raises:
-            PictureError: one part has none left.
+            ImageError: one part has none left.
         """
         place = np.cumsum(~broken) - 1
         queries, database = (place[rows[~broken[rows]]] for rows in (self.queries, self.database))
         if not len(queries) or not len(database):
-            raise PictureError("none of the pictures of the database, or none of the queries, can be read")
-        return Parts(self.about, self.pictures.subset(np.flatnonzero(~broken)), queries, database)
+            raise ImageError("none of the images of the database, or none of the queries, can be read")
+        return Split(self.about, self.images.subset(np.flatnonzero(~broken)), queries, database)
 
 
-def read_parts(
+def read_split(
     folder: PathLike,
     *,
     protocol: str = "leave-one-out",
@@ -75,20 +81,20 @@ def read_parts(
     share: float = 0.1,
     seed: int = 0,
     failed: Failed = lambda _: None,
-) -> Parts:
-    """Find the pictures of a protocol other than ``copies``, and their labels.
+) -> Split:
+    """Find the images of a protocol other than ``copies``, and their labels.
 
     Args:
-        folder: the labelled pictures; with ``queries`` the database alone.
+        folder: the labelled images; with ``queries`` the database alone.
         protocol: one of ``PROTOCOLS``.
         queries: a folder of labelled queries; the protocol is then a split into these two.
         labels: a table of labels, for both folders.
         share: ``split`` without ``queries``: this part of each class becomes queries, at least one of two or more.
-        seed: of the pictures that become queries.
+        seed: of the images that become queries.
         failed: told of what cannot be read.
 
     Raises:
-        PictureError: a folder is not there, or a part is empty.
+        ImageError: a folder is not there, or a part is empty.
         LabelError: no labels, or only one class.
         QueryError: an argument is not one of these.
     """
@@ -97,72 +103,71 @@ def read_parts(
     if queries is not None:
         if protocol not in {"leave-one-out", "split"}:
             raise QueryError(f"{protocol} has queries of its own; leave the folder of queries out, or the protocol")
-        about = f"split: the pictures of {os.fspath(queries)} are asked, those of {os.fspath(folder)} are the database"
-        parts = _two_folders(about, folder, queries, labels, failed)
+        about = f"split: the images of {os.fspath(queries)} are asked, those of {os.fspath(folder)} are the database"
+        split = _two_folders(about, folder, queries, labels, failed)
     elif protocol == "leave-one-out":
-        pictures = read_labelled(folder, labels, failed)
-        every = np.arange(len(pictures))
-        parts = Parts("leave-one-out: each picture is asked against all others", pictures, every, every)
+        images = read_labelled(folder, labels, failed)
+        every = np.arange(len(images))
+        split = Split("leave-one-out: each image is asked against all others", images, every, every)
     elif protocol == "split":
         if not 0 < share < 1:
             raise QueryError(f"the share of queries is {share}, expected more than 0 and less than 1, such as 0.1")
-        parts = _split(
+        split = _split(
             read_labelled(folder, labels, failed), lambda size: round(size * share), seed,
             f"split: {share:.0%} of each class are queries (seed {seed}), the rest is the database",
         )  # fmt: skip
     elif protocol == "cifar10-1":
         pool = _cifar_pool(folder, labels, failed)
-        parts = _split(
+        split = _split(
             pool, lambda size: min(CIFAR_QUERIES, round(size * CIFAR_QUERIES / CIFAR_CLASS)), seed,
-            f"cifar10-1: {CIFAR_QUERIES} pictures of each class of {CIFAR_CLASS:,} (the same share of smaller ones) "
+            f"cifar10-1: {CIFAR_QUERIES} images of each class of {CIFAR_CLASS:,} (the same share of smaller ones) "
             f"are queries (seed {seed}), the rest is the database",
         )  # fmt: skip
     else:
         train, test = _cifar_folders(folder)
         about = "cifar10-2: test/ holds the queries, train/ the database"
-        parts = _two_folders(about, train, test, labels, failed)
-    _check(parts, folder)
-    return parts
+        split = _two_folders(about, train, test, labels, failed)
+    _check(split, folder)
+    return split
 
 
-def _check(parts: Parts, folder: PathLike) -> None:
-    for name, rows in (("database", parts.database), ("set of queries", parts.queries)):
+def _check(split: Split, folder: PathLike) -> None:
+    for name, rows in (("database", split.database), ("set of queries", split.queries)):
         if not len(rows):
-            raise PictureError(f"the {name} of {os.fspath(folder)!r} has no pictures; expected folders of pictures")
-    classes = parts.pictures.classes
+            raise ImageError(f"the {name} of {os.fspath(folder)!r} has no images; expected folders of images")
+    classes = split.images.classes
     if classes is None:
         raise LabelError(
-            f"the pictures of {os.fspath(folder)!r} have no labels; put them into a folder for each class, give a "
+            f"the images of {os.fspath(folder)!r} have no labels; put them into a folder for each class, give a "
             "table with --labels, or use --protocol copies, which needs none"
         )
     used = {label for own in classes.members for label in own}
     if len(used) < 2:
         raise LabelError(
-            f"all pictures of {os.fspath(folder)!r} are of one class, '{classes.names[min(used)]}'; "
-            "expected at least two"
+            f"all images of {os.fspath(folder)!r} are of one class, '{classes.names[min(used)]}'; expected at least two"
         )
 
 
-def _two_folders(about: str, database: PathLike, queries: PathLike, labels: PathLike | None, failed: Failed) -> Parts:
+def _two_folders(about: str, database: PathLike, queries: PathLike, labels: PathLike | None, failed: Failed) -> Split:
     first, second = read_labelled(database, labels, failed), read_labelled(queries, labels, failed)
-    if first.pictures and second.pictures and (first.classes is None) != (second.classes is None):
+    if first.images and second.images and (first.classes is None) != (second.classes is None):
         bare = os.fspath(database if first.classes is None else queries)
-        raise LabelError(f"the pictures of {bare!r} have no labels, those of the other folder have; label both")
-    place = {picture.path: row for row, picture in enumerate(first.pictures)}
-    new = [row for row, picture in enumerate(second.pictures) if picture.path not in place]
-    place |= {second.pictures[row].path: len(first) + i for i, row in enumerate(new)}
-    pictures = _joined(first, second.subset(new))
-    asked = np.array(sorted(place[picture.path] for picture in second.pictures), np.intp)
-    return Parts(about, pictures, asked, np.arange(len(first)))
+        raise LabelError(f"the images of {bare!r} have no labels, those of the other folder have; label both")
+    place = {image.path: row for row, image in enumerate(first.images)}
+    new = [row for row, image in enumerate(second.images) if image.path not in place]
+    place |= {second.images[row].path: len(first) + i for i, row in enumerate(new)}
+    images = _joined(first, second.subset(new))
+    asked = np.array(sorted(place[image.path] for image in second.images), np.intp)
+    return Split(about, images, asked, np.arange(len(first)))
 
 
 def _joined(first: Labelled, second: Labelled) -> Labelled:
-    """The pictures of both, under the names of both."""
+    """The images of both, under the names of both."""
     classes = _joined_level(first.classes, second.classes)
     groups = classes
     if first.groups is not first.classes or second.groups is not second.classes:
         groups = _joined_level(first.groups, second.groups)
-    return Labelled(first.pictures + second.pictures, classes, groups)
+    return Labelled(first.images + second.images, classes, groups)
 
 
 def _joined_level(first: Level | None, second: Level | None) -> Level | None:
@@ -176,25 +181,25 @@ def _joined_level(first: Level | None, second: Level | None) -> Level | None:
     return Level(names, tuple(members))
 
 
-def _split(pictures: Labelled, wanted: Callable[[int], int], seed: int, about: str) -> Parts:
-    """Of each class (a picture's first), ``wanted(size)`` pictures become queries: at least one, and one stays."""
-    every = np.arange(len(pictures))
-    if pictures.classes is None:
-        return Parts(about, pictures, every, every)
+def _split(images: Labelled, wanted: Callable[[int], int], seed: int, about: str) -> Split:
+    """Of each class (an image's first), ``wanted(size)`` images become queries: at least one, and one stays."""
+    every = np.arange(len(images))
+    if images.classes is None:
+        return Split(about, images, every, every)
     random = np.random.default_rng(seed)
-    asked = np.zeros(len(pictures), np.bool_)
-    ids = pictures.classes.ids()
+    asked = np.zeros(len(images), np.bool_)
+    ids = images.classes.ids()
     for label in np.unique(ids):
         own = np.flatnonzero(ids == label)
         count = min(max(1, wanted(len(own))), len(own) - 1)
         asked[random.permutation(own)[:count]] = True
-    return Parts(about, pictures, every[asked], every[~asked])
+    return Split(about, images, every[asked], every[~asked])
 
 
 def _cifar_folders(folder: PathLike) -> tuple[Path, Path]:
-    train, test = (Path(folder) / name for name in CIFAR_PARTS)
+    train, test = (Path(folder) / name for name in CIFAR_FOLDERS)
     if not (train.is_dir() and test.is_dir()):
-        raise PictureError(
+        raise ImageError(
             f"{os.fspath(folder)!r} has no folders train/ and test/ with a folder for each class in them, as cifar10-2 "
             "expects; give the queries with --queries instead"
         )
@@ -202,8 +207,136 @@ def _cifar_folders(folder: PathLike) -> tuple[Path, Path]:
 
 
 def _cifar_pool(folder: PathLike, labels: PathLike | None, failed: Failed) -> Labelled:
-    """All pictures of train/ and test/ together, or those of a folder without these two."""
-    if all((Path(folder) / name).is_dir() for name in CIFAR_PARTS):
+    """All images of train/ and test/ together, or those of a folder without these two."""
+    if all((Path(folder) / name).is_dir() for name in CIFAR_FOLDERS):
         train, test = _cifar_folders(folder)
-        return _two_folders("", train, test, labels, failed).pictures
+        return _two_folders("", train, test, labels, failed).images
     return read_labelled(folder, labels, failed)
+
+
+COLUMNS = ("query", "wanted")
+"""Of a file of pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Images, and what each of them should find among the others.
+
+    Attributes:
+        labelled: the images; images that share a class want each other.
+        pairs: image -> the images it wants, as rows of ``labelled``, instead of labels; None: the labels decide.
+    """
+
+    labelled: Labelled
+    pairs: Mapping[int, frozenset[int]] | None = None
+
+    def subset(self, rows: NDArray[np.intp]) -> Wanted:
+        """Only these images, in this order."""
+        if self.pairs is None:
+            return Wanted(self.labelled.subset(rows))
+        place = {int(row): number for number, row in enumerate(rows)}
+        kept = {place[query]: found & place.keys() for query, found in self.pairs.items() if query in place}
+        pairs = {query: frozenset(place[row] for row in found) for query, found in kept.items() if found}
+        return Wanted(self.labelled.subset(rows), pairs)
+
+    def queries(self) -> NDArray[np.intp]:
+        """The images that want something: rows, ascending."""
+        if self.pairs is not None:
+            return np.array(sorted(self.pairs), np.intp)
+        shared = self._classes.one_hot()
+        return np.flatnonzero((shared & (shared.sum(axis=0) > 1)).any(axis=1))
+
+    def strata(self, rows: NDArray[np.intp]) -> NDArray[np.int64]:
+        """The class of each of these images; all the same where there are none: (q,)."""
+        return np.zeros(len(rows), np.int64) if self.pairs is not None else self._classes.ids()[rows]
+
+    def relevance(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """What these images want: (q, n) uint8 as ``metrics.relevance`` grades it; 255 for the image itself."""
+        if self.pairs is not None:
+            grades = np.zeros((len(rows), len(self.labelled)), np.uint8)
+            for own, query in zip(grades, rows, strict=True):
+                own[list(self.pairs[int(query)])] = SAME_CLASS
+        else:
+            classes = _ids(self._classes)
+            level = self.labelled.groups
+            groups = None if level is None or level is self.labelled.classes else _ids(level)
+            grades = relevance(classes[rows], classes, None if groups is None else groups[rows], groups)
+        grades[np.arange(len(rows)), rows] = NOT_A_CANDIDATE
+        return grades
+
+    @property
+    def _classes(self) -> Level:
+        if self.labelled.classes is None:
+            raise LabelError("the images have no labels, expected folders of labels, a table of labels or pairs")
+        return self.labelled.classes
+
+
+def _ids(level: Level) -> NDArray[Any]:
+    return level.one_hot() if level.several else level.ids()
+
+
+def wanted_by_labels(
+    folder: str | os.PathLike[str], labels: str | os.PathLike[str] | None, failed: Callable[[Failure], None]
+) -> Wanted:
+    """Read labels, as ``read_labelled`` does.
+
+    Raises:
+        LabelError: there are none, or all images have the same.
+    """
+    found = read_labelled(folder, labels, failed)
+    if found.classes is None:
+        raise LabelError(
+            f"{os.fspath(folder)!r} has no labels: expected a folder for each label in it; or give a table with "
+            "--labels, or wanted pairs with --pairs"
+        )
+    if len(found.classes.names) < 2:
+        raise LabelError(
+            f"all {len(found)} images have the label {found.classes.names[0]!r}, expected two labels or more"
+        )
+    return Wanted(found)
+
+
+def wanted_by_pairs(
+    folder: str | os.PathLike[str], pairs: str | os.PathLike[str], failed: Callable[[Failure], None]
+) -> Wanted:
+    """Read a table with the columns ``query`` and ``wanted``, a row for each pair.
+
+    Args:
+        folder: the images that queries choose from; those of the pairs are among them.
+        pairs: CSV, JSON lines or Parquet; paths are relative to the folder or to the table, and ``wanted`` may be a
+            list of them. A query may have several rows.
+        failed: told of folders that cannot be read.
+
+    Raises:
+        LabelError: a pair names no image of the folder, or the same one twice.
+        SchemaError: the table cannot be read.
+    """
+    images = tuple(sorted(discover([folder], failed), key=lambda image: image.path))
+    place = {image.path: row for row, image in enumerate(images)}
+    file = os.fspath(pairs)
+    bases = [Path(os.path.abspath(folder)), Path(os.path.abspath(file)).parent]
+    table = read_table(file, COLUMNS)
+    if not set(COLUMNS) <= set(table.columns):
+        raise LabelError(f"{file!r} has the columns {listed(table.columns)}; expected query and wanted")
+
+    def row_of(path: object, where: str) -> int:
+        keys = [path, *(path_text(os.path.normpath(base / path)) for base in bases)] if is_path(path) else []
+        row = next((place[key] for key in keys if key in place), None)
+        if row is None:
+            raise LabelError(
+                f"{where}: {shown(path)} is no image in {os.fspath(folder)}; expected a path relative to that folder "
+                "or to the table's own"
+            )
+        return row
+
+    found: dict[int, set[int]] = defaultdict(set)
+    for number, record in table.rows:
+        where = f"{file!r}, {table.unit} {number}"
+        query, cell = row_of(record.get("query"), where), record.get("wanted")
+        wanted = {row_of(path, where) for path in (cell if isinstance(cell, list) else [cell])}
+        if query in wanted:
+            raise LabelError(f"{where}: {shown(record['query'])} wants itself, expected another image")
+        found[query] |= wanted
+    if not any(found.values()):
+        raise LabelError(f"{file!r} names no pairs, expected a row with query and wanted for each")
+    return Wanted(Labelled(images, None, None), {query: frozenset(rows) for query, rows in found.items() if rows})

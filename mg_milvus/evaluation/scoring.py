@@ -1,19 +1,34 @@
-"""Many rankings of one database scored in one pass over the queries, in blocks, in threads, in bounded memory."""
+"""Fused rankings of whole databases, for many queries: the formulas of ``fusion.fuse`` by tables instead of sorting.
+
+A Hamming distance has few values, so its shared rank is looked up in a table made by counting.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mg_milvus.codes import hamming
-from mg_milvus.evaluation.rankings import fused_keys
-from mg_milvus.hits import Progress
-from mg_milvus.metrics import NOT_A_CANDIDATE, SAME_CLASS, SAME_GROUP, RankingScores, score_rankings
+from mg_milvus.errors import LabelError
+from mg_milvus.evaluation.metrics import (
+    NOT_A_CANDIDATE,
+    SAME_CLASS,
+    SAME_GROUP,
+    RankingScores,
+    health,
+    joint_collisions,
+    relevance,
+    score_rankings,
+)
+from mg_milvus.evaluation.protocols import Split
+from mg_milvus.records import Progress
+from mg_milvus.schema.models import PROFILES
+from mg_milvus.search.fusion import DEFAULT_RRF_K
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +36,112 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mg_milvus.codes import Codes
-    from mg_milvus.encoder import Features
-    from mg_milvus.evaluation.rankings import Recipe
+    from mg_milvus.encoder.base import Features
+    from mg_milvus.schema.models import Schema
 
     RelevanceOf = Callable[[slice], NDArray[np.uint8]]
-    # Rows of the queries and their relevance (q, n) -> name and distances (q, n) of one ranking after the other.
     RankingsOf = Callable[[slice, NDArray[np.uint8]], Iterator[tuple[str, NDArray[Any]]]]
+    from collections.abc import Callable
+
+    from mg_milvus.evaluation.labels import Level
+
+
+DECIMALS = 1e12
+"""``fuse`` takes scores for equal that agree to 12 decimals."""
+LARGEST_SUM = 64.0
+"""Weights with a larger sum are scaled down to it, so that 12 decimals of a score fit into 64 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One way to fuse. ``weights``: granularity -> weight above 0."""
+
+    method: Literal["rank", "score"]
+    weights: Mapping[str, float]
+    rrf_k: int = DEFAULT_RRF_K
+
+
+def recipes_of(schema: Schema) -> dict[str, Recipe]:
+    """``rank`` and ``score`` with the schema's weights, and every profile by rank; names as in the figures."""
+    rrf_k = schema.fusion.rrf_k
+
+    def recipe(method: Literal["rank", "score"], weights: Mapping[str, float]) -> Recipe:
+        return Recipe(method, {name: weight for name, weight in sorted(weights.items()) if weight > 0}, rrf_k)
+
+    found = {"rank": recipe("rank", schema.weights), "score": recipe("score", schema.weights)}
+    for profile, weights in PROFILES.items():
+        own = {name: weights.get(name, weight) for name, weight in schema.weights.items()}
+        if any(own.values()):  # a profile may ask only for what this schema does not have
+            found[profile] = recipe("rank", own)
+    return found
+
+
+def fused_keys(
+    distances: Mapping[str, NDArray[np.integer]],
+    bits: Mapping[str, int],
+    recipes: Sequence[Recipe],
+    candidates: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    """The fused order of one query's rows, by every recipe.
+
+    Args:
+        distances: granularity -> (n,) Hamming distances in bits.
+        bits: granularity -> code length.
+        recipes: how to fuse.
+        candidates: (n,) bool: rows that take part; None: all. The others get a key, but no rank counts them.
+
+    Returns:
+        (recipes, n) int64: smaller is nearer, in the order of ``fuse``; rows that only their ids tell apart are equal.
+    """
+    near, reciprocal = {}, {}
+    for name, values in distances.items():
+        places = values.astype(np.intp)
+        # Every distance is inside its table; the mode "clip" alone does without a buffer.
+        near[name] = np.take(1 - np.arange(bits[name] + 1) / bits[name], places, mode="clip")
+        ranks = _ranks(places if candidates is None else places[candidates], bits[name])
+        for rrf_k in {recipe.rrf_k for recipe in recipes}:
+            reciprocal[name, rrf_k] = np.take(1 / (rrf_k + ranks), places, mode="clip")
+    keys = np.empty((len(recipes), len(next(iter(near.values())))), np.int64)
+    for own, recipe in zip(keys, recipes, strict=True):
+        total = sum(recipe.weights.values())
+        scale = min(1.0, LARGEST_SUM / total)
+        weights = {name: weight * scale for name, weight in recipe.weights.items()}
+        nearness = _weighted(weights, near)
+        if recipe.method == "score":
+            own[:] = _rounded(nearness, -DECIMALS)
+            continue
+        # Score first, nearness where scores are equal: the one in the upper bits, the other in those that are left.
+        most = total * scale * DECIMALS / (recipe.rrf_k + 1)
+        free = 62 - int(np.ceil(np.log2(most + 2)))
+        scores = _weighted(weights, {name: reciprocal[name, recipe.rrf_k] for name in weights})
+        own[:] = _rounded(scores, -DECIMALS)
+        own <<= free
+        own += _rounded(nearness, -(2.0**free - 1) / (total * scale)).astype(np.int64)
+    return keys
+
+
+def _ranks(distances: NDArray[np.intp], bits: int) -> NDArray[np.float64]:
+    """Rank of each distance 0 ... bits among these, equal ones sharing their mean rank, as ``fusion.shared_ranks``."""
+    counted = np.bincount(distances, minlength=bits + 1)
+    ranks: NDArray[np.float64] = np.cumsum(counted) - (counted - 1) / 2
+    return ranks
+
+
+def _weighted(weights: Mapping[str, float], terms: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Sum of weight times term."""
+    (first, weight), *rest = weights.items()
+    found = weight * terms[first]
+    part = np.empty_like(found)
+    for name, weight in rest:
+        found += np.multiply(terms[name], weight, out=part)
+    return found
+
+
+def _rounded(values: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    """``values`` times ``scale``, to the nearest whole number; ``values`` is used up."""
+    values *= scale
+    return np.rint(values, out=values)
+
 
 KS = (1, 10, 100)
 RADIUS = 2
@@ -46,7 +161,7 @@ class Scores:
 
     Attributes:
         ranking: its figures, for classes.
-        map_group: mAP where pictures of the same group are relevant; None where there are no groups.
+        map_group: mAP where images of the same group are relevant; None where there are no groups.
     """
 
     ranking: RankingScores
@@ -208,3 +323,156 @@ def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def told_as(stage: str, total: int, progress: Callable[[Progress], None] | None) -> Callable[[int], None]:
     """A callback for the number of queries done, as ``Progress`` records."""
     return lambda done: progress(Progress(stage, done, total, 0)) if progress else None
+
+
+def graded(split: Split) -> RelevanceOf:
+    """Relevance of the database to slices of the queries; an image is no candidate for itself."""
+    images = split.images
+    if images.classes is None:
+        raise LabelError("there are no labels to evaluate by; label the images by folders or with a table")
+    classes = _labels(images.classes)
+    has_groups = images.groups is not None and images.groups is not images.classes
+    groups = _labels(images.groups) if has_groups and images.groups is not None else None
+    database, queries = split.database, split.queries
+    of_database = classes[database], None if groups is None else groups[database]
+    column = np.searchsorted(database, queries)
+    own = (column < len(database)) & (database[np.minimum(column, len(database) - 1)] == queries)
+
+    def relevance_of(part: slice) -> NDArray[np.uint8]:
+        asked = queries[part]
+        grades = relevance(classes[asked], of_database[0], None if groups is None else groups[asked], of_database[1])
+        rows = np.flatnonzero(own[part])
+        grades[rows, column[part][rows]] = NOT_A_CANDIDATE
+        return grades
+
+    return relevance_of
+
+
+def _labels(level: Level) -> NDArray[Any]:
+    return level.one_hot() if level.several else level.ids()
+
+
+def with_something_to_find(split: Split) -> tuple[Split, int]:
+    """The queries that have an image of their class in the database, and the number of the others."""
+    relevance_of = graded(split)
+    found = np.concatenate([
+        (relevance_of(slice(row, row + 64)) == SAME_CLASS).any(axis=1) for row in range(0, len(split.queries), 64)
+    ])  # fmt: skip
+    if not found.any():
+        raise LabelError(
+            "no query has another image of its class in the database; expected classes of two or more images, and "
+            "the same names of classes on both sides"
+        )
+    return Split(split.about, split.images, split.queries[found], split.database), int((~found).sum())
+
+
+def evaluate_codes(
+    queries: Mapping[str, Codes],
+    database: Mapping[str, Codes],
+    relevance: NDArray[np.uint8] | RelevanceOf,
+    *,
+    weights: Mapping[str, float] | None = None,
+    recipes: Mapping[str, Recipe] | None = None,
+    rrf_k: int = DEFAULT_RRF_K,
+    ks: Sequence[int] = KS,
+    groups: bool = False,
+    threads: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Any]:
+    """Score the rankings of codes: each granularity on its own, and fused.
+
+    Args:
+        queries: granularity -> (q, bits / 8) uint8.
+        database: granularity -> (n, bits / 8) uint8.
+        relevance: (q, n) uint8 of 0 (not relevant), 1 (same group only), 2 (relevant) and 255 (no candidate, such as
+            the query itself), or a function that makes it for a slice of the queries, which takes less memory;
+            ``metrics.relevance`` makes it from labels. Queries without a 2 count nowhere.
+        weights: granularity -> weight in ``rank`` and ``score`` fusion; default: all 1.
+        recipes: other fusions instead of these two.
+        rrf_k: constant of rank fusion.
+        ks: ranks of P@k, R@k and NDCG@k.
+        groups: also ``map_group``, where grades 1 and 2 are relevant.
+        threads: default: one a core.
+        progress: called after each block.
+
+    Returns:
+        ``{"queries", "database", "granularities": {name: {"bits", "health", "map", ...}}, "fused": {name: {"map",
+        ...}}, "collisions": {name: share, "joint": share}}``; see ``metrics.RankingScores`` for the figures and for how
+        ties count, ``code_health`` for the health of the database's codes.
+
+    Raises:
+        ValueError: the granularities, lengths or shapes do not fit each other.
+    """
+    if recipes is None:
+        used = {name: weight for name, weight in (weights or dict.fromkeys(database, 1.0)).items() if weight > 0}
+        recipes = {"rank": Recipe("rank", used, rrf_k), "score": Recipe("score", used, rrf_k)}
+    scores = score_codes(
+        queries, database, relevance, recipes=recipes, ks=ks, groups=groups, threads=threads, progress=progress
+    )
+    asked = next(iter(scores.values())).ranking.queries
+    return {"queries": asked, "database": len(next(iter(database.values())))} | code_figures(scores, database, ks)
+
+
+def score_codes(
+    queries: Mapping[str, Codes],
+    database: Mapping[str, Codes],
+    relevance: NDArray[np.uint8] | RelevanceOf,
+    *,
+    recipes: Mapping[str, Recipe],
+    ks: Sequence[int] = KS,
+    groups: bool = False,
+    threads: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Scores]:
+    """The scores by name of the ranking, fused ones as ``fused:NAME``; arguments as in ``evaluate_codes``."""
+    sizes = [{len(codes) for codes in side.values()} for side in (queries, database)]
+    if set(queries) != set(database) or any(len(size) != 1 for size in sizes):
+        raise ValueError(
+            f"queries have {_shapes(queries)}, the database has {_shapes(database)}; expected the same granularities, "
+            "and in each side the same number of rows"
+        )
+    unknown = sorted({name for recipe in recipes.values() for name in recipe.weights} - set(database))
+    if unknown or not all(recipe.weights for recipe in recipes.values()):
+        raise ValueError(f"weights for {', '.join(unknown) or 'nothing'}, expected some of {', '.join(database)}")
+    count, rows = sizes[0].pop(), sizes[1].pop()
+    if isinstance(relevance, np.ndarray):
+        if relevance.shape != (count, rows):
+            raise ValueError(f"relevance has shape {relevance.shape}, expected {(count, rows)}: queries, database")
+        relevance_of: RelevanceOf = relevance.__getitem__
+    else:
+        relevance_of = relevance
+    if not count or not rows:
+        raise ValueError(f"there are {count} queries and {rows} rows in the database, expected at least one of each")
+    # Recipes that are the same, such as ``rank`` and ``balanced`` with equal weights, are scored once.
+    same = {name: next(first for first, own in recipes.items() if own == recipe) for name, recipe in recipes.items()}
+    different = {name: recipes[name] for name in same.values()}
+    scores = score_all(
+        count, rows, code_rankings(queries, database, different), relevance_of, ks=ks, with_radius=frozenset(database),
+        groups=groups, threads=threads, told=told_as("scoring codes", count, progress),
+    )  # fmt: skip
+    return {name: scores[name] for name in database} | {FUSED + name: scores[FUSED + same[name]] for name in recipes}
+
+
+def code_figures(scores: Mapping[str, Scores], database: Mapping[str, Codes], ks: Sequence[int]) -> dict[str, Any]:
+    """The split ``granularities``, ``fused`` and ``collisions`` of the stable form."""
+    found = health_figures(database)
+    for name, own in found["granularities"].items():
+        own |= scores[name].as_dict(ks)
+    fused = {name.removeprefix(FUSED): own.as_dict(ks) for name, own in scores.items() if name.startswith(FUSED)}
+    return found | {"fused": fused}
+
+
+def health_figures(database: Mapping[str, Codes]) -> dict[str, Any]:
+    """``{"granularities": {name: {"bits", "health"}}, "collisions": {name: share, "joint": share}}``."""
+    granularities: dict[str, dict[str, Any]] = {}
+    collisions: dict[str, float] = {}
+    for name, codes in database.items():
+        measures = {measure: round(value, 6) for measure, value in asdict(health(codes)).items()}
+        granularities[name] = {"bits": measures.pop("bits"), "health": measures}
+        collisions[name] = measures["collisions"]
+    collisions["joint"] = round(joint_collisions(database), 6)
+    return {"granularities": granularities, "collisions": collisions}
+
+
+def _shapes(codes: Mapping[str, Codes]) -> str:
+    return ", ".join(f"{name} {values.shape}" for name, values in codes.items()) or "nothing"

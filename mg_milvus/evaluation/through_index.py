@@ -13,28 +13,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mg_milvus.errors import QueryError
-from mg_milvus.evaluation.rankings import recipes_of
-from mg_milvus.evaluation.scoring import FUSED
-from mg_milvus.hits import Progress
+from mg_milvus.evaluation.metrics import SAME_CLASS, RankingScores, score_rankings
+from mg_milvus.evaluation.scoring import FUSED, recipes_of
 from mg_milvus.images.discover import text_path
 from mg_milvus.index import ImageIndex
-from mg_milvus.metrics import SAME_CLASS, RankingScores, score_rankings
-from mg_milvus.question import MAX_DEPTH
-from mg_milvus.store import open_store
+from mg_milvus.records import Progress
+from mg_milvus.search.query import MAX_DEPTH
+from mg_milvus.store.milvus import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from mg_milvus.encoder import Encoder
-    from mg_milvus.evaluation.details import Details
-    from mg_milvus.hits import Hit
+    from mg_milvus.config import Tls
+    from mg_milvus.encoder.base import Encoder
+    from mg_milvus.evaluation.report import Details
     from mg_milvus.images.discover import Found
-    from mg_milvus.ingest import Settings
-    from mg_milvus.schema import Schema
-    from mg_milvus.search import QueryOptions
-    from mg_milvus.store.access import Tls
+    from mg_milvus.ingest.pipeline import Settings
+    from mg_milvus.records import Hit
+    from mg_milvus.schema.models import Schema
+    from mg_milvus.search.query import QueryOptions
 
 BATCH = 32
 """Queries asked in one call."""
@@ -80,7 +79,7 @@ def ask_index(
 
     Args:
         details: of the evaluation in memory.
-        database: the pictures to ingest, in their order.
+        database: the images to ingest, in their order.
         base: the encoder before its heads are fitted.
         schema: of the collection.
         place: where it is made.

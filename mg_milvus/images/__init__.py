@@ -1,1 +1,1 @@
-"""From files to pictures: ``discover`` finds them, ``decode`` reads them."""
+"""Image files: find, decode, augment, thumbnails."""

@@ -1,13 +1,19 @@
-"""From files, bytes, arrays and tensors to upright RGB pictures. Whatever is wrong with one is a ``PictureError``.
+"""Which small files would keep Pillow busy for minutes? They are refused before it sees them.
 
-Safe to call from several threads; Pillow's decoders release the GIL.
+No program writes such files; the limits are far above what any does. Sizes in pixels are checked in ``decode``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
+import logging
 import os
+import re
+import struct
 import sys
+import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -25,19 +31,229 @@ from PIL import (
     PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    _imaging,
 )
 
-from mg_milvus.errors import PictureError, QueryError
-from mg_milvus.images.bombs import refuse_bombs
-from mg_milvus.images.files import content_of, kind_of
-from mg_milvus.images.memory import MemoryBudget, memory_needed
-from mg_milvus.images.pixels import LAYOUTS, from_array, from_tensor, is_tensor, to_rgb
-from mg_milvus.images.quiet import silence_libraries, silence_warnings
+from mg_milvus.errors import ImageError, QueryError
+from mg_milvus.images.files import MemoryBudget, content_of, kind_of, memory_needed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from PIL.ImageFile import ImageFile
+
+
+_SCANS = 100
+"""Of a JPEG. Each is a walk over all pixels, whatever its length; progressive files have about ten."""
+_SEGMENTS = 5000
+"""Of a JPEG; Pillow joins those of one kind, each time copying what it has."""
+_GAP = 1 << 16
+"""Bytes between a JPEG's segments, which Pillow reads one by one."""
+_PROFILES = 16
+"""Colour profiles of a PNG, where one is allowed; a kilobyte unfolds to a megabyte."""
+_COMMENTS = 1000
+"""Of a PPM with numbers as text; Pillow copies a block of numbers for each."""
+_STRIPS = 65_536
+"""Strips or tiles of a TIFF, each of which takes Pillow some microseconds."""
+_VALUES = 262_144
+"""Numbers of one tag of a TIFF; a palette has 196,608."""
+_TAGS = 4096
+"""Of a TIFF; usual files have about twenty."""
+_STRIP_TAGS = frozenset({273, 279, 324, 325})
+_BYTE_TYPES = frozenset({1, 2, 6, 7})
+
+# Not the zero that stands behind a byte 255 among pixels, and not the restarts among them.
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_END, _SCAN = 0xD9, 0xDA
+_WITHOUT_LENGTH = frozenset({0x01, 0xD8})
+
+
+def refuse_bombs(data: bytes) -> None:
+    """Check an encoded image for what would take a decoder minutes.
+
+    Raises:
+        ImageError: the message goes on where a name is put before it, as those of ``decode``.
+    """
+    if data.startswith(b"\xff\xd8"):
+        _check_jpeg(data)
+    elif data[:2] in {b"II", b"MM"}:
+        _check_tiff(data)
+    elif data.startswith(b"\x89PNG") and (count := data.count(b"iCCP")) > _PROFILES:
+        raise ImageError(f"has {count} colour profiles, at most {_PROFILES} are read")
+    elif data[:2] in {b"P1", b"P2", b"P3"} and (count := data.count(b"#")) > _COMMENTS:
+        raise ImageError(f"has {count} comments, at most {_COMMENTS} are read")
+
+
+def _check_tiff(data: bytes) -> None:
+    order, big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
+    entry = struct.Struct(f"{order}HHQ8x" if big else f"{order}HHL4x")
+    try:
+        (start,) = struct.unpack_from(f"{order}Q" if big else f"{order}L", data, 8 if big else 4)
+        (tags,) = struct.unpack_from(f"{order}Q" if big else f"{order}H", data, start)
+        first = start + (8 if big else 2)
+        entries = [entry.unpack_from(data, first + entry.size * place) for place in range(min(tags, _TAGS + 1))]
+    except (struct.error, OverflowError):
+        return  # cut off: Pillow says what is missing
+    if tags > _TAGS:
+        raise ImageError(f"has {tags} tags, at most {_TAGS} are read")
+    for tag, kind, count in entries:
+        if tag in _STRIP_TAGS and count > _STRIPS:
+            raise ImageError(f"has {count} strips or tiles, at most {_STRIPS} are read")
+        if kind not in _BYTE_TYPES and count > _VALUES:
+            raise ImageError(f"has {count} numbers in its tag {tag}, at most {_VALUES} are read")
+
+
+def _check_jpeg(data: bytes) -> None:
+    place, segments, scans = 2, 0, 0
+    while (marker := _MARKER.search(data, place)) is not None and (kind := data[marker.end() - 1]) != _END:
+        if not scans and marker.start() - place > _GAP:
+            raise ImageError(f"has {marker.start() - place} bytes between its segments, at most {_GAP} are read")
+        segments, scans = segments + 1, scans + (kind == _SCAN)
+        if scans > _SCANS or segments > _SEGMENTS:
+            raise ImageError(f"has more than {_SCANS} scans or {_SEGMENTS} segments, which no camera or program writes")
+        place = marker.end()
+        if kind not in _WITHOUT_LENGTH:
+            place += max(2, int.from_bytes(data[place : place + 2], "big"))
+
+
+_IGNORED = ("ignore", None, UserWarning, re.compile(r"PIL\."), 0)
+
+
+def silence_libraries() -> None:
+    """Once a process: Pillow's log lines, and the lines that libtiff writes to standard error by itself."""
+    # A handler of its own keeps log lines from Python's handler of last resort, which writes to the terminal.
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    # No such symbol: a Pillow without libtiff, or a platform that hides it; then its lines stay.
+    with contextlib.suppress(OSError, AttributeError):
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
+
+
+def silence_warnings() -> None:
+    """Before each image: what Pillow warns of (damaged EXIF and the like) while it can still go on.
+
+    ``warnings.catch_warnings`` is not safe between threads, and a filter set once may since have been overruled.
+    Decompression bomb warnings, which a host program may rely on, are not silenced: decoding here raises none.
+    """
+    if warnings.filters[:1] != [_IGNORED]:
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+LAYOUTS = (
+    "numpy (h, w), (h, w, 3) RGB or (h, w, 4) RGBA, torch (1, h, w) or (3, h, w) RGB, each uint8 or float from 0 to 1"
+)
+"""The accepted arrays and tensors, for messages."""
+
+_BAND = 1 << 18
+"""Pixels of a band, about."""
+
+_SIXTEEN_TO_EIGHT = ((np.arange(65_536) + 128) // 257).astype(np.uint8)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded image of any mode -> mode RGB (itself, when it is); transparency is put on white."""
+    if image.mode.startswith(("I", "F")):
+        return _grey(image).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGB", image.size, "white")
+        for top, band in _bands(image):
+            layer = band.convert("RGBA")
+            white.paste(layer, (0, top), mask=layer)
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """An image in bands of rows, each with its top: what is computed of them is small beside the image."""
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def from_array(array: NDArray[Any]) -> Image.Image:
+    """(h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA, uint8 or float from 0 to 1 -> mode RGB.
+
+    Raises:
+        ImageError: another shape, type or range; the message states the layouts.
+    """
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)):
+        samples = _samples(array)
+        if samples is not None:
+            return to_rgb(Image.fromarray(samples))
+    raise _refusal(array, array)
+
+
+def is_tensor(source: object) -> bool:
+    """Whether this is a torch tensor; torch is not imported to find out."""
+    return any(kind.__module__ == "torch" and kind.__name__ == "Tensor" for kind in type(source).__mro__)
+
+
+def from_tensor(tensor: Any) -> Image.Image:
+    """(1, h, w) grey or (3, h, w) RGB, uint8 or float from 0 to 1 -> mode RGB.
+
+    Raises:
+        ImageError: another shape, type or range; the message states the layouts.
+    """
+    given = tensor.detach().cpu()
+    array: NDArray[Any] = (given.float() if given.is_floating_point() else given).numpy()
+    if array.ndim == 3 and array.shape[0] in (1, 3):
+        samples = _samples(array)
+        if samples is not None:
+            channels = [Image.fromarray(channel) for channel in samples]
+            return Image.merge("RGB", channels if len(channels) == 3 else channels * 3)
+    raise _refusal(array, tensor)
+
+
+def _samples(array: NDArray[Any]) -> NDArray[np.uint8] | None:
+    """The array as contiguous uint8; None when it is neither uint8 nor float from 0 to 1, or empty."""
+    if array.size and array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.size and array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1:
+        return np.rint(array.astype(np.float32) * 255).astype(np.uint8, order="C")
+    return None
+
+
+def _refusal(array: NDArray[Any], given: Any) -> ImageError:
+    span = f", values from {array.min()} to {array.max()}" if array.size and array.dtype.kind in "iuf" else ""
+    return ImageError(
+        f"the {type(given).__name__} given as an image has shape {tuple(given.shape)}, type {given.dtype}{span}: "
+        f"expected {LAYOUTS}"
+    )
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Greyscale of 16 or 32 bits, or of real numbers -> mode L.
+
+    Integers from 0 to 65,535 and real numbers from 0 to 1 keep their scale; other ranges are stretched to 0 … 255.
+    """
+    grey = Image.new("L", image.size)
+    low, high = _span(image)
+    if image.mode != "F" and low >= 0 and high <= 65_535:
+        key = image.info.get("transparency")
+        for top, band in _bands(image):
+            values = np.asarray(band)
+            eight = _SIXTEEN_TO_EIGHT[values]
+            if isinstance(key, int):
+                eight = np.where(values == key, np.uint8(255), eight)
+            grey.paste(Image.fromarray(eight), (0, top))
+        return grey
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    for top, band in _bands(image):
+        numbers = np.rint((_finite(band) - low) * (255 / ((high - low) or 1.0)))
+        grey.paste(Image.fromarray(numbers.astype(np.uint8)), (0, top))
+    return grey
+
+
+def _span(image: Image.Image) -> tuple[float, float]:
+    """Smallest and largest value."""
+    spans = [(values.min(), values.max()) for values in (_finite(band) for _, band in _bands(image))]
+    return float(min(low for low, _ in spans)), float(max(high for _, high in spans))
+
+
+def _finite(band: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(band).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class TensorLike(Protocol):
@@ -47,7 +263,7 @@ class TensorLike(Protocol):
         """The tensor without its gradient."""
 
 
-PictureSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | TensorLike
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | TensorLike
 
 DEFAULT_MAX_PIXELS = 200_000_000
 
@@ -67,7 +283,7 @@ BYTES_A_PIXEL = 12
 """Decoding may take this many bytes for each pixel that is allowed, by what the header says."""
 
 decoders = MemoryBudget(4 * 2**30)
-"""What the decoders of this process take at once: one picture at the default limits, and some of usual size."""
+"""What the decoders of this process take at once: one image at the default limits, and some of usual size."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,41 +294,41 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what makes the picture upright."""
+"""EXIF orientation -> what makes the image upright."""
 
 silence_libraries()
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A picture, ready to be prepared for an encoder.
+    """An image, ready to be prepared for an encoder.
 
     Attributes:
-        picture: mode RGB, upright, loaded; smaller than the file's when ``least`` allowed it.
-        width: of the full picture, upright, in pixels.
-        height: of the full picture, upright, in pixels.
+        image: mode RGB, upright, loaded; smaller than the file's when ``least`` allowed it.
+        width: of the full image, upright, in pixels.
+        height: of the full image, upright, in pixels.
     """
 
-    picture: Image.Image
+    image: Image.Image
     width: int
     height: int
 
 
 def decode(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
-    """Decode an encoded picture; of an animation, the first frame.
+    """Decode an encoded image; of an animation, the first frame.
 
     The format is told by the content. Transparency is put on white, the EXIF orientation is honoured, 16 bits a sample
     are scaled to 8, and greyscale of any other range is stretched to 0 … 255.
 
     Args:
         data: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM/PGM/PBM/PFM or AVIF.
-        least: the picture may be reduced by 2, 4 or 8 while decoding (JPEG only), as long as its shorter side keeps
+        least: the image may be reduced by 2, 4 or 8 while decoding (JPEG only), as long as its shorter side keeps
             this many pixels. The same data and ``least`` always give the same pixels.
-        max_pixels: larger pictures, and those that take more than ``BYTES_A_PIXEL`` bytes for each of so many pixels,
+        max_pixels: larger images, and those that take more than ``BYTES_A_PIXEL`` bytes for each of so many pixels,
             are refused by their header, before their pixels are decoded.
 
     Raises:
-        PictureError: the message goes on where a name is put before it: "is empty: 0 bytes". Also for files that
+        ImageError: the message goes on where a name is put before it: "is empty: 0 bytes". Also for files that
             would take minutes, see ``bombs``.
     """
     with decoding(data, least=least, max_pixels=max_pixels) as decoded:
@@ -121,9 +337,9 @@ def decode(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT_M
 
 @contextmanager
 def decoding(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Iterator[Decoded]:
-    """A decoded picture, and its share of the memory for ``decoders`` while the block runs; see ``decode``.
+    """A decoded image, and its share of the memory for ``decoders`` while the block runs; see ``decode``.
 
-    For many threads, each of which makes something small of each picture. Waits while others take too much.
+    For many threads, each of which makes something small of each image. Waits while others take too much.
     """
     file = _header(data, max_pixels)
     full = file.size
@@ -139,16 +355,16 @@ def decoding(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT
 
 
 def check_header(data: bytes) -> None:
-    """Read the whole header of an encoded picture of any size, not its pixels.
+    """Read the whole header of an encoded image of any size, not its pixels.
 
     Raises:
-        PictureError: it is none that ``decode`` would begin to decode.
+        ImageError: it is none that ``decode`` would begin to decode.
     """
     _header(data, sys.maxsize)
 
 
-def open_picture(source: PictureSource, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
-    """Read a picture from a path, encoded bytes, a PIL image, a numpy array or a torch tensor.
+def open_image(source: ImageSource, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
+    """Read an image from a path, encoded bytes, a PIL image, a numpy array or a torch tensor.
 
     Args:
         source: arrays are (h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA; tensors (1, h, w) grey or (3, h, w) RGB; both
@@ -157,7 +373,7 @@ def open_picture(source: PictureSource, *, least: int | None = None, max_pixels:
         max_pixels: as in ``decode``, for paths, bytes and PIL images.
 
     Raises:
-        PictureError: it cannot be read; the message names the source.
+        ImageError: it cannot be read; the message names the source.
     """
     with opening(source, least=least, max_pixels=max_pixels) as decoded:
         return decoded
@@ -165,14 +381,14 @@ def open_picture(source: PictureSource, *, least: int | None = None, max_pixels:
 
 @contextmanager
 def opening(
-    source: PictureSource, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+    source: ImageSource, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Iterator[Decoded]:
-    """A picture from anywhere, and its share of the memory while the block runs; see ``open_picture``, ``decoding``."""
+    """An image from anywhere, and its share of the memory while the block runs; see ``open_image``, ``decoding``."""
     if isinstance(source, np.ndarray) or is_tensor(source):
-        picture = from_array(source) if isinstance(source, np.ndarray) else from_tensor(source)
-        yield Decoded(picture, *picture.size)
+        image = from_array(source) if isinstance(source, np.ndarray) else from_tensor(source)
+        yield Decoded(image, *image.size)
         return
-    name = f"the {type(source).__name__} given as a picture"
+    name = f"the {type(source).__name__} given as an image"
     with ExitStack() as stack:
         try:
             if isinstance(source, Image.Image):
@@ -186,48 +402,48 @@ def opening(
                 data = stack.enter_context(content_of(source))
                 decoded = stack.enter_context(decoding(data, least=least, max_pixels=max_pixels))
             else:
-                raise PictureError(f"cannot be read: expected a path, encoded bytes, a PIL image, or {LAYOUTS}")
-        except PictureError as error:
-            raise PictureError(f"{name} {error}") from error
+                raise ImageError(f"cannot be read: expected a path, encoded bytes, a PIL image, or {LAYOUTS}")
+        except ImageError as error:
+            raise ImageError(f"{name} {error}") from error
         yield decoded
 
 
 def crop(decoded: Decoded, box: tuple[int, int, int, int]) -> Image.Image:
-    """Cut a region out; where decoding reduced the picture, the region is as much smaller.
+    """Cut a region out; where decoding reduced the image, the region is as much smaller.
 
     Args:
-        decoded: the picture.
-        box: x, y, width, height in pixels of the full, upright picture.
+        decoded: the image.
+        box: x, y, width, height in pixels of the full, upright image.
 
     Raises:
-        QueryError: the box is empty or reaches out of the picture.
+        QueryError: the box is empty or reaches out of the image.
     """
     x, y, w, h = box
     width, height = decoded.width, decoded.height
     if w < 1 or h < 1 or x < 0 or y < 0 or x + w > width or y + h > height:
         raise QueryError(
-            f"crop {x},{y},{w},{h} does not lie inside the picture, which is {width} pixels wide and {height} high: "
+            f"crop {x},{y},{w},{h} does not lie inside the image, which is {width} pixels wide and {height} high: "
             f"expected X,Y,W,H with W and H from 1, X + W up to {width} and Y + H up to {height}"
         )
-    across, down = decoded.picture.size
+    across, down = decoded.image.size
     right, bottom = -(-(x + w) * across // width), -(-(y + h) * down // height)
-    return decoded.picture.crop((x * across // width, y * down // height, right, bottom))
+    return decoded.image.crop((x * across // width, y * down // height, right, bottom))
 
 
 @contextmanager
 def _pillow_errors() -> Iterator[None]:
-    """What a hostile file makes Pillow raise is a ``PictureError``; what it makes Pillow mutter is not heard."""
+    """What a hostile file makes Pillow raise is a ``ImageError``; what it makes Pillow mutter is not heard."""
     silence_warnings()
     try:
         yield
-    except PictureError:
+    except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise PictureError(f"is larger than PIL.Image.MAX_IMAGE_PIXELS allows: {_line(error)}") from error
+        raise ImageError(f"is larger than PIL.Image.MAX_IMAGE_PIXELS allows: {_line(error)}") from error
     except MemoryError as error:
-        raise PictureError("does not fit into memory") from error
+        raise ImageError("does not fit into memory") from error
     except Exception as error:
-        raise PictureError(f"is truncated or damaged: {_line(error)}") from error
+        raise ImageError(f"is truncated or damaged: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:
@@ -244,41 +460,41 @@ def _header(data: bytes, max_pixels: int) -> ImageFile:
     return file
 
 
-def _check_size(picture: Image.Image, max_pixels: int) -> None:
-    width, height = picture.size
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
     if width * height > max_pixels:
-        raise PictureError(
+        raise ImageError(
             f"has {width * height} pixels ({width}x{height}), more than max_pixels={max_pixels}: "
-            "raise that limit if the picture can be trusted"
+            "raise that limit if the image can be trusted"
         )
     if width < 1 or height < 1:
-        raise PictureError(f"has no pixels ({width}x{height})")
+        raise ImageError(f"has no pixels ({width}x{height})")
 
 
 def _check_memory(file: ImageFile, count: int, max_pixels: int) -> None:
     if count > BYTES_A_PIXEL * max_pixels:
         width, height = file.size
-        raise PictureError(
+        raise ImageError(
             f"takes about {count} bytes to decode ({width}x{height}, {file.format} of mode {file.mode}), more than "
-            f"{BYTES_A_PIXEL} for each of max_pixels={max_pixels}: raise that limit if the picture can be trusted"
+            f"{BYTES_A_PIXEL} for each of max_pixels={max_pixels}: raise that limit if the image can be trusted"
         )
 
 
-def _upright(picture: Image.Image, full: tuple[int, int], *, own: bool) -> Decoded:
-    """Load, convert and turn a picture; ``own``: nobody else needs what was read, and its memory is given back."""
-    if isinstance(picture, TiffImagePlugin.TiffImageFile) and picture.tile:
+def _upright(image: Image.Image, full: tuple[int, int], *, own: bool) -> Decoded:
+    """Load, convert and turn an image; ``own``: nobody else needs what was read, and its memory is given back."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tile:
         # With its canvas already made it does not compare its size with the limit that is global to the process.
-        canvas = picture.tag_v2[TiffImagePlugin.IMAGEWIDTH], picture.tag_v2[TiffImagePlugin.IMAGELENGTH]
-        picture.im = Image.new(picture.mode, canvas).im
-    picture.load()
+        canvas = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+        image.im = Image.new(image.mode, canvas).im
+    image.load()
     turn = None
     with suppress(Exception):  # damaged EXIF says nothing about the pixels
-        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     if own:
-        vars(picture).pop("_decoder", None)  # of WebP and AVIF: whole frames of its own
-    rgb = to_rgb(picture)
-    if own and rgb is not picture:
-        picture.close()
+        vars(image).pop("_decoder", None)  # of WebP and AVIF: whole frames of its own
+    rgb = to_rgb(image)
+    if own and rgb is not image:
+        image.close()
     if turn is None:
         return Decoded(rgb, *full)
     swapped = turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])

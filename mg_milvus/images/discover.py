@@ -1,4 +1,4 @@
-"""Which picture files are there? Folders are walked; what cannot be read is reported and passed over."""
+"""Which image files are there? Folders are walked; what cannot be read is reported and passed over."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
-from mg_milvus.errors import PictureError
-from mg_milvus.hits import Failure
+from mg_milvus.errors import ImageError
 from mg_milvus.images.files import read_file
+from mg_milvus.records import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -36,7 +36,7 @@ _FileIdentity = tuple[_Identity, str]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A picture file.
+    """An image file.
 
     Attributes:
         path: its absolute path, as ``path_text`` writes it.
@@ -52,7 +52,7 @@ class Found:
         """Its content.
 
         Raises:
-            PictureError: it cannot be read.
+            ImageError: it cannot be read.
         """
         return read_file(text_path(self.path))
 
@@ -89,13 +89,13 @@ def is_url(text: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
-def picture_id(path: str) -> str:
-    """Primary key of the picture at ``path`` (as ``path_text`` writes it): 32 hex digits, BLAKE2b-128 of its UTF-8."""
+def image_id(path: str) -> str:
+    """Primary key of the image at ``path`` (as ``path_text`` writes it): 32 hex digits, BLAKE2b-128 of its UTF-8."""
     return hashlib.blake2b(path.encode("utf-8"), digest_size=16).hexdigest()
 
 
 def content_hash(data: bytes) -> str:
-    """What the row of a picture file remembers of its content: 32 hex digits, BLAKE2b-128."""
+    """What the row of an image file remembers of its content: 32 hex digits, BLAKE2b-128."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
@@ -103,10 +103,10 @@ def discover(
     sources: Sequence[str | os.PathLike[str]], on_failure: Callable[[Failure], None],
     suffixes: Collection[str] = SUFFIXES, inside: str | os.PathLike[str] | None = None,
 ) -> Iterator[Found]:  # fmt: skip
-    """Find the picture files in folders, and the files that are named themselves.
+    """Find the image files in folders, and the files that are named themselves.
 
     Every file comes once, however often its folder is given or linked to. Sources come in the order given, a folder's
-    entries in the order of their names. Links to folders come last, so that a picture is known by its own path
+    entries in the order of their names. Links to folders come last, so that an image is known by its own path
     whenever that path is among the sources. Hidden entries (``.name``) and files without a known suffix are passed
     over, unless they are sources themselves. Memory grows with the number of folders, not of files.
 
@@ -118,7 +118,7 @@ def discover(
             looked at anew when the walk comes to it.
 
     Raises:
-        PictureError: a source does not exist, or is neither a folder nor a file. Raised before any work.
+        ImageError: a source does not exist, or is neither a folder nor a file. Raised before any work.
     """
     named: set[_FileIdentity] = set()
     todo: list[tuple[str, bool]] = []
@@ -138,11 +138,11 @@ def _is_folder(source: str | os.PathLike[str]) -> bool:
     try:
         mode = os.stat(source).st_mode
     except FileNotFoundError:
-        raise PictureError(f"{os.fspath(source)!r} does not exist: expected a folder or a picture file") from None
+        raise ImageError(f"{os.fspath(source)!r} does not exist: expected a folder or an image file") from None
     except (OSError, ValueError) as error:
-        raise PictureError(f"{os.fspath(source)!r} cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{os.fspath(source)!r} cannot be read: {_reason(error)}") from error
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        raise PictureError(f"{os.fspath(source)!r} is neither a folder nor a file: expected a folder or a picture file")
+        raise ImageError(f"{os.fspath(source)!r} is neither a folder nor a file: expected a folder or an image file")
     return stat.S_ISDIR(mode)
 
 

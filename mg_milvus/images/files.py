@@ -1,7 +1,4 @@
-"""Opening picture files. A name may lead anywhere by now, so what is checked is the opened file, never the name.
-
-Nothing else of the package opens a picture file by its name.
-"""
+"""Memory: how much decoding takes, and how much the threads of this process may take together."""
 
 from __future__ import annotations
 
@@ -9,20 +6,127 @@ import io
 import os
 import re
 import stat
+import threading
 import time
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mg_milvus.errors import PictureError
-from mg_milvus.images.memory import MemoryBudget
+from mg_milvus.errors import ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
+    from PIL.ImageFile import ImageFile
+
+
+_STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
+"""Bytes a pixel of Pillow's modes; all others take 4."""
+_RGB = 4
+_WHOLE_FRAMES = {"WEBP": 12, "AVIF": 12}
+"""Bytes a pixel: two canvases and the frame; planes of up to 16 bits and the frame."""
+_IN_PYTHON = frozenset({"ppm", "ppm_plain", "bmp_rle"})
+_SCAN = b"\xff\xda"
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _ROWS_PER_STRIP = 258, 262, 277, 278
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_YCBCR = 6
+
+
+class MemoryBudget:
+    """Bytes that are shared out among threads, first come, first served.
+
+    Who asks for more than there is waits until nobody else holds any, and then runs alone. A thread that holds some
+    already is not made to wait for more: it would wait for itself.
+    """
+
+    def __init__(self, most: int) -> None:
+        """``most``: bytes that may be held at once."""
+        self.most = most
+        self._held = 0
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+        self._own = threading.local()
+
+    @contextmanager
+    def held(self, count: int) -> Iterator[None]:
+        """Hold so many bytes while the block runs; waits for its turn."""
+        depth = getattr(self._own, "depth", 0)
+        if depth:
+            with self._changed:
+                self._held += count
+        else:
+            self._wait_for(count)
+        self._own.depth = depth + 1
+        try:
+            yield
+        finally:
+            self._own.depth = depth
+            with self._changed:
+                self._held -= count
+                self._changed.notify_all()
+
+    def _wait_for(self, count: int) -> None:
+        turn = object()
+        with self._changed:
+            self._waiting.append(turn)
+            try:
+                while self._waiting[0] is not turn or (self._held and self._held + count > self.most):
+                    self._changed.wait()
+                self._held += count
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
+
+
+def memory_needed(file: ImageFile, full: tuple[int, int], data: bytes) -> int:
+    """About how many bytes decoding takes at its peak, by the header: the decoder's, and what ``decode`` makes of it.
+
+    Args:
+        file: an opened image whose pixels are not decoded yet; a JPEG may have been told to reduce it.
+        full: width and height of the whole image.
+        data: the encoded image.
+    """
+    pixels = file.width * file.height
+    stored = _STORED.get(file.mode, 4) * pixels
+    loading = stored + _decoder(file, full[0] * full[1], data)
+    grey = pixels if file.mode.startswith(("I", "F")) else 0
+    return max(loading, stored + grey + _RGB * pixels, 2 * _RGB * pixels)  # loaded, converted, turned upright
+
+
+def _decoder(file: ImageFile, pixels: int, data: bytes) -> int:
+    """Bytes that a decoder takes beside the image that it fills."""
+    if file.format == "JPEG":
+        return _coefficients(file, pixels) if data.count(_SCAN) > 1 else 0
+    if file.format == "TIFF":
+        return _strip(file)
+    if file.format in _WHOLE_FRAMES:
+        return _WHOLE_FRAMES[file.format] * pixels + len(data)
+    codec = file.tile[0].codec_name if file.tile else ""
+    # Decoders in Python make the raw pixels, and a copy of them.
+    return 2 * len(file.getbands()) * (4 if file.mode == "I" else 1) * pixels if codec in _IN_PYTHON else 0
+
+
+def _coefficients(file: ImageFile, pixels: int) -> int:
+    """Of a JPEG of several scans, which are kept until the last one: two bytes each."""
+    blocks = [across * down for _, across, down, _ in file.layer]  # type: ignore[attr-defined]
+    return int(2 * pixels * sum(blocks) // max(blocks))
+
+
+def _strip(file: ImageFile) -> int:
+    """Of a TIFF that libtiff decodes: a strip or tile as samples, and one as RGBA where it converts the colours."""
+    if not file.tile or file.tile[0].codec_name != "libtiff":
+        return 0
+    tags = file.tag_v2  # type: ignore[attr-defined]
+    rows = min(tags.get(_ROWS_PER_STRIP, file.height), file.height)
+    pixels = tags.get(_TILE_WIDTH, file.width) * tags.get(_TILE_LENGTH, rows)
+    samples = tags.get(_SAMPLES_PER_PIXEL, 1) * max(tags.get(_BITS_PER_SAMPLE, (1,)))
+    return int(pixels * (-(-samples // 8) + (4 if tags.get(_PHOTOMETRIC) == _YCBCR else 0)))
+
+
 MAX_BYTES = 512 * 2**20
-"""The largest picture file that is read: 200 million pixels without compression, 8 bits a sample, are 600 million
+"""The largest image file that is read: 200 million pixels without compression, 8 bits a sample, are 600 million
 bytes; with the weakest compression in use about half."""
 
 READ_SECONDS = 120.0
@@ -31,7 +135,7 @@ cut short."""
 
 _BLOCK = 4 * 2**20
 _HEAD = 32
-"""Bytes that tell the kind of a picture."""
+"""Bytes that tell the kind of an image."""
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 """A FIFO without a writer would be waited for; a terminal would become the process's own."""
@@ -47,7 +151,7 @@ _OTHERS = (
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of picture file: its name in Pillow, its first bytes, file ending and media type."""
+    """A kind of image file: its name in Pillow, its first bytes, file ending and media type."""
 
     name: str
     start: re.Pattern[bytes]
@@ -68,39 +172,39 @@ KINDS = (
 """What ``decode`` reads. Pillow's other formats are left out: it starts Ghostscript for EPS."""
 
 reading = MemoryBudget(2 * MAX_BYTES)
-"""What the picture files take that are in memory at once, as files, in this process."""
+"""What the image files take that are in memory at once, as files, in this process."""
 
 
 def kind_of(data: bytes) -> Kind:
-    """The kind of a picture, by its first bytes.
+    """The kind of an image, by its first bytes.
 
     Raises:
-        PictureError: none that can be read; the message goes on where a name is put before it.
+        ImageError: none that can be read; the message goes on where a name is put before it.
     """
     if not data:
-        raise PictureError("is empty: 0 bytes")
+        raise ImageError("is empty: 0 bytes")
     for kind in KINDS:
         if kind.start.match(data):
             return kind
-    raise PictureError(f"is not a picture that can be read: expected one of {', '.join(kind.name for kind in KINDS)}")
+    raise ImageError(f"is not an image that can be read: expected one of {', '.join(kind.name for kind in KINDS)}")
 
 
 def open_file(path: str | os.PathLike[str]) -> io.FileIO:
     """Open a regular file for reading, unbuffered; links are followed, and nothing is waited for.
 
     Raises:
-        PictureError: there is none, it may not be read, or it is a folder, a FIFO, a device or a socket. The message
+        ImageError: there is none, it may not be read, or it is a folder, a FIFO, a device or a socket. The message
             goes on where a name is put before it, as all of this module.
     """
     try:
         _check_regular(os.stat(path))  # opening some devices has effects: those are not even opened
         descriptor = os.open(path, _FLAGS)
     except FileNotFoundError as error:
-        raise PictureError("does not exist") from error
-    except PictureError:
+        raise ImageError("does not exist") from error
+    except ImageError:
         raise
     except (OSError, ValueError) as error:
-        raise PictureError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         _check_regular(os.fstat(descriptor))  # the name may lead to another file by now
         return io.FileIO(descriptor)
@@ -112,24 +216,24 @@ def open_file(path: str | os.PathLike[str]) -> io.FileIO:
 def _check_regular(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         what = next((name for is_one, name in _OTHERS if is_one(status.st_mode)), "no regular file")
-        raise PictureError(f"is {what}: expected a picture file")
+        raise ImageError(f"is {what}: expected an image file")
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The whole content of a picture file.
+    """The whole content of an image file.
 
-    The first bytes are looked at first: what is no picture, or is larger than ``MAX_BYTES``, is not read. A file that
+    The first bytes are looked at first: what is no image, or is larger than ``MAX_BYTES``, is not read. A file that
     grows meanwhile is read up to that limit, and for ``READ_SECONDS``.
 
     Raises:
-        PictureError: it is not read; the reason.
+        ImageError: it is not read; the reason.
     """
     with open_file(path) as file:
         return read_opened(file)
 
 
 def read_opened(file: io.FileIO) -> bytes:
-    """The whole content of a picture file that ``open_file`` opened; see ``read_file``."""
+    """The whole content of an image file that ``open_file`` opened; see ``read_file``."""
     give_up = time.monotonic() + READ_SECONDS
     try:
         size = os.fstat(file.fileno()).st_size
@@ -142,16 +246,16 @@ def read_opened(file: io.FileIO) -> bytes:
             content.write(block)
             _check_bytes(content.tell())
             if time.monotonic() > give_up:
-                raise PictureError(f"cannot be read: {content.tell()} of {size} bytes came in {READ_SECONDS:.0f} s")
+                raise ImageError(f"cannot be read: {content.tell()} of {size} bytes came in {READ_SECONDS:.0f} s")
             block = file.read(_BLOCK)
     except OSError as error:
-        raise PictureError(f"cannot be read: {error.strerror or error}") from error
+        raise ImageError(f"cannot be read: {error.strerror or error}") from error
     return content.getvalue()
 
 
 @contextmanager
 def content_of(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """The whole content of a picture file, and its share of ``reading`` while the block runs; see ``read_file``."""
+    """The whole content of an image file, and its share of ``reading`` while the block runs; see ``read_file``."""
     with open_file(path) as file, held_for_reading(file):
         yield read_opened(file)
 
@@ -163,4 +267,4 @@ def held_for_reading(file: io.FileIO) -> AbstractContextManager[None]:
 
 def _check_bytes(size: int) -> None:
     if size > MAX_BYTES:
-        raise PictureError(f"has {size} bytes: expected a picture file of at most {MAX_BYTES}")
+        raise ImageError(f"has {size} bytes: expected an image file of at most {MAX_BYTES}")

@@ -1,7 +1,7 @@
 """The pipeline: discover -> decode -> encode -> upsert, with bounded queues.
 
 Decoding runs in worker threads, encoding in the caller's thread, and one batch is on its way to the store meanwhile.
-The number of pictures in memory does not depend on the number of pictures to do.
+The number of images in memory does not depend on the number of images to do.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Self
 
-from mg_milvus.errors import PictureError, StoreError
-from mg_milvus.hits import Failure, Progress
+from mg_milvus.errors import ImageError, StoreError
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, decoding
-from mg_milvus.images.discover import Found, content_hash, is_under, path_text, picture_id, text_path
+from mg_milvus.images.discover import Found, content_hash, image_id, is_under, path_text, text_path
 from mg_milvus.images.files import MAX_BYTES, reading
-from mg_milvus.ingest.meters import IngestMeters
-from mg_milvus.schema_parts import PARTS
-from mg_milvus.store import Row
+from mg_milvus.ingest.metrics import IngestMeters, Tally
+from mg_milvus.records import Failure
+from mg_milvus.schema.regions import REGIONS
+from mg_milvus.store.base import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mg_milvus.codes import Codes
-    from mg_milvus.encoder import Encoder, Pixels
-    from mg_milvus.store import Store
+    from mg_milvus.encoder.base import Encoder, Pixels
+    from mg_milvus.store.base import Store
 
     FieldsOf = Callable[[Found, "Row | None"], "Mapping[str, Any]"]
+
 
 _LOOKUP = 512
 """Files whose rows are looked up in one call."""
@@ -43,9 +44,9 @@ class Settings:
     """How to run the pipeline.
 
     Attributes:
-        batch_size: pictures per batch.
+        batch_size: images per batch.
         workers: decoding threads; None: one a core.
-        max_pixels: the largest picture to decode.
+        max_pixels: the largest image to decode.
         meters: where the pipeline counts and measures what it does.
     """
 
@@ -67,38 +68,20 @@ class Prepared:
     failure: str | None = None
 
     def row(self, codes: Mapping[str, bytes], fields: Mapping[str, Any]) -> Row:
-        """The row to store; the codes of its regions, if there are some, are among ``codes`` under ``parts``."""
-        whole = {name: code for name, code in codes.items() if name != PARTS}
+        """The row to store; the codes of its regions, if there are some, are among ``codes`` under ``regions``."""
+        whole = {name: code for name, code in codes.items() if name != REGIONS}
         return Row(
-            picture_id(self.found.path), self.found.path, self.found.size, self.found.mtime_ns, self.width, self.height,
-            self.content_hash, whole, fields, codes.get(PARTS, b""),
+            image_id(self.found.path), self.found.path, self.found.size, self.found.mtime_ns, self.width, self.height,
+            self.content_hash, whole, fields, codes.get(REGIONS, b""),
         )  # fmt: skip
 
 
-@dataclass(slots=True)
-class Tally:
-    """What has been done so far; a row counts once the store has acknowledged it."""
-
-    total: int = 0
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    failures: list[Failure] = field(default_factory=list)
-
-    def progress(self, stage: str) -> Progress:
-        """The state for a progress callback."""
-        done = self.added + self.updated + self.unchanged + len(self.failures)
-        return Progress(stage, done, max(self.total, done), len(self.failures), self.failures)
-
-
-def read_pictures(
-    files: Iterable[tuple[Found, str | None]], encoder: Encoder, settings: Settings
-) -> Generator[Prepared]:
+def read_images(files: Iterable[tuple[Found, str | None]], encoder: Encoder, settings: Settings) -> Generator[Prepared]:
     """Read, check and prepare files in worker threads, in order, a few batches ahead of the consumer.
 
     Args:
         files: each with the content hash of its row, if it has one; the same content is not decoded again.
-        encoder: prepares the pictures.
+        encoder: prepares the images.
         settings: batch size and threads.
     """
     pool = ThreadPoolExecutor(settings.workers or os.cpu_count(), "mgm-decode")
@@ -107,15 +90,15 @@ def read_pictures(
 
     def read(found: Found, known_hash: str | None) -> Prepared:
         with meters.timed("decode"):
-            picture = _read(found, known_hash, encoder, settings.max_pixels)
+            image = _read(found, known_hash, encoder, settings.max_pixels)
         meters.queued("decode", -1)
         meters.queued("encode", 1)
-        return picture
+        return image
 
     def first() -> Prepared:
-        picture = waiting.popleft().result()
+        image = waiting.popleft().result()
         meters.queued("encode", -1)
-        return picture
+        return image
 
     try:
         for found, known_hash in files:
@@ -194,13 +177,13 @@ def stale(
     Those whose regions are incomplete are given without their row, so that they are encoded again. The others are
     tallied as unchanged. Arguments as in ``ingest_files``.
     """
-    todo = (found for found in files if picture_id(found.path) not in skip)
+    todo = (found for found in files if image_id(found.path) not in skip)
     while chunk := list(islice(todo, _LOOKUP)):
-        rows = store.fetch([picture_id(found.path) for found in chunk])
+        rows = store.fetch([image_id(found.path) for found in chunk])
         for found in chunk:
-            row = rows.get(picture_id(found.path))
+            row = rows.get(image_id(found.path))
             same_file = row is not None and (row.size, row.mtime_ns) == (found.size, found.mtime_ns)
-            if picture_id(found.path) in incomplete:
+            if image_id(found.path) in incomplete:
                 yield found, None
             elif row is not None and same_file and dict(row.fields) == dict(fields_of(found, row)):
                 tally.unchanged += 1
@@ -239,10 +222,10 @@ def ingest_files(
         skip: ids that have been dealt with.
         tally: counts and failures are added here.
         report: called after each batch.
-        incomplete: ids of pictures whose regions are not all there.
+        incomplete: ids of images whose regions are not all there.
     """
     before: dict[str, Row] = {}
-    names = tuple(name for name in encoder.bits if name != PARTS)
+    names = tuple(name for name in encoder.bits if name != REGIONS)
 
     def known_hashes() -> Iterator[tuple[Found, str | None]]:
         for found, row in stale(
@@ -254,14 +237,14 @@ def ingest_files(
 
     meters = settings.meters
     with (
-        closing(read_pictures(known_hashes(), encoder, settings)) as pictures,
+        closing(read_images(known_hashes(), encoder, settings)) as images,
         Writer(store, tally, report, meters) as writer,
     ):
-        while batch := list(islice(pictures, settings.batch_size)):
-            for picture in batch:
-                if picture.failure is not None:
-                    tally.failures.append(Failure(picture.found.path, picture.failure))
-                    before.pop(picture_id(picture.found.path), None)
+        while batch := list(islice(images, settings.batch_size)):
+            for image in batch:
+                if image.failure is not None:
+                    tally.failures.append(Failure(image.found.path, image.failure))
+                    before.pop(image_id(image.found.path), None)
             new = [p for p in batch if p.pixels is not None]
             same = [p for p in batch if p.pixels is None and p.failure is None]
             codes: dict[str, Codes] = {}
@@ -270,28 +253,28 @@ def ingest_files(
                     codes = encoder.encode([p.pixels for p in new if p.pixels is not None])
                 meters.encoded(len(new))
             rows, updated, unchanged = [], 0, 0
-            for place, picture in enumerate(new):
-                old = before.pop(picture_id(picture.found.path), None)
+            for place, image in enumerate(new):
+                old = before.pop(image_id(image.found.path), None)
                 updated += old is not None
-                rows.append(picture.row(code_bytes(codes, place), fields_of(picture.found, old)))
-            kept = store.fetch([picture_id(p.found.path) for p in same], names) if same else {}
-            for picture in same:
-                row = kept.get(picture_id(picture.found.path))
-                before.pop(picture_id(picture.found.path), None)
+                rows.append(image.row(code_bytes(codes, place), fields_of(image.found, old)))
+            kept = store.fetch([image_id(p.found.path) for p in same], names) if same else {}
+            for image in same:
+                row = kept.get(image_id(image.found.path))
+                before.pop(image_id(image.found.path), None)
                 if row is None:
                     reason = "its row was deleted by another client meanwhile; ingest again"
-                    tally.failures.append(Failure(picture.found.path, reason))
+                    tally.failures.append(Failure(image.found.path, reason))
                     continue
-                fields = fields_of(picture.found, row)
+                fields = fields_of(image.found, row)
                 unchanged += dict(fields) == dict(row.fields)
                 updated += dict(fields) != dict(row.fields)
-                rows.append(replace(row, size=picture.found.size, mtime_ns=picture.found.mtime_ns, fields=fields))
+                rows.append(replace(row, size=image.found.size, mtime_ns=image.found.mtime_ns, fields=fields))
             if rows:
                 writer.put(rows, added=len(rows) - updated - unchanged, updated=updated, unchanged=unchanged)
 
 
 def code_bytes(codes: Mapping[str, Codes], place: int) -> dict[str, bytes]:
-    """One picture's codes out of a batch, as the store wants them; those of its regions in one."""
+    """One image's codes out of a batch, as the store wants them; those of its regions in one."""
     return {name: values[place].tobytes() for name, values in codes.items()}
 
 
@@ -315,7 +298,7 @@ def _read(found: Found, known_hash: str | None, encoder: Encoder, max_pixels: in
             if hashed == known_hash:
                 return Prepared(found, hashed)
             with decoding(data, least=encoder.side, max_pixels=max_pixels) as decoded:
-                return Prepared(found, hashed, encoder.prepare(decoded.picture), decoded.width, decoded.height)
-    except (PictureError, OSError) as error:
+                return Prepared(found, hashed, encoder.prepare(decoded.image), decoded.width, decoded.height)
+    except (ImageError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return Prepared(found, failure=reason)

@@ -1,28 +1,75 @@
-"""One ingest from start to report."""
+"""Images and the codes of their regions, kept in step."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mg_milvus.errors import QueryError, StoreError
-from mg_milvus.hits import Failure, IngestReport, Progress
-from mg_milvus.images.discover import Found, path_text, picture_id, text_path
-from mg_milvus.ingest.first import SAMPLE_SIZE, first_ingest, reservoir
-from mg_milvus.ingest.pipeline import Settings, Tally, gone, ingest_files, stale
-from mg_milvus.ingest.regions import mend, out_of_step
-from mg_milvus.metadata import default_values
+from mg_milvus.images.discover import Found, image_id, path_text, text_path
+from mg_milvus.ingest.fit_heads import SAMPLE_SIZE, first_ingest, reservoir
+from mg_milvus.ingest.metadata import default_values
+from mg_milvus.ingest.metrics import Tally
+from mg_milvus.ingest.pipeline import Settings, gone, ingest_files, stale
+from mg_milvus.records import Failure, Progress
+from mg_milvus.results import IngestReport
+from mg_milvus.schema.regions import split_id
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
-    from mg_milvus.connection import Connection
     from mg_milvus.ingest.pipeline import FieldsOf
-    from mg_milvus.store import Store
+    from mg_milvus.schema.models import Schema
+    from mg_milvus.session import Connection
+    from mg_milvus.store.base import Store
 
     Files = Callable[[Callable[[Failure], None]], Iterator[Found]]
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfStep:
+    """What a crash, or another program, left behind.
+
+    Attributes:
+        orphans: ids of images that have regions and no row.
+        incomplete: ids of images whose regions are not all there.
+    """
+
+    orphans: frozenset[str] = frozenset()
+    incomplete: frozenset[str] = frozenset()
+
+
+def out_of_step(store: Store, schema: Schema, *, thorough: bool = False) -> OutOfStep:
+    """Find what does not fit together.
+
+    Args:
+        store: where the collection is.
+        schema: the collection's.
+        thorough: read all ids. Otherwise only when the numbers of rows do not fit, which a crash cannot hide: regions
+            are written before their images and deleted after them, so it leaves too many and never too few.
+    """
+    if schema.regions is None:
+        return OutOfStep()
+    if not thorough and store.regions.count() == schema.regions.count * store.count():
+        return OutOfStep()
+    regions: Counter[str] = Counter()
+    for some in store.regions.scan():
+        regions.update(split_id(region)[0] for region in some)
+    images = {row.id for rows in store.scan() for row in rows}
+    return OutOfStep(
+        frozenset(regions.keys() - images),
+        frozenset(image for image in images if regions[image] != schema.regions.count),
+    )
+
+
+def mend(store: Store, found: OutOfStep) -> None:
+    """Delete the regions without an image. Incomplete ones are for an ingest to encode again."""
+    if found.orphans:
+        store.regions.delete(sorted(found.orphans))
 
 
 def run_ingest(
@@ -72,7 +119,7 @@ def run_ingest(
 def run_refit(
     connection: Connection, to: str, settings: Settings, *, progress: Callable[[Progress], None] | None = None
 ) -> IngestReport:
-    """Ingest the pictures of a collection into a new one; see ``ImageIndex.refit``."""
+    """Ingest the images of a collection into a new one; see ``ImageIndex.refit``."""
     store, schema = connection.store, connection.existing().schema
     new = connection.beside(to, schema.model_copy(update={"collection": to}))
     try:
@@ -82,7 +129,7 @@ def run_refit(
         def fields_of(found: Found, _: object) -> Mapping[str, Any]:
             if not schema.fields:
                 return {}
-            key = picture_id(found.path)
+            key = image_id(found.path)
             row = store.fetch([key]).get(key)
             return default_values(schema.fields) if row is None else row.fields
 
@@ -108,7 +155,7 @@ class _Run:
         sample, self.tally.total = reservoir(self._files(lambda _: None), SAMPLE_SIZE)
         handled: set[str] = set()
         recorded = self._connection.description()
-        if recorded is not None and recorded.schema.parts is not None:
+        if recorded is not None and recorded.schema.regions is not None:
             self._connection.store.create(recorded)  # a kill in the first ingest can leave it without its regions
         if recorded is None and sample:
             encoder, description, handled = first_ingest(
@@ -118,7 +165,7 @@ class _Run:
             )  # fmt: skip
             self._connection.made(description, encoder)
             self.adapted_on = description.adapted_on if handled else 0
-        # Also without a single picture: what could not be walked is reported here.
+        # Also without a single image: what could not be walked is reported here.
         found = self._files(self.tally.failures.append)
         if not sample:
             for _ in found:
@@ -149,7 +196,7 @@ class _Run:
         """Delete the rows whose file is gone.
 
         Raises:
-            StoreError: the folders hold no picture at all any more, which looks more like a disk that is not mounted.
+            StoreError: the folders hold no image at all any more, which looks more like a disk that is not mounted.
         """
         if self._connection.description() is None:
             return
@@ -157,7 +204,7 @@ class _Run:
         for ids in gone(store, roots):
             if ids and not self.tally.total:
                 raise StoreError(
-                    f"{path_text(roots[0])} holds no picture any more, so --prune would remove all its rows; nothing "
+                    f"{path_text(roots[0])} holds no image any more, so --prune would remove all its rows; nothing "
                     "was removed. Is the disk mounted? Otherwise use mgm delete --filter"
                 )
             removed = len(ids) if dry_run else store.delete(ids)

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from mg_milvus import private
+from mg_milvus import files
 from mg_milvus.errors import StoreError, StoreLockedError, UnsupportedError
-from mg_milvus.store.lite_keys import index_keys
+from mg_milvus.store.lite_workarounds import index_keys
 
 _LOCK_PATIENCE = 2.0
 _START_PATIENCE = 10.0
@@ -189,8 +189,8 @@ def _is_milvus(file: Path) -> bool:
     """Whether an existing file is Milvus Lite's: it would put its tables into any other SQLite file."""
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=0.2)) as database:
-            question = "SELECT count(*) FROM sqlite_master WHERE name = 'collection_meta'"
-            return bool(database.execute(question).fetchone()[0])
+            query = "SELECT count(*) FROM sqlite_master WHERE name = 'collection_meta'"
+            return bool(database.execute(query).fetchone()[0])
     except sqlite3.OperationalError:
         return True  # busy or not readable now: the engine will tell
     except sqlite3.DatabaseError:
@@ -210,7 +210,7 @@ def _launch(binary: Path, file: Path) -> _Engine:
             [binary, file, f"unix:{folder / 's'}", "ERROR", lock_file(file)],
             cwd=folder,  # never a folder of data: what lies there may be a stranger's
             env=environment(binary),
-            umask=private.UMASK,  # a new data file is for this user only
+            umask=files.UMASK,  # a new data file is for this user only
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -315,9 +315,9 @@ def _open_lock(file: Path) -> IO[str]:
     """The lock file, which is made where it is missing; another user's is taken only where the data is theirs, too."""
     owner = file.stat().st_uid if file.exists() else None
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    locked = os.fdopen(private.open_private(lock_file(file), flags, also=owner), "a")
+    locked = os.fdopen(files.open_private(lock_file(file), flags, also=owner), "a")
     found = os.fstat(locked.fileno())
     if found.st_uid == os.geteuid() and not found.st_mode & 0o022:
         # Made by another program. Those who may only read it have no use of it but to keep the owner out.
-        os.fchmod(locked.fileno(), private.FILE)
+        os.fchmod(locked.fileno(), files.FILE)
     return locked

@@ -9,19 +9,19 @@ import numpy as np
 
 from mg_milvus.codes import hamming
 from mg_milvus.errors import CollectionNotFoundError, QueryError, StoreError
-from mg_milvus.regions import region_id, split_id
-from mg_milvus.store import Description, IndexLists, Neighbours, Row
-from mg_milvus.store.description import decode_description, encode_description, tuned
+from mg_milvus.schema.regions import region_id, split_id
+from mg_milvus.store.base import Description, IndexLists, Neighbours, Row
+from mg_milvus.store.collections import decode_description, encode_description, tuned
 from mg_milvus.store.filters import compile_filter
-from mg_milvus.store.layout import Layout, Record, check_collection_name, neighbours
-from mg_milvus.store.region_layout import CODE, NO_REGIONS, check_details, parts_of, region_records
+from mg_milvus.store.regions import CODE, NO_REGIONS, check_details, codes_of_regions, region_records
+from mg_milvus.store.rows import Layout, Record, check_collection_name, neighbours
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mg_milvus.codes import Codes
-    from mg_milvus.schema import FusionSettings
-    from mg_milvus.schema_parts import PartsSettings
+    from mg_milvus.schema.models import FusionSettings
+    from mg_milvus.schema.regions import RegionSettings
 
 _BATCH = 1000
 
@@ -37,7 +37,7 @@ class MemoryStore:
         self._records: dict[str, Record] = {}
         self._encoders: dict[str, bytes] = {}
         self._closed = False
-        self.regions = MemoryRegions(self._parts)
+        self.regions = MemoryRegions(self._settings)
         self.indexes = NoIndexes()
 
     def describe(self) -> Description | None:
@@ -74,7 +74,7 @@ class MemoryStore:
         """See ``Store``."""
         records = self._layout().records(rows)
         with self._lock:
-            if any(row.parts for row in rows):
+            if any(row.region_codes for row in rows):
                 self.regions.add(rows)
             self._records = self._records | {record["id"]: record for record in records}
 
@@ -154,7 +154,7 @@ class MemoryStore:
         with self._lock:
             before = len(self._records)
             self._records = {row_id: record for row_id, record in self._records.items() if row_id not in gone}
-            if self._existing().schema.parts:
+            if self._existing().schema.regions:
                 self.regions.delete(ids)
             return before - len(self._records)
 
@@ -192,11 +192,11 @@ class MemoryStore:
         if self._closed:
             raise StoreError(f"the connection to {self.uri} was closed: open it again")
 
-    def _parts(self) -> PartsSettings:
-        parts = self._existing().schema.parts
-        if parts is None:
+    def _settings(self) -> RegionSettings:
+        settings = self._existing().schema.regions
+        if settings is None:
             raise QueryError(NO_REGIONS)
-        return parts
+        return settings
 
     def _existing(self) -> Description:
         description = self.describe()
@@ -215,7 +215,7 @@ class MemoryStore:
 
 
 class NoIndexes:
-    """``Indexes`` where every question is compared with every row."""
+    """``Indexes`` where every query is compared with every row."""
 
     def lists(self) -> list[IndexLists]:
         """See ``Indexes``."""
@@ -231,51 +231,51 @@ class NoIndexes:
 class MemoryRegions:
     """``Regions`` in a dictionary."""
 
-    def __init__(self, parts: Callable[[], PartsSettings]) -> None:
-        self._parts = parts
+    def __init__(self, settings: Callable[[], RegionSettings]) -> None:
+        self._settings = settings
         self._records: dict[str, Record] = {}
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Write the regions of these pictures."""
-        self._records = self._records | {r["id"]: r for r in region_records(rows, self._parts())}
+        """Write the regions of these images."""
+        self._records = self._records | {r["id"]: r for r in region_records(rows, self._settings())}
 
     def clear(self) -> None:
         """Forget all."""
         self._records = {}
 
-    def nearest(self, scale: int, codes: Codes, depth: int, pictures: Sequence[str] | None = None) -> list[Neighbours]:
+    def nearest(self, scale: int, codes: Codes, depth: int, images: Sequence[str] | None = None) -> list[Neighbours]:
         """See ``Regions``."""
-        parts = self._parts()
-        check_details(parts, scale, codes, depth)
-        chosen = None if pictures is None else set(pictures)
+        settings = self._settings()
+        check_details(settings, scale, codes, depth)
+        chosen = None if images is None else set(images)
         records = [
             record
             for record in self._records.values()
             if record["scale"] == scale and (chosen is None or split_id(record["id"])[0] in chosen)
         ]
         database = np.frombuffer(b"".join(record["code"] for record in records), np.uint8)
-        distances = hamming(codes, database.reshape(len(records), parts.bits // 8))
+        distances = hamming(codes, database.reshape(len(records), settings.bits // 8))
         ids = [record["id"] for record in records]
         return [neighbours(zip(own.tolist(), ids, strict=True), depth) for own in distances]
 
     def count(self) -> int:
         """See ``Regions``."""
-        self._parts()
+        self._settings()
         return len(self._records)
 
     def scan(self) -> Iterator[list[str]]:
         """See ``Regions``."""
-        self._parts()
+        self._settings()
         yield list(self._records)
 
-    def codes(self, pictures: Sequence[str]) -> dict[str, bytes]:
+    def codes(self, images: Sequence[str]) -> dict[str, bytes]:
         """See ``Regions``."""
-        parts, records = self._parts(), self._records
-        ids = {region_id(picture, number) for picture in pictures for number in range(parts.regions)}
-        return parts_of(pictures, {i: records[i][CODE] for i in ids & records.keys()}, parts.regions)
+        settings, records = self._settings(), self._records
+        ids = {region_id(image, number) for image in images for number in range(settings.count)}
+        return codes_of_regions(images, {i: records[i][CODE] for i in ids & records.keys()}, settings.count)
 
-    def delete(self, pictures: Sequence[str]) -> None:
+    def delete(self, images: Sequence[str]) -> None:
         """See ``Regions``."""
-        self._parts()
-        gone = set(pictures)
+        self._settings()
+        gone = set(images)
         self._records = {i: record for i, record in self._records.items() if split_id(i)[0] not in gone}

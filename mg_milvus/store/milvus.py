@@ -1,4 +1,4 @@
-"""``Store`` over pymilvus: Milvus Lite files, Milvus Lite over TCP, and Milvus servers."""
+"""The indexes of a collection on a server: whether BIN_IVF_FLAT has as many clusters as the rows ask for, and anew."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-# gRPC's C core writes on the terminal by itself, and reads this once, when it is imported.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
 from pymilvus import AnnSearchRequest
 
-from mg_milvus.display import one_line
+from mg_milvus.config import split_token
 from mg_milvus.errors import (
     AuthenticationError,
     CollectionNotFoundError,
@@ -23,24 +20,74 @@ from mg_milvus.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from mg_milvus.store import Description, Neighbours, Row, tables
-from mg_milvus.store.access import split_token
-from mg_milvus.store.by_id import ById
-from mg_milvus.store.companion import Companion
-from mg_milvus.store.connection import connect
-from mg_milvus.store.description import decode_description, encode_description, tuned
+from mg_milvus.files import one_line
+from mg_milvus.store import collections
+from mg_milvus.store.base import Description, IndexLists, Neighbours, Row, Store, typical_rows
+from mg_milvus.store.client import connect
+from mg_milvus.store.collections import decode_description, encode_description, tuned
+from mg_milvus.store.companions import Companion, TunedRecord
 from mg_milvus.store.filters import among, checked
-from mg_milvus.store.indexes import MilvusIndexes
-from mg_milvus.store.layout import COPY, Layout, check_collection_name, check_hit_id, hits_of, neighbours
-from mg_milvus.store.regions import RegionTable
-from mg_milvus.store.tuned import TunedRecord
+from mg_milvus.store.regions import CODE, RegionTable
+from mg_milvus.store.rows import COPY, ById, Layout, check_collection_name, check_hit_id, hits_of, neighbours
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mg_milvus.codes import Codes
-    from mg_milvus.schema import FusionSettings
-    from mg_milvus.store.access import Tls
+    from mg_milvus.config import Tls
+    from mg_milvus.schema.models import FusionSettings, Schema
+    from mg_milvus.store.client import Connection
+
+
+class MilvusIndexes:
+    """``Indexes`` in Milvus."""
+
+    def __init__(
+        self, connection: Connection, collection: str, timeout: float, ready: Callable[[], Schema],
+        changed: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """``ready`` loads the collections and gives their schema; ``changed`` is told of a new index."""
+        self._connection, self._collection, self._timeout = connection, collection, timeout
+        self._ready, self._changed = ready, changed
+
+    def lists(self) -> list[IndexLists]:
+        """See ``Indexes``."""
+        found = []
+        for name, vectors in self._vectors(self._ready()).items():
+            if lists := collections.built_nlists(self._connection, name, vectors):
+                client = self._connection.client
+                segments = self._connection.border.call(
+                    partial(client.list_persistent_segments, name, timeout=self._timeout)
+                )
+                rows = typical_rows([segment.num_rows for segment in segments])
+                found.append(IndexLists(name, min(lists.values()), rows))
+        return found
+
+    def rebuild(self, collection: str, nlist: int) -> None:
+        """See ``Indexes``. What a crash leaves undone, the next connection does: it makes and loads what is missing."""
+        schema = self._ready()
+        vectors = self._vectors(schema)[collection]
+        client, call = self._connection.client, self._connection.border.call
+        call(partial(client.release_collection, collection, timeout=self._timeout))
+        for vector in vectors:
+            call(partial(client.drop_index, collection, vector, timeout=self._timeout))
+        index = ("BIN_IVF_FLAT", {"nlist": nlist})
+        collections.prepare(self._connection, collection, vectors, index, schema.storage.replicas)
+        self._changed()
+
+    def refresh(self) -> None:
+        """See ``Indexes``."""
+        for name in self._vectors(self._ready()):
+            self._connection.border.call(partial(self._connection.client.refresh_load, name, timeout=self._timeout))
+
+    def _vectors(self, schema: Schema) -> dict[str, list[str]]:
+        """Collection -> its fields of codes."""
+        of_regions = {f"{self._collection}_regions": [CODE]} if schema.regions else {}
+        return {self._collection: list(schema.bits), **of_regions}
+
+
+# gRPC's C core writes on the terminal by itself, and reads this once, when it is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -90,7 +137,7 @@ class MilvusStore:
 
     def describe(self) -> Description | None:
         """See ``Store``."""
-        text = tables.described(self._connection, self.collection)
+        text = collections.described(self._connection, self.collection)
         return None if text is None else self._tuned.applied(decode_description(text, self.collection))
 
     def create(self, description: Description) -> Description:
@@ -102,7 +149,7 @@ class MilvusStore:
             text = encode_description(description)
             self._tuned.drop()  # left behind by a collection that was dropped in another way
             columns = (*layout.columns, layout.copy) if self._connection.engine.lite else layout.columns
-            tables.create(
+            collections.create(
                 self._connection, self.collection, text, columns, schema.granularities, schema.storage
             )  # fmt: skip
             recorded = self.describe()
@@ -144,7 +191,7 @@ class MilvusStore:
                 record[COPY] = layout.copied(record)
         self.regions.upsert(rows)
         for some in _chunks(records, layout.rows_a_call):
-            self._call(tables.upsert(self._connection, self.collection, self._fields, some), writes=True)
+            self._call(collections.upsert(self._connection, self.collection, self._fields, some), writes=True)
 
     def nearest(
         self,
@@ -246,7 +293,7 @@ class MilvusStore:
         last = ""
         try:
             while records := self._call(iterator.next):
-                last = tables.went_on(self._connection, last, records)
+                last = collections.went_on(self._connection, last, records)
                 for some in _chunks(records, _ROWS_A_CALL):
                     with self._connection.border.reading():
                         rows = [layout.row(record, granularities) for record in some]
@@ -258,7 +305,7 @@ class MilvusStore:
         """See ``Store``."""
         self._ready()
         chosen = checked(where, lite=self._connection.engine.lite)
-        return self._call(partial(tables.counted, self._connection, self.collection, chosen))
+        return self._call(partial(collections.counted, self._connection, self.collection, chosen))
 
     def size(self) -> int:
         """See ``Store``."""
@@ -277,7 +324,7 @@ class MilvusStore:
             self._call(
                 partial(self._client.delete, self.collection, filter=among(there), timeout=self._timeout), writes=True
             )
-            if self._described().schema.parts:
+            if self._described().schema.regions:
                 self.regions.delete(there)
             deleted += len(there)
         return deleted
@@ -319,10 +366,10 @@ class MilvusStore:
             raise
 
     def _is_usable(self, name: str) -> bool:
-        """Whether it is a collection of pictures. One that cannot be read keeps nobody from the others."""
+        """Whether it is a collection of images. One that cannot be read keeps nobody from the others."""
         try:
             check_collection_name(name)
-            decode_description(tables.described(self._connection, name) or "", name)
+            decode_description(collections.described(self._connection, name) or "", name)
         except ForeignCollectionError:
             return False
         except (StoreUnavailableError, AuthenticationError):
@@ -336,15 +383,15 @@ class MilvusStore:
         schema = description.schema
         layout = Layout(schema)
         index = self._connection.engine.index(schema)
-        tables.prepare(self._connection, self.collection, list(layout.bytes), index, schema.storage.replicas)
-        self._lists = tables.lists(self._connection, self.collection, list(layout.bytes))
-        self._fields = tables.fields(self._connection, self.collection, layout.columns, layout.bytes)
+        collections.prepare(self._connection, self.collection, list(layout.bytes), index, schema.storage.replicas)
+        self._lists = collections.built_nlists(self._connection, self.collection, list(layout.bytes))
+        self._fields = collections.fields(self._connection, self.collection, layout.columns, layout.bytes)
         self._by_id = ById(self._connection, self.collection, layout, self._fields, self._call)
         self._description, self._layout = description, layout
         return layout
 
     def _forget(self) -> None:
-        """Look at the collection anew before the next question."""
+        """Look at the collection anew before the next query."""
         self._layout = self._counted = None
         self.regions.forget()
 
@@ -369,7 +416,7 @@ class MilvusStore:
             description = self.describe()
             if description is None:
                 others = ", ".join(self.collections())
-                remedy = f"choose one of {others}, or ingest pictures first" if others else "ingest pictures first"
+                remedy = f"choose one of {others}, or ingest images first" if others else "ingest images first"
                 raise CollectionNotFoundError(f"there is no collection '{self.collection}' at {self.uri}: {remedy}")
             return self._open(description)
 
@@ -386,3 +433,22 @@ def _check_fused(pairs: Sequence[tuple[object, float]], k: int) -> None:
 
 def _chunks(items: Any, size: int) -> Iterator[Any]:
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def open_store(
+    uri: str, collection: str, *, token: str | None = None, timeout: float = 10.0, tls: Tls | None = None
+) -> Store:
+    """Connect to ``memory:``, a Milvus Lite file (``*.db``) or a Milvus server (``http://``, ``https://``, ``tcp://``).
+
+    User and password in the URI are the token unless one is given. A server at ``https://`` is reached with TLS also
+    without ``tls``.
+
+    Raises:
+        StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
+    """
+    if uri == "memory:":
+        from mg_milvus.store.memory import MemoryStore
+
+        return MemoryStore(collection)
+
+    return MilvusStore(uri, collection, token=token, timeout=timeout, tls=tls)

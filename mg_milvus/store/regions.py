@@ -1,34 +1,97 @@
-"""Codes of regions: the collection ``<collection>_parts``, a row a region.
-
-A row is the region's id (the picture's id and the window's number), the place of its scale in the schema, and the code.
-The box follows from the window and the picture's size, so it is not written a second time: on Milvus Lite rows of three
-columns are written twice as fast as rows that also hold the box.
-"""
+"""What the rows of regions hold, and what can be looked for among them. Pure: shared by every store."""
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mg_milvus.display import one_line
 from mg_milvus.errors import ForeignCollectionError, QueryError, StoreError
-from mg_milvus.regions import region_id, scale_of
-from mg_milvus.schema import Granularity
-from mg_milvus.store import tables
-from mg_milvus.store.description import encode_regions, own_description
+from mg_milvus.files import one_line
+from mg_milvus.schema.models import Granularity
+from mg_milvus.schema.regions import region_id, scale_of
+from mg_milvus.store import collections
+from mg_milvus.store.collections import Column, encode_regions, own_description
 from mg_milvus.store.filters import among
-from mg_milvus.store.layout import MAX_DEPTH, Column, hits_of, neighbours
-from mg_milvus.store.region_layout import CODE, NO_REGIONS, check_details, check_region_id, parts_of, region_records
+from mg_milvus.store.rows import MAX_DEPTH, hits_of, neighbours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mg_milvus.codes import Codes
-    from mg_milvus.schema_parts import PartsSettings
-    from mg_milvus.store import Description, Neighbours, Row
-    from mg_milvus.store.connection import Connection
+    from mg_milvus.schema.regions import RegionSettings
+    from mg_milvus.store.base import Description, Neighbours, Row
+    from mg_milvus.store.client import Connection
+    from mg_milvus.store.rows import Record
+
+
+CODE = "code"
+NO_REGIONS = "this collection has no codes of regions; ingest with a schema that has a section 'regions'"
+
+
+def region_records(rows: Sequence[Row], settings: RegionSettings) -> list[Record]:
+    """The records of the regions of images; rows without region codes give none.
+
+    Raises:
+        StoreError: a row's codes have another length than the schema's.
+    """
+    size, scales = settings.bits // 8, scale_of(settings.windows).tolist()
+    records = []
+    for row in rows:
+        if not row.region_codes:
+            continue
+        if len(row.region_codes) != settings.bytes_per_image:
+            raise StoreError(
+                f"row {row.id}: {len(row.region_codes)} bytes of region codes, expected {settings.count} times {size}"
+            )
+        records += [
+            {
+                "id": region_id(row.id, number),
+                "scale": scale,
+                CODE: row.region_codes[number * size : (number + 1) * size],
+            }
+            for number, scale in enumerate(scales)
+        ]
+    return records
+
+
+def check_region_id(text: str, regions: int) -> None:
+    """Raise ValueError unless it is the id of one of an image's regions, which come in this number."""
+    image, _, number = text.rpartition(":")
+    if not image or not re.fullmatch("[0-9]{1,6}", number) or int(number) >= regions:
+        raise ValueError(f"{text!r} is not the id of a region")
+
+
+def codes_of_regions(images: Sequence[str], found: Mapping[str, bytes], regions: int) -> dict[str, bytes]:
+    """Image id -> the codes of all its regions, one behind the other; images that lack some are left out.
+
+    Args:
+        images: their ids.
+        found: region id -> code.
+        regions: of an image.
+    """
+    whole = {}
+    for image in images:
+        codes = [found.get(region_id(image, number)) for number in range(regions)]
+        there = [code for code in codes if code is not None]
+        if len(there) == regions:
+            whole[image] = b"".join(there)
+    return whole
+
+
+def check_details(settings: RegionSettings, scale: int, codes: Codes, depth: int) -> None:
+    """Raise QueryError unless these codes can be looked for among the regions of this scale."""
+    if not 0 <= scale < len(settings.scales):
+        raise QueryError(f"there is no scale {scale}, expected 0 to {len(settings.scales) - 1}")
+    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != settings.bits // 8:
+        raise QueryError(
+            f"codes of regions are {codes.dtype} of shape {codes.shape}, expected uint8 of (n, {settings.bits // 8})"
+        )
+    if not 1 <= depth <= MAX_DEPTH:
+        raise QueryError(f"{depth} regions were asked for, expected 1 to {MAX_DEPTH}")
+
 
 _COLUMNS = (Column("id", "string", 64), Column("scale", "int"))
 _ROWS_A_CALL = 5000
@@ -42,7 +105,7 @@ class RegionTable:
     ) -> None:
         self._connection, self._collection, self._timeout = connection, collection, timeout
         self._described = described
-        self.name = f"{collection}_parts"
+        self.name = f"{collection}_regions"
         self._loaded: str | None = None
         self._nlist: int | None = None
         self._fields: list[dict[str, Any]] = []
@@ -53,10 +116,10 @@ class RegionTable:
         Raises:
             ForeignCollectionError: a collection of this name is something else.
         """
-        parts, wanted = description.schema.parts, encode_regions(self._collection, description)
-        if parts is None:
+        settings, wanted = description.schema.regions, encode_regions(self._collection, description)
+        if settings is None:
             return
-        text = tables.described(self._connection, self.name)
+        text = collections.described(self._connection, self.name)
         if text is not None and not self._is_own(text):
             raise ForeignCollectionError(
                 f"collection '{self.name}' is in the way of the regions of '{self._collection}': choose another name"
@@ -65,56 +128,56 @@ class RegionTable:
             self.drop()  # left behind by a collection that was dropped in another way
             text = None
         if text is None:
-            tables.create(
-                self._connection, self.name, wanted, _COLUMNS, [Granularity(name=CODE, bits=parts.bits)],
+            collections.create(
+                self._connection, self.name, wanted, _COLUMNS, [Granularity(name=CODE, bits=settings.bits)],
                 description.schema.storage,
             )  # fmt: skip
-        self._load(description, parts)
+        self._load(description, settings)
 
     def forget(self) -> None:
-        """Look at the collection anew before the next question."""
+        """Look at the collection anew before the next query."""
         self._loaded = None
 
     def drop(self) -> None:
         """Remove it. No error when there is none, or another's."""
         self._loaded = None
-        text = tables.described(self._connection, self.name)
+        text = collections.described(self._connection, self.name)
         if text is not None and self._is_own(text):
             client = self._connection.client
             self._connection.border.write(lambda: client.drop_collection(self.name, timeout=self._timeout))
 
     def upsert(self, rows: Sequence[Row]) -> None:
-        """Write the regions of these pictures, where they bring some."""
-        if not any(row.parts for row in rows):
+        """Write the regions of these images, where they bring some."""
+        if not any(row.region_codes for row in rows):
             return
-        parts = self._parts()
-        for start in range(0, len(rows), size := max(1, _ROWS_A_CALL // parts.regions)):
-            if records := region_records(rows[start : start + size], parts):
-                self._connection.border.write(tables.upsert(self._connection, self.name, self._fields, records))
+        settings = self._settings()
+        for start in range(0, len(rows), size := max(1, _ROWS_A_CALL // settings.count)):
+            if records := region_records(rows[start : start + size], settings):
+                self._connection.border.write(collections.upsert(self._connection, self.name, self._fields, records))
 
-    def nearest(self, scale: int, codes: Codes, depth: int, pictures: Sequence[str] | None = None) -> list[Neighbours]:
+    def nearest(self, scale: int, codes: Codes, depth: int, images: Sequence[str] | None = None) -> list[Neighbours]:
         """See ``Regions``."""
-        parts = self._parts()
-        check_details(parts, scale, codes, depth)
-        if pictures is None:
+        settings = self._settings()
+        check_details(settings, scale, codes, depth)
+        if images is None:
             return [neighbours(own) for own in self._search(codes, depth, f"scale == {scale}")]
-        numbers = np.flatnonzero(scale_of(parts.windows) == scale).tolist()
+        numbers = np.flatnonzero(scale_of(settings.windows) == scale).tolist()
         found: list[list[tuple[float, str]]] = [[] for _ in codes]
         size = max(1, MAX_DEPTH // len(numbers))
-        for start in range(0, len(pictures), size):
-            ids = [region_id(picture, number) for picture in pictures[start : start + size] for number in numbers]
+        for start in range(0, len(images), size):
+            ids = [region_id(image, number) for image in images[start : start + size] for number in numbers]
             for own, more in zip(found, self._search(codes, len(ids), among(ids)), strict=True):
                 own += more
         return [neighbours(own, depth) for own in found]
 
     def count(self) -> int:
         """See ``Regions``."""
-        self._parts()
-        return int(self._call(partial(tables.counted, self._connection, self.name)))
+        self._settings()
+        return int(self._call(partial(collections.counted, self._connection, self.name)))
 
     def scan(self) -> Iterator[list[str]]:
         """See ``Regions``."""
-        parts = self._parts()
+        settings = self._settings()
         client = self._connection.client
         iterator = self._call(
             lambda: client.query_iterator(
@@ -125,22 +188,22 @@ class RegionTable:
         last = ""
         try:
             while records := self._call(iterator.next):
-                last = tables.went_on(self._connection, last, records)
+                last = collections.went_on(self._connection, last, records)
                 with self._connection.border.reading():
                     ids = [str(record["id"]) for record in records]
                     for region in ids:
-                        check_region_id(region, parts.regions)
+                        check_region_id(region, settings.count)
                 yield ids
         finally:
             iterator.close()
 
-    def codes(self, pictures: Sequence[str]) -> dict[str, bytes]:
+    def codes(self, images: Sequence[str]) -> dict[str, bytes]:
         """See ``Regions``. By ids, which Milvus Lite finds at once, where an iterator looks at every row each time."""
-        parts, client = self._parts(), self._connection.client
+        settings, client = self._settings(), self._connection.client
         found: dict[str, bytes] = {}
-        size = max(1, _ROWS_A_CALL // parts.regions)
-        for start in range(0, len(pictures), size):
-            ids = [region_id(picture, n) for picture in pictures[start : start + size] for n in range(parts.regions)]
+        size = max(1, _ROWS_A_CALL // settings.count)
+        for start in range(0, len(images), size):
+            ids = [region_id(image, n) for image in images[start : start + size] for n in range(settings.count)]
             answer = self._call(
                 partial(
                     client.query, self.name, filter=among(ids), output_fields=["id", CODE],
@@ -148,24 +211,24 @@ class RegionTable:
                 )
             )  # fmt: skip
             with self._connection.border.reading():
-                for record in tables.records(answer):
+                for record in collections.records(answer):
                     found[record["id"]] = code = record[CODE]
-                    if type(code) is not bytes or len(code) != parts.bits // 8:
-                        raise ValueError(f"region {record['id']!r} has no code of {parts.bits // 8} bytes")
-        return parts_of(pictures, found, parts.regions)
+                    if type(code) is not bytes or len(code) != settings.bits // 8:
+                        raise ValueError(f"region {record['id']!r} has no code of {settings.bits // 8} bytes")
+        return codes_of_regions(images, found, settings.count)
 
-    def delete(self, pictures: Sequence[str]) -> None:
+    def delete(self, images: Sequence[str]) -> None:
         """See ``Regions``."""
-        parts, client = self._parts(), self._connection.client
-        size = max(1, _ROWS_A_CALL // parts.regions)
-        for start in range(0, len(pictures), size):
-            ids = [region_id(picture, n) for picture in pictures[start : start + size] for n in range(parts.regions)]
+        settings, client = self._settings(), self._connection.client
+        size = max(1, _ROWS_A_CALL // settings.count)
+        for start in range(0, len(images), size):
+            ids = [region_id(image, n) for image in images[start : start + size] for n in range(settings.count)]
             self._connection.border.write(partial(client.delete, self.name, filter=among(ids), timeout=self._timeout))
 
     def _search(self, codes: Codes, depth: int, where: str) -> list[list[tuple[float, str]]]:
         client = self._connection.client
         parameters = self._connection.engine.search(self._described().schema, depth, self._nlist)
-        bits, regions = 8 * codes.shape[1], self._parts().regions
+        bits, regions = 8 * codes.shape[1], self._settings().count
         results = self._call(
             lambda: client.search(
                 self.name, [code.tobytes() for code in codes], filter=where, limit=depth, search_params=parameters,
@@ -178,20 +241,20 @@ class RegionTable:
                 check_region_id(region, regions)
         return found
 
-    def _parts(self) -> PartsSettings:
+    def _settings(self) -> RegionSettings:
         """The regions that the collection has; their table is loaded now."""
         description = self._described()
-        if description.schema.parts is None:
+        if description.schema.regions is None:
             raise QueryError(NO_REGIONS)
-        self._load(description, description.schema.parts)
-        return description.schema.parts
+        self._load(description, description.schema.regions)
+        return description.schema.regions
 
-    def _load(self, description: Description, parts: PartsSettings) -> None:
+    def _load(self, description: Description, settings: RegionSettings) -> None:
         wanted = encode_regions(self._collection, description)
         if self._loaded == wanted:
             return
-        text = tables.described(self._connection, self.name)
-        remedy = "ingest the pictures again, or ask without parts"
+        text = collections.described(self._connection, self.name)
+        remedy = "ingest the images again, or ask without regions"
         if text is None:
             raise StoreError(f"collection '{self.name}', which holds the codes of regions, is missing: {remedy}")
         if text != wanted:
@@ -201,9 +264,9 @@ class RegionTable:
                 f"by {description.fingerprint}: {remedy}"
             )
         index = self._connection.engine.index(description.schema)
-        tables.prepare(self._connection, self.name, [CODE], index, description.schema.storage.replicas)
-        self._nlist = tables.lists(self._connection, self.name, [CODE]).get(CODE)
-        self._fields = tables.fields(self._connection, self.name, _COLUMNS, {CODE: parts.bits // 8})
+        collections.prepare(self._connection, self.name, [CODE], index, description.schema.storage.replicas)
+        self._nlist = collections.built_nlists(self._connection, self.name, [CODE]).get(CODE)
+        self._fields = collections.fields(self._connection, self.name, _COLUMNS, {CODE: settings.bits // 8})
         self._loaded = wanted
 
     def _is_own(self, text: str) -> bool:

@@ -1,1 +1,1 @@
-"""Training of hash functions: data, augmentation, losses, the loop."""
+"""Training hash functions from labelled or unlabelled images."""

@@ -1,4 +1,4 @@
-"""From trained weights to an encoder."""
+"""What an encoder should know of regions before it sees a collection: their moments, and what a cut-out changes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mg_milvus.encoder.artefact import BUILTIN, Configuration, Parts, default_readings, load
-from mg_milvus.encoder.backbones import as_arrays, as_tensors, build, pretrained, read_weights
-from mg_milvus.encoder.fit import Head
-from mg_milvus.encoder.table import find_backbone
-from mg_milvus.encoder.torch_encoder import TorchEncoder
+from mg_milvus.encoder.backbones import find_backbone
+from mg_milvus.encoder.file import BUILTIN, Configuration, Contents, default_readings
+from mg_milvus.encoder.hash_heads import Head, Statistics, edit_covariance, statistics
+from mg_milvus.encoder.load import load
+from mg_milvus.encoder.networks import as_arrays, as_tensors, build, pretrained, read_weights
+from mg_milvus.encoder.torch_runtime import TorchEncoder
 from mg_milvus.encoder.weights import weights_fingerprint
 from mg_milvus.errors import EncoderError, TrainingError
-from mg_milvus.images.edits import EDITS
-from mg_milvus.schema_parts import PARTS
-from mg_milvus.training.regions import region_statistics
+from mg_milvus.images.augment import EDITS, recompressed
+from mg_milvus.schema.regions import REGIONS, RegionSettings, box_of, scale_of, windows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,13 +25,73 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from mg_milvus.encoder import Features
-    from mg_milvus.encoder.readings import Reading
-    from mg_milvus.training.configuration import TrainingConfiguration
+    from mg_milvus.encoder.base import Features
+    from mg_milvus.encoder.pooling import Reading
+    from mg_milvus.training.config import TrainingConfiguration
+
+
+QUALITY = 60
+"""JPEG quality of the details."""
+_SAMPLE = 20_000
+_BATCH = 64
+
+
+def region_statistics(encoder: TorchEncoder, images: Sequence[Image.Image]) -> Statistics:
+    """Moments of the features of regions, and of how those of a detail differ from those of its window.
+
+    A detail lies anywhere in an image; it is compared with the nearest window of its size, as a search will do.
+
+    Args:
+        encoder: its heads play no part.
+        images: of any kind. Those smaller than the encoder's input are joined, four in one: enlarged ones would lack
+            the detail that regions are about.
+    """
+    scales = RegionSettings().windows
+    reading = encoder.with_regions(scales)
+    scenes = _scenes(images, encoder.side)
+    chunks = [scenes[start : start + _BATCH] for start in range(0, len(scenes), _BATCH)]
+    whole = np.concatenate([reading.features([encoder.prepare(s) for s in chunk])[REGIONS] for chunk in chunks])
+    whole = whole.astype(np.float32)
+    all_windows, places = windows(scales), scale_of(scales)
+    random = np.random.default_rng(1)
+    moved = []
+    for place, (size, _) in enumerate(scales):
+        corners = random.uniform(0, 1 - size, (len(scenes), 2))
+        own = np.flatnonzero(places == place)
+        nearest = own[((all_windows[own, :2] - corners[:, None]) ** 2).sum(axis=2).argmin(axis=1)]
+        details = [_cut(scene, corner, size) for scene, corner in zip(scenes, corners, strict=True)]
+        seen = np.concatenate(
+            [reading.detail_features(details[start : start + _BATCH]) for start in range(0, len(details), _BATCH)]
+        )
+        moved.append(seen[:, place].astype(np.float32) - whole[np.arange(len(scenes)), nearest])
+    rows = whole.reshape(-1, whole.shape[2])
+    moments = statistics(rows[random.permutation(len(rows))[:_SAMPLE]])
+    return Statistics(moments.mean, moments.factor, edit_covariance(np.concatenate(moved)))
+
+
+def _cut(scene: Image.Image, corner: np.ndarray, size: float) -> Image.Image:
+    left, top, width, height = box_of(np.array([*corner, size, size]), *scene.size)
+    return recompressed(scene.crop((left, top, left + width, top + height)), quality=QUALITY)
+
+
+def _scenes(images: Sequence[Image.Image], side: int) -> list[Image.Image]:
+    """Large images as they are; of small ones, every four beside and below each other."""
+    large = [image for image in images if image.width * image.height >= side * side]
+    small = [image for image in images if image.width * image.height < side * side]
+    joined = []
+    for start in range(0, len(small) - 3, 4):
+        four = small[start : start + 4]
+        width, height = four[0].size
+        scene = Image.new("RGB", (2 * width, 2 * height))
+        for place, image in enumerate(four):
+            scene.paste(image.resize((width, height)), (place % 2 * width, place // 2 * height))
+        joined.append(scene)
+    return large + joined
+
 
 EDITED_SIDE = 320
-"""Pixels that the longer side of a picture has at least before it is edited."""
-_BATCH = 64
+"""Pixels that the longer side of an image has at least before it is edited."""
+_EXPORT_BATCH = 64
 
 
 def first_weights(configuration: TrainingConfiguration) -> dict[str, torch.Tensor]:
@@ -61,7 +121,7 @@ def first_weights(configuration: TrainingConfiguration) -> dict[str, torch.Tenso
             f"init '{configuration.init}' holds the backbone {encoder.backbone}, expected {configuration.backbone}; "
             f"set the backbone to {encoder.backbone}, or init to torchvision or scratch"
         )
-    return as_tensors(encoder.parts.backbone)
+    return as_tensors(encoder.contents.backbone)
 
 
 def readings_of(configuration: TrainingConfiguration) -> dict[str, Reading]:
@@ -74,7 +134,7 @@ def encoder_of(
     configuration: TrainingConfiguration,
     weights: Mapping[str, torch.Tensor],
     base: Mapping[str, torch.Tensor],
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     device: str,
     *,
     edited: int = 0,
@@ -85,7 +145,7 @@ def encoder_of(
         configuration: of the training.
         weights: the state of a ``HashingNetwork``.
         base: the backbone's weights before training; those that training leaves out are taken from it.
-        pictures: whose features give the statistics that are kept beside the heads.
+        images: whose features give the statistics that are kept beside the heads.
         device: where the encoder is to run.
         edited: how many of them are also looked at as edited copies, so that ``fine`` codes can see through edits.
     """
@@ -106,43 +166,43 @@ def encoder_of(
         backbone=configuration.backbone,
         backbone_fingerprint=weights_fingerprint(backbone),
         side=configuration.side,
-        readings=readings_of(configuration) | {PARTS: default_readings(configuration.backbone)[PARTS]},
+        readings=readings_of(configuration) | {REGIONS: default_readings(configuration.backbone)[REGIONS]},
     )
-    bare = TorchEncoder(Parts(configuration=settings, backbone=backbone, heads={}, statistics={}), device=device)
-    features = features_of(bare, pictures)
-    moved = {"fine": _moved(bare, pictures[:edited])} if edited and "fine" in features else None
+    bare = TorchEncoder(Contents(configuration=settings, backbone=backbone, heads={}, statistics={}), device=device)
+    features = features_of(bare, images)
+    moved = {"fine": _moved(bare, images[:edited])} if edited and "fine" in features else None
     fitted = bare.with_statistics(features, configuration.bits, moved)
     if edited and find_backbone(configuration.backbone).multiple:
-        statistics = fitted.parts.statistics | {PARTS: region_statistics(bare, pictures)}
-        fitted = TorchEncoder(fitted.parts.model_copy(update={"statistics": statistics}), device=device)
+        statistics = fitted.contents.statistics | {REGIONS: region_statistics(bare, images)}
+        fitted = TorchEncoder(fitted.contents.model_copy(update={"statistics": statistics}), device=device)
     if configuration.heads == "adaptive":
         return fitted
     learned = {
         "heads": {name: _head(weights, name) for name in configuration.bits},
         "configuration": settings.model_copy(update={"fixed": True}),
     }
-    return TorchEncoder(fitted.parts.model_copy(update=learned), device=device)
+    return TorchEncoder(fitted.contents.model_copy(update=learned), device=device)
 
 
-def features_of(encoder: TorchEncoder, pictures: Sequence[Image.Image]) -> Features:
-    """Features of pictures, as an ingest would compute them: granularity -> (n, d) float32."""
-    starts = range(0, len(pictures), _BATCH)
-    chunks = [encoder.features([encoder.prepare(p) for p in pictures[start : start + _BATCH]]) for start in starts]
+def features_of(encoder: TorchEncoder, images: Sequence[Image.Image]) -> Features:
+    """Features of images, as an ingest would compute them: granularity -> (n, d) float32."""
+    starts = range(0, len(images), _EXPORT_BATCH)
+    chunks = [encoder.features([encoder.prepare(p) for p in images[start : start + _EXPORT_BATCH]]) for start in starts]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _moved(encoder: TorchEncoder, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
+def _moved(encoder: TorchEncoder, images: Sequence[Image.Image]) -> NDArray[np.float32]:
     """How ``fine`` features change with every strong edit: (edits * n, d)."""
     # Edits are in pixels, as of photographs; thumbnails would be destroyed by them.
-    enlarged = [_enlarged(picture) for picture in pictures]
+    enlarged = [_enlarged(image) for image in images]
     plain = features_of(encoder, enlarged)["fine"]
     versions = [features_of(encoder, [edit.apply(p, "strong") for p in enlarged])["fine"] for edit in EDITS.values()]
     return np.concatenate([version - plain for version in versions])
 
 
-def _enlarged(picture: Image.Image) -> Image.Image:
-    scale = max(1.0, EDITED_SIDE / max(picture.size))
-    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+def _enlarged(image: Image.Image) -> Image.Image:
+    scale = max(1.0, EDITED_SIDE / max(image.size))
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
 
 
 def _head(weights: Mapping[str, torch.Tensor], name: str) -> Head:

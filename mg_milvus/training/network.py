@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mg_milvus.encoder.backbones import channels_first, extractor
-from mg_milvus.encoder.heads import read
-from mg_milvus.encoder.table import find_backbone
+from mg_milvus.encoder.backbones import find_backbone
+from mg_milvus.encoder.networks import channels_first, extractor
+from mg_milvus.encoder.torch_runtime import read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mg_milvus.encoder.readings import Reading
+    from mg_milvus.encoder.pooling import Reading
 
 
 class HashLayer(nn.Module):
@@ -34,7 +34,7 @@ class HashLayer(nn.Module):
 
 
 class HashingNetwork(nn.Module):
-    """Pictures (n, 3, h, w) -> features and relaxed codes of every granularity.
+    """Images (n, 3, h, w) -> features and relaxed codes of every granularity.
 
     ``bits`` names the granularities with a hash layer. ``classifiers`` are plain linear layers on the features of a
     granularity, for the softmax losses: granularity -> number of labels.
@@ -63,7 +63,7 @@ class HashingNetwork(nn.Module):
         })  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Pictures -> (relaxed codes, class scores): granularity -> (n, bits) and (n, labels) float32."""
+        """Images -> (relaxed codes, class scores): granularity -> (n, bits) and (n, labels) float32."""
         features = self._features(x)
         with torch.autocast(x.device.type, enabled=False):
             codes = {name: head(features[name]) for name, head in self.heads.items()}

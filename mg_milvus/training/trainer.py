@@ -1,45 +1,247 @@
-"""The loop: epochs of batches, an average of the weights, a figure on held-out pictures, checkpoints."""
+"""Exponential moving average of a network's weights (Polyak and Juditsky 1992), buffers included."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field, TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mg_milvus.encoder.device import has_bfloat16
+from mg_milvus.encoder.torch_runtime import has_bfloat16
 from mg_milvus.errors import TrainingError
-from mg_milvus.training.augmentation import mixed
-from mg_milvus.training.average import MovingAverage
-from mg_milvus.training.checkpoint import Course, checkpoint_beside, load_checkpoint, save_checkpoint, write
-from mg_milvus.training.data import Batches
+from mg_milvus.evaluation.metrics import NOT_A_CANDIDATE, code_blocks, score_rankings
+from mg_milvus.files import read_plain, write_whole
+from mg_milvus.training.data import Batches, mixed
 from mg_milvus.training.export import encoder_of, features_of
-from mg_milvus.training.judging import held_out_figures
-from mg_milvus.training.objective import Objective
-from mg_milvus.training.optimisation import out_of_memory, parameter_groups, rate_at
+from mg_milvus.training.losses import LEVELS, Objective
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from mg_milvus.encoder.torch_encoder import TorchEncoder
-    from mg_milvus.training.configuration import TrainingConfiguration
-    from mg_milvus.training.data import Batch, PictureCache
+    from mg_milvus.codes import Codes
+    from mg_milvus.encoder.torch_runtime import TorchEncoder
+    from mg_milvus.training.config import TrainingConfiguration
+    from mg_milvus.training.data import Batch, ImageCache
     from mg_milvus.training.network import HashingNetwork
 
+
+class MovingAverage:
+    """average <- decay * average + (1 - decay) * weights, after every step; early steps use a smaller decay."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self.weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in the weights after step ``step``, from 0."""
+        share = 1 - min(self._decay, (1 + step) / (10 + step))
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                self.weights[name].lerp_(value, share)
+            else:
+                self.weights[name].copy_(value)
+
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Go on from these weights."""
+        for name, value in self.weights.items():
+            value.copy_(weights[name])
+
+
+def rate_at(progress: float, configuration: TrainingConfiguration) -> float:
+    """Learning rate at a share of the training: linear warm-up, then a cosine to 0 (Loshchilov and Hutter 2017)."""
+    settings = configuration.optimisation
+    if progress < settings.warm_up:
+        return settings.rate * max(progress, 1e-4) / settings.warm_up
+    done = (progress - settings.warm_up) / max(1 - settings.warm_up, 1e-9)
+    return settings.rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def parameter_groups(
+    parameters: Sequence[torch.nn.Parameter], configuration: TrainingConfiguration
+) -> list[dict[str, Any]]:
+    """Weights of convolutions and linear maps decay; scales and offsets do not (He et al. 2018, "Bag of Tricks")."""
+    return [
+        {
+            "params": [p for p in parameters if p.ndim > 1],
+            "weight_decay": configuration.optimisation.weight_decay,
+        },
+        {"params": [p for p in parameters if p.ndim <= 1]},
+    ]
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not get memory, on any device."""
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "not enough memory" in str(error)
+        or ("out of memory" in str(error).lower())
+    )
+
+
+_KEY = "mg_milvus_training"
+_MOST_BYTES = 16 << 30
+"""Largest checkpoint that is read: a network, its average and its optimiser's state, of the largest backbone."""
+
+
+@dataclass(slots=True)
+class Course:
+    """How far a training is.
+
+    Attributes:
+        setup: ``configuration``, and ``images``, a digest of them and their labels; a checkpoint of another setup is
+            refused.
+        epoch: whole epochs done.
+        pieces: contents that a batch is divided into so that it fits into memory.
+        best: the best held-out figure.
+        best_epoch: the epoch it is of, from 1; 0: none yet.
+        history: one record an epoch, with its losses, figures and seconds.
+    """
+
+    setup: dict[str, Any]
+    epoch: Annotated[int, Field(ge=0)] = 0
+    pieces: Annotated[int, Field(ge=1)] = 1
+    best: float = -1.0
+    best_epoch: Annotated[int, Field(ge=0)] = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+_COURSE = TypeAdapter(Course)
+
+
+def checkpoint_beside(out: Path) -> Path:
+    """Where the checkpoint of the encoder file ``out`` lies."""
+    return out.with_name(f"{out.stem}.checkpoint.safetensors")
+
+
+def refuse_unfinished(file: Path) -> None:
+    """Keep a new training from writing over one that was stopped half-way.
+
+    Raises:
+        TrainingError: the checkpoint is there, and more epochs were to come.
+    """
+    if not file.exists():
+        return
+    try:
+        _, course = load_checkpoint(file)
+        configuration = course.setup["configuration"]
+        epochs = sum(phase["epochs"] for phase in configuration["phases"])
+        patience = configuration["patience"]
+    except (TrainingError, KeyError, TypeError):
+        return  # nothing that anybody could go on from
+    if course.epoch < epochs and course.epoch - course.best_epoch < patience:
+        raise TrainingError(
+            f"{file} holds an unfinished training, {course.epoch} of {epochs} epochs: go on with --resume, or delete "
+            "it to begin again"
+        )
+
+
+def require_checkpoint(file: Path) -> None:
+    """Say early that there is nothing to go on from.
+
+    Raises:
+        TrainingError: there is no checkpoint.
+    """
+    if not file.exists():
+        raise TrainingError(f"there is no checkpoint {file} to go on from; start without --resume")
+
+
+def save_checkpoint(file: Path, tensors: dict[str, torch.Tensor], course: Course) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Raises:
+        TrainingError: the disk is full, or the folder cannot be written.
+    """
+    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write(file, save_tensors(kept, metadata={_KEY: json.dumps(asdict(course))}))
+
+
+def load_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], Course]:
+    """Read a checkpoint.
+
+    Raises:
+        TrainingError: there is none, or it is damaged.
+    """
+    try:
+        data = read_plain(file, _MOST_BYTES)
+        tensors = load_tensors(data)
+        length = int.from_bytes(data[:8], "little")
+        text = json.loads(data[8 : 8 + length])["__metadata__"][_KEY]
+        _COURSE.validate_json(text)  # refuses what is nested deeply or of other types
+        course = Course(**json.loads(text))
+    except OSError as error:
+        raise TrainingError(f"the checkpoint {file} cannot be read: {error.strerror}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{file} is not a checkpoint of mgm train, or is damaged: start without --resume"
+        ) from error
+    return tensors, course
+
+
+def write(file: Path, data: bytes) -> None:
+    """Write a file of a training, with errors in one line.
+
+    Raises:
+        TrainingError: it cannot be written; what was there before stays.
+    """
+    try:
+        write_whole(file, data)
+    except OSError as error:
+        raise TrainingError(
+            f"{file} ({len(data) / 1e6:.0f} MB) cannot be written: {error.strerror}; make room, then go on with "
+            "--resume"
+        ) from error
+
+
+def held_out_figures(
+    codes: Mapping[str, Codes], labels: Mapping[str, NDArray[np.bool_]], held_out: int
+) -> dict[str, float]:
+    """mAP of each granularity on the labels of its own level, and their mean.
+
+    Each held-out image is asked against all others: among themselves alone, a few would have nothing to find.
+
+    Args:
+        codes: granularity -> (n, bits / 8) uint8, of the held-out images and then of some that were trained on.
+        labels: level -> (n, labels) bool; clusters stand in for labels where there are none.
+        held_out: how many of the n are held out.
+
+    Returns:
+        ``map_<granularity>`` and ``held_out``.
+    """
+    figures: dict[str, float] = {}
+    for name, values in codes.items():
+        level = labels[LEVELS.get(name, "classes")].astype(np.float32)
+
+        def relevance_of(part: slice, level: NDArray[np.float32] = level) -> NDArray[np.uint8]:
+            found = (level[part] @ level.T > 0).astype(np.uint8)
+            found[np.arange(len(found)), np.arange(len(level))[part]] = NOT_A_CANDIDATE
+            return found
+
+        blocks = code_blocks(values[:held_out], values, relevance_of)
+        # Where no other image shares a label with one held out there is no figure: 0 for all epochs alike.
+        figures[f"map_{name}"] = float(np.nan_to_num(score_rankings(blocks).map))
+    return figures | {"held_out": float(np.mean(list(figures.values())))}
+
+
 STATISTICS_SAMPLE = 5_000
-"""Training pictures whose features give the statistics in the encoder file."""
+"""Training images whose features give the statistics in the encoder file."""
 FEW_MORE = 300
-"""Training pictures that stand in for them after each epoch, and among which those held out are searched."""
+"""Training images that stand in for them after each epoch, and among which those held out are searched."""
 EDITED_SAMPLE = 500
 """Those of them that are also looked at as edited copies."""
 
@@ -49,13 +251,13 @@ class Material:
     """What is learned from.
 
     Attributes:
-        cache: all pictures.
+        cache: all images.
         labels: level -> (n, labels) bool; empty without labels.
         train: (m,) rows that are trained on.
         held_out: rows that judge each epoch, and are never trained on.
     """
 
-    cache: PictureCache
+    cache: ImageCache
     labels: Mapping[str, NDArray[np.bool_]]
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
@@ -63,7 +265,7 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Told after every step: the epoch, from 1, of how many; pictures done of how many; means of the losses so far."""
+    """Told after every step: the epoch, from 1, of how many; images done of how many; means of the losses so far."""
 
     epoch: int
     epochs: int
@@ -181,7 +383,7 @@ class Trainer:
                 if not out_of_memory(error) or self.course.pieces >= len(batch.rows) // 2:
                     if out_of_memory(error):
                         raise TrainingError(
-                            "even two pictures at a time do not fit into memory; lower the sides of the phases"
+                            "even two images at a time do not fit into memory; lower the sides of the phases"
                         ) from error
                     raise
                 self.course.pieces *= 2
@@ -213,32 +415,30 @@ class Trainer:
         return found
 
     def _judge(self) -> tuple[TorchEncoder, dict[str, float]]:
-        """The encoder of the averaged weights, and its figures on the held-out pictures."""
+        """The encoder of the averaged weights, and its figures on the held-out images."""
         held_out = self._material.held_out
         rows = np.concatenate([held_out, self._some(FEW_MORE)])
-        pictures = self._pictures(rows)
-        encoder = encoder_of(self._configuration, self._average.weights, self._base, pictures, str(self._device))
-        codes = encoder.codes(features_of(encoder, pictures))
+        images = self._images(rows)
+        encoder = encoder_of(self._configuration, self._average.weights, self._base, images, str(self._device))
+        codes = encoder.codes(features_of(encoder, images))
         labels = {level: values[rows] for level, values in self._material.labels.items()}
         return encoder, held_out_figures(codes, labels, len(held_out))
 
     def _some(self, count: int) -> NDArray[np.int64]:
-        """Training pictures drawn at random, always the same."""
+        """Training images drawn at random, always the same."""
         return np.random.default_rng(self._configuration.seed).permutation(self._material.train)[:count]
 
-    def _pictures(self, rows: NDArray[np.int64]) -> list[Image.Image]:
+    def _images(self, rows: NDArray[np.int64]) -> list[Image.Image]:
         return [Image.fromarray(self._material.cache[int(row)]) for row in rows]
 
     def _finished(self) -> bool:
         return self.course.epoch - self.course.best_epoch >= self._configuration.patience
 
     def _finish(self) -> TorchEncoder:
-        """The best encoder once more, with the statistics of many training pictures."""
+        """The best encoder once more, with the statistics of many training images."""
         weights = {name.removeprefix("best."): value for name, value in self._best.items()}
-        pictures = self._pictures(self._some(STATISTICS_SAMPLE))
-        encoder = encoder_of(
-            self._configuration, weights, self._base, pictures, str(self._device), edited=EDITED_SAMPLE
-        )
+        images = self._images(self._some(STATISTICS_SAMPLE))
+        encoder = encoder_of(self._configuration, weights, self._base, images, str(self._device), edited=EDITED_SAMPLE)
         write(self._out, encoder.to_bytes())
         return encoder
 
@@ -273,7 +473,7 @@ class Trainer:
         if different:
             raise TrainingError(
                 f"the checkpoint {self.checkpoint} was made with another {' and '.join(different)}; give the same "
-                "pictures and configuration, or start without --resume"
+                "images and configuration, or start without --resume"
             )
 
         def part(prefix: str) -> dict[str, torch.Tensor]:

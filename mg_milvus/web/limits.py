@@ -24,7 +24,7 @@ T = TypeVar("T")
 RETRY_SECONDS = 5
 MOST_BODIES = 256
 BODIES_OF_LARGEST = 4
-"""Bodies in memory may have so many times the bytes of the largest picture that is taken, together."""
+"""Bodies in memory may have so many times the bytes of the largest image that is taken, together."""
 
 MOST_UPLOADS = 100_000
 MOST_UPLOADED_BYTES = 50_000_000_000
@@ -123,7 +123,7 @@ class Filtering:
 
     def __init__(self, seconds: float = FILTER_SECONDS) -> None:
         self._seconds = seconds
-        self._places = Places(FILTERS_WAITING, "questions with a filter")
+        self._places = Places(FILTERS_WAITING, "queries with a filter")
         self._free = asyncio.Semaphore(FILTERS_AT_ONCE)
 
     async def run(self, function: Callable[[], T]) -> T:

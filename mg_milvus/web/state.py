@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 from starlette.responses import StreamingResponse
 
-from mg_milvus.web.guard import refused
+from mg_milvus.errors import CollectionNotFoundError
+from mg_milvus.schema.models import PROFILES
+from mg_milvus.schema.regions import REGIONS
 from mg_milvus.web.limits import RETRY_SECONDS, BusyError
+from mg_milvus.web.security import refused
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     import anyio
     from starlette.responses import Response
     from starlette.types import Receive, Scope, Send
 
-    from mg_milvus.browse import Browser
     from mg_milvus.codes import Codes
     from mg_milvus.index import ImageIndex
-    from mg_milvus.search import Prepared
-    from mg_milvus.web.batching import Batcher
-    from mg_milvus.web.guard import Access
-    from mg_milvus.web.ingesting import Ingesting
+    from mg_milvus.search.browse import Browser
+    from mg_milvus.search.searcher import Prepared
+    from mg_milvus.web.jobs import Batcher, Ingesting
     from mg_milvus.web.limits import Filtering, Intake, Places, Room
-    from mg_milvus.web.meters import Meters
-    from mg_milvus.web.settings import WebSettings
-    from mg_milvus.web.thumbnails import Thumbnails
+    from mg_milvus.web.media import Thumbnails
+    from mg_milvus.web.metrics import Meters
+    from mg_milvus.web.security import Access, WebSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +96,38 @@ def busy(error: BusyError) -> Response:
     answer = refused(503, str(error))
     answer.headers["retry-after"] = str(RETRY_SECONDS)
     return answer
+
+
+def about(shared: State) -> dict[str, Any]:
+    """The collection, how it is asked unless told otherwise, and what this page may do, as plain data."""
+    schema, settings = shared.index.schema, shared.settings
+    exists = shared.index.exists
+    return {
+        "collection": shared.index.collection, "rows": rows(shared), "bits": schema.code_bits,
+        "weights": schema.weights | ({REGIONS: schema.regions.weight} if schema.regions else {}),
+        "profiles": _profiles(schema.weights) | ({REGIONS: {REGIONS: 1.0}} if schema.regions else {}),
+        "fusion": schema.fusion.model_dump(),
+        "fields": [{"name": field.name, "type": field.type} for field in schema.fields],
+        "values": shared.browser.values() if exists else {},
+        "can_delete": not settings.read_only,
+        "can_upload": not settings.read_only and settings.upload_folder is not None,
+        "folders": [] if settings.read_only else [str(folder) for folder in settings.ingest_folders],
+        "max_upload_bytes": settings.max_upload_bytes,
+    }  # fmt: skip
+
+
+def rows(shared: State) -> int:
+    """Images in the collection; 0 when there is none."""
+    try:
+        return shared.index.count()
+    except CollectionNotFoundError:
+        return 0
+
+
+def _profiles(weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Profile -> weights of all granularities; those that would ask nothing of this collection are left out."""
+    found = {
+        profile: {name: named.get(name, weight) for name, weight in weights.items()}
+        for profile, named in PROFILES.items()
+    }
+    return {profile: chosen for profile, chosen in found.items() if any(chosen.values())}

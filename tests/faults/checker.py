@@ -15,12 +15,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from harness import engines, no_engine_left, until
 from PIL import Image
 from pymilvus import MilvusClient
-from servers import lite_server
 
-from mg_milvus.encoder import Encoder, load_encoder
+from mg_milvus.encoder.base import Encoder
+from mg_milvus.encoder.load import load_encoder
+from tests.faults.harness import engines, no_engine_left, until
+from tests.servers import lite_server
 
 REGIONS, REGION_BYTES = 4, 8
 """As the schemas of these tests have them."""
@@ -28,16 +29,16 @@ REGIONS, REGION_BYTES = 4, 8
 
 @dataclass(frozen=True)
 class Contents:
-    """All that is in an index: rows of pictures and of regions, and the encoder that filled it."""
+    """All that is in an index: rows of images and of regions, and the encoder that filled it."""
 
-    pictures: list[dict[str, Any]]
+    images: list[dict[str, Any]]
     regions: list[dict[str, Any]]
     encoder: Encoder | None
 
     @property
     def paths(self) -> Counter[str]:
         """How often each path has a row."""
-        return Counter(row["path"] for row in self.pictures)
+        return Counter(row["path"] for row in self.images)
 
 
 @contextmanager
@@ -48,18 +49,18 @@ def served(file: Path) -> Iterator[str]:
         yield server.uri
 
 
-def contents(uri: str, collection: str = "pictures") -> Contents:
+def contents(uri: str, collection: str = "images") -> Contents:
     """Read everything from a server; what there is not is empty."""
     client = MilvusClient(uri, dedicated=True)
     try:
         there = set(client.list_collections())
         if collection not in there:
             return Contents([], [], None)
-        pictures = _rows(client, collection)
-        _check_found(client, collection, pictures)
-        regions = _rows(client, f"{collection}_parts") if f"{collection}_parts" in there else []
+        images = _rows(client, collection)
+        _check_found(client, collection, images)
+        regions = _rows(client, f"{collection}_regions") if f"{collection}_regions" in there else []
         described = json.loads(client.describe_collection(collection)["description"])
-        return Contents(pictures, regions, _kept(client, collection, described["fingerprint"]))
+        return Contents(images, regions, _kept(client, collection, described["fingerprint"]))
     finally:
         client.close()
 
@@ -67,7 +68,7 @@ def contents(uri: str, collection: str = "pictures") -> Contents:
 def check_acknowledged(uri: str, run_acknowledged: int) -> None:
     """Between a fault and the next run: what was acknowledged is there, whole, with its regions before itself."""
     found = contents(uri)
-    assert len(found.pictures) >= run_acknowledged
+    assert len(found.images) >= run_acknowledged
     assert not [path for path, count in found.paths.items() if count > 1]
     _check_regions(found, orphans=True)
 
@@ -77,31 +78,31 @@ def check_whole(uri: str, *folders: Path, regions: bool = True) -> None:
 
     Args:
         uri: of a server.
-        folders: all pictures are in them, as ``*.png``, and there is nothing else in the index.
+        folders: all images are in them, as ``*.png``, and there is nothing else in the index.
         regions: whether the schema has some.
     """
     found = contents(uri)
     files = {str(file): file for folder in folders for file in folder.rglob("*.png")}
     assert found.paths == Counter(list(files)), set(files) ^ set(found.paths)
     assert found.encoder is not None
-    for row in found.pictures:
+    for row in found.images:
         file = files[row["path"]]
         data, status = file.read_bytes(), file.stat()
         codes = _fresh(found.encoder.fingerprint, data, found.encoder)
         assert row["id"] == hashlib.blake2b(row["path"].encode(), digest_size=16).hexdigest()
         assert (row["size"], row["mtime_ns"]) == (status.st_size, status.st_mtime_ns), file
         assert row["content_hash"] == hashlib.blake2b(data, digest_size=16).hexdigest(), file
-        assert {name: row[name] for name in codes if name != "parts"} == {
-            name: code for name, code in codes.items() if name != "parts"
+        assert {name: row[name] for name in codes if name != "regions"} == {
+            name: code for name, code in codes.items() if name != "regions"
         }, file
     if regions:
         _check_regions(found, orphans=False)
         codes_of = {row["id"]: _fresh(found.encoder.fingerprint, files[row["path"]].read_bytes(), found.encoder)
-                    for row in found.pictures}  # fmt: skip
+                    for row in found.images}  # fmt: skip
         for region in found.regions:
-            picture, _, number = region["id"].partition(":")
+            image, _, number = region["id"].partition(":")
             start = int(number) * REGION_BYTES
-            assert region["code"] == codes_of[picture]["parts"][start : start + REGION_BYTES], region["id"]
+            assert region["code"] == codes_of[image]["regions"][start : start + REGION_BYTES], region["id"]
     else:
         assert found.regions == []
 
@@ -115,7 +116,7 @@ def check_file(file: Path, *folders: Path) -> None:
 
 def _check_regions(found: Contents, *, orphans: bool) -> None:
     ids = Counter(row["id"] for row in found.regions)
-    wanted = {f"{row['id']}:{number}" for row in found.pictures for number in range(REGIONS)}
+    wanted = {f"{row['id']}:{number}" for row in found.images for number in range(REGIONS)}
     assert max(ids.values(), default=1) == 1
     assert wanted <= ids.keys() if orphans else wanted == ids.keys()
 
@@ -159,10 +160,10 @@ _known: dict[tuple[str, bytes], dict[str, bytes]] = {}
 
 
 def _fresh(fingerprint: str, data: bytes, encoder: Encoder) -> dict[str, bytes]:
-    """The codes of a picture, encoded by itself."""
+    """The codes of an image, encoded by itself."""
     key = fingerprint, data
     if key not in _known:
-        with Image.open(BytesIO(data)) as picture:
-            codes = encoder.encode([encoder.prepare(picture.convert("RGB"))])
+        with Image.open(BytesIO(data)) as image:
+            codes = encoder.encode([encoder.prepare(image.convert("RGB"))])
         _known[key] = {name: code[0].tobytes() for name, code in codes.items()}
     return _known[key]

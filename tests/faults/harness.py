@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.pictures import save_picture
+from tests.images import save_image
 
 TRIALS = int(os.environ.get("MGM_FAULT_TRIALS", "0"))
 """Trials of each fault in the long form; 0: the short form."""
@@ -40,18 +40,18 @@ PATIENCE = 300.0
 """Seconds after which a run that still goes on has failed."""
 
 MGM = Path(sysconfig.get_path("scripts")) / "mgm"
-PARTS = "parts: {bits: 64, scales: [{size: 0.7, grid: 2}]}\n"
-FIXED = "version: 1\nencoder: {heads: fixed}\n" + PARTS
-FITTED = "version: 1\n" + PARTS
-"""Schemas: with heads as shipped or fitted to the first pictures, both with four regions a picture."""
+REGIONS = "regions: {bits: 64, scales: [{size: 0.7, grid: 2}]}\n"
+FIXED = "version: 1\nencoder: {heads: fixed}\n" + REGIONS
+FITTED = "version: 1\n" + REGIONS
+"""Schemas: with heads as shipped or fitted to the first images, both with four regions an image."""
 
 _forked = multiprocessing.get_context("forkserver")
-_forked.set_forkserver_preload(["mg_milvus.cli.app", "mg_milvus.encoder.torch_encoder", "mg_milvus.store.milvus"])
+_forked.set_forkserver_preload(["mg_milvus.cli.app", "mg_milvus.encoder.torch_runtime", "mg_milvus.store.milvus"])
 
 
 @dataclass(frozen=True)
 class Event:
-    """Progress as the command shows it: seconds since its start, the stage, pictures done."""
+    """Progress as the command shows it: seconds since its start, the stage, images done."""
 
     time: float
     stage: str
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def acknowledged(self) -> int:
-        """Pictures that it has shown as stored, all of which are."""
+        """Images that it has shown as stored, all of which are."""
         return max((event.done for event in self.events if event.stage == "encoding"), default=0)
 
     @property
@@ -247,18 +247,18 @@ class Outcomes:
         assert not self._failures, "\n".join(self._failures)
 
 
-def make_pictures(folder: Path, numbers: range) -> Path:
+def make_images(folder: Path, numbers: range) -> Path:
     """``folder/NN.png``, each unlike the others; lossless, so that every decoder gives the same pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
-        save_picture(folder / f"{number:02}.png", number)
+        save_image(folder / f"{number:02}.png", number)
     return folder
 
 
-def ingest(pictures: Path, uri: str | Path, *options: str) -> Run:
-    """``mgm ingest`` with the ``schema.yaml`` beside the pictures, a few at once: many moments between two calls."""
-    schema = pictures.parent / "schema.yaml"
-    return Run("ingest", pictures, "--uri", uri, "--schema", schema, "--batch-size", "4", *options)
+def ingest(images: Path, uri: str | Path, *options: str) -> Run:
+    """``mgm ingest`` with the ``schema.yaml`` beside the images, a few at once: many moments between two calls."""
+    schema = images.parent / "schema.yaml"
+    return Run("ingest", images, "--uri", uri, "--schema", schema, "--batch-size", "4", *options)
 
 
 @cache

@@ -5,25 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from checker import check_whole, contents
-from harness import FITTED, FIXED, PATIENCE, TRIALS, Outcomes, Run, ingest, make_pictures
 from pymilvus import MilvusClient
-from servers import lite_server
 
-from mg_milvus import ImageIndex
 from mg_milvus.errors import CollectionNotFoundError
+from mg_milvus.index import ImageIndex
+from tests.faults.checker import check_whole, contents
+from tests.faults.harness import FITTED, FIXED, PATIENCE, TRIALS, Outcomes, Run, ingest, make_images
+from tests.servers import lite_server
 
 OFTEN = max(1, TRIALS // 5)
 
 
 def test_two_first_ingests_of_overlapping_folders(tmp_path: Path) -> None:
-    """Each would fit heads to its own pictures; both end with one encoder, and no other is kept."""
+    """Each would fit heads to its own images; both end with one encoder, and no other is kept."""
     outcomes = Outcomes("two first ingests of overlapping folders at once")
     (tmp_path / "schema.yaml").write_text(FITTED)
-    everything = tmp_path / "pictures"
-    make_pictures(everything / "one", range(15))
-    make_pictures(everything / "shared", range(15, 55))
-    make_pictures(everything / "two", range(55, 75))
+    everything = tmp_path / "images"
+    make_images(everything / "one", range(15))
+    make_images(everything / "shared", range(15, 55))
+    make_images(everything / "two", range(55, 75))
     for trial in range(OFTEN):
         with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
             runs = [
@@ -43,43 +43,43 @@ def test_two_first_ingests_of_overlapping_folders(tmp_path: Path) -> None:
 
 
 def test_queries_during_a_first_ingest(tmp_path: Path) -> None:
-    """Each answers with pictures that are whole, or says that there is no index yet; none disturbs the ingest."""
+    """Each answers with images that are whole, or says that there is no index yet; none disturbs the ingest."""
     outcomes = Outcomes("queries during an ingest")
-    pictures = make_pictures(tmp_path / "pictures", range(32))
-    files = set(map(str, pictures.iterdir()))
+    images = make_images(tmp_path / "images", range(32))
+    files = set(map(str, images.iterdir()))
     (tmp_path / "schema.yaml").write_text(FIXED)
     for trial in range(OFTEN):
         with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
-            run = ingest(pictures, server.uri)
+            run = ingest(images, server.uri)
             answered: list[int] = []
             with ImageIndex.open(server.uri) as index:
                 while (run.code is None or not answered) and run.seconds < PATIENCE:
                     try:
-                        hits = index.query(pictures / "00.png", k=32)
+                        hits = index.query(images / "00.png", k=32)
                     except CollectionNotFoundError:
                         assert not answered, "it was there"
                         continue
-                    details = index.query(pictures / "00.png", k=32, parts="detail") if hits else []
+                    details = index.query(images / "00.png", k=32, regions="detail") if hits else []
                     answered.append(len(hits))
                     for found in (hits, details):
                         assert {hit.path for hit in found} <= files
                         assert len({hit.id for hit in found}) == len(found)
-                    if hits:  # the first picture is the first that is stored
-                        assert hits[0].path == str(pictures / "00.png")
+                    if hits:  # the first image is the first that is stored
+                        assert hits[0].path == str(images / "00.png")
                         assert set(hits[0].distances.values()) == {0}
                         assert details
             assert run.finish() == 0, run.output
             assert run.complaints == []
             assert np.all(np.diff(answered) >= 0), answered
             outcomes.met(f"with {len(answered)} answers")
-            check_whole(server.uri, pictures)
+            check_whole(server.uri, images)
     outcomes.conclude()
 
 
 def kept_encoders(uri: str) -> list[str]:
     client = MilvusClient(uri, dedicated=True)
     try:
-        rows = client.query("pictures_encoder", filter='id like "%:0"', output_fields=["id"])
+        rows = client.query("images_encoder", filter='id like "%:0"', output_fields=["id"])
         return [row["id"].removesuffix(":0") for row in rows]
     finally:
         client.close()

@@ -11,12 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checker import check_acknowledged, check_file, served
-from harness import FIXED, TRIALS, Moments, Outcomes, check_nothing_left, ingest, make_pictures, no_engine_left
 
 from mg_milvus.errors import StoreError
-from mg_milvus.store.served import down, up
-from mg_milvus.store.served import served as served_file
+from mg_milvus.store.lite_server import down, up
+from mg_milvus.store.lite_server import served as served_file
+from tests.faults.checker import check_acknowledged, check_file, served
+from tests.faults.harness import (
+    FIXED,
+    TRIALS,
+    Moments,
+    Outcomes,
+    check_nothing_left,
+    ingest,
+    make_images,
+    no_engine_left,
+)
 
 
 @pytest.fixture
@@ -39,15 +48,15 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def test_an_ingest_that_a_full_disk_ends_goes_on_when_there_is_room(disk: Path, tmp_path: Path) -> None:
     outcomes = Outcomes("disk full")
     (tmp_path / "schema.yaml").write_text(FIXED)
-    pictures = make_pictures(tmp_path / "pictures", range(32))
+    images = make_images(tmp_path / "images", range(32))
     file, filler = disk / "i.db", disk / "filler"
-    run = ingest(pictures, file)
+    run = ingest(images, file)
     assert run.finish() == 0, run.output
     moments = Moments.of(run, "disk")
     for trial in range(TRIALS or 1):
         file.unlink()
         with outcomes.trial(trial), no_engine_left(file):
-            run = ingest(pictures, file)
+            run = ingest(images, file)
             moments.reach(run)
             fill(filler, 5_000 * (trial % 3))
             stage = run.events[-1].stage
@@ -63,9 +72,9 @@ def test_an_ingest_that_a_full_disk_ends_goes_on_when_there_is_room(disk: Path, 
             if file.exists():
                 with served(file) as uri:
                     check_acknowledged(uri, run.acknowledged)
-            run = ingest(pictures, file)
+            run = ingest(images, file)
             assert run.finish() == 0, run.output
-            check_file(file, pictures)
+            check_file(file, images)
             check_nothing_left()
     outcomes.conclude()
 

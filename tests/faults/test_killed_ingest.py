@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checker import check_acknowledged, check_file, check_whole, served
-from harness import (
+
+from tests.faults.checker import check_acknowledged, check_file, check_whole, served
+from tests.faults.harness import (
     FITTED,
     FIXED,
     TRIALS,
@@ -17,30 +18,30 @@ from harness import (
     Run,
     check_nothing_left,
     ingest,
-    make_pictures,
+    make_images,
     no_engine_left,
 )
-from servers import lite_server
+from tests.servers import lite_server
 
 HEADS = {"shipped heads": (FIXED, 32), "fitted heads": (FITTED, 60)}
-"""Name -> schema and pictures: with fewer than 50 no heads are fitted."""
+"""Name -> schema and images: with fewer than 50 no heads are fitted."""
 Course = tuple[Path, Run]
 
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Course]:
-    """Pictures, and an undisturbed ingest of them, for each kind of heads."""
+    """Images, and an undisturbed ingest of them, for each kind of heads."""
     courses: dict[str, Course] = {}
 
     def of(heads: str) -> Course:
         if heads not in courses:
             schema, count = HEADS[heads]
             folder = tmp_path_factory.mktemp("course")
-            pictures = make_pictures(folder / "pictures", range(count))
+            images = make_images(folder / "images", range(count))
             (folder / "schema.yaml").write_text(schema)
-            run = ingest(pictures, folder / "course.db")
+            run = ingest(images, folder / "course.db")
             assert run.finish() == 0, run.output
-            courses[heads] = pictures, run
+            courses[heads] = images, run
         return courses[heads]
 
     return of
@@ -52,18 +53,18 @@ def test_sigkill_on_milvus_lite_in_a_file(course: Callable[[str], Course], tmp_p
     moments = {heads: Moments.of(course(heads)[1], f"file {heads}") for heads in HEADS}
     for trial in range(TRIALS or 2):
         heads = list(HEADS)[trial % 2]
-        pictures, _ = course(heads)
+        images, _ = course(heads)
         (tmp_path / str(trial)).mkdir()
         file = tmp_path / str(trial) / "i.db"
         with outcomes.trial(trial), no_engine_left(file):
-            stage, acknowledged = killed(ingest(pictures, file), moments[heads])
+            stage, acknowledged = killed(ingest(images, file), moments[heads])
             outcomes.met(f"while at '{stage}' with {heads}")
             if trial // 2 % 2 and file.exists():
                 with served(file) as uri:
                     check_acknowledged(uri, acknowledged)
-            run = ingest(pictures, file)
+            run = ingest(images, file)
             assert run.finish() == 0, run.output
-            check_file(file, pictures)
+            check_file(file, images)
             check_nothing_left()
     outcomes.conclude()
 
@@ -73,20 +74,20 @@ def test_sigkill_over_tcp(course: Callable[[str], Course], tmp_path: Path) -> No
     moments = {heads: Moments.of(course(heads)[1], f"tcp {heads}") for heads in HEADS}
     for trial in range(TRIALS or 1):
         heads = list(HEADS)[trial % 2]
-        pictures, _ = course(heads)
+        images, _ = course(heads)
         with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
-            stage, acknowledged = killed(ingest(pictures, server.uri), moments[heads])
+            stage, acknowledged = killed(ingest(images, server.uri), moments[heads])
             outcomes.met(f"while at '{stage}' with {heads}")
             check_acknowledged(server.uri, acknowledged)
-            run = ingest(pictures, server.uri)
+            run = ingest(images, server.uri)
             assert run.finish() == 0, run.output
-            check_whole(server.uri, pictures)
+            check_whole(server.uri, images)
             check_nothing_left()
     outcomes.conclude()
 
 
 def killed(run: Run, moments: Moments) -> tuple[str, int]:
-    """Kill it at a random moment; the stage it was at, and how many pictures it had shown as stored."""
+    """Kill it at a random moment; the stage it was at, and how many images it had shown as stored."""
     moments.reach(run)
     run.kill()
     assert run.code in {-signal.SIGKILL, 0}, run.output

@@ -5,46 +5,47 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from checker import check_acknowledged, check_whole
-from harness import FIXED, TRIALS, Moments, Outcomes, Run, ingest, make_pictures
-from servers import lite_server
+
+from tests.faults.checker import check_acknowledged, check_whole
+from tests.faults.harness import FIXED, TRIALS, Moments, Outcomes, Run, ingest, make_images
+from tests.servers import lite_server
 
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
-    """Pictures, and an undisturbed ingest of them."""
+    """Images, and an undisturbed ingest of them."""
     folder = tmp_path_factory.mktemp("course")
-    pictures = make_pictures(folder / "pictures", range(32))
+    images = make_images(folder / "images", range(32))
     (folder / "schema.yaml").write_text(FIXED)
     with lite_server(folder / "course.db") as server:
-        run = ingest(pictures, server.uri)
+        run = ingest(images, server.uri)
         assert run.finish() == 0, run.output
-    return pictures, run
+    return images, run
 
 
 def test_a_server_that_is_killed_and_comes_back_is_waited_for(course: tuple[Path, Run], tmp_path: Path) -> None:
     """It is away for a quarter of a second; what is promised is ``--timeout``, 10 s."""
     outcomes = Outcomes("SIGKILL of the server, which comes back while the ingest runs")
-    pictures, moments = course[0], Moments.of(course[1], "recovers")
+    images, moments = course[0], Moments.of(course[1], "recovers")
     for trial in range(TRIALS or 1):
         with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
-            run = ingest(pictures, server.uri)
+            run = ingest(images, server.uri)
             moments.reach(run)
             outcomes.met(f"while at '{run.events[-1].stage}'")
             server.kill()
             server.start()
             assert run.finish() == 0, run.output
             assert run.complaints == []
-            check_whole(server.uri, pictures)
+            check_whole(server.uri, images)
     outcomes.conclude()
 
 
 def test_a_server_that_stays_away_ends_an_ingest_that_is_run_again(course: tuple[Path, Run], tmp_path: Path) -> None:
     outcomes = Outcomes("SIGKILL of the server, which comes back after the ingest has failed")
-    pictures, moments = course[0], Moments.of(course[1], "stays")
+    images, moments = course[0], Moments.of(course[1], "stays")
     for trial in range(TRIALS or 1):
         with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
-            run = ingest(pictures, server.uri, "--timeout", "2")
+            run = ingest(images, server.uri, "--timeout", "2")
             moments.reach(run)
             stage = run.events[-1].stage
             server.kill()
@@ -59,7 +60,7 @@ def test_a_server_that_stays_away_ends_an_ingest_that_is_run_again(course: tuple
             outcomes.met(f"while at '{stage}'")
             server.start()
             check_acknowledged(server.uri, run.acknowledged)
-            run = ingest(pictures, server.uri)
+            run = ingest(images, server.uri)
             assert run.finish() == 0, run.output
-            check_whole(server.uri, pictures)
+            check_whole(server.uri, images)
     outcomes.conclude()

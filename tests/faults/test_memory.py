@@ -1,4 +1,4 @@
-"""The memory that an ingest takes, however many pictures there are."""
+"""The memory that an ingest takes, however many images there are."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_photos
+
+from tests.conftest import make_photos
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit")
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
-    """Peak memory of ingests of 200 and of 1,200 pictures, both with shipped heads."""
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    """Peak memory of ingests of 200 and of 1,200 images, both with shipped heads."""
     photos = make_photos(tmp_path / "photos", per_kind=400)
     few = sorted(photos.rglob("*.jpg"))[:200]
     code = (

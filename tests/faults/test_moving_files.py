@@ -7,11 +7,10 @@ import random
 import time
 from pathlib import Path
 
-from checker import check_whole, contents
-from harness import FIXED, SEED, TRIALS, Outcomes, ingest, make_pictures
-from servers import lite_server
-
-from tests.pictures import encoded, picture, save_picture
+from tests.faults.checker import check_whole, contents
+from tests.faults.harness import FIXED, SEED, TRIALS, Outcomes, ingest, make_images
+from tests.images import encoded, image, save_image
+from tests.servers import lite_server
 
 YEAR = 365 * 24 * 3600
 COUNT = 32
@@ -19,25 +18,25 @@ COUNT = 32
 
 def test_a_clock_that_goes_back(tmp_path: Path) -> None:
     """A file is read again when its time is another, be it later or earlier."""
-    pictures = make_pictures(tmp_path / "pictures", range(8))
+    images = make_images(tmp_path / "images", range(8))
     (tmp_path / "schema.yaml").write_text(FIXED)
     now = int(time.time())
     for number, moment in enumerate((now + YEAR, now, now - YEAR, 0, now + 9 * YEAR, 1, now - 1, now)):
-        os.utime(pictures / f"{number:02}.png", (moment, moment))
+        os.utime(images / f"{number:02}.png", (moment, moment))
     with lite_server(tmp_path / "clock.db") as server:
-        run = ingest(pictures, server.uri)
+        run = ingest(images, server.uri)
         assert run.finish() == 0, run.output
-        check_whole(server.uri, pictures)
-        # All earlier than they were: half of them other pictures, half the same.
+        check_whole(server.uri, images)
+        # All earlier than they were: half of them other images, half the same.
         for number in range(8):
-            file = pictures / f"{number:02}.png"
+            file = images / f"{number:02}.png"
             if number % 2:
-                save_picture(file, 100 + number)
+                save_image(file, 100 + number)
             os.utime(file, (-YEAR - number, -YEAR - number))
-        run = ingest(pictures, server.uri)
+        run = ingest(images, server.uri)
         assert run.finish() == 0, run.output
         assert "8 seen: 0 added, 4 updated, 4 unchanged, 0 removed, 0 failed" in run.output
-        check_whole(server.uri, pictures)
+        check_whole(server.uri, images)
 
 
 def test_files_that_change_while_they_are_read(tmp_path: Path) -> None:
@@ -46,14 +45,14 @@ def test_files_that_change_while_they_are_read(tmp_path: Path) -> None:
     (tmp_path / "schema.yaml").write_text(FIXED)
     chance = random.Random(SEED)
     for trial in range(max(1, TRIALS // 5)):
-        pictures = make_pictures(tmp_path / "pictures", range(COUNT))
+        images = make_images(tmp_path / "images", range(COUNT))
         with outcomes.trial(trial), lite_server(tmp_path / f"{trial}.db") as server:
-            run = ingest(pictures, server.uri)
+            run = ingest(images, server.uri)
             while run.code is None and not run.acknowledged:
                 time.sleep(0.01)  # all have been found then
             left = list(range(COUNT))
             while run.code is None and left:
-                disturb(pictures / f"{left.pop():02}.png", chance)  # the last that is to be read first
+                disturb(images / f"{left.pop():02}.png", chance)  # the last that is to be read first
                 time.sleep(0.01)
             assert run.finish() in {0, 3}, run.output
             told = run.output.count(".png: ")
@@ -62,18 +61,18 @@ def test_files_that_change_while_they_are_read(tmp_path: Path) -> None:
             assert max(paths.values()) == 1
             assert len(paths) + told >= COUNT
             outcomes.met(f"with {COUNT - len(left)} files disturbed, {told} of them unreadable")
-            for file in pictures.iterdir():
+            for file in images.iterdir():
                 if not file.read_bytes().endswith(b"IEND\xaeB`\x82"):  # cut short
-                    save_picture(file, chance.randrange(1000))
-            run = ingest(pictures, server.uri, "--prune")
+                    save_image(file, chance.randrange(1000))
+            run = ingest(images, server.uri, "--prune")
             assert run.finish() == 0, run.output
-            check_whole(server.uri, pictures)
+            check_whole(server.uri, images)
     outcomes.conclude()
 
 
 def disturb(file: Path, chance: random.Random) -> None:
-    """Write another picture into it or in its place, cut it short, or delete it."""
-    other = encoded(picture(chance.randrange(1000)), "PNG")
+    """Write another image into it or in its place, cut it short, or delete it."""
+    other = encoded(image(chance.randrange(1000)), "PNG")
     match chance.randrange(4):
         case 0:
             file.write_bytes(other)

@@ -1,1 +1,1 @@
-"""Hostile picture files by the thousand: ``seeds`` makes sound ones, ``mutate`` spoils them, ``run`` decodes them."""
+"""Hostile image files by the thousand: ``seeds`` makes sound ones, ``mutate`` spoils them, ``run`` decodes them."""

@@ -1,4 +1,4 @@
-"""Spoiled pictures: the same format and number always give the same bytes."""
+"""Spoiled images: the same format and number always give the same bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIDES = (0, 1, 3, 255, 1000, 2000, 4096, 16383, 16384, 30_000, 65_500, 65_535)
 
 
 def mutated(kind: str, number: int) -> bytes:
-    """A picture of the format ``kind``, spoiled in one to four ways."""
+    """An image of the format ``kind``, spoiled in one to four ways."""
     chance = random.Random(f"{kind} {number}")
     data = bytearray(chance.choice(seeds(kind)))
     for _ in range(chance.choice((1, 1, 2, 2, 3, 4))):
@@ -356,7 +356,7 @@ def _bmp_header(data: bytearray, chance: random.Random) -> bytearray:
 
 
 def _bmp_runs(data: bytearray, chance: random.Random) -> bytearray:
-    """Run lengths that jump and overflow, in a picture of four or eight bits."""
+    """Run lengths that jump and overflow, in an image of four or eight bits."""
     if len(data) < 54:
         return data
     bits, way = chance.choice(((8, 1), (4, 2)))

@@ -1,6 +1,6 @@
-"""Decode mutated pictures one after the other in this process and print what became of them, a JSON line a picture.
+"""Decode mutated images one after the other in this process and print what became of them, a JSON line an image.
 
-``python -m tests.fuzz.run JPEG 0 300``. The parent reads the last line to learn which picture killed the process.
+``python -m tests.fuzz.run JPEG 0 300``. The parent reads the last line to learn which image killed the process.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import time
 import warnings
 from pathlib import Path
 
-from mg_milvus.errors import PictureError
+from mg_milvus.errors import ImageError
 from mg_milvus.images.decode import decode
 from tests.fuzz.mutate import mutated
 
 MAX_PIXELS = 2_000_000
 CPU_SECONDS = 20
-"""The kernel ends the process when one picture takes more."""
+"""The kernel ends the process when one image takes more."""
 ADDRESS_SPACE = 4 << 30
 
 
@@ -41,15 +41,15 @@ def outcome(data: bytes, least: int | None) -> str:
     """``decoded``, ``refused``, or what went wrong."""
     try:
         decoded = decode(data, least=least, max_pixels=MAX_PIXELS)
-    except PictureError as error:
+    except ImageError as error:
         message = str(error)
         return "refused" if message and "\n" not in message else f"its message is not one line: {message!r}"
     except BaseException as error:  # noqa: BLE001 - the point of it all
         return f"raised {type(error).__name__}: {error}"
-    picture = decoded.picture
-    picture.tobytes()
-    if picture.mode != "RGB" or not 0 < decoded.width * decoded.height <= MAX_PIXELS:
-        return f"decoded as {picture.mode}, {decoded.width}x{decoded.height}"
+    image = decoded.image
+    image.tobytes()
+    if image.mode != "RGB" or not 0 < decoded.width * decoded.height <= MAX_PIXELS:
+        return f"decoded as {image.mode}, {decoded.width}x{decoded.height}"
     return "decoded"
 
 

@@ -1,4 +1,4 @@
-"""Small sound pictures of every kind that a format has, to start mutations from."""
+"""Small sound images of every kind that a format has, to start mutations from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageCms
 
-from tests.pictures import encoded, jpeg_with_broken_exif, picture, turned_jpeg
+from tests.images import encoded, image, jpeg_with_broken_exif, turned_jpeg
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 _SIZE = (24, 16)
@@ -19,12 +19,12 @@ _SIZE = (24, 16)
 
 @cache
 def seeds(kind: str) -> tuple[bytes, ...]:
-    """Encoded pictures of one format."""
+    """Encoded images of one format."""
     return tuple({"JPEG": _jpeg, "PNG": _png, "WEBP": _webp, "GIF": _gif, "TIFF": _tiff, "BMP": _bmp}[kind]())
 
 
 def _plain(seed: int = 3) -> Image.Image:
-    return picture(seed, _SIZE)
+    return image(seed, _SIZE)
 
 
 def _clear() -> Image.Image:

@@ -1,4 +1,4 @@
-"""What is kept of a picture whose file or row was deleted: nothing is shown of it, and it can be forgotten."""
+"""What is kept of an image whose file or row was deleted: nothing is shown of it, and it can be forgotten."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
 from fastapi.testclient import TestClient
 
-from mg_milvus import ImageIndex, encoder_cache
-from mg_milvus.web import WebSettings, thumbnails
+from mg_milvus import session
+from mg_milvus.index import ImageIndex
+from mg_milvus.web import media
 from mg_milvus.web.app import create_app
-from mg_milvus.web.thumbnails import Thumbnails
-from tests.conftest import kind_of_picture
+from mg_milvus.web.media import Thumbnails
+from mg_milvus.web.security import WebSettings
+from tests.conftest import kind_of_image
 from tests.in_process import mgm
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Page:
-    """A page over one picture, whose thumbnail is kept."""
+    """A page over one image, whose thumbnail is kept."""
 
     def __init__(self, client: TestClient, index: ImageIndex, file: Path, folder: Path) -> None:
         self.client, self.index, self.file, self.folder = client, index, file, folder
@@ -33,7 +35,7 @@ class Page:
         assert len(self.kept()) == 1
 
     def status(self, **headers: str) -> int:
-        answer = self.client.get(f"/api/pictures/{self.id}/thumbnail?side=240", headers=headers)
+        answer = self.client.get(f"/api/images/{self.id}/thumbnail?side=240", headers=headers)
         return answer.status_code
 
     def kept(self) -> list[Path]:
@@ -44,7 +46,7 @@ class Page:
 def page(tmp_path: Path) -> Iterator[Page]:
     (tmp_path / "photos").mkdir()
     file = tmp_path / "photos" / "a.png"
-    kind_of_picture("disc", 1, (600, 400)).save(file)
+    kind_of_image("disc", 1, (600, 400)).save(file)
     with ImageIndex.open("memory:") as index:
         index.ingest(file)
         app = create_app(index, WebSettings(thumbnail_folder=tmp_path / "thumbnails"))
@@ -59,7 +61,7 @@ def test_a_thumbnail_is_not_served_and_removed_when_its_file_is_gone(page: Page)
 
 
 def test_a_browser_is_not_told_that_its_copy_is_still_good(page: Page) -> None:
-    answer = page.client.get(f"/api/pictures/{page.id}/thumbnail?side=240")
+    answer = page.client.get(f"/api/images/{page.id}/thumbnail?side=240")
     assert answer.headers["cache-control"] == "private, no-cache"
     assert page.status(**{"if-none-match": answer.headers["etag"]}) == 304
     page.file.unlink()
@@ -72,7 +74,7 @@ def test_a_thumbnail_is_not_served_when_its_row_is_gone(page: Page) -> None:
 
 
 def test_a_thumbnail_is_not_served_when_its_file_has_another_content(page: Page) -> None:
-    kind_of_picture("stripes", 2).save(page.file)
+    kind_of_image("stripes", 2).save(page.file)
     assert page.status() == 422
     page.index.ingest(page.file)
     assert page.status() == 200
@@ -95,7 +97,7 @@ def test_a_copy_of_the_file_keeps_its_own_thumbnail(page: Page) -> None:
     page.file.unlink()
     assert page.status() == 422
     other = next(hit.id for hit in page.index.query(copy, k=2) if hit.path == str(copy))
-    assert page.client.get(f"/api/pictures/{other}/thumbnail?side=240").status_code == 200
+    assert page.client.get(f"/api/images/{other}/thumbnail?side=240").status_code == 200
 
 
 def test_what_was_not_used_for_thirty_days_goes_when_the_page_starts(page: Page) -> None:
@@ -112,17 +114,17 @@ def test_what_was_not_used_for_thirty_days_goes_when_the_page_starts(page: Page)
 
 def test_the_cache_is_shown_and_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(encoder_cache, "WHOLE_FILE_LIMIT", 2_000_000)
+    monkeypatch.setattr(session, "WHOLE_FILE_LIMIT", 2_000_000)
     at = tmp_path / "cache" / "mg-milvus"
     empty = mgm("cache", cwd=tmp_path)
     assert [line.split(maxsplit=5) for line in empty.stdout.splitlines()] == [
         ["thumbnails", "0", "files", "0.0", "MB", str(at / "thumbnails")],
         ["encoders", "0", "files", "0.0", "MB", str(at / "encoders")],
     ]
-    (thumbnails.default_folder() / "ab").mkdir(parents=True)
-    (thumbnails.default_folder() / "ab" / "x.jpg").write_bytes(bytes(1_500_000))
-    encoder_cache.cache_folder().mkdir(parents=True)
-    small, large = (encoder_cache.cache_folder() / f"{name}.safetensors" for name in ("small", "large"))
+    (media.default_folder() / "ab").mkdir(parents=True)
+    (media.default_folder() / "ab" / "x.jpg").write_bytes(bytes(1_500_000))
+    session.cache_folder().mkdir(parents=True)
+    small, large = (session.cache_folder() / f"{name}.safetensors" for name in ("small", "large"))
     small.write_bytes(bytes(1_000_000))
     large.write_bytes(bytes(3_000_000))
     (at / "other").write_text("not ours")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import make_photos
 
 from mg_milvus.cli.app import run
-from tests.pictures import save_picture
+from tests.conftest import make_photos
+from tests.images import save_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ COMMANDS: tuple[Sequence[str], ...] = (
     ("query", "photos/disc/00.jpg", "--explain", "--json"),
     ("duplicates", "--html", "duplicates.html", "--distance", "0"),
     ("info",), ("info", "--json"), ("doctor",), ("doctor", "--json"), ("schema", "show"),
-    ("export", "codes"), ("plan", "--pictures", "1000"),
+    ("export", "codes"), ("plan", "--images", "1000"),
     ("query", "nowhere.jpg"), ("query", "--filter", "(((", "photos/disc/00.jpg"),
 )  # fmt: skip
 
@@ -84,7 +84,7 @@ def test_a_hostile_file_of_settings_cannot_steer_the_terminal(
     kind: str, command: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    save_picture(tmp_path / "a.png", 1)
+    save_image(tmp_path / "a.png", 1)
     (tmp_path / "photos").mkdir()
     (tmp_path / "mgm.yaml").write_text(SETTINGS[kind])
     monkeypatch.chdir(tmp_path)
@@ -101,15 +101,15 @@ def test_hostile_names_of_files_cannot_steer_the_terminal(
     folder.mkdir()
     names = ["\x1b]0;owned\x07.jpg", "two\nlines.jpg", "\u202egpj.jpg", os.fsdecode(b"\xff.jpg")]
     for number, name in enumerate(names):
-        save_picture(folder / f"{number}.png", number).rename(folder / name)
+        save_image(folder / f"{number}.png", number).rename(folder / name)
     (folder / "\x1b[32mbroken.jpg").write_bytes(b"none")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MGM_URI", "own.db")
-    picture = f"{folder.name}/{names[0]}"
+    image = f"{folder.name}/{names[0]}"
     for command in (
-        ("ingest", folder.name), ("query", picture), ("query", picture, "--explain"), ("query", f"{folder.name}/none"),
-        ("query", picture, "--html", f"{folder.name}/none/x.html"), ("duplicates",), ("duplicates", "--json"),
-        ("query", picture, "--json"), ("delete", f"{folder.name}/none"), ("delete", picture),
+        ("ingest", folder.name), ("query", image), ("query", image, "--explain"), ("query", f"{folder.name}/none"),
+        ("query", image, "--html", f"{folder.name}/none/x.html"), ("duplicates",), ("duplicates", "--json"),
+        ("query", image, "--json"), ("delete", f"{folder.name}/none"), ("delete", image),
         ("ingest", f"{folder.name}/none"), ("ingest", ".", "--metadata", f"{folder.name}/none.csv"),
         ("ingest", ".", "--schema", f"{folder.name}/none.yaml"), ("eval", folder.name), ("fit", folder.name),
         ("encode", folder.name, "--out", f"{folder.name}/{names[0]}/x"), ("schema", "check", f"{folder.name}/none"),

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mg_milvus import ImageIndex
-from mg_milvus.errors import PictureError
+from mg_milvus.errors import ImageError
 from mg_milvus.images import decode as decoding
 from mg_milvus.images import files
 from mg_milvus.images.decode import BYTES_A_PIXEL, decode
-from mg_milvus.images.memory import MemoryBudget
-from tests.pictures import encoded
+from mg_milvus.images.files import MemoryBudget
+from mg_milvus.index import ImageIndex
+from tests.images import encoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,8 +57,8 @@ def plain(side: int) -> bytes:
     return b"P3 %d %d 255\n" % (side, side) + b"1 " * (3 * side * side)
 
 
-def one_strip(picture: Image.Image) -> bytes:
-    return encoded(picture, "TIFF", compression="tiff_adobe_deflate", tiffinfo={278: picture.height})
+def one_strip(image: Image.Image) -> bytes:
+    return encoded(image, "TIFF", compression="tiff_adobe_deflate", tiffinfo={278: image.height})
 
 
 MADE: dict[str, tuple[Callable[[int], bytes], int]] = {
@@ -81,7 +81,7 @@ MADE: dict[str, tuple[Callable[[int], bytes], int]] = {
     "TIFF RGB, one strip": (lambda side: one_strip(colour(side)), 8),
     "TIFF YCbCr, one strip": (lambda side: one_strip(colour(side).convert("YCbCr")), 4 + 3 + 4),
 }
-"""Kind -> a square picture of it, and the bytes a pixel that decoding takes: worked out by hand."""
+"""Kind -> a square image of it, and the bytes a pixel that decoding takes: worked out by hand."""
 
 
 def needed(data: bytes, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -140,7 +140,7 @@ def test_more_than_twelve_bytes_for_each_allowed_pixel_are_refused() -> None:
     count = 16 * 90_000 + len(data)
     assert decode(data, max_pixels=-(-count // BYTES_A_PIXEL)).width == 300
     with pytest.raises(
-        PictureError, match=rf"^takes about {count} bytes to decode \(300x300, WEBP of mode RGBA\), more than 12 for"
+        ImageError, match=rf"^takes about {count} bytes to decode \(300x300, WEBP of mode RGBA\), more than 12 for"
     ):
         decode(data, max_pixels=(count - 1) // BYTES_A_PIXEL)
 
@@ -152,7 +152,7 @@ def tiff(entries: list[tuple[int, int, int, int]], tail: bytes = b"", following:
 
 
 def strips(count: int) -> bytes:
-    """A picture of one pixel a row, in so many strips."""
+    """An image of one pixel a row, in so many strips."""
     place = 8 + 2 + 9 * 12 + 4
     return tiff(
         [(256, 4, 1, 1), (257, 4, 1, count), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, count, place),
@@ -176,7 +176,7 @@ def strips(count: int) -> bytes:
 )
 def test_tiffs_of_too_many_pieces_are_refused_at_once(data: bytes, reason: str) -> None:
     started = time.perf_counter()
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         decode(data)
     assert str(caught.value).startswith(reason)
     assert time.perf_counter() - started < PATIENCE / 10
@@ -217,7 +217,7 @@ SIBLINGS: dict[str, Callable[[], bytes]] = {
     "WebP of 1,000 frames": lambda: animated("WEBP", 1000),
     "APNG of 500 frames": lambda: animated("PNG", 500),
     "TIFF of 500 pages": lambda: animated("TIFF", 500),
-    "MPO of 100 pictures": lambda: animated("MPO", 100),
+    "MPO of 100 images": lambda: animated("MPO", 100),
     "TIFF that is followed by itself": looping,
     "TIFF whose tags share a megabyte": shared_values,
     "PNG of 200 megabytes of text": lambda: png_with(chunk(b"zTXt", b"a\0\0" + ZEROS) * 200),
@@ -235,14 +235,14 @@ def test_what_is_folded_into_a_small_file_takes_no_time(name: str) -> None:
     started = time.perf_counter()
     try:
         reason = f"{decode(data).width} pixels wide"
-    except PictureError as error:
+    except ImageError as error:
         reason = str(error)
     assert reason.startswith(("8 pixels wide", "1 pixels wide", "is truncated or damaged: "))
     assert time.perf_counter() - started < PATIENCE
 
 
-def test_the_picture_of_a_multi_picture_file_is_its_first() -> None:
-    assert decode(animated("MPO", 3)).picture.getpixel((0, 0)) == (0, 0, 0)
+def test_the_image_of_a_multi_image_file_is_its_first() -> None:
+    assert decode(animated("MPO", 3)).image.getpixel((0, 0)) == (0, 0, 0)
 
 
 class Crowd:
@@ -290,7 +290,7 @@ def test_a_thread_does_not_wait_for_itself_and_gives_back_after_errors() -> None
 
 
 def test_those_who_wait_come_in_their_order() -> None:
-    """A large picture is not passed by small ones for ever."""
+    """A large image is not passed by small ones for ever."""
     budget, order, started = MemoryBudget(100), [], []
 
     def work(count: int) -> None:
@@ -311,20 +311,20 @@ def test_those_who_wait_come_in_their_order() -> None:
     assert (order[0], sorted(order[1:])) == (90, [10, 20])
 
 
-def test_an_ingest_of_large_pictures_holds_few_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The share is held until the picture is made small, not only while it is decoded."""
+def test_an_ingest_of_large_images_holds_few_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share is held until the image is made small, not only while it is decoded."""
     for number in range(12):
         clear(200 + number).save(tmp_path / f"{number}.png")
-    monkeypatch.setattr(decoding, "decoders", MemoryBudget(3 * 8 * 220 * 220))  # of three such pictures
+    monkeypatch.setattr(decoding, "decoders", MemoryBudget(3 * 8 * 220 * 220))  # of three such images
     lock, now, most = threading.Lock(), [], []
     real: Any = None
 
-    def prepare(encoder: Any, picture: Image.Image) -> Any:
+    def prepare(encoder: Any, image: Image.Image) -> Any:
         with lock:
-            now.append(picture)
+            now.append(image)
             most.append(len(now))
         time.sleep(0.002)
-        made = real(encoder, picture)
+        made = real(encoder, image)
         with lock:
             now.pop()
         return made

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mg_milvus import errors
-from mg_milvus.schema import ExtraField, Granularity, Schema
-from mg_milvus.store import Description, Row, open_store
+from mg_milvus.schema.models import ExtraField, Granularity, Schema
+from mg_milvus.store.base import Description, Row
 from mg_milvus.store.filters import checked, compile_filter
+from mg_milvus.store.milvus import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable

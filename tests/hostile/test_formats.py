@@ -19,25 +19,28 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
-from conftest import make_photos
 from safetensors.torch import save
 
-from mg_milvus import ImageIndex, errors
-from mg_milvus.bulk import Shard, encode
-from mg_milvus.bulk.folder import CodeFolder
-from mg_milvus.bulk.settle import checked_parts
-from mg_milvus.bulk.sources import pictures
+from mg_milvus import errors
+from mg_milvus.bulk.dataset import CodeFolder, Shard
+from mg_milvus.bulk.encode import encode
+from mg_milvus.bulk.sources import images
+from mg_milvus.bulk.transfer import checked_files
 from mg_milvus.cli.settings import settings_from
-from mg_milvus.encoder import artefact, load_encoder, untrained_encoder
-from mg_milvus.encoder.manifold import ManifoldHead
-from mg_milvus.evaluation.wanted import wanted_by_pairs
-from mg_milvus.labels import read_labelled
-from mg_milvus.metadata import read_metadata, tables
-from mg_milvus.plain_files import open_plain, read_plain
-from mg_milvus.schema import ExtraField, Schema
-from mg_milvus.training.checkpoint import load_checkpoint, refuse_unfinished
-from mg_milvus.training.configuration import TrainingConfiguration
-from tests.pictures import save_picture
+from mg_milvus.encoder import file, weights
+from mg_milvus.encoder.hash_heads import ManifoldHead
+from mg_milvus.encoder.load import load_encoder, untrained_encoder
+from mg_milvus.evaluation.labels import read_labelled
+from mg_milvus.evaluation.protocols import wanted_by_pairs
+from mg_milvus.files import open_plain, read_plain
+from mg_milvus.index import ImageIndex
+from mg_milvus.ingest import metadata
+from mg_milvus.ingest.metadata import read_metadata
+from mg_milvus.schema.models import ExtraField, Schema
+from mg_milvus.training.config import TrainingConfiguration
+from mg_milvus.training.trainer import load_checkpoint, refuse_unfinished
+from tests.conftest import make_photos
+from tests.images import save_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -144,10 +147,10 @@ def test_what_is_no_file_is_neither_waited_for_nor_read(
 def test_a_list_that_names_a_pipe_goes_on_with_the_next(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "shots.tar")
     os.mkfifo(tmp_path / "shots.parquet")
-    good = save_picture(tmp_path / "good.png", 1)
+    good = save_image(tmp_path / "good.png", 1)
     (tmp_path / "list.txt").write_text("shots.tar\nshots.parquet\ngood.png\n")
     failures: list = []
-    found = list(pictures([tmp_path / "list.txt"], Shard(), failures.append))
+    found = list(images([tmp_path / "list.txt"], Shard(), failures.append))
     assert [each.path for each in found] == [str(good)]
     assert [failure.path.rpartition("/")[2] for failure in failures] == ["shots.tar", "shots.parquet"]
     assert all("pipe or a device" in failure.reason for failure in failures)
@@ -250,8 +253,8 @@ def test_a_checkpoint_that_is_a_pickle_is_not_run(tmp_path: Path) -> None:
 
 # Encoder files
 
-PARTS = artefact.from_bytes(GOOD, "it")
-FINE = PARTS.heads["fine"]
+REGIONS = file.from_bytes(GOOD, "it")
+FINE = REGIONS.heads["fine"]
 
 
 def manifold(**changes: object) -> ManifoldHead:
@@ -284,16 +287,16 @@ HEADS = {
 
 
 def crafted(**changes: object) -> bytes:
-    return artefact.to_bytes(PARTS.model_copy(update=changes))
+    return file.to_bytes(REGIONS.model_copy(update=changes))
 
 
 def test_a_head_of_this_kind_works_when_nothing_is_wrong() -> None:
-    assert load_encoder(crafted(heads={**PARTS.heads, "fine": manifold()})).bits["fine"] == 64
+    assert load_encoder(crafted(heads={**REGIONS.heads, "fine": manifold()})).bits["fine"] == 64
 
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_head_that_cannot_work_is_refused(kind: str) -> None:
-    data = crafted(heads={**PARTS.heads, "fine": HEADS[kind]()})
+    data = crafted(heads={**REGIONS.heads, "fine": HEADS[kind]()})
     with pytest.raises(errors.EncoderError, match="the head of fine does not work") as caught:
         load_encoder(data)
     one_line(caught.value)
@@ -302,10 +305,10 @@ def test_a_head_that_cannot_work_is_refused(kind: str) -> None:
 @pytest.mark.parametrize("name", ["mean", "factor", "nuisance"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_statistics_that_are_no_numbers_are_refused(name: str, value: float) -> None:
-    moments = PARTS.statistics["fine"]
+    moments = REGIONS.statistics["fine"]
     spoiled = np.array(getattr(moments, name))
     spoiled.flat[0] = value
-    data = crafted(statistics={**PARTS.statistics, "fine": replace(moments, **{name: spoiled})})
+    data = crafted(statistics={**REGIONS.statistics, "fine": replace(moments, **{name: spoiled})})
     with pytest.raises(errors.EncoderError, match="the statistics of fine hold values that are no numbers"):
         load_encoder(data)
 
@@ -315,7 +318,7 @@ REGIONS = {
     "more than can be counted": ((0.5, 10**15),),
     "fewer than none": ((0.5, -3),),
     "none": ((0.5, 0),),
-    "larger than the picture": ((1e308, 2),),
+    "larger than the image": ((1e308, 2),),
     "smaller than nothing": ((-1.0, 2),),
     "many scales": ((0.5, 2),) * 10_000,
 }
@@ -323,17 +326,17 @@ REGIONS = {
 
 @pytest.mark.parametrize("kind", REGIONS)
 def test_an_encoder_cannot_ask_for_more_regions_than_a_schema(kind: str) -> None:
-    configuration = PARTS.configuration.model_copy(update={"regions": REGIONS[kind]})
+    configuration = REGIONS.configuration.model_copy(update={"regions": REGIONS[kind]})
     with pytest.raises(errors.EncoderError, match=r"cannot read \((expected windows of|there are 40000 regions)"):
         load_encoder(crafted(configuration=configuration))
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
-    """They would give every picture the same code, and nobody would be told."""
-    name = next(name for name, values in PARTS.backbone.items() if values.dtype.kind == "f")
-    backbone = {**PARTS.backbone, name: PARTS.backbone[name] * np.float32("nan")}
-    fingerprint = artefact.weights_fingerprint(backbone)
-    configuration = PARTS.configuration.model_copy(update={"backbone_fingerprint": fingerprint})
+    """They would give every image the same code, and nobody would be told."""
+    name = next(name for name, values in REGIONS.backbone.items() if values.dtype.kind == "f")
+    backbone = {**REGIONS.backbone, name: REGIONS.backbone[name] * np.float32("nan")}
+    fingerprint = weights.weights_fingerprint(backbone)
+    configuration = REGIONS.configuration.model_copy(update={"backbone_fingerprint": fingerprint})
     with pytest.raises(errors.EncoderError, match=f"the weights {name} hold values that are no numbers"):
         load_encoder(crafted(backbone=backbone, configuration=configuration))
     torch.save({key: torch.from_numpy(np.array(values)) for key, values in backbone.items()}, tmp_path / "w.pth")
@@ -358,7 +361,7 @@ TABLES: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize("kind", TABLES)
 def test_tables_of_labels_pairs_and_fields_are_refused_in_one_line(kind: str, tmp_path: Path) -> None:
-    save_picture(tmp_path / "a.png", 1)
+    save_image(tmp_path / "a.png", 1)
     name, text = TABLES[kind]
     file = tmp_path / name
     file.write_text(text + "\n")
@@ -377,7 +380,7 @@ def test_tables_of_labels_pairs_and_fields_are_refused_in_one_line(kind: str, tm
 def test_rows_without_an_end_are_refused_before_they_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "_ROW_CHARACTERS", 1000)
+    monkeypatch.setattr(metadata, "_ROW_CHARACTERS", 1000)
     row = '"x\n",' * 400  # cells in quotes go on in the next line: no line is long
     for name, text in {
         "long.csv": "path,kind\n" + "x" * 1001, "lines.csv": "path,kind\n" + row, "header.csv": row,
@@ -403,7 +406,7 @@ def test_a_tar_of_headers_of_headers(kind: bytes, tmp_path: Path) -> None:
     file = tmp_path / "it.tar"
     file.write_bytes((header.tobuf(tarfile.USTAR_FORMAT) + content) * 3000 + bytes(1024))
     failures: list = []
-    assert list(pictures([file], Shard(), failures.append)) == []
+    assert list(images([file], Shard(), failures.append)) == []
     assert [failure.path for failure in failures] == [str(file)]
     assert "headers of headers" in failures[0].reason
 
@@ -426,7 +429,7 @@ def test_names_of_shards_that_lie(name: str, message: str, tmp_path: Path) -> No
     if "999999." in name:
         (tmp_path / name).unlink()
     with pytest.raises(errors.CodeFileError, match=message) as caught:
-        checked_parts(CodeFolder(tmp_path), partial=False)
+        checked_files(CodeFolder(tmp_path), partial=False)
     one_line(caught.value)
 
 
@@ -437,7 +440,7 @@ def test_a_mark_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     (folder / "shard-0001-of-0001-000000-00000000.parquet").write_bytes(b"")
     (folder / "shard-0001-of-0001.json").write_text(json.dumps({"files": {"../secret.parquet": 1}}))
     with pytest.raises(errors.CodeFileError, match=r"has lost ../secret.parquet"):
-        checked_parts(CodeFolder(folder), partial=False)
+        checked_files(CodeFolder(folder), partial=False)
 
 
 def test_nothing_reads_pickles_or_arrays_of_numpy() -> None:
@@ -457,7 +460,7 @@ def test_nothing_reads_pickles_or_arrays_of_numpy() -> None:
     assert [line for line in found if '"""' not in line and "#" not in line] == []
 
 
-def test_a_row_of_codes_cannot_take_the_place_of_another_picture(tmp_path: Path) -> None:
+def test_a_row_of_codes_cannot_take_the_place_of_another_image(tmp_path: Path) -> None:
     """Rows are found by an id that is made from the path; a file of codes that says otherwise is not loaded."""
     encode(make_photos(tmp_path / "photos", 1), out=tmp_path / "codes", encoder="builtin")
     (file,) = (tmp_path / "codes").glob("*.parquet")

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from mg_milvus.bulk import Shard
-from mg_milvus.bulk.sources import pictures
-from mg_milvus.errors import PictureError
-from mg_milvus.hits import Failure
+from mg_milvus.bulk.dataset import Shard
+from mg_milvus.bulk.sources import images
+from mg_milvus.errors import ImageError
 from mg_milvus.images import files
-from mg_milvus.images.decode import open_picture
+from mg_milvus.images.decode import open_image
 from mg_milvus.images.discover import Found
+from mg_milvus.records import Failure
 from tests.conftest import make_photos
-from tests.pictures import encoded, picture
+from tests.images import encoded, image
 
 PATIENCE = 100
 """Seconds after which a program counts as hanging."""
@@ -41,7 +41,7 @@ def make_sparse(path: Path) -> None:
 
 
 def make_sparse_jpeg(path: Path) -> None:
-    path.write_bytes(encoded(picture(1), "JPEG"))
+    path.write_bytes(encoded(image(1), "JPEG"))
     os.truncate(path, 3 * GIGABYTE)
 
 
@@ -51,25 +51,25 @@ def make_socket(path: Path) -> None:
 
 
 HOSTILE = {
-    "zero": (make_zero, "is a device: expected a picture file"),
-    "sparse": (make_sparse, "is not a picture that can be read: expected one of JPEG, PNG"),
-    "sparse-jpeg": (make_sparse_jpeg, f"has 3000000000 bytes: expected a picture file of at most {files.MAX_BYTES}"),
-    "fifo": (os.mkfifo, "is a FIFO: expected a picture file"),
-    "folder": (Path.mkdir, "is a folder: expected a picture file"),
-    "socket": (make_socket, "is a socket: expected a picture file"),
+    "zero": (make_zero, "is a device: expected an image file"),
+    "sparse": (make_sparse, "is not an image that can be read: expected one of JPEG, PNG"),
+    "sparse-jpeg": (make_sparse_jpeg, f"has 3000000000 bytes: expected an image file of at most {files.MAX_BYTES}"),
+    "fifo": (os.mkfifo, "is a FIFO: expected an image file"),
+    "folder": (Path.mkdir, "is a folder: expected an image file"),
+    "socket": (make_socket, "is a socket: expected an image file"),
     "gone": (lambda path: None, "does not exist"),
 }
 """Kind of what a file becomes -> what makes it at a path, and what is said of it."""
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_what_is_no_picture_file_is_refused_unread(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_image_file_is_refused_unread(tmp_path: Path, kind: str) -> None:
     make, reason = HOSTILE[kind]
     path = tmp_path / "x.jpg"
     make(path)
     started = time.perf_counter()
-    for read in (lambda: open_picture(path), Found(str(path), 1, 0).read, lambda: files.read_file(path)):
-        with pytest.raises(PictureError) as caught:
+    for read in (lambda: open_image(path), Found(str(path), 1, 0).read, lambda: files.read_file(path)):
+        with pytest.raises(ImageError) as caught:
             read()
         assert reason in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -84,16 +84,16 @@ def test_a_name_that_leads_elsewhere_when_it_is_opened_is_refused(
     path = tmp_path / "x.jpg"
     HOSTILE[kind][0](path)
     good = tmp_path / "good.jpg"
-    good.write_bytes(encoded(picture(1), "JPEG"))
+    good.write_bytes(encoded(image(1), "JPEG"))
     of_good = good.stat()
     monkeypatch.setattr(files.os, "stat", lambda _: of_good)
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         files.read_file(path)
 
 
 def test_a_device_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.os, "open", lambda *_: pytest.fail("opening some devices has effects"))
-    with pytest.raises(PictureError, match="is a device"):
+    with pytest.raises(ImageError, match="is a device"):
         files.read_file("/dev/null")
 
 
@@ -103,8 +103,8 @@ def test_a_list_of_hostile_files_is_reported_and_passed_over(tmp_path: Path) -> 
         HOSTILE[name.split(".")[0]][0](tmp_path / name)
     (tmp_path / "list.txt").write_text("\n".join(names))
     failures: list[Failure] = []
-    for found in pictures([tmp_path / "list.txt"], Shard(), failures.append):
-        with pytest.raises(PictureError) as caught:
+    for found in images([tmp_path / "list.txt"], Shard(), failures.append):
+        with pytest.raises(ImageError) as caught:
             found.read()
         failures.append(Failure(found.path, str(caught.value)))
     assert {Path(failure.path).name: failure.reason for failure in failures} == {
@@ -120,7 +120,7 @@ def test_a_file_that_grows_while_it_is_read_is_read_up_to_the_limit(
 ) -> None:
     monkeypatch.setattr(files, "MAX_BYTES", 1000)
     monkeypatch.setattr(files, "_BLOCK", 100)
-    data = encoded(picture(1), "PNG")[:500]
+    data = encoded(image(1), "PNG")[:500]
     path = tmp_path / "x.png"
     path.write_bytes(data)
     assert files.read_file(path) == data
@@ -128,7 +128,7 @@ def test_a_file_that_grows_while_it_is_read_is_read_up_to_the_limit(
         real = os.fstat(opened.fileno())
         path.write_bytes(data + bytes(1000))
         monkeypatch.setattr(files.os, "fstat", lambda _: real)  # it grew only after its size was looked at
-        with pytest.raises(PictureError, match=r"^has 10\d\d bytes: expected a picture file of at most 1000$"):
+        with pytest.raises(ImageError, match=r"^has 10\d\d bytes: expected an image file of at most 1000$"):
             files.read_opened(opened)
 
 
@@ -136,22 +136,22 @@ def test_a_file_that_comes_in_drops_is_given_up(tmp_path: Path, monkeypatch: pyt
     clock = iter(range(0, 10_000, 50))
     monkeypatch.setattr(files.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(files, "_BLOCK", 10)
-    (tmp_path / "x.png").write_bytes(encoded(picture(1), "PNG"))
-    with pytest.raises(PictureError, match=r"^cannot be read: \d+ of \d+ bytes came in 120 s$"):
+    (tmp_path / "x.png").write_bytes(encoded(image(1), "PNG"))
+    with pytest.raises(ImageError, match=r"^cannot be read: \d+ of \d+ bytes came in 120 s$"):
         files.read_file(tmp_path / "x.png")
 
 
-def test_a_link_to_a_picture_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "real.png").write_bytes(encoded(picture(1), "PNG"))
+def test_a_link_to_an_image_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real.png").write_bytes(encoded(image(1), "PNG"))
     (tmp_path / "link.png").symlink_to("real.png")
-    assert open_picture(tmp_path / "link.png").picture.size == picture(1).size
+    assert open_image(tmp_path / "link.png").image.size == image(1).size
 
 
 def test_no_file_is_left_open(tmp_path: Path) -> None:
     before = len(os.listdir("/dev/fd"))
     for kind, (make, _) in HOSTILE.items():
         make(tmp_path / kind)
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             files.read_file(tmp_path / kind)
     assert len(os.listdir("/dev/fd")) == before
 
@@ -162,8 +162,8 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from mg_milvus import ImageIndex
 from mg_milvus.errors import MgMilvusError
-from mg_milvus.pages import QueryResult, result_page
-from mg_milvus.web import WebSettings
+from mg_milvus.html.pages import QueryResult, result_page
+from mg_milvus.web.security import WebSettings
 from mg_milvus.web.app import create_app
 from tests.hostile.test_image_files import HOSTILE
 
@@ -181,7 +181,7 @@ with ImageIndex.open("memory:") as index:
     index.ingest(folder)
     with TestClient(create_app(index, WebSettings()), base_url="http://127.0.0.1:8000") as client:
         hit = index.query(folder / "disc/00.jpg", k=1)[0]
-        path, at = Path(hit.path), f"/api/pictures/{hit.id}"
+        path, at = Path(hit.path), f"/api/images/{hit.id}"
         client.get(f"{at}/thumbnail")
         before, done = peak(), {}
         for kind, (make, _) in HOSTILE.items():
@@ -232,7 +232,7 @@ SERVED = """
 import sys
 from pathlib import Path
 from mg_milvus import ImageIndex
-from mg_milvus.web import WebSettings, server
+from mg_milvus.web.security import WebSettings; from mg_milvus.web import app
 folder = Path(sys.argv[1])
 with ImageIndex.open("memory:") as index:
     index.ingest(folder)
@@ -262,8 +262,8 @@ def test_a_page_whose_files_are_fifos_is_alive_and_ends_at_sigterm(tmp_path: Pat
             os.mkfifo(path.rstrip("\n"))
             here = f"http://127.0.0.1:{port}"
             for _ in range(2 * (os.cpu_count() or 1)):  # more than there are threads for decoding
-                assert status(f"{here}/api/pictures/{row_id}/thumbnail") == 422
-                assert status(f"{here}/api/pictures/{row_id}/original") == 422
+                assert status(f"{here}/api/images/{row_id}/thumbnail") == 422
+                assert status(f"{here}/api/images/{row_id}/original") == 422
             assert status(f"{here}/health") == 200
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 0

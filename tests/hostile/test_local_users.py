@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mg_milvus import ImageIndex, encoder_cache
-from mg_milvus.encoder.files import write_whole
+from mg_milvus import session
 from mg_milvus.errors import StoreError
-from mg_milvus.schema import Granularity, Schema
-from mg_milvus.store import Description, keeper, lite, open_store, served
-from tests.conftest import kind_of_picture
+from mg_milvus.files import write_whole
+from mg_milvus.index import ImageIndex
+from mg_milvus.schema.models import Granularity, Schema
+from mg_milvus.store import lite, lite_server
+from mg_milvus.store.base import Description
+from mg_milvus.store.milvus import open_store
+from tests.conftest import kind_of_image
 from tests.in_process import mgm
 
 if TYPE_CHECKING:
@@ -77,7 +80,7 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Path]:
             pytest.skip(f"another user cannot come to {folder}: set TMPDIR to a folder for all")
         yield folder
         for left in folder.glob("*.db"):
-            served.down(left)
+            lite_server.down(left)
     finally:
         shutil.rmtree(folder)
 
@@ -88,28 +91,28 @@ def rights(folder: Path) -> dict[str, int]:
 
 
 def make(file: Path) -> None:
-    store = open_store(str(file), "pictures")
+    store = open_store(str(file), "images")
     store.create(DESCRIPTION)
     store.close()
 
 
 def test_what_lies_beside_the_data_is_for_its_owner_only(tmp_path: Path) -> None:
     own, shared = tmp_path / "own.db", tmp_path / "shared.db"
-    store = open_store(str(own), "pictures")
+    store = open_store(str(own), "images")
     store.create(DESCRIPTION)
     try:
-        served.up(shared, 0)
+        lite_server.up(shared, 0)
         make(shared)
         assert rights(tmp_path) == dict.fromkeys(
             ("own.db", ".own.db.lock", "shared.db", ".shared.db.lock", ".shared.db.server", "shared.db.log"), 0o600
         )
     finally:
-        served.down(shared)
+        lite_server.down(shared)
         store.close()
 
 
 def test_the_log_is_for_its_owner_only_also_when_it_begins_anew(tmp_path: Path) -> None:
-    log = keeper.open_log(tmp_path / "a.db")
+    log = lite_server.open_log(tmp_path / "a.db")
     for _ in range(150):
         log.info("%s", "x" * 9_000)
     for handler in list(log.handlers):
@@ -130,19 +133,19 @@ def test_the_socket_is_for_its_owner_only(tmp_path: Path) -> None:
 
 def test_caches_and_uploads_are_for_their_owner_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
-    from mg_milvus.web import thumbnails
-    from mg_milvus.web.files import keep_upload
+    from mg_milvus.web import media
+    from mg_milvus.web.media import keep_upload
 
-    picture = tmp_path / "a.png"
-    kind_of_picture("disc", 1).save(picture)
+    image = tmp_path / "a.png"
+    kind_of_image("disc", 1).save(image)
     home = tmp_path / "home"
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     with ImageIndex.open("memory:") as index:
-        index.ingest(picture)
+        index.ingest(image)
         (row,) = [row for batch in index._connection.store.scan() for row in batch]
-        thumbnails.Thumbnails(thumbnails.default_folder(), 10_000).of(row, 240)
-    encoder_cache._cache("0123456789abcdef", b"an encoder")
-    keep_upload(home / "new" / "uploads", "a.png", picture.read_bytes(), 10_000)
+        media.Thumbnails(media.default_folder(), 10_000).of(row, 240)
+    session._cache("0123456789abcdef", b"an encoder")
+    keep_upload(home / "new" / "uploads", "a.png", image.read_bytes(), 10_000)
     found = rights(home)
     files = [name for name in found if (home / name).is_file()]
     assert {Path(name).suffix for name in files} == {".jpg", ".safetensors", ".png"}
@@ -151,12 +154,12 @@ def test_caches_and_uploads_are_for_their_owner_only(tmp_path: Path, monkeypatch
 
 
 def test_files_that_the_user_names_and_folders_that_are_there_have_the_usual_rights(tmp_path: Path) -> None:
-    kind_of_picture("disc", 1).save(tmp_path / "a.png")
+    kind_of_image("disc", 1).save(tmp_path / "a.png")
     write_whole(tmp_path / "encoder.safetensors", b"an encoder")
     assert mgm("schema", "init", "--out", "schema.yaml", cwd=tmp_path).returncode == 0
     assert mgm("ingest", "a.png", cwd=tmp_path).returncode == 0
     assert mgm("query", "a.png", "--html", "hits.html", cwd=tmp_path).returncode == 0
-    served.data_file(tmp_path / "folder")
+    lite_server.data_file(tmp_path / "folder")
     found = rights(tmp_path)
     assert {name: found[name] for name in ("encoder.safetensors", "schema.yaml", "hits.html", "folder", "mgm.db")} == {
         "encoder.safetensors": 0o644, "schema.yaml": 0o644, "hits.html": 0o644, "folder": 0o755, "mgm.db": 0o600,
@@ -196,18 +199,18 @@ def test_what_is_no_file_is_neither_followed_nor_waited_for(tmp_path: Path, kind
         put.mkdir()
     start = time.monotonic()
     with pytest.raises(StoreError) as told:
-        served.up(tmp_path / "a.db", 0)
+        lite_server.up(tmp_path / "a.db", 0)
     assert time.monotonic() - start < PATIENCE / 2
     assert str(put) in str(told.value)
     assert any(reason in str(told.value) for reason in REASONS[kind])
     assert target.read_text() == "precious"
-    assert served.served(tmp_path / "a.db") is None
+    assert lite_server.served(tmp_path / "a.db") is None
 
 
 def test_another_user_can_neither_read_what_is_kept_nor_hold_the_lock(shared: Path) -> None:
     file = shared / "a.db"
     make(file)
-    served.up(file, 0)
+    lite_server.up(file, 0)
     script = """
 for file in sys.argv[1:]:
     for flags in (os.O_RDONLY, os.O_WRONLY):
@@ -245,10 +248,10 @@ def test_a_lock_file_of_another_user_is_refused_at_once(shared: Path) -> None:
 
 def test_a_log_of_another_user_is_refused(shared: Path) -> None:
     file = shared / "a.db"
-    other_user("open(sys.argv[1], 'w').close(); os.chmod(sys.argv[1], 0o666)", served.log_of(file))
+    other_user("open(sys.argv[1], 'w').close(); os.chmod(sys.argv[1], 0o666)", lite_server.log_of(file))
     done = mgm("up", "--data", file, "--port", "0", cwd=shared)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert f"{served.log_of(file)} cannot be written (it belongs to another user" in done.stderr
+    assert f"{lite_server.log_of(file)} cannot be written (it belongs to another user" in done.stderr
 
 
 FORGE = """
@@ -265,28 +268,28 @@ print(uri, flush=True)
 def test_the_record_of_another_user_is_not_believed(shared: Path) -> None:
     file = shared / "a.db"
     make(file)
-    with staying_user(FORGE, file, served.record_of(file)) as uri:
+    with staying_user(FORGE, file, lite_server.record_of(file)) as uri:
         assert uri.startswith("http://127.0.0.1:")
-        assert served.served(file) is None
-        store = open_store(str(file), "pictures")
+        assert lite_server.served(file) is None
+        store = open_store(str(file), "images")
         assert (store.count(), "shared" in store.server()) == (0, False)
         store.close()
         done = mgm("down", "--data", file, cwd=shared)
         assert (done.returncode, done.stdout) == (0, f"{file} is not served: nothing to stop\n")
         # The one who may write to the folder replaces it.
-        assert served.up(file, 0)[0].uri != uri
+        assert lite_server.up(file, 0)[0].uri != uri
 
 
 def test_a_record_that_another_user_holds_or_may_write_is_not_believed(shared: Path) -> None:
     """Even where it is this user's file: one that a copy, or a careless chmod, opened to all."""
     file = shared / "a.db"
-    record = served.record_of(file)
+    record = lite_server.record_of(file)
     record.touch()
     record.chmod(0o666)
     with staying_user(FORGE, file, record):
         for mode in (0o666, 0o600):
             record.chmod(mode)
-            assert served.served(file) is None
+            assert lite_server.served(file) is None
     with keeper_of(file, {}) as found:
         assert found is not None
     with keeper_of(file, {}, 0o620) as found:
@@ -294,7 +297,7 @@ def test_a_record_that_another_user_holds_or_may_write_is_not_believed(shared: P
 
 
 @contextlib.contextmanager
-def keeper_of(file: Path, changes: dict[str, object], mode: int = 0o600) -> Iterator[served.Served | None]:
+def keeper_of(file: Path, changes: dict[str, object], mode: int = 0o600) -> Iterator[lite_server.Served | None]:
     """What is believed of a record that another process of this user's holds."""
     record: dict[str, object] = {
         "file": str(file),
@@ -314,13 +317,13 @@ def keeper_of(file: Path, changes: dict[str, object], mode: int = 0o600) -> Iter
         "time.sleep(600)"
     )
     with subprocess.Popen(
-        [sys.executable, "-I", "-c", script, served.record_of(file), json.dumps(record), str(mode)],
+        [sys.executable, "-I", "-c", script, lite_server.record_of(file), json.dumps(record), str(mode)],
         stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "held\n"
-            yield served.served(file)
+            yield lite_server.served(file)
         finally:
             process.kill()
 
@@ -364,16 +367,16 @@ def test_a_record_is_as_it_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["[" * 15_000, "{}", "[]", "null", "\0\xff", ""])
 def test_what_is_no_record_is_none(tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = served.record_of(tmp_path / "a.db")
+    record = lite_server.record_of(tmp_path / "a.db")
     record.write_text(content)
     record.chmod(0o600)
-    monkeypatch.setattr(served, "_holder", lambda _: os.getpid())
-    assert served.served(tmp_path / "a.db") is None
+    monkeypatch.setattr(lite_server, "_holder", lambda _: os.getpid())
+    assert lite_server.served(tmp_path / "a.db") is None
 
 
 def test_a_record_that_is_a_link_or_a_pipe_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "_holder", lambda _: os.getpid())
-    record, elsewhere = served.record_of(tmp_path / "a.db"), tmp_path / "elsewhere"
+    monkeypatch.setattr(lite_server, "_holder", lambda _: os.getpid())
+    record, elsewhere = lite_server.record_of(tmp_path / "a.db"), tmp_path / "elsewhere"
     found = {
         "file": str(tmp_path / "a.db"),
         "uri": "http://127.0.0.1:1",
@@ -385,10 +388,10 @@ def test_a_record_that_is_a_link_or_a_pipe_is_none(tmp_path: Path, monkeypatch: 
     elsewhere.write_text(json.dumps(found))
     elsewhere.chmod(0o600)
     record.hardlink_to(elsewhere)
-    assert served.served(tmp_path / "a.db") is not None, "else this would prove nothing"
+    assert lite_server.served(tmp_path / "a.db") is not None, "else this would prove nothing"
     record.unlink()
     record.symlink_to(elsewhere)
-    assert served.served(tmp_path / "a.db") is None
+    assert lite_server.served(tmp_path / "a.db") is None
     record.unlink()
     os.mkfifo(record)
-    assert served.served(tmp_path / "a.db") is None
+    assert lite_server.served(tmp_path / "a.db") is None

@@ -23,20 +23,22 @@ from typer.testing import CliRunner
 
 from mg_milvus.cli.app import app
 from mg_milvus.errors import AuthenticationError
-from mg_milvus.schema import Granularity, Schema
-from mg_milvus.store import Description, Row, open_store, own_servers, served
+from mg_milvus.schema.models import Granularity, Schema
+from mg_milvus.store import lite_server
+from mg_milvus.store.base import Description, Row
+from mg_milvus.store.milvus import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mg_milvus.store.served import Served
+    from mg_milvus.store.lite_server import Served
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no Milvus Lite for Windows")
 MGM = Path(sysconfig.get_path("scripts")) / "mgm"
 PATIENCE = 60
 NOBODY = 65534
 COUNT = 20
-NAME = "pictures"
+NAME = "images"
 DESCRIPTION = Description(Schema(granularities=(Granularity(name="coarse", bits=16),)), "0123456789abcdef")
 
 
@@ -67,19 +69,19 @@ def place() -> Iterator[Path]:
 def running(place: Path) -> Iterator[Served]:
     """A server with a collection of ``COUNT`` rows."""
     file = place / "photos.db"
-    found, _ = served.up(file, 0)
+    found, _ = lite_server.up(file, 0)
     try:
         with contextlib.closing(open_store(str(file), NAME)) as store:
             store.create(DESCRIPTION)
             store.upsert(rows(0, COUNT))
         yield found
     finally:
-        served.down(file)
+        lite_server.down(file)
 
 
 @pytest.fixture(scope="module")
 def token(running: Served) -> str:
-    found = own_servers.token_of(running)
+    found = lite_server.token_of(running)
     assert len(found) >= 43  # 32 bytes
     return found
 
@@ -189,10 +191,10 @@ def test_programs_of_its_user_need_no_token(running: Served) -> None:
     assert [each["rows"] for each in told] == [COUNT, COUNT]
     port = running.uri.rpartition(":")[2]
     for uri in (running.uri, f"http://localhost:{port}", f"tcp://127.0.0.1:{port}", f"{running.uri}/"):
-        assert own_servers.find(uri) == running
+        assert lite_server.find(uri) == running
     for uri in (f"https://127.0.0.1:{port}", f"http://127.0.0.2:{port}", f"http://example.org:{port}",
                 "http://127.0.0.1:1", "http://127.0.0.1", f"http://[::1]:{port}"):  # fmt: skip
-        assert own_servers.find(uri) is None
+        assert lite_server.find(uri) is None
 
 
 def test_its_user_is_told_the_token_when_asked_and_only_then(running: Served, token: str) -> None:
@@ -205,7 +207,7 @@ def test_its_user_is_told_the_token_when_asked_and_only_then(running: Served, to
         mgm("up", *by_file, "--status", "--json"), mgm("info", "--uri", running.uri, "--json"),
         mgm("info", "--uri", running.uri), mgm("doctor", "--uri", running.uri),
         mgm("info", "--uri", running.uri, "--token", token), mgm("info", "--uri", running.uri, "--token", "x" + token),
-        served.log_of(Path(running.file)).read_text(), served.record_of(Path(running.file)).read_text(),
+        lite_server.log_of(Path(running.file)).read_text(), lite_server.record_of(Path(running.file)).read_text(),
     ]  # fmt: skip
     assert all(printed)
     assert not [text for text in printed if token in text]
@@ -228,7 +230,7 @@ def test_no_list_of_processes_holds_it(running: Served, token: str) -> None:
 def test_what_is_kept_is_for_its_user_only(running: Served, token: str) -> None:
     entry = entry_of(running)
     assert json.loads(entry.read_text()) == {"file": running.file, "token": token}
-    for path, mode in ((entry, 0o600), (served.record_of(Path(running.file)), 0o600), (entry.parent, 0o700),
+    for path, mode in ((entry, 0o600), (lite_server.record_of(Path(running.file)), 0o600), (entry.parent, 0o700),
                        (Path(running.socket).resolve().parent, 0o700)):  # fmt: skip
         facts = path.stat()
         assert (stat.S_IMODE(facts.st_mode), facts.st_uid) == (mode, os.getuid()), path
@@ -238,7 +240,7 @@ STRANGER = """
 import os, socket, sys
 from pathlib import Path
 from mg_milvus.errors import MgMilvusError
-from mg_milvus.store import milvus, open_store, own_servers
+from mg_milvus.store import milvus, lite_server; from mg_milvus.store.milvus import open_store
 
 uri, path, target, *files = sys.argv[1:]
 os.setgroups([]); os.setgid({nobody}); os.setuid({nobody})
@@ -255,7 +257,7 @@ for file in files:
         pass
 print(own_servers.find(uri))
 try:
-    print("rows", open_store(uri, "pictures").count())
+    print("rows", open_store(uri, "images").count())
 except MgMilvusError as error:
     print(type(error).__name__)
 """
@@ -263,7 +265,7 @@ except MgMilvusError as error:
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root to act as another user")
 def test_another_user_gets_neither_through_the_socket_nor_through_the_port(running: Served) -> None:
-    files = [entry_of(running), served.record_of(Path(running.file))]
+    files = [entry_of(running), lite_server.record_of(Path(running.file))]
     done = subprocess.run(
         [sys.executable, "-c", STRANGER.format(nobody=NOBODY), running.uri, running.socket,
          str(Path(running.socket).resolve()), *map(str, files)],
@@ -282,25 +284,25 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_clients_find_a_server_again_that_comes_back_with_another_token(place: Path) -> None:
     file = place / "again.db"
-    first, _ = served.up(file, 0)
+    first, _ = lite_server.up(file, 0)
     try:
-        token = own_servers.token_of(first)
+        token = lite_server.token_of(first)
         stores = [open_store(where, NAME, timeout=PATIENCE) for where in (first.uri, str(file))]
         stores[0].create(DESCRIPTION)
         stores[0].upsert(rows(0, 5))
         os.kill(first.pid, 9)
-        until(lambda: served.served(file) is None)
-        assert own_servers.find(first.uri) is None  # what it left is no server
-        second, _ = served.up(file, int(first.uri.rpartition(":")[2]))
-        assert own_servers.token_of(second) != token
+        until(lambda: lite_server.served(file) is None)
+        assert lite_server.find(first.uri) is None  # what it left is no server
+        second, _ = lite_server.up(file, int(first.uri.rpartition(":")[2]))
+        assert lite_server.token_of(second) != token
         assert [store.count() for store in stores] == [5, 5]
         for store in stores:
             store.close()
         left = entry_of(second)
-        served.down(file)
+        lite_server.down(file)
         assert not left.exists()
     finally:
-        served.down(file)
+        lite_server.down(file)
 
 
 def test_what_a_server_left_is_removed_by_the_next(place: Path, running: Served) -> None:
@@ -309,13 +311,13 @@ def test_what_a_server_left_is_removed_by_the_next(place: Path, running: Served)
     for text in ("", "[]", "{}", '{"file": 1', json.dumps({"file": str(place / "gone.db"), "token": "x"}), "[" * 9000,
                  json.dumps({"file": running.file, "token": "another port's"})):  # fmt: skip
         left.write_text(text)
-        assert own_servers.find("http://127.0.0.1:1") is None
+        assert lite_server.find("http://127.0.0.1:1") is None
     left.with_suffix(".sock").symlink_to("/nowhere")
-    served.up(place / "next.db", 0)
-    served.down(place / "next.db")
+    lite_server.up(place / "next.db", 0)
+    lite_server.down(place / "next.db")
     assert not left.exists()
     assert not left.with_suffix(".sock").is_symlink()
-    assert own_servers.find(running.uri) == running
+    assert lite_server.find(running.uri) == running
 
 
 def test_a_folder_that_others_can_enter_is_not_believed(running: Served, place: Path) -> None:
@@ -323,14 +325,14 @@ def test_a_folder_that_others_can_enter_is_not_believed(running: Served, place: 
     for mode in (0o777, 0o750, 0o701):
         folder.chmod(mode)
         try:
-            assert own_servers.find(running.uri) is None
+            assert lite_server.find(running.uri) is None
         finally:
             folder.chmod(0o700)
-    assert own_servers.find(running.uri) == running
+    assert lite_server.find(running.uri) == running
     if os.getuid() == 0:
         os.chown(place, NOBODY, NOBODY)  # a home of another's, as sudo leaves it: nothing is made there
         try:
-            assert own_servers.find(running.uri) is None
+            assert lite_server.find(running.uri) is None
         finally:
             os.chown(place, 0, 0)
 
@@ -340,10 +342,10 @@ def test_a_home_with_a_long_name(place: Path, monkeypatch: pytest.MonkeyPatch) -
     home = place / ("x" * 90)
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    running, _ = served.up(home / "far.db", 0)
+    running, _ = lite_server.up(home / "far.db", 0)
     try:
         for where in (running.uri, running.file):
             with contextlib.closing(open_store(where, NAME)) as store:
                 assert "Milvus Lite" in store.server()
     finally:
-        served.down(home / "far.db")
+        lite_server.down(home / "far.db")

@@ -13,14 +13,16 @@ import pytest
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
 from fastapi.testclient import TestClient
 
-from mg_milvus import ImageIndex
+from mg_milvus.html.pages import QueryResult, result_page
+from mg_milvus.images import decode
 from mg_milvus.images.discover import content_hash
 from mg_milvus.images.thumbnails import thumbnail
-from mg_milvus.pages import QueryResult, result_page
-from mg_milvus.web import WebSettings, originals
+from mg_milvus.index import ImageIndex
+from mg_milvus.web import media
 from mg_milvus.web.app import create_app
-from tests.conftest import kind_of_picture
-from tests.pictures import encoded
+from mg_milvus.web.security import WebSettings
+from tests.conftest import kind_of_image
+from tests.images import encoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,12 +33,12 @@ SECRET = b"root:x:0:0: a secret of another file\n" * 50
 
 
 class Row:
-    """A picture that is indexed, its page, and another file that is none of the page's business."""
+    """An image that is indexed, its page, and another file that is none of the page's business."""
 
     def __init__(self, client: TestClient, index: ImageIndex, file: Path) -> None:
         self.client, self.index, self.file = client, index, file
         self.hit = index.query(file, k=1)[0]
-        self.at = f"/api/pictures/{self.hit.id}"
+        self.at = f"/api/images/{self.hit.id}"
         self.data = file.read_bytes()
         self.aside = file.with_suffix(".aside")
         os.link(file, self.aside)
@@ -59,7 +61,7 @@ def row(tmp_path: Path) -> Iterator[Row]:
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(3):
-        kind_of_picture("disc", number).save(folder / f"{number}.jpg")
+        kind_of_image("disc", number).save(folder / f"{number}.jpg")
     (tmp_path / "secret").write_bytes(SECRET)
     with ImageIndex.open("memory:") as index:
         index.ingest(folder)
@@ -101,22 +103,22 @@ def test_no_flip_makes_the_page_send_another_file(row: Row, tmp_path: Path) -> N
 
 def test_what_is_sent_is_the_file_that_was_checked(row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exchange between the check and the sending, which a thread hits only by chance."""
-    real = originals.check_header
+    real = decode.check_header
 
     def exchanged(data: bytes) -> None:
         real(data)
         row.become(tmp_path / "secret")
 
-    monkeypatch.setattr(originals, "check_header", exchanged)
+    monkeypatch.setattr(media, "check_header", exchanged)
     answer = row.client.get(f"{row.at}/original")
     assert (answer.status_code, answer.content) == (200, row.data)
     monkeypatch.undo()
     assert row.client.get(f"{row.at}/original").status_code == 422
 
 
-def test_another_picture_is_not_sent_either(row: Row, tmp_path: Path) -> None:
+def test_another_image_is_not_sent_either(row: Row, tmp_path: Path) -> None:
     private = tmp_path / "private.jpg"
-    kind_of_picture("stripes", 7).save(private)
+    kind_of_image("stripes", 7).save(private)
     row.become(private)
     for what in ("original", "thumbnail"):
         answer = row.client.get(f"{row.at}/{what}")
@@ -124,15 +126,15 @@ def test_another_picture_is_not_sent_either(row: Row, tmp_path: Path) -> None:
 
 
 def test_a_link_that_was_ingested_is_sent(row: Row, tmp_path: Path) -> None:
-    kind_of_picture("blocks", 1).save(tmp_path / "elsewhere.png")
+    kind_of_image("blocks", 1).save(tmp_path / "elsewhere.png")
     (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "elsewhere.png")
     row.index.ingest(tmp_path / "photos")
     hit = row.index.query(tmp_path / "elsewhere.png", k=1)[0]
-    answer = row.client.get(f"/api/pictures/{hit.id}/original")
+    answer = row.client.get(f"/api/images/{hit.id}/original")
     assert (answer.content, answer.headers["content-type"]) == ((tmp_path / "elsewhere.png").read_bytes(), "image/png")
 
 
-def test_two_letters_are_no_picture(row: Row) -> None:
+def test_two_letters_are_no_image(row: Row) -> None:
     """A row that claims the content of a file which begins as a bitmap does: its header is read as a whole."""
     store = row.index.connection.store
     for data in (b"BM, said the letter, and was a secret", b"P3 is a secret plan", b"\xff\xd8\xff secret"):
@@ -202,7 +204,7 @@ def test_no_descriptor_is_left_open(row: Row) -> None:
 
 def test_a_file_cut_short_while_it_is_sent_breaks_off(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather than that something else fills up the length that was stated."""
-    monkeypatch.setattr(originals, "_BLOCK", 100)
+    monkeypatch.setattr(media, "_BLOCK", 100)
     real, calls = os.pread, []
 
     def shortened(descriptor: int, count: int, start: int) -> bytes:
@@ -211,7 +213,7 @@ def test_a_file_cut_short_while_it_is_sent_breaks_off(row: Row, monkeypatch: pyt
             os.truncate(row.aside, 100)
         return real(descriptor, count, start)
 
-    monkeypatch.setattr(originals.os, "pread", shortened)
+    monkeypatch.setattr(media.os, "pread", shortened)
     with pytest.raises(OSError, match="became shorter while it was sent"):
         row.client.get(f"{row.at}/original")
 
@@ -223,8 +225,8 @@ def test_what_was_ingested_may_be_of_any_kind(row: Row, tmp_path: Path) -> None:
         ("a.avif", "AVIF", "image/avif"),
     ):  # fmt: skip
         file = tmp_path / "photos" / name
-        file.write_bytes(encoded(kind_of_picture("stripes", 3), form))
+        file.write_bytes(encoded(kind_of_image("stripes", 3), form))
         row.index.ingest(file)
         hit = next(hit for hit in row.index.query(file, k=20) if hit.path == str(file))
-        answer = row.client.get(f"/api/pictures/{hit.id}/original")
+        answer = row.client.get(f"/api/images/{hit.id}/original")
         assert (answer.content, answer.headers["content-type"]) == (file.read_bytes(), media_type)

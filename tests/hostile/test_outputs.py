@@ -22,22 +22,19 @@ import numpy as np
 import pytest
 
 import mg_milvus
-from mg_milvus.answer import Hits
-from mg_milvus.cli import log
+from mg_milvus.cli import console
+from mg_milvus.cli.console import ProgressView, complain, print_failures, shorten, tell
 from mg_milvus.cli.evaluate import print_figures
-from mg_milvus.cli.hit_table import print_hits
-from mg_milvus.cli.terminal import ProgressView, complain, print_failures, shorten, tell
-from mg_milvus.display import file_link, printable
-from mg_milvus.duplicates import DuplicateGroup, DuplicateReport, GroupMember
+from mg_milvus.cli.query import print_hits
+from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport, GroupMember, duplicates_page
 from mg_milvus.evaluation.report import QueryShown, ReportData, ResultShown, write_report
-from mg_milvus.evaluation.training_page import write_training_page
-from mg_milvus.hits import Failure, Hit, IngestReport
-from mg_milvus.ingest.meters import IngestMeters
-from mg_milvus.meters import sample
-from mg_milvus.notebook import render
-from mg_milvus.pages import QueryResult, result_page
-from mg_milvus.pages.duplicates import duplicates_page
-from mg_milvus.schema import ExtraField, Granularity, Schema
+from mg_milvus.files import file_link, printable
+from mg_milvus.html.pages import QueryResult, render, result_page
+from mg_milvus.ingest.metrics import IngestMeters, sample
+from mg_milvus.records import Failure, Hit
+from mg_milvus.results import Hits, IngestReport
+from mg_milvus.schema.models import ExtraField, Granularity, Schema
+from mg_milvus.training.report import write_training_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +101,7 @@ def evaluation(name: str, folder: Path) -> str:
 def training(name: str, folder: Path) -> str:
     report = SimpleNamespace(
         history=[{"epoch": 1.0, name: 2.0, f"map_{name}": 0.5, "map_mid": 0.2, "held_out": 0.4, "seconds": 1.0}],
-        best_epoch=1, fingerprint=name, pictures=3, held_out=1, labels={name: 3}, epochs=1,
+        best_epoch=1, fingerprint=name, images=3, held_out=1, labels={name: 3}, epochs=1,
     )  # fmt: skip
     page = write_training_page(report, folder / "out", title=name, setup=[(name, name)])  # type: ignore[arg-type]
     return page.read_bytes().decode()
@@ -115,7 +112,7 @@ def ingest(name: str, _: Path) -> str:
 
 
 def evaluation_in_a_notebook(name: str, _: Path) -> str:
-    card = {"path": name, "name": name, "badge": name, "picture": {"uri": ""}}
+    card = {"path": name, "name": name, "badge": name, "image": {"uri": ""}}
     return render("evaluation", setup=[name], tables=[([name], [(name, [name])])], shown=[(name, [card])])
 
 
@@ -237,7 +234,7 @@ TERMINAL: dict[str, tuple[int, Callable[[str], object]]] = {
 @pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("output", [*TERMINAL, "a line of a stage"])
 def test_a_terminal_cannot_be_steered(output: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log._State, "json", False)
+    monkeypatch.setattr(console._State, "json", False)
     lines, write = TERMINAL.get(output, (0, a_line))
     text = caught(lambda: write(NAMES[kind]))
     assert [char for char in text.replace("\n", "") if not char.isprintable() and char not in "\u200c\u200d"] == []
@@ -249,13 +246,13 @@ def test_a_terminal_cannot_be_steered(output: str, kind: str, monkeypatch: pytes
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_log_is_one_object_a_line(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = NAMES[kind]
-    monkeypatch.setattr(log._State, "json", True)
-    monkeypatch.setattr(log._State, "told", set())
+    monkeypatch.setattr(console._State, "json", True)
+    monkeypatch.setattr(console._State, "told", set())
 
     def write() -> None:
         complain(name, path=name)
         tell(name, "wrote", file=name)
-        log.unreadable([Failure(name, name)])
+        console.unreadable([Failure(name, name)])
 
     lines = caught(write).splitlines()
     assert len(lines) == 3

@@ -21,15 +21,16 @@ from hypothesis import strategies as st
 from pymilvus import DataType, MilvusClient
 from pymilvus import exceptions as vendor
 
-from mg_milvus import encoder_cache, errors
-from mg_milvus.bulk import import_api
-from mg_milvus.bulk.import_api import ImportApi
+from mg_milvus import errors, session
+from mg_milvus.bulk import import_jobs
+from mg_milvus.bulk.import_jobs import ImportApi
 from mg_milvus.doctor import examine
-from mg_milvus.schema import ExtraField, Granularity, Schema
-from mg_milvus.schema_parts import PartsSettings
-from mg_milvus.store import Description, Row, companion, tables
-from mg_milvus.store.connection import _ask_engine, _version
-from mg_milvus.store.description import (
+from mg_milvus.schema.models import ExtraField, Granularity, Schema
+from mg_milvus.schema.regions import RegionSettings
+from mg_milvus.store import collections, companions
+from mg_milvus.store.base import Description, Row
+from mg_milvus.store.client import Border, _ask_engine, _version, translate
+from mg_milvus.store.collections import (
     MOST_BYTES,
     decode_description,
     decode_tuned,
@@ -40,9 +41,8 @@ from mg_milvus.store.description import (
     is_fingerprint,
     own_description,
 )
-from mg_milvus.store.faults import Border, translate
-from mg_milvus.store.layout import Layout
 from mg_milvus.store.milvus import MilvusStore
+from mg_milvus.store.rows import Layout
 from tests.in_process import mgm
 from tests.servers import lite_server
 
@@ -93,7 +93,7 @@ def test_descriptions_that_nobody_here_has_written_are_anothers(text: str) -> No
     start = time.monotonic()
     assert own_description(text) is None
     with pytest.raises(errors.ForeignCollectionError, match="was not made by mg-milvus") as told:
-        decode_description(text, "pictures")
+        decode_description(text, "images")
     assert is_one_line(str(told.value))
     assert decode_tuned(text, MADE) is MADE
     assert time.monotonic() - start < 5
@@ -109,8 +109,8 @@ UNREADABLE = {
     "a long backbone": {"backbone": "x" * 10_000},
     "a backbone that is a number": {"backbone": 5},
     "fewer than none": {"adapted_on": -1},
-    "half a picture": {"adapted_on": 0.5},
-    "many pictures": {"adapted_on": 10**300},
+    "half an image": {"adapted_on": 0.5},
+    "many images": {"adapted_on": 10**300},
     "true": {"adapted_on": True},
     "text for a schema": {"schema": "compact"},
     "no schema": {"schema": None},
@@ -123,10 +123,8 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("changed", UNREADABLE.values(), ids=UNREADABLE)
 def test_descriptions_that_pretend_to_be_ours_are_refused_in_one_line(changed: dict[str, object]) -> None:
-    with pytest.raises(
-        errors.UnsupportedError, match="the description of collection 'pictures' cannot be read"
-    ) as told:
-        decode_description(json.dumps(GOOD | changed), "pictures")
+    with pytest.raises(errors.UnsupportedError, match="the description of collection 'images' cannot be read") as told:
+        decode_description(json.dumps(GOOD | changed), "images")
     assert is_one_line(str(told.value))
 
 
@@ -134,13 +132,13 @@ def test_descriptions_that_pretend_to_be_ours_are_refused_in_one_line(changed: d
 def test_descriptions_that_lack_something(missing: str) -> None:
     text = json.dumps({key: value for key, value in GOOD.items() if key != missing})
     with pytest.raises(errors.UnsupportedError, match=f"'{missing}' is missing"):
-        decode_description(text, "pictures")
+        decode_description(text, "images")
 
 
 def test_what_others_wrote_does_not_steer_the_terminal_through_messages() -> None:
     for text in (json.dumps({"mg_milvus": 1, "encoder_of": ESCAPE * 500}), '{"mg_milvus":' + "7" * 4000 + "}"):
         with pytest.raises((errors.ForeignCollectionError, errors.UnsupportedError)) as told:
-            decode_description(text, "pictures")
+            decode_description(text, "images")
         assert is_one_line(str(told.value))
 
 
@@ -169,7 +167,7 @@ JSON = st.recursive(
 )
 def test_any_json_gives_a_description_or_an_error_of_ours(changed: dict, in_schema: dict) -> None:
     text = json.dumps({**GOOD, "schema": GOOD["schema"] | in_schema, **changed})
-    found, told = outcome(lambda: decode_description(text, "pictures"))
+    found, told = outcome(lambda: decode_description(text, "images"))
     assert is_one_line(told)
     assert told or is_fingerprint(found.fingerprint)
     tuned = decode_tuned(text, MADE)
@@ -192,7 +190,7 @@ def test_any_text_is_anothers_description_or_ours(text: str) -> None:
     ],
 )  # fmt: skip
 def test_what_a_collection_was_tuned_to_is_checked(changed: dict[str, object]) -> None:
-    text = json.dumps(json.loads(encode_tuned("pictures", MADE)) | changed)
+    text = json.dumps(json.loads(encode_tuned("images", MADE)) | changed)
     assert decode_tuned(text, MADE) is MADE
 
 
@@ -204,9 +202,9 @@ def test_no_file_is_named_by_what_is_no_fingerprint(
     fingerprint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    store: Any = SimpleNamespace(collection="pictures", get_encoder=lambda _: b"")
+    store: Any = SimpleNamespace(collection="images", get_encoder=lambda _: b"")
     with pytest.raises(errors.EncoderError, match="is not a fingerprint, expected 16 hexadecimal digits") as told:
-        encoder_cache.encoder_of(store, fingerprint, device="cpu")
+        session.encoder_of(store, fingerprint, device="cpu")
     assert is_one_line(str(told.value))
     assert list(tmp_path.iterdir()) == []
 
@@ -232,15 +230,15 @@ def stranger(uri: str) -> Iterator[MilvusClient]:
 
 @pytest.fixture
 def store(uri: str, stranger: MilvusClient) -> Iterator[MilvusStore]:
-    """Ours, with two pictures."""
-    opened = MilvusStore(uri, "pictures")
+    """Ours, with two images."""
+    opened = MilvusStore(uri, "images")
     opened.create(MADE)
-    opened.upsert([picture(0), picture(1)])
+    opened.upsert([image(0), image(1)])
     yield opened
     opened.close()
 
 
-def picture(number: int) -> Row:
+def image(number: int) -> Row:
     return Row(f"{number:032x}", f"/a/{number}.jpg", 9, 9, 4, 3, "0" * 32, {"coarse": bytes([0, number])}, {})
 
 
@@ -260,9 +258,9 @@ def test_a_collection_that_cannot_be_read_keeps_nobody_from_the_others(
     add(stranger, "brackets", "[" * 100_000)
     add(stranger, "plain", "no JSON")
     add(stranger, "way_out", json.dumps(GOOD | {"fingerprint": f"../../x{ESCAPE}"}))
-    add(stranger, "pictures_tuned", "[" * 100_000)
+    add(stranger, "images_tuned", "[" * 100_000)
     with caplog.at_level(logging.WARNING, "mg_milvus"):
-        assert store.collections() == ["pictures"]
+        assert store.collections() == ["images"]
     (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("mg_milvus")]
     assert told.startswith("a collection is passed over: the description of collection 'way_out' cannot be read")
     assert is_one_line(told)
@@ -274,7 +272,7 @@ def test_a_collection_that_cannot_be_read_keeps_nobody_from_the_others(
     assert not found.ok
     assert "was not made by mg-milvus" in found.message
     (found,) = [check for check in examine(uri, collection="nothing") if check.name == "collection"]
-    assert found.message.endswith("(there are pictures)")
+    assert found.message.endswith("(there are images)")
 
 
 @contextmanager
@@ -289,9 +287,9 @@ def MilvusStoreOf(uri: str, collection: str) -> Iterator[MilvusStore]:  # noqa: 
 def test_names_that_no_collection_has_are_passed_over(
     store: MilvusStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(store._client, "list_collections", lambda **_: [f"../{ESCAPE}", "", "pictures", "x" * 10**6])
+    monkeypatch.setattr(store._client, "list_collections", lambda **_: [f"../{ESCAPE}", "", "images", "x" * 10**6])
     with caplog.at_level(logging.WARNING, "mg_milvus"):
-        assert store.collections() == ["pictures"]
+        assert store.collections() == ["images"]
     told = [record.getMessage() for record in caplog.records if record.name.startswith("mg_milvus")]
     assert len(told) == 3
     assert all(is_one_line(line) for line in told)
@@ -301,7 +299,7 @@ def test_a_collection_of_other_columns_than_its_description_says(stranger: Milvu
     add(stranger, "odd", encode_description(MADE), {"path": DataType.INT64})
     with MilvusStoreOf(uri, "odd") as odd:
         stranger.create_index("odd", _index(stranger, "unused"))
-        for ask in (odd.count, lambda: odd.fetch(["0" * 32]), lambda: odd.upsert([picture(0)])):
+        for ask in (odd.count, lambda: odd.fetch(["0" * 32]), lambda: odd.upsert([image(0)])):
             with pytest.raises(errors.StoreError) as told:
                 ask()
             assert is_one_line(str(told.value))
@@ -316,28 +314,28 @@ def _index(client: MilvusClient, field: str) -> Any:
 PART = 48_000
 WHOLE = base64.b64encode(bytes(PART)).decode()
 FALSE_PARTS = {
-    "10^15 parts": [(0, 10**15, 2**62, WHOLE)],
-    "10^15 parts of little": [(0, 10**15, 5, "AAAA")],
+    "10^15 chunks": [(0, 10**15, 2**62, WHOLE)],
+    "10^15 chunks of little": [(0, 10**15, 5, "AAAA")],
     "fewer than none": [(0, -5, 5, "AAAA")],
     "a negative size": [(0, 1, -5, "AAAA")],
     "no base64": [(0, 1, 5, "!!!!")],
     "a part that is too long": [(0, 1, PART, WHOLE + "AAAA")],
-    "another size than the parts hold": [(0, 1, 5, WHOLE)],
-    "parts that contradict each other": [(0, 2, PART + 3, WHOLE), (1, 3, PART + 3, "AAAA")],
+    "another size than the chunks hold": [(0, 1, 5, WHOLE)],
+    "chunks that contradict each other": [(0, 2, PART + 3, WHOLE), (1, 3, PART + 3, "AAAA")],
     "a part that is missing": [(0, 2, PART + 3, WHOLE)],
 }
 
 
-@pytest.mark.parametrize("parts", FALSE_PARTS.values(), ids=FALSE_PARTS)
-def test_parts_of_an_encoder_that_do_not_make_one(
-    parts: list[tuple[int, int, int, str]], store: MilvusStore, stranger: MilvusClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("chunks", FALSE_PARTS.values(), ids=FALSE_PARTS)
+def test_chunks_of_an_encoder_that_do_not_make_one(
+    chunks: list[tuple[int, int, int, str]], store: MilvusStore, stranger: MilvusClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put_encoder(MADE.fingerprint, b"right")
     stranger.upsert(
-        "pictures_encoder",
+        "images_encoder",
         [
-            {"id": f"{MADE.fingerprint}:{n}", "parts": count, "size": size, "data": {"base64": text}, "unused": b"\0"}
-            for n, count, size, text in parts
+            {"id": f"{MADE.fingerprint}:{n}", "chunks": count, "size": size, "data": {"base64": text}, "unused": b"\0"}
+            for n, count, size, text in chunks
         ],
     )
     calls = counted_calls(store, "query", monkeypatch)
@@ -359,37 +357,37 @@ def counted_calls(store: MilvusStore, name: str, monkeypatch: pytest.MonkeyPatch
     return calls
 
 
-def test_parts_that_were_not_asked_for_or_hold_no_text(store: MilvusStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_that_were_not_asked_for_or_hold_no_text(store: MilvusStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put_encoder(MADE.fingerprint, b"right")
     assert store.get_encoder(MADE.fingerprint) == b"right"
-    good = {"id": f"{MADE.fingerprint}:0", "parts": 1, "size": 5, "data": {"base64": "AAAA"}}
-    for wrong in ({"id": "other"}, {"id": 5}, {"data": []}, {"data": {"base64": 5}}, {"parts": 1.5}, {"size": "5"}):
+    good = {"id": f"{MADE.fingerprint}:0", "chunks": 1, "size": 5, "data": {"base64": "AAAA"}}
+    for wrong in ({"id": "other"}, {"id": 5}, {"data": []}, {"data": {"base64": 5}}, {"chunks": 1.5}, {"size": "5"}):
         monkeypatch.setattr(store._client, "query", lambda *_, wrong=wrong, **__: [good | wrong])
         with pytest.raises(errors.StoreError, match="cannot be read"):
             store.get_encoder(MADE.fingerprint)
 
 
 def test_an_encoder_that_is_too_large_is_not_written(store: MilvusStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert companion.MOST_BYTES == 256_000_000
-    monkeypatch.setattr(companion, "MOST_BYTES", 4)
+    assert companions.MOST_BYTES == 256_000_000
+    monkeypatch.setattr(companions, "MOST_BYTES", 4)
     with pytest.raises(errors.StoreError, match="has 5 bytes, at most 4 are kept in Milvus"):
         store.put_encoder(MADE.fingerprint, b"right")
 
 
 def test_regions_beside_that_are_something_else(uri: str, stranger: MilvusClient) -> None:
-    schema = SCHEMA.model_copy(update={"parts": PartsSettings(bits=16)})
+    schema = SCHEMA.model_copy(update={"chunks": RegionSettings(bits=16)})
     made = Description(schema, MADE.fingerprint)
-    with MilvusStoreOf(uri, "pictures") as ours:
+    with MilvusStoreOf(uri, "images") as ours:
         ours.create(made)
-        stranger.drop_collection("pictures_parts")
-        add(stranger, "pictures_parts", json.dumps({"mg_milvus": 1, "fingerprint": ESCAPE * 100}))
+        stranger.drop_collection("images_regions")
+        add(stranger, "images_regions", json.dumps({"mg_milvus": 1, "fingerprint": ESCAPE * 100}))
         ours.regions.forget()
         with pytest.raises(errors.StoreError, match="holds regions of the encoder") as told:
             ours.regions.count()
         assert is_one_line(str(told.value))
-        stranger.drop_collection("pictures_parts")
-        add(stranger, "pictures_parts", encode_regions("pictures", made))
-        stranger.create_index("pictures_parts", _index(stranger, "unused"))
+        stranger.drop_collection("images_regions")
+        add(stranger, "images_regions", encode_regions("images", made))
+        stranger.create_index("images_regions", _index(stranger, "unused"))
         with pytest.raises(errors.StoreError) as told:
             ours.regions.count()
         assert is_one_line(str(told.value))
@@ -401,8 +399,8 @@ def test_ids_that_no_region_has(
 ) -> None:
     """By hand: 2 x 2 + 3 x 3 + 4 x 4 regions are numbered 0 to 28."""
     assert stranger.list_collections() == []
-    with MilvusStoreOf(uri, "pictures") as ours:
-        ours.create(Description(SCHEMA.model_copy(update={"parts": PartsSettings(bits=16)}), MADE.fingerprint))
+    with MilvusStoreOf(uri, "images") as ours:
+        ours.create(Description(SCHEMA.model_copy(update={"chunks": RegionSettings(bits=16)}), MADE.fingerprint))
         monkeypatch.setattr(ours._client, "search", lambda *_, **__: [Hits([(0.0, region)])])
         monkeypatch.setattr(ours._client, "query_iterator", lambda *_, **__: Iterator_([{"id": region}]))
         for ask in (lambda: ours.regions.nearest(0, CODE, 5), lambda: list(ours.regions.scan())):
@@ -429,8 +427,8 @@ def test_the_commands_go_on_beside_hostile_collections(
 
 
 def test_the_encoders_beside_that_are_something_else(store: MilvusStore, stranger: MilvusClient) -> None:
-    add(stranger, "pictures_encoder", encode_companion("pictures"))  # without the columns
-    stranger.create_index("pictures_encoder", _index(stranger, "unused"))
+    add(stranger, "images_encoder", encode_companion("images"))  # without the columns
+    stranger.create_index("images_encoder", _index(stranger, "unused"))
     with pytest.raises(errors.StoreError) as told:
         store.get_encoder(MADE.fingerprint)
     assert is_one_line(str(told.value))
@@ -552,8 +550,8 @@ def test_a_row_that_comes_with_another_hit_is_refused(store: MilvusStore, monkey
 
 def test_ids_that_were_not_asked_for_are_not_deleted(store: MilvusStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.count()
-    monkeypatch.setattr(store._client, "search", lambda *_, **__: [Hits([(0.0, picture(1).id)])])
-    assert store.delete([picture(0).id]) == 0
+    monkeypatch.setattr(store._client, "search", lambda *_, **__: [Hits([(0.0, image(1).id)])])
+    assert store.delete([image(0).id]) == 0
     assert store.count() == 2
 
 
@@ -602,14 +600,14 @@ def test_what_pymilvus_stumbles_over_is_no_bug_of_ours(error: Exception) -> None
         raise error
 
     with pytest.raises(errors.StoreError, match=f"cannot be read .{type(error).__name__}"):
-        Border("http://here", "pictures", 5).call(stumble)
+        Border("http://here", "images", 5).call(stumble)
 
 
 @settings(deadline=None, max_examples=100)
 @given(record=st.dictionaries(st.sampled_from([*ENTITY, "coarse"]), JSON | st.binary(max_size=4)))
 def test_any_record_is_a_row_or_refused(record: dict[str, Any]) -> None:
     layout = Layout(SCHEMA)
-    with Border("here", "pictures", 5).reading() if record else pytest.raises(KeyError):
+    with Border("here", "images", 5).reading() if record else pytest.raises(KeyError):
         try:
             row = layout.row({**ENTITY, "coarse": [b"\0\0"], **record} if record else {}, ["coarse"])
         except (ValueError, TypeError, LookupError):
@@ -628,7 +626,7 @@ def test_a_version_is_a_version() -> None:
     assert _version("9" * 5000 + ".1.1") is None
     told = f"v2.6.1{ESCAPE}" + "x" * 2_000_000
     client: Any = SimpleNamespace(get_server_version=lambda **_: told)
-    engine = _ask_engine(Border("http://here", "pictures", 5), client, 5)
+    engine = _ask_engine(Border("http://here", "images", 5), client, 5)
     assert is_one_line(engine.label, 100)
     assert engine.label.startswith("Milvus 2.6.1\\x1b")
 
@@ -637,20 +635,20 @@ def test_a_version_is_a_version() -> None:
 def test_clusters_that_no_index_has(nlist: object) -> None:
     told = {"index_type": "BIN_IVF_FLAT", "nlist": nlist}
     connection: Any = SimpleNamespace(
-        engine=SimpleNamespace(lite=False), border=Border("http://here", "pictures", 5), timeout=5,
+        engine=SimpleNamespace(lite=False), border=Border("http://here", "images", 5), timeout=5,
         client=SimpleNamespace(describe_index=lambda *_, **__: told),
     )  # fmt: skip
     with pytest.raises(errors.StoreError, match="expected 1 to 65536") as error:
-        tables.lists(connection, "pictures", ["coarse"])
+        collections.built_nlists(connection, "images", ["coarse"])
     assert is_one_line(str(error.value))
     told["nlist"] = "128"
-    assert tables.lists(connection, "pictures", ["coarse"]) == {"coarse": 128}
+    assert collections.built_nlists(connection, "images", ["coarse"]) == {"coarse": 128}
 
 
 @pytest.mark.parametrize("said", [ESCAPE, f"{ESCAPE}\n" * 300_000, "index type " * 300_000, "vector field" * 300_000])
 def test_messages_of_a_server_are_short_and_steer_nothing(said: str) -> None:
     start = time.monotonic()
-    error = translate(vendor.MilvusException(1, said), "http://here", "pictures")
+    error = translate(vendor.MilvusException(1, said), "http://here", "images")
     assert is_one_line(str(error), 800)
     assert time.monotonic() - start < 5
 
@@ -658,7 +656,7 @@ def test_messages_of_a_server_are_short_and_steer_nothing(said: str) -> None:
 def test_a_token_that_a_server_repeats_is_hidden_also_where_its_message_is_cut() -> None:
     for before in range(480, 510):
         error = vendor.MilvusException(1, "x" * before + "root:hunter22")
-        assert "hunter" not in str(translate(error, "http://here", "pictures", "root:hunter22"))
+        assert "hunter" not in str(translate(error, "http://here", "images", "root:hunter22"))
 
 
 def test_answers_have_a_most(store: MilvusStore) -> None:
@@ -679,7 +677,7 @@ def test_an_answer_beyond_that_is_an_error_of_ours() -> None:
         raise _Endless
 
     with pytest.raises(errors.StoreError, match="Received message larger than max"):
-        Border("http://here", "pictures", 5).call(ask)
+        Border("http://here", "images", 5).call(ask)
 
 
 # --- import jobs ------------------------------------------------------------------------------------------------------
@@ -740,7 +738,7 @@ FALSE_JOBS = {
 def test_answers_about_import_jobs_that_cannot_be(answer: bytes) -> None:
     with rest(answer) as (uri, _):
         api = ImportApi(uri, "root:hunter22", 30)
-        for ask in (lambda: api.at_work("pictures"), lambda: api.start("pictures", ["a"]), lambda: api.job("7")):
+        for ask in (lambda: api.at_work("images"), lambda: api.start("images", ["a"]), lambda: api.job("7")):
             found, told = outcome(ask)
             assert found is None
             assert told
@@ -762,6 +760,6 @@ def test_the_token_does_not_follow_a_redirect() -> None:
                 rest(b"", code, {"Location": f"{elsewhere}/mine"}) as (uri, _),
                 pytest.raises(errors.UnsupportedError, match=f"answers {code}"),
             ):
-                ImportApi(uri, "root:hunter22", 30).at_work("pictures")
+                ImportApi(uri, "root:hunter22", 30).at_work("images")
         assert asked == []
-    assert import_api._MOST_BYTES == 16 << 20
+    assert import_jobs._MOST_BYTES == 16 << 20

@@ -16,7 +16,7 @@ import typer
 from mg_milvus import errors
 from mg_milvus.cli.app import run
 from mg_milvus.cli.settings import NAMES, local_settings, settings_from
-from mg_milvus.store.access import Tls
+from mg_milvus.config import Tls
 from tests.servers import free_port
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mg_milvus.store import lite, open_store, served
+from mg_milvus.store import lite, lite_server
+from mg_milvus.store.milvus import open_store
 from tests.conftest import make_photos
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def folder(tmp_path: Path, marker: Path) -> Iterator[Path]:
         (folder / f"{name}.py").write_text(f"import sys\nopen({str(marker)!r}, 'a').write('{name}\\n')\n")
     yield folder
     for left in folder.glob("*.db"):
-        served.down(left)
+        lite_server.down(left)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -125,8 +126,8 @@ def test_started_programs_get_no_secrets(tmp_path: Path, monkeypatch: pytest.Mon
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     shared, own = tmp_path / "shared.db", tmp_path / "own.db"
-    running = served.up(shared, 0)[0]
-    store = open_store(str(own), "pictures")
+    running = lite_server.up(shared, 0)[0]
+    store = open_store(str(own), "images")
     try:
         found = {pid: program for pid, program in _programs().items() if str(tmp_path) in program}
         assert running.pid in found
@@ -139,12 +140,12 @@ def test_started_programs_get_no_secrets(tmp_path: Path, monkeypatch: pytest.Mon
             assert Path(f"/proc/{pid}/cwd").resolve() not in {tmp_path, Path.cwd()}
     finally:
         store.close()
-        served.down(shared)
+        lite_server.down(shared)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason=NO_PROC)
 def test_the_engine_starts_in_a_private_folder_without_files(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "own.db"), "pictures")
+    store = open_store(str(tmp_path / "own.db"), "images")
     try:
         (pid,) = [pid for pid, program in _programs().items() if str(tmp_path) in program]
         current = Path(f"/proc/{pid}/cwd").resolve()

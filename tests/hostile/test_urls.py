@@ -15,20 +15,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mg_milvus import errors
-from mg_milvus.bulk import Shard, encode, remote, web
-from mg_milvus.bulk.import_api import ImportApi
-from mg_milvus.bulk.sources import pictures
-from mg_milvus.encoder import load_encoder
+from mg_milvus.bulk import remote
+from mg_milvus.bulk.dataset import Shard
+from mg_milvus.bulk.encode import encode
+from mg_milvus.bulk.import_jobs import ImportApi
+from mg_milvus.bulk.sources import images
+from mg_milvus.encoder.load import load_encoder
+from tests.images import encoded, image
 from tests.in_process import mgm
-from tests.pictures import encoded, picture
-from tests.test_tls import Repeats
+from tests.server.test_tls import Repeats
 from tests.tls import make_certificates, tls_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-JPEG = encoded(picture(1), "JPEG")
+JPEG = encoded(image(1), "JPEG")
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +43,8 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def public(monkeypatch: pytest.MonkeyPatch) -> None:
     """127.0.0.1 passes for an address of the Internet."""
-    real = web.is_public
-    monkeypatch.setattr(web, "is_public", lambda address: address == "127.0.0.1" or real(address))
+    real = remote.is_public
+    monkeypatch.setattr(remote, "is_public", lambda address: address == "127.0.0.1" or real(address))
 
 
 def ok(body: bytes, *headers: str) -> bytes:
@@ -102,7 +104,7 @@ def serving(
 
 
 def refusal(url: str, **options: Any) -> str:
-    with pytest.raises(errors.PictureError) as caught:
+    with pytest.raises(errors.ImageError) as caught:
         remote.fetch(url, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -123,18 +125,18 @@ PUBLIC = [
 
 @pytest.mark.parametrize("address", PRIVATE)
 def test_addresses_that_are_not_of_the_internet(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not web.is_public(address)
+    assert not remote.is_public(address)
     # A name that leads there is as bad, beside however many good addresses.
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     found = [(family, socket.SOCK_STREAM, 6, "", (each, 80)) for each in ("8.8.8.8", address)]
-    monkeypatch.setattr(web, "resolve", lambda *_: found)
-    monkeypatch.setattr(web._Connection, "reach", lambda *_: pytest.fail("connected"))
-    assert f"leads to {address}, which is no public address: --allow-private" in refusal("http://pictures.test/a.jpg")
+    monkeypatch.setattr(remote, "resolve", lambda *_: found)
+    monkeypatch.setattr(remote._Connection, "reach", lambda *_: pytest.fail("connected"))
+    assert f"leads to {address}, which is no public address: --allow-private" in refusal("http://images.test/a.jpg")
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_addresses_of_the_internet(address: str) -> None:
-    assert web.is_public(address)
+    assert remote.is_public(address)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_allow_private_is_for_lists_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_what_was_checked_is_what_is_connected_to(public: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that changes its mind between two questions is asked once."""
+    """A name that changes its mind between two queries is asked once."""
     with serving(ok(JPEG)) as good, serving(ok(b"inner"), "127.0.0.2") as inner:
         answers = iter(["127.0.0.1", "127.0.0.2", "127.0.0.2"])
 
@@ -199,13 +201,13 @@ def test_what_was_checked_is_what_is_connected_to(public: None, monkeypatch: pyt
             assert port == 80
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, where))]
 
-        monkeypatch.setattr(web, "resolve", resolve)
-        assert remote.fetch("http://pictures.test/a.jpg?x=1") == JPEG
-        assert "leads to 127.0.0.2" in refusal("http://pictures.test/a.jpg")
+        monkeypatch.setattr(remote, "resolve", resolve)
+        assert remote.fetch("http://images.test/a.jpg?x=1") == JPEG
+        assert "leads to 127.0.0.2" in refusal("http://images.test/a.jpg")
         assert inner.asked == []
         head = good.asked[0].splitlines()
         assert head[0] == "GET /a.jpg?x=1 HTTP/1.1"
-        assert {"Host: pictures.test", "Accept-Encoding: identity", "Connection: close"} <= set(head)
+        assert {"Host: images.test", "Accept-Encoding: identity", "Connection: close"} <= set(head)
 
 
 def test_a_redirect_inwards_is_refused_and_five_are_followed(public: None) -> None:
@@ -248,7 +250,7 @@ def test_tls_is_checked_against_the_name_and_never_left(
     pems = make_certificates(tmp_path / "pems")
     monkeypatch.setenv("SSL_CERT_FILE", str(pems / "ca.pem"))
     here = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
-    monkeypatch.setattr(web, "resolve", lambda _host, port: [(*each[:4], ("127.0.0.1", port)) for each in here])
+    monkeypatch.setattr(remote, "resolve", lambda _host, port: [(*each[:4], ("127.0.0.1", port)) for each in here])
 
     def answer(head: str, _: socket.socket) -> bytes:
         return moved("http://milvus.test/a.jpg") if head.startswith("GET /down") else ok(JPEG)
@@ -281,7 +283,7 @@ def drip(pieces: bytes, begin: bytes) -> Callable[[str, socket.socket], bytes]:
     ids=["status", "header", "body", "body with a length", "length of a chunk"],
 )  # fmt: skip
 def test_a_server_that_drips_is_left(begin: bytes, public: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_PICTURE_SECONDS", 0.5)
+    monkeypatch.setattr(remote, "_IMAGE_SECONDS", 0.5)
     with serving(drip(b"0", begin)) as server:
         begun = time.monotonic()
         assert refusal(f"http://127.0.0.1:{server.port}/a.jpg") == "cannot be fetched: 0.5 seconds are over"
@@ -289,7 +291,7 @@ def test_a_server_that_drips_is_left(begin: bytes, public: None, monkeypatch: py
 
 
 def test_a_server_that_is_silent_is_left(public: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_SILENCE", 0.3)
+    monkeypatch.setattr(remote, "_SILENCE", 0.3)
 
     def silent(_: str, taken: socket.socket) -> bytes:
         taken.recv(1)
@@ -344,8 +346,8 @@ def test_lists_and_tars_of_the_web_are_checked_too(public: None, tmp_path: Path)
         with serving(ok("\n".join(lines).encode())) as server:
             url = f"http://127.0.0.1:{server.port}/list.txt"
             failures: list[Any] = []
-            for one in pictures([url, f"http://127.0.0.2:{inner.port}/list.txt?hunter22"], Shard(), failures.append):
-                with pytest.raises(errors.PictureError, match=r"leads to 127\.0\.0\.2"):
+            for one in images([url, f"http://127.0.0.2:{inner.port}/list.txt?hunter22"], Shard(), failures.append):
+                with pytest.raises(errors.ImageError, match=r"leads to 127\.0\.0\.2"):
                     one.read()
         reasons = [failure.reason for failure in failures]
         assert [reason[:20] for reason in reasons] == [
@@ -372,7 +374,8 @@ def test_no_message_and_no_log_shows_the_query_of_a_url(tmp_path: Path) -> None:
     assert "ftp://a.test/x?…" in done.stderr
     assert "hunter22" not in done.stderr
     assert (
-        web.reason_of(OSError("403 at https://a.test/x.jpg?X-Sig=hunter22 now")) == "403 at https://a.test/x.jpg?… now"
+        remote.reason_of(OSError("403 at https://a.test/x.jpg?X-Sig=hunter22 now"))
+        == "403 at https://a.test/x.jpg?… now"
     )
 
 
@@ -386,7 +389,7 @@ def test_through_a_proxy_of_the_environment(public: None, monkeypatch: pytest.Mo
                 raise socket.gaierror(-2, "Name or service not known")
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (known[host], port))]
 
-        monkeypatch.setattr(web, "resolve", resolve)
+        monkeypatch.setattr(remote, "resolve", resolve)
         assert "leads to 10.0.0.1" in refusal("http://10.0.0.1/a.jpg")
         assert "leads to 192.168.0.1" in refusal("http://inner.test/a.jpg")
         assert proxy.asked == []
@@ -429,7 +432,7 @@ def test_import_jobs_hand_no_token_to_where_a_server_redirects_to() -> None:
         with serving(moved(f"http://127.0.0.1:{target.server_port}/")) as server:
             api = ImportApi(f"http://127.0.0.1:{server.port}", "me:hunter22", 10)
             with pytest.raises(errors.UnsupportedError, match="answers 302 Moved"):
-                api.at_work("pictures")
+                api.at_work("images")
         target.timeout = 0.2
         asked: list[object] = []
         target.process_request = lambda *args: asked.append(args)  # type: ignore[method-assign]
@@ -465,7 +468,7 @@ def test_a_list_of_the_web_cannot_use_the_keys_to_buckets(public: None, monkeypa
     failures: list[Any] = []
     with serving(lambda *_: ok(b"memory://mine/a.jpg\nhttp://127.0.0.1/b.jpg\n")) as server:
         url = f"http://127.0.0.1:{server.port}/list.txt"
-        assert [one.path for one in pictures([url], Shard(), failures.append)] == ["http://127.0.0.1/b.jpg"]
+        assert [one.path for one in images([url], Shard(), failures.append)] == ["http://127.0.0.1/b.jpg"]
     assert [failure.reason for failure in failures] == [
         "is in a bucket, which a list on the web may not name: your keys would open it"
     ]

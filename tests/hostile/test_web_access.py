@@ -15,17 +15,16 @@ pytest.importorskip("fastapi", reason="the web page needs the extra web: pip ins
 from fastapi.testclient import TestClient
 
 from mg_milvus.errors import ServeError
-from mg_milvus.web import sessions
+from mg_milvus.web import security
 from mg_milvus.web.app import create_app
-from mg_milvus.web.sessions import Attempts, Sessions
-from mg_milvus.web.settings import WebSettings, check_address
+from mg_milvus.web.security import Attempts, Sessions, WebSettings, check_address
 from tests.hostile.web_servers import TOKEN, mgm_serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from mg_milvus import ImageIndex
+    from mg_milvus.index import ImageIndex
 
 SITE = "http://photos.example"
 
@@ -72,11 +71,11 @@ def test_every_label_of_the_measures_is_of_a_fixed_list(visit: Callable[..., Tes
     client = visit()
     signed_in = {"authorization": f"Bearer {TOKEN}"}
     for number in range(50):
-        for path in (f"/api/pictures/{number:032x}", f"/static/{number}.js", f"/{number}", f"/api/query?id={number}"):
+        for path in (f"/api/images/{number:032x}", f"/static/{number}.js", f"/{number}", f"/api/query?id={number}"):
             client.request("GET" if number % 2 else f"M{number}", path, headers=signed_in)
     metrics = client.get("/metrics", headers=signed_in).text
     routes = set(re.findall(r'route="([^"]*)"', metrics))
-    assert routes <= {"other", "/api/pictures/{id}", "/api/query", "/static"}, routes
+    assert routes <= {"other", "/api/images/{id}", "/api/query", "/static"}, routes
     assert set(re.findall(r'method="([^"]*)"', metrics)) <= {"GET", "other"}
 
 
@@ -163,7 +162,7 @@ def test_attempts_come_back_with_time() -> None:
 
 
 def test_the_table_of_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "MOST_ADDRESSES", 100)
+    monkeypatch.setattr(security, "MOST_ADDRESSES", 100)
     clock = Clock()
     attempts = Attempts(clock)
     for number in range(1000):
@@ -342,10 +341,10 @@ def test_the_table_of_sessions_is_bounded_and_holds_no_ids() -> None:
     table = Sessions(Clock())
     first = table.begin()
     used = table.begin()
-    for _ in range(sessions.MOST_SESSIONS):
+    for _ in range(security.MOST_SESSIONS):
         table.begin()
         assert table.holds(used)
-    assert len(table._sessions) == sessions.MOST_SESSIONS
+    assert len(table._sessions) == security.MOST_SESSIONS
     assert not table.holds(first)
     assert used not in repr(vars(table))
 

@@ -12,24 +12,24 @@ import pytest
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
 from fastapi.testclient import TestClient
 
-from mg_milvus import ImageIndex
 from mg_milvus.images.discover import discover
+from mg_milvus.index import ImageIndex
 from mg_milvus.web.app import create_app
-from mg_milvus.web.settings import WebSettings
+from mg_milvus.web.security import WebSettings
 from tests.conftest import make_photos
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mg_milvus.hits import Failure
+    from mg_milvus.records import Failure
 
 HERE = "http://127.0.0.1:8000"
 
 
 @pytest.fixture
 def allowed(tmp_path: Path) -> Path:
-    """A folder of six pictures, beside a secret one of three."""
+    """A folder of six images, beside a secret one of three."""
     make_photos(tmp_path / "secret", per_kind=1)
     make_photos(tmp_path / "allowed-not", per_kind=1)
     return make_photos(tmp_path / "allowed", per_kind=2)

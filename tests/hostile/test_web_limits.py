@@ -19,16 +19,16 @@ import pytest
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
 from fastapi.testclient import TestClient
 
-from mg_milvus import ImageIndex
 from mg_milvus.errors import FilterError
+from mg_milvus.index import ImageIndex
 from mg_milvus.store.filters import compile_filter
 from mg_milvus.web import limits
 from mg_milvus.web.app import MOST_CHECKS, MOST_SEARCHES, create_app
 from mg_milvus.web.limits import BusyError, Filtering, Intake
-from mg_milvus.web.settings import WebSettings
-from tests.conftest import kind_of_picture
+from mg_milvus.web.security import WebSettings
+from tests.conftest import kind_of_image
 from tests.hostile.web_servers import in_thread
-from tests.pictures import encoded
+from tests.images import encoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ PATIENCE = 60.0
 
 
 def jpeg(seed: int = 1) -> bytes:
-    return encoded(kind_of_picture("disc", seed), "JPEG", quality=92)
+    return encoded(kind_of_image("disc", seed), "JPEG", quality=92)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def multipart(parts: int) -> bytes:
 
 @pytest.mark.parametrize("path", ["/api/uploads?name=a.jpg", "/api/query", "/api/ingest", "/sign-in"])
 def test_no_route_takes_multipart_apart(page: TestClient, path: str) -> None:
-    """The bomb: thousands of parts. Nothing here reads multipart: it is no picture, no JSON, no form."""
+    """The bomb: thousands of parts. Nothing here reads multipart: it is no image, no JSON, no form."""
     headers = {"content-type": "multipart/form-data; boundary=x"}
     started = time.perf_counter()
     answer = page.post(path, content=multipart(2_000), headers=headers)
@@ -120,7 +120,7 @@ def test_messages_repeat_only_the_beginning_of_what_was_sent(client: TestClient)
         client.post("/api/query", params={"crop": long}, content=jpeg()),
         client.post("/api/query", params={"weights": long}, content=jpeg()),
         client.post("/api/query", params={"profile": long}, content=jpeg()),
-        client.get(f"/api/pictures/{long}"),
+        client.get(f"/api/images/{long}"),
         client.get("/api/info", headers={"host": long}),
         client.get(f"/{long}"),
     ):
@@ -187,8 +187,8 @@ def test_ten_thousand_queued_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyP
         while app.state.mgm.intake._bytes and time.monotonic() < end:
             time.sleep(0.05)
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
-            picture = jpeg()
-            connection.sendall(head.replace("900000", str(len(picture))).encode() + picture)
+            image = jpeg()
+            connection.sendall(head.replace("900000", str(len(image))).encode() + image)
             assert connection.recv(12) == b"HTTP/1.1 200", "the places are given back"
 
 
@@ -367,7 +367,7 @@ def test_patterns_match_as_before(pattern: str, text: str, expected: bool) -> No
 
 
 def test_others_are_answered_while_filters_take_long(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred questions with a slow filter: two run, some wait, the rest are refused; nobody else waits for them."""
+    """A hundred queries with a slow filter: two run, some wait, the rest are refused; nobody else waits for them."""
     going = threading.Event()
     browser = client.app.state.mgm.browser
     sample = type(browser).sample

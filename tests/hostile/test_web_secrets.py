@@ -17,9 +17,9 @@ import pytest
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
 from fastapi.testclient import TestClient
 
-from mg_milvus import ImageIndex
+from mg_milvus.index import ImageIndex
 from mg_milvus.web.app import create_app
-from mg_milvus.web.settings import WebSettings
+from mg_milvus.web.security import WebSettings
 from tests.hostile.web_servers import TOKEN, mgm_serve
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def answers_of(client: TestClient) -> str:
     said = []
     for path in (
         "/", "/docs", "/duplicates", "/metrics", "/health", "/api/info", "/api/openapi.json", "/api/sample", "/nowhere",
-        "/api/pictures/" + "0" * 32, "/api/query", "/api/ingest", "/api/ingest/events", "/?id=x", "/static/main.js",
+        "/api/images/" + "0" * 32, "/api/query", "/api/ingest", "/api/ingest/events", "/?id=x", "/static/main.js",
     ):  # fmt: skip
         for method in ("GET", "POST", "DELETE", "OPTIONS", "TRACE", "HEAD"):
             answer = client.request(method, path)
@@ -157,7 +157,7 @@ def test_a_page_for_those_without_the_token_tells_nothing_of_the_index(
             answer = client.get(path)
             assert answer.status_code == 401
             assert str(tmp_path) not in answer.text
-            assert "pictures" not in answer.text.lower()
+            assert "images" not in answer.text.lower()
 
 
 EVERY_ANSWER = {

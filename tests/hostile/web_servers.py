@@ -13,8 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import uvicorn
 
-from mg_milvus import ImageIndex
-from mg_milvus.web import server
+from mg_milvus.index import ImageIndex
 from mg_milvus.web.app import create_app
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from mg_milvus.web.settings import WebSettings
+    from mg_milvus.web.security import WebSettings
 
 TOKEN = "kYe3-Zp8w_Qx51uB"
 
@@ -70,8 +69,8 @@ def in_thread(settings: WebSettings) -> Iterator[tuple[int, FastAPI]]:
     """Port and application of a server in this process, over an empty index in memory."""
     with ImageIndex.open("memory:") as index:
         app = create_app(index, settings)
-        taken = server.bind("127.0.0.1", 0, settings.token)
-        running = uvicorn.Server(server.config(app))
+        taken = app.bind("127.0.0.1", 0, settings.token)
+        running = uvicorn.Server(app.config(app))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [taken]})
         thread.start()
         while not running.started and thread.is_alive():

@@ -1,4 +1,4 @@
-// "Add pictures": uploads, or a folder that the server may read, with live progress.
+// "Add images": uploads, or a folder that the server may read, with live progress.
 
 import { ingest, stopIngest, upload, watchIngest } from "./api.js";
 import { h, number } from "./dom.js";
@@ -24,7 +24,7 @@ export class Adding {
     this.going = h("div", { class: "going", hidden: true }, this.bar, this.text, this.stop, this.failures);
     this.choices = h("div", { class: "choices" }, ...choices);
     this.dialog.replaceChildren(
-      h("header", {}, h("h2", { id: "adding-title" }, "Add pictures"),
+      h("header", {}, h("h2", { id: "adding-title" }, "Add images"),
         h("button", { class: "button small", onclick: () => this.dialog.close() }, "Close")),
       this.choices, this.going);
     this.dialog.showModal();
@@ -42,8 +42,8 @@ export class Adding {
         event.preventDefault();
         this.send([...event.dataTransfer.files]);
       } },
-      h("p", {}, h("b", {}, "Drop pictures here"), ", or"),
-      h("div", { class: "buttons" }, ...chooser({ id: "add-files", accept: "image/*" }, "Choose pictures"),
+      h("p", {}, h("b", {}, "Drop images here"), ", or"),
+      h("div", { class: "buttons" }, ...chooser({ id: "add-files", accept: "image/*" }, "Choose images"),
         ...chooser({ id: "add-folder", webkitdirectory: true }, "Choose a folder")));
     return zone;
   }
@@ -96,7 +96,7 @@ export class Adding {
   }
 
   async run(what, fresh = true) {
-    if (fresh) this.begin("looking for pictures");
+    if (fresh) this.begin("looking for images");
     this.stop.hidden = false;
     try {
       await ingest(what);

@@ -1,25 +1,25 @@
-// The question as an address, so that it can be shared, and found again with the back button.
+// The query as an address, so that it can be shared, and found again with the back button.
 
 const FILTER = "where.";
 
-/** Question -> "?…"; what is as by default is left out. */
-export function toAddress(question) {
+/** Query -> "?…"; what is as by default is left out. */
+export function toAddress(query) {
   const query = new URLSearchParams();
-  if (question.id) query.set("id", question.id);
-  if (question.codes) query.set("codes", question.codes);
-  if (question.crop) query.set("crop", question.crop.join(","));
-  if (question.profile) query.set("profile", question.profile);
-  else if (question.weights) {
-    query.set("weights", Object.entries(question.weights).map(([name, weight]) => `${name}:${weight}`).join(","));
+  if (query.id) query.set("id", query.id);
+  if (query.codes) query.set("codes", query.codes);
+  if (query.crop) query.set("crop", query.crop.join(","));
+  if (query.profile) query.set("profile", query.profile);
+  else if (query.weights) {
+    query.set("weights", Object.entries(query.weights).map(([name, weight]) => `${name}:${weight}`).join(","));
   }
-  if (question.fusion) query.set("fusion", question.fusion);
-  if (question.depth) query.set("depth", question.depth);
-  for (const [name, value] of Object.entries(question.filters)) query.set(FILTER + name, value);
+  if (query.fusion) query.set("fusion", query.fusion);
+  if (query.depth) query.set("depth", query.depth);
+  for (const [name, value] of Object.entries(query.filters)) query.set(FILTER + name, value);
   const text = query.toString().replaceAll("%3A", ":").replaceAll("%2C", ",");
   return text ? `?${text}` : "/";
 }
 
-/** "?…" -> question. What makes no sense is passed over: an address may come from anywhere. */
+/** "?…" -> query. What makes no sense is passed over: an address may come from anywhere. */
 export function fromAddress(search, about) {
   const query = new URLSearchParams(search);
   const crop = query.get("crop")?.split(",").map(Number);

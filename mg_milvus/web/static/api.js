@@ -31,7 +31,7 @@ const withQuery = (path, values) => {
   return `${path}?${query}`;
 };
 
-/** Ask: with a picture (a Blob), an id or codes; all candidates come back. */
+/** Ask: with an image (a Blob), an id or codes; all candidates come back. */
 export function query({ blob, id, codes, crop, parts, filter, depth, fusion }, signal) {
   const options = { crop: crop?.join(","), parts, filter, depth, fusion, k: 1, candidates: true };
   if (!blob) return call(withQuery("/api/query", { id, codes, ...options }), { signal });
@@ -41,17 +41,17 @@ export function query({ blob, id, codes, crop, parts, filter, depth, fusion }, s
 
 export const sample = (filter, signal) => call(withQuery("/api/sample", { count: 120, filter }), { signal });
 
-export const row = (id) => call(`/api/pictures/${id}`);
+export const row = (id) => call(`/api/images/${id}`);
 
-export const remove = (id) => call(`/api/pictures/${id}`, { method: "DELETE" });
+export const remove = (id) => call(`/api/images/${id}`, { method: "DELETE" });
 
-export const thumbnail = (id, side) => `/api/pictures/${id}/thumbnail?side=${side}`;
+export const thumbnail = (id, side) => `/api/images/${id}/thumbnail?side=${side}`;
 
-export const original = (id) => `/api/pictures/${id}/original`;
+export const original = (id) => `/api/images/${id}/original`;
 
 const UPLOAD_TRIES = 20;
 
-/** Keep a picture. A server that has too much to do says when to come again. */
+/** Keep an image. A server that has too much to do says when to come again. */
 export async function upload(file) {
   const headers = { "content-type": "application/octet-stream" };
   for (let tries = 1; ; tries += 1) {

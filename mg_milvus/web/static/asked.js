@@ -1,33 +1,33 @@
-// The picture that is asked with: shown, remembered while the page lives, and a small copy of it for the session.
+// The image that is asked with: shown, remembered while the page lives, and a small copy of it for the session.
 
 import { thumbnail } from "./api.js";
 import { BoxDrawer } from "./box.js";
 import { $, fileName, number } from "./dom.js";
 
 const COPY_SIDE = 400;
-const SESSION = "mgm-picture:";
+const SESSION = "mgm-image:";
 
-export class AskedPicture {
-  /** part: called with a box of the picture's own pixels, or null for the whole. */
+export class AskedImage {
+  /** part: called with a box of the image's own pixels, or null for the whole. */
   constructor(part) {
-    this.pictures = new Map(); // codes -> {blob, name, address}
+    this.images = new Map(); // codes -> {blob, name, address}
     this.size = null;
     this.image = $("#query");
     this.drawer = new BoxDrawer($("#frame"), () => this.size, part, $("#part"));
     $("#whole").addEventListener("click", () => part(null));
   }
 
-  /** Remember an uploaded picture under the codes that its answer told; also those of its parts. */
-  remember(codes, picture) {
-    this.pictures.set(codes, picture);
-    copy(picture.address).then(
-      (small) => sessionStorage.setItem(SESSION + codes, JSON.stringify({ name: picture.name, address: small })),
+  /** Remember an uploaded image under the codes that its answer told; also those of its parts. */
+  remember(codes, image) {
+    this.images.set(codes, image);
+    copy(image.address).then(
+      (small) => sessionStorage.setItem(SESSION + codes, JSON.stringify({ name: image.name, address: small })),
     ).catch(() => {}); // private mode, a full session, or a format that browsers do not show: then there is no copy
   }
 
-  /** {blob, name, address} of codes; blob only while the page lives; undefined when the picture was never here. */
+  /** {blob, name, address} of codes; blob only while the page lives; undefined when the image was never here. */
   of(codes) {
-    if (this.pictures.has(codes)) return this.pictures.get(codes);
+    if (this.images.has(codes)) return this.images.get(codes);
     try {
       return JSON.parse(sessionStorage.getItem(SESSION + codes)) ?? undefined;
     } catch {
@@ -35,9 +35,9 @@ export class AskedPicture {
     }
   }
 
-  /** Show what a question asks with: an indexed row, or a picture as `of` gives it, or nothing at all. */
-  show(question, row, picture, size) {
-    const there = Boolean(question.id || question.codes);
+  /** Show what a query asks with: an indexed row, or an image as `of` gives it, or nothing at all. */
+  show(query, row, image, size) {
+    const there = Boolean(query.id || query.codes);
     $("#drop").hidden = there;
     $("#asked").hidden = !there;
     if (!there) {
@@ -45,31 +45,31 @@ export class AskedPicture {
       $("#parts").hidden = true;
       return;
     }
-    const address = row ? thumbnail(row.id, 1600) : picture?.address;
-    const name = row ? fileName(row.path) : (picture?.name ?? "A picture that was not shared");
+    const address = row ? thumbnail(row.id, 1600) : image?.address;
+    const name = row ? fileName(row.path) : (image?.name ?? "An image that was not shared");
     this.address = address ?? null;
-    this.crop = question.crop;
+    this.crop = query.crop;
     this.image.hidden = !address;
     $("#frame").classList.toggle("unknown", !address);
     if (address && this.image.getAttribute("src") !== address) this.image.src = address;
-    this.image.alt = `Query picture ${name}`;
+    this.image.alt = `Query image ${name}`;
     this.size = size[0] ? size : null;
     if (this.size) $("#frame").style.setProperty("--ratio", size[0] / size[1]);
     $("#query-name").textContent = name;
     $("#query-name").title = row?.path ?? name;
     const facts = [];
     if (this.size) facts.push(`${number(size[0])} × ${number(size[1])} px`);
-    if (question.crop) facts.push(`asked with ${question.crop[2]} × ${question.crop[3]} of it`);
+    if (query.crop) facts.push(`asked with ${query.crop[2]} × ${query.crop[3]} of it`);
     if (!address) facts.push("only its codes are in the address");
     $("#query-size").textContent = facts.join(" · ");
-    const canAskForParts = this.size && (row || picture?.blob);
+    const canAskForParts = this.size && (row || image?.blob);
     $("#parts").hidden = !canAskForParts;
-    $("#whole").hidden = !question.crop;
-    this.drawer.show(question.crop);
+    $("#whole").hidden = !query.crop;
+    this.drawer.show(query.crop);
   }
 }
 
-/** A small copy of a picture, as a data address. */
+/** A small copy of an image, as a data address. */
 async function copy(address) {
   const image = new Image();
   image.src = address;

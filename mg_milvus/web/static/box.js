@@ -1,4 +1,4 @@
-// A box on a picture: dragged with a mouse or pen, with a finger once asked for, or moved with the arrow keys.
+// A box on an image: dragged with a mouse or pen, with a finger once asked for, or moved with the arrow keys.
 
 import { h } from "./dom.js";
 
@@ -7,8 +7,8 @@ const STEP = 0.03;
 
 export class BoxDrawer {
   /**
-   * frame: the element around the picture, with position: relative.
-   * size: () => [width, height] of the whole picture in its own pixels, or null while unknown.
+   * frame: the element around the image, with position: relative.
+   * size: () => [width, height] of the whole image in its own pixels, or null while unknown.
    * chosen: called with [x, y, width, height] in those pixels.
    * button: begins a box for those without a mouse, and then asks with it.
    */
@@ -29,7 +29,7 @@ export class BoxDrawer {
     frame.addEventListener("dragstart", (event) => event.preventDefault());
   }
 
-  /** Show a box of picture pixels, or none. */
+  /** Show a box of image pixels, or none. */
   show(pixels) {
     const size = this.size();
     this.settled = pixels;

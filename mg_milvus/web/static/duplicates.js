@@ -22,7 +22,7 @@ function card(member) {
       member.keep ? null : h("ul", { class: "bars", role: "list" }, ...bars.map(([granularity, bits], place) => {
         const distance = member.distances[granularity];
         const near = `${(100 * (1 - distance / bits)).toFixed(1)}%`;
-        return h("li", { class: `h${place % 6}`, title: `${granularity}: ${distance} of ${bits} bits differ from the picture to keep` },
+        return h("li", { class: `h${place % 6}`, title: `${granularity}: ${distance} of ${bits} bits differ from the image to keep` },
           h("span", { class: "label" }, granularity),
           h("span", { class: "track", "aria-hidden": "true" }, h("i", { style: { width: near } })),
           h("span", { class: "number" }, h("span", { class: "unseen" }, "distance "), String(distance)));
@@ -35,10 +35,10 @@ function section(group, place) {
   const more = members.length - MEMBERS;
   return h("section", { class: "group", "aria-labelledby": `group-${place}` },
     h("header", {},
-      h("h2", { id: `group-${place}` }, h("span", { class: "unseen" }, `Group ${place + 1}: `), `${number(members.length)} pictures`),
+      h("h2", { id: `group-${place}` }, h("span", { class: "unseen" }, `Group ${place + 1}: `), `${number(members.length)} images`),
       h("p", {}, `up to ${group.spread} bits apart on fine`),
       h("p", {}, `${fileSize(freed)} could go`),
-      group.loose ? h("p", { class: "loose" }, "held together by pictures in between") : null),
+      group.loose ? h("p", { class: "loose" }, "held together by images in between") : null),
     h("ol", { class: "hits", role: "list" }, ...members.slice(0, MEMBERS).map(card)),
     more > 0 ? h("p", { class: "more" }, `and ${number(more)} more of this group, which mgm duplicates --json lists`) : null);
 }
@@ -58,7 +58,7 @@ function tell({ state, stage, done, total, report, error }) {
   const bar = $("#progress");
   if (state === "running") {
     if (total) bar.value = done / total;
-    $("#told").textContent = total ? `${stage}: ${number(done)} of ${number(total)} pictures` : stage;
+    $("#told").textContent = total ? `${stage}: ${number(done)} of ${number(total)} images` : stage;
     return;
   }
   bar.hidden = true;

@@ -2,7 +2,7 @@
 
 import { thumbnail } from "./api.js";
 import { fileName, h, rankText, svg } from "./dom.js";
-import { PARTS } from "./regions.js";
+import { REGIONS } from "./regions.js";
 
 const ROWS = 8; // rows of cards in a block
 const GAP = 20; // between cards, in pixels
@@ -102,7 +102,7 @@ export class Grid {
     const { row } = entry;
     let card = this.cards.get(row.id);
     if (card?.entry.row !== row) {
-      // A new card, or the same picture in the answer to another question.
+      // A new card, or the same image in the answer to another query.
       card = this.made(entry);
       this.cards.set(row.id, card);
     }
@@ -118,9 +118,9 @@ export class Grid {
     const ratio = row.width / row.height;
     const fills = !row.box && ratio >= 1 && ratio <= 16 / 9;
     const card = h("li", { class: "card", data: { id: row.id } });
-    const picture = h("img", {
+    const image = h("img", {
       src: thumbnail(row.id, 480), alt: name, loading: "lazy", decoding: "async", width: row.width, height: row.height,
-      onerror: () => picture.replaceWith(missing(name)),
+      onerror: () => image.replaceWith(missing(name)),
     });
     card.tile = h("a", {
       class: `tile${fills ? " fill" : ""}`,
@@ -130,7 +130,7 @@ export class Grid {
         event.preventDefault();
         this.ask(row);
       },
-    }, picture, row.box ? region(row) : null);
+    }, image, row.box ? region(row) : null);
     card.append(card.tile);
     if (!entry.ranks) {
       card.append(h("div", { class: "about" }, h("div", { class: "line" }, heading(row, name))));
@@ -138,7 +138,7 @@ export class Grid {
     }
     card.rank = h("span", { class: "rank" });
     card.tile.append(card.rank);
-    card.score = h("span", { class: "score", title: "fused score; comparable within one question" });
+    card.score = h("span", { class: "score", title: "fused score; comparable within one query" });
     card.ranks = new Map();
     const bars = Object.keys(this.bits).map((granularity, place) => this.bar(card, row, granularity, place));
     card.append(
@@ -199,7 +199,7 @@ export class Grid {
     }
   }
 
-  /** Arrow keys walk from picture to picture. */
+  /** Arrow keys walk from image to image. */
   walk(event) {
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.columns, ArrowDown: this.columns }[event.key];
     if (!step || !event.target.classList.contains("tile")) return;
@@ -213,11 +213,11 @@ export class Grid {
 
 const heading = (row, name) => h("h3", { title: row.path }, h("bdi", {}, name));
 
-/** A distance in bits. Of a picture none of whose regions is among the nearest, only the least it can be is known. */
+/** A distance in bits. Of an image none of whose regions is among the nearest, only the least it can be is known. */
 export const distanceText = (row, granularity) =>
-  `${granularity === PARTS && !row.box ? "at least " : ""}${row.distances[granularity]}`;
+  `${granularity === REGIONS && !row.box ? "at least " : ""}${row.distances[granularity]}`;
 
-/** The found part, drawn over a picture that is shown whole: the SVG is fitted exactly as the picture is. */
+/** The found part, drawn over an image that is shown whole: the SVG is fitted exactly as the image is. */
 export function region(row) {
   const [x, y, width, height] = row.box;
   return svg("svg", { class: "region", viewBox: `0 0 ${row.width} ${row.height}`, "aria-hidden": "true" },

@@ -1,15 +1,15 @@
-// The page: one question at a time, its candidates, and their ranking.
+// The page: one query at a time, its candidates, and their ranking.
 
 import { Adding } from "./adding.js";
 import { fromAddress, toAddress } from "./address.js";
 import * as api from "./api.js";
-import { AskedPicture } from "./asked.js";
+import { AskedImage } from "./asked.js";
 import { $, calmly, h, number } from "./dom.js";
 import { Filters } from "./filters.js";
 import { fuse } from "./fusion.js";
 import { Grid } from "./grid.js";
 import { listen } from "./picker.js";
-import { PARTS, Regions } from "./regions.js";
+import { REGIONS, Regions } from "./regions.js";
 import { Weights } from "./weights.js";
 import { Why } from "./why.js";
 
@@ -18,17 +18,17 @@ const REMEMBERED = 20; // answers kept for the back button
 
 const about = JSON.parse($("#about").textContent);
 const answers = new Map(); // address of what was asked -> answer
-let question = fromAddress(location.search, about);
-let answer = null; // of the question; null: pictures at random
+let query = fromAddress(location.search, about);
+let answer = null; // of the query; null: images at random
 let asking = location.search; // the address of what is shown
-let waiting = null; // AbortController of the question on its way
+let waiting = null; // AbortController of the query on its way
 
 const regions = new Regions(about, ({ id, codes }) => Boolean(id || asked.of(codes)?.blob));
 const weights = new Weights($("#profiles"), $("#sliders"), about, regions, (chosen) => rerank(chosen));
-const filters = new Filters($("#filters"), about, (chosen) => ask({ ...question, filters: chosen }));
-const asked = new AskedPicture((box) => askForPart(box));
+const filters = new Filters($("#filters"), about, (chosen) => ask({ ...query, filters: chosen }));
+const asked = new AskedImage((box) => askForPart(box));
 const grid = new Grid($("#grid"), {
-  link: (row) => toAddress(regions.withBox({ ...question, id: row.id, codes: null }, null)),
+  link: (row) => toAddress(regions.withBox({ ...query, id: row.id, codes: null }, null)),
   ask: (row) => askWithRow(row, null),
   why: (entry) => why.show(entry, settings(), asked),
 });
@@ -36,9 +36,9 @@ const why = new Why($("#why"), about, { ask: askWithRow, removed: forget });
 
 /** How the candidates are ranked now. */
 function settings() {
-  const method = question.fusion ?? (about.fusion.method === "score" ? "score" : "rank");
+  const method = query.fusion ?? (about.fusion.method === "score" ? "score" : "rank");
   const bits = answer?.answer?.bits ?? about.bits;
-  const chosen = weights.of(question);
+  const chosen = weights.of(query);
   const compared = Object.fromEntries(Object.keys(bits).map((name) => [name, chosen[name] ?? 0]));
   return { bits, weights: compared, method, rrfK: about.fusion.rrf_k };
 }
@@ -51,46 +51,46 @@ const regionsAsked = (of) => regions.asked(of, weights.of(of));
 const isAsking = ({ id, codes }) => Boolean(id || codes);
 
 function askWithRow(row, crop) {
-  ask(regions.withBox({ ...question, id: row.id, codes: null }, crop));
+  ask(regions.withBox({ ...query, id: row.id, codes: null }, crop));
   if (scrollY > $("#results").offsetTop) scrollTo({ top: 0 });
 }
 
-function askWithPicture(file) {
+function askWithImage(file) {
   if (file.size > about.max_upload_bytes) {
     tell(`${file.name} has ${number(file.size)} bytes, more than the ${number(about.max_upload_bytes)} that are taken: send a smaller one.`);
     return;
   }
-  const picture = { blob: file, name: file.name ?? "pasted picture", address: URL.createObjectURL(file) };
-  ask(regions.withBox({ ...question, id: null, codes: null }, null), { picture });
+  const image = { blob: file, name: file.name ?? "pasted image", address: URL.createObjectURL(file) };
+  ask(regions.withBox({ ...query, id: null, codes: null }, null), { image });
 }
 
 function askForPart(crop) {
-  const next = regions.withBox(question, crop);
-  if (question.id) ask(next);
-  else ask({ ...next, codes: null }, { picture: asked.of(question.codes) });
+  const next = regions.withBox(query, crop);
+  if (query.id) ask(next);
+  else ask({ ...next, codes: null }, { image: asked.of(query.codes) });
 }
 
 /**
  * Ask, and when the answer is there make it the page's own; what is on the page stays until then.
- * again: the question is the page's own, whose weights may change on the way.
+ * again: the query is the page's own, whose weights may change on the way.
  */
-async function ask(next, { picture = null, push = true, top = null, again = false } = {}) {
+async function ask(next, { image = null, push = true, top = null, again = false } = {}) {
   waiting?.abort();
   const mine = (waiting = new AbortController());
   const grids = $("#grid");
   grids.setAttribute("aria-busy", "true");
   try {
-    const got = await fetchAnswer(next, picture, mine.signal);
+    const got = await fetchAnswer(next, image, mine.signal);
     if (mine !== waiting) return;
-    if (picture) {
+    if (image) {
       next.codes = got.answer.query.codes;
-      asked.remember(next.codes, { ...picture, size: [got.answer.query.width, got.answer.query.height] });
+      asked.remember(next.codes, { ...image, size: [got.answer.query.width, got.answer.query.height] });
       keep(next, got);
     }
-    if (!again) question = next;
+    if (!again) query = next;
     answer = got;
     if (push) history.replaceState({ top: scrollY }, "");
-    if (push) history.pushState({}, "", toAddress(question));
+    if (push) history.pushState({}, "", toAddress(query));
     asking = location.search;
     tell(null);
     const inside = grids.contains(document.activeElement);
@@ -100,8 +100,8 @@ async function ask(next, { picture = null, push = true, top = null, again = fals
   } catch (error) {
     if (error.name === "AbortError" || mine !== waiting) return;
     tell(error.message);
-    filters.write(question.filters);
-    asked.drawer.show(question.crop);
+    filters.write(query.filters);
+    asked.drawer.show(query.crop);
     if (!answer) show();
   } finally {
     if (mine === waiting) {
@@ -111,19 +111,19 @@ async function ask(next, { picture = null, push = true, top = null, again = fals
   }
 }
 
-async function fetchAnswer(next, picture, signal) {
+async function fetchAnswer(next, image, signal) {
   const filter = filters.expression(next.filters);
-  if (!isAsking(next) && !picture) return { rows: about.rows ? await api.sample(filter, signal) : [] };
+  if (!isAsking(next) && !image) return { rows: about.rows ? await api.sample(filter, signal) : [] };
   const known = answers.get(keyOf(next));
-  if (known && !picture) return known;
+  if (known && !image) return known;
   const started = performance.now();
-  const blob = picture?.blob ?? (regionsAsked(next) && !next.id ? asked.of(next.codes).blob : null);
+  const blob = image?.blob ?? (regionsAsked(next) && !next.id ? asked.of(next.codes).blob : null);
   const crop = next.id || blob ? next.crop : null; // codes are of what was asked for already
   const parts = regions.asked(next, weights.of(next), Boolean(blob)) ? "detail" : null;
   const sent = { ...next, filter, blob, crop, parts, fusion: "rank", depth: next.depth ?? about.fusion.depth };
   const [told, row] = await Promise.all([api.query(sent, signal), next.id ? api.row(next.id) : null]);
   const got = { answer: told, row, milliseconds: performance.now() - started };
-  if (!picture) keep(next, got);
+  if (!image) keep(next, got);
   return got;
 }
 
@@ -132,27 +132,27 @@ function keep(next, got) {
   if (answers.size > REMEMBERED) answers.delete(answers.keys().next().value);
 }
 
-/** Everything on the page that follows from question and answer. */
+/** Everything on the page that follows from query and answer. */
 function show() {
   writeWeights();
-  filters.write(question.filters);
-  const active = Object.keys(question.filters).length;
+  filters.write(query.filters);
+  const active = Object.keys(query.filters).length;
   $("#filter-count").textContent = active;
   $("#filter-count").hidden = !active;
   $("#fusion").value = settings().method;
-  $("#depth").value = question.depth ?? about.fusion.depth;
-  const uploaded = question.codes ? asked.of(question.codes) : null;
+  $("#depth").value = query.depth ?? about.fusion.depth;
+  const uploaded = query.codes ? asked.of(query.codes) : null;
   const size = answer?.row ? [answer.row.width, answer.row.height] : (uploaded?.size ?? [0, 0]);
-  asked.show(question, answer?.row ?? null, uploaded, size);
-  $("#share").hidden = !isAsking(question);
-  document.title = isAsking(question) ? `${$("#query-name").textContent} · ${about.collection}` : `${about.collection} · mg-milvus`;
+  asked.show(query, answer?.row ?? null, uploaded, size);
+  $("#share").hidden = !isAsking(query);
+  document.title = isAsking(query) ? `${$("#query-name").textContent} · ${about.collection}` : `${about.collection} · mg-milvus`;
   rank();
 }
 
 /** Rank the candidates that are here, with the weights as they are. */
 function rank() {
   if (!answer?.answer) {
-    $("#heading").textContent = about.rows ? "Pictures at random" : "There are no pictures yet";
+    $("#heading").textContent = about.rows ? "Images at random" : "There are no images yet";
     $("#status").textContent = about.rows
       ? (answer?.rows.length ? "Choose one to see what looks like it." : "None matches the filter.")
       : (about.can_upload || about.folders.length ? "Add some with the button above, or with mgm ingest." : "Add some with mgm ingest.");
@@ -160,7 +160,7 @@ function rank() {
     return;
   }
   const entries = fuse(answer.answer.candidates, settings());
-  $("#heading").textContent = question.crop && !regions.missed(question) ? "Nearest to this part" : "Nearest pictures";
+  $("#heading").textContent = query.crop && !regions.missed(query) ? "Nearest to this part" : "Nearest images";
   const weightless = !Object.values(settings().weights).some((weight) => weight > 0);
   $("#status").textContent = weightless
     ? "Every weight is 0: give one of them more."
@@ -169,31 +169,31 @@ function rank() {
 }
 
 const remember = calmly(150, () => {
-  history.replaceState(history.state, "", toAddress(question));
+  history.replaceState(history.state, "", toAddress(query));
   asking = location.search;
 });
 
 function writeWeights() {
-  weights.write(question);
-  $("#regions-hint").textContent = regions.hint(question);
-  $("#regions-hint").hidden = !regions.there || !isAsking(question);
+  weights.write(query);
+  $("#regions-hint").textContent = regions.hint(query);
+  $("#regions-hint").hidden = !regions.there || !isAsking(query);
 }
 
-const askRegionsToo = calmly(150, () => ask(question, { push: false, again: true }));
+const askRegionsToo = calmly(150, () => ask(query, { push: false, again: true }));
 
 function rerank(chosen) {
-  question = { ...question, ...chosen };
+  query = { ...query, ...chosen };
   writeWeights();
   remember();
-  if (answer?.answer && regionsAsked(question) && !(PARTS in answer.answer.bits)) askRegionsToo();
+  if (answer?.answer && regionsAsked(query) && !(REGIONS in answer.answer.bits)) askRegionsToo();
   else rank();
 }
 
 function forget(row) {
   answers.clear();
   about.rows -= 1;
-  if (question.id === row.id) ask(regions.withBox({ ...question, id: null }, null));
-  else ask(question, { push: false });
+  if (query.id === row.id) ask(regions.withBox({ ...query, id: null }, null));
+  else ask(query, { push: false });
 }
 
 function tell(problem) {
@@ -202,15 +202,15 @@ function tell(problem) {
 }
 
 function setUp() {
-  const depths = [...new Set([...DEPTHS, about.fusion.depth, question.depth ?? about.fusion.depth])].sort((a, b) => a - b);
+  const depths = [...new Set([...DEPTHS, about.fusion.depth, query.depth ?? about.fusion.depth])].sort((a, b) => a - b);
   $("#depth").append(...depths.map((depth) => h("option", { value: depth }, number(depth))));
   $("#depth").addEventListener("change", ({ target }) => {
     const depth = Number(target.value);
-    const next = { ...question, depth: depth === about.fusion.depth ? null : depth };
+    const next = { ...query, depth: depth === about.fusion.depth ? null : depth };
     ask(next);
   });
   $("#fusion").addEventListener("change", ({ target }) => rerank({ fusion: target.value }));
-  $("#random").addEventListener("click", () => ask(regions.withBox({ ...question, id: null, codes: null }, null)));
+  $("#random").addEventListener("click", () => ask(regions.withBox({ ...query, id: null, codes: null }, null)));
   $("#home").addEventListener("click", (event) => {
     event.preventDefault();
     ask(fromAddress("", about));
@@ -226,15 +226,15 @@ function setUp() {
   });
   $("#add")?.addEventListener("click", () => new Adding($("#adding"), about).show());
   if (matchMedia("(max-width: 900px)").matches) $("#weights-panel").open = false;
-  if (Object.keys(question.filters).length) $("#filter-panel").open = true;
+  if (Object.keys(query.filters).length) $("#filter-panel").open = true;
   addEventListener("popstate", ({ state }) => {
     if (location.search === asking) return; // the link to the results, within the page
     ask(fromAddress(location.search, about), { push: false, top: state?.top ?? 0 });
   });
   history.scrollRestoration = "manual";
-  listen(askWithPicture);
+  listen(askWithImage);
 }
 
 setUp();
 writeWeights();
-ask(question, { push: false, top: history.state?.top ?? null });
+ask(query, { push: false, top: history.state?.top ?? null });

@@ -1,8 +1,8 @@
-// A picture from anywhere: dropped, pasted, chosen, photographed.
+// An image from anywhere: dropped, pasted, chosen, photographed.
 
 import { $ } from "./dom.js";
 
-/** Calls `picked` with a File (or Blob) of any kind; the server says whether it is a picture. */
+/** Calls `picked` with a File (or Blob) of any kind; the server says whether it is an image. */
 export function listen(picked) {
   const veil = $("#veil");
   let depth = 0;

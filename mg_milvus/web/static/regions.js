@@ -1,45 +1,45 @@
-// Questions for the regions of pictures: when they are asked, what the weights are then, and what the page says of it.
+// Queries for the regions of images: when they are asked, what the weights are then, and what the page says of it.
 
-export const PARTS = "parts";
+export const REGIONS = "regions";
 
 export class Regions {
-  /** about: the page's facts. hasPicture: question -> whether the picture itself is there, and not its codes alone. */
-  constructor(about, hasPicture) {
-    Object.assign(this, { hasPicture, there: PARTS in about.bits, whole: about.weights });
-    this.kept = { profile: null, weights: null }; // of the question for the whole picture, while a box is drawn
+  /** about: the page's facts. hasImage: query -> whether the image itself is there, and not its codes alone. */
+  constructor(about, hasImage) {
+    Object.assign(this, { hasImage, there: REGIONS in about.bits, whole: about.weights });
+    this.kept = { profile: null, weights: null }; // of the query for the whole image, while a box is drawn
   }
 
-  /** Whether they cannot be asked, because only the codes of the picture are there. */
-  missed(question) {
-    return this.there && Boolean(question.codes) && !this.hasPicture(question);
+  /** Whether they cannot be asked, because only the codes of the image are there. */
+  missed(query) {
+    return this.there && Boolean(query.codes) && !this.hasImage(query);
   }
 
-  /** What a question weighs, given what it says of that, if anything: a box asks the regions alone. */
-  weights(question, said) {
-    const wanted = said ?? (this.there && question.crop ? { [PARTS]: 1 } : this.whole);
-    if (!this.missed(question) || !(wanted[PARTS] > 0)) return wanted;
-    const possible = { ...wanted, [PARTS]: 0 };
-    return Object.values(possible).some((weight) => weight > 0) ? possible : { ...this.whole, [PARTS]: 0 };
+  /** What a query weighs, given what it says of that, if anything: a box asks the regions alone. */
+  weights(query, said) {
+    const wanted = said ?? (this.there && query.crop ? { [REGIONS]: 1 } : this.whole);
+    if (!this.missed(query) || !(wanted[REGIONS] > 0)) return wanted;
+    const possible = { ...wanted, [REGIONS]: 0 };
+    return Object.values(possible).some((weight) => weight > 0) ? possible : { ...this.whole, [REGIONS]: 0 };
   }
 
-  /** A question with another box, or with none: the weights of the whole picture are kept for when the box is gone. */
-  withBox(question, crop) {
-    if (!this.there || Boolean(crop) === Boolean(question.crop)) return { ...question, crop };
-    if (!crop) return { ...question, crop, ...this.kept };
-    this.kept = { profile: question.profile, weights: question.weights };
-    return { ...question, crop, profile: null, weights: null };
+  /** A query with another box, or with none: the weights of the whole image are kept for when the box is gone. */
+  withBox(query, crop) {
+    if (!this.there || Boolean(crop) === Boolean(query.crop)) return { ...query, crop };
+    if (!crop) return { ...query, crop, ...this.kept };
+    this.kept = { profile: query.profile, weights: query.weights };
+    return { ...query, crop, profile: null, weights: null };
   }
 
-  /** Whether a question of these weights asks them. */
-  asked(question, weights, hasPicture = this.hasPicture(question)) {
-    return this.there && hasPicture && (Boolean(question.crop) || weights[PARTS] > 0);
+  /** Whether a query of these weights asks them. */
+  asked(query, weights, hasImage = this.hasImage(query)) {
+    return this.there && hasImage && (Boolean(query.crop) || weights[REGIONS] > 0);
   }
 
   /** A sentence about them. */
-  hint(question) {
-    if (this.missed(question)) return "Regions are asked with the picture itself; here are only its codes, so parts is left out.";
-    return question.crop
-      ? "parts looks for what is in the box among the regions of every picture; the others see the whole picture."
-      : "parts looks for the whole picture inside of others; drag a box on it to look for a detail.";
+  hint(query) {
+    if (this.missed(query)) return "Regions are asked with the image itself; here are only its codes, so parts is left out.";
+    return query.crop
+      ? "parts looks for what is in the box among the regions of every image; the others see the whole image."
+      : "parts looks for the whole image inside of others; drag a box on it to look for a detail.";
   }
 }

@@ -1,14 +1,14 @@
 // Sliders and profiles: what each granularity counts.
 
 import { h } from "./dom.js";
-import { PARTS } from "./regions.js";
+import { REGIONS } from "./regions.js";
 
 const same = (a, b) => Object.keys(b).every((name) => (a[name] ?? 0) === b[name]); // where b has any
 
 export class Weights {
   /**
-   * regions: knows what a question with a box weighs. changed: called with {profile, weights}: one of the two is null,
-   * or both when they are the question's own.
+   * regions: knows what a query with a box weighs. changed: called with {profile, weights}: one of the two is null,
+   * or both when they are the query's own.
    */
   constructor(profiles, sliders, about, regions, changed) {
     this.about = about;
@@ -50,17 +50,17 @@ export class Weights {
     changed(profile ? { profile, weights: null } : { profile: null, weights });
   }
 
-  /** The weights that a question asks with. */
-  of(question) {
-    const { profile, weights } = question;
-    return this.regions.weights(question, profile ? this.about.profiles[profile] : weights);
+  /** The weights that a query asks with. */
+  of(query) {
+    const { profile, weights } = query;
+    return this.regions.weights(query, profile ? this.about.profiles[profile] : weights);
   }
 
   /** Show them. */
-  write(question) {
-    const weights = this.of(question);
+  write(query) {
+    const weights = this.of(query);
     for (const [name, [slider, value]] of this.sliders) {
-      slider.disabled = name === PARTS && this.regions.missed(question);
+      slider.disabled = name === REGIONS && this.regions.missed(query);
       slider.value = weights[name] ?? 0;
       slider.style.setProperty("--filled", `${(100 * slider.value) / slider.max}%`);
       value.textContent = String(Number((weights[name] ?? 0).toFixed(2)));

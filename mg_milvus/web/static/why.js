@@ -24,7 +24,7 @@ export class Why {
     });
   }
 
-  /** Explain an entry of `fuse`; settings are those it was ranked with; asked: the AskedPicture. */
+  /** Explain an entry of `fuse`; settings are those it was ranked with; asked: the AskedImage. */
   show(entry, settings, asked) {
     const { row } = entry;
     const frame = h("div", { class: "frame" }, h("img", { src: thumbnail(row.id, 1600), alt: fileName(row.path) }));
@@ -38,13 +38,13 @@ export class Why {
         h("button", { class: "button small", onclick: close, autofocus: true }, "Close")),
       h("div", { class: "pair" },
         h("figure", {},
-          asked.address ? h("div", { class: "frame" }, h("img", { src: asked.address, alt: "the query" }), askedRegion(asked)) : h("p", { class: "nothing" }, "The query was shared without its picture."),
+          asked.address ? h("div", { class: "frame" }, h("img", { src: asked.address, alt: "the query" }), askedRegion(asked)) : h("p", { class: "nothing" }, "The query was shared without its image."),
           h("figcaption", {}, "asked with")),
         h("figure", {}, frame, h("figcaption", {}, "found", h("span", { class: "roomy" }, "; drag a box on it to ask for that part")))),
       this.table(entry, settings),
       this.facts(row),
       h("div", { class: "buttons" },
-        h("button", { class: "button primary", onclick: () => this.leave(() => this.ask(row, null)) }, "Ask with this picture"),
+        h("button", { class: "button primary", onclick: () => this.leave(() => this.ask(row, null)) }, "Ask with this image"),
         part,
         h("a", { class: "button", href: original(row.id), target: "_blank", rel: "noopener" }, "Open the file"),
         this.about.can_delete ? this.remover(row) : null),
@@ -83,7 +83,7 @@ export class Why {
     const own = Object.entries(row).filter(([name, value]) => !OWN.has(name) && value !== "" && value !== null);
     const pairs = [
       ["path", row.path],
-      ["picture", `${number(row.width)} × ${number(row.height)} px, ${fileSize(row.size)}, ${date(row.mtime_ns)} UTC`],
+      ["image", `${number(row.width)} × ${number(row.height)} px, ${fileSize(row.size)}, ${date(row.mtime_ns)} UTC`],
       ...own.map(([name, value]) => [name, typeof value === "object" ? JSON.stringify(value) : String(value)]),
       ["id", row.id],
     ];

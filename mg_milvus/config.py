@@ -1,0 +1,144 @@
+"""How a server is reached: the token, apart from the URI, and TLS."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import ssl
+from dataclasses import dataclass, fields
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from mg_milvus.errors import StoreError
+from mg_milvus.files import read_plain
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""What an HTTP/2 client says first, with empty settings; every server answers it."""
+_MOST = 1 << 20
+"""Bytes of the longest file of certificates that is read."""
+_LONGEST = 5.0
+"""Seconds for finding out why a server was not reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """An encrypted connection to a server, checked against certificates. Milvus Lite files need none.
+
+    Attributes:
+        ca_cert: PEM file of the authority that signed the server's certificate, or of the certificate itself; None:
+            the authorities that gRPC brings along.
+        client_cert: PEM file of a certificate of our own, for a server that asks for one; needs ``ca_cert``.
+        client_key: PEM file of its key.
+        server_name: the name in the server's certificate, where it is reached by another.
+    """
+
+    ca_cert: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    server_name: str | None = None
+
+    def check(self) -> None:
+        """Look at the files.
+
+        Raises:
+            StoreError: one is missing, is no PEM file, or does not go with the others.
+        """
+        if (self.client_cert is None) != (self.client_key is None):
+            given, wanted = ("key", "certificate") if self.client_cert is None else ("certificate", "key")
+            raise StoreError(f"a client {given} was given for TLS without its {wanted}: give both, or neither")
+        if self.client_cert is not None and self.ca_cert is None:
+            raise StoreError(
+                "a client certificate was given for TLS without the server's authority: give --ca-cert (ca_cert) too"
+            )
+        for field in fields(self)[:3]:
+            path = getattr(self, field.name)
+            if path is None:
+                continue
+            try:
+                read_plain(path, _MOST)
+            except (OSError, ValueError) as exc:
+                reason = getattr(exc, "strerror", None) or exc
+                raise StoreError(f"{field.name} {path!r} cannot be read: {reason}") from exc
+        self.context()
+
+    def options(self) -> dict[str, Any]:
+        """The same for ``MilvusClient``."""
+        named: dict[str, str | None] = {"server_name": self.server_name}
+        if self.client_cert is None:
+            named["server_pem_path"] = self.ca_cert  # pymilvus' name for it, when the client has no certificate
+        else:
+            named |= {
+                "ca_pem_path": self.ca_cert, "client_pem_path": self.client_cert, "client_key_path": self.client_key
+            }  # fmt: skip
+        return {"secure": True} | {name: value for name, value in named.items() if value is not None}
+
+    def trouble(self, uri: str) -> str | None:
+        """Why TLS with a server fails, with the remedy; None when it does not, or nobody answers. Talks to the server.
+
+        pymilvus and gRPC say no more than that they could not connect.
+        """
+        try:
+            parts = urlsplit(uri)
+            host, port = parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 19530)
+            with (
+                socket.create_connection((host, port), timeout=_LONGEST) as plain,
+                self.context("h2").wrap_socket(plain, server_hostname=self.server_name or host) as encrypted,
+            ):
+                encrypted.sendall(_PREFACE)
+                encrypted.recv(1)  # where the client's certificate is missing or refused, it is said now
+        except ssl.SSLCertVerificationError as exc:
+            return (
+                f"its certificate is not trusted ({exc.verify_message}): give --ca-cert FILE with the authority that "
+                "signed it, or --server-name NAME as the certificate says"
+            )
+        except ssl.SSLError as exc:
+            if exc.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}:
+                return "it does not speak TLS: leave --secure out and write http://, or correct the port"
+            return f"TLS failed ({exc.reason or exc}): check --ca-cert, --client-cert and --client-key"
+        except (OSError, ValueError):
+            return None
+        return None
+
+    def context(self, protocol: str = "http/1.1") -> ssl.SSLContext:
+        """The same for Python's own TLS, for what is spoken inside of it.
+
+        Raises:
+            StoreError: a file is no PEM file, or certificate and key do not belong together.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca_cert)
+        except ssl.SSLError as exc:
+            raise StoreError(f"ca_cert {self.ca_cert!r} is not a certificate in PEM ({exc.reason or exc})") from exc
+        if self.client_cert is not None:
+            try:
+                context.load_cert_chain(self.client_cert, self.client_key)
+            except ssl.SSLError as exc:
+                raise StoreError(
+                    f"client_cert {self.client_cert!r} and client_key {self.client_key!r} are not a certificate and "
+                    f"its key in PEM ({exc.reason or exc})"
+                ) from exc
+        context.set_alpn_protocols([protocol])
+        return context
+
+
+def split_token(uri: str, token: str | None) -> tuple[str, str | None]:
+    """The URI without user and password, which are the token unless one is given.
+
+    From here on the URI may be shown; the token never is.
+    """
+    scheme, sign, rest = uri.partition("://")
+    held, at, place = rest.rpartition("@")  # no parser: a password may hold what ends a host for it
+    if not sign or not at:
+        return uri, token
+    return f"{scheme}://{place}", token or unquote(held) or None
+
+
+def hide(text: str, token: str | None) -> str:
+    """Text of a server's, or of a library's, without the token or its password, plain or as they are sent."""
+    if not token:
+        return text
+    held = {token, token.partition(":")[2]}
+    secrets = held | {base64.b64encode(each.encode()).decode() for each in held} | {quote(each, "") for each in held}
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text

@@ -1,0 +1,385 @@
+"""Unsupervised linear hash functions: PCA of a mixed covariance, then an ITQ rotation. Pure numpy.
+
+PCA decorrelates, ITQ (Gong and Lazebnik, "Iterative Quantization", CVPR 2011) turns the axes so that signs lose little.
+A small sample of a collection gives a noisy covariance; mixed half and half with the one of other images that ships
+inside the encoder it gives better codes at every sample size. Directions in which an image's features move when the
+image is edited can be made small first, as within-class covariance normalisation does for speakers (Hatch, Kajarekar
+and Stolcke, Interspeech 2006), so that few bits are spent on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+Matrix = NDArray[np.float32]
+
+ITERATIONS = 20
+OWN_SHARE = 0.5
+"""Share of the collection's own covariance in the mix."""
+FACTOR_RANK = 256
+"""Directions kept of the covariance that ships inside an encoder."""
+NUISANCE_RANK = 96
+"""Directions kept of the covariance of edits."""
+NUISANCE_FLOOR = 0.2
+"""Variance under edits at which a direction counts 1 / sqrt(2), as a share of the kept directions' mean."""
+MAX_AXES = 512
+"""Principal axes used at most: an ITQ step costs the cube of their number."""
+_SEED = 20_110_620
+_OVERSAMPLING = 32
+_POWER_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """First two moments of one granularity's features.
+
+    Attributes:
+        mean: (d,) float32.
+        factor: (r, d) float32, values of half precision, with ``factor.T @ factor`` close to the (d, d) covariance.
+        nuisance: (s, d) float32, values of half precision, likewise for the differences that edits make, whose rows are
+            orthogonal; None: unknown.
+    """
+
+    mean: Matrix
+    factor: Matrix
+    nuisance: Matrix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A linear hash function: the code is the signs of ``(features - mean) @ projection``.
+
+    Attributes:
+        mean: (d,) float32.
+        projection: (d, bits) float32, values of half precision.
+    """
+
+    mean: Matrix
+    projection: Matrix
+
+    @property
+    def bits(self) -> int:
+        """Code length in bits."""
+        return int(self.projection.shape[1])
+
+    def __call__(self, features: Matrix) -> NDArray[np.float64]:
+        """Features (n, d) -> (n, bits) float64 real codes.
+
+        In double precision: the rounding of a matrix product depends on the number of rows, and in single precision
+        that would flip a bit now and then.
+        """
+        centred = features.astype(np.float64) - self.mean
+        values: NDArray[np.float64] = centred @ self.projection.astype(np.float64)
+        return values
+
+
+def statistics(features: Matrix, rank: int = FACTOR_RANK) -> Statistics:
+    """Moments of a sample of features (n, d), the covariance reduced to its ``rank`` largest directions."""
+    mean = features.mean(axis=0)
+    axes, variances = principal_axes((features - mean) / np.sqrt(len(features)), rank)
+    return Statistics(mean, half((axes * np.sqrt(variances)).T))
+
+
+def edit_covariance(moved: Matrix, rank: int = NUISANCE_RANK) -> Matrix:
+    """The ``nuisance`` of ``Statistics``.
+
+    Args:
+        moved: (n, d), features of edited images minus those of the same images unedited.
+        rank: largest directions that are kept.
+    """
+    axes, variances = principal_axes(moved / np.sqrt(len(moved)), rank)
+    return half((axes * np.sqrt(variances)).T)
+
+
+def fit_head(sample: Matrix, bits: int, shipped: Statistics | None) -> Head:
+    """Fit a head to a sample of the collection's features.
+
+    Args:
+        sample: (n, d) float32, n at least 2.
+        bits: code length.
+        shipped: moments of other images, mixed in; None uses the sample alone.
+
+    Returns:
+        A head centred on the sample.
+
+    Raises:
+        ValueError: all features are the same and there is nothing to mix in.
+    """
+    mean = sample.mean(axis=0)
+    centred = steadied(sample - mean, shipped)
+    axes = mixed_axes(centred, shipped, min(bits, MAX_AXES))
+    return _head(mean, axes, centred @ axes, bits, shipped)
+
+
+def shipped_head(shipped: Statistics, bits: int) -> Head:
+    """The head for images of which nothing is known: fitted on draws from a Gaussian with the shipped moments."""
+    random = np.random.default_rng(_SEED)
+    factor = steadied(shipped.factor, shipped)
+    draws = random.standard_normal((4 * max(bits, 256), len(factor)), np.float32) @ factor
+    axes, _ = principal_axes(factor, min(bits, MAX_AXES))
+    return _head(shipped.mean, axes, draws @ axes, bits, shipped)
+
+
+def mixed_axes(centred: Matrix, shipped: Statistics | None, count: int) -> NDArray[np.float64]:
+    """Principal axes (d, p), p <= count, of a centred sample's covariance mixed with the shipped one, both steadied."""
+    factor = centred / np.sqrt(len(centred))
+    if shipped is not None:
+        others = steadied(shipped.factor, shipped)
+        factor = np.concatenate([np.sqrt(OWN_SHARE) * factor, np.sqrt(1 - OWN_SHARE) * others])
+    return principal_axes(factor, count)[0]
+
+
+def steadied(rows: NDArray[np.floating], shipped: Statistics | None) -> Matrix:
+    """Rows (n, d) with each direction v in which edits have the variance w made smaller, by sqrt(c / (w + c)).
+
+    The matrix that does it is symmetric. Without known edits, rows stay as they are.
+    """
+    if shipped is None or shipped.nuisance is None:
+        return rows.astype(np.float32)
+    directions = shipped.nuisance.astype(np.float64)
+    variances = (directions**2).sum(axis=1)
+    # The smallest directions may have been rounded to nothing.
+    directions, variances = directions[variances > 0], variances[variances > 0]
+    if not len(variances):
+        return rows.astype(np.float32)
+    axes = directions.T / np.sqrt(variances)
+    floor = NUISANCE_FLOOR * variances.mean()
+    taken = 1 - np.sqrt(floor / (variances + floor))
+    steady: Matrix = (rows - ((rows @ axes) * taken) @ axes.T).astype(np.float32)
+    return steady
+
+
+def itq_rotation(projected: Matrix, seed: int) -> NDArray[np.float64]:
+    """The orthogonal (b, b) matrix R that brings ``projected @ R`` (n, b) nearest to its own signs."""
+    values = projected.astype(np.float64)
+    random = np.random.default_rng(seed)
+    rotation, _ = np.linalg.qr(random.standard_normal((values.shape[1], values.shape[1])))
+    for _ in range(ITERATIONS):
+        signs = np.where(values @ rotation > 0, 1.0, -1.0)
+        left, _, right = np.linalg.svd(values.T @ signs)
+        rotation = left @ right
+    return rotation
+
+
+def rotated(axes: NDArray[np.float64], projected: NDArray[np.floating], bits: int) -> NDArray[np.float64]:
+    """Axes (d, p) turned by ITQ of a sample's coordinates (n, p) on them: (d, bits).
+
+    Codes longer than p take several rotations of the same axes.
+    """
+    blocks = [
+        axes @ itq_rotation(projected.astype(np.float32), _SEED + start) for start in range(0, bits, axes.shape[1])
+    ]
+    return np.concatenate(blocks, axis=1)[:, :bits]
+
+
+def _head(
+    mean: Matrix, axes: NDArray[np.float64], projected: NDArray[np.floating], bits: int, shipped: Statistics | None
+) -> Head:
+    """A head from axes of steadied features, for features that are not."""
+    return Head(mean, half(steadied(rotated(axes, projected, bits).T, shipped).T))
+
+
+def half(values: NDArray[np.floating]) -> Matrix:
+    """Rounded to half precision, so that a file with half the bytes holds the same values; C order."""
+    return np.ascontiguousarray(values.astype(np.float16).astype(np.float32))
+
+
+def principal_axes(factor: NDArray[np.floating], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Largest eigenvectors (d, p) and eigenvalues (p,) of ``factor.T @ factor``, p <= count, each axis' sign fixed.
+
+    Large factors are first reduced to a subspace that holds the largest directions, by randomised subspace iteration
+    (Halko, Martinsson and Tropp 2011): a tenth of the time of the exact decomposition.
+    """
+    values = factor.astype(np.float64)
+    width = count + _OVERSAMPLING
+    if 2 * width < min(values.shape):
+        basis = np.random.default_rng(_SEED).standard_normal((values.shape[1], width)).astype(np.float32)
+        single = factor.astype(np.float32)
+        for _ in range(_POWER_STEPS):
+            basis, _ = np.linalg.qr(single.T @ (single @ basis))
+        exact = basis.astype(np.float64)
+        exact, _ = np.linalg.qr(values.T @ (values @ exact))
+        variances, vectors = _largest(values @ exact, count)
+        vectors = exact @ vectors
+    else:
+        variances, vectors = _largest(values, count)
+    signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
+    return vectors * signs, variances
+
+
+def _largest(values: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Largest eigenvalues and eigenvectors of ``values.T @ values``, through the smaller of the two Gram matrices."""
+    wide = values.shape[1] > values.shape[0]
+    variances, vectors = np.linalg.eigh(values @ values.T if wide else values.T @ values)
+    variances, vectors = variances[::-1][:count], vectors[:, ::-1][:, :count]
+    if variances[0] <= 0:
+        raise ValueError("the features do not vary")
+    kept = variances > variances[0] * 1e-10
+    variances, vectors = variances[kept], vectors[:, kept]
+    if wide:
+        vectors = values.T @ vectors / np.sqrt(variances)
+    return variances, vectors
+
+
+def itq_head(sample: Matrix, bits: int) -> Head:
+    """PCA and ITQ of the sample alone, as Gong and Lazebnik (2011) have it: (n, d) float32 -> a head."""
+    return fit_head(sample, bits, None)
+
+
+def lsh_head(sample: Matrix, bits: int) -> Head:
+    """Random hyperplanes through the sample's mean (Charikar, STOC 2002): (n, d) float32 -> a head."""
+    planes = np.random.default_rng(_SEED).standard_normal((sample.shape[1], bits))
+    return Head(sample.mean(axis=0), half(planes))
+
+
+BASELINES: Mapping[str, Callable[[Matrix, int], Head]] = {"itq": itq_head, "lsh": lsh_head}
+"""Known unsupervised methods, to compare with."""
+
+
+COMPONENTS = 128
+"""Principal components in which neighbours are looked for."""
+NEIGHBOURS = 5
+"""Anchors that an image is tied to."""
+GRAPH_SHARE = 0.5
+"""Share of the embedding, against the components, in a large sample."""
+HALF_SAMPLE = 200
+"""Sample size at which the embedding has half of its share: a small sample's graph shows little of the collection."""
+_MANIFOLD_SEED = 20_110_628
+_KMEANS_ROUNDS = 6
+_BLOCK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ManifoldHead:
+    """A hash function that is linear in principal components and in their affinities to anchors.
+
+    All matrices have values of half precision.
+
+    Attributes:
+        mean: (d,) float32, of the features.
+        axes: (d, p) float32 principal axes.
+        anchors: (m, p) float32.
+        embedding: (m, q) float32, the anchors in the graph's embedding.
+        centre: (p + q,) float32, mean of components and embedding.
+        projection: (p + q, bits) float32.
+        neighbours: anchors that an image is tied to.
+    """
+
+    mean: Matrix
+    axes: Matrix
+    anchors: Matrix
+    embedding: Matrix
+    centre: Matrix
+    projection: Matrix
+    neighbours: int
+
+    @property
+    def bits(self) -> int:
+        """Code length in bits."""
+        return int(self.projection.shape[1])
+
+    def __call__(self, features: Matrix) -> NDArray[np.float64]:
+        """Features (n, d) -> (n, bits) float64 real codes, in double precision as ``Head``; a block at a time."""
+        starts = range(0, max(len(features), 1), _BLOCK)
+        return np.concatenate([self._values(features[start : start + _BLOCK]) for start in starts])
+
+    def _values(self, features: Matrix) -> NDArray[np.float64]:
+        components = _unit((features.astype(np.float64) - self.mean.astype(np.float64)) @ self.axes.astype(np.float64))
+        tied = affinities(components, self.anchors.astype(np.float64), self.neighbours)
+        joined = np.concatenate([components, _unit(tied @ self.embedding.astype(np.float64))], axis=1)
+        values: NDArray[np.float64] = (joined - self.centre.astype(np.float64)) @ self.projection.astype(np.float64)
+        return values
+
+
+def fit_manifold_head(sample: Matrix, bits: int, shipped: Statistics | None, steps: int) -> ManifoldHead:
+    """Fit a head to a sample of the collection's features.
+
+    Args:
+        sample: (n, d) float32, n at least 2.
+        bits: code length.
+        shipped: moments of other images, mixed into the covariance of the components; None uses the sample alone.
+        steps: of the random walk, at least 1; more show coarser clusters.
+
+    Raises:
+        ValueError: all features are the same.
+    """
+    mean = sample.mean(axis=0)
+    axes = half(steadied(mixed_axes(steadied(sample - mean, shipped), shipped, COMPONENTS).T, shipped).T)
+    components = _unit((sample - mean).astype(np.float64) @ axes)
+    if not np.ptp(components, axis=0).any():
+        raise ValueError("the features do not vary")
+    anchors = half(_centres(components, anchor_count(len(sample))))
+    neighbours = min(NEIGHBOURS, len(anchors) - 1)
+    tied = affinities(components, anchors.astype(np.float64), neighbours)
+    embedding = half(graph_embedding(tied, COMPONENTS, steps))
+    share = GRAPH_SHARE * len(sample) / (len(sample) + HALF_SAMPLE)
+    scale = np.repeat(np.sqrt([1 - share, share]), [axes.shape[1], embedding.shape[1]])
+    joined = np.concatenate([components, _unit(tied @ embedding)], axis=1)
+    centre = joined.mean(axis=0)
+    weighted = (joined - centre) * scale
+    kept, _ = principal_axes(weighted / np.sqrt(len(sample)), bits)
+    projection = half(scale[:, None] * rotated(kept, weighted @ kept, bits))
+    return ManifoldHead(mean, axes, anchors, embedding, centre.astype(np.float32), projection, neighbours)
+
+
+def anchor_count(size: int) -> int:
+    """Anchors for a sample of this many images: some five images each, so that neighbours share anchors."""
+    return max(2, min(1000, max(size // 5, min(128, 2 * size // 3))))
+
+
+def affinities(points: NDArray[np.float64], anchors: NDArray[np.float64], neighbours: int) -> NDArray[np.float64]:
+    """How strongly points (n, p) are tied to anchors (m, p): (n, m), each row adds up to 1.
+
+    A Gaussian of the distance to each of the nearest anchors, as wide as their mean squared distance; 0 for the others.
+    """
+    squared = (points**2).sum(axis=1)[:, None] + (anchors**2).sum(axis=1) - 2 * points @ anchors.T
+    squared = np.maximum(squared, 0)
+    nearest = np.partition(squared, neighbours - 1, axis=1)[:, :neighbours]
+    width = np.maximum(nearest.mean(axis=1, keepdims=True), 1e-12)
+    tied = np.where(squared <= nearest.max(axis=1, keepdims=True), np.exp(-squared / width), 0)
+    rows: NDArray[np.float64] = tied / tied.sum(axis=1, keepdims=True)
+    return rows
+
+
+def graph_embedding(tied: NDArray[np.float64], count: int, steps: int) -> NDArray[np.float64]:
+    """Anchors in the embedding of the graph: (m, q), q <= count, the largest value 1.
+
+    With affinities Z (n, m) of mass D = diag(Z^T 1), the walk between images is Z D^-1 Z^T; ``Z @ embedding`` is its
+    eigenvectors, each times its eigenvalue to the power ``steps``, without the constant one.
+    """
+    mass = tied.sum(axis=0)
+    used = mass > 0
+    root = np.sqrt(np.where(used, mass, 1))
+    walk = tied / root
+    walk -= np.where(used, root, 0) / len(tied)  # takes the constant eigenvector out
+    vectors, values = principal_axes(walk, min(count, len(mass) - 1))
+    embedding = vectors * np.minimum(values, 1) ** (steps - 0.5) / root[:, None]
+    largest: NDArray[np.float64] = embedding / np.abs(embedding).max()
+    return largest
+
+
+def _centres(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Centres (count, p) of k-means (Lloyd 1982), begun at ``count`` of the points."""
+    centres = points[np.random.default_rng(_MANIFOLD_SEED).permutation(len(points))[:count]]
+    for _ in range(_KMEANS_ROUNDS):
+        nearest = (points @ centres.T - (centres**2).sum(axis=1) / 2).argmax(axis=1)
+        order = np.argsort(nearest, kind="stable")
+        taken, first, sizes = np.unique(nearest[order], return_index=True, return_counts=True)
+        centres = centres.copy()
+        centres[taken] = np.add.reduceat(points[order], first, axis=0) / sizes[:, None]
+    return centres
+
+
+def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Rows of length 1; rows of zeros stay."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    scaled: NDArray[np.float64] = rows / np.where(lengths > 0, lengths, 1)
+    return scaled

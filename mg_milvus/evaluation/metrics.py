@@ -1,0 +1,428 @@
+"""Rankings reduced to their ties, which is all that the figures of ``metrics`` need. Pure numpy.
+
+Integer distances of a small range are counted, without sorting; other distances are sorted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mg_milvus.codes import Codes, hamming, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+
+Ints = NDArray[np.int64]
+Distances = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]
+Relevance = NDArray[np.uint8]
+
+SAME_GROUP = 1
+SAME_CLASS = 2
+NOT_A_CANDIDATE = 255
+
+# Integer distances that span more values than this are sorted.
+WIDEST_COUNT = 4096
+# Distances looked at in one go, which bounds the working memory whatever the size of the caller's blocks.
+DISTANCES_AT_ONCE = 1 << 20
+
+
+class Ties(NamedTuple):
+    """The ties of q queries that hold a graded row, by query, then by distance.
+
+    Attributes:
+        longest: no query has more rows than this.
+        within: (q, 3) rows at most ``radius`` away, by grade; all 0 without a radius.
+        query: (t,) which query.
+        before: (t,) rows nearer than the tie.
+        size: (t,) rows in the tie.
+        same_group: (t,) rows in it of grade 1.
+        same_class: (t,) rows in it of grade 2.
+    """
+
+    longest: int
+    within: Ints
+    query: Ints
+    before: Ints
+    size: Ints
+    same_group: Ints
+    same_class: Ints
+
+
+def ties_of(distances: Distances, relevance: Relevance, radius: int | None) -> Iterator[Ties]:
+    """The ties of a block, a strip of its queries at a time.
+
+    Args:
+        distances: (q, n) integer or real, smaller is nearer.
+        relevance: (q, n) uint8 grades 0, 1, 2, or 255 for a row that is no candidate.
+        radius: the distance up to which ``within`` counts.
+
+    Raises:
+        ValueError: shapes that differ, another grade, or a candidate's distance that is nan.
+    """
+    if distances.ndim != 2 or distances.shape != relevance.shape:
+        raise ValueError(f"distances {distances.shape} and relevance {relevance.shape} differ, expected (q, n) twice")
+    if relevance.dtype != np.uint8 or ((relevance > SAME_CLASS) & (relevance != NOT_A_CANDIDATE)).any():
+        raise ValueError("relevance holds other values than 0, 1, 2 and 255 as uint8")
+    rows, columns = distances.shape
+    integer = distances.size > 0 and np.issubdtype(distances.dtype, np.integer)
+    low, high = (int(distances.min()), int(distances.max())) if integer else (0, 0)
+    step = max(1, DISTANCES_AT_ONCE // max(1, columns))
+    for start in range(0, rows, step):
+        strip = distances[start : start + step], relevance[start : start + step]
+        if integer and high - low < WIDEST_COUNT:
+            yield _counted(*strip, radius, low, high)
+        else:
+            yield _sorted(*strip, radius)
+
+
+def _counted(distances: Distances, relevance: Relevance, radius: int | None, low: int, high: int) -> Ties:
+    """Ties of integer distances from low to high: a histogram over distance and grade for each query."""
+    bins = high - low + 1
+    histograms = np.empty((len(distances), bins, 4), np.int64)
+    for histogram, row, grades in zip(histograms, distances, relevance, strict=True):
+        # Rows that are no candidates fall into a fourth column, which nobody reads.
+        keys = (row.astype(np.int64) - low) * 4 + np.minimum(grades, 3)
+        histogram[:] = np.bincount(keys, minlength=bins * 4).reshape(bins, 4)
+    by_grade = histograms[:, :, :3]
+    near = 0 if radius is None else max(0, radius - low + 1)
+    size = by_grade.sum(axis=2)
+    before = np.cumsum(size, axis=1) - size
+    held = by_grade[:, :, 1:].any(axis=2)
+    counts = (by_grade[:, :, grade][held] for grade in (SAME_GROUP, SAME_CLASS))
+    return Ties(
+        distances.shape[1], by_grade[:, :near].sum(axis=1), np.nonzero(held)[0], before[held], size[held], *counts
+    )
+
+
+def _sorted(distances: Distances, relevance: Relevance, radius: int | None) -> Ties:
+    """Ties of any distances: each query's are sorted, and those of its graded rows are looked up among them."""
+    within = np.zeros((len(distances), 3), np.int64)
+    ties = []
+    for query, (row, grades) in enumerate(zip(distances, relevance, strict=True)):
+        candidates = np.sort(row[grades != NOT_A_CANDIDATE])
+        if len(candidates) and np.isnan(candidates[-1]):
+            raise ValueError("distances hold nan, expected numbers; leave a row out by a relevance of 255")
+        graded = np.flatnonzero((grades == SAME_GROUP) | (grades == SAME_CLASS))
+        graded = graded[np.argsort(row[graded])]
+        values, grade = row[graded], grades[graded]
+        tied, first, rows = np.unique(values, return_index=True, return_counts=True)
+        before = np.searchsorted(candidates, tied, side="left")
+        size = np.searchsorted(candidates, tied, side="right") - before
+        same_class = np.add.reduceat(grade == SAME_CLASS, first, dtype=np.int64) if len(first) else rows
+        ties.append(np.stack([np.full(len(first), query), before, size, rows - same_class, same_class]))
+        if radius is not None:
+            near = np.bincount(grade[: np.searchsorted(values, radius, side="right")], minlength=3)
+            near[0] = np.searchsorted(candidates, radius, side="right") - near.sum()
+            within[query] = near
+    return Ties(distances.shape[1], within, *np.concatenate(ties, axis=1))
+
+
+Floats = NDArray[np.float64]
+
+# Gain of a grade: 2 ** grade - 1.
+GROUP_GAIN, CLASS_GAIN = 1, 3
+
+
+@dataclass(frozen=True, slots=True)
+class RankingScores:
+    """Means over the queries that have relevant rows to find; nan where no query has.
+
+    Attributes:
+        queries: how many were asked, those without relevant rows among them.
+        map: mean average precision over whole rankings, the precision taken at the end of each tie.
+        map_at_r: mean of ``1/R sum_{i<=R} P(i) rel(i)``, R the number of rows relevant to the query (Musgrave et al., A
+            Metric Learning Reality Check, ECCV 2020); expectation inside ties.
+        precision: k -> share of relevant rows among the k nearest, divided by k even where there are fewer rows;
+            expectation inside ties.
+        recall: k -> share of the relevant rows that are among the k nearest; expectation inside ties.
+        ndcg: k -> DCG over the best possible DCG, with gain ``2**grade - 1`` (Burges et al., ICML 2005) and discount
+            ``1/log2(1 + rank)``; expectation inside ties, as in scikit-learn's ``ndcg_score``. A mean over the queries
+            that have a row of grade 1 or 2, whatever ``relevant_from`` is.
+        within_radius: mean precision of the rows at most ``radius`` away, 0 for a query that finds none, as the papers
+            on deep hashing count it; None where no radius is asked for.
+        average_precisions: (queries,) float64, in the order of the queries; nan for those without relevant rows.
+    """
+
+    queries: int
+    map: float
+    map_at_r: float
+    precision: dict[int, float]
+    recall: dict[int, float]
+    ndcg: dict[int, float]
+    within_radius: float | None
+    average_precisions: Floats
+
+
+def score_rankings(
+    blocks: Iterable[tuple[Distances, Relevance]],
+    *,
+    ks: Iterable[int] = (1, 10, 100),
+    radius: int | None = None,
+    relevant_from: int = SAME_GROUP,
+) -> RankingScores:
+    """Score the rankings that distances make, one block of queries after the other.
+
+    Args:
+        blocks: distances (q, n), integer or real, smaller is nearer, and relevance (q, n) uint8: 0 not relevant, 1 same
+            group, 2 same class, 255 (``NOT_A_CANDIDATE``) no row to be found, like the query itself.
+        ks: the ranks of P@k, R@k and NDCG@k.
+        radius: the largest distance that ``within_radius`` counts.
+        relevant_from: the grade from which a row is relevant, 1 or 2; NDCG takes the grades as they are.
+
+    Raises:
+        ValueError: shapes that differ, distances that are nan, a grade or an argument that is not one of these.
+    """
+    ranks = sorted(set(ks))
+    if ranks and ranks[0] < 1:
+        raise ValueError(f"k is {ranks[0]}, expected at least 1")
+    if relevant_from not in {SAME_GROUP, SAME_CLASS}:
+        raise ValueError(f"relevant_from is {relevant_from}, expected {SAME_GROUP} or {SAME_CLASS}")
+    parts = [_nothing(len(ranks))]
+    for distances, relevance in blocks:
+        parts += [_figures(ties, ranks, relevant_from) for ties in ties_of(distances, relevance, radius)]
+    joined = _Figures(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    scored = joined.relevant > 0
+    graded = joined.graded > 0
+    return RankingScores(
+        queries=len(scored),
+        map=_mean(joined.average_precision[scored]),
+        map_at_r=_mean(joined.at_r[scored]),
+        precision={k: _mean(joined.precision[scored, i]) for i, k in enumerate(ranks)},
+        recall={k: _mean(joined.recall[scored, i]) for i, k in enumerate(ranks)},
+        ndcg={k: _mean(joined.ndcg[graded, i]) for i, k in enumerate(ranks)},
+        within_radius=None if radius is None else _mean(joined.within[scored]),
+        average_precisions=np.where(scored, joined.average_precision, np.nan),
+    )
+
+
+def code_blocks(
+    queries: Codes, database: Codes, relevance_of: Callable[[slice], Relevance], block: int = 256
+) -> Iterator[tuple[NDArray[np.int32], Relevance]]:
+    """Blocks for ``score_rankings`` from codes.
+
+    Args:
+        queries: (q, bytes) uint8.
+        database: (n, bytes) uint8.
+        relevance_of: slice of the queries -> their relevance, (q', n) uint8.
+        block: queries per block.
+
+    Yields:
+        Hamming distances (q', n) int32 and relevance (q', n) uint8.
+    """
+    for start in range(0, len(queries), block):
+        rows = slice(start, min(start + block, len(queries)))
+        yield hamming(queries[rows], database), relevance_of(rows)
+
+
+def relevance(
+    query_classes: NDArray[Any],
+    classes: NDArray[Any],
+    query_groups: NDArray[Any] | None = None,
+    groups: NDArray[Any] | None = None,
+) -> Relevance:
+    """Grade every pair of query and row: 2 where they share a class, 1 where they share only a group, else 0.
+
+    Args:
+        query_classes: (q,) ids where an image has one class, or (q, classes) one-hot bool where it may have several.
+        classes: (n,) ids or (n, classes) one-hot, of the rows.
+        query_groups: the same for groups; without groups no pair is graded 1.
+        groups: of the rows.
+
+    Returns:
+        (q, n) uint8.
+
+    Raises:
+        ValueError: ids against one-hot, one-hot of another width, or groups of one side only.
+    """
+    if (query_groups is None) != (groups is None):
+        raise ValueError("groups are given for one side only, expected both or neither")
+    grades = _shared(query_classes, classes).astype(np.uint8) * np.uint8(SAME_CLASS)
+    if query_groups is not None and groups is not None:
+        np.maximum(grades, _shared(query_groups, groups), out=grades)
+    return grades
+
+
+def _shared(queries: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether query and row have a label in common: (q, n) bool."""
+    if queries.ndim == rows.ndim == 1:
+        same: NDArray[np.bool_] = queries[:, None] == rows[None, :]
+        return same
+    if queries.ndim == rows.ndim == 2 and queries.shape[1] == rows.shape[1]:
+        common: NDArray[np.bool_] = queries.astype(np.float32) @ rows.astype(np.float32).T > 0
+        return common
+    raise ValueError(
+        f"labels have shapes {queries.shape} and {rows.shape}, expected (q,) and (n,), or (q, c) and (n, c)"
+    )
+
+
+class _Figures(NamedTuple):
+    """What each of q queries scores; 0 where it has nothing to find."""
+
+    relevant: Floats
+    graded: Floats
+    average_precision: Floats
+    at_r: Floats
+    within: Floats
+    precision: Floats
+    recall: Floats
+    ndcg: Floats
+
+
+def _nothing(ranks: int) -> _Figures:
+    return _Figures(*(np.empty(0) for _ in range(5)), *(np.empty((0, ranks)) for _ in range(3)))
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+@lru_cache(maxsize=4)
+def _discounts(rows: int) -> Floats:
+    """Sums of the first 0, 1 ... rows discounts ``1/log2(1 + rank)``: (rows + 1,)."""
+    return np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, rows + 2)))])
+
+
+@lru_cache(maxsize=4)
+def _harmonic(rows: int) -> Floats:
+    """Harmonic numbers 0, 1, 1 + 1/2 ...: (rows + 1,)."""
+    return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, rows + 1))])
+
+
+def _figures(ties: Ties, ranks: Sequence[int], relevant_from: int) -> _Figures:
+    """The figures of every query, as sums over its ties."""
+    queries = len(ties.within)
+    discounts, harmonic = _discounts(ties.longest), _harmonic(ties.longest)
+
+    def total(values: Floats | Ints, keep: NDArray[np.bool_] | slice = slice(None)) -> Floats:
+        """Sums over each query's ties, those that are kept."""
+        return np.bincount(ties.query[keep], values, queries).astype(np.float64, copy=False)
+
+    def share(part: Floats | Ints, whole: Floats | Ints) -> Floats:
+        return part / np.where(whole > 0, whole, 1)
+
+    groups, classes = total(ties.same_group), total(ties.same_class)
+    found = ties.same_class + (ties.same_group if relevant_from == SAME_GROUP else 0)
+    relevant = total(found)
+    # Relevant rows nearer than the tie: those ahead of it in the flat list, less those of the queries before.
+    ahead = np.cumsum(found) - found - (np.cumsum(relevant) - relevant)[ties.query]
+    average_precision = share(total(found * (ahead + found) / (ties.before + ties.size)), relevant)
+
+    # Position t of the n in a tie is relevant with probability r/n, and then expects (t-1)(r-1)/(n-1) relevant rows
+    # before it in the tie. In closed form: the sum of that precision, t from 1 to the last position that counts.
+    keep = ties.before < relevant[ties.query]
+    before, size, hits = ties.before[keep], ties.size[keep], found[keep]
+    last = np.minimum(relevant[ties.query[keep]].astype(np.int64) - before, size)
+    inverse = harmonic[before + last] - harmonic[before]
+    crowding = (hits - 1) / np.maximum(size - 1, 1)
+    at_r = hits / size * ((ahead[keep] + 1) * inverse + crowding * (last - (before + 1) * inverse))
+    at_r = share(total(at_r, keep), relevant)
+
+    keep = ties.before < max(ranks, default=0)
+    before, size, hits = ties.before[keep], ties.size[keep], found[keep]
+    gain = (ties.same_group[keep] * GROUP_GAIN + ties.same_class[keep] * CLASS_GAIN) / size
+    precision, recall, ndcg = (np.empty((queries, len(ranks))) for _ in range(3))
+    for column, k in enumerate(ranks):
+        reached = total(hits / size * np.clip(k - before, 0, size), keep)
+        precision[:, column] = reached / k
+        recall[:, column] = share(reached, relevant)
+        cut = discounts[: k + 1]
+        reached = total(gain * (_upto(cut, before + size) - _upto(cut, before)), keep)
+        best = (CLASS_GAIN - GROUP_GAIN) * _upto(cut, classes) + GROUP_GAIN * _upto(cut, classes + groups)
+        ndcg[:, column] = share(reached, best)
+    within = share(ties.within[:, relevant_from:].sum(axis=1), ties.within.sum(axis=1))
+    return _Figures(relevant, groups + classes, average_precision, at_r, within, precision, recall, ndcg)
+
+
+def _upto(sums: Floats, rank: Floats | Ints) -> Floats:
+    """The sum up to a rank, or up to the last rank of all."""
+    return sums[np.minimum(rank, len(sums) - 1).astype(np.int64)]
+
+
+# Codes unpacked in one go, which bounds the working memory.
+AT_ONCE = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the bits of n codes are worth.
+
+    Attributes:
+        bits: the length of a code.
+        balance: mean over the bits of ``2 |share of ones - 1/2|``: 0 where every bit is half ones (ideal), 1 where all
+            are constant.
+        correlation: mean absolute Pearson correlation over all pairs of bits that vary, 0 (ideal) to 1; 0 where fewer
+            than two bits vary.
+        effective_bits: participation ratio ``(sum l)^2 / sum l^2`` of the eigenvalues l of the bits' covariance (Gao et
+            al., A theory of multineuronal dimensionality, dynamics and measurement, bioRxiv 2017): ``bits`` where all
+            vary alike and independently, 1 where all say the same, 0 where none varies.
+        collisions: share of the images whose code is also another image's, 0 to 1.
+    """
+
+    bits: int
+    balance: float
+    correlation: float
+    effective_bits: float
+    collisions: float
+
+
+def health(codes: Codes) -> Health:
+    """The health of codes (n, bits / 8) uint8, one image each.
+
+    Raises:
+        ValueError: no codes.
+    """
+    if not codes.size:
+        raise ValueError(f"codes have shape {codes.shape}, expected at least one code of at least one byte")
+    ones, covariance = _moments(codes)
+    variance = np.diag(covariance)
+    varying = variance > 0
+    deviation = np.sqrt(variance[varying])
+    correlation = np.abs(covariance[np.ix_(varying, varying)] / np.outer(deviation, deviation))
+    pairs = correlation[np.triu_indices(len(correlation), k=1)]
+    # The eigenvalues' sum is the trace, the sum of their squares that of all entries of the symmetric matrix.
+    squares = np.square(covariance).sum()
+    return Health(
+        bits=codes.shape[1] * 8,
+        balance=float(np.mean(2 * np.abs(ones - 0.5))),
+        correlation=float(pairs.mean()) if len(pairs) else 0.0,
+        effective_bits=float(variance.sum() ** 2 / squares) if squares > 0 else 0.0,
+        collisions=_collisions(codes),
+    )
+
+
+def joint_collisions(codes: Mapping[str, Codes]) -> float:
+    """Share of the images whose codes are another image's on every granularity, 0 to 1.
+
+    Args:
+        codes: granularity -> (n, bytes) uint8, the same images in the same order.
+
+    Raises:
+        ValueError: no codes, or not as many for each granularity.
+    """
+    counts = {name: len(part) for name, part in codes.items()}
+    if len(set(counts.values())) != 1 or not all(counts.values()):
+        raise ValueError(f"there are {counts} codes, expected as many, and at least one, for every granularity")
+    return _collisions(np.concatenate(list(codes.values()), axis=1))
+
+
+def _collisions(codes: Codes) -> float:
+    _, times = np.unique(codes, axis=0, return_counts=True)
+    return float(times[times > 1].sum() / len(codes))
+
+
+def _moments(codes: Codes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Share of ones (bits,) and covariance (bits, bits) of the bits as 0 and 1."""
+    bits = codes.shape[1] * 8
+    together = np.zeros((bits, bits))
+    for start in range(0, len(codes), AT_ONCE):
+        # Whole numbers this small are exact in float32.
+        part = unpack(codes[start : start + AT_ONCE]).astype(np.float32)
+        together += part.T @ part
+    ones = np.diag(together) / len(codes)
+    return ones, together / len(codes) - np.outer(ones, ones)

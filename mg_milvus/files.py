@@ -1,0 +1,192 @@
+"""Names that strangers chose, shown to people: they cannot steer a terminal or a page, nor pose as other names.
+
+File names, labels, values of fields and names of collections may hold control characters, turn the direction of text
+around, or break lines. What is printed, and what templates show, goes through here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path, PurePath
+    from typing import BinaryIO
+
+
+_JOINERS = "\u200c\u200d"
+"""Format characters that emoji and several scripts are written with; all others are escaped."""
+
+
+def printable(text: str) -> str:
+    """Text on one line that cannot steer a terminal: control and direction characters and stray bytes are escaped."""
+    return "".join(char if char.isprintable() or char in _JOINERS else _escape(char) for char in text)
+
+
+def one_line(text: str, most: int = 200) -> str:
+    """What a stranger said, within a sentence: printable, on one line, of at most about ``most`` characters."""
+    # What is cut off is never looked at: it may be megabytes.
+    return printable(" ".join(text[: 4 * most].split()))[:most] + ("…" if len(text) > most else "")
+
+
+def _escape(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # a byte of a file name that is not UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def shown(value: object) -> object:
+    """What a template writes for a value: plain text becomes printable; markup and numbers stay as they are."""
+    return printable(value) if type(value) is str else value
+
+
+def file_link(path: PurePath) -> str:
+    """The ``file://`` URI of an absolute path of this machine; empty for any other.
+
+    ``//host/share`` is absolute, too, but some systems would ask that host for it, with the user's name and password.
+    """
+    try:
+        return path.as_uri() if path.is_absolute() and not str(path).startswith("//") else ""
+    except UnicodeEncodeError:  # no file system has such a name
+        return ""
+
+
+def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading; what is looked at is what was opened, whatever its name leads to a moment later.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe, a socket or a device: reading one may wait for ever or never end.
+    """
+    _check_plain(os.stat(path).st_mode, path)  # opening some devices has effects: those are not even opened
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        _check_plain(os.fstat(descriptor).st_mode, path)  # the name may lead to another file by now
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_plain(mode: int, path: str | os.PathLike[str]) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, expected a plain file", os.fspath(path))
+
+
+def read_plain(path: str | os.PathLike[str], most: int) -> bytes:
+    """The whole content of a file of at most ``most`` bytes.
+
+    Raises:
+        OSError: as ``open_plain``, or it is longer.
+    """
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else b""
+    if size > most or len(data) > most:
+        raise OSError(errno.EFBIG, f"it has {max(size, len(data)):,} bytes, at most {most:,} are read", os.fspath(path))
+    return data
+
+
+FILE = 0o600
+FOLDER = 0o700
+UMASK = 0o077
+
+
+def open_private(file: Path, flags: int, also: int | None = None) -> int:
+    """A descriptor of a regular file of this user's own, which is made, if ``flags`` say so, for this user only.
+
+    The rights of a file that is there already stay as they are.
+
+    Args:
+        file: is not followed where it is a link, nor waited for where it is a pipe.
+        flags: for ``os.open``.
+        also: the number of another user whose file it may be.
+
+    Raises:
+        OSError: it cannot be opened, or is something else; ``strerror`` says what.
+    """
+    try:
+        descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, FILE)
+    except OSError as exc:
+        raise _refusal(file, exc) from exc
+    found = os.fstat(descriptor)
+    reason = None
+    if not stat.S_ISREG(found.st_mode):
+        reason = "it is not a regular file"
+    elif found.st_uid not in {os.geteuid(), also}:
+        reason = _of_another(found.st_uid)
+    if reason is not None:
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, reason, str(file))
+    return descriptor
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for this user only. One that is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if folder.is_dir():
+        return
+    if folder.parent != folder:
+        make_folder(folder.parent)
+    folder.mkdir(FOLDER, exist_ok=True)
+
+
+def _refusal(file: Path, exc: OSError) -> OSError:
+    if exc.errno in {errno.ELOOP, errno.EMLINK}:
+        return OSError(exc.errno, "it is a link", str(file))
+    if isinstance(exc, PermissionError):
+        with suppress(OSError):
+            owner = file.lstat().st_uid
+            if owner != os.geteuid():
+                return PermissionError(exc.errno, _of_another(owner), str(file))
+    return exc
+
+
+def _of_another(owner: int) -> str:
+    import pwd
+
+    name = f"user {owner}"
+    with suppress(KeyError):
+        name = pwd.getpwuid(owner).pw_name
+    return f"it belongs to another user, {name}"
+
+
+def write_private(file: Path, data: bytes) -> None:
+    """``write_whole`` for this user of the machine only, with the folders that are missing.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays.
+    """
+    make_folder(file.parent)
+    write_whole(file, data, FILE)
+
+
+def write_whole(file: Path, data: bytes, rights: int = 0o666) -> None:
+    """Write a file whole or not at all: a reader, or a crash, also of the machine, never meets half of it.
+
+    Args:
+        file: is replaced where it is there.
+        data: all that is to be in it.
+        rights: of the file, of which the umask takes some.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays.
+    """
+    part = file.with_name(f".{file.name}-{secrets.token_hex(6)}")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, rights), "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,206 @@
+"""How results show themselves in a notebook: HTML in the look of the result pages, that changes nothing around it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mg_milvus.files import file_link, shown
+from mg_milvus.images.discover import text_path
+from mg_milvus.images.thumbnails import Thumbnail, thumbnail
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jinja2 import Template
+
+    from mg_milvus.images.decode import ImageSource
+    from mg_milvus.records import Box, Hit
+
+
+SIDE = 200
+"""Longest side of a thumbnail in pixels."""
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+_LIGHT = ('[data-jp-theme-light="true"]', "html[theme=light]", ".vscode-light")
+_DARK = ('[data-jp-theme-light="false"]', "html[theme=dark]", ".vscode-dark", ".vscode-high-contrast")
+"""How JupyterLab, Colab and VS Code mark their themes, which need not be the system's."""
+
+
+def render(name: str, **values: Any) -> str:
+    """An HTML fragment: the template with what is shown, escaped, and the style that holds inside of it only."""
+    return template(f"notebook/{name}.html.jinja").render(style=_style(), **values)
+
+
+@cache
+def template(name: str) -> Template:
+    """A template of ``html/templates``; values are escaped, and a name that is missing is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, finalize=shown,
+    )  # fmt: skip
+    return environment.get_template(name)
+
+
+@cache
+def _style() -> str:
+    """The style sheet, with the palette of the result pages: light, dark, and as the notebook's theme says."""
+    pages = (TEMPLATES / "result.css").read_text(encoding="utf-8")
+    light, dark = (" ".join(block.split()) for block in re.findall(r":root \{(.*?)\}", pages, re.DOTALL)[:2])
+    light, dark = light.replace("color-scheme: light dark", "color-scheme: light"), f"color-scheme: dark; {dark}"
+    rules = [f".mgm {{ {light} }}", f"@media (prefers-color-scheme: dark) {{ .mgm {{ {dark} }} }}"]
+    rules += [f"{theme} .mgm {{ {light} }}" for theme in _LIGHT] + [f"{theme} .mgm {{ {dark} }}" for theme in _DARK]
+    return "\n".join([*rules, (TEMPLATES / "notebook" / "notebook.css").read_text(encoding="utf-8")])
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """How near an image is on one granularity; as long as the share of bits that agree."""
+
+    name: str
+    hue: int
+    percent: float
+    distance: int
+    bits: int
+
+
+def bars_of(distances: Mapping[str, int], bits: Mapping[str, int]) -> list[Bar]:
+    """A bar for each granularity of which the largest distance is known, in the order of ``bits``."""
+    return [
+        Bar(name, place % 6, round(100 * max(0.0, 1 - distances[name] / length), 1), distances[name], length)
+        for place, (name, length) in enumerate(bits.items())
+        if name in distances
+    ]
+
+
+HIT_SIDE = 480
+"""Longest side of a hit's thumbnail in pixels: twice what a card shows, for dense screens."""
+
+QUERY_SIDE = 720
+"""Longest side of the query's thumbnail in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """One query and its answer.
+
+    Attributes:
+        title: what to call the query image: its path, ``-``, an id.
+        image: the query image.
+        hits: best first.
+        crop: the part of the image that was asked with, as x, y, width, height in pixels of the whole image.
+    """
+
+    title: str
+    image: ImageSource
+    hits: Sequence[Hit]
+    crop: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """How near a hit is on one granularity."""
+
+    name: str
+    hue: int
+    percent: float
+    distance: int
+    bits: int
+    rank: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """What the template shows of one hit."""
+
+    rank: int
+    score: str
+    name: str
+    path: str
+    link: str
+    thumbnail: Thumbnail
+    bars: Sequence[_Bar]
+    box: Box | None
+
+    @property
+    def fills(self) -> bool:
+        """Whether the image's shape is near the tile's, from square to 16:9."""
+        return self.thumbnail.height <= self.thumbnail.width <= 16 / 9 * self.thumbnail.height
+
+
+def result_page(
+    results: Sequence[QueryResult],
+    *,
+    collection: str,
+    bits: Mapping[str, int],
+    weights: Mapping[str, float],
+    fusion: str,
+    profile: str | None = None,
+) -> str:
+    """Queries and their hits as one self-contained HTML page.
+
+    Images are embedded as small JPEGs; one that is gone or cannot be read becomes a placeholder tile.
+
+    Args:
+        results: the queries, shown in this order.
+        collection: name of the collection that was asked.
+        bits: granularity -> largest distance in bits, in the order to show.
+        weights: granularity -> weight in the fusion.
+        fusion: name of the fusion method.
+        profile: name of the weight profile, when one was asked for.
+
+    Returns:
+        The HTML text, encodable as UTF-8.
+    """
+    queries = [
+        {
+            "title": result.title,
+            "name": os.path.basename(result.title) or result.title,
+            "thumbnail": thumbnail(result.image, QUERY_SIDE),
+            "crop": result.crop,
+            "cards": [_card(hit, bits) for hit in result.hits],
+        }
+        for result in results
+    ]
+    return template("result.html.jinja").render(
+        queries=queries,
+        collection=collection,
+        fusion=fusion,
+        profile=profile,
+        weights=[(name, f"{weights[name]:g}", index % 6) for index, name in enumerate(bits) if name in weights],
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _card(hit: Hit, bits: Mapping[str, int]) -> _Card:
+    bars = tuple(
+        _Bar(
+            name=name,
+            hue=index % 6,
+            percent=round(100 * max(0.0, 1 - hit.distances[name] / length), 1),
+            distance=hit.distances[name],
+            bits=length,
+            rank=f"{hit.ranks[name]:g}" if name in hit.ranks else "",
+        )
+        for index, (name, length) in enumerate(bits.items())
+        if name in hit.distances
+    )
+    path = text_path(hit.path)
+    return _Card(
+        rank=hit.rank,
+        score=f"{hit.score:.4f}",
+        name=path.name or hit.path,
+        path=str(path),
+        link=file_link(path),
+        thumbnail=thumbnail(path, HIT_SIDE, hit.box),
+        box=hit.box,
+        bars=bars,
+    )

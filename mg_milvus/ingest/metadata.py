@@ -1,0 +1,393 @@
+"""Small Parquet files that unfold to gigabytes: told by what a file says of its columns, before any is read."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mg_milvus.errors import MissingPackageError, SchemaError
+from mg_milvus.files import open_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+    from mg_milvus.schema.models import ExtraField
+
+    Value = str | int | float | bool
+
+
+_SMALL = 16 << 20
+"""Bytes that a column of a row group may unfold to, however few it comes from."""
+_RATIO = 200
+"""So much more than is in the file may come out of it beyond that; text has 5 to 30."""
+_ROOM = 128 << 20
+"""Bytes of the rows that are in memory together."""
+
+
+def rows_at_once(found: Any, lengths: Mapping[str, int], most: int) -> int:
+    """How many rows to read together, so that they fit into memory.
+
+    Args:
+        found: pyarrow's metadata of the file.
+        lengths: the columns that are read, and the values of each cell; 1 for what is no list.
+        most: rows, where they are small.
+
+    Raises:
+        ValueError: one of the columns unfolds to more than it can honestly hold.
+    """
+    largest = 1
+    for group in map(found.row_group, range(found.num_row_groups)):
+        dictionaries = 0
+        for column in map(group.column, range(group.num_columns)):
+            name = column.path_in_schema.partition(".")[0]
+            if name not in lengths:
+                continue
+            if column.num_values > group.num_rows * lengths[name]:
+                raise ValueError(f"the column {name!r} has {column.num_values:,} values in {group.num_rows:,} rows")
+            folded, unfolded = column.total_compressed_size, column.total_uncompressed_size
+            if unfolded > max(_SMALL, _RATIO * folded):
+                raise ValueError(f"the column {name!r} would unfold from {folded:,} bytes to {unfolded:,}")
+            if column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
+                dictionaries += unfolded  # every row may be a copy of all that is in it
+        largest = max(largest, dictionaries)
+    return max(1, min(most, _ROOM // largest))
+
+
+_ROWS = 1000
+"""Of a Parquet file that are in memory together, at most."""
+_IN_A_CELL = 1000
+"""Values of a list, such as labels, on average."""
+_ROW_CHARACTERS = 16 << 20
+"""Of one row of a table of text, with all its cells; a longer one is a file without line ends, or a device."""
+_NAMES_SHOWN = 20
+"""Columns that a message lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table that is being read.
+
+    Attributes:
+        columns: names of all its columns.
+        rows: number and cells of each row, wanted columns only; an empty CSV cell is None. Read once, lazily where the
+            format allows it: reading raises ``SchemaError`` as ``read_table`` does.
+        unit: what the numbers count from 1: "line" or "row".
+    """
+
+    columns: list[str]
+    rows: Iterable[tuple[int, dict[str, Any]]]
+    unit: str
+
+
+def read_table(name: str, wanted: Collection[str]) -> Table:
+    """Open a table by the ending of its name.
+
+    Raises:
+        SchemaError: the file cannot be read, or is not what its name says.
+        MissingPackageError: Parquet without pyarrow.
+    """
+    read = _READERS.get(os.path.splitext(name)[1].lower())
+    if read is None:
+        raise SchemaError(f"{name!r} is not a table: expected a name that ends in {', '.join(_READERS)}")
+    try:
+        return read(name, wanted)
+    except OSError as error:
+        raise SchemaError(f"the table {name!r} cannot be read: {error.strerror or _line(error)}") from error
+
+
+def shown(cell: object) -> str:
+    """A cell for messages: on one line, cut."""
+    text = ascii(cell) if isinstance(cell, str) and not cell.isprintable() else repr(cell)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def listed(columns: Collection[str]) -> str:
+    """The first names of columns for messages; ``none`` where there are none."""
+    names = [shown(column) for column, _ in zip(columns, range(_NAMES_SHOWN), strict=False)]
+    more = len(columns) - len(names)
+    return (", ".join(names) or "none") + (f" and {more:,} more" if more else "")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _read_csv(name: str, wanted: Collection[str]) -> Table:
+    headers = {delimiter: next(_csv_rows(name, delimiter, strict=False), (0, [])) for delimiter in ",;\t"}
+    delimiter = max(headers, key=lambda found: len(headers[found][1]))
+    first, header = headers[delimiter]
+    columns = [column.strip() for column in header]
+    if len(set(columns)) < len(columns):
+        raise SchemaError(f"{name!r}: a name comes twice in the header: {listed(columns)}")
+
+    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, cells in _csv_rows(name, delimiter, strict=True):
+            if len(cells) != len(columns):
+                raise SchemaError(
+                    f"{name!r}, line {number}: {len(cells)} cells, expected {len(columns)} as the header has"
+                )
+            if number != first:
+                row = zip(columns, cells, strict=True)
+                yield number, {column: cell or None for column, cell in row if column in wanted}
+
+    return Table(columns, records(), "line")
+
+
+def _csv_rows(name: str, delimiter: str, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
+    taken = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal taken
+        while line := file.readline(_ROW_CHARACTERS + 1 - taken):
+            taken += len(line)  # a cell in quotes goes on in the next line
+            if taken > _ROW_CHARACTERS:
+                raise SchemaError(
+                    f"{name!r}, line {reader.line_num + 1}: the row is longer than {_ROW_CHARACTERS:,} characters"
+                )
+            yield line
+
+    with io.TextIOWrapper(open_plain(name), encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(lines(), delimiter=delimiter, strict=strict)
+        try:
+            for cells in reader:
+                taken = 0
+                if cells:
+                    yield reader.line_num, cells
+        except UnicodeDecodeError as error:
+            raise SchemaError(f"{name!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
+        except csv.Error as error:
+            raise SchemaError(f"{name!r}, line {reader.line_num}: not well-formed CSV: {error}") from error
+
+
+def _read_json_lines(name: str, wanted: Collection[str]) -> Table:
+    # The columns are known only when every line has been seen.
+    columns: dict[str, None] = {}
+    rows: list[tuple[int, dict[str, Any]]] = []
+    with open_plain(name) as file:
+        for number, line in enumerate(iter(lambda: file.readline(_ROW_CHARACTERS + 1), b""), start=1):
+            if len(line) > _ROW_CHARACTERS:
+                raise SchemaError(f"{name!r}, line {number}: the row is longer than {_ROW_CHARACTERS:,} bytes")
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise SchemaError(f"{name!r}, line {number}: not JSON in UTF-8: {error}") from error
+            if not isinstance(record, dict):
+                raise SchemaError(f'{name!r}, line {number}: expected one JSON object a line, as {{"path": "a.jpg"}}')
+            columns.update(dict.fromkeys(record))
+            rows.append((number, {column: cell for column, cell in record.items() if column in wanted}))
+    return Table(list(columns), rows, "line")
+
+
+def _read_parquet(name: str, wanted: Collection[str]) -> Table:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise MissingPackageError(
+            f"reading {name!r} needs pyarrow, which is not installed: pip install 'mg-milvus[parquet]'"
+        ) from error
+
+    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+        number = 0
+        try:
+            with open_plain(name) as opened, ParquetFile(opened) as file:
+                chosen = [column for column in columns if column in wanted]
+                together = rows_at_once(file.metadata, dict.fromkeys(chosen, _IN_A_CELL), _ROWS)
+                for batch in file.iter_batches(batch_size=together, columns=chosen):
+                    for record in batch.to_pylist():
+                        number += 1
+                        yield number, record
+        except (ArrowException, OSError, ValueError, OverflowError) as error:  # text and times that are none
+            raise SchemaError(f"{name!r} is damaged after row {number}: {_line(error)}") from error
+
+    try:
+        with open_plain(name) as opened, ParquetFile(opened) as file:
+            columns: list[str] = list(file.schema_arrow.names)
+    except (ArrowException, ValueError) as error:
+        raise SchemaError(f"{name!r} is not a Parquet file: {_line(error)}") from error
+    return Table(columns, records(), "row")
+
+
+_READERS: dict[str, Callable[[str, Collection[str]], Table]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".parquet": _read_parquet,
+}
+
+
+PATH_COLUMNS = ("path", "file", "filename", "file_name")
+"""The column that says which image a row is about: the first of these that is there."""
+
+
+class Metadata:
+    """What a metadata file says about the images. Made by ``read_metadata``; safe to ask from several threads."""
+
+    def __init__(
+        self, rows: dict[str, tuple[Value, ...]], defaults: Mapping[str, Value], folders: Sequence[str]
+    ) -> None:
+        self._rows = rows
+        self._defaults = defaults
+        self._prefixes = [folder.rstrip("/") + "/" for folder in folders]
+        self._asked: set[str] = set()
+
+    def values(self, path: str) -> dict[str, Value]:
+        """All fields of the schema for the image at ``path`` (absolute); those without a value have their default."""
+        relative = [path.removeprefix(prefix) for prefix in self._prefixes if path.startswith(prefix)]
+        for key in (path, *relative):
+            if key in self._rows:
+                self._asked.add(key)
+                return dict(zip(self._defaults, self._rows[key], strict=True))
+        return dict(self._defaults)
+
+    @property
+    def unmatched(self) -> list[str]:
+        """Paths in the file, in its order, that none of the images asked about so far has."""
+        return [key for key in self._rows if key not in self._asked]
+
+
+def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], roots: Sequence[str]) -> Metadata:
+    """Read a table with one row an image. It is held in memory: the paths, and the columns that the schema names.
+
+    The column ``path`` (or ``file``, ``filename``, ``file_name``) holds paths that are absolute, or relative to the
+    file's own folder, to an ingest root, or to a root's parent; the first that fits is taken. Columns that the schema
+    does not name are ignored. Empty cells, nulls and images without a row get the field's default, else "", 0, 0.0
+    or False.
+
+    Args:
+        file: ``.csv`` or ``.tsv`` (UTF-8, a header, separated by commas, semicolons or tabs), ``.jsonl`` or ``.ndjson``
+            (an object a line), ``.parquet``.
+        fields: the schema's extra fields.
+        roots: what is ingested: absolute folders and files.
+
+    Raises:
+        SchemaError: the file cannot be read, a field has no column, or a value does not fit its field; the message
+            says the line (in Parquet the row, from 1), the column, the value and what was expected.
+        MissingPackageError: Parquet without pyarrow.
+    """
+    name = os.fspath(file)
+    table = read_table(name, {*PATH_COLUMNS, *(field.name for field in fields)})
+    key_column = _check_columns(name, table.columns, fields)
+    folder = os.path.dirname(os.path.abspath(name))
+    tops = [root if _is_uri(root) else os.path.abspath(root) for root in roots]
+    defaults = default_values(fields)
+    rows: dict[str, tuple[Value, ...]] = {}
+    for number, record in table.rows:
+        place = f"{name!r}, {table.unit} {number}"
+        key = _key(record.get(key_column), folder, f"{place}, column {key_column!r}")
+        if key in rows:
+            raise SchemaError(f"{place}: {shown(key)} has a row already; expected one row an image")
+        rows[key] = tuple(
+            _convert(value, field, f"{place}, column {field.name!r}")
+            if (value := record.get(field.name)) is not None
+            else defaults[field.name]
+            for field in fields
+        )
+    return Metadata(rows, defaults, list(dict.fromkeys([folder, *tops, *map(os.path.dirname, tops)])))
+
+
+def _check_columns(name: str, columns: Sequence[str], fields: Sequence[ExtraField]) -> str:
+    """The name of the path column; refuses a table that cannot fill the fields."""
+    names = listed(columns)
+    if not fields:
+        raise SchemaError(f"the schema has no fields for the columns of {name!r} ({names}): name some under 'fields'")
+    for field in fields:
+        if field.name not in columns:
+            near = difflib.get_close_matches(field.name, columns, n=1)
+            hint = f"did you mean {shown(near[0])}?" if near else f"its columns: {names}"
+            raise SchemaError(f"{name!r} has no column for the schema's field {field.name!r}; {hint}")
+    for column in PATH_COLUMNS:
+        if column in columns:
+            return column
+    raise SchemaError(f"{name!r} has no column of paths: expected one of {', '.join(PATH_COLUMNS)}; found {names}")
+
+
+def _key(cell: object, folder: str, place: str) -> str:
+    if not isinstance(cell, str) or not cell:
+        raise SchemaError(f"{place}: {shown(cell)} is not the path of an image")
+    if _is_uri(cell):
+        return cell
+    key = os.path.normpath(cell)
+    return os.path.normpath(os.path.join(folder, key)) if key.split("/")[0] == ".." else key
+
+
+def _is_uri(path: str) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+
+
+def default_values(fields: Sequence[ExtraField]) -> dict[str, Value]:
+    """What an image has that no metadata names: the field's default, else "", 0, 0.0 or False."""
+    return {field.name: _default(field) for field in fields}
+
+
+def _default(field: ExtraField) -> Value:
+    kind = _KINDS[field.type]
+    return kind.zero if field.default is None else _convert(field.default, field, f"default of field {field.name!r}")
+
+
+def _convert(value: object, field: ExtraField, place: str) -> Value:
+    kind = _KINDS[field.type]
+    try:
+        converted = kind.convert(value)
+        length = len(converted.encode()) if isinstance(converted, str) else 0
+    except (ValueError, TypeError, OverflowError):
+        raise SchemaError(f"{place}: {shown(value)} is not {kind.expected}") from None
+    if length > field.max_length:
+        raise SchemaError(f"{place}: {shown(value)} has {length} bytes, more than max_length={field.max_length}")
+    return converted
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _int(value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,19}", value.strip()):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+        raise TypeError
+    return value
+
+
+def _float(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or "_" in str(value):
+        raise TypeError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _bool(value: object) -> bool:
+    known: dict[object, bool] = {"true": True, "1": True, "false": False, "0": False}
+    text = str(value).strip().lower()
+    if not isinstance(value, str | int) or text not in known:
+        raise TypeError
+    return known[text]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    zero: Value
+    convert: Callable[[object], Value]
+    expected: str
+
+
+_KINDS: dict[str, _Kind] = {
+    "string": _Kind("", _string, "a string"),
+    "int": _Kind(0, _int, "a whole number of 64 bits (int)"),
+    "float": _Kind(0.0, _float, "a finite number (float)"),
+    "bool": _Kind(False, _bool, "true, false, 0 or 1 (bool)"),
+}

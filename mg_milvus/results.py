@@ -1,0 +1,156 @@
+"""The answer to one query: a list of hits that shows itself in a notebook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+
+from mg_milvus.html.pages import SIDE, bars_of, render
+from mg_milvus.images.discover import text_path
+from mg_milvus.records import FAILURES_SHOWN, Failure, Hit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+MOST_SHOWN = 48
+"""Images inside of a notebook: with more its file would grow too large."""
+
+
+class Hits(list[Hit]):
+    """Hits, best first. A list in every way, equal to any list of the same hits.
+
+    Attributes:
+        bits: granularity -> largest distance in bits, for the bars.
+    """
+
+    def __init__(self, hits: Iterable[Hit] = (), bits: Mapping[str, int] | None = None) -> None:
+        super().__init__(hits)
+        self.bits = dict(bits or {})
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> Hit: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Hits: ...
+
+    def __getitem__(self, place: SupportsIndex | slice) -> Hit | Hits:
+        """A hit; some of them are ``Hits`` again."""
+        if isinstance(place, slice):
+            return Hits(super().__getitem__(place), self.bits)
+        return super().__getitem__(place)
+
+    def _repr_html_(self) -> str:
+        """Thumbnails, scores and distances; an image that is gone or cannot be read is a placeholder."""
+        from mg_milvus.images.thumbnails import thumbnail
+
+        cards = [
+            {
+                "rank": hit.rank,
+                "score": f"{hit.score:.4f}",
+                "path": str(path),
+                "name": path.name or hit.path,
+                "image": thumbnail(path, SIDE, hit.box),
+                "bars": bars_of(hit.distances, self.bits),
+            }
+            for hit in self[:MOST_SHOWN]
+            for path in [text_path(hit.path)]
+        ]
+        return render("hits", cards=cards, count=len(self))
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What one ingest did, in images.
+
+    Attributes:
+        seen: image files found.
+        added: rows that are new.
+        updated: rows encoded again because the file's content changed.
+        unchanged: files whose row was already right.
+        removed: rows deleted because their file is gone (``prune``).
+        failures: files that could not be read, in the order met.
+        seconds: wall time.
+        adapted_on: images the hash heads were fitted on; 0 when they were not fitted in this ingest.
+        interrupted: stopped by the user; what is counted was acknowledged by Milvus.
+        dry_run: nothing was written; the counts say what would have been done.
+    """
+
+    seen: int
+    added: int
+    updated: int
+    unchanged: int
+    removed: int
+    failures: tuple[Failure, ...]
+    seconds: float
+    adapted_on: int = 0
+    interrupted: bool = False
+    dry_run: bool = False
+
+    @property
+    def failed(self) -> int:
+        """Number of files that could not be read."""
+        return len(self.failures)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images encoded (added or updated) a second."""
+        return (self.added + self.updated) / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """A dictionary, ready for JSON."""
+        return {
+            "seen": self.seen, "added": self.added, "updated": self.updated, "unchanged": self.unchanged,
+            "removed": self.removed, "failed": self.failed,
+            "failures": [{"path": f.path, "reason": f.reason} for f in self.failures],
+            "seconds": round(self.seconds, 3), "images_per_second": round(self.images_per_second, 1),
+            "adapted_on": self.adapted_on, "interrupted": self.interrupted, "dry_run": self.dry_run,
+        }  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        """The counts and the first failures as a table, for a notebook."""
+        from mg_milvus.html.pages import render
+
+        state = "interrupted" if self.interrupted else "dry run: nothing was written" if self.dry_run else ""
+        told = [f"{self.images_per_second:.1f} images/s", f"{self.seconds:.1f} s"] + ([state] if state else [])
+        if self.adapted_on:
+            told.append(f"hash heads fitted on {self.adapted_on:,} of them")
+        counts = {"added": self.added, "updated": self.updated, "unchanged": self.unchanged, "removed": self.removed}
+        return render(
+            "ingest", headline=f"{self.seen:,} images seen", told=" · ".join(told), columns=["", *counts, "failed"],
+            row=("images", [f"{count:,}" for count in (*counts.values(), self.failed)]),
+            failures=self.failures[:FAILURES_SHOWN], more=max(0, self.failed - FAILURES_SHOWN),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """What ``ImageIndex.info`` tells.
+
+    Attributes:
+        uri: where the collection lives.
+        server: name and version of what answers there.
+        collection: its name.
+        rows: images in it.
+        schema: the schema it was made with, as plain data.
+        fingerprint: the encoder that filled it.
+        backbone: name of that encoder's backbone.
+        heads: "adapted on N images" or "shipped".
+        bytes_per_image: bytes of all codes of one image.
+        advice: what would make the index better, in sentences; empty when nothing would.
+    """
+
+    uri: str
+    server: str
+    collection: str
+    rows: int
+    schema: Mapping[str, Any]
+    fingerprint: str
+    backbone: str
+    heads: str
+    bytes_per_image: int
+    advice: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """A dictionary, ready for JSON."""
+        return {name: getattr(self, name) for name in self.__slots__} | {"advice": list(self.advice)}

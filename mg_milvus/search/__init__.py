@@ -1,0 +1,1 @@
+"""Queries: retrieve candidates per granularity, fuse their rankings, explain the scores."""

@@ -1,0 +1,332 @@
+"""The encoder of a collection: kept beside it in the store, and a copy of it on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mg_milvus.config import split_token
+from mg_milvus.encoder.load import load_encoder
+from mg_milvus.errors import (
+    CollectionNotFoundError,
+    EncoderError,
+    EncoderMismatchError,
+    NotIndexedError,
+    SchemaMismatchError,
+    StoreError,
+)
+from mg_milvus.files import one_line, write_private
+from mg_milvus.images.discover import image_id, is_url, path_text
+from mg_milvus.schema.diff import difference
+from mg_milvus.schema.models import Schema
+from mg_milvus.store.collections import is_fingerprint
+from mg_milvus.store.milvus import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mg_milvus.config import Tls
+    from mg_milvus.encoder.base import Encoder
+    from mg_milvus.store.base import Description, Row, Store
+
+    PathLike = str | os.PathLike[str]
+
+
+WHOLE_FILE_LIMIT = 32_000_000
+"""Encoder files up to this many bytes are kept whole in the store; of larger ones the heads only."""
+
+
+def cache_folder() -> Path:
+    """Where copies of encoders are kept: under ``$XDG_CACHE_HOME``, else ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mg-milvus" / "encoders"
+
+
+def keep_encoder(store: Store, encoder: Encoder) -> None:
+    """Put an encoder beside the collection, so that a URI is all that a client needs.
+
+    One that is too large to be kept whole is also put into the cache, where its own backbone is not lost.
+    """
+    data = encoder.to_bytes()
+    if len(data) > WHOLE_FILE_LIMIT:
+        _cache(encoder.fingerprint, data)
+        data = encoder.to_bytes(WHOLE_FILE_LIMIT)
+    store.put_encoder(encoder.fingerprint, data)
+
+
+def encoder_of(store: Store, fingerprint: str, *, device: str, base: Encoder | None = None) -> Encoder:
+    """The encoder that filled the store's collection.
+
+    A copy in the cache is used when its fingerprint is right, otherwise it is replaced by the store's. ``base`` lends
+    its backbone to what is kept without one.
+
+    Raises:
+        EncoderMismatchError: the store does not have it, or what it has is another one.
+        EncoderError: what it has is no encoder, or the fingerprint is none.
+    """
+    if not is_fingerprint(fingerprint):  # it becomes the name of a file
+        raise EncoderError(f"{one_line(repr(fingerprint), 60)} is not a fingerprint, expected 16 hexadecimal digits")
+    with suppress(EncoderError):
+        cached = load_encoder(_copy(fingerprint), device=device, base=base)
+        if cached.fingerprint == fingerprint:
+            return cached
+    data = store.get_encoder(fingerprint)
+    if data is None:
+        raise EncoderMismatchError(
+            f"collection '{store.collection}' was filled by the encoder {fingerprint}, which is not kept beside it any "
+            "more; give that encoder's file, or ingest into a new collection"
+        )
+    encoder = load_encoder(data, device=device, base=base)
+    if encoder.fingerprint != fingerprint:
+        raise EncoderMismatchError(
+            f"collection '{store.collection}' was filled by the encoder {fingerprint}, but {encoder.fingerprint} is "
+            "kept beside it; give the right encoder's file, or ingest into a new collection"
+        )
+    _cache(fingerprint, data)
+    return encoder
+
+
+def cached_encoders() -> dict[Path, int]:
+    """The copies on this machine, with their bytes."""
+    found = {}
+    for file in sorted(cache_folder().glob("*.safetensors")):
+        with suppress(OSError):
+            found[file] = file.stat().st_size
+    return found
+
+
+def clear_encoders() -> list[Path]:
+    """Remove the copies that collections hold whole, too.
+
+    Returns:
+        Those that were kept: of larger ones a collection holds the heads only, so the copy may be the last one.
+    """
+    kept = []
+    for file, size in cached_encoders().items():
+        if size > WHOLE_FILE_LIMIT:
+            kept.append(file)
+        else:
+            with suppress(OSError):  # it goes on to be among cached_encoders
+                file.unlink()
+    return kept
+
+
+def _copy(fingerprint: str) -> Path:
+    return cache_folder() / f"{fingerprint}.safetensors"
+
+
+def _cache(fingerprint: str, data: bytes) -> None:
+    with suppress(OSError):  # a cache that cannot be written is no reason to fail
+        write_private(_copy(fingerprint), data)
+
+
+class Connection:
+    """Opens the store when it is first needed, and remembers what the collection says of itself.
+
+    Attributes:
+        uri: ``*.db``, ``memory:`` or a server's, without user and password.
+        device: where encoders run.
+    """
+
+    def __init__(
+        self, uri: str, *, collection: str | None, token: str | None, timeout: float, device: str,
+        schema: Schema | None, encoder: Encoder | str | Path | None, tls: Tls | None = None,
+    ) -> None:  # fmt: skip
+        self.uri, self._token = split_token(uri, token)
+        self.device, self._tls = device, tls
+        self._collection, self._timeout = collection, timeout
+        self._given_schema, self._given_encoder = schema, encoder
+        self._lock = threading.RLock()
+        self._store: Store | None = None
+        self._description: Description | None = None
+        self._encoder: Encoder | None = None
+        self._closed = False
+
+    @property
+    def collection(self) -> str:
+        """Name of the collection: as given, the schema's, or the only one there is."""
+        with self._lock:
+            if self._collection is None:
+                self._collection = self._given_schema.collection if self._given_schema else Schema().collection
+                if self._given_schema is None and not self._is_absent():
+                    names = self.store.collections()
+                    if len(names) == 1 and names[0] != self._collection:
+                        self._close_store()
+                        self._collection = names[0]
+            return self._collection
+
+    @property
+    def given_schema(self) -> Schema | None:
+        """The schema that was given when this was opened."""
+        return self._given_schema
+
+    @property
+    def access(self) -> tuple[str | None, float, Tls | None]:
+        """The token, the seconds that one call to the server may take, and how it is encrypted."""
+        return self._token, self._timeout, self._tls
+
+    def prefer(self, collection: str) -> None:
+        """Use this collection, unless one was named, by itself or in a schema, when this was opened."""
+        with self._lock:
+            if self._collection is None and self._given_schema is None:
+                self._collection = collection
+
+    @property
+    def store(self) -> Store:
+        """The open store; a Milvus Lite file is made when it is not there."""
+        with self._lock:
+            if self._closed:
+                raise StoreError(f"this index ({self.uri}) is closed; open it again")
+            collection = self.collection if self._store is None else ""  # to find it out may open the store
+            if self._store is None:
+                self._store = open_store(self.uri, collection, token=self._token, timeout=self._timeout, tls=self._tls)
+            return self._store
+
+    def description(self) -> Description | None:
+        """What the collection says of itself; None when there is none. Nothing is made by asking."""
+        with self._lock:
+            if self._description is None and not self._is_absent():
+                collection = self.collection
+                found = self.store.describe()
+                if found is not None and self._given_schema is not None:
+                    _check_schema(collection, found.schema, self._given_schema)
+                self._description = found
+            return self._description
+
+    def existing(self) -> Description:
+        """What the collection says of itself.
+
+        Raises:
+            CollectionNotFoundError: there is none.
+        """
+        found = self.description()
+        if found is None:
+            place = f"at {self.uri}" if self._is_absent() else f"named '{self.collection}' at {self.uri}"
+            others = [] if self._is_absent() else self.store.collections()
+            hint = f"; there are {', '.join(others)}: choose one with --collection" if others else ""
+            raise CollectionNotFoundError(f"there is no index {place}{hint or '; make it with mgm ingest FOLDER'}")
+        return found
+
+    @property
+    def schema(self) -> Schema:
+        """The collection's schema, with the weights and the fusion of the given one; before the first ingest, that."""
+        found, given = self.description(), self._given_schema
+        if found is None:
+            schema = (given or Schema()).model_copy(update={"collection": self.collection})
+            if isinstance(self._given_encoder, str | Path):
+                name = str(self._given_encoder)
+                schema = schema.model_copy(update={"encoder": schema.encoder.model_copy(update={"name": name})})
+            return schema
+        if given is None:
+            return found.schema
+        granularities = tuple(
+            granularity.model_copy(update={"weight": given.weights[granularity.name]})
+            for granularity in found.schema.granularities
+        )
+        regions = found.schema.regions
+        if regions is not None and given.regions is not None:
+            regions = regions.model_copy(update={"weight": given.regions.weight})
+        changed = {"granularities": granularities, "regions": regions, "fusion": given.fusion}
+        return found.schema.model_copy(update=changed)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The collection's encoder.
+
+        Raises:
+            CollectionNotFoundError: there is no collection yet.
+            EncoderMismatchError: it was filled by another encoder than the given one.
+        """
+        with self._lock:
+            if self._encoder is None:
+                recorded = self.existing().fingerprint
+                given = None if self._given_encoder is None else self.base_encoder()
+                if given is not None and given.fingerprint == recorded:
+                    self._encoder = given
+                    return given
+                found = encoder_of(self.store, recorded, device=self.device, base=given)
+                if given is not None and given.fingerprint not in found.ancestors:
+                    raise EncoderMismatchError(
+                        f"collection '{self.collection}' was filled by the encoder {recorded}, you gave "
+                        f"{given.fingerprint}: leave it out to use the collection's own, or ingest into a new "
+                        "collection with --collection"
+                    )
+                self._encoder = found
+            return self._encoder
+
+    def base_encoder(self) -> Encoder:
+        """The encoder that a new collection starts from: the given one, else the schema's."""
+        given = self._given_encoder if self._given_encoder is not None else self.schema.encoder.name
+        return load_encoder(given, device=self.device) if isinstance(given, str | Path) else given
+
+    def beside(self, collection: str, schema: Schema) -> Connection:
+        """Another collection at the same place, to be made from the same base encoder."""
+        return Connection(
+            self.uri, collection=collection, token=self._token, timeout=self._timeout, device=self.device,
+            schema=schema, encoder=self._given_encoder or self.encoder, tls=self._tls,
+        )  # fmt: skip
+
+    def rows(self, ids_or_paths: Sequence[PathLike], granularities: tuple[str, ...] = ()) -> list[Row]:
+        """The rows of all, in order, without doubles.
+
+        Raises:
+            NotIndexedError: one of them is not indexed.
+        """
+        keys = {_key(given): str(given) for given in ids_or_paths}
+        rows = self.store.fetch(list(keys), granularities)
+        missing = [given for key, given in keys.items() if key not in rows]
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise NotIndexedError(
+                f"'{missing[0]}'{more} is neither the id nor the path of an image in '{self.collection}'; paths are "
+                "as they were ingested, mgm query shows them"
+            )
+        return [rows[key] for key in keys]
+
+    def made(self, description: Description, encoder: Encoder) -> None:
+        """Remember a collection that this client has just made or found made."""
+        with self._lock:
+            self._description, self._encoder = description, encoder
+
+    def close(self) -> None:
+        """Close the store; idempotent."""
+        with self._lock:
+            self._close_store()
+            self._closed = True
+
+    def _close_store(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def _is_absent(self) -> bool:
+        """Whether the URI is a Milvus Lite file that is not there: opening it would make one."""
+        return (
+            self._store is None and self.uri.endswith(".db") and "://" not in self.uri and not Path(self.uri).exists()
+        )
+
+
+def _key(id_or_path: PathLike) -> str:
+    if isinstance(id_or_path, str) and re.fullmatch(r"[0-9a-f]{32}", id_or_path):
+        return id_or_path
+    if isinstance(id_or_path, str) and is_url(id_or_path):
+        return image_id(id_or_path)
+    return image_id(path_text(id_or_path))
+
+
+def _check_schema(collection: str, recorded: Schema, given: Schema) -> None:
+    """Refuse a given schema whose differences a filled collection cannot take on.
+
+    The encoder is not compared here: its fingerprint says more than its name.
+    """
+    given = given.model_copy(update={"collection": recorded.collection, "encoder": recorded.encoder})
+    costly = [d for d in difference(recorded, given) if d.consequence != "none"]
+    if costly:
+        listed = "; ".join(f"{d.key} is {d.old}, the given schema says {d.new}" for d in costly)
+        raise SchemaMismatchError(
+            f"collection '{collection}' was made with another schema: {listed}. Leave the schema out to use the "
+            "collection's own, or ingest into a new collection with --collection"
+        )

@@ -1,0 +1,304 @@
+"""How many clusters (lists) a BIN_IVF_FLAT index should have, and how many a query looks into. Pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mg_milvus.codes import Codes
+    from mg_milvus.schema.models import FusionSettings, Schema
+
+
+FEWEST_ROWS = 1_024
+"""Rows of a segment from which on Milvus builds an index at all."""
+FEW_ROWS = 65_536
+"""Rows of a segment up to which any number of clusters does: comparing with all of them takes about a millisecond."""
+MOST_LISTS = 65_536
+"""The most that Milvus takes."""
+_SEGMENT = 1 << 30
+"""Bytes of rows in a sealed segment (dataCoord.segment.maxSize); each has an index of its own."""
+
+
+def nlist_for(rows: int) -> int:
+    """Clusters for the rows of one segment: 4 times their root, as Milvus and FAISS advise; 1 to 65,536."""
+    return min(MOST_LISTS, max(1, round(4 * math.sqrt(rows))))
+
+
+def fits(nlist: int, rows: int) -> bool:
+    """Whether so many clusters are within a factor of two of what the rows of a segment ask for, or these are few.
+
+    Nearer is no better: recall and time change slowly with it, while an index that is built again is hours of work.
+    """
+    return rows <= FEW_ROWS or nlist_for(rows) / 2 <= nlist <= nlist_for(rows) * 2
+
+
+def rows_a_segment(rows: int, row_bytes: float) -> int:
+    """Rows of a sealed segment when there are so many of this size."""
+    return min(rows, max(1, int(_SEGMENT / row_bytes)))
+
+
+def typical_rows(segments: Sequence[int]) -> int:
+    """Rows of the segment that a row drawn at random lies in, on average; small ones are not indexed and not counted.
+
+    Args:
+        segments: rows of each.
+
+    Returns:
+        0 when none is large enough for an index.
+    """
+    indexed = [rows for rows in segments if rows >= FEWEST_ROWS]
+    return round(sum(rows * rows for rows in indexed) / sum(indexed)) if indexed else 0
+
+
+def nprobe_for(nlist: int, wanted_nlist: int, wanted_nprobe: int) -> int:
+    """Clusters to look into: the share of them that the schema asks for, whatever their number has become."""
+    return min(nlist, max(1, round(nlist * wanted_nprobe / wanted_nlist)))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image as it is stored.
+
+    Attributes:
+        id: 32 hexadecimal digits.
+        path: absolute path (or URI) of the image.
+        size: bytes of the file.
+        mtime_ns: modification time of the file, nanoseconds since the epoch.
+        width: pixels, as shown (after the EXIF rotation).
+        height: pixels.
+        content_hash: hexadecimal BLAKE2b-128 of the file's bytes.
+        codes: granularity -> packed code, bits / 8 bytes. May be empty or partial in what ``fetch`` returns.
+        fields: the schema's own extra fields.
+        region_codes: codes of all regions, one behind the other in the order of ``regions.windows``. Empty: those that are
+            stored stay; ``fetch`` and ``scan`` never read them, ``Regions.codes`` does.
+    """
+
+    id: str
+    path: str
+    size: int
+    mtime_ns: int
+    width: int
+    height: int
+    content_hash: str
+    codes: Mapping[str, bytes] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    region_codes: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a collection knows of itself; kept as JSON in its description.
+
+    Attributes:
+        schema: the schema it was made with, with the weights and the fusion it was tuned to since.
+        fingerprint: of the encoder that fills it.
+        adapted_on: images of this collection the heads were fitted on; 0 for shipped heads.
+        backbone: name of the encoder's backbone, for people.
+    """
+
+    schema: Schema
+    fingerprint: str
+    adapted_on: int = 0
+    backbone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The nearest rows of one query on one granularity.
+
+    Attributes:
+        ids: (n,) primary keys, nearest first; the order within a tie is by id.
+        distances: (n,) int32 Hamming distances in bits.
+    """
+
+    ids: list[str]
+    distances: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexLists:
+    """The clusters of a BIN_IVF_FLAT index.
+
+    Attributes:
+        collection: whose codes it holds: the images' or their regions'.
+        nlist: clusters that it was built with.
+        rows: of a typical sealed segment, each of which has an index of its own; 0: none is large enough for one.
+    """
+
+    collection: str
+    nlist: int
+    rows: int
+
+
+class Indexes(Protocol):
+    """The indexes over the codes of one collection, and over those of its regions."""
+
+    def lists(self) -> list[IndexLists]:
+        """What BIN_IVF_FLAT was built with; empty where there is no such index, as on Milvus Lite."""
+
+    def rebuild(self, collection: str, nlist: int) -> None:
+        """Build BIN_IVF_FLAT again with so many clusters, for a collection that ``lists`` names.
+
+        The collection is released and loaded again; queries fail for these seconds. The server then builds in the
+        background, and compares with every row until it is done.
+        """
+
+    def refresh(self) -> None:
+        """Load rows that the server imported by itself."""
+
+
+class Regions(Protocol):
+    """The codes of regions of one collection's images; they are written by ``Store.upsert``.
+
+    Every method raises ``QueryError`` when the schema has no regions, and ``StoreError`` when what holds them is
+    missing or was filled by another encoder.
+    """
+
+    def nearest(self, scale: int, codes: Codes, depth: int, images: Sequence[str] | None = None) -> list[Neighbours]:
+        """Search the regions of one scale.
+
+        Args:
+            scale: its place in the schema.
+            codes: (n, bits / 8) uint8.
+            depth: regions found a query, at most.
+            images: look at the regions of these images only.
+
+        Returns:
+            One ``Neighbours`` a query, whose ids are those of regions, see ``regions.region_id``.
+        """
+
+    def count(self) -> int:
+        """Number of regions."""
+
+    def scan(self) -> Iterator[list[str]]:
+        """The ids of all regions, in batches of bounded size, in no stated order."""
+
+    def codes(self, images: Sequence[str]) -> dict[str, bytes]:
+        """Image id -> the codes of all its regions, as in ``Row.region_codes``. Images that lack some are left out."""
+
+    def delete(self, images: Sequence[str]) -> None:
+        """Delete the regions of images; the images' rows stay."""
+
+
+class Store(Protocol):
+    """One collection (and the encoders kept beside it) in some database.
+
+    Every method raises ``StoreError`` or one of its children, never a vendor's exception. Reads see this client's own
+    earlier writes. Queries may come from several threads at once.
+    """
+
+    uri: str
+    collection: str
+
+    @property
+    def regions(self) -> Regions:
+        """The codes of regions."""
+
+    @property
+    def indexes(self) -> Indexes:
+        """The indexes over the codes."""
+
+    def describe(self) -> Description | None:
+        """The collection's own description; None when there is no such collection.
+
+        Raises:
+            ForeignCollectionError: the collection was not made by mg-milvus.
+        """
+
+    def create(self, description: Description) -> Description:
+        """Make the collection with its indexes and load it; return what it now says of itself.
+
+        When another client made it a moment ago, *its* description is returned: whoever came first wins.
+
+        Raises:
+            UnsupportedError: the server cannot hold this schema.
+        """
+
+    def retune(self, weights: Mapping[str, float], fusion: FusionSettings) -> Description:
+        """Record other weights, one for every granularity, and another fusion; return what the collection now says.
+
+        Rows and codes stay as they are. ``describe`` of every client tells the new ones from now on.
+
+        Raises:
+            CollectionNotFoundError: there is no collection.
+            ValueError: weights that a schema cannot have; nothing was changed.
+        """
+
+    def drop(self) -> None:
+        """Remove the collection and what is kept beside it. No error when there is none."""
+
+    def upsert(self, rows: Sequence[Row]) -> None:
+        """Write rows with all codes and fields; a row with an existing id replaces it. Returns when acknowledged.
+
+        Regions are written before their images: an image that is there has its regions, whatever happens.
+        """
+
+    def nearest(
+        self,
+        granularity: str,
+        codes: Codes,
+        depth: int,
+        where: str | None = None,
+        *,
+        known: dict[str, Row] | None = None,
+    ) -> list[Neighbours]:
+        """Search one field with (n, bits / 8) uint8 codes: one ``Neighbours`` a query, at most ``depth`` long.
+
+        With ``known`` (id -> row with all its codes), the rows found come in the same answer where the collection can
+        give them, and those that it lacks are put into it.
+        """
+
+    def hybrid(
+        self,
+        codes: Mapping[str, Codes],
+        weights: Mapping[str, float],
+        *,
+        k: int,
+        depth: int,
+        rrf_k: int,
+        where: str | None = None,
+    ) -> list[list[tuple[str, float]]]:
+        """The server's own rank fusion: per query up to ``k`` pairs (id, score), best first."""  # fmt: skip
+
+    def fetch(self, ids: Sequence[str], granularities: Sequence[str] = ()) -> dict[str, Row]:
+        """Rows by id, with the codes of the named granularities only. Unknown ids are left out."""
+
+    def fetch_codes(self, ids: Sequence[str], granularities: Sequence[str]) -> dict[str, Mapping[str, bytes]]:
+        """Codes by id, and nothing else, in a fraction of the time of ``fetch``. Unknown ids are left out."""
+
+    def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
+        """All rows, or those that match, in batches of bounded size, in no stated order."""
+
+    def count(self, where: str | None = None) -> int:
+        """Number of rows, or of those that match."""
+
+    def size(self) -> int:
+        """Number of rows, counted again a minute later or after a write of one's own: to choose how to ask."""
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete rows by id, and then their regions; the number of rows that were there."""
+
+    def put_encoder(self, fingerprint: str, data: bytes) -> None:
+        """Keep an encoder file beside the collection, in the companion ``<collection>_encoder``; idempotent."""
+
+    def get_encoder(self, fingerprint: str) -> bytes | None:
+        """The encoder file kept under a fingerprint; None when there is none (or only a part of it)."""
+
+    def drop_encoder(self, fingerprint: str) -> None:
+        """Remove one encoder from beside the collection. No error when there is none."""
+
+    def collections(self) -> list[str]:
+        """Names of all mg-milvus collections at this URI, without companions, sorted."""
+
+    def server(self) -> str:
+        """Name and version of what answers, as "Milvus Lite 2.5.1"."""
+
+    def close(self) -> None:
+        """Give the connection back; idempotent."""

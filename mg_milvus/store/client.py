@@ -1,0 +1,503 @@
+"""The border to pymilvus: every call goes through ``Border``, which retries, keeps quiet and maps exceptions.
+
+pymilvus and grpc are at home here as in ``milvus.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import grpc
+from pymilvus import Function, FunctionType, MilvusClient, RRFRanker
+from pymilvus import exceptions as vendor
+
+from mg_milvus.config import Tls, hide
+from mg_milvus.errors import (
+    AuthenticationError,
+    CollectionNotFoundError,
+    FilterError,
+    MgMilvusError,
+    StoreError,
+    StoreLockedError,
+    StoreUnavailableError,
+    UnsupportedError,
+)
+from mg_milvus.files import one_line
+from mg_milvus.store import lite_server
+from mg_milvus.store.base import nprobe_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from mg_milvus.schema.models import Schema
+
+
+T = TypeVar("T")
+
+VENDOR_ERRORS = (vendor.MilvusException, grpc.RpcError, grpc.FutureTimeoutError)
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What taking an answer apart can raise, in pymilvus and here, when a server says what none should."""
+ATTEMPTS = 6
+_MOST_READ = 2_000
+"""Characters of a server's message that are searched for what it means; some patterns take the square of this."""
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 2.0
+
+_BY_CODE: dict[object, type[StoreError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
+    grpc.StatusCode.PERMISSION_DENIED: AuthenticationError,
+    grpc.StatusCode.UNAVAILABLE: StoreUnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: StoreUnavailableError,
+    grpc.StatusCode.CANCELLED: StoreUnavailableError,
+    grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
+    vendor.ErrorCode.COLLECTION_NOT_FOUND: CollectionNotFoundError,
+    1800: AuthenticationError,  # a wrong password, as the server numbers it
+    2: StoreUnavailableError,  # pymilvus' Status.CONNECT_FAILED
+}
+_BY_CLASS: dict[type[Exception], type[StoreError]] = {
+    vendor.CollectionNotExistException: CollectionNotFoundError,
+    vendor.MilvusUnavailableException: StoreUnavailableError,
+    vendor.ConnectError: StoreUnavailableError,
+    vendor.ConnectionNotExistException: StoreUnavailableError,
+    vendor.ConnectionConfigException: UnsupportedError,
+    vendor.ServerVersionIncompatibleException: UnsupportedError,
+    grpc.FutureTimeoutError: StoreUnavailableError,
+}
+_BY_TEXT: tuple[tuple[re.Pattern[str], type[StoreError]], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), error)
+    for pattern, error in (
+        (r"auth(entication)? check fail|unauthenticated|permission ?denied|privilege|auth fail", AuthenticationError),
+        (r"can't find collection|collection not (found|exist)", CollectionNotFoundError),
+        (r"invalid expr|cannot parse expr|parse expression|create query plan|expr proto|expr type", FilterError),
+        (r"FilterBitsNode|cannot find field with field_id: 0", FilterError),
+        (r"maximum vector field|vector field.* limit|multiple vector fields", UnsupportedError),
+        (r"invalid index type|index type .*(not match|support)|not support|unsupported", UnsupportedError),
+        (r"retry (timeout|run out)|timed? ?out|connection (refused|reset)|closed channel", StoreUnavailableError),
+        (r"channel.* (closed|not found|not available)|not ready|unavailable|no available", StoreUnavailableError),
+    )
+)
+_BUSY = re.compile(
+    r"rate limit|request is rejected|quota|not (fully )?loaded|channel.* (closed|not)|not ready"
+    r"|manager has not been init",  # Milvus Lite says so for a moment while it starts
+    re.I,
+)
+
+_inside: ContextVar[bool] = ContextVar("mg_milvus_store_call", default=False)
+
+
+class _OnlyOthers(logging.Filter):
+    """Drops what pymilvus logs about our own calls: we raise it. The user's own calls still log."""
+
+    def filter(self, _record: logging.LogRecord) -> bool:
+        return not _inside.get()
+
+
+def _silence() -> None:
+    for name in ("pymilvus", "pymilvus.milvus_client", "pymilvus.bulk_writer"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_OnlyOthers())
+
+
+_silence()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and its causes: pymilvus hides the real reason of a refused connection in one of them."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # pymilvus raises some errors from themselves
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
+def _code(error: BaseException) -> object:
+    if isinstance(error, grpc.RpcError):
+        return error.code() if hasattr(error, "code") else None
+    return error.code if isinstance(error, vendor.MilvusException) else None
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, grpc.RpcError):
+        return str(error.details() if hasattr(error, "details") else error)
+    return str(error.message if isinstance(error, vendor.MilvusException) else error)
+
+
+def kind_of(error: BaseException) -> type[StoreError]:
+    """The class of ours for an exception of pymilvus or grpc; ``StoreError`` when nothing more is known."""
+    codes = [_code(e) for e in _chain(error)]
+    if any(_BY_CODE.get(code) is AuthenticationError for code in codes):
+        return AuthenticationError
+    for code in codes:
+        if code in _BY_CODE:
+            return _BY_CODE[code]
+    for vendors, ours in _BY_CLASS.items():
+        if isinstance(error, vendors):
+            return ours
+    text = _text(error)[:_MOST_READ]
+    return next((ours for pattern, ours in _BY_TEXT if pattern.search(text)), StoreError)
+
+
+def translate(error: BaseException, where: str, collection: str, token: str | None = None) -> StoreError:
+    """Our exception for one of pymilvus or grpc, with the remedy; the caller raises it ``from`` the other.
+
+    Servers, and what is before them, may repeat the token; here it is hidden.
+    """
+    kind = kind_of(error)
+    # pymilvus says of a refused token that the server may be unavailable; the server's own word is further down.
+    inner = (e for e in _chain(error) if kind is AuthenticationError and _BY_CODE.get(_code(e)) is kind)
+    said = one_line(hide(_text(next(inner, error)), token), 500) or type(error).__name__
+    messages = {
+        AuthenticationError: f"{where} refused the token ({said}): give --token USER:PASSWORD or MGM_TOKEN",
+        CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",
+        StoreUnavailableError: f"Milvus at {where} does not answer ({said}): check the URI and that it is running",
+        FilterError: f"Milvus cannot use the filter ({said}): check the names of columns, quotes and parentheses",
+        UnsupportedError: f"{where} cannot do this ({said}): change the storage settings of the schema, or the server",
+        StoreError: f"Milvus at {where} refused: {said}",
+    }
+    return kind(messages[kind])
+
+
+def _exceeded(error: BaseException) -> bool:
+    """Whether a call has taken more time than it was allowed."""
+    return any(_code(e) is grpc.StatusCode.DEADLINE_EXCEEDED for e in _chain(error))
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed a moment later."""
+    if _code(error) is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return False  # the time that the caller allowed is already spent
+    return (
+        kind_of(error) is StoreUnavailableError
+        or _code(error) == vendor.ErrorCode.RATE_LIMIT
+        or bool(_BUSY.search(_text(error)[:_MOST_READ]))
+    )
+
+
+class Border:
+    """Runs calls of pymilvus: quietly, again when the failure is transient, and raising our errors only.
+
+    Retries wait 0.1 s, then twice as long each time, up to 2 s, shortened by a random half, at most ``ATTEMPTS``
+    times and no longer than ``timeout`` seconds in all.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        collection: str,
+        timeout: float,
+        token: str | None = None,
+        check_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``timeout`` in seconds; ``check_room`` raises ``StoreError`` where what is written would not be kept."""
+        self._check_room = check_room
+        self._where, self._collection, self._timeout, self._token = where, collection, timeout, token
+        self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
+        self._closed = threading.Event()
+        self._patience = 0.0
+
+    def be_patient(self, seconds: float) -> None:
+        """From now on, take a call that exceeds its deadline as a sign that the server is busy, for so many seconds.
+
+        It is made again as long. For Milvus Lite, which answers nobody while it reads a collection from its file for
+        one of its clients (a million rows: many seconds). Every call can be made twice.
+        """
+        self._patience = seconds
+
+    def close(self) -> None:
+        """Refuse all later calls."""
+        self._closed.set()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around what takes an answer apart.
+
+        Raises:
+            StoreError: the answer is not one that Milvus gives.
+        """
+        try:
+            yield
+        except MgMilvusError:
+            raise
+        except VENDOR_ERRORS as exc:
+            raise translate(exc, self._where, self._collection, self._token) from exc
+        except UNREADABLE as exc:
+            raise self._unreadable(exc) from exc
+
+    def _unreadable(self, error: BaseException) -> StoreError:
+        said = f"{type(error).__name__}: {one_line(hide(str(error), self._token))}".removesuffix(": ")
+        return StoreError(
+            f"the answer of Milvus at {self._where} about '{self._collection}' cannot be read ({said}): check that it "
+            "is a Milvus server, and that no other program has written into the collection"
+        )
+
+    def write(self, operation: Callable[[], T]) -> T:
+        """``call`` for what changes something. It counts as done only if there was room for it before and after.
+
+        Milvus Lite also says that it has written what did not fit on its disk.
+        """
+        self._check_room()
+        try:
+            return self.call(operation)
+        finally:
+            self._check_room()
+
+    def call(self, operation: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+        """The operation's result.
+
+        Raises:
+            StoreError: or one of its children, from the vendor's exception; or the answer cannot be read.
+        """
+        if self._closed.is_set():
+            raise StoreError(f"the connection to {self._where} was closed: open it again")
+        deadline = time.monotonic() + self._timeout
+        patient_until = time.monotonic() + self._patience
+        delay = _FIRST_DELAY
+        while True:
+            attempts -= 1
+            token = _inside.set(True)
+            try:
+                return operation()
+            except VENDOR_ERRORS as exc:
+                if _exceeded(exc) and time.monotonic() < patient_until:
+                    attempts += 1
+                    continue
+                wait = delay * (0.5 + self._random.random() / 2)
+                if attempts <= 0 or time.monotonic() + wait > deadline or not is_transient(exc):
+                    raise translate(exc, self._where, self._collection, self._token) from exc
+            except MgMilvusError:
+                raise
+            except UNREADABLE as exc:
+                raise self._unreadable(exc) from exc
+            finally:
+                _inside.reset(token)
+            time.sleep(wait)
+            delay = min(2 * delay, _LONGEST_DELAY)
+
+
+_CONNECT_ATTEMPTS = 3
+_LITE_PATIENCE = 180.0
+"""Seconds: a slow machine reads three million rows in this time. An engine that is dead, not busy, says so at once."""
+_MOST_BYTES = 512 << 20
+"""Longest answer that is taken: what servers send at most unless set otherwise. pymilvus takes any."""
+Version = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What answers: Milvus Lite or a server, and its version; None when it says none that can be read."""
+
+    lite: bool
+    version: Version | None
+    label: str
+
+    def older_than(self, *version: int) -> bool:
+        """Whether it is a server known to be older."""
+        return not self.lite and self.version is not None and self.version < version
+
+    def check(self, schema: Schema) -> None:
+        """Refuse a schema that asks for what this Milvus cannot do.
+
+        ``auto`` adapts the index; Milvus Lite is always strongly consistent, which is at least what any
+        consistency level asks. Everything else that was set by hand is done as set, or refused here.
+
+        Raises:
+            UnsupportedError: with what to change.
+        """
+        storage = schema.storage
+        mapped = [g.name for g in schema.granularities if g.mmap]
+        asked = {
+            f"index {storage.index}": (storage.index in {"BIN_IVF_FLAT", "HNSW"}, "index: auto"),
+            f"{storage.shards} shards": (storage.shards > 1, "shards: 1"),
+            f"{storage.replicas} replicas": (storage.replicas > 1, "replicas: 1"),
+            f"partition_key {storage.partition_key}": (storage.partition_key is not None, "no partition_key"),
+            f"mmap for {', '.join(mapped)}": (bool(mapped), "no mmap"),
+        }
+        for what, (is_asked, remedy) in asked.items():
+            if self.lite and is_asked:
+                raise UnsupportedError(f"Milvus Lite has no {what}: set {remedy} in the schema, or use a Milvus server")
+        if storage.index == "HNSW" and self.older_than(2, 6, 4):
+            raise UnsupportedError(f"{self.label} has no HNSW for binary vectors (since 2.6.4): set index: auto")
+        if len(schema.granularities) > 1 and self.older_than(2, 4, 0):
+            raise UnsupportedError(
+                f"{self.label} holds one granularity per collection, the schema has {len(schema.granularities)}: "
+                "upgrade to Milvus 2.4 or later, or use one granularity"
+            )
+        if mapped and self.older_than(2, 4, 10):
+            raise UnsupportedError(f"{self.label} has no mmap per field (since 2.4.10): remove mmap from the schema")
+
+    def index(self, schema: Schema) -> tuple[str, dict[str, Any]]:
+        """The index type of every granularity and its build parameters."""
+        storage = schema.storage
+        name = storage.index if storage.index != "auto" else "BIN_FLAT" if self.lite else "BIN_IVF_FLAT"
+        parameters: dict[str, dict[str, Any]] = {
+            "BIN_FLAT": {},
+            "BIN_IVF_FLAT": {"nlist": storage.nlist},
+            "HNSW": {"M": storage.m, "efConstruction": storage.ef_construction},
+        }
+        return name, parameters[name]
+
+    def search(self, schema: Schema, depth: int, nlist: int | None = None) -> dict[str, Any]:
+        """Search parameters for that index.
+
+        ``ef`` grows to ``depth``, as Milvus demands. ``nprobe`` is the schema's share of the clusters: of ``nlist``,
+        where the index was built with another number of them than the schema's.
+        """
+        storage = schema.storage
+        nprobe = storage.nprobe if nlist is None else nprobe_for(nlist, storage.nlist, storage.nprobe)
+        parameters: dict[str, dict[str, Any]] = {
+            "BIN_FLAT": {},
+            "BIN_IVF_FLAT": {"nprobe": nprobe},
+            "HNSW": {"ef": max(storage.ef, depth)},
+        }
+        return {"metric_type": "HAMMING", "params": parameters[self.index(schema)[0]]}
+
+    def ranker(self, weights: Sequence[float], rrf_k: int) -> tuple[RRFRanker | Function, float]:
+        """Milvus' own reciprocal rank fusion, and the factor that its scores lack: equal weights are left out of it.
+
+        Raises:
+            UnsupportedError: this Milvus has no hybrid_search, or the weights differ and it is not known to have
+                weights (servers since 3.0.1).
+        """
+        if self.older_than(2, 4, 0):
+            raise UnsupportedError(f"{self.label} has no hybrid_search, which came with Milvus 2.4: use --fusion rank")
+        if len(set(weights)) == 1:
+            return RRFRanker(rrf_k), weights[0]
+        if self.lite or self.version is None or self.older_than(3, 0, 1):
+            raise UnsupportedError(
+                f"{self.label} fuses with equal weights only, got {list(weights)}: use --fusion rank, or equal weights"
+            )
+        settings = {"reranker": "rrf", "k": rrf_k, "weights": list(weights)}
+        return Function("weighted_rrf", FunctionType.RERANK, input_field_names=[], params=settings), 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A connected client, its border, what it talks to, seconds for each request, and how to give it back."""
+
+    client: MilvusClient
+    border: Border
+    engine: Engine
+    timeout: float
+    close: Callable[[], None]
+
+
+def connect(uri: str, collection: str, token: str | None, timeout: float, tls: Tls | None = None) -> Connection:
+    """Connect to a Milvus Lite file or a server, whose URI holds no password; see ``access.split_token``.
+
+    A file that ``mgm up`` serves is reached through its server. Where a URI without a token is that of a server which
+    this user's ``mgm up`` started, its engine is reached directly, as by the file's name.
+
+    Raises:
+        StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
+        StoreError: the file cannot be opened.
+    """
+    if re.match(r"(https?|tcp)://[^/]", uri, re.IGNORECASE) and not uri.endswith(".db"):
+        border = Border(uri, collection, timeout, token)
+        client = _server(border, uri, token, timeout, tls)
+        engine = _ask_engine(border, client, timeout)
+        border.be_patient(_LITE_PATIENCE if engine.lite else 0)
+        return Connection(client, border, engine, timeout, client.close)
+    if "://" in uri or not uri.endswith(".db"):
+        raise UnsupportedError(
+            f"'{uri}' is not a place for images: give a file ending in .db for Milvus Lite, or the "
+            "http://, https:// or tcp:// URI of a Milvus server"
+        )
+    if sys.platform == "win32":
+        raise UnsupportedError("there is no Milvus Lite for Windows: give the URI of a Milvus server")
+    from mg_milvus.store import lite
+    from mg_milvus.store.lite_server import served
+
+    file = Path(uri).expanduser()
+    border = Border(uri, collection, timeout, check_room=partial(lite.check_room, file))
+    border.be_patient(_LITE_PATIENCE)
+    label = f"Milvus Lite {lite.version()}"
+    shared = served(file)
+    try:
+        address = lite.start(file) if shared is None else f"unix:{shared.socket}"
+    except StoreLockedError:
+        shared = served(file)  # it may have been started a moment ago
+        if shared is None:
+            raise
+        address = f"unix:{shared.socket}"
+
+    def give_back() -> None:
+        if shared is None:
+            lite.stop(file)
+
+    try:
+        client = _client(border, address, None, timeout)
+    except StoreError:
+        give_back()
+        raise
+
+    def close() -> None:
+        client.close()
+        give_back()
+
+    if shared is not None:
+        label += f", shared at {shared.uri}"
+    return Connection(client, border, Engine(True, _version(lite.version()), label), timeout, close)
+
+
+def _server(border: Border, uri: str, token: str | None, timeout: float, tls: Tls | None) -> MilvusClient:
+    try:
+        _ = urlsplit(uri).port
+    except ValueError as exc:
+        raise UnsupportedError(f"'{uri}' is not the URI of a server ({exc}): expected http://host:19530") from exc
+    if tls is None and uri.lower().startswith("https://"):
+        tls = Tls()
+    if tls is None:
+        own = lite_server.find(uri) if token is None else None
+        return _client(border, uri if own is None else f"unix:{own.socket}", token, timeout)
+    tls.check()
+    try:
+        return _client(border, uri, token, timeout, tls.options())
+    except StoreUnavailableError as exc:
+        trouble = tls.trouble(uri)
+        if trouble is None:
+            raise
+        raise StoreUnavailableError(f"no TLS with Milvus at {uri}: {trouble}") from exc
+
+
+def _client(
+    border: Border, address: str, token: str | None, timeout: float, more: Mapping[str, Any] | None = None
+) -> MilvusClient:
+    # A connection of its own: pymilvus never closes those that it shares between clients.
+    options = {"grpc_options": {"grpc.max_receive_message_length": _MOST_BYTES}, **(more or {})}
+    return border.call(
+        lambda: MilvusClient(address, token=token or "", timeout=timeout, dedicated=True, **options),
+        _CONNECT_ATTEMPTS,
+    )
+
+
+def _ask_engine(border: Border, client: MilvusClient, timeout: float) -> Engine:
+    def ask() -> str | None:
+        try:
+            return str(client.get_server_version(timeout=timeout))
+        except grpc.RpcError as exc:
+            if exc.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return None  # Milvus Lite over TCP cannot say its version; every server can
+            raise
+
+    told = border.call(ask)
+    return (
+        Engine(True, None, "Milvus Lite")
+        if told is None
+        else Engine(False, _version(told), f"Milvus {one_line(told.lstrip('v'), 60)}")
+    )
+
+
+def _version(told: str) -> Version | None:
+    match = re.match(r"v?([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})", told)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None

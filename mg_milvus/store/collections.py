@@ -1,0 +1,429 @@
+"""What one collection holds: its columns, what fits into them, and rows to records and back.
+
+Pure: shared by every store, so that the twin and Milvus accept, default and refuse the same things.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from pymilvus import DataType, MilvusClient
+from pymilvus.client.types import LoadState
+
+from mg_milvus.errors import CollectionNotFoundError, ForeignCollectionError, StoreError, UnsupportedError
+from mg_milvus.files import one_line
+from mg_milvus.schema.models import FusionSettings, Schema
+from mg_milvus.store.base import MOST_LISTS, Description
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mg_milvus.schema.models import Granularity, StorageSettings
+    from mg_milvus.store.client import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its name, "string", "int", "float", "bool" or "json", most bytes of a string, value when missing."""
+
+    name: str
+    type: str
+    max_bytes: int = 0
+    default: Any = None
+
+
+FORMAT = 1
+MOST_BYTES = 64 << 10
+"""Of a description, in UTF-8. Servers keep 1,024 bytes unless set otherwise, Milvus Lite any number."""
+_MOST_DEPTH = 16
+_MOST_ADAPTED = 2**53
+_LONGEST_BACKBONE = 200
+COMPANIONS = {
+    "encoder_of": "keeps the encoders of",
+    "tuned_of": "remembers the weights of",
+    "regions_of": "holds the regions of",
+}
+"""Key in the description of a collection that is kept beside another -> what it does for that one."""
+
+
+def encode_description(description: Description) -> str:
+    """The JSON kept in the collection. All settings are written: later versions may have other defaults.
+
+    Raises:
+        UnsupportedError: it is longer than what is read again.
+    """
+    text = json.dumps(
+        {
+            "mg_milvus": FORMAT,
+            "schema": description.schema.model_dump(mode="json"),
+            "fingerprint": description.fingerprint,
+            "adapted_on": description.adapted_on,
+            "backbone": description.backbone,
+        },
+        separators=(",", ":"),
+    )
+    if len(text) > MOST_BYTES:  # it is ASCII
+        raise UnsupportedError(
+            f"the schema takes {len(text):,} bytes in the collection's description, at most {MOST_BYTES:,} are kept: "
+            "use fewer fields, or shorter defaults"
+        )
+    return text
+
+
+def encode_companion(collection: str) -> str:
+    """The JSON kept in the collection that holds the encoders of another one."""
+    return json.dumps({"mg_milvus": FORMAT, "encoder_of": collection}, separators=(",", ":"))
+
+
+def encode_regions(collection: str, description: Description) -> str:
+    """The JSON kept in the collection that holds the regions of another one's images."""
+    settings = description.schema.regions
+    return json.dumps(
+        {
+            "mg_milvus": FORMAT,
+            "regions_of": collection,
+            "fingerprint": description.fingerprint,
+            "scales": [] if settings is None else [scale.model_dump(mode="json") for scale in settings.scales],
+        },
+        separators=(",", ":"),
+    )
+
+
+def encode_tuned(collection: str, description: Description) -> str:
+    """The JSON kept in the collection that remembers how another one was tuned."""
+    return json.dumps(
+        {
+            "mg_milvus": FORMAT,
+            "tuned_of": collection,
+            "fingerprint": description.fingerprint,
+            "weights": description.schema.weights,
+            "fusion": description.schema.fusion.model_dump(mode="json"),
+        },
+        separators=(",", ":"),
+    )
+
+
+def decode_tuned(text: str, description: Description) -> Description:
+    """What a collection says of itself, with what ``encode_tuned`` wrote about it.
+
+    A record about another encoder or other granularities, such as one left behind by a collection of the same name, is
+    passed over, and so is one that nothing like it was ever written in.
+    """
+    parsed = own_description(text)
+    if parsed is None or parsed.get("fingerprint") != description.fingerprint:
+        return description
+    try:
+        return tuned(description, parsed["weights"], FusionSettings.model_validate(parsed["fusion"]))
+    except (ValueError, KeyError, TypeError):
+        return description
+
+
+def tuned(description: Description, weights: Mapping[str, float], fusion: FusionSettings) -> Description:
+    """The description with other weights and another fusion.
+
+    Args:
+        description: of the collection.
+        weights: granularity -> weight, for every granularity.
+        fusion: as it shall be.
+
+    Raises:
+        ValueError: weights of other granularities, or that a schema cannot have.
+    """
+    if set(weights) != set(description.schema.bits):
+        given = one_line(", ".join(map(str, weights)))
+        raise ValueError(f"weights for {given}, expected one for each of {', '.join(description.schema.bits)}")
+    plain = description.schema.model_dump()
+    plain["granularities"] = [g | {"weight": weights[g["name"]]} for g in plain["granularities"]]
+    plain["fusion"] = fusion.model_dump()
+    return replace(description, schema=Schema.model_validate(plain))
+
+
+def own_description(text: str) -> dict[str, Any] | None:
+    """The JSON object of a collection, or of one beside it, made by any mg-milvus; None for anything else.
+
+    Every client of the server can write any text there: what is longer or deeper than all that is written here, and
+    numbers that are none, are anything else.
+    """
+    if len(text) > MOST_BYTES:
+        return None
+    try:
+        parsed = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return None
+    own = isinstance(parsed, dict) and type(parsed.get("mg_milvus")) is int and _depth(parsed) <= _MOST_DEPTH
+    return parsed if own else None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _depth(value: object) -> int:
+    """How many lists and objects lie within each other."""
+    level, depth = [value], 0
+    while level := [v for v in level if isinstance(v, dict | list)]:
+        depth += 1
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+    return depth
+
+
+def is_fingerprint(text: object) -> bool:
+    """Whether it is 16 hexadecimal digits, as every encoder's fingerprint; it becomes a file's name and a filter."""
+    return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{16}", text) is not None
+
+
+def decode_description(text: str, collection: str) -> Description:
+    """Read what ``encode_description`` wrote.
+
+    Raises:
+        ForeignCollectionError: the collection was not made by mg-milvus.
+        UnsupportedError: a newer mg-milvus made it.
+    """
+    parsed = own_description(text)
+    if parsed is None:
+        raise ForeignCollectionError(
+            f"collection '{collection}' was not made by mg-milvus: choose another name for yours"
+        )
+    for key, what in COMPANIONS.items():
+        if key in parsed:
+            other = one_line(str(parsed[key]))
+            raise ForeignCollectionError(f"collection '{collection}' {what} '{other}': choose another name")
+    remedy = "upgrade mg-milvus here"
+    if parsed["mg_milvus"] != FORMAT:
+        made = one_line(str(parsed["mg_milvus"]), 20)
+        raise UnsupportedError(f"collection '{collection}' has format {made}, this mg-milvus reads {FORMAT}: {remedy}")
+    try:
+        found = Description(
+            Schema.model_validate(parsed["schema"]), parsed["fingerprint"], parsed["adapted_on"], parsed["backbone"]
+        )
+        _check(found)
+    except (ValidationError, KeyError, ValueError) as exc:
+        reason = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
+        raise UnsupportedError(
+            f"the description of collection '{collection}' cannot be read ({one_line(reason, 400)}): {remedy}, or "
+            "choose another collection if something else has written it"
+        ) from exc
+    return found
+
+
+def _check(found: Description) -> None:
+    """Raise ValueError unless what stands beside the schema is what ``encode_description`` writes."""
+    if not is_fingerprint(found.fingerprint):
+        raise ValueError(f"the fingerprint is {_shown(found.fingerprint)}, expected 16 hexadecimal digits")
+    if type(found.adapted_on) is not int or not 0 <= found.adapted_on <= _MOST_ADAPTED:
+        raise ValueError(f"adapted_on is {_shown(found.adapted_on)}, expected a number of images")
+    if type(found.backbone) is not str or len(found.backbone) > _LONGEST_BACKBONE:
+        raise ValueError(f"the backbone is {_shown(found.backbone)}, expected a name")
+
+
+def _shown(value: object) -> str:
+    return one_line(repr(value), 60)
+
+
+_LOAD_TIMEOUT = 120.0
+"""Seconds: a server with many images loads them from its object storage first."""
+
+_TYPES = {
+    "string": DataType.VARCHAR,
+    "int": DataType.INT64,
+    "float": DataType.DOUBLE,
+    "bool": DataType.BOOL,
+    "json": DataType.JSON,
+}
+
+
+def described(connection: Connection, name: str) -> str | None:
+    """The description of a collection; None when there is no such collection."""
+    try:
+        found = connection.border.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
+    except CollectionNotFoundError:
+        return None
+    with connection.border.reading():
+        return str(found["description"])
+
+
+def counted(connection: Connection, name: str, where: str = "") -> int:
+    """Rows of a collection, which is loaded, or those that match: for a border to run.
+
+    Raises:
+        ValueError: the answer is no number of rows.
+    """
+    rows = connection.client.query(
+        name, filter=where, output_fields=["count(*)"], consistency_level="Strong", timeout=connection.timeout
+    )
+    if type(count := rows[0]["count(*)"]) is not int or count < 0:
+        raise ValueError(f"there are {count!r} rows")
+    return count
+
+
+def went_on(connection: Connection, last: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """The id that an iterator goes on from after these records.
+
+    Raises:
+        StoreError: it is not behind ``last``, the one before: the iterator would repeat itself without an end.
+    """
+    with connection.border.reading():
+        if not last < (now := records[-1]["id"]):
+            raise ValueError(f"the rows after {last!r} end with {now!r}, which is not behind it")
+    return str(now)
+
+
+def create(
+    connection: Connection,
+    name: str,
+    description: str,
+    columns: Sequence[Column],
+    granularities: Sequence[Granularity],
+    storage: StorageSettings,
+) -> None:
+    """Make a collection; no error when another client made it in the meantime.
+
+    Raises:
+        StoreError: Milvus refused, and there is no such collection.
+    """
+    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
+    for column in columns:
+        options: dict[str, Any] = {"max_length": column.max_bytes} if column.type == "string" else {}
+        if column.name == storage.partition_key:
+            options["is_partition_key"] = True
+        schema.add_field(column.name, _TYPES[column.type], is_primary=column.name == "id", **options)
+    for granularity in granularities:
+        options = {} if granularity.mmap is None else {"mmap_enabled": granularity.mmap}
+        schema.add_field(
+            granularity.name,
+            DataType.BINARY_VECTOR,
+            dim=granularity.bits,
+            **({} if connection.engine.lite else options),
+        )
+    make = connection.client.create_collection
+    try:
+        connection.border.write(
+            lambda: make(
+                name,
+                schema=schema,
+                num_shards=storage.shards,
+                consistency_level=storage.consistency,
+                timeout=connection.timeout,
+            )
+        )
+    except StoreError:
+        if described(connection, name) is None:
+            raise
+
+
+def fields(
+    connection: Connection, name: str, columns: Sequence[Column], vectors: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """The columns of a collection as Milvus describes them: each has a ``name`` and a ``type``.
+
+    Args:
+        connection: to ask.
+        name: of the collection.
+        columns: that its description promises.
+        vectors: field of codes -> bytes of a code, likewise.
+
+    Raises:
+        StoreError: one is missing, or of another type.
+    """
+    found = connection.border.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
+    with connection.border.reading():
+        own = list(found["fields"])
+        there = {field["name"]: (field["type"], field["params"].get("dim")) for field in own}
+    wanted: dict[str, tuple[DataType, int | None]] = {column.name: (_TYPES[column.type], None) for column in columns}
+    wanted |= {vector: (DataType.BINARY_VECTOR, 8 * size) for vector, size in vectors.items()}
+    for column, kind in wanted.items():
+        if there.get(column) != kind:
+            raise StoreError(
+                f"collection '{name}' has no column '{column}' as its description says, or one of another type: "
+                "something else has made it, choose another collection"
+            )
+    return own
+
+
+def upsert(
+    connection: Connection, name: str, own: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]
+) -> Callable[[], Any]:
+    """What writes records, for a border to run; they have just the columns of the collection (its ``fields``).
+
+    They go to pymilvus as columns, the way of its ORM: ``MilvusClient.upsert`` takes rows and packs them value by
+    value, which takes more time than all the rest together (benchmarks/store_overhead.py).
+    """
+    for field in own:
+        if field["name"] not in records[0]:
+            raise StoreError(
+                f"collection '{name}' has a column {one_line(repr(field['name']), 80)}, which is none of its schema's: "
+                "another program has added it, remove it"
+            )
+    columns = [
+        {"name": field["name"], "type": field["type"], "values": [record[field["name"]] for record in records]}
+        for field in own
+    ]
+    client = connection.client
+    return lambda: client._get_connection().upsert(
+        name, columns, timeout=connection.timeout, context=client._generate_call_context(), schema={"fields": own}
+    )
+
+
+def prepare(
+    connection: Connection, name: str, vectors: Sequence[str], index: tuple[str, Mapping[str, Any]], replicas: int
+) -> None:
+    """Index and load a collection, where not done yet. Doing it twice, or by two clients at once, is harmless."""
+    client, border = connection.client, connection.border
+    indexed = border.call(lambda: client.list_indexes(name, timeout=_LOAD_TIMEOUT))
+    missing = [vector for vector in vectors if vector not in indexed]
+    if missing:
+        kind, parameters = index
+        params = client.prepare_index_params()
+        for vector in missing:
+            params.add_index(
+                vector, index_type=kind, index_name=vector, metric_type="HAMMING", params=dict(parameters)
+            )  # fmt: skip
+        # sync=False: loading waits for the indexes anyway, while pymilvus would sleep half a second for each.
+        border.write(lambda: client.create_index(name, params, sync=False, timeout=_LOAD_TIMEOUT))
+    state = border.call(lambda: client.get_load_state(name, timeout=_LOAD_TIMEOUT))["state"]
+    if missing or state != LoadState.Loaded:
+        border.call(lambda: client.load_collection(name, replica_number=replicas, timeout=_LOAD_TIMEOUT))
+
+
+def built_nlists(connection: Connection, name: str, vectors: Sequence[str]) -> dict[str, int]:
+    """Field -> clusters of its index, where that is BIN_IVF_FLAT, which Milvus Lite has not."""
+    if connection.engine.lite:
+        return {}
+    found = {}
+    for vector in vectors:
+        told = connection.border.call(
+            partial(connection.client.describe_index, name, vector, timeout=connection.timeout)
+        )
+        with connection.border.reading():
+            if told and told.get("index_type") == "BIN_IVF_FLAT" and "nlist" in told:
+                found[vector] = _nlist(str(told["nlist"]))
+    return found
+
+
+def _nlist(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= MOST_LISTS:
+        raise ValueError(f"nlist is {one_line(text, 40)}, expected 1 to {MOST_LISTS}")
+    return int(text)
+
+
+def records(result: Any) -> list[dict[str, Any]]:
+    """The rows of a query with their codes as bytes.
+
+    pymilvus cuts codes out of the answer one by one as rows are read, which takes twice as long as the query itself
+    (300 rows, 3 codes: 20 of 30 ms). Here each field is cut at once; should pymilvus keep them elsewhere one day, its
+    own way serves.
+    """
+    packed = getattr(result, "_lazy_field_data", None)
+    if packed is None:
+        return list(result)
+    rows = list(list.__iter__(result))
+    for field in packed:
+        name, data, width = field.field_name, field.vectors.binary_vector, field.vectors.dim // 8
+        for number, row in enumerate(rows):
+            row[name] = data[number * width : (number + 1) * width]
+    return rows

@@ -1,0 +1,203 @@
+"""Encoder files in Milvus: the companion collection ``<collection>_encoder``, a file in chunks of text.
+
+The chunks are base64 in a JSON column. Measured on Milvus Lite with 14 MB: written in 0.10 s and read in 0.06 s. In
+VARCHAR, whose characters pymilvus checks one by one, the same takes 0.6 s to write; binary vectors take 12 s to read.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mg_milvus.errors import ForeignCollectionError, StoreError
+from mg_milvus.schema.models import Granularity, StorageSettings
+from mg_milvus.store import collections
+from mg_milvus.store.collections import Column, decode_tuned, encode_companion, encode_tuned, own_description
+from mg_milvus.store.filters import literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mg_milvus.store.base import Description
+    from mg_milvus.store.client import Connection
+
+
+_PART = 48_000
+"""Bytes of the file in one row: 64,000 of base64, where a JSON value may have 65,536."""
+_KEY = "base64"  # servers take objects only
+_PARTS_A_CALL = 64
+MOST_BYTES = 256_000_000
+"""Largest encoder file that is kept, and read: eight times those that are kept with their backbone."""
+_COLUMNS = (
+    Column("id", "string", 64),
+    Column("chunks", "int"),
+    Column("size", "int"),
+    Column("data", "json"),
+)
+_FIELDS = ["id", "chunks", "size", "data"]
+_VECTOR = Granularity(name="unused", bits=8)  # Milvus wants a vector field in every collection
+
+
+class Companion:
+    """The encoders kept beside one collection."""
+
+    def __init__(self, connection: Connection, collection: str, timeout: float) -> None:
+        self._connection, self._timeout = connection, timeout
+        self._description = encode_companion(collection)
+        self.name = f"{collection}_encoder"
+
+    def exists(self) -> bool:
+        """Whether there is one.
+
+        Raises:
+            ForeignCollectionError: a collection of this name is something else.
+        """
+        found = collections.described(self._connection, self.name)
+        if found not in {None, self._description}:
+            raise ForeignCollectionError(
+                f"collection '{self.name}' was not made by mg-milvus to keep encoders: choose another collection name"
+            )
+        return found is not None
+
+    def put(self, fingerprint: str, data: bytes) -> None:
+        """Write all chunks; a chunk that is there is replaced by the same.
+
+        Raises:
+            StoreError: the file is larger than what is read again.
+        """
+        if len(data) > MOST_BYTES:
+            raise StoreError(
+                f"the encoder {fingerprint} has {len(data):,} bytes, at most {MOST_BYTES:,} are kept in Milvus: use "
+                "smaller heads"
+            )
+        storage = StorageSettings()
+        if not self.exists():
+            collections.create(
+                self._connection, self.name, self._description, _COLUMNS, [_VECTOR], storage
+            )  # fmt: skip
+        self._load()
+        starts = range(0, max(len(data), 1), _PART)
+        rows = [
+            {
+                "id": f"{fingerprint}:{number}",
+                "chunks": len(starts),
+                "size": len(data),
+                "data": {_KEY: base64.b64encode(data[start : start + _PART]).decode("ascii")},
+                _VECTOR.name: b"\0",
+            }
+            for number, start in enumerate(starts)
+        ]
+        client = self._connection.client
+        for first in range(0, len(rows), _PARTS_A_CALL):
+            some = rows[first : first + _PARTS_A_CALL]
+            self._connection.border.write(partial(client.upsert, self.name, some, timeout=self._timeout))
+
+    def get(self, fingerprint: str) -> bytes | None:
+        """The file; None when it, or a part of it, is missing.
+
+        Raises:
+            StoreError: what is there is none that ``put`` has written.
+        """
+        if not self.exists():
+            return None
+        self._load()
+        found = self._read(fingerprint, 0, 1)
+        if 0 not in found:
+            return None
+        count, size, _ = found[0]
+        with self._connection.border.reading():
+            if not 0 <= size <= MOST_BYTES or count != max(1, math.ceil(size / _PART)):
+                raise ValueError(f"an encoder of {size:,} bytes in {count:,} parts, expected at most {MOST_BYTES:,}")
+        for first in range(1, count, _PARTS_A_CALL):
+            found |= self._read(fingerprint, first, min(first + _PARTS_A_CALL, count))
+        if len(found) != count or any(part[:2] != (count, size) for part in found.values()):
+            return None
+        data = b"".join(found[number][2] for number in range(count))
+        return data if len(data) == size else None
+
+    def drop(self, fingerprint: str) -> None:
+        """Remove all chunks of one file."""
+        if self.exists():
+            self._load()
+            chosen = f"id like {literal(fingerprint + ':%')}"
+            client = self._connection.client
+            self._connection.border.write(lambda: client.delete(self.name, filter=chosen, timeout=self._timeout))
+
+    def _read(self, fingerprint: str, first: int, end: int) -> dict[int, tuple[int, int, bytes]]:
+        numbers = {f"{fingerprint}:{number}": number for number in range(first, end)}
+        wanted = ",".join(map(literal, numbers))
+        rows = self._connection.border.call(
+            lambda: self._connection.client.query(
+                self.name,
+                filter=f"id in [{wanted}]",
+                output_fields=_FIELDS,
+                consistency_level="Strong",
+                timeout=self._timeout,
+            )
+        )
+        with self._connection.border.reading():
+            return {numbers[row["id"]]: _part(row) for row in rows}
+
+    def _load(self) -> None:
+        collections.prepare(self._connection, self.name, [_VECTOR.name], ("BIN_FLAT", {}), replicas=1)
+
+
+def _part(row: Mapping[str, Any]) -> tuple[int, int, bytes]:
+    """The number of parts, the size of the file, and the bytes of this part.
+
+    Raises:
+        ValueError, KeyError, TypeError: ``put`` has not written this row.
+    """
+    parts, size, text = row["chunks"], row["size"], row["data"][_KEY]
+    if type(parts) is not int or type(size) is not int or type(text) is not str:
+        raise ValueError(f"a part of the encoder is of the types {type(parts)}, {type(size)}, {type(text)}")
+    if len(text) > _PART * 4 // 3:
+        raise ValueError(f"a part of the encoder has {len(text):,} characters, expected {_PART * 4 // 3:,} at most")
+    return parts, size, base64.b64decode(text, validate=True)
+
+
+_TUNED_COLUMNS = (Column("id", "string", 64),)
+_TUNED_VECTOR = Granularity(name="unused", bits=8)  # Milvus wants a vector field in every collection
+
+
+class TunedRecord:
+    """The weights and the fusion that one collection was tuned to, if it was. A read is one call to Milvus."""
+
+    def __init__(self, connection: Connection, collection: str, timeout: float) -> None:
+        self._connection, self._collection, self._timeout = connection, collection, timeout
+        self.name = f"{collection}_tuned"
+
+    def applied(self, description: Description) -> Description:
+        """The collection's description with what it was tuned to."""
+        text = collections.described(self._connection, self.name)
+        return decode_tuned(text, description) if text is not None and self._is_own(text) else description
+
+    def write(self, description: Description) -> None:
+        """Record the weights and the fusion of a description. A failure half-way leaves those of the making.
+
+        Raises:
+            ForeignCollectionError: a collection of this name is something else.
+        """
+        text = collections.described(self._connection, self.name)
+        if text is not None and not self._is_own(text):
+            raise ForeignCollectionError(
+                f"collection '{self.name}' is in the way of the record of how '{self._collection}' was tuned: give it "
+                "another name, or give the weights with each query"
+            )
+        self.drop()
+        collections.create(
+            self._connection, self.name, encode_tuned(self._collection, description), _TUNED_COLUMNS, [_TUNED_VECTOR],
+            StorageSettings(),
+        )  # fmt: skip
+
+    def drop(self) -> None:
+        """Forget. No error when there is nothing to forget."""
+        text = collections.described(self._connection, self.name)
+        if text is not None and self._is_own(text):
+            client = self._connection.client
+            self._connection.border.write(lambda: client.drop_collection(self.name, timeout=self._timeout))
+
+    def _is_own(self, text: str) -> bool:
+        return (own_description(text) or {}).get("tuned_of") == self._collection

@@ -1,0 +1,204 @@
+"""What a training is asked to do: one YAML file, checked before anything is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mg_milvus.errors import SchemaError, TrainingError
+from mg_milvus.schema.yaml import read_yaml
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+
+Method = Literal["orthohash", "csq", "dsh", "hashnet", "greedyhash"]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Phase(_Settings):
+    """Some epochs at some input sizes; every batch draws one of the sizes."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    sides: Annotated[tuple[Annotated[int, Field(ge=16, le=512)], ...], Field(min_length=1)]
+
+
+class Weights(_Settings):
+    """Weights of the losses in their sum; 0 leaves one out.
+
+    ``coarse`` and ``mid`` weigh the supervised hashing of groups and of classes, ``fine`` the instance discrimination,
+    ``quantisation`` and ``balance`` are taken over all codes that are trained, ``softmax`` weighs plain classifiers of
+    classes and groups on the features, which make a backbone that other collections can use.
+    """
+
+    coarse: NonNegative = 1.0
+    mid: NonNegative = 1.0
+    fine: NonNegative = 1.0
+    quantisation: NonNegative = 0.1
+    balance: NonNegative = 0.1
+    softmax: NonNegative = 0.0
+
+
+class Augmentation(_Settings):
+    """How an image is varied. Chances are per image or per small group of images."""
+
+    area: tuple[Share, Share] = (0.35, 1.0)
+    """Share of the image that a crop keeps, least and most; (1, 1) keeps it whole."""
+    shift: Annotated[int, Field(ge=0, le=32)] = 0
+    """Largest shift in pixels of the input, mirrored at the border."""
+    mirror: Share = 0.5
+    colour: Share = 0.8
+    grey: Share = 0.1
+    blur: Share = 0.15
+    jpeg: Share = 0.15
+    rotation: Share = 0.2
+    """Chance of a turn by up to 20 degrees."""
+    text: Share = 0.1
+    erasing: Share = 0.1
+    style: Share = 0.15
+    """Chance of a change of style: posterised, solarised, drawn in pencil, textures replaced by a random filter."""
+    together: Share = 0.0
+    """Chance of all of these at once and strong, whatever their own chances: a copy edited past recognition."""
+    mixup: Share = 0.0
+    """Chance that a batch is blended with itself in another order (Zhang et al. 2018); only without ``fine``."""
+
+
+class Optimisation(_Settings):
+    """Stochastic gradient descent with Nesterov momentum; linear warm-up, then a cosine to zero."""
+
+    batch: Annotated[int, Field(ge=2, le=8192)] = 256
+    rate: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    warm_up: Share = 0.08
+    clip: Annotated[float, Field(gt=0)] = 5.0
+    """Largest norm of a gradient."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    """Decay of the exponential moving average of the weights, which is what is evaluated and kept."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Label smoothing of the softmax losses."""
+
+
+class TrainingConfiguration(_Settings):
+    """Everything that decides a training's result, besides the images."""
+
+    backbone: str = "mgnet"
+    init: str = "builtin"
+    """Where the backbone's weights begin: ``builtin``, ``torchvision``, ``scratch``, or an encoder or weights file."""
+    freeze: tuple[str, ...] = ()
+    """Modules of the backbone, by the beginning of their names, that stay as they are; ``backbone`` is all of it."""
+    heads: Literal["learned", "adaptive"] = "learned"
+    """learned: the encoder keeps the hash functions trained here; adaptive: they are fitted to each collection."""
+    supervised: Method = "orthohash"
+    bits: dict[str, Annotated[int, Field(ge=8, le=4096, multiple_of=8)]] = {
+        "coarse": 64,
+        "mid": 128,
+        "fine": 256,
+    }
+    side: Annotated[int, Field(ge=16, le=512)] = 112
+    """Input pixels of the finished encoder."""
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)] = (Phase(epochs=20, sides=(96, 112, 128)),)
+    weights: Weights = Weights()
+    augmentation: Augmentation = Augmentation()
+    optimisation: Optimisation = Optimisation()
+    blend: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the first weights in the finished backbone, the rest being the trained ones (Wortsman et al., WiSE-FT,
+    CVPR 2022): keeps what the first could do elsewhere. Only with adaptive heads, which fit any backbone."""
+    held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    """Share of the images, of every class alike, that is not trained on but judges each epoch; 2,000 at most."""
+    patience: Annotated[int, Field(ge=1)] = 10
+    """Epochs without a better held-out figure after which the training stops."""
+    seed: Annotated[int, Field(ge=0, le=100_000_000)] = 1
+
+    @property
+    def trained(self) -> dict[str, int]:
+        """Bits of the granularities whose codes are trained."""
+        return {name: bits for name, bits in self.bits.items() if getattr(self.weights, name)}
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases."""
+        return sum(phase.epochs for phase in self.phases)
+
+    def sides(self, epoch: int) -> tuple[int, ...]:
+        """Input sizes of an epoch, from 0."""
+        for phase in self.phases:
+            if epoch < phase.epochs:
+                return phase.sides
+            epoch -= phase.epochs
+        raise IndexError(epoch)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if unknown := [name for name in self.bits if name not in ("coarse", "mid", "fine")]:
+            raise ValueError(f"bits: '{unknown[0]}' is no granularity of a training; expected coarse, mid or fine")
+        if self.blend and self.heads == "learned":
+            raise ValueError("blend changes the network under the heads that it has learned; set heads to adaptive")
+        if self.augmentation.mixup and "fine" in self.bits and self.weights.fine:
+            raise ValueError("mixup blends images that 'fine' must tell apart; set mixup or weights.fine to 0")
+        if not self.trained and not self.weights.softmax:
+            raise ValueError("all weights are 0: there is nothing to learn")
+        if self.heads == "learned" and (idle := [name for name in self.bits if name not in self.trained]):
+            raise ValueError(f"weights.{idle[0]} is 0: take {idle[0]} out of bits, or set heads to adaptive")
+        if self.augmentation.area[0] > self.augmentation.area[1] or not self.augmentation.area[1]:
+            raise ValueError(f"augmentation.area is {self.augmentation.area}; expected the smaller share first")
+        return self
+
+    def changed(
+        self,
+        settings: Mapping[str, object],
+        *,
+        epochs: int | None = None,
+        rate: float | None = None,
+        batch: int | None = None,
+    ) -> TrainingConfiguration:
+        """Another configuration: some settings replaced, and the ones named here, which lie deeper.
+
+        ``epochs`` makes one phase of all, with the input sizes of the last.
+
+        Raises:
+            TrainingError: a setting is unknown or wrong.
+        """
+        merged = self.model_dump() | dict(settings)
+        if epochs is not None:
+            merged["phases"] = [{"epochs": epochs, "sides": self.phases[-1].sides}]
+        merged["optimisation"] |= {
+            name: value for name, value in {"rate": rate, "batch": batch}.items() if value is not None
+        }
+        return self.of(merged, "the options")
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> TrainingConfiguration:
+        """Read a YAML file.
+
+        Raises:
+            TrainingError: it cannot be read, or a setting is wrong; the message names the setting.
+        """
+        try:
+            content = read_yaml(file)
+        except SchemaError as error:
+            raise TrainingError(f"the configuration {file} cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise TrainingError(f"the configuration {file} holds no settings; expected lines such as 'backbone: mgnet'")
+        return cls.of(content, str(file))
+
+    @classmethod
+    def of(cls, settings: dict[str, object], origin: str = "the configuration") -> TrainingConfiguration:
+        """From plain values, with errors in one line.
+
+        Raises:
+            TrainingError: a setting is unknown or wrong.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"]) or "settings"
+            raise TrainingError(f"{origin}: {place}: {first['msg'].removeprefix('Value error, ')}") from None

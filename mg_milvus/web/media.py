@@ -1,0 +1,307 @@
+"""Image files that come and go: what an indexed one holds, where uploads are kept, how much of a body is read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import stat
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+import anyio
+from fastapi.responses import StreamingResponse
+from PIL import Image
+
+from mg_milvus.errors import ImageError, ServeError
+from mg_milvus.files import write_private
+from mg_milvus.images.decode import check_header, decode, decoding
+from mg_milvus.images.discover import content_hash, text_path
+from mg_milvus.images.files import held_for_reading, kind_of, open_file, read_opened
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from mg_milvus.store.base import Row
+    from mg_milvus.web.limits import Body
+
+
+_UPLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}-[0-9a-f]{12}\.[a-z]{3,4}")
+"""Names that ``keep_upload`` gives: no separator, no dots in front."""
+
+
+class TooLargeError(Exception):
+    """A body of more bytes than are taken."""
+
+
+@contextmanager
+def ingested_content(row: Row) -> Iterator[tuple[FileIO, bytes]]:
+    """The file of a row, opened once, and what it holds, if that is what was ingested.
+
+    A path may lead to another file than it did then; whatever it leads to, only the bytes that the row was made of
+    come back. Links are followed, as when they were ingested. The content's share of the memory is held while the
+    block runs.
+
+    Raises:
+        ImageError: the file is gone, cannot be read, is not an image, or has another content.
+    """
+    with open_file(text_path(row.path)) as file, held_for_reading(file):
+        data = read_opened(file)
+        if content_hash(data) != row.content_hash:
+            raise ImageError("has another content than when it was ingested")
+        yield file, data
+
+
+async def read_body(request: Request, most: int, body: Body | None = None) -> bytes:
+    """The whole body of a request, counted as ``body`` among those that are in memory.
+
+    Raises:
+        TooLargeError: it has more than ``most`` bytes; the rest was not read.
+        BusyError: too much is in memory already.
+    """
+    stated = request.headers.get("content-length", "0")
+    if stated.isdecimal() and int(stated) > most:
+        raise TooLargeError
+    read = bytearray()
+    async for chunk in request.stream():
+        if body is not None:
+            body.add(len(chunk))
+        read += chunk
+        if len(read) > most:
+            raise TooLargeError
+    return bytes(read)
+
+
+def keep_upload(folder: Path, name: str, data: bytes, max_pixels: int) -> str:
+    """Write an uploaded image into the folder, if it is one; the same image under the same name is kept once.
+
+    Returns:
+        The name it was given: of the sender's own, what is harmless, then a hash of the content.
+
+    Raises:
+        ImageError: it cannot be read.
+        ServeError: it cannot be written.
+    """
+    try:
+        decode(data, least=64, max_pixels=max_pixels)
+    except ImageError as error:
+        raise ImageError(f"'{name}' {error}") from error
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePath(name.replace("\\", "/")).stem).strip("-")[:60] or "image"
+    kept = f"{stem}-{hashlib.blake2b(data, digest_size=6).hexdigest()}{kind_of(data).suffix}"
+    try:
+        if not (folder / kept).exists():
+            write_private(folder / kept, data)
+    except OSError as error:
+        raise ServeError(f"'{name}' cannot be kept in {folder}: {error.strerror}") from error
+    return kept
+
+
+def upload_path(folder: Path, kept: str) -> Path:
+    """Where an upload is, by the name that ``keep_upload`` gave.
+
+    Raises:
+        ServeError: there is no such upload.
+    """
+    if not _UPLOAD.fullmatch(kept) or not (folder / kept).is_file():
+        raise ServeError(f"there is no upload '{kept}'; send the image to /api/uploads first")
+    return folder / kept
+
+
+SIDES = (240, 480, 1600)
+"""Longest sides in pixels that can be asked for: few, so that the cache stays small."""
+
+QUALITY = 82
+_HASH = re.compile(r"[0-9a-f]{32}")
+MOST_BYTES = 1_000_000_000
+"""What the cache may take; the thumbnails unused for longest go first."""
+MOST_DAYS = 30
+"""How long an unused thumbnail is kept."""
+
+
+class Thumbnails:
+    """JPEGs of indexed images, cached by the content of the image. Safe to use from several threads."""
+
+    def __init__(self, folder: Path | None, max_pixels: int) -> None:
+        """``folder`` is made when needed; None: nothing is kept."""
+        self._folder, self._max_pixels = folder, max_pixels
+
+    def of(self, row: Row, side: int) -> bytes:
+        """The thumbnail of a row whose file is there, and is what was ingested.
+
+        Raises:
+            ImageError: the file is gone, cannot be read, or has another content. What was kept of its content is
+                removed when it is gone.
+        """
+        file = self._file(row.content_hash, side)
+        data = _known(file) if self._is_unchanged(row) else None
+        if data is not None:
+            return data
+        with ingested_content(row) as (_, content):  # the same content may have another time, as copies have
+            data = _known(file)
+            if data is not None:
+                return data
+            data = self._made(content, side)
+        if file is not None:
+            with suppress(OSError):  # a full disk costs time, not the page
+                write_private(file, data)
+        return data
+
+    def usage(self) -> tuple[int, int]:
+        """How many thumbnails are kept, and their bytes."""
+        sizes = [size for _, size, _ in self._kept()]
+        return len(sizes), sum(sizes)
+
+    def clear(self) -> None:
+        """Remove all thumbnails that are kept; one that cannot be removed goes on to count in ``usage``."""
+        for *_, file in self._kept():
+            with suppress(OSError):
+                file.unlink()
+
+    def trim(self, most: int = MOST_BYTES) -> None:
+        """Remove those unused for ``MOST_DAYS``, and those unused for longest until the rest takes at most ``most``."""
+        known = sorted(self._kept())
+        total = sum(size for _, size, _ in known)
+        oldest = time.time() - MOST_DAYS * 86_400
+        for used, size, file in known:
+            if total <= most and used >= oldest:
+                return
+            file.unlink(missing_ok=True)
+            total -= size
+
+    def _kept(self) -> list[tuple[float, int, Path]]:
+        """When each was used last, in seconds since the epoch; its bytes; its file."""
+        known = []
+        for file in self._folder.glob("*/*.jpg") if self._folder is not None else ():
+            with suppress(OSError):
+                status = file.stat()
+                known.append((status.st_mtime, status.st_size, file))
+        return known
+
+    def _file(self, content_hash: str, side: int) -> Path | None:
+        """Where a thumbnail is kept, if it is: a row is data, and could name any file."""
+        if self._folder is None or not _HASH.fullmatch(content_hash):
+            return None
+        return self._folder / content_hash[:2] / f"{content_hash}-{side}.jpg"
+
+    def _is_unchanged(self, row: Row) -> bool:
+        """Whether the file looks as when it was ingested; when it is gone, its thumbnails go, too."""
+        try:
+            status = text_path(row.path).stat()
+        except (OSError, ValueError):
+            for side in SIDES:
+                file = self._file(row.content_hash, side)
+                if file is not None:
+                    with suppress(OSError):
+                        file.unlink()
+            return False
+        return stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (row.size, row.mtime_ns)
+
+    def _made(self, content: bytes, side: int) -> bytes:
+        with decoding(content, least=side, max_pixels=self._max_pixels) as decoded:
+            image = decoded.image.copy()
+            image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+        return buffer.getvalue()
+
+
+def _known(file: Path | None) -> bytes | None:
+    """A thumbnail that is kept, which is now used once more."""
+    if file is not None:
+        with suppress(OSError):
+            data = file.read_bytes()
+            os.utime(file)
+            return data
+    return None
+
+
+def default_folder() -> Path:
+    """Where thumbnails are kept: under ``$XDG_CACHE_HOME``, else ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mg-milvus" / "thumbnails"
+
+
+_BLOCK = 1 << 18
+_RANGE = re.compile(r"bytes=(?=\d|-\d)(\d{0,18})-(\d{0,18})")
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The file of a row, open, after its content was checked.
+
+    Attributes:
+        file: unbuffered; whoever has this record closes it.
+        size: bytes.
+        media_type: by its content.
+    """
+
+    file: FileIO
+    size: int
+    media_type: str
+
+
+def open_original(row: Row) -> Original:
+    """Open the file of a row, to be sent as it is.
+
+    Raises:
+        ImageError: as ``ingested_content``; or its header cannot be parsed as a whole.
+    """
+    with ingested_content(row) as (file, data):
+        check_header(data)
+        # Read on from the file that was checked, whatever its name leads to by now.
+        return Original(FileIO(os.dup(file.fileno())), len(data), kind_of(data).media_type)
+
+
+class OriginalResponse(StreamingResponse):
+    """Sends an opened file, or the one range of it that was asked for, and closes it."""
+
+    def __init__(self, original: Original, wanted: str | None, headers: Mapping[str, str]) -> None:
+        """``wanted``: the header Range."""
+        self._original = original
+        size = original.size
+        part = _range(wanted, size)
+        start, stop = part or (0, size)
+        own = dict(headers) | {"accept-ranges": "bytes", "content-length": str(stop - start)}
+        status = 200
+        if part is not None:
+            inside = start < stop
+            status = 206 if inside else 416
+            own["content-range"] = f"bytes {start}-{stop - 1}/{size}" if inside else f"bytes */{size}"
+        super().__init__(self._blocks(start, stop), status, own, original.media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._original.file.close()
+
+    async def _blocks(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        while start < stop:
+            wanted = min(_BLOCK, stop - start)
+            block = await anyio.to_thread.run_sync(os.pread, self._original.file.fileno(), wanted, start)
+            if not block:
+                raise OSError("the file became shorter while it was sent")
+            start += len(block)
+            yield block
+
+
+def _range(wanted: str | None, size: int) -> tuple[int, int] | None:
+    """First byte, and the one behind the last, of a single range; alike when it lies outside; None: send the whole."""
+    found = _RANGE.fullmatch(wanted or "")
+    if found is None:
+        return None
+    first, last = found[1], found[2]
+    if not first:
+        return max(0, size - int(last)), size
+    if last and int(last) < int(first):
+        return None
+    stop = min(size, int(last) + 1) if last else size
+    return min(int(first), stop), stop

@@ -1,0 +1,570 @@
+"""Near-duplicates: pairs, forest and groups against brute force; the calibration against known distributions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mg_milvus.codes import hamming, pack
+from mg_milvus.duplicates import pairs as pairs_module
+from mg_milvus.duplicates.calibration import calibrated, fitted_tail, largest_distance
+from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
+from mg_milvus.duplicates.pairs import Forest, Pairs, as_words, distance_counts, distances_of, groups, pairs_within
+from mg_milvus.duplicates.report import KEEP, chance, criterion, file_size, grouped, headline
+from mg_milvus.errors import ImageError, QueryError
+from mg_milvus.images.discover import image_id, is_under
+from mg_milvus.index import ImageIndex
+from mg_milvus.schema.models import Granularity, Schema
+from mg_milvus.store.base import Description, Row
+from mg_milvus.store.milvus import open_store
+
+BITS = {"coarse": 16, "fine": 64}
+
+
+def random_codes(count: int, bits: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, bits // 8), dtype=np.uint8)
+
+
+def a_row(path: str, codes: dict[str, bytes], **more) -> Row:
+    values = {"size": 100, "mtime_ns": 1, "width": 10, "height": 10} | more
+    return Row(image_id(path), path, content_hash="0" * 32, codes=codes, **values)
+
+
+def a_store(rows: list[Row], bits: dict[str, int] = BITS):
+    schema = Schema(granularities=tuple(Granularity(name=name, bits=length) for name, length in bits.items()))
+    store = open_store("memory:", schema.collection)
+    store.create(Description(schema, "0" * 16))
+    store.upsert(rows)
+    return store, schema
+
+
+def asked(schema: Schema, **options) -> DuplicateQuery:
+    return DuplicateQuery.of(schema, **({"distance": None, "precision": None, "keep": "best"} | options))
+
+
+# Pairs
+
+
+@pytest.mark.parametrize("bits", [8, 24, 64, 128, 200, 256, 512])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.5, 1.0])
+def test_pairs_are_those_of_brute_force(bits, share, monkeypatch):
+    monkeypatch.setattr(pairs_module, "ROWS", 16)
+    monkeypatch.setattr(pairs_module, "COLUMNS", 40)
+    codes = random_codes(150, bits)
+    codes[60:70] = codes[:10]
+    codes[70:80, 0] = codes[:10, 0]
+    words, radius = as_words(codes), round(share * bits)
+    for first in (1, 50, 150):
+        found = list(pairs_within(words, radius, first))
+        got = {(i, j): d for p in found for i, j, d in zip(*(part.tolist() for part in p), strict=True)}
+        assert sum(len(p.left) for p in found) == len(got)
+        distances = hamming(codes, codes)
+        assert got == {
+            (i, j): int(distances[i, j])
+            for i, j in itertools.combinations(range(150), 2)
+            if i < first and distances[i, j] <= radius
+        }
+
+
+def test_counts_are_those_of_brute_force(monkeypatch):
+    monkeypatch.setattr(pairs_module, "COLUMNS", 70)
+    codes = random_codes(200, 24)
+    expected = np.bincount(hamming(codes, codes)[np.triu_indices(200, 1)], minlength=65)
+    assert distance_counts(as_words(codes)).tolist() == expected.tolist()
+
+
+def test_rows_done_are_told_to_the_end():
+    told: list[int] = []
+    list(pairs_within(as_words(random_codes(150, 64)), 3, 100, told.append))
+    assert told == [64, 100]
+
+
+# Forest and groups
+
+
+@st.composite
+def graphs(draw):
+    count = draw(st.integers(2, 12))
+    ends = st.integers(0, count - 1)
+    edges = draw(st.lists(st.tuples(ends, ends, st.integers(0, 5)), max_size=40))
+    return count, [(min(a, b), max(a, b), d) for a, b, d in edges if a != b]
+
+
+def components(count: int, edges: list[tuple[int, int]]) -> list[list[int]]:
+    """By Warshall's transitive closure."""
+    reach = np.eye(count, dtype=bool)
+    for a, b in edges:
+        reach[a, b] = reach[b, a] = True
+    for middle in range(count):
+        reach |= reach[:, middle : middle + 1] & reach[middle : middle + 1]
+    found = {tuple(np.flatnonzero(row).tolist()) for row in reach}
+    return [list(group) for group in sorted(found) if len(group) > 1]
+
+
+@given(graphs())
+def test_groups_are_the_transitive_closure_at_every_distance(graph):
+    count, edges = graph
+    forest = Forest(count)
+    for some in (edges[::3], edges[1::3], edges[2::3]):
+        columns = np.array(some, np.int64).reshape(-1, 3).T
+        forest.add(Pairs(columns[0], columns[1], columns[2].astype(np.int32)))
+        forest.edges()
+    left, right, distances = forest.edges()
+    assert len(left) < count
+    assert distances.tolist() == sorted(distances.tolist())
+    for limit in range(6):
+        expected = components(count, [(a, b) for a, b, d in edges if d <= limit])
+        near = [(a, b) for a, b, d in zip(left.tolist(), right.tolist(), distances.tolist(), strict=True) if d <= limit]
+        assert groups(near) == expected
+
+
+def test_a_forest_keeps_few_pairs_however_many_come(monkeypatch):
+    monkeypatch.setattr("mg_milvus.duplicates.pairs._LEAST_WAITING", 100)
+    random, forest = np.random.default_rng(0), Forest(30)
+    for _ in range(50):
+        ends = np.sort(random.integers(0, 30, (40, 2)), axis=1)
+        ends = ends[ends[:, 0] < ends[:, 1]]
+        forest.add(Pairs(ends[:, 0], ends[:, 1], random.integers(0, 9, len(ends)).astype(np.int32)))
+        assert sum(len(pairs.left) for pairs in forest._kept) <= 100 + 29
+    assert len(forest.edges().left) == 29
+
+
+# Which to keep
+
+
+def chain(*ones: int) -> list[bytes]:
+    """Codes of 64 bits with that many ones at the front: their distances are the differences."""
+    return [np.packbits(np.arange(64) < n).tobytes() for n in ones]
+
+
+def test_what_could_go_is_near_to_one_that_is_kept_not_only_through_a_chain():
+    rows = [
+        a_row(f"/{n}.jpg", {"fine": code}, width=100 - n)
+        for n, code in enumerate(chain(0, 4, 8, 12, 16))  # 4 bits from one to the next; the ends are 16 apart
+    ]
+    group = grouped(rows, 4, {}, "best")
+    assert [(m.path, m.like) for m in group.members] == [
+        ("/0.jpg", None), ("/2.jpg", None), ("/4.jpg", None), ("/1.jpg", "/0.jpg"), ("/3.jpg", "/2.jpg"),
+    ]  # fmt: skip
+    assert group.spread == 16
+    assert [m.distances["fine"] for m in group.could_go] == [4, 4]
+
+
+def test_what_could_go_is_said_to_be_like_the_nearest_that_is_kept():
+    rows = [
+        a_row(f"/{n}.jpg", {"fine": code}, width=w)
+        for n, (code, w) in enumerate(zip(chain(0, 9, 12), (3, 1, 2), strict=True))
+    ]
+    group = grouped(rows, 10, {}, "best")
+    assert [(m.path, m.like) for m in group.members] == [("/0.jpg", None), ("/2.jpg", None), ("/1.jpg", "/2.jpg")]
+    assert group.members[2].distances == {"fine": 3}
+
+
+def test_other_granularities_keep_images_from_going():
+    far, near = b"\xff\x00", b"\x00\x00"
+    rows = [a_row(f"/{n}.jpg", {"coarse": c, "fine": bytes(8)}) for n, c in enumerate((near, far, near))]
+    group = grouped(rows, 0, {"coarse": 7}, "first")
+    assert [(m.path, m.like) for m in group.members] == [("/0.jpg", None), ("/1.jpg", None), ("/2.jpg", "/0.jpg")]
+    assert grouped(rows, 0, {"coarse": 8}, "first").could_go[0].distances == {"fine": 0, "coarse": 8}
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [("best", "/c.jpg"), ("largest", "/b.jpg"), ("oldest", "/d.jpg"), ("newest", "/a.jpg"), ("first", "/a.jpg")],
+)
+def test_the_rule_says_which_image_stays(rule, kept):
+    codes = {"fine": bytes(8)}
+    rows = [
+        a_row("/d.jpg", codes, width=20, size=10, mtime_ns=1),
+        a_row("/c.jpg", codes, width=30, size=20, mtime_ns=5),
+        a_row("/b.jpg", codes, width=30, size=10, mtime_ns=2),
+        a_row("/a.jpg", codes, width=10, size=15, mtime_ns=9),
+    ]
+    if rule == "largest":
+        rows[2] = a_row("/b.jpg", codes, width=1, size=99)
+    assert set(KEEP) == {"best", "largest", "oldest", "newest", "first"}
+    assert grouped(rows, 0, {}, rule).members[0].path == kept
+
+
+# The calibration
+
+
+def pairs_of_a_power_law(total: int, dimension: float, reach: float) -> np.ndarray:
+    """Counts of pairs whose true distances follow a power law up to ``reach`` bits, each seen with Poisson's noise."""
+    random = np.random.default_rng(0)
+    true = reach * random.random(total) ** (1 / dimension)
+    return np.bincount(random.poisson(true), minlength=257)[:257]
+
+
+def share_within(distance: int, dimension: float, reach: float) -> float:
+    """Of such pairs, the share seen within a distance, by numerical integration."""
+    true = reach * ((np.arange(20_000) + 0.5) / 20_000) ** (1 / dimension)
+    return sum(float(np.mean(np.exp(-true + d * np.log(true) - math.lgamma(d + 1)))) for d in range(distance + 1))
+
+
+@pytest.mark.parametrize("dimension", [4.0, 7.0])
+def test_a_tail_that_is_known_is_predicted_and_hardly_understated(dimension):
+    tail = fitted_tail(pairs_of_a_power_law(1_000_000, dimension, 120))
+    assert tail is not None
+    assert 0.5 * dimension <= tail.dimension <= 1.1 * dimension
+    for distance in range(50):
+        known = share_within(distance, dimension, 120)
+        if known >= 1e-6:  # one pair of those looked at
+            assert 0.7 <= tail.rates[distance] / known <= 12, distance
+
+
+@pytest.mark.parametrize("duplicates", [0, 100, 3000])
+def test_duplicates_among_the_pairs_change_the_prediction_little(duplicates):
+    counts = pairs_of_a_power_law(1_000_000, 7.0, 120)
+    clean = fitted_tail(counts)
+    copies = np.bincount(np.random.default_rng(1).geometric(0.15, duplicates), minlength=257)[:257]
+    tail = fitted_tail(counts + copies)
+    assert clean is not None
+    assert tail is not None
+    for distance in (10, 20, 30):
+        assert tail.rates[distance] >= 0.7 * clean.rates[distance]
+    # At a precision of 0.9 most duplicates are found, and hardly a pair that is none.
+    distance = largest_distance(tail.rates * counts.sum(), np.cumsum(counts + copies), 0.9)
+    if duplicates:
+        assert distance is not None
+        assert copies[: distance + 1].sum() > 0.8 * duplicates
+        assert counts[: distance + 1].sum() <= 0.12 * copies[: distance + 1].sum()
+    else:
+        assert distance is None
+
+
+def test_strongly_edited_copies_move_the_prediction_alike_whatever_copies_they_are():
+    """Copies farther apart than what is taken for near run into the tail; with few pairs a fit takes them for it."""
+    rates = []
+    for seed in range(12):
+        copies = np.bincount(np.random.default_rng(seed).integers(18, 36, 90), minlength=257)
+        tail = fitted_tail(pairs_of_a_power_law(570_000, 7.0, 120) + copies, 17)
+        assert tail is not None
+        rates.append(tail.rates[18] / share_within(18, 7.0, 120))
+    assert max(rates) <= 16
+    assert max(rates) <= 2 * min(rates)
+
+
+def test_a_tail_of_duplicates_only_is_no_tail():
+    counts = np.zeros(257, np.int64)
+    counts[:10] = 5000
+    assert fitted_tail(counts) is None
+    assert fitted_tail(np.zeros(257, np.int64)) is None
+
+
+def test_the_largest_distance_is_the_last_that_is_precise_enough():
+    expected = np.array([0.0, 0.1, 0.5, 2.0, 2.1, 9.0])
+    found = np.array([0, 5, 6, 7, 30, 31])
+    assert largest_distance(expected, found, 0.9) == 4  # 2.1 of 30; 9 of 31 are too many
+    assert largest_distance(expected, found, 0.95) == 1  # 0.1 of 5; 2.1 of 30 are too many
+    assert largest_distance(expected, found, 0.99) is None
+    assert largest_distance(np.zeros(3), np.zeros(3, int), 0.5) is None
+
+
+def clustered(count: int, bits: int, seed: int) -> np.ndarray:
+    """Codes of points in a space of few dimensions, as images' are."""
+    random = np.random.default_rng(seed)
+    plane = np.random.default_rng(99).standard_normal((8, bits))
+    return pack(random.standard_normal((count, 8)) @ plane + 0.1 * random.standard_normal((count, bits)))
+
+
+def test_expected_chance_pairs_are_those_of_an_index_without_duplicates():
+    sample, others = clustered(1500, 256, 0), clustered(12_000, 256, 1)
+    calibration = calibrated({"fine": as_words(sample)}, {"fine": 256})
+    assert calibration.tail is not None
+    words = as_words(others)
+    within = np.zeros(61)
+    for pairs in pairs_within(words, 60, len(others)):
+        within += np.bincount(pairs.distances, minlength=61)
+    within = np.cumsum(within)
+    total = len(others) * (len(others) - 1) / 2
+    seen = [distance for distance in range(61) if within[distance] >= 20]
+    assert seen[0] < 40
+    for distance in seen:
+        assert 0.5 <= calibration.tail.rates[distance] * total / within[distance] <= 8, distance
+
+
+def test_limits_let_the_nearest_unrelated_pairs_pass():
+    codes = {"coarse": as_words(random_codes(500, 64, 1)), "fine": as_words(clustered(500, 256, 0))}
+    limits = calibrated(codes, {"coarse": 64, "fine": 256}).limits
+    distances = distances_of(codes["coarse"], *np.triu_indices(500, 1))
+    assert (distances <= limits["coarse"]).mean() <= 0.03 < (distances <= limits["coarse"] + 1).mean()
+
+
+# The whole
+
+
+def copies_among(count: int, copies: int) -> list[Row]:
+    """Rows of clustered images, and copies of the first with three bits turned."""
+    fine, coarse = clustered(count, 256, 3), random_codes(count, 16, 4)
+    rows = []
+    for n in range(count):
+        codes = {"coarse": coarse[n].tobytes(), "fine": fine[n].tobytes()}
+        rows.append(a_row(f"/old/{n:04}.jpg", codes, mtime_ns=1000, width=100))
+        if n < copies:
+            turned = fine[n].copy()
+            turned[5] ^= 0b10101
+            rows.append(a_row(f"/new/{n:04}.jpg", codes | {"fine": turned.tobytes()}, mtime_ns=2000 + n))
+    return rows
+
+
+LONG = {"coarse": 16, "fine": 256}
+
+
+def test_copies_are_found_and_what_is_expected_by_chance_is_said():
+    store, schema = a_store(copies_among(1000, 20), LONG)
+    report = find_duplicates(store, schema, asked(schema))
+    assert [[m.path for m in g.members] for g in report.groups] == [
+        [f"/old/{n:04}.jpg", f"/new/{n:04}.jpg"] for n in range(20)
+    ]
+    assert (report.rows, report.compared, report.pairs, report.precision) == (1020, 1020 * 1019 // 2, 20, 0.99)
+    assert report.distance is not None
+    assert report.distance >= 3
+    assert report.expected_false is not None
+    assert report.expected_false <= 0.2
+    assert report.false_positive_rate == report.expected_false / report.compared
+    assert {m.path for m in report.could_go} == {f"/new/{n:04}.jpg" for n in range(20)}
+    assert store.count() == 1020
+    assert not report.loose(report.groups[0])
+
+
+def test_a_given_distance_finds_what_brute_force_finds():
+    rows = copies_among(300, 30)
+    store, schema = a_store(rows, LONG)
+    rows.sort(key=lambda row: row.id)
+    fine = np.array([np.frombuffer(row.codes["fine"], np.uint8) for row in rows])
+    coarse = np.array([np.frombuffer(row.codes["coarse"], np.uint8) for row in rows])
+    for distance in (0, 2, 3, 70):
+        report = find_duplicates(store, schema, asked(schema, distance=distance))
+        near = (hamming(fine, fine) <= distance) & (hamming(coarse, coarse) <= report.limits["coarse"])
+        edges = np.argwhere(np.triu(near, 1)).tolist()
+        expected = components(len(rows), edges)
+        got = sorted(sorted(m.id for m in group.members) for group in report.groups)
+        assert got == [[rows[i].id for i in group] for group in expected]
+        assert report.pairs == len(edges)
+        spreads = {min(m.id for m in group.members): group.spread for group in report.groups}
+        assert spreads == {rows[group[0]].id: int(hamming(fine[group], fine[group]).max()) for group in expected}
+        assert report.precision is None
+
+
+def test_only_pairs_with_a_new_image():
+    rows = copies_among(500, 10)
+    store, schema = a_store(rows, LONG)
+    report = find_duplicates(store, schema, asked(schema, distance=5), newer_than_ns=2004)
+    assert [sorted(m.path for m in g.members) for g in report.groups] == [
+        [f"/new/{n:04}.jpg", f"/old/{n:04}.jpg"] for n in range(5, 10)
+    ]
+    assert report.compared == 5 * 505 + 5 * 4 // 2
+    nothing = find_duplicates(store, schema, asked(schema), newer_than_ns=9999)
+    assert (nothing.groups, nothing.compared) == ((), 0)
+    assert "no image is that new" in criterion(nothing, schema.bits)
+
+
+def test_two_old_images_are_a_group_only_through_a_new_one():
+    code = {"coarse": bytes(2), "fine": bytes(32)}
+    rows = copies_among(200, 0) + [a_row(f"/same/{n}.jpg", code, mtime_ns=1) for n in range(2)]
+    store, schema = a_store(rows, LONG)
+    assert find_duplicates(store, schema, asked(schema, distance=0), newer_than_ns=1000).groups == ()
+    store.upsert([a_row("/same/new.jpg", code, mtime_ns=5000)])
+    groups_found = find_duplicates(store, schema, asked(schema, distance=0), newer_than_ns=1000).groups
+    assert [len(group.members) for group in groups_found] == [3]
+
+
+def test_only_rows_under_a_folder():
+    store, schema = a_store(copies_among(300, 8), LONG)
+    assert find_duplicates(store, schema, asked(schema, distance=5), within="/old").groups == ()
+    report = find_duplicates(store, schema, asked(schema, distance=5), within="/")
+    assert len(report.groups) == 8
+    with pytest.raises(QueryError, match=r"no image in 'images' under /olde, expected two or more"):
+        find_duplicates(store, schema, asked(schema), within="/olde")
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "expected"),
+    [
+        ("/a/b.jpg", "/a", True), ("/a/b/c.jpg", "/a", True), ("/ab/c.jpg", "/a", False), ("/a", "/a", True),
+        ("/a/b.jpg", "/", True), ("file:///a/caf%E9/b.jpg", "file:///a/caf%E9", True), ("/a/b.jpg", "/a/b", False),
+    ],
+)  # fmt: skip
+def test_a_path_is_under_a_folder(path, folder, expected):
+    assert is_under(path, ["/elsewhere", folder]) is expected
+
+
+def test_many_equal_images_are_one_group_in_bounded_memory():
+    rows = copies_among(300, 0)
+    rows += [a_row(f"/same/{n}.jpg", {"coarse": bytes(2), "fine": bytes(32)}) for n in range(700)]
+    store, schema = a_store(rows, LONG)
+    report = find_duplicates(store, schema, asked(schema, distance=0))
+    assert [len(group.members) for group in report.groups] == [700]
+    assert (report.pairs, len(report.could_go)) == (700 * 699 // 2, 699)
+
+
+def test_rows_deleted_meanwhile_are_left_out(monkeypatch):
+    rows = copies_among(300, 3)
+    store, schema = a_store(rows, LONG)
+    fetch = store.fetch
+    gone = image_id("/new/0001.jpg")
+    monkeypatch.setattr(store, "fetch", lambda ids, names=(): fetch([i for i in ids if i != gone], names))
+    report = find_duplicates(store, schema, asked(schema, distance=5))
+    assert [g.members[0].path for g in report.groups] == ["/old/0000.jpg", "/old/0002.jpg"]
+
+
+def test_too_little_is_said_clearly():
+    store, schema = a_store([])
+    with pytest.raises(QueryError, match=r"no image in 'images', expected two or more"):
+        find_duplicates(store, schema, asked(schema))
+    rows = [a_row(f"/{n}.jpg", {"coarse": bytes(2), "fine": random_codes(1, 64, n).tobytes()}) for n in range(6)]
+    store.upsert(rows[:1])
+    with pytest.raises(QueryError, match=r"there is one image in 'images', expected two or more"):
+        find_duplicates(store, schema, asked(schema))
+    store.upsert([*rows, a_row("/again.jpg", dict(rows[0].codes))])
+    with pytest.raises(QueryError, match=r"too few.*give a distance in bits"):
+        find_duplicates(store, schema, asked(schema))
+    report = find_duplicates(store, schema, asked(schema, distance=0))
+    assert [[m.path for m in g.members] for g in report.groups] == [["/0.jpg", "/again.jpg"]]
+    assert report.expected_false is None
+    assert report.false_positive_rate is None
+    assert "too few unrelated images" in chance(report)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distance": 65}, r"distance is 65, expected a number of bits from 0 to 64"),
+        ({"distance": -1}, r"distance is -1"),
+        ({"precision": 1.0}, r"precision is 1, expected a number between 0 and 1"),
+        ({"precision": 0.0}, r"precision is 0"),
+        ({"precision": float("nan")}, r"precision is nan"),
+        ({"precision": 0.9, "distance": 3}, r"distance and precision were both given"),
+        ({"keep": "bets"}, r"keep is 'bets' \(did you mean 'best'\?\), expected best, largest"),
+    ],
+)
+def test_silly_options_are_refused(options, message):
+    with pytest.raises(QueryError, match=message):
+        asked(a_store([])[1], **options)
+
+
+def test_a_schema_without_fine_is_refused():
+    _, schema = a_store([], {"coarse": 16})
+    with pytest.raises(QueryError, match=r"by the granularity 'fine', 'images' has coarse; ingest into a collection"):
+        asked(schema)
+
+
+# One image
+
+
+class _Encoder:
+    """Gives the codes that the colour of an image names."""
+
+    side = 8
+
+    def __init__(self, codes):
+        self._codes = codes
+
+    def prepare(self, image):
+        return np.array(image.resize((1, 1)).getpixel((0, 0)), np.uint8)
+
+    def encode(self, prepared):
+        return {name: values[[int(p[0]) for p in prepared]] for name, values in self._codes.items()}
+
+
+def test_one_image_against_the_index(tmp_path):
+    rows = copies_among(6000, 0)
+    store, schema = a_store(rows, LONG)
+    fine = np.array([np.frombuffer(row.codes["fine"], np.uint8) for row in rows[:200]])
+    coarse = np.array([np.frombuffer(row.codes["coarse"], np.uint8) for row in rows[:200]])
+    fine[7, 0] ^= 0b11
+    encoder = _Encoder({"fine": fine, "coarse": coarse})
+    Image.new("RGB", (40, 30), (7, 7, 7)).save(tmp_path / "new.png")
+    report = find_duplicates_of(store, schema, encoder, tmp_path / "new.png", asked(schema))
+    assert (report.rows, report.compared, report.pairs) == (6000, 6000, 1)
+    assert [m.path for m in report.groups[0].members] == [str(tmp_path / "new.png"), "/old/0007.jpg"]
+    assert report.groups[0].members[1].distances == {"fine": 2, "coarse": 0}
+    assert report.expected_false is not None
+    assert report.expected_false <= 0.01
+    # Every pair at once, where the nearest 128 are not enough.
+    wide = find_duplicates_of(store, schema, encoder, tmp_path / "new.png", asked(schema, distance=256))
+    limit = wide.limits["coarse"]
+    near = [
+        r for r in rows
+        if np.bitwise_count(np.frombuffer(r.codes["coarse"], np.uint8) ^ coarse[7]).sum() <= limit
+    ]  # fmt: skip
+    assert wide.pairs == len(near) > 10
+    with pytest.raises(ImageError, match=r"gone.png' does not exist"):
+        find_duplicates_of(store, schema, encoder, tmp_path / "gone.png", asked(schema))
+
+
+def test_an_indexed_image_is_not_a_duplicate_of_itself(tmp_path):
+    Image.new("RGB", (40, 30), (3, 3, 3)).save(tmp_path / "a.png")
+    codes = {"fine": clustered(10, 256, 0), "coarse": random_codes(10, 16)}
+    own = a_row(str(tmp_path / "a.png"), {name: values[3].tobytes() for name, values in codes.items()})
+    store, schema = a_store([own], LONG)
+    with pytest.raises(QueryError, match=r"there is no other image in 'images' to compare .*a.png with"):
+        find_duplicates_of(store, schema, _Encoder(codes), tmp_path / "a.png", asked(schema))
+    store.upsert([a_row("/copy.jpg", dict(own.codes), width=99)])
+    report = find_duplicates_of(store, schema, _Encoder(codes), tmp_path / "a.png", asked(schema, distance=0))
+    assert [(m.path, m.id) for m in report.groups[0].members] == [
+        (str(tmp_path / "a.png"), own.id), ("/copy.jpg", image_id("/copy.jpg")),
+    ]  # fmt: skip
+
+
+# The facade and the sentences
+
+
+def test_the_facade(tmp_path):
+    (tmp_path / "p").mkdir()
+    for n in range(20):
+        noise = np.random.default_rng(n).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC).save(tmp_path / "p" / f"{n}.png")
+    Image.open(tmp_path / "p" / "4.png").save(tmp_path / "p" / "copy.jpg", quality=95)
+    with ImageIndex.open("memory:") as index:
+        index.ingest(tmp_path / "p")
+        report = index.duplicates(distance=10)
+        # Equal pixels; the PNG has more bytes.
+        assert [[m.path for m in g.members] for g in report.groups] == [
+            [str(tmp_path / "p" / "4.png"), str(tmp_path / "p" / "copy.jpg")]
+        ]
+        assert index.duplicates(distance=10, newer_than=datetime(2000, 1, 1, tzinfo=UTC)).groups == report.groups
+        assert index.duplicates(of=tmp_path / "p" / "copy.jpg", distance=10).groups == report.groups
+        with pytest.raises(QueryError, match="leave within and newer_than out"):
+            index.duplicates(of=tmp_path / "p" / "4.png", within=tmp_path)
+        assert index.count() == 21
+    told = report.as_dict()
+    assert [member["keep"] for member in told["groups"][0]["members"]] == [True, False]
+    assert told["images"] == 2
+
+
+def test_sentences():
+    store, schema = a_store(copies_among(1000, 20), LONG)
+    report = find_duplicates(store, schema, asked(schema))
+    assert headline(report) == "20 groups of 40 images among 1,020; 20 could go (2.0 kB)"
+    assert criterion(report, schema.bits).startswith(f"near: at most {report.distance} of 256 bits differ on fine, ")
+    assert chance(report).startswith("20 near pairs of 519,690 compared; expected by chance: ")
+    store, schema = a_store(copies_among(500, 0), LONG)
+    nothing = find_duplicates(store, schema, asked(schema))
+    assert nothing.distance is None
+    assert headline(nothing) == "no near-duplicates among 500 images"
+    assert criterion(nothing, schema.bits).startswith("no pair is near enough to be a copy with 99 % certainty; ")
+    assert chance(nothing) == ""
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_951, "1.0 MB"),
+        (2_500_000_000, "2.5 GB"),
+    ],
+)
+def test_file_sizes(size, text):
+    assert file_size(size) == text

@@ -1,0 +1,238 @@
+"""The encoder on onnxruntime against the one on torch: maps, readings, codes; which of them runs; what is loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load as load_tensors
+
+from mg_milvus.encoder import pooling, torch_runtime
+from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD, find_backbone
+from mg_milvus.encoder.load import load_encoder
+from mg_milvus.encoder.networks import OWN, as_arrays, as_tensors, build, extractor
+from mg_milvus.encoder.onnx_runtime import NETWORKS, OnnxEncoder, backbone_graph, has_fast_int8, onnx_runs, ranges_of
+from mg_milvus.encoder.pooling import Reading
+from mg_milvus.encoder.torch_runtime import TorchEncoder
+from mg_milvus.encoder.weights import from_safetensors, single, to_safetensors
+from mg_milvus.errors import EncoderError
+from mg_milvus.index import ImageIndex
+from mg_milvus.schema.regions import REGIONS, windows
+from tests.conftest import KINDS, kind_of_image, make_photos
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mg_milvus.encoder.base import HashEncoder
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+SCALES = ((0.5, 3), (1.0, 1))
+fast_int8 = pytest.mark.skipif(not has_fast_int8(), reason="this CPU has no instructions for products of 8 bits")
+BITS = {"coarse": 64, "mid": 128, "fine": 256, REGIONS: 128}
+
+
+@pytest.fixture(autouse=True)
+def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU, and nothing but float32."""
+    monkeypatch.setattr("mg_milvus.encoder.onnx_runtime.has_fast_int8", lambda: False)
+    monkeypatch.setattr("mg_milvus.encoder.onnx_runtime._GPUS", ())
+    monkeypatch.setattr("mg_milvus.encoder.torch_runtime.has_bfloat16", lambda _: False)
+
+
+@pytest.fixture(scope="module")
+def encoder_with_regions() -> HashEncoder:
+    """The built-in encoder with regions, whose heads are the shipped ones."""
+    return load_encoder(device="cpu").with_regions(SCALES).with_bits(BITS)  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def prepared(encoder_with_regions: HashEncoder) -> list[np.ndarray]:
+    sizes = [(96, 64), (64, 96), (80, 80)]
+    return [encoder_with_regions.prepare(kind_of_image(KINDS[i % 3], i, sizes[i // 3 % 3])) for i in range(36)]
+
+
+def random_weights(name: str) -> dict[str, torch.Tensor]:
+    """A network with statistics of noise, and scales of both signs: max pooling and folding must bear them."""
+    torch.manual_seed(1)
+    network = build(name)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.normal_(module.weight)
+            torch.nn.init.normal_(module.bias)
+    return network.state_dict()
+
+
+@pytest.mark.parametrize("name", sorted(OWN))
+@pytest.mark.parametrize("size", [(112, 112), (96, 144), (56, 40)])
+def test_networks_give_the_maps_that_torch_gives(name: str, size: tuple[int, int]) -> None:
+    weights, row = random_weights(name), find_backbone(name)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, *size), np.uint8)
+    graph = backbone_graph(name, as_arrays(weights), dict(zip(row.stages, row.channels, strict=True)))
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    found = session.run(row.stages, {"images": images})
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.inference_mode():
+        expected = extractor(name, weights)((torch.from_numpy(images).float() / 255 - mean) / deviation)
+    for stage, maps in zip(row.stages, found, strict=True):
+        there = expected[stage].numpy()
+        np.testing.assert_allclose(maps, there, atol=1e-5 * np.abs(there).max(), rtol=0)
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        Reading(stages=("a", "b")),
+        Reading(stages=("a", "b"), pooling="pyramid", cells=3),
+        Reading(stages=("b",), pooling="mirrored", cells=2),
+        Reading(stages=("a", "b"), pooling="mirrored", cells=3),
+    ],
+)
+def test_readings_are_those_of_torch(reading: Reading) -> None:
+    random = np.random.default_rng(3)
+    maps = {"a": random.normal(size=(3, 5, 7, 9)), "b": random.normal(size=(3, 4, 5, 4))}
+    single = {stage: values.astype(np.float32) for stage, values in maps.items()}
+    tensors = {stage: torch.from_numpy(values) for stage, values in single.items()}
+    np.testing.assert_allclose(pooling.read(single, reading), torch_runtime.read(tensors, reading).numpy(), atol=1e-6)
+    if reading.pooling == "gem":
+        areas = windows(((0.5, 3), (0.3, 2), (1.0, 1)))
+        expected = torch_runtime.read_regions(tensors, reading, areas).numpy()
+        np.testing.assert_allclose(pooling.read_regions(single, reading, areas), expected, atol=1e-6)
+
+
+def test_codes_are_those_of_torch(encoder_with_regions: HashEncoder, prepared: list[np.ndarray]) -> None:
+    """Rounding differs, so a value next to 0 may fall on the other side: measured 0 to 0.02 bits of 10,000."""
+    assert isinstance(encoder_with_regions, OnnxEncoder)
+    encoder_with_regions = OnnxEncoder(encoder_with_regions.contents, device="cpu")
+    in_torch = TorchEncoder(encoder_with_regions.contents, device="cpu")
+    assert in_torch.fingerprint == encoder_with_regions.fingerprint
+    details = [kind_of_image(KINDS[i % 3], i, (70, 50)) for i in range(6)]
+    pairs = [
+        *((codes, in_torch.encode(prepared)[name]) for name, codes in encoder_with_regions.encode(prepared).items())
+    ]
+    pairs.append((encoder_with_regions.encode_details(details), in_torch.encode_details(details)))
+    assert [codes.shape for codes, _ in pairs] == [(36, 8), (36, 16), (36, 32), (36, 10, 16), (6, 2, 16)]
+    differing = sum(int(np.bitwise_count(codes ^ others).sum()) for codes, others in pairs)
+    assert differing <= 8 * sum(codes.size for codes, _ in pairs) / 5000
+    assert all(len(np.unique(codes.reshape(len(codes), -1), axis=0)) > len(codes) / 2 for codes, _ in pairs)
+
+
+@fast_int8
+def test_eight_bits_change_few_bits(
+    encoder_with_regions: HashEncoder, prepared: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photographs: one in 100 (benchmarks/encode_rate.py)."""
+    exact = OnnxEncoder(encoder_with_regions.contents, device="cpu")
+    full = exact.encode(prepared)
+    monkeypatch.setattr("mg_milvus.encoder.onnx_runtime.has_fast_int8", lambda: True)
+    rounded = OnnxEncoder(encoder_with_regions.contents, device="cpu")
+    assert rounded.runtime == "onnxruntime, 8 bits"
+    pairs = [(codes, full[name]) for name, codes in rounded.encode(prepared).items()]
+    differing = sum(int(np.bitwise_count(codes ^ others).sum()) for codes, others in pairs)
+    assert 0 < differing <= 8 * sum(codes.size for codes, _ in pairs) / 25
+
+
+def test_ranges_are_those_of_the_network_that_ships(
+    encoder_with_regions: HashEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mg_milvus.encoder.onnx_runtime.has_fast_int8", lambda: True)
+    ranges = ranges_of(encoder_with_regions.contents.configuration.backbone_fingerprint)
+    assert ranges is not None
+    assert len(ranges) == 32
+    assert ranges_of("0" * 16) is None
+
+
+@pytest.mark.parametrize("eight_bits", [False, pytest.param(True, marks=fast_int8)])
+def test_a_code_does_not_depend_on_the_batch(
+    encoder_with_regions: HashEncoder, prepared: list[np.ndarray], eight_bits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mg_milvus.encoder.onnx_runtime.has_fast_int8", lambda: eight_bits)
+    encoder_with_regions = OnnxEncoder(encoder_with_regions.contents, device="cpu")
+    whole = encoder_with_regions.encode(prepared)
+    for size in (1, 5):
+        some = [encoder_with_regions.encode(prepared[i : i + size]) for i in range(0, len(prepared), size)]
+        for name, codes in whole.items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in some]), codes)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("stem.1.bias", None),
+        ("stage9.0.conv1.0.weight", np.zeros((1, 1, 3, 3), np.float32)),
+        ("stem.0.weight", np.zeros((40, 3), np.float32)),
+        ("stem.1.bias", np.zeros(1, np.float32)),
+        ("stage2.0.conv1.0.weight", np.zeros((80, 7, 3, 3), np.float32)),
+    ],
+)
+def test_weights_of_another_network_are_refused(
+    encoder_with_regions: HashEncoder, prepared: list[np.ndarray], name: str, values: np.ndarray | None
+) -> None:
+    weights = {key: value for key, value in encoder_with_regions.contents.backbone.items() if key != name}
+    if values is not None:
+        weights[name] = values
+    wrong = encoder_with_regions.contents.model_copy(update={"backbone": weights})
+    for kind in (OnnxEncoder, TorchEncoder):
+        with pytest.raises(EncoderError, match="these weights do not fit the backbone mgnet"):
+            kind(wrong, device="cpu").encode(prepared[:1])
+
+
+def test_what_runs_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert set(NETWORKS) == set(OWN)
+    assert onnx_runs("mgnet", "cpu")
+    assert load_encoder(device="cpu").runtime == "onnxruntime, float32"
+    assert onnx_runs("mgnet", "auto") == (sys.platform == "linux")
+    assert not onnx_runs("resnet18", "cpu")
+    assert not onnx_runs("mgnet", "cuda")
+    monkeypatch.setattr("mg_milvus.encoder.onnx_runtime._GPUS", (str(tmp_path),))
+    assert not onnx_runs("mgnet", "auto")
+    assert onnx_runs("mgnet", "cpu")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    in_torch = load_encoder(device="cpu")
+    assert (type(in_torch), in_torch.runtime) == (TorchEncoder, "torch")
+
+
+def test_files_are_those_that_others_read() -> None:
+    """Against the safetensors library, all types of weights, also the one that numpy has not."""
+    values = torch.linspace(-3, 3, 15).reshape(3, 5)
+    kinds = (torch.int64, torch.bool, torch.float16, torch.uint8, torch.bfloat16, torch.float64, torch.float32)
+    tensors = {f"w{place}": values.to(kind) for place, kind in enumerate(kinds)} | {"one": torch.tensor(7)}
+    data = to_safetensors(as_arrays(tensors), {"b": "2", "a": "1"})
+    assert data == to_safetensors(dict(reversed(as_arrays(tensors).items())), {"a": "1", "b": "2"})
+    for name, read in load_tensors(data).items():
+        torch.testing.assert_close(read, tensors[name], rtol=0, atol=0)
+    weights, metadata = from_safetensors(data)
+    assert metadata == {"a": "1", "b": "2"}
+    for name, again in as_tensors(weights).items():
+        torch.testing.assert_close(again, tensors[name], rtol=0, atol=0)
+        np.testing.assert_array_equal(single(weights[name]), tensors[name].float().numpy())
+
+
+def test_a_query_from_the_shell_loads_no_torch_and_leaves_nothing(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", per_kind=4)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with ImageIndex.open(tmp_path / "a.db", device="cpu") as index:
+        index.ingest(photos)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mg_milvus", "query", str(photos / "disc" / "02.jpg"), "-k", "1",
+         "--uri", str(tmp_path / "a.db"), "--device", "cpu"],
+        capture_output=True, text=True, timeout=300, check=True,
+        env={name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+        | {"TMPDIR": str(temporary)},
+    )  # fmt: skip
+    assert str(photos / "disc" / "02.jpg") in "".join(done.stdout.split())
+    assert list(temporary.iterdir()) == []  # what onnxruntime would report, it keeps there first
+    loaded = set(re.findall(r"^import time: .*\| +(\S+)$", done.stderr, re.MULTILINE))
+    assert {"onnxruntime", "pymilvus", "numpy"} <= loaded
+    assert not loaded & {"torch", "torchvision", "onnx", "scipy", "yaml", "jinja2", "mg_milvus.bulk", "sympy"}
+    others = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert others == []

@@ -1,0 +1,193 @@
+"""``evaluate`` from a folder to figures: against a second way to the same numbers, and through an index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+from sklearn.metrics.pairwise import cosine_similarity
+
+from mg_milvus.codes import hamming
+from mg_milvus.encoder.base import Encoder
+from mg_milvus.encoder.load import load_encoder
+from mg_milvus.errors import EncoderError, QueryError, SchemaError
+from mg_milvus.evaluation.evaluate import evaluate
+from mg_milvus.evaluation.report import Evaluation, report_data
+from mg_milvus.images.augment import EDITS, STRENGTHS
+from mg_milvus.images.decode import open_image
+from mg_milvus.schema.models import Schema
+from tests.conftest import KINDS, kind_of_image
+
+BITS = {"coarse": 32, "mid": 64}
+LABELS = {"disc": "round/disc", "stripes": "square/stripes", "blocks": "square/blocks"}
+PER_KIND = 18
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return load_encoder()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """54 images in two groups and three classes, one that is alone in its class, and a broken one."""
+    root = tmp_path_factory.mktemp("evaluated") / "images"
+    for kind, label in LABELS.items():
+        (root / label).mkdir(parents=True)
+        for number in range(PER_KIND):
+            kind_of_image(kind, number).save(root / label / f"{number:02}.png")
+    (root / "alone").mkdir()
+    kind_of_image("disc", 99).save(root / "alone" / "0.png")
+    (root / "round" / "disc" / "broken.jpg").write_bytes(b"nothing")
+    return root
+
+
+@pytest.fixture(scope="module")
+def evaluation(folder: Path, encoder: Encoder) -> Evaluation:
+    return evaluate(folder, encoder=encoder, bits=BITS, ks=(1, 5), curves=True)
+
+
+def features_of(encoder: Encoder, paths: list[Path]) -> dict[str, np.ndarray]:
+    return encoder.features([encoder.prepare(open_image(path, least=encoder.side).image) for path in paths])
+
+
+def readable(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.png"))
+
+
+def test_figures_are_those_of_a_second_computation(folder: Path, encoder: Encoder, evaluation: Evaluation) -> None:
+    paths = readable(folder)
+    features = features_of(encoder, paths)
+    adapted = encoder.adapted({name: features[name] for name in features}, BITS)
+    classes = np.array([str(path.parent) for path in paths])
+    groups = np.array([path.relative_to(folder).parts[0] for path in paths])
+    figures = evaluation.to_json()
+    assert figures["fingerprint"] == adapted.fingerprint
+
+    def mean(labels: np.ndarray, similarity: np.ndarray) -> float:
+        found = []
+        for row in range(len(paths)):
+            others = np.arange(len(paths)) != row
+            if (classes[others] == classes[row]).any():
+                found.append(average_precision_score(labels[others] == labels[row], similarity[row][others]))
+        return float(np.mean(found))
+
+    codes = adapted.codes(features)
+    for name in BITS:
+        similarity = -hamming(codes[name], codes[name]).astype(float)
+        found = figures["granularities"][name]
+        assert found["bits"] == BITS[name]
+        assert found["map"] == pytest.approx(mean(classes, similarity), abs=1e-6)
+        assert found["map_group"] == pytest.approx(mean(groups, similarity), abs=1e-6)
+        cosine = cosine_similarity(features[name] - features[name].mean(axis=0))
+        assert figures["float"]["granularities"][name]["map"] == pytest.approx(mean(classes, cosine), abs=1e-4)
+    best = max(BITS, key=lambda name: figures["float"]["granularities"][name]["map"])
+    assert (figures["float"]["granularity"], figures["float"]["map"]) == (
+        best, figures["float"]["granularities"][best]["map"],
+    )  # fmt: skip
+
+
+def test_the_json_has_its_stable_form(evaluation: Evaluation) -> None:
+    figures = json.loads(json.dumps(evaluation.to_json()))
+    assert (figures["queries"], figures["database"], figures["alone"]) == (54, 55, 1)
+    assert list(figures["granularities"]) == list(BITS)
+    assert list(figures["fused"]) == ["rank", "score", "category", "object", "balanced"], "instance asks fine alone"
+    for part in (*figures["granularities"].values(), *figures["fused"].values(), figures["float"]):
+        assert {"map", "map_at_r", "map_group", "precision", "recall", "ndcg"} <= set(part)
+        assert list(part["precision"]) == list(part["recall"]) == list(part["ndcg"]) == ["1", "5"]
+        assert 0 <= part["map"] <= 1
+    assert set(figures["collisions"]) == {"coarse", "mid", "joint"}
+    assert [Path(failure["path"]).name for failure in figures["failures"]] == ["broken.jpg"]
+    assert figures["heads"] == "adapted on 55 images"
+
+
+def test_the_report_shows_what_was_evaluated(evaluation: Evaluation) -> None:
+    data = report_data(evaluation, "A title")
+    figures = evaluation.to_json()
+    assert data.bars["mid"] == data.table["mid"]["mAP"] == figures["granularities"]["mid"]["map"]
+    assert data.float_map == data.table["float"]["mAP"] == figures["float"]["map"]
+    recall, precision = data.curves["mid"]
+    assert (np.diff(recall) >= 0).all()
+    assert (recall[-1], precision[0]) == (
+        pytest.approx(1), pytest.approx(figures["granularities"]["mid"]["precision"]["1"], abs=1e-6),
+    )  # fmt: skip
+    same, different = data.histograms["coarse"]
+    assert (same.sum(), different.sum()) == (3 * PER_KIND * (PER_KIND - 1), 54 * 54 - 3 * PER_KIND * (PER_KIND - 1))
+    precisions = [query.average_precision for query in data.queries]
+    assert precisions == sorted(precisions, reverse=True)
+    worst = data.queries[-1]
+    assert worst.path not in {hit.path for hit in worst.hits}
+    assert {hit.relevant for query in data.queries for hit in query.hits} == {True, False}
+
+
+def test_heads_are_fitted_on_the_database_and_never_on_queries(tmp_path: Path, encoder: Encoder) -> None:
+    for kind in KINDS:
+        for part, numbers in (("database", range(18)), ("queries", range(40, 44))):
+            (tmp_path / part / kind).mkdir(parents=True)
+            for number in numbers:
+                kind_of_image(kind, number).save(tmp_path / part / kind / f"{number}.png")
+    options = {"queries": tmp_path / "queries", "encoder": encoder, "bits": BITS, "ks": (1, 5)}
+    found = evaluate(tmp_path / "database", through_index=True, **options).to_json()  # type: ignore[arg-type]
+    adapted = encoder.adapted(features_of(encoder, readable(tmp_path / "database")), BITS)
+    assert (found["fingerprint"], found["queries"], found["database"]) == (adapted.fingerprint, 12, 54)
+    through = found["through_index"]
+    assert (through["same_encoder"], through["largest_difference"], through["depth"]) == (True, 0, 54)
+    assert through["fused"]["rank"]["precision"] == found["fused"]["rank"]["precision"]
+    fixed = evaluate(tmp_path / "database", heads="fixed", **options).to_json()  # type: ignore[arg-type]
+    assert (fixed["fingerprint"], fixed["heads"]) == (encoder.with_bits(BITS).fingerprint, "the encoder's own")
+
+
+def test_an_index_answers_leave_one_out_alike(folder: Path, encoder: Encoder, evaluation: Evaluation) -> None:
+    found = evaluate(folder, encoder=encoder, bits=BITS, ks=(1, 5), through_index=True, uri="memory:").to_json()
+    through = found.pop("through_index")
+    assert found == evaluation.to_json()
+    assert (through["same_encoder"], through["largest_difference"]) == (True, 0)
+    for part in ("granularities", "fused"):
+        assert list(through[part]) == list(found[part])
+        for name, own in through[part].items():
+            assert own == {figure: found[part][name][figure] for figure in ("precision", "recall")}
+
+
+def test_copies_find_their_originals(folder: Path, encoder: Encoder) -> None:
+    evaluation = evaluate(folder, protocol="copies", encoder=encoder, bits=BITS, copies=3)
+    figures = evaluation.to_json()
+    assert (figures["queries"], figures["database"], list(figures["copies"])) == (3, 55, list(EDITS))
+    mild = figures["copies"]["jpeg"]["mild"]
+    assert set(mild) == {*BITS, "rank", "score", "category", "object", "balanced", "float:coarse", "float:mid"}
+    assert mild["float:mid"]["recall@10"] == 1.0, "a slight recompression moves features little"
+    versions = [figures["copies"][edit][strength]["mid"] for edit in EDITS for strength in STRENGTHS]
+    assert figures["granularities"]["mid"]["recall"]["1"] == pytest.approx(
+        np.mean([own["recall@1"] for own in versions]), abs=1e-5
+    )
+    assert report_data(evaluation, "Copies").table["recall@1, jpeg, mild"]["mid"] == mild["mid"]["recall@1"]
+
+
+def test_the_rank_of_an_original_is_the_worst_of_its_tie() -> None:
+    from mg_milvus.evaluation.copies import _worst_rank
+
+    distances = np.array([3, 1, 3, 0, 3])
+    assert [_worst_rank(distances, row) for row in range(5)] == [5, 2, 5, 1, 5]
+
+
+def test_trained_heads_of_another_length_are_refused_before_images_are_read(folder: Path, encoder: Encoder) -> None:
+    features = features_of(encoder, readable(folder)[:50])
+    fixed = encoder.baseline(features, {"mid": 32}, "lsh")  # type: ignore[attr-defined]
+    with pytest.raises(EncoderError, match="made for 32 bits of 'mid', the schema asks for 64"):
+        evaluate(folder, encoder=fixed, bits={"mid": 64}, progress=lambda told: pytest.fail(str(told)))
+
+
+def test_options_that_exclude_each_other_are_refused(folder: Path) -> None:
+    with pytest.raises(SchemaError, match="coarse has 33 bits"):
+        evaluate(folder, bits={"coarse": 33})
+    for options, message in (
+        ({"protocol": "copies", "queries": folder}, "makes its own queries"),
+        ({"heads": "best"}, "heads is 'best', expected adapt or fixed"),
+        ({"through_index": True, "depth": 3}, "depth is 3, expected at least 100"),
+        ({"ks": (0, 1)}, "the ranks to report are"),
+        ({"through_index": True, "sample": 10}, "an ingest fits the heads on 5000"),
+    ):
+        with pytest.raises(QueryError, match=message):
+            evaluate(folder, schema=Schema(), **options)  # type: ignore[arg-type]

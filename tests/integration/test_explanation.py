@@ -1,0 +1,164 @@
+"""Why an answer is as it is: told facts against numpy on the codes, and the answer unchanged by the telling."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mg_milvus.errors import NotIndexedError, QueryError
+from mg_milvus.index import ImageIndex
+from tests.cli.test_log import run
+from tests.images import collage
+
+BITS = {"coarse": 64, "mid": 128, "fine": 256}
+WEIGHTS = {"coarse": 1.0, "mid": 2.0, "fine": 0.5}
+
+
+def all_codes(index: ImageIndex) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Ids, and granularity -> (n, bits) zeros and ones of all rows."""
+    rows = [row for batch in index.connection.store.scan(granularities=tuple(BITS)) for row in batch]
+    rows.sort(key=lambda row: row.id)
+    bits = {
+        name: np.unpackbits(np.array([np.frombuffer(row.codes[name], np.uint8) for row in rows]), axis=1)
+        for name in BITS
+    }
+    return [row.id for row in rows], bits
+
+
+def by_hand(index: ImageIndex, key: str, depth: int) -> tuple[dict[str, list[str]], dict[str, dict[str, int]]]:
+    """What each granularity answers, nearest first, ties by id, without the image itself; and all distances."""
+    ids, bits = all_codes(index)
+    own = ids.index(key)
+    answers, distances = {}, {}
+    for name, codes in bits.items():
+        far = (codes != codes[own]).sum(axis=1)
+        order = [ids[i] for i in np.argsort(far, kind="stable")[: depth + 1]]
+        answers[name] = [other for other in order if other != key]
+        distances[name] = dict(zip(ids, map(int, far), strict=True))
+    return answers, distances
+
+
+def mean_rank(value: int, values: list[int]) -> float:
+    return sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2
+
+
+@pytest.fixture
+def asked(labelled_index: ImageIndex, labelled_photos: Path) -> str:
+    """The id of an indexed image."""
+    return labelled_index.query(labelled_photos / "disc" / "03.jpg", k=1)[0].id
+
+
+@pytest.mark.parametrize("fusion", ["rank", "score"])
+def test_ranks_and_shares_by_hand(labelled_index: ImageIndex, asked: str, fusion: str) -> None:
+    options = {"k": 6, "depth": 7, "weights": WEIGHTS, "fusion": fusion, "rrf_k": 10}
+    told = labelled_index.explain(like=asked, **options)
+    answers, distances = by_hand(labelled_index, asked, 7)
+    union = {key for named in answers.values() for key in named}
+    assert 7 < told.candidates == len(union) < 21
+    assert (told.plan, told.reason.split(":")[0]) == ("full", "auto")
+    for name, field in told.fields.items():
+        found = [distances[name][key] for key in answers[name]]
+        assert (field.weight, field.bits, field.asked) == (WEIGHTS[name], BITS[name], 8)  # 7, and the image itself
+        assert (field.found, field.nearest, field.farthest) == (len(found), min(found), max(found))
+    for hit, standings in zip(told.hits, told.standings, strict=True):
+        for name, standing in standings.items():
+            own = distances[name][hit.id]
+            rank = mean_rank(own, [distances[name][key] for key in union])
+            place = answers[name].index(hit.id) + 1 if hit.id in answers[name] else None
+            assert (standing.distance, standing.rank, standing.found_at) == (own, rank, place)
+            share = WEIGHTS[name] / (10 + rank) if fusion == "rank" else WEIGHTS[name] * (1 - own / BITS[name])
+            assert standing.share == pytest.approx(share, abs=1e-12)
+        assert sum(standing.share for standing in standings.values()) == pytest.approx(hit.score, abs=1e-12)
+    assert any(standing.found_at is None for standings in told.standings for standing in standings.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"k": 3, "depth": 5}, {"granularity": "fine"}, {"weights": {"coarse": 1, "fine": 0}}, {"fusion": "score"},
+        {"fusion": "server"}, {"plan": "cascade", "depth": 19}, {"filter": "path like '%disc%'"},
+        {"crop": (5, 5, 60, 40)},
+    ],
+)  # fmt: skip
+def test_the_answer_is_the_same(labelled_index: ImageIndex, labelled_photos: Path, options: dict[str, object]) -> None:
+    image = labelled_photos / "blocks" / "11.jpg"
+    told = labelled_index.explain(image, **options)
+    assert told.hits == labelled_index.query(image, **options)
+    assert len(told.standings) == len(told.hits) > 0
+    assert {"load encoder", "decode", "encode", "fetch"} < set(told.seconds)
+    assert 0 < sum(told.seconds.values()) <= told.total
+    if "crop" not in options:
+        like = labelled_index.explain(like=image, **options)
+        assert like.hits == labelled_index.like(image, **options)
+        assert "encode" not in like.seconds
+
+
+def test_a_cascade_tells_what_it_began_with(labelled_index: ImageIndex, asked: str) -> None:
+    told = labelled_index.explain(like=asked, plan="cascade", depth=9, k=5, weights=WEIGHTS)
+    answers, distances = by_hand(labelled_index, asked, 9)
+    assert told.plan == "cascade"
+    assert told.reason.endswith("coarse was asked for 10 and named 10")
+    assert (told.candidates, told.fields["fine"].asked) == (9, 100)
+    assert told.fields["fine"].seconds is None
+    near = sorted(answers["coarse"], key=lambda key: (distances["fine"][key], key))
+    places = {hit.id: standings["fine"].found_at for hit, standings in zip(told.hits, told.standings, strict=True)}
+    assert places == {key: near.index(key) + 1 for key in places}
+
+
+def test_the_server_keeps_its_ranks_to_itself(labelled_index: ImageIndex, asked: str) -> None:
+    told = labelled_index.explain(like=asked, fusion="server", k=2)
+    assert (told.plan, told.candidates, told.fields["mid"].found) == ("server", None, None)
+    assert {standing.share for standings in told.standings for standing in standings.values()} == {None}
+
+
+def test_regions_are_one_more_field(collage_index: ImageIndex) -> None:
+    detail = collage(9).crop((120, 0, 240, 80))
+    options = {"regions": "contains", "weights": {"coarse": 1, "regions": 3}, "k": 4, "depth": 10}
+    told = collage_index.explain(detail, **options)
+    assert told.hits == collage_index.query(detail, **options)
+    assert told.reason == "with regions in the query, auto asks everything"
+    assert (told.fields["regions"].asked, told.fields["regions"].found) == (10, 10)
+    assert told.fields["regions"].seconds > 0
+    first = told.standings[0]
+    assert first["regions"].found_at == 1
+    assert first["fine"].share is None
+    assert first["regions"].share + first["coarse"].share == pytest.approx(told.hits[0].score, abs=1e-12)
+
+
+def test_one_image_is_asked(labelled_index: ImageIndex) -> None:
+    for wrong in ({}, {"image": "a.jpg", "like": "b"}):
+        with pytest.raises(QueryError, match="and not both"):
+            labelled_index.explain(**wrong)
+    with pytest.raises(NotIndexedError):
+        labelled_index.explain(like="nowhere.jpg")
+
+
+def test_the_command_tells_people_and_programs(
+    labelled_index: ImageIndex, labelled_photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mg_milvus.cli.settings.open_index", lambda *_, **__: nullcontext(labelled_index))
+    image = str(labelled_photos / "stripes" / "05.jpg")
+    done = run("query", image, "--like", image, "--explain")
+    assert done.exit_code == 2
+    options = ["--explain", "-k", "2", "--filter", "width > 1"]
+    done = run("query", image, *options)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "plan full: auto: 60 images, fewer than the 10,000,000 from which a cascade is chosen"
+    assert lines[1:3] == ["fusion rank: the score is the sum of weight / (60 + rank)", "filter: width > 1"]
+    assert lines[4].split() == ["granularity", "weight", "bits", "asked", "found", "nearest", "farthest", "time"]
+    assert lines[5].split()[:6] == ["coarse", "1", "64", "100", "60", "0"]
+    assert "60 different images were ranked on every granularity." in lines
+    shown = [line.split() for line in lines if "05.jpg" in line or line.startswith("      ")]
+    assert shown[0] == ["1", image, "0.0492"]  # 3 / 61
+    assert shown[1] == ["coarse", "0", "#1", "#1", "0.0164"]
+    assert lines[-1].split()[0] == "total"
+    record = json.loads(run("query", "--like", image, *options, "--json").stdout)
+    assert (record["query"], record["candidates"], record["plan"], len(record["hits"])) == (image, 59, "full", 2)
+    why = record["hits"][0]["why"]
+    assert sum(one["share"] for one in why.values()) == pytest.approx(record["hits"][0]["score"])
+    assert set(record["fields"]["fine"]) >= {"asked", "found", "nearest", "farthest", "seconds", "weight"}
+    assert record["total_seconds"] >= record["seconds"]["search fine"] == record["fields"]["fine"]["seconds"]

@@ -1,0 +1,643 @@
+"""The page in a real browser: what people do with it, and what they see then."""
+
+from __future__ import annotations
+
+import base64
+import os
+import random
+import shutil
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
+pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
+import uvicorn
+from playwright.sync_api import sync_playwright
+
+from mg_milvus.index import ImageIndex
+from mg_milvus.web.app import address, bind, create_app
+from mg_milvus.web.security import WebSettings
+from tests.conftest import kind_of_image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no Chromium: apt-get install chromium, or say where it is with CHROMIUM=PATH"
+)
+QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
+SLIDER_KEYS = 12
+PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
+
+
+@contextmanager
+def served(index: ImageIndex, settings: WebSettings) -> Iterator[str]:
+    """The address of a page over the index."""
+    taken = bind("127.0.0.1", 0, None)
+    server = uvicorn.Server(uvicorn.Config(create_app(index, settings), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
+    thread.start()
+    try:
+        yield address("127.0.0.1", taken)
+    finally:
+        server.should_exit = True
+        thread.join()
+        taken.close()
+
+
+@pytest.fixture(scope="module")
+def folder(labelled_photos: Path) -> Path:
+    return labelled_photos
+
+
+@pytest.fixture(scope="module")
+def index(labelled_index: ImageIndex) -> ImageIndex:
+    return labelled_index
+
+
+@pytest.fixture(scope="module")
+def home(index: ImageIndex, folder: Path) -> Iterator[str]:
+    settings = WebSettings(thumbnail_folder=folder.with_name("thumbnails"), upload_folder=folder.with_name("uploads"))
+    with served(index, settings) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def visit(browser: Browser, home: str, path: str = "", **options: Any) -> Iterator[Page]:
+    """A page that must neither complain nor ask anyone but its own server."""
+    context: BrowserContext = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
+    page = context.new_page()
+    page.set_default_timeout(15_000)
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    try:
+        page.goto(home + path)
+        page.wait_for_selector(".card img")
+        yield page
+        assert complaints == []
+        assert [url for url in asked if not url.startswith((home, "blob:", "data:"))] == []
+    finally:
+        context.close()
+
+
+@pytest.fixture
+def page(browser: Browser, home: str) -> Iterator[Page]:
+    with visit(browser, home) as opened:
+        yield opened
+
+
+def shown(page: Page) -> list[str]:
+    """Ids of the results, in the order shown."""
+    return page.eval_on_selector_all("#grid .card", "cards => cards.map(card => card.dataset.id)")
+
+
+def wait_for_answer(page: Page) -> None:
+    page.wait_for_selector("#grid:not([aria-busy]) .card .rank")
+
+
+def drop(page: Page, file: Path) -> None:
+    """Drop a file on the page, as a hand would."""
+    data = base64.b64encode(file.read_bytes()).decode()
+    transfer = page.evaluate_handle(
+        """([data, name]) => {
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
+            return transfer;
+        }""",
+        [data, file.name],
+    )
+    for event in ("dragenter", "dragover", "drop"):
+        page.dispatch_event("body", event, {"dataTransfer": transfer})
+    wait_for_answer(page)
+
+
+def ids(hits: list) -> list[str]:
+    return [hit.id for hit in hits]
+
+
+def test_a_dropped_image_is_answered_as_by_the_library(page: Page, index: ImageIndex, folder: Path) -> None:
+    assert len(shown(page)) == index.count()
+    drop(page, folder / "disc" / "04.jpg")
+    expected = index.query(folder / "disc" / "04.jpg", k=len(shown(page)))
+    assert shown(page) == ids(expected)
+    assert page.inner_text(".card .score") == f"{expected[0].score:.4f}"
+    assert page.inner_text("#query-name") == "04.jpg"
+    assert page.evaluate("document.querySelector('#query').naturalWidth") == 96
+
+
+def test_moving_a_slider_ranks_anew_and_asks_nobody(page: Page, index: ImageIndex, folder: Path) -> None:
+    image = folder / "blocks" / "11.jpg"
+    drop(page, image)
+    page.wait_for_load_state("networkidle")
+    before, queries = shown(page), []
+    page.on("request", lambda request: queries.append(request.url) if "/api/query" in request.url else None)
+    page.focus("#weight-coarse")
+    for _ in range(SLIDER_KEYS):
+        page.keyboard.press("ArrowRight")
+    page.focus("#weight-fine")
+    page.keyboard.press("Home")
+    page.wait_for_url(lambda url: "fine:0" in url)
+    weights = {"coarse": 2.2, "mid": 1.0, "fine": 0.0}
+    assert page.inner_text("output[for=weight-coarse]") == "2.2"
+    expected = index.query(image, k=len(before), weights=weights)
+    assert shown(page) == ids(expected)
+    assert shown(page) != before
+    page.click("text=instance")
+    assert shown(page) == ids(index.query(image, k=len(before), profile="instance"))
+    assert page.get_attribute(".segment:text('instance')", "aria-pressed") == "true"
+    page.select_option("#fusion", "score")
+    assert shown(page) == ids(index.query(image, k=len(before), profile="instance", fusion="score"))
+    assert queries == []
+
+
+def test_the_page_ranks_as_the_library_does(page: Page, index: ImageIndex, folder: Path) -> None:
+    random_ = random.Random(5)
+    for kind in ("disc", "stripes", "blocks"):
+        image = folder / kind / "13.jpg"
+        for method in ("rank", "score"):
+            drawn = {name: random_.choice([0, 0.5, 1, 2.7, 3]) for name in ("coarse", "mid", "fine")}
+            weights = drawn if any(drawn.values()) else {"mid": 1}
+            depth = random_.choice([10, 30])
+            ranked = page.evaluate(
+                """async ([codes, bits, weights, method, depth]) => {
+                    const { fuse } = await import("/static/fusion.js");
+                    const path = `/api/query?candidates=true&depth=${depth}&codes=${codes}`;
+                    const { candidates } = await (await fetch(path)).json();
+                    return fuse(candidates, { bits, weights, method, rrfK: 60 });
+                }""",
+                [codes_of(page, image), index.schema.bits, weights, method, depth],
+            )
+            hits = index.query(image, k=depth, depth=depth, weights=weights, fusion=method)
+            assert [entry["row"]["id"] for entry in ranked[:depth]] == ids(hits)
+            assert [entry["score"] for entry in ranked[:depth]] == pytest.approx([hit.score for hit in hits], abs=1e-12)
+            assert [entry["ranks"] for entry in ranked[:depth]] == [hit.ranks for hit in hits]
+
+
+def codes_of(page: Page, image: Path) -> str:
+    """The codes of an image, as an answer tells them."""
+    return page.request.post(f"{page.url}api/query", data=image.read_bytes()).json()["query"]["codes"]
+
+
+def test_a_box_asks_for_a_part(page: Page, index: ImageIndex, folder: Path) -> None:
+    image = folder / "stripes" / "09.jpg"
+    drop(page, image)
+    frame = page.locator("#frame").bounding_box()
+    page.mouse.move(frame["x"] + frame["width"] * 0.25, frame["y"] + frame["height"] * 0.25)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + frame["width"] * 0.75, frame["y"] + frame["height"] * 0.75, steps=3)
+    page.mouse.up()
+    page.wait_for_selector("#whole:visible")
+    crop = tuple(int(part) for part in page.evaluate("new URLSearchParams(location.search).get('crop')").split(","))
+    assert crop == pytest.approx((24, 16, 48, 32), abs=1)
+    assert shown(page) == ids(index.query(image, k=len(shown(page)), crop=crop))
+    page.click("#whole")
+    page.wait_for_selector("#whole", state="hidden")
+    assert shown(page) == ids(index.query(image, k=len(shown(page))))
+
+
+@pytest.fixture(scope="module")
+def parts_home(collage_index: ImageIndex, collages: Path) -> Iterator[str]:
+    """A page over an index with regions."""
+    with served(collage_index, WebSettings(thumbnail_folder=collages.with_name("collage-thumbnails"))) as url:
+        yield url
+
+
+@pytest.fixture
+def parts_page(browser: Browser, parts_home: str) -> Iterator[Page]:
+    with visit(browser, parts_home) as opened:
+        yield opened
+
+
+def drag(page: Page, frame: str, box: tuple[float, float, float, float]) -> None:
+    """Drag a box, given as shares of its sides, on an image."""
+    x, y, width, height = box
+    page.wait_for_function("frame => document.querySelector(`${frame} img`).naturalWidth > 0", arg=frame)
+    place = page.locator(frame).bounding_box()
+    page.mouse.move(place["x"] + place["width"] * x, place["y"] + place["height"] * y)
+    page.mouse.down()
+    page.mouse.move(place["x"] + place["width"] * (x + width), place["y"] + place["height"] * (y + height), steps=3)
+    page.mouse.up()
+    page.wait_for_selector("#whole:visible")
+    wait_for_answer(page)
+
+
+def crop_of(page: Page) -> tuple[int, ...]:
+    return tuple(int(part) for part in page.evaluate("new URLSearchParams(location.search).get('crop')").split(","))
+
+
+def drawn_boxes(page: Page) -> list[list[int] | None]:
+    """The region on each card."""
+    return page.eval_on_selector_all(
+        "#grid .card",
+        """cards => cards.map(card => card.querySelector(".region rect")).map(rect => rect &&
+            ["x", "y", "width", "height"].map(name => Number(rect.getAttribute(name))))""",
+    )
+
+
+def weights_shown(page: Page) -> dict[str, float]:
+    return page.eval_on_selector_all(
+        "#sliders input", "all => Object.fromEntries(all.map(one => [one.id.slice(7), Number(one.value)]))"
+    )
+
+
+LAST_QUARTER = (0.5, 0.5, 0.49, 0.49)
+
+
+def test_a_box_asks_the_regions_and_shows_them(parts_page: Page, collage_index: ImageIndex, collages: Path) -> None:
+    page, image = parts_page, collages / "07.png"
+    drop(page, image)
+    page.click("text=instance")
+    whole = shown(page)
+    drag(page, "#frame", LAST_QUARTER)
+    crop = crop_of(page)
+    assert crop == pytest.approx((120, 80, 118, 78), abs=2)
+    hits = collage_index.query(image, k=60, crop=crop)
+    assert shown(page) == ids(hits)[: len(shown(page))]
+    assert len(shown(page)) >= 20
+    assert hits[0].path == str(image)
+    assert drawn_boxes(page) == [list(hit.box) if hit.box else None for hit in hits][: len(shown(page))]
+    assert weights_shown(page) == {"coarse": 0, "mid": 0, "fine": 0, "regions": 1}
+    assert "the others see the whole image" in page.inner_text("#regions-hint")
+    page.click(".card:nth-child(2) .why")
+    assert page.get_attribute("#why figure:last-child .region rect", "x") == str(hits[1].box[0])
+    assert page.get_attribute("#why figure:first-child .region rect", "x") == str(crop[0])
+    assert f"{hits[1].distances['regions']} of 128" in page.inner_text("#why table")
+    page.click("#why >> text=Close")
+    page.click("#whole")
+    page.wait_for_selector("#whole", state="hidden")
+    assert page.get_attribute(".segment:text('instance')", "aria-pressed") == "true"
+    assert shown(page) == whole == ids(collage_index.query(image, k=60, profile="instance"))[: len(whole)]
+    assert drawn_boxes(page) == [None] * len(whole)
+
+
+def test_regions_are_mixed_in_without_asking_again(parts_page: Page, collage_index: ImageIndex, collages: Path) -> None:
+    page, image = parts_page, collages / "31.png"
+    drop(page, image)
+    drag(page, "#frame", LAST_QUARTER)
+    crop, queries = crop_of(page), []
+    page.on("request", lambda request: queries.append(request.url) if "/api/query" in request.url else None)
+    page.focus("#weight-mid")
+    for _ in range(SLIDER_KEYS):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_url(lambda url: "mid:1.2" in url)
+    count, weights = len(shown(page)), {"mid": 1.2, "regions": 1}
+    assert shown(page) == ids(collage_index.query(image, k=count, crop=crop, weights=weights))
+    page.select_option("#fusion", "score")
+    scored = collage_index.query(image, k=count, crop=crop, weights=weights, fusion="score")
+    assert shown(page) == ids(scored)
+    assert page.inner_text(".card .score") == f"{scored[0].score:.4f}"
+    page.focus("#weight-regions")
+    page.keyboard.press("Home")  # without regions, the others see the whole image
+    page.wait_for_url(lambda url: "regions:0" in url)
+    assert shown(page) == ids(collage_index.query(image, k=count, granularity="mid", fusion="score"))
+    assert queries == []
+
+
+def test_regions_are_asked_when_they_first_count(parts_page: Page, collage_index: ImageIndex, collages: Path) -> None:
+    page, image = parts_page, collages / "12.png"
+    drop(page, image)
+    assert page.locator(".card .bars .label:text('regions')").count() == 0
+    page.focus("#weight-regions")
+    for _ in range(15):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_selector(".card .bars .label:text('regions')")
+    page.wait_for_load_state("networkidle")
+    weights = weights_shown(page)
+    assert weights == {**collage_index.schema.weights, "regions": 1.5}
+    assert shown(page) == ids(collage_index.query(image, k=len(shown(page)), weights=weights))
+
+
+def test_a_part_of_a_result_is_looked_for(parts_page: Page, collage_index: ImageIndex, collages: Path) -> None:
+    page = parts_page
+    drop(page, collages / "07.png")
+    asked = shown(page)[2]
+    page.click(".card:nth-child(3) .why")
+    drag(page, "#why figure:last-child .frame", LAST_QUARTER)
+    page.wait_for_url(f"**/?id={asked}*")
+    hits = collage_index.query(collage_index.path(asked), k=60, crop=crop_of(page))
+    rest = [hit for hit in hits if hit.id != asked]
+    assert shown(page) == ids(rest)[: len(shown(page))]
+    assert drawn_boxes(page)[0] == list(rest[0].box)
+
+
+def test_a_shared_detail_says_what_is_missing(
+    parts_page: Page, parts_home: str, browser: Browser, collage_index: ImageIndex, collages: Path
+) -> None:
+    drop(parts_page, collages / "07.png")
+    drag(parts_page, "#frame", LAST_QUARTER)
+    with visit(browser, parts_home, parts_page.url.removeprefix(parts_home)) as other:
+        wait_for_answer(other)
+        assert "only its codes" in other.inner_text("#regions-hint")
+        assert other.is_disabled("#weight-regions")
+        assert other.inner_text("#heading") == "Nearest images"
+        assert shown(other) == ids(collage_index.query(collages / "07.png", k=len(shown(other))))
+
+
+def test_the_page_ranks_regions_as_the_library_does(
+    parts_page: Page, collage_index: ImageIndex, collages: Path
+) -> None:
+    random_ = random.Random(3)
+    for seed, method in ((7, "rank"), (8, "score"), (9, "rank"), (10, "score")):
+        image, crop = collages / f"{seed:02}.png", (0, 80, 120, 80)
+        weights = {name: random_.choice([0.5, 1, 2.7, 3]) for name in ("coarse", "fine", "regions")}
+        url = f"{parts_page.url}api/query?candidates=true&regions=contains&depth=15&crop={','.join(map(str, crop))}"
+        answer = parts_page.request.post(url, data=image.read_bytes()).json()
+        ranked = parts_page.evaluate(
+            """async ([candidates, bits, weights, method]) => {
+                const { fuse } = await import("/static/fusion.js");
+                return fuse(candidates, { bits, weights, method, rrfK: 60 });
+            }""",
+            [answer["candidates"], answer["bits"], weights, method],
+        )
+        hits = collage_index.query(image, k=15, depth=15, weights=weights, crop=crop, fusion=method)
+        assert [entry["row"]["id"] for entry in ranked[:15]] == ids(hits)
+        assert [entry["score"] for entry in ranked[:15]] == pytest.approx([hit.score for hit in hits], abs=1e-12)
+        assert [entry["ranks"] for entry in ranked[:15]] == [hit.ranks for hit in hits]
+
+
+def test_a_result_is_asked_with_and_back_leads_back(page: Page, index: ImageIndex, folder: Path) -> None:
+    drop(page, folder / "disc" / "02.jpg")
+    first, address_of_first = shown(page), page.url
+    page.click(".card:nth-child(4) .tile")
+    page.wait_for_url("**/?id=*")
+    wait_for_answer(page)
+    assert shown(page) == ids(index.like(first[3], k=len(shown(page))))
+    page.go_back()
+    page.wait_for_url(address_of_first)
+    page.wait_for_selector(f".card:first-child[data-id='{first[0]}']")
+    assert shown(page) == first
+    page.go_back()
+    page.wait_for_selector("#drop:visible")
+    page.go_forward()
+    page.wait_for_selector("#asked:visible")
+
+
+def test_the_address_can_be_shared(page: Page, browser: Browser, home: str, folder: Path) -> None:
+    drop(page, folder / "blocks" / "05.jpg")
+    page.click("text=category")
+    page.click("#filter-panel summary")
+    page.select_option("#filter-kind", "disc")
+    page.wait_for_url(lambda url: "where.kind=disc" in url)
+    wait_for_answer(page)
+    order = shown(page)
+    with visit(browser, home, page.url.removeprefix(home)) as other:
+        wait_for_answer(other)
+        assert shown(other) == order
+        assert other.get_attribute(".segment:text('category')", "aria-pressed") == "true"
+        assert other.input_value("#filter-kind") == "disc"
+        assert other.inner_text("#query-name") == "An image that was not shared"
+
+
+def test_filters_are_those_of_the_schema(page: Page, index: ImageIndex, folder: Path) -> None:
+    image = folder / "disc" / "02.jpg"
+    drop(page, image)
+    page.click("#filter-panel summary")
+    assert page.eval_on_selector_all("#filter-kind option", "all => all.map(one => one.textContent)") == [
+        "any", "blocks", "disc", "stripes",
+    ]  # fmt: skip
+    page.select_option("#filter-kind", "stripes")
+    page.focus("[name='number.least']")
+    page.keyboard.type("5")
+    wait_for_answer(page)  # to the query before; it must not take away what is being typed
+    assert page.input_value("[name='number.least']") == "5"
+    page.fill("#filter-path", "1")
+    page.keyboard.press("Enter")
+    page.wait_for_url(lambda url: "where.path=1" in url)
+    wait_for_answer(page)
+    where = 'kind == "stripes" and number >= 5 and path like "%1%"'
+    assert shown(page) == ids(index.query(image, k=60, filter=where))
+    assert page.inner_text("#filter-count") == "3"
+
+
+def test_why_this_tells_distances_ranks_and_shares(page: Page, index: ImageIndex, folder: Path) -> None:
+    image = folder / "disc" / "02.jpg"
+    drop(page, image)
+    page.click(".card:nth-child(3) .why")
+    hit = index.query(image, k=3)[2]
+    text = page.inner_text("#why table")
+    for name, bits in index.schema.bits.items():
+        assert f"{hit.distances[name]} of {bits}" in text
+        assert f"1 / (60 + {hit.ranks[name]:g}) = {1 / (60 + hit.ranks[name]):.4f}" in text
+    assert f"{hit.score:.4f}" in text
+    assert hit.path in page.inner_text("#why .details")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#why")
+    assert page.evaluate("document.activeElement.className") == "why"
+
+
+def test_the_keyboard_is_enough(page: Page, index: ImageIndex) -> None:
+    page.keyboard.press("Tab")
+    assert page.inner_text(":focus") == "Skip to the results"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    asked = shown(page)[5]
+    for key in ("ArrowDown", "ArrowRight"):
+        page.keyboard.press(key)
+    assert page.evaluate("document.activeElement.closest('.card').dataset.id") == asked
+    page.keyboard.press("Enter")
+    wait_for_answer(page)
+    assert shown(page) == ids(index.like(asked, k=len(shown(page))))
+    page.focus("#part")
+    page.keyboard.press("Enter")
+    for key in ("ArrowRight", "ArrowDown", "Shift+ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_selector("#whole:visible")
+    crop = page.evaluate("new URLSearchParams(location.search).get('crop')")
+    assert crop == "27,18,51,32"  # of 96 x 64: a quarter and 3 % in, half of it and 3 % wide
+
+
+def test_images_are_added_with_progress(browser: Browser, tmp_path: Path) -> None:
+    for number in range(3):
+        kind_of_image("disc", number).save(tmp_path / f"{number}.jpg")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with (
+        ImageIndex.open("memory:") as empty,
+        served(empty, WebSettings(upload_folder=tmp_path / "uploads")) as home,
+    ):
+        page = browser.new_page()
+        try:
+            page.goto(home)
+            page.wait_for_selector("text=There are no images yet")
+            page.click("#add")
+            page.set_input_files("#add-files", sorted(tmp_path.glob("*.jpg")))
+            page.wait_for_selector("#adding >> text=3 added", timeout=60_000)
+            assert "broken.jpg is not an image" in page.inner_text(".failures")
+            page.click("#adding >> text=Close")
+            page.wait_for_selector(".card img")
+            assert len(shown(page)) == empty.count() == 3
+        finally:
+            page.close()
+
+
+@pytest.fixture(scope="module")
+def copies_home(copied_index: ImageIndex, folder: Path) -> Iterator[str]:
+    """A page over an index in which two images are there twice."""
+    with served(copied_index, WebSettings(thumbnail_folder=folder.with_name("copies-thumbnails"))) as url:
+        yield url
+
+
+def test_near_duplicates_are_shown_side_by_side(browser: Browser, copies_home: str, copied_index: ImageIndex) -> None:
+    with visit(browser, copies_home) as page:
+        page.click("text=Near-duplicates")
+        page.wait_for_selector("#progress", state="hidden")
+        page.fill("#distance", "10")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".group img")
+        report = copied_index.duplicates(distance=10)
+        expected = [[member.id for member in group.members] for group in report.groups]
+        cards = "groups => groups.map(group => [...group.querySelectorAll('.card')].map(card => card.dataset.id))"
+        assert page.eval_on_selector_all(".group", cards) == expected
+        assert len(expected) == 2
+        kept = [member.id for group in report.groups for member in group.members if member.keep]
+        assert page.eval_on_selector_all(".kept", "all => all.map(card => card.dataset.id)") == kept
+        assert f"{len(report.could_go)} could go" in page.inner_text("#told")
+        member = report.could_go[0]
+        assert str(member.distances["fine"]) in page.inner_text(f".card[data-id='{member.id}'] .h2 .number")
+        page.select_option("#keep", "newest")
+        page.wait_for_url("**/duplicates?distance=10&keep=newest")
+        page.wait_for_selector(".group img")
+        page.set_viewport_size({"width": 360, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.click(f".card[data-id='{member.id}'] .tile")
+        page.wait_for_url(f"**/?id={member.id}")
+        wait_for_answer(page)
+
+
+def test_a_phone_shows_it_all(browser: Browser, home: str, folder: Path) -> None:
+    phone = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
+    with visit(browser, home, **phone) as page:
+        page.set_input_files("#photograph", folder / "disc" / "01.jpg")
+        wait_for_answer(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.get_attribute("#photograph", "capture") == "environment"
+        page.tap("#weights-panel summary")
+        page.tap("text=instance")
+        page.tap(".card:nth-child(2) .why")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.tap("#why >> text=Close")
+
+
+def test_a_long_list_holds_few_cards(page: Page) -> None:
+    page.route("**/thumbnail*", lambda route: route.fulfill(body=PIXEL, content_type="image/gif"))
+    columns = page.evaluate(
+        """async () => {
+            const { Grid } = await import("/static/grid.js");
+            const box = document.querySelector("#grid");
+            box.replaceChildren();
+            const ask = () => {};
+            const grid = new Grid(box, { link: () => "/", ask, why: ask });
+            const row = (i) => ({ id: String(i), path: `/${i}.jpg`, width: 4, height: 3, distances: { fine: i % 8 } });
+            grid.show(Array.from({ length: 10000 }, (_, i) => (
+                { row: row(i), rank: i + 1, score: 1 / (i + 1), ranks: { fine: i + 1 } }
+            )), { fine: 8 });
+            return grid.columns;
+        }"""
+    )
+    most = 0
+    for part in (0.1, 0.35, 0.6, 0.85, 1, 1):
+        page.evaluate(f"scrollTo(0, {part} * document.body.scrollHeight)")
+        page.wait_for_timeout(150)
+        most = max(most, len(shown(page)))
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.wait_for_selector(".card[data-id='9999']")
+    assert most <= 8 * columns * 6  # eight rows a block, and as many blocks as reach into three windows
+
+
+def test_signing_in_and_out(browser: Browser, index: ImageIndex, folder: Path) -> None:
+    settings = WebSettings(token="kYe3-Zp8w_Qx51uB", upload_folder=folder.with_name("uploads"))
+    with served(index, settings) as url:
+        context = browser.new_context(viewport={"width": 360, "height": 700})
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        try:
+            page.goto(f"{url}?where.number=..2")
+            page.fill("#token", "wrong")
+            page.click("text=Sign in >> visible=true")
+            assert page.inner_text(".problem") == "That is not the token of this page."
+            page.fill("#token", settings.token)
+            page.press("#token", "Enter")
+            page.wait_for_selector(".card img")
+            assert page.url == f"{url}?where.number=..2"
+            assert page.evaluate("document.documentElement.scrollWidth") == 360  # the button has a place on a phone
+            (cookie,) = context.cookies()
+            assert (cookie["httpOnly"], cookie["sameSite"], cookie["expires"]) == (True, "Lax", -1)
+            assert page.evaluate("document.cookie") == ""
+            page.click("text=Sign out")
+            page.wait_for_selector("#token")
+            assert context.cookies() == []
+            context.add_cookies([cookie])  # as who has copied it
+            page.goto(url)
+            assert page.is_visible("#token")
+            page.go_back()
+            assert page.is_visible("#token")
+            by_link = context.new_page()
+            by_link.goto(f"{url}?token={settings.token}&where.number=..2")
+            by_link.wait_for_selector(".card img")
+            assert by_link.url == f"{url}?where.number=..2"
+            assert by_link.evaluate("history.length") <= 2  # the empty page and this one, not the link with the token
+            assert settings.token not in by_link.content() + by_link.evaluate("document.referrer")
+        finally:
+            context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(
+    browser: Browser, home: str, parts_home: str, copies_home: str, folder: Path, collages: Path, scheme: str
+) -> None:
+    base = pytest.importorskip("axe_playwright_python.base", reason="needs axe: pip install -e '.[dev]'")
+    script = base.AXE_FILE_PATH.read_text()
+
+    # What is not about colours is the same in both.
+    rules = {} if scheme == "light" else {"runOnly": ["color-contrast"]}
+
+    def violations(page: Page) -> list[str]:
+        page.wait_for_timeout(350)  # colours that are still fading in would be measured half-way
+        if not page.evaluate("'axe' in window"):
+            page.evaluate(script)
+        found = page.evaluate("(rules) => axe.run(rules).then((result) => result.violations)", rules)
+        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
+
+    few = "?where.number=..2"  # it looks at every element
+    with visit(browser, home, few, color_scheme=scheme, bypass_csp=True) as page:
+        assert violations(page) == []
+        drop(page, folder / "disc" / "01.jpg")
+        assert violations(page) == []
+        page.click(".card:nth-child(2) .why")
+        assert violations(page) == []
+        page.click("#why >> text=Close")
+        page.click("#add")
+        assert violations(page) == []
+        page.goto(f"{home}docs")
+        assert violations(page) == []
+    with visit(browser, parts_home, "?where.path=07.png", color_scheme=scheme, bypass_csp=True) as page:
+        drop(page, collages / "07.png")
+        drag(page, "#frame", LAST_QUARTER)
+        assert violations(page) == []
+        page.click(".card .why")
+        assert violations(page) == []
+        page.goto(page.url.replace("codes=", "weights=coarse:1,regions:1&codes="))
+        page.evaluate("sessionStorage.clear()")
+        page.reload()
+        page.wait_for_selector("#weight-regions:disabled")
+        assert violations(page) == []
+    with visit(browser, copies_home, "duplicates?distance=10", color_scheme=scheme, bypass_csp=True) as page:
+        assert violations(page) == []
