@@ -1,6 +1,6 @@
 """Near-duplicates: a folder of images and as many edited copies, given to imagededup and to mg-milvus.
 
-Each copy is made by one edit of middling strength, the edits in turn. A pair that is found counts as right when it is an
+Each copy is made by one edit of middling strength, the edits in turn. A pair that is found is right when it is an
 image and its own copy. Every tool runs in a process of its own with the settings it comes with: perceptual hashes up
 to 10 bits apart, CNN features of cosine 0.9 and more, ``mgm duplicates`` with its precision of 0.99. imagededup's CNN
 gets the very network that mg-milvus ships, at its size. ``bulk.encode`` does what its ``encode_images`` does, into

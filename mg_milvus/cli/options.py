@@ -93,7 +93,7 @@ class Device(StrEnum):
 
 
 class Profile(StrEnum):
-    """The weight profiles of ``mg_milvus.schema.models.PROFILES``, named here so that help and completion are instant."""
+    """The weight profiles of ``schema.models.PROFILES``, named here so that help and completion are instant."""
 
     category = "category"
     object = "object"

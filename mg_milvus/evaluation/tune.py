@@ -143,7 +143,7 @@ class Queries:
 def goals_of(goal: Goal, scores: Iterable[Scores | Floats], relevance: Relevance) -> Floats:
     """The goal of every query: (q,) from 0 to 1, as an expectation over the orders inside ties.
 
-    ``mg_milvus.evaluation.metrics`` takes the precision of mAP at a tie's end instead. That is no goal to learn by: it grows where
+    ``metrics`` takes the precision of mAP at a tie's end instead. That is no goal to learn by: it grows where
     ties are broken by noise.
     """
     measure = {"map": _average_precision, "recall@1": _first, "ndcg": _ndcg}[goal]

@@ -76,7 +76,7 @@ class Row:
         content_hash: hexadecimal BLAKE2b-128 of the file's bytes.
         codes: granularity -> packed code, bits / 8 bytes. May be empty or partial in what ``fetch`` returns.
         fields: the schema's own extra fields.
-        region_codes: codes of all regions, one behind the other in the order of ``regions.windows``. Empty: those that are
+        region_codes: codes of all regions, one behind the other, in the order of ``windows``. Empty: those that are
             stored stay; ``fetch`` and ``scan`` never read them, ``Regions.codes`` does.
     """
 

@@ -1,6 +1,6 @@
 """Thousands of spoiled images through ``decode``, in processes whose end, time and memory are watched.
 
-``MGM_FUZZ=20000 pytest tests/fuzz/test_fuzz_images.py -s`` decodes as many of each format and prints what became of them.
+``MGM_FUZZ=20000 pytest tests/fuzz/test_fuzz_images.py -s`` decodes as many of each format and prints the results.
 """
 
 from __future__ import annotations

@@ -106,7 +106,8 @@ def test_a_file_keeps_everything_and_is_released_on_close(file: Path) -> None:
 
 
 def test_nothing_is_left_among_the_temporary_files(file: Path) -> None:
-    code = f"from mg_milvus.store.milvus import open_store; s = open_store({str(file)!r}, 'images'); s.describe(); s.close()"
+    path = repr(str(file))
+    code = f"from mg_milvus.store.milvus import open_store; s = open_store({path}, 'images'); s.describe(); s.close()"
     with tempfile.TemporaryDirectory() as temporary:  # its path is short enough for a socket
         subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TMPDIR": temporary})
         assert os.listdir(temporary) == []
