@@ -23,8 +23,8 @@ MOST_ENTRIES = 26
 
 ROWS = (
     ("errors",),
-    ("config", "codes", "records", "files"),
-    ("schema", "images"),
+    ("codes", "records", "files"),
+    ("config", "schema", "images"),
     ("encoder", "store", "html"),
     ("results", "session"),
     ("ingest", "search"),

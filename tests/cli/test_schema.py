@@ -46,7 +46,7 @@ def mgm(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_presets_are_listed_with_their_purpose() -> None:
     result = invoke("presets")
     assert result.exit_code == 0
-    names = ["default", "compact", "regions", "regions-precise", "precise", "server"]
+    names = ["default", "compact", "precise", "regions", "regions-precise", "server"]
     assert [line.split()[0] for line in result.stdout.splitlines()] == names
     assert "compact        16 bytes an image" in result.stdout
 

@@ -237,8 +237,8 @@ folder = Path(sys.argv[1])
 with ImageIndex.open("memory:") as index:
     index.ingest(folder)
     hit = index.query(folder / "disc/00.jpg", k=1)[0]
-    taken = server.bind("127.0.0.1", 0, None)
-    server.serve(index, WebSettings(), taken, lambda: print(taken.getsockname()[1], hit.id, hit.path, flush=True))
+    taken = app.bind("127.0.0.1", 0, None)
+    app.serve(index, WebSettings(), taken, lambda: print(taken.getsockname()[1], hit.id, hit.path, flush=True))
 """
 
 

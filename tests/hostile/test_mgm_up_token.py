@@ -255,7 +255,7 @@ for file in files:
         print("read", file, Path(file).read_bytes())
     except PermissionError:
         pass
-print(own_servers.find(uri))
+print(lite_server.find(uri))
 try:
     print("rows", open_store(uri, "images").count())
 except MgMilvusError as error:

@@ -375,7 +375,7 @@ def test_an_encoder_that_is_too_large_is_not_written(store: MilvusStore, monkeyp
 
 
 def test_regions_beside_that_are_something_else(uri: str, stranger: MilvusClient) -> None:
-    schema = SCHEMA.model_copy(update={"chunks": RegionSettings(bits=16)})
+    schema = SCHEMA.model_copy(update={"regions": RegionSettings(bits=16)})
     made = Description(schema, MADE.fingerprint)
     with MilvusStoreOf(uri, "images") as ours:
         ours.create(made)
@@ -400,7 +400,7 @@ def test_ids_that_no_region_has(
     """By hand: 2 x 2 + 3 x 3 + 4 x 4 regions are numbered 0 to 28."""
     assert stranger.list_collections() == []
     with MilvusStoreOf(uri, "images") as ours:
-        ours.create(Description(SCHEMA.model_copy(update={"chunks": RegionSettings(bits=16)}), MADE.fingerprint))
+        ours.create(Description(SCHEMA.model_copy(update={"regions": RegionSettings(bits=16)}), MADE.fingerprint))
         monkeypatch.setattr(ours._client, "search", lambda *_, **__: [Hits([(0.0, region)])])
         monkeypatch.setattr(ours._client, "query_iterator", lambda *_, **__: Iterator_([{"id": region}]))
         for ask in (lambda: ours.regions.nearest(0, CODE, 5), lambda: list(ours.regions.scan())):

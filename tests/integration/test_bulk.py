@@ -289,7 +289,7 @@ def test_codes_of_another_encoder_or_schema_are_refused(home, tmp_path, encoder,
     plain = tmp_path / "plain"
     encode(home / "photos/disc", out=plain, encoder=encoder)
     assert refusal(plain, target).startswith(
-        f"SchemaMismatchError: the codes in {plain} do not fit into collection 'pict"
+        f"SchemaMismatchError: the codes in {plain} do not fit into collection 'images'"
     )
     # One folder takes the codes of one encoder, and one count of shards.
     with pytest.raises(errors.CodeFileError, match=f"holds codes of the encoder {encoder.fingerprint}, yours is"):

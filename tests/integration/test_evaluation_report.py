@@ -161,9 +161,9 @@ def test_the_same_data_give_the_same_bytes(data: ReportData, html: str, tmp_path
 def test_matplotlib_is_loaded_for_a_report_only_and_never_with_its_global_part(tmp_path: Path) -> None:
     script = (
         "import sys, numpy as np\n"
-        "from mg_milvus.evaluation import report, report\n"
+        "from mg_milvus.evaluation import report\n"
         "before = 'matplotlib' in sys.modules\n"
-        "plots.curve_plot({'a': (np.arange(2), np.arange(2))}, {'a': ('h0', False)})\n"
+        "report.curve_plot({'a': (np.arange(2), np.arange(2))}, {'a': ('h0', False)})\n"
         "print(before, 'matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

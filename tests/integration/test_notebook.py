@@ -123,7 +123,7 @@ def test_the_size_is_bounded(tmp_path: Path) -> None:
 def test_the_look_is_that_of_the_pages_and_stays_inside() -> None:
     html = Hits()._repr_html_()
     style = html.split("<style>")[1].split("</style>")[0]
-    pages = (Path(mg_milvus.__file__).parent / "pages" / "result.css").read_text()
+    pages = (Path(mg_milvus.__file__).parent / "html" / "templates" / "result.css").read_text()
     light, dark = pages.split("@media (prefers-color-scheme: dark)")[:2]
     for part, number in ((light, 1), (dark, 2)):
         accent = re.search(r"--h0: (#\w+);", part)[1]

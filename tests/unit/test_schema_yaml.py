@@ -29,7 +29,7 @@ from mg_milvus.schema.models import (
 from mg_milvus.schema.regions import RegionScale, RegionSettings
 from mg_milvus.schema.yaml import commented_yaml, presets
 
-PRESET_NAMES = "expected one of default, compact, parts, regions-precise, precise, server"
+PRESET_NAMES = "expected one of default, compact, precise, regions, regions-precise, server"
 PRESETS = Path(__file__).parents[2] / "schemas"
 
 
@@ -287,7 +287,7 @@ def test_a_file_with_a_presets_name_is_reached_by_its_path(tmp_path: Path, monke
 
 
 def test_the_presets() -> None:
-    assert list(presets()) == ["default", "compact", "regions", "regions-precise", "precise", "server"]
+    assert list(presets()) == ["default", "compact", "precise", "regions", "regions-precise", "server"]
     assert all(10 < len(purpose) < 110 for purpose in presets().values())
     assert Schema.load("default") == Schema()
     assert Schema.load("compact").bits == {"coarse": 32, "mid": 48, "fine": 48}
@@ -300,7 +300,7 @@ def test_the_presets() -> None:
     assert [g.mmap for g in server.granularities] == [None, None, True]
 
 
-@pytest.mark.parametrize("name", ["default", "compact", "regions", "regions-precise", "precise", "server"])
+@pytest.mark.parametrize("name", ["default", "compact", "precise", "regions", "regions-precise", "server"])
 def test_a_presets_text(name: str) -> None:
     stored = (PRESETS / f"{name}.yaml").read_text()
     assert stored.startswith("# yaml-language-server: $schema=./mgm.schema.json\n")

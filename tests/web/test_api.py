@@ -144,7 +144,7 @@ def test_a_detail_is_looked_for_among_the_regions(details: TestClient, collage_i
     assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in hits]))
     assert answer["hits"][0]["path"].endswith("07.png")
     assert len(answer["hits"][0]["box"]) == 4
-    assert (answer["weights"], answer["regions"], answer["query"]["crop"]) == ({"regions": 1}, "detail", list(BOX))
+    assert (answer["weights"], answer["regions"], answer["query"]["crop"]) == ({"regions": 1}, "contains", list(BOX))
     assert answer["bits"] == {"coarse": 64, "mid": 128, "fine": 256, "regions": 128}
     mixed = details.post("/api/query?k=5&crop=120,80,120,80&weights=regions=1,coarse=2", content=png(7)).json()
     expected = collage_index.query(png(7), k=5, crop=BOX, weights={"regions": 1, "coarse": 2})
@@ -153,7 +153,7 @@ def test_a_detail_is_looked_for_among_the_regions(details: TestClient, collage_i
 
 def test_every_region_of_an_image_is_looked_for(details: TestClient, collage_index: ImageIndex) -> None:
     answer = details.post("/api/query?k=4&regions=overlap", content=png(9)).json()
-    hits = collage_index.query(png(9), k=4, regions="regions")
+    hits = collage_index.query(png(9), k=4, regions="overlap")
     assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in hits]))
     assert answer["bits"]["regions"] == 13 * 128  # summed over the 13 regions looked for
 
@@ -208,7 +208,7 @@ def test_many_kinds_of_queries_are_encoded_together(details: TestClient, collage
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ("regions=corner", "regions is 'corner', expected detail or regions"),
+        ("regions=corner", "regions is 'corner', expected contains or overlap"),
         ("plan=quick", "plan is 'quick', expected auto, full, cascade"),
         ("crop=0,0,4,4", "a detail of 4x4 pixels shows too little to be found"),
         ("regions=contains&fusion=server", "the server cannot fuse the regions"),

@@ -32,8 +32,8 @@ const withQuery = (path, values) => {
 };
 
 /** Ask: with an image (a Blob), an id or codes; all candidates come back. */
-export function query({ blob, id, codes, crop, parts, filter, depth, fusion }, signal) {
-  const options = { crop: crop?.join(","), parts, filter, depth, fusion, k: 1, candidates: true };
+export function query({ blob, id, codes, crop, regions, filter, depth, fusion }, signal) {
+  const options = { crop: crop?.join(","), regions, filter, depth, fusion, k: 1, candidates: true };
   if (!blob) return call(withQuery("/api/query", { id, codes, ...options }), { signal });
   const headers = { "content-type": "application/octet-stream" };
   return call(withQuery("/api/query", options), { method: "POST", body: blob, headers, signal });

@@ -119,8 +119,8 @@ async function fetchAnswer(next, image, signal) {
   const started = performance.now();
   const blob = image?.blob ?? (regionsAsked(next) && !next.id ? asked.of(next.codes).blob : null);
   const crop = next.id || blob ? next.crop : null; // codes are of what was asked for already
-  const parts = regions.asked(next, weights.of(next), Boolean(blob)) ? "detail" : null;
-  const sent = { ...next, filter, blob, crop, parts, fusion: "rank", depth: next.depth ?? about.fusion.depth };
+  const looked = regions.asked(next, weights.of(next), Boolean(blob)) ? "contains" : null;
+  const sent = { ...next, filter, blob, crop, regions: looked, fusion: "rank", depth: next.depth ?? about.fusion.depth };
   const [told, row] = await Promise.all([api.query(sent, signal), next.id ? api.row(next.id) : null]);
   const got = { answer: told, row, milliseconds: performance.now() - started };
   if (!image) keep(next, got);

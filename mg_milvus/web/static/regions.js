@@ -37,9 +37,9 @@ export class Regions {
 
   /** A sentence about them. */
   hint(query) {
-    if (this.missed(query)) return "Regions are asked with the image itself; here are only its codes, so parts is left out.";
+    if (this.missed(query)) return "Regions are asked with the image itself; here are only its codes, so they are left out.";
     return query.crop
-      ? "parts looks for what is in the box among the regions of every image; the others see the whole image."
-      : "parts looks for the whole image inside of others; drag a box on it to look for a detail.";
+      ? "regions looks for what is in the box inside of every image; the others see the whole image."
+      : "regions looks for the whole image inside of others; drag a box on it to look for a detail.";
   }
 }
