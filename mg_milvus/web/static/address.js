@@ -4,18 +4,18 @@ const FILTER = "where.";
 
 /** Query -> "?…"; what is as by default is left out. */
 export function toAddress(query) {
-  const query = new URLSearchParams();
-  if (query.id) query.set("id", query.id);
-  if (query.codes) query.set("codes", query.codes);
-  if (query.crop) query.set("crop", query.crop.join(","));
-  if (query.profile) query.set("profile", query.profile);
+  const search = new URLSearchParams();
+  if (query.id) search.set("id", query.id);
+  if (query.codes) search.set("codes", query.codes);
+  if (query.crop) search.set("crop", query.crop.join(","));
+  if (query.profile) search.set("profile", query.profile);
   else if (query.weights) {
-    query.set("weights", Object.entries(query.weights).map(([name, weight]) => `${name}:${weight}`).join(","));
+    search.set("weights", Object.entries(query.weights).map(([name, weight]) => `${name}:${weight}`).join(","));
   }
-  if (query.fusion) query.set("fusion", query.fusion);
-  if (query.depth) query.set("depth", query.depth);
-  for (const [name, value] of Object.entries(query.filters)) query.set(FILTER + name, value);
-  const text = query.toString().replaceAll("%3A", ":").replaceAll("%2C", ",");
+  if (query.fusion) search.set("fusion", query.fusion);
+  if (query.depth) search.set("depth", query.depth);
+  for (const [name, value] of Object.entries(query.filters)) search.set(FILTER + name, value);
+  const text = search.toString().replaceAll("%3A", ":").replaceAll("%2C", ",");
   return text ? `?${text}` : "/";
 }
 

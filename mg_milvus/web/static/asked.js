@@ -62,8 +62,8 @@ export class AskedImage {
     if (query.crop) facts.push(`asked with ${query.crop[2]} × ${query.crop[3]} of it`);
     if (!address) facts.push("only its codes are in the address");
     $("#query-size").textContent = facts.join(" · ");
-    const canAskForParts = this.size && (row || image?.blob);
-    $("#parts").hidden = !canAskForParts;
+    const canAskForRegions = this.size && (row || image?.blob);
+    $("#parts").hidden = !canAskForRegions;
     $("#whole").hidden = !query.crop;
     this.drawer.show(query.crop);
   }
