@@ -68,7 +68,7 @@ class ImageIndex:
         """Open an index. Nothing is connected or made before it is needed.
 
         Args:
-            uri: a Milvus Lite file ``*.db``, a server ``http://host:19530``, or ``memory:``.
+            uri: a Milvus Lite file ``*.db`` or a server ``http://host:19530``.
             schema: preset name, YAML file or ``Schema``. A collection that exists knows its own; a given one may change
                 weights and fusion only.
             encoder: ``builtin``, an encoder file, or an ``Encoder``. A collection that exists brings its own.
