@@ -48,7 +48,7 @@ def test_presets_are_listed_with_their_purpose() -> None:
     assert result.exit_code == 0
     names = ["default", "compact", "precise", "regions", "regions-precise", "server"]
     assert [line.split()[0] for line in result.stdout.splitlines()] == names
-    assert "compact        16 bytes an image" in result.stdout
+    assert "compact          16 bytes an image" in result.stdout
 
 
 def test_init_writes_the_commented_preset(folder: Path) -> None:
