@@ -1,4 +1,4 @@
-"""The table of hits for people."""
+"""``mgm query``: search by images; hits as a table, thumbnails, JSON or a page, and explanations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.console import console, shorten, tell
+from mg_milvus.cli.console import console, shorten
+from mg_milvus.cli.log import tell
 from mg_milvus.cli.show import show_hits
 from mg_milvus.files import printable
 
@@ -20,18 +21,39 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from mg_milvus.html.pages import QueryResult
     from mg_milvus.images.decode import ImageSource
     from mg_milvus.records import Hit
-    from mg_milvus.schema.models import Schema
     from mg_milvus.search.explain import Explanation, Standing
     from mg_milvus.search.query import QueryOptions
 
 
-LEAST_PATH = 28
-"""Columns a path needs to be of use; with fewer left, the granularities move to a second line."""
+MIN_PATH = 28
+"""Columns a path needs; with fewer left, the granularities move to a second line."""
 
 GAP = 2
+"""Columns between two columns of a table."""
+
+NO_HITS = "Nothing was found."
+
+FORMULAS = {
+    "rank": "the score is the sum of weight / ({rrf_k} + rank)",
+    "score": "the score is the sum of weight × (1 - distance / bits)",
+    "server": "the server's own ranks and scores",
+}
+
+Crop = tuple[int, int, int, int]
+
+EXAMPLES = """Examples:
+
+mgm query cat.jpg --profile instance
+
+curl -s URL | mgm query - --json
+
+mgm query --like photos/cat.jpg -k 20 --html result.html
+
+mgm query scene.jpg --crop 40,60,200,150 --weights coarse=1,regions=2      (same kind of scene, with this in it)
+
+mgm query cat.jpg -k 3 --explain      (why these, and where the time went)"""
 
 
 def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "") -> None:
@@ -40,16 +62,14 @@ def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "")
     Args:
         hits: best first.
         bits: granularity -> code length, in the order of the columns.
-        title: the query, where there are several.
+        title: the query; empty where there is only one.
     """
-    from rich.table import Table
     from rich.text import Text
 
     out = console()
-    if title:
-        out.print(Text(shorten(printable(title), out.width), style="bold"), soft_wrap=True)
+    _print_title(title, out)
     if not hits:
-        out.print(Text("Nothing was found."))
+        out.print(Text(NO_HITS))
         return
     names = [name for name in bits if any(name in hit.distances for hit in hits)]
     columns = [_numbers(hits, name) for name in names]
@@ -60,15 +80,10 @@ def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "")
         names, columns = [*names, "box"], [*columns, boxes]
         widths.append(max(map(len, boxes)))
     room = out.width - left - sum(width + GAP for width in widths)
-    stacked = room < LEAST_PATH
+    stacked = room < MIN_PATH
     if stacked:
         room = out.width - left
-    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-    table.add_column("rank", justify="right", no_wrap=True)
-    table.add_column("score", justify="right", no_wrap=True)
-    table.add_column("path", no_wrap=True)
-    for name in [] if stacked else names:
-        table.add_column(printable(name), justify="right", no_wrap=True)
+    table = _table("rank", "score", "path", *([] if stacked else map(printable, names)), left=("path",))
     for place, hit in enumerate(hits):
         row = [column[place] for column in columns]
         cells = [Text(number) for number in row]
@@ -91,55 +106,53 @@ def _numbers(hits: Sequence[Hit], name: str) -> list[str]:
     return [f"{distance:>{wide}} {rank:<{narrow}}" for distance, rank in zip(distances, ranks, strict=True)]
 
 
-EXPLAIN_GAP = 2
-FORMULAS = {
-    "rank": "the score is the sum of weight / ({rrf_k} + rank)",
-    "score": "the score is the sum of weight × (1 - distance / bits)",
-    "server": "the server's own ranks and scores",
-}
-
-
-def print_explanation(told: Explanation, *, title: str = "") -> None:
-    """Print how an answer came about.
+def print_explanation(explanation: Explanation, *, title: str = "") -> None:
+    """Print the plan, the search of each granularity, what each adds to a hit's score, and the times.
 
     Args:
-        told: see ``Explanation``.
-        title: the query, where there are several.
+        explanation: of one query.
+        title: the query; empty where there is only one.
     """
     from rich.text import Text
 
     out = console()
+    _print_title(title, out)
+    query = explanation.query
+    out.print(Text(f"plan {explanation.plan}: {printable(explanation.reason)}"))
+    out.print(Text(f"fusion {query.fusion}: {FORMULAS[query.fusion].format(rrf_k=query.rrf_k)}"))
+    if query.where:
+        out.print(Text(f"filter: {printable(query.where)}"))
+    out.print(Text())
+    out.print(_fields(explanation))
+    if explanation.candidates is not None:
+        out.print(Text(f"{explanation.candidates:,} different images were ranked on every granularity."))
+    out.print(Text())
+    out.print(_hits(explanation, out) if explanation.hits else Text(NO_HITS))
+    out.print(Text())
+    out.print(_times(explanation))
+
+
+def _print_title(title: str, out: Console) -> None:
+    from rich.text import Text
+
     if title:
         out.print(Text(shorten(printable(title), out.width), style="bold"), soft_wrap=True)
-    asked = told.query
-    out.print(Text(f"plan {told.plan}: {printable(told.reason)}"))
-    out.print(Text(f"fusion {asked.fusion}: {FORMULAS[asked.fusion].format(rrf_k=asked.rrf_k)}"))
-    if asked.where:
-        out.print(Text(f"filter: {printable(asked.where)}"))
-    out.print(Text())
-    out.print(_fields(told))
-    if told.candidates is not None:
-        out.print(Text(f"{told.candidates:,} different images were ranked on every granularity."))
-    out.print(Text())
-    out.print(_hits(told, out) if told.hits else Text("Nothing was found."))
-    out.print(Text())
-    out.print(_times(told))
 
 
 def _table(*columns: str, left: tuple[str, ...] = ()) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, EXPLAIN_GAP, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
     return table
 
 
-def _fields(told: Explanation) -> Table:
+def _fields(explanation: Explanation) -> Table:
     table = _table(
         "granularity", "weight", "bits", "asked", "found", "nearest", "farthest", "time", left=("granularity",)
     )
-    for name, field in told.fields.items():
+    for name, field in explanation.fields.items():
         numbers = (field.asked, field.found, field.nearest, field.farthest)
         table.add_row(
             printable(name), f"{field.weight:g}", str(field.bits),
@@ -149,12 +162,12 @@ def _fields(told: Explanation) -> Table:
     return table
 
 
-def _hits(told: Explanation, out: Console) -> Table:
+def _hits(explanation: Explanation, out: Console) -> Table:
     from rich.text import Text
 
     table = _table("rank", "image", "distance", "found at", "of all", "score", left=("image",))
-    room = out.width - 4 - 8 - 8 - 6 - 6 - 5 * EXPLAIN_GAP
-    for hit, standings in zip(told.hits, told.standings, strict=True):
+    room = out.width - 4 - 8 - 8 - 6 - 6 - 5 * GAP
+    for hit, standings in zip(explanation.hits, explanation.standings, strict=True):
         path = Text(shorten(printable(hit.path), room), style="bold")
         table.add_row(str(hit.rank), path, "", "", "", Text(f"{hit.score:.4f}", style="bold"))
         for name, standing in standings.items():
@@ -171,31 +184,16 @@ def _standing(standing: Standing) -> tuple[str, str, str, str]:
     )
 
 
-def _times(told: Explanation) -> Table:
+def _times(explanation: Explanation) -> Table:
     table = _table("step", "time", left=("step",))
-    for step, seconds in told.seconds.items():
+    for step, seconds in explanation.seconds.items():
         table.add_row(printable(step), _time(seconds))
-    table.add_row("total", _time(told.total), style="bold")
+    table.add_row("total", _time(explanation.total), style="bold")
     return table
 
 
 def _time(seconds: float) -> str:
     return f"{1000 * seconds:,.1f} ms"
-
-
-Crop = tuple[int, int, int, int]
-
-EXAMPLES = """Examples:
-
-mgm query cat.jpg --profile instance
-
-curl -s URL | mgm query - --json
-
-mgm query --like photos/cat.jpg -k 20 --html result.html
-
-mgm query scene.jpg --crop 40,60,200,150 --weights coarse=1,regions=2      (same kind of scene, with this in it)
-
-mgm query cat.jpg -k 3 --explain      (why these, and what took the time)"""
 
 
 def register(app: typer.Typer) -> None:
@@ -216,29 +214,29 @@ def query(
             help="Ask with an image that is indexed already, e.g. photos/cat.jpg; it is not encoded again",
         ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many results, e.g. -k 20")] = 10,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Number of results, e.g. -k 20")] = 10,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", metavar="NAME=NUMBER,...", help="What each granularity counts, e.g. coarse=1,fine=3"),
+        typer.Option("--weights", metavar="NAME=NUMBER,...", help="Weight of each granularity, e.g. coarse=1,fine=3"),
     ] = None,
     profile: Annotated[
         options.Profile | None,
         typer.Option(
             "--profile",
-            help="Weights by purpose: the same kind, the same sort of object, the very same one, or all alike",
+            help="Weights by purpose: same kind of scene, same class of object, same image or object, or all equal",
         ),
     ] = None,
     fusion: Annotated[
         options.Fusion | None,
-        typer.Option("--fusion", help="How rankings become one, e.g. score; default: the schema's, rank"),
+        typer.Option("--fusion", help="How the rankings are fused, e.g. score; default: the schema's, rank"),
     ] = None,
     rrf_k: Annotated[
         int | None,
-        typer.Option("--rrf-k", min=1, help="The constant in 1 / (rrf_k + rank), e.g. 10 for steeper scores"),
+        typer.Option("--rrf-k", min=1, help="The constant in 1 / (rrf_k + rank), e.g. 10 to favour the first ranks"),
     ] = None,
     depth: Annotated[
         int | None,
-        typer.Option("--depth", min=1, help="Candidates asked of each granularity, e.g. 500 for better recall"),
+        typer.Option("--depth", min=1, help="Candidates retrieved per granularity, e.g. 500 for better recall"),
     ] = None,
     granularity: Annotated[
         str | None,
@@ -246,7 +244,7 @@ def query(
             "--granularity",
             metavar="NAME",
             autocompletion=options.complete_granularity,
-            help="Ask one granularity only, e.g. fine",
+            help="Search one granularity only, e.g. fine",
         ),
     ] = None,
     where: Annotated[
@@ -255,23 +253,21 @@ def query(
     ] = None,
     crop: Annotated[
         str | None,
-        typer.Option("--crop", metavar="X,Y,W,H", help="Ask with a part of the image, in pixels: 40,60,200,150"),
+        typer.Option("--crop", metavar="X,Y,W,H", help="Search with a part of the image, in pixels: 40,60,200,150"),
     ] = None,
     contains: Annotated[
         bool,
-        typer.Option("--contains", help="Which images contain what this one shows: mgm query logo.jpg --contains"),
+        typer.Option("--contains", help="Find images that contain what this one shows: mgm query logo.jpg --contains"),
     ] = False,
     overlap: Annotated[
         bool,
-        typer.Option(
-            "--overlap", help="Which images share something with this one, anywhere: mgm query scene.jpg --overlap"
-        ),
+        typer.Option("--overlap", help="Find images that share a region with this one: mgm query scene.jpg --overlap"),
     ] = False,
     plan: Annotated[
         options.Plan | None,
         typer.Option(
             "--plan",
-            help="Ask every granularity (full), or the shortest for many candidates (cascade); default: the schema's",
+            help="Search every granularity (full), or first the shortest (cascade); default: the schema's",
         ),
     ] = None,
     as_json: Annotated[
@@ -279,13 +275,11 @@ def query(
     ] = False,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="Also tell how the answer came about: candidates, ranks, shares, times"),
+        typer.Option("--explain", help="Explain the scores: candidates, ranks, shares, times"),
     ] = False,
     show: Annotated[
         bool,
-        typer.Option(
-            "--show", help="Also show the images, as the terminal can. Env: MGM_SHOW=kitty, iterm, sixel or blocks"
-        ),
+        typer.Option("--show", help="Also show the images in the terminal. Env: MGM_SHOW=kitty, sixel or blocks"),
     ] = False,
     html: Annotated[
         Path | None,
@@ -306,10 +300,10 @@ def query(
     area = _crop(crop) if crop else None
     _refuse_conflicts(names, like, crop, (weights, profile, granularity))
     if contains and overlap:
-        raise typer.BadParameter("--contains looks for one detail, --overlap for all regions; give one of them")
+        raise typer.BadParameter("--contains and --overlap are two ways to search regions; give one of them")
     if show and as_json:
-        raise typer.BadParameter("--show is for people and --json for programs; give one of them")
-    asked: QueryOptions = {
+        raise typer.BadParameter("--show and --json both write to standard output; give one of them")
+    query_options: QueryOptions = {
         "k": k,
         "weights": options.numbers(weights, "--weights", "coarse=1,fine=3") if weights else None,
         "profile": profile,
@@ -323,33 +317,37 @@ def query(
         "plan": plan,
     }
     settings = settings_from(uri, token, collection, device, encoder=encoder)
+    explanations: list[Explanation] = []
     with open_index(settings, timeout=timeout) as index:
-        answers: Sequence[Sequence[Hit]]
         sources: list[ImageSource]
-        told: Sequence[Explanation] = ()
         if like is not None:
             names, sources = [like], [text_path(index.path(like))]
         else:
             sources = [sys.stdin.buffer.read() if name == "-" else Path(name) for name in names]
-        if explain:
-            told = [index.explain(None if like is not None else source, like=like, **asked) for source in sources]
-            answers = [one.hits for one in told]
+        if explain or html:  # the page shows the weights and the fusion that were used
+            explanations = [
+                index.explain(None if like is not None else source, like=like, **query_options) for source in sources
+            ]
+            results = [explanation.hits for explanation in explanations]
+        elif like is not None:
+            results = [index.like(like, **query_options)]
         else:
-            answers = [index.like(like, **asked)] if like is not None else index.query_many(sources, **asked)
+            results = index.query_many(sources, **query_options)
         if html:
-            _write_page(html, _results(names, sources, answers, area), asked, index.collection, index.schema)
+            pairs = [("standard input" if n == "-" else n, source) for n, source in zip(names, sources, strict=True)]
+            _write_page(html, pairs, explanations, query_options, index.collection)
         bits = index.schema.code_bits
-    for place, (name, hits) in enumerate(zip(names, answers, strict=True)):
+    for place, (name, hits) in enumerate(zip(names, results, strict=True)):
         title = name if len(names) > 1 else ""
         if show:
             show_hits(hits, title=title)
         if as_json and explain:
-            print(json.dumps({"query": name} | told[place].as_dict()))
+            print(json.dumps({"query": name} | explanations[place].as_dict()))
         elif as_json:
             for hit in hits:
                 print(json.dumps({"query": name} | hit.as_dict()))
         elif explain:
-            print_explanation(told[place], title=title)
+            print_explanation(explanations[place], title=title)
         else:
             print_hits(hits, bits, title=title)
 
@@ -364,7 +362,7 @@ def _refuse_conflicts(
     if crop and like is not None:
         raise typer.BadParameter("--crop needs the image itself; give its path instead of --like")
     if sum(given is not None for given in weights) > 1:
-        raise typer.BadParameter("--weights, --profile and --granularity all say what counts; give one of them")
+        raise typer.BadParameter("--weights, --profile and --granularity all set the weights; give one of them")
 
 
 def _crop(text: str) -> Crop:
@@ -376,36 +374,31 @@ def _crop(text: str) -> Crop:
         ) from None
     if min(x, y) < 0 or min(width, height) < 1:
         raise typer.BadParameter(
-            f"'{text}' is no part of an image: X and Y count from 0, W and H from 1", param_hint="--crop"
+            f"'{text}' is not a part of an image: X and Y are 0 or more, W and H 1 or more", param_hint="--crop"
         )
     return x, y, width, height
 
 
-def _results(
-    names: Sequence[str], sources: Sequence[ImageSource], answers: Sequence[Sequence[Hit]], crop: Crop | None
-) -> list[QueryResult]:
-    from mg_milvus.html.pages import QueryResult
-
-    return [
-        QueryResult("standard input" if name == "-" else name, source, hits, crop)
-        for name, source, hits in zip(names, sources, answers, strict=True)
-    ]
-
-
 def _write_page(
-    file: Path, results: Sequence[QueryResult], asked: QueryOptions, collection: str, schema: Schema
+    file: Path,
+    queries: Sequence[tuple[str, ImageSource]],
+    explanations: Sequence[Explanation],
+    options: QueryOptions,
+    collection: str,
 ) -> None:
-    from mg_milvus.html.pages import result_page
-    from mg_milvus.search.query import Query
+    from mg_milvus.html.pages import QueryResult, result_page
 
-    query = Query.of(schema, asked)
+    query, hits = explanations[0].query, explanations[0].hits
     page = result_page(
-        results,
+        [
+            QueryResult(name, source, explanation.hits, options["crop"])
+            for (name, source), explanation in zip(queries, explanations, strict=True)
+        ],
         collection=collection,
-        bits=query.largest(schema),
+        bits=hits.bits,
         weights=query.weights,
         fusion=query.fusion,
-        profile=asked["profile"],
+        profile=options["profile"],
     )
     try:
         file.write_text(page, encoding="utf-8")

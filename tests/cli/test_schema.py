@@ -48,7 +48,7 @@ def test_presets_are_listed_with_their_purpose() -> None:
     assert result.exit_code == 0
     names = ["default", "compact", "precise", "regions", "regions-precise", "server"]
     assert [line.split()[0] for line in result.stdout.splitlines()] == names
-    assert "compact        16 bytes an image" in result.stdout
+    assert "compact          16 bytes an image" in result.stdout
 
 
 def test_init_writes_the_commented_preset(folder: Path) -> None:
@@ -117,8 +117,8 @@ def test_check_of_a_missing_file_names_the_presets() -> None:
     result = invoke("check", "mine.yaml")
     assert result.exit_code == 1
     assert result.stderr == (
-        "'mine.yaml' is neither a schema file nor a preset; expected one of default, compact, parts, regions-precise, "
-        "precise, server\n"
+        "'mine.yaml' is neither a schema file nor a preset; expected one of default, compact, precise, regions, "
+        "regions-precise, server\n"
     )
 
 

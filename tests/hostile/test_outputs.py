@@ -22,22 +22,23 @@ import numpy as np
 import pytest
 
 import mg_milvus
-from mg_milvus.cli import console
-from mg_milvus.cli.console import ProgressView, complain, print_failures, shorten, tell
+from mg_milvus.cli import log
+from mg_milvus.cli.console import ProgressView, print_failures, shorten
 from mg_milvus.cli.evaluate import print_figures
+from mg_milvus.cli.log import complain, tell
 from mg_milvus.cli.query import print_hits
 from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport, GroupMember, duplicates_page
 from mg_milvus.evaluation.report import QueryShown, ReportData, ResultShown, write_report
 from mg_milvus.files import file_link, printable
 from mg_milvus.html.pages import QueryResult, render, result_page
-from mg_milvus.ingest.metrics import IngestMeters, sample
+from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.records import Failure, Hit
 from mg_milvus.results import Hits, IngestReport
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
 from mg_milvus.training.report import write_training_page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 NAMES = {
     "element": "<script>alert(1)</script>",
@@ -231,10 +232,16 @@ TERMINAL: dict[str, tuple[int, Callable[[str], object]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _lines() -> Iterator[None]:
+    log.configure([])
+    yield
+    log.configure([])
+
+
 @pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("output", [*TERMINAL, "a line of a stage"])
 def test_a_terminal_cannot_be_steered(output: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console._State, "json", False)
     lines, write = TERMINAL.get(output, (0, a_line))
     text = caught(lambda: write(NAMES[kind]))
     assert [char for char in text.replace("\n", "") if not char.isprintable() and char not in "\u200c\u200d"] == []
@@ -246,13 +253,12 @@ def test_a_terminal_cannot_be_steered(output: str, kind: str, monkeypatch: pytes
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_log_is_one_object_a_line(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = NAMES[kind]
-    monkeypatch.setattr(console._State, "json", True)
-    monkeypatch.setattr(console._State, "told", set())
+    log.configure([log.FLAG])
 
     def write() -> None:
         complain(name, path=name)
         tell(name, "wrote", file=name)
-        console.unreadable([Failure(name, name)])
+        log.log_unreadable([Failure(name, name)])
 
     lines = caught(write).splitlines()
     assert len(lines) == 3
@@ -260,18 +266,9 @@ def test_a_log_is_one_object_a_line(kind: str, monkeypatch: pytest.MonkeyPatch) 
     assert [json.loads(line).get("message", json.loads(line).get("reason")) for line in lines] == [name] * 3
 
 
-@pytest.mark.parametrize("kind", NAMES)
-def test_a_metric_is_one_line(kind: str) -> None:
-    line = sample("mgm_x", 1, {"name": NAMES[kind]})
-    assert line.count("\n") == 0
-    inside = re.fullmatch(r'mgm_x\{name="((?:[^"\\\n]|\\["\\n])*)"\} 1', line)
-    assert inside is not None
-    assert re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], inside[1]) == NAMES[kind]
-
-
 def test_the_metrics_of_an_ingest_hold_no_names() -> None:
     """Their labels are of a fixed list, so nobody who names files can add series."""
-    labels = re.findall(r'(\w+)="([^"]*)"', IngestMeters().text())
+    labels = re.findall(r'(\w+)="([^"]*)"', IngestMetrics().text())
     assert {name for name, _ in labels} == {"step", "le"}
     assert {value for name, value in labels if name == "step"} == {"decode", "encode", "upsert"}
 
