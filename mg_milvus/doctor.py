@@ -88,6 +88,7 @@ RANGES = {
     "milvus-lite": ((2, 5, 1), (3,)),
     # Milvus Lite 2.5 imports pkg_resources, which setuptools 82 no longer has.
     "setuptools": ((0,), (82,)),
+    "onnxruntime": ((1, 19), (2,)),
     "torch": ((2, 6), (3,)),
     "torchvision": ((0, 21), (1,)),
     "Pillow": ((11, 3), (100,)),

@@ -18,7 +18,7 @@ from mg_milvus.encoder.hash_heads import (
     Head,
     ManifoldHead,
     Statistics,
-    edit_covariance,
+    augmentation_covariance,
     fit_head,
     fit_manifold_head,
     shipped_head,
@@ -95,7 +95,7 @@ class Encoder(Protocol):
     def encode(self, images: Sequence[Pixels]) -> dict[str, Codes]:
         """``codes(features(images))``. The code of an image does not depend on the others in the batch."""
 
-    def encode_details(self, images: Sequence[Image.Image]) -> Codes:
+    def encode_region_images(self, images: Sequence[Image.Image]) -> Codes:
         """RGB images of details -> (n, scales, bits / 8) uint8, a code for each size of window.
 
         A detail is read at the size that a window has inside an image: what a network sees depends on the scale.
@@ -173,23 +173,23 @@ WHOLE = ((1.0, 1),)
 
 
 class HashEncoder(ABC):
-    """An ``Encoder`` made of ``Contents``; see the protocol for the methods. Subclasses run the backbone."""
+    """An ``Encoder`` made of ``EncoderState``; see the protocol for the methods. Subclasses run the backbone."""
 
     device: str
     """Where the backbone runs, as ``load_encoder`` takes it."""
 
-    def __init__(self, contents: file.Contents, *, device: str = "auto") -> None:
-        self.contents = contents
+    def __init__(self, state: file.EncoderState, *, device: str = "auto") -> None:
+        self.state = state
         self.device = device
-        self.fingerprint = file.fingerprint(contents)
+        self.fingerprint = file.fingerprint(state)
 
     @property
     def ancestors(self) -> tuple[str, ...]:
-        return self.contents.configuration.ancestors
+        return self.state.configuration.ancestors
 
     @property
     def backbone(self) -> str:
-        return self.contents.configuration.backbone
+        return self.state.configuration.backbone
 
     @property
     @abstractmethod
@@ -197,26 +197,26 @@ class HashEncoder(ABC):
 
     @property
     def bits(self) -> Mapping[str, int]:
-        return {name: head.bits for name, head in self.contents.heads.items()}
+        return {name: head.bits for name, head in self.state.heads.items()}
 
     @property
     def adapted_on(self) -> int:
-        return self.contents.configuration.adapted_on
+        return self.state.configuration.adapted_on
 
     @property
     def side(self) -> int:
         """See the protocol."""
-        return self.contents.configuration.side
+        return self.state.configuration.side
 
     @property
     def regions(self) -> tuple[Scale, ...]:
-        return self.contents.configuration.regions
+        return self.state.configuration.regions
 
     def prepare(self, image: Image.Image) -> Pixels:
         return resized(image, input_size(image.size, self.side, find_backbone(self.backbone).multiple))
 
     def features(self, images: Sequence[Pixels]) -> Features:
-        whole = [name for name in self.contents.heads or self.contents.configuration.readings if name != REGIONS]
+        whole = [name for name in self.state.heads or self.state.configuration.poolings if name != REGIONS]
         return self._in_batches(images, whole, self.regions)
 
     def _in_batches(self, images: Sequence[Pixels], names: Sequence[str], regions: Sequence[Scale]) -> Features:
@@ -254,12 +254,12 @@ class HashEncoder(ABC):
         """Let another encoder over the same backbone use this one's network, which takes a while to build."""
 
     def codes(self, features: Features) -> dict[str, Codes]:
-        return {name: _hashed(head, features[name]) for name, head in self.contents.heads.items()}
+        return {name: _hashed(head, features[name]) for name, head in self.state.heads.items()}
 
-    def encode_details(self, images: Sequence[Image.Image]) -> Codes:
-        return _hashed(self.contents.heads[REGIONS], self.detail_features(images))
+    def encode_region_images(self, images: Sequence[Image.Image]) -> Codes:
+        return _hashed(self.state.heads[REGIONS], self.region_image_features(images))
 
-    def detail_features(self, images: Sequence[Image.Image]) -> Matrix:
+    def region_image_features(self, images: Sequence[Image.Image]) -> Matrix:
         """Features of details (n, scales, d) float16, each seen at the size of that scale's windows."""
         step = max(1, find_backbone(self.backbone).multiple // 2)
         inputs = [
@@ -281,41 +281,41 @@ class HashEncoder(ABC):
         if tuple(scales) == self.regions:
             return self
         if scales:
-            self._check_known(REGIONS, self.contents.configuration.readings)
+            self._check_known(REGIONS, self.state.configuration.poolings)
             if not find_backbone(self.backbone).multiple:
                 raise EncoderError(
                     f"{self.backbone} takes images of one size only, and regions are asked for at several: take "
                     "another encoder, or leave 'regions' out of the schema"
                 )
-        kept = {name: head for name, head in self.contents.heads.items() if name != REGIONS}
+        kept = {name: head for name, head in self.state.heads.items() if name != REGIONS}
         made = self._with_heads(kept, self.adapted_on)
-        configuration = made.contents.configuration.model_copy(update={"regions": tuple(scales)})
-        return made._like(made.contents.model_copy(update={"configuration": configuration}))
+        configuration = made.state.configuration.model_copy(update={"regions": tuple(scales)})
+        return made._like(made.state.model_copy(update={"configuration": configuration}))
 
     def with_bits(self, bits: Mapping[str, int]) -> Self:
         self.check(bits)
         if dict(bits) == dict(self.bits):
             return self
-        if self.contents.configuration.fixed:
+        if self.state.configuration.fixed:
             self._check_lengths(bits)
-        kept = {name: self.contents.heads[name] for name in bits if self.bits.get(name) == bits[name]}
+        kept = {name: self.state.heads[name] for name in bits if self.bits.get(name) == bits[name]}
         made = {name: shipped_head(self._moments(name), bits[name]) for name in bits if name not in kept}
         return self._with_heads(
-            {name: (kept | made)[name] for name in bits}, 0 if self.contents.configuration.fixed else self.adapted_on
+            {name: (kept | made)[name] for name in bits}, 0 if self.state.configuration.fixed else self.adapted_on
         )
 
     def adapted(self, sample: Features, bits: Mapping[str, int]) -> Self:
         self.check(bits)
-        fixed = self.contents.configuration.fixed
+        fixed = self.state.configuration.fixed
         if fixed and REGIONS not in bits:
             return self.with_bits(bits)
         if fixed:
             self._check_lengths(bits)
-        shipped = self.contents.statistics
+        shipped = self.state.statistics
 
         def head(name: str) -> Head | ManifoldHead:
             if fixed and name != REGIONS:
-                return self.contents.heads[name]
+                return self.state.heads[name]
             with one_core():
                 return self._fitted(name, sample[name], bits[name])
 
@@ -330,8 +330,8 @@ class HashEncoder(ABC):
         if shipped:
             return self._with_heads(heads, count)
         moments = {name: statistics(values) for name, values in sample.items() if name != REGIONS}
-        contents = self.contents.model_copy(update={"heads": heads, "statistics": moments})
-        return type(self)(contents, device=self.device)
+        state = self.state.model_copy(update={"heads": heads, "statistics": moments})
+        return type(self)(state, device=self.device)
 
     def baseline(self, sample: Features, bits: Mapping[str, int], method: str) -> Self:
         """The same backbone with the heads of a known method, fitted once and kept by every collection.
@@ -343,12 +343,12 @@ class HashEncoder(ABC):
         """
         self.check(bits)
         heads = {name: BASELINES[method](sample[name], length) for name, length in bits.items()}
-        made = self if self.contents.statistics else self.with_statistics(sample, bits)
-        configuration = made.contents.configuration.model_copy(
+        made = self if self.state.statistics else self.with_statistics(sample, bits)
+        configuration = made.state.configuration.model_copy(
             update={"adapted_on": len(next(iter(sample.values()))), "fixed": True}
         )
-        contents = made.contents.model_copy(update={"configuration": configuration, "heads": heads})
-        return type(self)(contents, device=self.device)
+        state = made.state.model_copy(update={"configuration": configuration, "heads": heads})
+        return type(self)(state, device=self.device)
 
     def with_statistics(self, sample: Features, bits: Mapping[str, int], moved: Features | None = None) -> Self:
         """The same backbone to ship: statistics of these features, and heads for images of which nothing is known.
@@ -364,20 +364,20 @@ class HashEncoder(ABC):
         made: dict[str, Statistics] = {}
         for name, values in sample.items():
             moments = statistics(values)
-            nuisance = edit_covariance(moved[name]) if name in moved else None
+            nuisance = augmentation_covariance(moved[name]) if name in moved else None
             made[name] = Statistics(moments.mean, moments.factor, nuisance)
         heads = {name: shipped_head(made[name], length) for name, length in bits.items()}
-        contents = self.contents.model_copy(update={"heads": heads, "statistics": made})
-        return type(self)(contents, device=self.device)
+        state = self.state.model_copy(update={"heads": heads, "statistics": made})
+        return type(self)(state, device=self.device)
 
     def to_bytes(self, limit: int | None = None) -> bytes:
-        whole = file.to_bytes(self.contents)
+        whole = file.to_bytes(self.state)
         if limit is None or len(whole) <= limit:
             return whole
-        return file.to_bytes(self.contents, with_backbone=False)
+        return file.to_bytes(self.state, with_backbone=False)
 
     def check(self, bits: Mapping[str, int]) -> None:
-        offered = [name for name in self.contents.configuration.readings if name != REGIONS or self.regions]
+        offered = [name for name in self.state.configuration.poolings if name != REGIONS or self.regions]
         for name in bits:
             self._check_known(name, offered)
 
@@ -396,31 +396,31 @@ class HashEncoder(ABC):
                 )
 
     def _moments(self, name: str) -> Statistics:
-        if name not in self.contents.statistics:
+        if name not in self.state.statistics:
             raise EncoderError(
                 f"this encoder brings no statistics for '{name}', whose head must be fitted: ingest more images at "
                 "first, or use the encoder 'builtin'"
             )
-        return self.contents.statistics[name]
+        return self.state.statistics[name]
 
     def _fitted(self, name: str, sample: Matrix, bits: int) -> Head | ManifoldHead:
-        """A head of one granularity, of the kind that its reading asks for."""
+        """A head of one granularity, of the kind that its pooling asks for."""
         if name == REGIONS:
             rows = sample.reshape(-1, sample.shape[-1])
             some = np.random.default_rng(_SEED).permutation(len(rows))[:REGIONS_SAMPLE]
             sample = rows[np.sort(some)].astype(np.float32)
-        shipped, steps = self.contents.statistics.get(name), self.contents.configuration.readings[name].smoothing
+        shipped, steps = self.state.statistics.get(name), self.state.configuration.poolings[name].smoothing
         return fit_manifold_head(sample, bits, shipped, steps) if steps else fit_head(sample, bits, shipped)
 
     def _with_heads(self, heads: Mapping[str, Head | ManifoldHead], adapted_on: int) -> Self:
-        configuration = self.contents.configuration.model_copy(
+        configuration = self.state.configuration.model_copy(
             update={"adapted_on": adapted_on, "ancestors": (*self.ancestors, self.fingerprint)}
         )
-        return self._like(self.contents.model_copy(update={"configuration": configuration, "heads": heads}))
+        return self._like(self.state.model_copy(update={"configuration": configuration, "heads": heads}))
 
-    def _like(self, contents: file.Contents) -> Self:
+    def _like(self, state: file.EncoderState) -> Self:
         """Another encoder over the same network."""
-        made = type(self)(contents, device=self.device)
+        made = type(self)(state, device=self.device)
         self._lend_network(made)
         return made
 

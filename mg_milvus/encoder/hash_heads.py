@@ -88,7 +88,7 @@ def statistics(features: Matrix, rank: int = FACTOR_RANK) -> Statistics:
     return Statistics(mean, half((axes * np.sqrt(variances)).T))
 
 
-def edit_covariance(moved: Matrix, rank: int = NUISANCE_RANK) -> Matrix:
+def augmentation_covariance(moved: Matrix, rank: int = NUISANCE_RANK) -> Matrix:
     """The ``nuisance`` of ``Statistics``.
 
     Args:
@@ -114,7 +114,7 @@ def fit_head(sample: Matrix, bits: int, shipped: Statistics | None) -> Head:
         ValueError: all features are the same and there is nothing to mix in.
     """
     mean = sample.mean(axis=0)
-    centred = steadied(sample - mean, shipped)
+    centred = suppress_nuisance(sample - mean, shipped)
     axes = mixed_axes(centred, shipped, min(bits, MAX_AXES))
     return _head(mean, axes, centred @ axes, bits, shipped)
 
@@ -122,7 +122,7 @@ def fit_head(sample: Matrix, bits: int, shipped: Statistics | None) -> Head:
 def shipped_head(shipped: Statistics, bits: int) -> Head:
     """The head for images of which nothing is known: fitted on draws from a Gaussian with the shipped moments."""
     random = np.random.default_rng(_SEED)
-    factor = steadied(shipped.factor, shipped)
+    factor = suppress_nuisance(shipped.factor, shipped)
     draws = random.standard_normal((4 * max(bits, 256), len(factor)), np.float32) @ factor
     axes, _ = principal_axes(factor, min(bits, MAX_AXES))
     return _head(shipped.mean, axes, draws @ axes, bits, shipped)
@@ -132,12 +132,12 @@ def mixed_axes(centred: Matrix, shipped: Statistics | None, count: int) -> NDArr
     """Principal axes (d, p), p <= count, of a centred sample's covariance mixed with the shipped one, both steadied."""
     factor = centred / np.sqrt(len(centred))
     if shipped is not None:
-        others = steadied(shipped.factor, shipped)
+        others = suppress_nuisance(shipped.factor, shipped)
         factor = np.concatenate([np.sqrt(OWN_SHARE) * factor, np.sqrt(1 - OWN_SHARE) * others])
     return principal_axes(factor, count)[0]
 
 
-def steadied(rows: NDArray[np.floating], shipped: Statistics | None) -> Matrix:
+def suppress_nuisance(rows: NDArray[np.floating], shipped: Statistics | None) -> Matrix:
     """Rows (n, d) with each direction v in which edits have the variance w made smaller, by sqrt(c / (w + c)).
 
     The matrix that does it is symmetric. Without known edits, rows stay as they are.
@@ -184,7 +184,7 @@ def _head(
     mean: Matrix, axes: NDArray[np.float64], projected: NDArray[np.floating], bits: int, shipped: Statistics | None
 ) -> Head:
     """A head from axes of steadied features, for features that are not."""
-    return Head(mean, half(steadied(rotated(axes, projected, bits).T, shipped).T))
+    return Head(mean, half(suppress_nuisance(rotated(axes, projected, bits).T, shipped).T))
 
 
 def half(values: NDArray[np.floating]) -> Matrix:
@@ -312,7 +312,9 @@ def fit_manifold_head(sample: Matrix, bits: int, shipped: Statistics | None, ste
         ValueError: all features are the same.
     """
     mean = sample.mean(axis=0)
-    axes = half(steadied(mixed_axes(steadied(sample - mean, shipped), shipped, COMPONENTS).T, shipped).T)
+    axes = half(
+        suppress_nuisance(mixed_axes(suppress_nuisance(sample - mean, shipped), shipped, COMPONENTS).T, shipped).T
+    )
     components = _unit((sample - mean).astype(np.float64) @ axes)
     if not np.ptp(components, axis=0).any():
         raise ValueError("the features do not vary")

@@ -16,7 +16,6 @@ from mg_milvus.encoder.base import Encoder, input_size
 from mg_milvus.encoder.hash_heads import Head, ManifoldHead
 from mg_milvus.encoder.load import load_encoder, untrained_encoder
 from mg_milvus.encoder.networks import build, channels_first
-from mg_milvus.encoder.pooling import Reading
 from mg_milvus.encoder.torch_runtime import TorchEncoder, gem, has_bfloat16, mirrored, pyramid, resolve_device
 from mg_milvus.errors import EncoderError, ImageError, WeightsNotFoundError
 from mg_milvus.ingest.fit_heads import fit_encoder
@@ -51,13 +50,6 @@ def test_mirrored_cells_by_hand() -> None:
     assert mirrored(torch.ones(2, 5, 4, 7), 2).shape == (2, 20)
 
 
-def test_readings_without_smoothing_are_written_as_by_older_versions() -> None:
-    linear = Reading(stages=("stage4",), pooling="pyramid", cells=2)
-    assert linear.model_dump(mode="json") == {"stages": ["stage4"], "pooling": "pyramid", "cells": 2}
-    smooth = Reading(stages=("stage4",), smoothing=3)
-    assert Reading.model_validate_json(smooth.model_dump_json()) == smooth
-
-
 @pytest.mark.parametrize(
     ("size", "multiple", "expected"),
     [
@@ -89,7 +81,7 @@ def test_a_code_does_not_depend_on_the_batch(
     builtin: Encoder, prepared: list[np.ndarray], bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mg_milvus.encoder.torch_runtime.has_bfloat16", lambda _: bfloat16)
-    builtin = TorchEncoder(builtin.contents, device="cpu")
+    builtin = TorchEncoder(builtin.state, device="cpu")
     whole = builtin.encode(prepared)
     for size in range(1, 9):
         parts = [builtin.encode(prepared[i : i + size]) for i in range(0, 9, size)]
@@ -180,7 +172,7 @@ def test_bfloat16_changes_few_bits(
 ) -> None:
     assert has_bfloat16(torch.device("mps")) is False
     monkeypatch.setattr("mg_milvus.encoder.torch_runtime.has_bfloat16", lambda _: True)
-    builtin = TorchEncoder(builtin.contents, device="cpu")
+    builtin = TorchEncoder(builtin.state, device="cpu")
     half = builtin.encode(prepared)
     monkeypatch.setattr("mg_milvus.encoder.torch_runtime.has_bfloat16", lambda _: False)
     full = builtin.encode(prepared)
@@ -210,7 +202,7 @@ def test_every_backbone_can_be_fitted(name: str, tmp_path: Path) -> None:
     images = [encoder.prepare(kind_of_image(KINDS[i % 3], i)) for i in range(4)]
     features = encoder.features(images)
     assert len(features["fine"][0]) > len(features["mid"][0]) > len(features["coarse"][0])
-    in_torch = TorchEncoder(encoder.contents, device="cpu")
+    in_torch = TorchEncoder(encoder.state, device="cpu")
     row, maps = BACKBONES[name], in_torch._network(torch.zeros(1, 3, 224, 224))
     assert tuple(channels_first(maps[stage], row.layout).shape[1] for stage in row.stages) == row.channels
     assert all(np.linalg.norm(values, axis=1) == pytest.approx(np.ones(4), abs=1e-3) for values in features.values())
@@ -233,7 +225,7 @@ def test_heads_fitted_to_a_collection_survive_the_file(small: tuple[TorchEncoder
     encoder, images = small
     features = encoder.features(images)
     fitted = encoder.adapted(features, {"coarse": 16, "mid": 24, "fine": 32})
-    kinds = {name: type(head) for name, head in fitted.contents.heads.items()}
+    kinds = {name: type(head) for name, head in fitted.state.heads.items()}
     assert kinds == {"coarse": ManifoldHead, "mid": ManifoldHead, "fine": Head}
     again = load_encoder(fitted.to_bytes())
     assert again.fingerprint == fitted.fingerprint

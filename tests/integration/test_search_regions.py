@@ -243,7 +243,7 @@ def test_a_detail_is_read_at_the_scale_of_its_windows() -> None:
         codes = encoder.encode([encoder.prepare(image)])[REGIONS][0]
         for number in range(4, 13):  # the 3 x 3 windows of half the sides
             x, y, w, h = box_of(windows(SETTINGS.windows)[number], *image.size)
-            (details,) = encoder.encode_details([image.crop((x, y, x + w, y + h))])
+            (details,) = encoder.encode_region_images([image.crop((x, y, x + w, y + h))])
             assert details.shape == (2, SETTINGS.bits // 8)
             apart.append([int(np.bitwise_count(codes[number] ^ code).sum()) for code in details])
     too_large, right = np.mean(apart, axis=0)
@@ -264,10 +264,10 @@ def test_an_encoder_with_regions_survives_its_file() -> None:
 
 def test_the_fingerprint_of_an_encoder_without_regions_is_over_what_older_files_have() -> None:
     encoder: Any = load_encoder()
-    settings = encoder.contents.configuration
+    settings = encoder.state.configuration
     assert settings.regions == ()
-    other = encoder.contents.model_copy(update={"configuration": settings.model_copy(update={"regions": ((0.5, 2),)})})
-    assert fingerprint(encoder.contents) == encoder.fingerprint != fingerprint(other)
+    other = encoder.state.model_copy(update={"configuration": settings.model_copy(update={"regions": ((0.5, 2),)})})
+    assert fingerprint(encoder.state) == encoder.fingerprint != fingerprint(other)
 
 
 def test_parts_are_no_granularity_of_an_encoder_without_regions() -> None:
@@ -288,13 +288,13 @@ def test_a_given_schema_may_change_the_weight_of_regions(collages: Path, tmp_pat
 
 
 def test_a_network_for_squares_has_no_regions() -> None:
-    from mg_milvus.encoder.file import Configuration, Contents, default_readings
+    from mg_milvus.encoder.file import Configuration, EncoderState, default_poolings
     from mg_milvus.encoder.torch_runtime import TorchEncoder
 
     configuration = Configuration(
-        backbone="vit_b_16", backbone_fingerprint="0", side=224, readings=default_readings("vit_b_16")
+        backbone="vit_b_16", backbone_fingerprint="0", side=224, poolings=default_poolings("vit_b_16")
     )
-    encoder = TorchEncoder(Contents(configuration=configuration, backbone={}, heads={}, statistics={}))
+    encoder = TorchEncoder(EncoderState(configuration=configuration, backbone={}, heads={}, statistics={}))
     with pytest.raises(EncoderError, match="vit_b_16 takes images of one size only"):
         encoder.with_regions(SETTINGS.windows)
 
