@@ -132,10 +132,9 @@ def cost(count: int) -> dict[str, object]:
         for name, options in {"all pairs": {}, "1 % new": {"newer_than_ns": 98}}.items():
             began: dict[str, float] = {}
             started = time.perf_counter()
-            query = DuplicateQuery.of(schema, distance=None, precision=None, keep="best")
             report = find_duplicates(
-                store, schema, query, **options,
-                progress=lambda told, began=began: began.setdefault(told.stage, time.perf_counter()),
+                store, schema, DuplicateQuery(**options),
+                lambda step, began=began: began.setdefault(step.stage, time.perf_counter()),
             )  # fmt: skip
             seconds = time.perf_counter() - started
             took[name] = {

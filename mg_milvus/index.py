@@ -350,17 +350,13 @@ class ImageIndex:
             ImageError: ``of`` cannot be read.
         """
         self._connection.existing()
-        query = DuplicateQuery.of(self.schema, distance=distance, precision=precision, keep=keep)
+        since = None if newer_than is None else int(newer_than.timestamp() * 1e9)
+        query = DuplicateQuery(distance=distance, precision=precision, keep=keep, within=within, newer_than_ns=since)
+        query.check(self.schema)
         store = self._connection.store
         if of is not None:
-            if within is not None or newer_than is not None:
-                raise QueryError("of compares one image with the whole index; leave within and newer_than out")
             return find_duplicates_of(store, self.schema, self._connection.encoder, of, query)
-        return find_duplicates(
-            store, self.schema, query, within=within,
-            newer_than_ns=None if newer_than is None else int(newer_than.timestamp() * 1e9),
-            progress=progress or (lambda _: None),
-        )  # fmt: skip
+        return find_duplicates(store, self.schema, query, progress or (lambda _: None))
 
     def path(self, id_or_path: PathLike) -> str:
         """Where an indexed image was when it was ingested.
