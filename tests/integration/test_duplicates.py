@@ -355,7 +355,7 @@ def test_a_given_distance_finds_what_brute_force_finds():
         report = find_duplicates(store, schema, asked(schema, distance=distance))
         near = (hamming(fine, fine) <= distance) & (hamming(coarse, coarse) <= report.limits["coarse"])
         edges = np.argwhere(np.triu(near, 1)).tolist()
-        expected = components(len(rows), edges)
+        expected = transitive_closure(len(rows), edges)
         got = sorted(sorted(m.id for m in group.members) for group in report.groups)
         assert got == [[rows[i].id for i in group] for group in expected]
         assert report.pairs == len(edges)
