@@ -391,4 +391,4 @@ def _recall(store: Store) -> Check:
 
 
 def _is_file(uri: str) -> bool:
-    return "://" not in uri and uri != "memory:"
+    return "://" not in uri

@@ -14,7 +14,7 @@ from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import discover, path_text
 from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE
 from mg_milvus.ingest.metadata import default_values, read_metadata
-from mg_milvus.ingest.metrics import IngestMeters
+from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.ingest.run import run_ingest, run_refit
 from mg_milvus.results import IndexInfo
@@ -68,7 +68,7 @@ class ImageIndex:
         """Open an index. Nothing is connected or made before it is needed.
 
         Args:
-            uri: a Milvus Lite file ``*.db``, a server ``http://host:19530``, or ``memory:``.
+            uri: a Milvus Lite file ``*.db`` or a server ``http://host:19530``.
             schema: preset name, YAML file or ``Schema``. A collection that exists knows its own; a given one may change
                 weights and fusion only.
             encoder: ``builtin``, an encoder file, or an ``Encoder``. A collection that exists brings its own.
@@ -125,7 +125,7 @@ class ImageIndex:
         dry_run: bool = False,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         progress: Callable[[Progress], None] | None = None,
-        meters: IngestMeters | None = None,
+        metrics: IngestMetrics | None = None,
         inside: PathLike | None = None,
     ) -> IngestReport:
         """Bring the index up to date with folders and files of images.
@@ -143,7 +143,7 @@ class ImageIndex:
             dry_run: write nothing, read no image; say what would be done.
             max_pixels: larger images are refused.
             progress: called after each batch.
-            meters: counts and measures; make one for each ingest, and read its text from any thread meanwhile.
+            metrics: counts and durations; one for each ingest, whose text any thread can read meanwhile.
             inside: what links lead to is taken only where it lies in this folder; the rest is reported.
 
         Raises:
@@ -160,7 +160,7 @@ class ImageIndex:
 
         return run_ingest(
             self._connection, lambda on_failure: discover(sources, on_failure, inside=inside),
-            Settings(batch_size, workers, max_pixels, meters or IngestMeters()), fields_of,
+            Settings(batch_size, workers, max_pixels, metrics or IngestMetrics()), fields_of,
             prune=sources if prune else (), dry_run=dry_run, progress=progress,
         )  # fmt: skip
 

@@ -127,7 +127,7 @@ class Connection:
     """Opens the store when it is first needed, and remembers what the collection says of itself.
 
     Attributes:
-        uri: ``*.db``, ``memory:`` or a server's, without user and password.
+        uri: ``*.db`` or a server's, without user and password.
         device: where encoders run.
     """
 

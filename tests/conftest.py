@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import memory_store
 from tests.images import collage
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker a core: the threads of torch, in it and in the commands it starts, would only be in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+memory_store.install()
 
 PER_KIND = 20
 KINDS = ("disc", "stripes", "blocks")

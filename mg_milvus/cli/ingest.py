@@ -72,13 +72,13 @@ def ingest(
     """
     from mg_milvus.cli.settings import open_index, settings_from
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
-    from mg_milvus.ingest.metrics import IngestMeters, MetricsFile
+    from mg_milvus.ingest.metrics import IngestMetrics, MetricsFile
 
     if metrics_file is not None and dry_run:
         raise typer.BadParameter("--metrics-file tells what an ingest does, and --dry-run does nothing; leave one out")
     settings = settings_from(uri, token, collection, device, schema, encoder, batch_size, workers)
-    meters = IngestMeters()
-    watched = MetricsFile(metrics_file, meters) if metrics_file is not None else nullcontext()
+    metrics = IngestMetrics()
+    watched = MetricsFile(metrics_file, metrics) if metrics_file is not None else nullcontext()
     with open_index(settings, timeout=timeout) as index, watched:
         with ProgressView() as view:
             report = index.ingest(
@@ -90,7 +90,7 @@ def ingest(
                 dry_run=dry_run,
                 max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
                 progress=view,
-                meters=meters,
+                metrics=metrics,
             )
         finish(report, as_json=as_json)
 

@@ -283,9 +283,7 @@ def query(
     ] = False,
     show: Annotated[
         bool,
-        typer.Option(
-            "--show", help="Also show the images, as the terminal can. Env: MGM_SHOW=kitty, iterm, sixel or blocks"
-        ),
+        typer.Option("--show", help="Also show the images in the terminal. Env: MGM_SHOW=kitty, sixel or blocks"),
     ] = False,
     html: Annotated[
         Path | None,

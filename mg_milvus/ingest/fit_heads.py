@@ -77,9 +77,9 @@ def sample_features(
         while batch := list(islice(images, settings.batch_size)):
             pixels = [image.pixels for image in batch if image.pixels is not None]
             if pixels:
-                with settings.meters.timed("encode"):
+                with settings.metrics.time("encode"):
                     chunks.append(encoder.features(pixels))
-                settings.meters.encoded(len(pixels))
+                settings.metrics.count_encoded(len(pixels))
             read += [replace(image, pixels=None) for image in batch]
             report(len(read))
     return read, {g: np.concatenate([chunk[g] for chunk in chunks]) for g in (chunks[0] if chunks else {})}
@@ -128,7 +128,7 @@ def first_ingest(
     tally.failures += [Failure(p.found.path, p.failure) for p in read if p.failure is not None]
     codes = encoder.codes(features) if good else {}
     rows = (p.row(code_bytes(codes, place), fields_of(p.found, None)) for place, p in enumerate(good))
-    with Writer(store, tally, lambda: report(tally.progress("encoding")), settings.meters) as writer:
+    with Writer(store, tally, lambda: report(tally.progress("encoding")), settings.metrics) as writer:
         while batch := list(islice(rows, _ROWS)):
             writer.put(batch, added=len(batch), updated=0, unchanged=0)
     return encoder, recorded, {image_id(p.found.path) for p in read}

@@ -18,7 +18,7 @@ from mg_milvus.errors import ImageError, StoreError
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, decoding
 from mg_milvus.images.discover import Found, content_hash, image_id, is_under, path_text, text_path
 from mg_milvus.images.files import MAX_BYTES, reading
-from mg_milvus.ingest.metrics import IngestMeters, Tally
+from mg_milvus.ingest.metrics import IngestMetrics, Tally
 from mg_milvus.records import Failure
 from mg_milvus.schema.regions import REGIONS
 from mg_milvus.store.base import Row
@@ -47,13 +47,13 @@ class Settings:
         batch_size: images per batch.
         workers: decoding threads; None: one a core.
         max_pixels: the largest image to decode.
-        meters: where the pipeline counts and measures what it does.
+        metrics: where the pipeline counts and measures what it does.
     """
 
     batch_size: int = 64
     workers: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
-    meters: IngestMeters = field(default_factory=IngestMeters, compare=False)
+    metrics: IngestMetrics = field(default_factory=IngestMetrics, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +86,23 @@ def read_images(files: Iterable[tuple[Found, str | None]], encoder: Encoder, set
     """
     pool = ThreadPoolExecutor(settings.workers or os.cpu_count(), "mgm-decode")
     waiting: deque[Future[Prepared]] = deque()
-    meters = settings.meters
+    metrics = settings.metrics
 
     def read(found: Found, known_hash: str | None) -> Prepared:
-        with meters.timed("decode"):
+        with metrics.time("decode"):
             image = _read(found, known_hash, encoder, settings.max_pixels)
-        meters.queued("decode", -1)
-        meters.queued("encode", 1)
+        metrics.queue("decode", -1)
+        metrics.queue("encode", 1)
         return image
 
     def first() -> Prepared:
         image = waiting.popleft().result()
-        meters.queued("encode", -1)
+        metrics.queue("encode", -1)
         return image
 
     try:
         for found, known_hash in files:
-            meters.queued("decode", 1)
+            metrics.queue("decode", 1)
             waiting.append(pool.submit(read, found, known_hash))
             if len(waiting) >= 3 * settings.batch_size:
                 yield first()
@@ -110,7 +110,7 @@ def read_images(files: Iterable[tuple[Found, str | None]], encoder: Encoder, set
             yield first()
     finally:
         pool.shutdown(cancel_futures=True)
-        meters.emptied()
+        metrics.clear_queues()
 
 
 class Writer:
@@ -119,8 +119,8 @@ class Writer:
     A context manager: leaving it waits for the batch in flight.
     """
 
-    def __init__(self, store: Store, tally: Tally, report: Callable[[], None], meters: IngestMeters) -> None:
-        self._store, self._tally, self._report, self._meters = store, tally, report, meters
+    def __init__(self, store: Store, tally: Tally, report: Callable[[], None], metrics: IngestMetrics) -> None:
+        self._store, self._tally, self._report, self._metrics = store, tally, report, metrics
         self._pool = ThreadPoolExecutor(1, "mgm-upsert")
         self._flight: tuple[Future[None], tuple[int, int, int]] | None = None
 
@@ -140,16 +140,16 @@ class Writer:
     def put(self, rows: Sequence[Row], *, added: int, updated: int, unchanged: int) -> None:
         """Send rows; waits for those sent before. The counts are tallied when the rows have arrived."""
         self._land()
-        self._meters.queued("upsert", len(rows))
+        self._metrics.queue("upsert", len(rows))
         self._flight = (self._pool.submit(self._upsert, rows), (added, updated, unchanged))
 
     def _upsert(self, rows: Sequence[Row]) -> None:
         try:
-            with self._meters.timed("upsert"):
+            with self._metrics.time("upsert"):
                 self._store.upsert(rows)
-            self._meters.written(len(rows))
+            self._metrics.count_written(len(rows))
         finally:
-            self._meters.queued("upsert", -len(rows))
+            self._metrics.queue("upsert", -len(rows))
 
     def _land(self) -> None:
         flight, self._flight = self._flight, None
@@ -235,10 +235,10 @@ def ingest_files(
                 before[row.id] = row
             yield found, row.content_hash if row else None
 
-    meters = settings.meters
+    metrics = settings.metrics
     with (
         closing(read_images(known_hashes(), encoder, settings)) as images,
-        Writer(store, tally, report, meters) as writer,
+        Writer(store, tally, report, metrics) as writer,
     ):
         while batch := list(islice(images, settings.batch_size)):
             for image in batch:
@@ -249,9 +249,9 @@ def ingest_files(
             same = [p for p in batch if p.pixels is None and p.failure is None]
             codes: dict[str, Codes] = {}
             if new:
-                with meters.timed("encode"):
+                with metrics.time("encode"):
                     codes = encoder.encode([p.pixels for p in new if p.pixels is not None])
-                meters.encoded(len(new))
+                metrics.count_encoded(len(new))
             rows, updated, unchanged = [], 0, 0
             for place, image in enumerate(new):
                 old = before.pop(image_id(image.found.path), None)

@@ -104,11 +104,11 @@ def run_ingest(
         run.dry() if dry_run else run.wet()
         if prune:
             run.prune(prune, dry_run=dry_run)
-        settings.meters.end(success=True)
+        settings.metrics.end(success=True)
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        settings.meters.end(success=False)
+        settings.metrics.end(success=False)
     tally = run.tally
     return IngestReport(
         tally.total, tally.added, tally.updated, tally.unchanged, run.removed, tuple(tally.failures),
@@ -147,7 +147,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self._connection, self._files, self._settings, self._fields_of = connection, files, settings, fields_of
         self._progress = progress
-        self.tally = settings.meters.tally = Tally()
+        self.tally = settings.metrics.tally = Tally()
         self.removed = 0
         self.adapted_on = 0
 
@@ -209,7 +209,7 @@ class _Run:
                 )
             removed = len(ids) if dry_run else store.delete(ids)
             self.removed += removed
-            self._settings.meters.removed(removed)
+            self._settings.metrics.count_removed(removed)
 
     def _counted(self, files: Iterator[Found]) -> Iterator[Found]:
         for found in files:

@@ -1,56 +1,34 @@
-"""Filter expressions: writing text into them safely, and evaluating the common subset without a database.
-
-Milvus evaluates filters itself; ``compile_filter`` is for the in-memory twin. The subset is: comparisons
-``== != < <= > >=`` of a column with a number, a string or true/false, ``in [...]``, ``not in [...]``,
-``like "prefix%"`` (``%`` any text, ``_`` any character), ``and or not``, parentheses.
-"""
+"""Filter expressions: writing values into them safely, and the checks a user's filter passes before Milvus gets it."""
 
 from __future__ import annotations
 
-import operator
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mg_milvus.errors import FilterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    Predicate = Callable[[Mapping[str, Any]], bool]
-
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|(?P<number>[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)
-    |(?P<word>[A-Za-z_]\w*)|(?P<sign>==|!=|<=|>=|&&|\|\||[<>!()\[\],]))""",
-    re.VERBOSE,
-)
 _QUOTED = re.compile(r""""(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|["']""", re.DOTALL)
-"""Text in quotes, or a quote that none follows; each character is looked at twice at most."""
+"""A string literal or an unclosed quote; reads each character at most twice."""
 _ABOVE_ZERO = r"(?:0*+[1-9]\d*+(?:\.\d*+)?|\d*+\.0*+[1-9]\d*+)(?![\w.])"
-_LONGEST = 1 << 20
+_MAX_LENGTH = 1 << 20
 """Characters of a filter; a list of 20,000 ids has 700,000."""
-_DEEPEST = 100
-"""Brackets and `not` within each other: Milvus parses both recursively, and so do we."""
-_MOST_TOKENS = 10_000
-"""Words and signs outside of lists. Milvus Lite's process ends at 50,000 brackets, or comparisons joined by `or`."""
+_MAX_DEPTH = 100
+"""Nested brackets and `not`: Milvus parses both recursively."""
+_MAX_TOKENS = 10_000
+"""Words and signs outside of lists. Milvus Lite's process crashes at 50,000 brackets or comparisons joined by `or`."""
 _LIST = re.compile(r"\[[^\[\]]*+\]")
 _TOKENS = re.compile(r"\w+|\S")
 _OPENING, _CLOSING, _UNARY = frozenset("(["), frozenset(")]"), frozenset({"not", "!", "-", "+", "~"})
-_SHOWN = 200
-"""Characters of a filter that messages repeat."""
+_EXCERPT = 200
+"""Characters of a filter that messages quote."""
 _DIVISION = re.compile(rf"[/%]\s*+(?!{_ABOVE_ZERO})")
-_DIGITS = 100
-"""Of a number; those of 64 bits have 19."""
-_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-}  # fmt: skip
-_MIRRORED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
-_WORDS = {"and", "or", "not", "in", "like", "true", "false"}
-_SYNONYMS = {"&&": "and", "||": "or", "!": "not"}
-_TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "int": (int, float), "float": (int, float), "bool": (bool,)}
 
 
 def literal(text: str) -> str:
-    """Text as a string literal of a Milvus filter.
+    """Quote text as a string literal of a Milvus filter.
 
     Raises:
         FilterError: the text holds a line break, which no literal can express on Milvus Lite.
@@ -61,52 +39,59 @@ def literal(text: str) -> str:
 
 
 def among(ids: Sequence[str]) -> str:
-    """The filter that matches these ids."""
+    """Return the filter that matches these ids."""
     return f"id in [{','.join(map(literal, ids))}]"
 
 
-def checked(where: str | None, *, lite: bool) -> str:
-    """A user's filter as pymilvus takes it: empty when there is none.
+def validate(where: str | None, *, lite: bool) -> str:
+    """Check a user's filter before it is sent to Milvus.
 
-    Measured on Milvus Lite 2.5.1: its process ends at a division by zero, and a template waits for values that nobody
-    gives until the time is up.
+    Milvus Lite 2.5.1 crashes at a division by zero, and waits until the timeout for the values of a template.
+
+    Args:
+        where: the filter, or None.
+        lite: whether it is for Milvus Lite.
+
+    Returns:
+        The filter; empty for None.
 
     Raises:
-        FilterError: it is one that Milvus must not get.
+        FilterError: too long, too deeply nested, an unclosed quote, a template, or (Lite) a division by anything but
+            a number above 0.
     """
-    unquoted = without_texts(where or "")
+    unquoted = blank_literals(where or "")
     if "{" in unquoted or "}" in unquoted:
         raise FilterError(
-            f"a filter takes no {{template}}, got {_cut(where)!r}: write the value itself, text in quotes"
+            f"a filter takes no {{template}}, got {excerpt(where)!r}: write the value itself, text in quotes"
         )
     if lite and _DIVISION.search(unquoted):
         raise FilterError(
-            f"a filter divides by numbers above 0 only, got {_cut(where)!r}: write the number behind / or %"
+            f"a filter divides by numbers above 0 only, got {excerpt(where)!r}: write the number behind / or %"
         )
     return where or ""
 
 
-def without_texts(where: str) -> str:
-    """A filter with '' for each of its texts, if it is not too long, too deep or cut off in a text.
+def blank_literals(where: str) -> str:
+    """Replace each string literal of a filter by ``''``, so that what remains is syntax.
 
     Raises:
-        FilterError: it is.
+        FilterError: the filter is too long, too deeply nested, or has an unclosed quote.
     """
-    if len(where) > _LONGEST:
-        raise FilterError(f"a filter has at most {_LONGEST:,} characters, got {len(where):,}: ask with several filters")
+    if len(where) > _MAX_LENGTH:
+        raise FilterError(f"a filter has at most {_MAX_LENGTH:,} characters, got {len(where):,}: split it")
 
     def closed(match: re.Match[str]) -> str:
         if len(match[0]) == 1:
-            raise FilterError(f"a filter has a quote that is not closed: {_cut(where[match.start() :])!r}")
+            raise FilterError(f"a filter has a quote that is not closed: {excerpt(where[match.start() :])!r}")
         return "''"
 
     unquoted = _QUOTED.sub(closed, where)
     depth = signs = deepest = 0
     tokens = _TOKENS.findall(unquoted)
-    if (outside := len(_TOKENS.findall(_LIST.sub("", unquoted)))) > _MOST_TOKENS:
+    if (outside := len(_TOKENS.findall(_LIST.sub("", unquoted)))) > _MAX_TOKENS:
         raise FilterError(
-            f"a filter has at most {_MOST_TOKENS:,} words and signs outside of [lists], got {outside:,}: "
-            f"{_cut(where)!r}; write `in [...]` for many values"
+            f"a filter has at most {_MAX_TOKENS:,} words and signs outside of [lists], got {outside:,}: "
+            f"{excerpt(where)!r}; write `in [...]` for many values"
         )
     for token in tokens:
         if token in _OPENING:
@@ -116,212 +101,25 @@ def without_texts(where: str) -> str:
         else:
             depth, signs = depth - (token in _CLOSING), 0
         deepest = max(deepest, depth + signs)
-    if deepest > _DEEPEST:
+    if deepest > _MAX_DEPTH:
         raise FilterError(
-            f"a filter has at most {_DEEPEST} brackets and `not` within each other, got {deepest:,}: {_cut(where)!r}"
+            f"a filter has at most {_MAX_DEPTH} brackets and `not` within each other, got {deepest:,}: "
+            f"{excerpt(where)!r}"
         )
     return unquoted
 
 
-def _like(pattern: str) -> Callable[[str], bool]:
-    """Whether a text is like a pattern: between ``%`` the leftmost place is taken, so nothing is tried twice."""
-    parts = [re.compile("".join("." if c == "_" else re.escape(c) for c in part), re.S) for part in pattern.split("%")]
-    lengths = [len(part) for part in pattern.split("%")]
-    if len(parts) == 1:
-        return lambda text: parts[0].fullmatch(text) is not None
-
-    def matches(text: str) -> bool:
-        position, last = lengths[0], len(text) - lengths[-1]
-        if position > last or not parts[0].match(text) or not parts[-1].match(text, last):
-            return False
-        for part in parts[1:-1]:
-            if (found := part.search(text, position, last)) is None:
-                return False
-            position = found.end()
-        return True
-
-    return matches
-
-
-def _cut(where: str | None) -> str:
-    """The beginning of a filter, for messages."""
+def excerpt(where: str | None) -> str:
+    """Shorten a filter for messages."""
     text = where or ""
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
+    return text if len(text) <= _EXCERPT else text[:_EXCERPT] + " …"
 
 
 def patterns(where: str) -> list[str]:
-    """The texts of a filter that follow ``like``, as they are written; ``""`` for what follows it and is no text."""
+    """Return the literals that follow each ``like`` of a filter, as written; ``""`` where something else follows."""
     found, begin = [], 0
     for match in _QUOTED.finditer(where):
         between = where[begin : match.start()].lower()
         found += [""] * (between.count("like") - 1) + [match[0][1:-1]] * ("like" in between)
         begin = match.end()
     return found + [""] * where[begin:].lower().count("like")
-
-
-def compile_filter(where: str | None, columns: Mapping[str, str]) -> Predicate:
-    """Turn a filter into a function of one record; no filter is always true.
-
-    Args:
-        where: the expression, or None.
-        columns: name -> "string", "int", "float" or "bool".
-
-    Raises:
-        FilterError: not in the subset, an unknown column, or a comparison of different types.
-    """
-    if not where:
-        return lambda _: True
-    without_texts(where)
-    return _Parser(where, columns).parse()
-
-
-class _Parser:
-    """Recursive descent: or, and, not, comparison."""
-
-    def __init__(self, where: str, columns: Mapping[str, str]) -> None:
-        self._where, self._columns = where, columns
-        self._tokens = self._tokenise()
-        self._next = 0
-
-    def parse(self) -> Predicate:
-        predicate = self._or()
-        if self._next != len(self._tokens):
-            raise self._error(f"'{_cut(self._peek())}' was not expected")
-        return predicate
-
-    def _error(self, reason: str) -> FilterError:
-        return FilterError(f"filter `{_cut(self._where)}`: {reason}; columns are {', '.join(self._columns)}")
-
-    def _tokenise(self) -> list[tuple[str, str]]:
-        tokens, position, text = [], 0, self._where.rstrip()
-        while position < len(text):
-            match = _TOKEN.match(text, position)
-            if match is None:
-                raise self._error(f"cannot read `{_cut(text[position:])}`")
-            kind, value = str(match.lastgroup), match[str(match.lastgroup)]
-            if kind == "word" and value.lower() in _WORDS:
-                kind, value = "sign", value.lower()
-            tokens.append((kind, _SYNONYMS.get(value, value) if kind == "sign" else value))
-            position = match.end()
-        return tokens
-
-    def _peek(self) -> str:
-        return self._tokens[self._next][1] if self._next < len(self._tokens) else "the end"
-
-    def _take(self) -> tuple[str, str]:
-        if self._next == len(self._tokens):
-            raise self._error("it ends too early")
-        self._next += 1
-        return self._tokens[self._next - 1]
-
-    def _accept(self, sign: str) -> bool:
-        if self._next < len(self._tokens) and self._tokens[self._next] == ("sign", sign):
-            self._next += 1
-            return True
-        return False
-
-    def _expect(self, sign: str) -> None:
-        if not self._accept(sign):
-            raise self._error(f"'{sign}' was expected, got '{_cut(self._peek())}'")
-
-    def _or(self) -> Predicate:
-        parts = [self._and()]
-        while self._accept("or"):
-            parts.append(self._and())
-        return parts[0] if len(parts) == 1 else lambda record: any(part(record) for part in parts)
-
-    def _and(self) -> Predicate:
-        parts = [self._not()]
-        while self._accept("and"):
-            parts.append(self._not())
-        return parts[0] if len(parts) == 1 else lambda record: all(part(record) for part in parts)
-
-    def _not(self) -> Predicate:
-        if self._accept("not"):
-            if self._peek() not in {"(", "not"}:  # as Milvus: `not` binds tighter than a comparison
-                raise self._error("put what follows `not` in parentheses")
-            inner = self._not()
-            return lambda record: not inner(record)
-        if self._accept("("):
-            inner = self._or()
-            self._expect(")")
-            return inner
-        return self._comparison()
-
-    def _comparison(self) -> Predicate:
-        kind, value = self._take()
-        if kind != "word":
-            constant = self._constant(kind, value)
-            sign = self._comparison_sign()
-            column = self._column(*self._take())
-            return self._compare(column, _MIRRORED[sign], constant)
-        column = self._column(kind, value)
-        if self._accept("like"):
-            return self._like(column)
-        if self._accept("in"):
-            members = self._members(column)
-            return lambda record: record[column] in members
-        if self._accept("not"):
-            self._expect("in")
-            members = self._members(column)
-            return lambda record: record[column] not in members
-        sign = self._comparison_sign()
-        return self._compare(column, sign, self._constant(*self._take()))
-
-    def _comparison_sign(self) -> str:
-        _, sign = self._take()
-        if sign not in _COMPARISONS:
-            raise self._error(f"a comparison was expected, got '{sign}'")
-        return sign
-
-    def _compare(self, column: str, sign: str, constant: Any) -> Predicate:
-        self._check_type(column, constant)
-        compare = _COMPARISONS[sign]
-        return lambda record: compare(record[column], constant)
-
-    def _like(self, column: str) -> Predicate:
-        pattern = self._constant(*self._take())
-        self._check_type(column, pattern)
-        if not isinstance(pattern, str):
-            raise self._error("`like` needs a string column and a string")
-        matches = _like(pattern)
-        return lambda record: matches(record[column])
-
-    def _members(self, column: str) -> set[Any]:
-        members: set[Any] = set()
-        self._expect("[")
-        while not self._accept("]"):
-            if members:
-                self._expect(",")
-            member = self._constant(*self._take())
-            self._check_type(column, member)
-            members.add(member)
-        return members
-
-    def _column(self, kind: str, value: str) -> str:
-        if kind != "word" or value not in self._columns:
-            raise self._error(f"there is no column '{_cut(value)}'")
-        return value
-
-    def _constant(self, kind: str, value: str) -> Any:
-        if kind == "text":
-            return re.sub(r"\\(.)", self._unescape, value[1:-1])
-        if kind == "number":
-            if len(value) > _DIGITS:
-                raise self._error(f"the number {_cut(value)} has more than {_DIGITS} digits")
-            return int(value) if re.fullmatch(r"[-+]?\d+", value) else float(value)
-        if value in {"true", "false"}:
-            return value == "true"
-        raise self._error(f"a value was expected, got '{_cut(value)}'")
-
-    def _unescape(self, match: re.Match[str]) -> str:
-        if match[1] not in "\\\"'":
-            raise self._error(f"the escape `{match[0]}` is not known")
-        return match[1]
-
-    def _check_type(self, column: str, constant: Any) -> None:
-        expected = _TYPES[self._columns[column]]
-        if not isinstance(constant, expected) or (isinstance(constant, bool) and bool not in expected):
-            raise self._error(
-                f"column {column} holds a {self._columns[column]}, it cannot be compared with {_cut(repr(constant))}"
-            )

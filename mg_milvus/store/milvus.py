@@ -26,7 +26,7 @@ from mg_milvus.store.base import Description, IndexLists, Neighbours, Row, Store
 from mg_milvus.store.client import connect
 from mg_milvus.store.collections import decode_description, encode_description, tuned
 from mg_milvus.store.companions import Companion, TunedRecord
-from mg_milvus.store.filters import among, checked
+from mg_milvus.store.filters import among, validate
 from mg_milvus.store.regions import CODE, RegionTable
 from mg_milvus.store.rows import COPY, ById, Layout, check_collection_name, check_hit_id, hits_of, neighbours
 
@@ -206,7 +206,7 @@ class MilvusStore:
         layout = self._ready()
         layout.check_codes(granularity, codes)
         layout.check_depth(depth)
-        chosen = checked(where, lite=self._connection.engine.lite)
+        chosen = validate(where, lite=self._connection.engine.lite)
         parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
         output = [] if known is None else self._by_id.with_a_search()
         found: list[Neighbours] = []
@@ -240,7 +240,7 @@ class MilvusStore:
         layout = self._ready()
         used = layout.check_hybrid(codes, weights, k)
         layout.check_depth(depth)
-        chosen = checked(where, lite=self._connection.engine.lite)
+        chosen = validate(where, lite=self._connection.engine.lite)
         ranker, scale = self._connection.engine.ranker([weights[name] for name in used], rrf_k)
         search = self._connection.engine.search
         parameters = {name: search(layout.schema, depth, self._lists.get(name)) for name in used}
@@ -279,7 +279,7 @@ class MilvusStore:
     def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
         """See ``Store``."""
         layout = self._ready()
-        chosen = checked(where, lite=self._connection.engine.lite)
+        chosen = validate(where, lite=self._connection.engine.lite)
         iterator = self._call(
             lambda: self._client.query_iterator(
                 self.collection,
@@ -304,7 +304,7 @@ class MilvusStore:
     def count(self, where: str | None = None) -> int:
         """See ``Store``."""
         self._ready()
-        chosen = checked(where, lite=self._connection.engine.lite)
+        chosen = validate(where, lite=self._connection.engine.lite)
         return self._call(partial(collections.counted, self._connection, self.collection, chosen))
 
     def size(self) -> int:
@@ -438,7 +438,7 @@ def _chunks(items: Any, size: int) -> Iterator[Any]:
 def open_store(
     uri: str, collection: str, *, token: str | None = None, timeout: float = 10.0, tls: Tls | None = None
 ) -> Store:
-    """Connect to ``memory:``, a Milvus Lite file (``*.db``) or a Milvus server (``http://``, ``https://``, ``tcp://``).
+    """Connect to a Milvus Lite file (``*.db``) or a Milvus server (``http://``, ``https://``, ``tcp://``).
 
     User and password in the URI are the token unless one is given. A server at ``https://`` is reached with TLS also
     without ``tls``.
@@ -446,9 +446,4 @@ def open_store(
     Raises:
         StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
     """
-    if uri == "memory:":
-        from mg_milvus.store.memory import MemoryStore
-
-        return MemoryStore(collection)
-
     return MilvusStore(uri, collection, token=token, timeout=timeout, tls=tls)

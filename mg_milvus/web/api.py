@@ -199,7 +199,7 @@ async def health(shared: Shared) -> dict[str, str]:
 async def metrics(shared: Shared) -> Response:
     """Counts and durations, in the text format of Prometheus."""
     return PlainTextResponse(
-        shared.meters.text(await _in_thread(rows, shared)), media_type="text/plain; version=0.0.4; charset=utf-8"
+        shared.metrics.text(await _in_thread(rows, shared)), media_type="text/plain; version=0.0.4; charset=utf-8"
     )
 
 
@@ -250,7 +250,7 @@ async def _answered(
 
     told = await (shared.filtering.run(work) if asked.get("filter") else _in_thread(work))
     told["seconds"] = round(time.perf_counter() - started, 4)
-    shared.meters.query(told["seconds"])
+    shared.metrics.query(told["seconds"])
     return JSONResponse(told)
 
 

@@ -47,7 +47,7 @@ from mg_milvus.web import api
 from mg_milvus.web.jobs import Batcher, Ingesting, unexpected
 from mg_milvus.web.limits import BusyError, Filtering, FullError, Intake, Places, Room
 from mg_milvus.web.media import Thumbnails, TooLargeError, read_body
-from mg_milvus.web.metrics import Meters
+from mg_milvus.web.metrics import Metrics
 from mg_milvus.web.security import Access, Guard, TooManyAttemptsError, check_address, refused
 from mg_milvus.web.state import State, about, busy
 
@@ -83,11 +83,11 @@ STATUS: tuple[tuple[type[MgMilvusError], int], ...] = (
 
 def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     """The application over one index, which stays the caller's to close."""
-    meters = Meters()
+    metrics = Metrics()
     browser = Browser(index.connection)
     state = State(
-        index=index, settings=settings, browser=browser, meters=meters,
-        encode=Batcher(browser.encode, LARGEST_BATCH, meters.batch),
+        index=index, settings=settings, browser=browser, metrics=metrics,
+        encode=Batcher(browser.encode, LARGEST_BATCH, metrics.batch),
         thumbnails=Thumbnails(settings.thumbnail_folder, settings.max_pixels),
         ingesting=Ingesting(index, settings.max_pixels),
         # Decoding fills cores and memory: as many images at once as there are cores.
@@ -128,7 +128,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         Exception,
     ):  # fmt: skip
         app.add_exception_handler(kind, partial(_as_json, settings))
-    app.add_middleware(Guard, settings=settings, meters=meters, access=state.access, sign_in=_sign_in_page)
+    app.add_middleware(Guard, settings=settings, metrics=metrics, access=state.access, sign_in=_sign_in_page)
     return app
 
 
@@ -281,10 +281,10 @@ class Connection(H11Protocol):
         if len(crowd) > self._most:
             weakest = max(crowd - {self}, key=lambda one: (one._readiness(), -one._idle_since))
             if weakest._readiness():
-                weakest._drop("crowd")
+                weakest._drop("limit")
             else:
                 transport.write(_NO_ROOM)
-                self._drop("crowd", at_once=False)
+                self._drop("limit", at_once=False)
                 return
         self._timer = self.loop.call_later(LOOK_SECONDS, self._look)
 
@@ -332,7 +332,7 @@ class Connection(H11Protocol):
         if self.conn.states[CLIENT] is not IDLE:
             self._idle_since = now
         if now - self._answer_mark[1] > STALL_SECONDS:
-            self._drop("answer")
+            self._drop("response")
         elif now - self._body_mark[1] > STALL_SECONDS:
             self._drop("body")
         elif unsent == 0 and now - self._idle_since > HEAD_SECONDS:
@@ -395,7 +395,7 @@ def _is_worth_saying(record: logging.LogRecord) -> bool:
 
 def config(app: FastAPI) -> uvicorn.Config:
     """How uvicorn serves the application: guarded connections, no log of addresses (one may hold the token)."""
-    guarded = partial(Connection, closed=app.state.mgm.meters.closed, most=most_connections())
+    guarded = partial(Connection, closed=app.state.mgm.metrics.closed, most=most_connections())
     return uvicorn.Config(
         app, http=cast("type[asyncio.Protocol]", guarded), ws="none", log_level="error", access_log=False,
         h11_max_incomplete_event_size=HEAD_BYTES, server_header=False, timeout_graceful_shutdown=PATIENCE,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 
 from mg_milvus.errors import FilterError
-from mg_milvus.store.filters import patterns, without_texts
+from mg_milvus.store.filters import blank_literals, patterns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -211,7 +211,7 @@ def check_filter(where: str | None) -> None:
         return
     if len(where) > LONGEST_FILTER:
         raise FilterError(f"the filter has {len(where):,} characters, the page takes {LONGEST_FILTER:,}: shorten it")
-    listed, matched = without_texts(where).count(","), patterns(where)
+    listed, matched = blank_literals(where).count(","), patterns(where)
     if listed >= MOST_LISTED:
         raise FilterError(f"the filter lists {listed + 1} values, the page takes {MOST_LISTED}: ask for fewer")
     if len(matched) > MOST_PATTERNS:

@@ -1,63 +1,50 @@
-"""What the page counts, and how it tells it."""
+"""Metrics of the web page: requests, closed connections, query times and encoder batches."""
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from mg_milvus.ingest.metrics import Histogram, header, sample
+from mg_milvus.ingest.metrics import SECONDS, exposition
 
 SIZES = (1, 2, 4, 8, 16, 32)
+"""Upper bounds in images."""
+
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Whoever asks can invent others; those are counted together, as ``other``."""
+"""All others are counted together as ``other``: clients can invent methods, and the number of series is bounded."""
 
 
-class Meters:
-    """What the page counts. Safe to use from several threads."""
+class Metrics:
+    """Metrics of one page, in a registry of its own. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._requests: Counter[tuple[str, str, int]] = Counter()
-        self._closed: Counter[str] = Counter()
-        self._query_seconds = Histogram()
-        self._batch_sizes = Histogram(SIZES)
+        self._registry = own = CollectorRegistry()
+        self._requests = Counter(
+            "mgm_requests", "Requests by method, route and status.", ("method", "route", "status"), registry=own
+        )
+        self._closed = Counter(
+            "mgm_connections_closed", "Connections too slow, or too many, by reason.", ("reason",), registry=own
+        )
+        self._query_seconds = Histogram("mgm_query_seconds", "Duration of queries.", buckets=SECONDS, registry=own)
+        self._batch_sizes = Histogram("mgm_batch_images", "Query images per encoder pass.", buckets=SIZES, registry=own)
+        self._rows = Gauge("mgm_rows", "Images in the index.", registry=own)
 
     def request(self, method: str, route: str, status: int) -> None:
         """Count a request by the pattern of its path, so that the number of series is bounded."""
-        with self._lock:
-            self._requests[method if method in METHODS else "other", route, status] += 1
+        self._requests.labels(method if method in METHODS else "other", route, str(status)).inc()
 
     def closed(self, reason: str) -> None:
-        """Count a connection that was closed on its client: ``head``, ``body``, ``answer`` or ``crowd``."""
-        with self._lock:
-            self._closed[reason] += 1
+        """Count a connection that the server closed: ``head``, ``body`` or ``response`` (too slow), or ``limit``."""
+        self._closed.labels(reason).inc()
 
     def query(self, seconds: float) -> None:
-        """Count an answered query."""
-        with self._lock:
-            self._query_seconds.add(seconds)
+        """Record the duration of a query."""
+        self._query_seconds.observe(seconds)
 
     def batch(self, size: int) -> None:
-        """Count a pass of the encoder."""
-        with self._lock:
-            self._batch_sizes.add(size)
+        """Record the number of images of an encoder pass."""
+        self._batch_sizes.observe(size)
 
     def text(self, rows: int) -> str:
-        """All of it in the text format of Prometheus, with the number of rows of the index."""
-        with self._lock:
-            lines = header("mgm_requests_total", "counter", "Requests by method, route and status.")
-            lines += [
-                sample("mgm_requests_total", count, {"method": method, "route": route, "status": str(status)})
-                for (method, route, status), count in sorted(self._requests.items())
-            ]
-            lines += header("mgm_connections_closed_total", "counter", "Connections too slow, or too many, by reason.")
-            lines += [
-                sample("mgm_connections_closed_total", count, {"reason": reason})
-                for reason, count in sorted(self._closed.items())
-            ]
-            lines += header("mgm_query_seconds", "histogram", "How long queries took to answer.")
-            lines += self._query_seconds.samples("mgm_query_seconds")
-            lines += header("mgm_batch_images", "histogram", "Query images that the encoder took at once.")
-            lines += self._batch_sizes.samples("mgm_batch_images")
-            lines += [*header("mgm_rows", "gauge", "Images in the index."), sample("mgm_rows", rows), ""]
-        return "\n".join(lines)
+        """All metrics in the Prometheus text format, with the number of rows of the index."""
+        self._rows.set(rows)
+        return exposition(self._registry)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from mg_milvus.web.metrics import Meters
+    from mg_milvus.web.metrics import Metrics
 
 
 SHORTEST_TOKEN = 12
@@ -355,10 +355,10 @@ class Guard:
     """ASGI middleware, outside everything else."""
 
     def __init__(
-        self, app: ASGIApp, settings: WebSettings, meters: Meters, access: Access, sign_in: Callable[..., Response]
+        self, app: ASGIApp, settings: WebSettings, metrics: Metrics, access: Access, sign_in: Callable[..., Response]
     ) -> None:
         """``sign_in(request, problem)`` makes the page that asks people for the token."""
-        self._app, self._settings, self._meters = app, settings, meters
+        self._app, self._settings, self._metrics = app, settings, metrics
         self._access, self._sign_in = access, sign_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -375,7 +375,7 @@ class Guard:
                 # Scripts and styles may be kept, but are asked for again: an upgrade must not meet old ones.
                 headers.setdefault("cache-control", "no-cache" if scope["path"].startswith("/static/") else "no-store")
                 route = getattr(scope.get("route"), "path", "other")
-                self._meters.request(scope["method"], route, message["status"])
+                self._metrics.request(scope["method"], route, message["status"])
             await send(message)
 
         refusal = self._refusal(Request(scope))

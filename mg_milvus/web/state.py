@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mg_milvus.web.jobs import Batcher, Ingesting
     from mg_milvus.web.limits import Filtering, Intake, Places, Room
     from mg_milvus.web.media import Thumbnails
-    from mg_milvus.web.metrics import Meters
+    from mg_milvus.web.metrics import Metrics
     from mg_milvus.web.security import Access, WebSettings
 
 
@@ -51,7 +51,7 @@ class State:
     index: ImageIndex
     settings: WebSettings
     browser: Browser
-    meters: Meters
+    metrics: Metrics
     encode: Batcher[Prepared, dict[str, Codes]]
     thumbnails: Thumbnails
     ingesting: Ingesting

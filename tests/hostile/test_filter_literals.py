@@ -15,8 +15,9 @@ from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
 from mg_milvus.store.base import Description, Row
-from mg_milvus.store.filters import compile_filter, literal
+from mg_milvus.store.filters import literal
 from mg_milvus.store.milvus import open_store
+from tests.memory_filters import compile_filter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

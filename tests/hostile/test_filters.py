@@ -11,8 +11,9 @@ import pytest
 from mg_milvus import errors
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
 from mg_milvus.store.base import Description, Row
-from mg_milvus.store.filters import checked, compile_filter
+from mg_milvus.store.filters import validate
 from mg_milvus.store.milvus import open_store
+from tests.memory_filters import compile_filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +64,7 @@ def assert_taken_or_refused(read: Callable[[], object]) -> None:
 @pytest.mark.parametrize("kind", DEEP)
 def test_a_filter_that_is_nested_deeply_reaches_no_parser(kind: str) -> None:
     """Measured: Milvus Lite's process, and with it the data file's other users, ends at 50,000 brackets."""
-    for read in (lambda: checked(DEEP[kind], lite=True), lambda: compile_filter(DEEP[kind], COLUMNS)):
+    for read in (lambda: validate(DEEP[kind], lite=True), lambda: compile_filter(DEEP[kind], COLUMNS)):
         with pytest.raises(errors.FilterError, match=r"at most (100 brackets|10,000 words)") as caught:
             read()
         assert "\n" not in str(caught.value)
@@ -74,7 +75,7 @@ def test_a_filter_that_is_nested_deeply_reaches_no_parser(kind: str) -> None:
 def test_a_long_filter_is_read_in_time_that_grows_with_its_length(kind: str) -> None:
     """Half a million characters: what takes the square of that takes hours, so the bound is no matter of a machine."""
     started = time.process_time()
-    for read in (lambda: checked(LONG[kind], lite=True), lambda: compile_filter(LONG[kind], COLUMNS)):
+    for read in (lambda: validate(LONG[kind], lite=True), lambda: compile_filter(LONG[kind], COLUMNS)):
         assert_taken_or_refused(read)
     assert time.process_time() - started < 20
 
@@ -84,14 +85,14 @@ def test_what_people_write_is_taken() -> None:
     nested = "(" * 99 + "size == 1" + ")" * 99
     joined = " or ".join(f"size == {place}" for place in range(2_000))
     for where in (listed, nested, joined, "not (size == 1)", "size != -1", "label like '%(((%'", "label == '[[['"):
-        assert checked(where, lite=True) == where
+        assert validate(where, lite=True) == where
         compile_filter(where, COLUMNS)({"label": "x", "size": 1})
 
 
 @pytest.mark.parametrize("where", ["label == 'a", 'label == "a', "label == 'a\\'", "size / 0 == 1 or label == '"])
 def test_a_quote_that_is_not_closed_is_said(where: str) -> None:
     with pytest.raises(errors.FilterError, match="a quote that is not closed"):
-        checked(where, lite=True)
+        validate(where, lite=True)
 
 
 @pytest.mark.parametrize(

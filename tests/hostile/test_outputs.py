@@ -30,7 +30,7 @@ from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport, GroupMe
 from mg_milvus.evaluation.report import QueryShown, ReportData, ResultShown, write_report
 from mg_milvus.files import file_link, printable
 from mg_milvus.html.pages import QueryResult, render, result_page
-from mg_milvus.ingest.metrics import IngestMeters, sample
+from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.records import Failure, Hit
 from mg_milvus.results import Hits, IngestReport
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
@@ -260,18 +260,9 @@ def test_a_log_is_one_object_a_line(kind: str, monkeypatch: pytest.MonkeyPatch) 
     assert [json.loads(line).get("message", json.loads(line).get("reason")) for line in lines] == [name] * 3
 
 
-@pytest.mark.parametrize("kind", NAMES)
-def test_a_metric_is_one_line(kind: str) -> None:
-    line = sample("mgm_x", 1, {"name": NAMES[kind]})
-    assert line.count("\n") == 0
-    inside = re.fullmatch(r'mgm_x\{name="((?:[^"\\\n]|\\["\\n])*)"\} 1', line)
-    assert inside is not None
-    assert re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], inside[1]) == NAMES[kind]
-
-
 def test_the_metrics_of_an_ingest_hold_no_names() -> None:
     """Their labels are of a fixed list, so nobody who names files can add series."""
-    labels = re.findall(r'(\w+)="([^"]*)"', IngestMeters().text())
+    labels = re.findall(r'(\w+)="([^"]*)"', IngestMetrics().text())
     assert {name for name, _ in labels} == {"step", "le"}
     assert {value for name, value in labels if name == "step"} == {"decode", "encode", "upsert"}
 

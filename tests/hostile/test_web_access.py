@@ -219,7 +219,7 @@ def test_good_tokens_are_taken(token: str) -> None:
 
 def test_a_weak_token_from_the_environment_is_refused_too(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "mg_milvus", "serve", "--uri", "memory:", "--port", "0"],
+        [sys.executable, "-m", "mg_milvus", "serve", "--uri", "index.db", "--port", "0"],
         cwd=tmp_path, env=os.environ | {"MGM_WEB_TOKEN": "aaaaaaaaaaaa"}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)

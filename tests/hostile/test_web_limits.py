@@ -21,7 +21,6 @@ from fastapi.testclient import TestClient
 
 from mg_milvus.errors import FilterError
 from mg_milvus.index import ImageIndex
-from mg_milvus.store.filters import compile_filter
 from mg_milvus.web import limits
 from mg_milvus.web.app import MOST_CHECKS, MOST_SEARCHES, create_app
 from mg_milvus.web.limits import BusyError, Filtering, Intake
@@ -29,6 +28,7 @@ from mg_milvus.web.security import WebSettings
 from tests.conftest import kind_of_image
 from tests.hostile.web_servers import in_thread
 from tests.images import encoded
+from tests.memory_filters import compile_filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -128,7 +128,7 @@ def test_the_token_of_the_command_line_goes_to_a_terminal_only(tmp_path: Path) -
         assert TOKEN not in served.line
     terminal, end = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "mg_milvus", "serve", "--uri", "memory:", "--port", "0", "--token", TOKEN],
+        [sys.executable, "-m", "mg_milvus", "serve", "--uri", "index.db", "--port", "0", "--token", TOKEN],
         cwd=tmp_path, stdout=end, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:

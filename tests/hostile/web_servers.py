@@ -43,9 +43,9 @@ class Served:
 
 @contextmanager
 def mgm_serve(folder: Path, *options: str, **environment: str) -> Iterator[Served]:
-    """``mgm serve`` over an empty index in memory, in a process of its own."""
+    """``mgm serve`` over an empty index, in a process of its own."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "mg_milvus", "serve", "--uri", "memory:", "--port", "0", *options],
+        [sys.executable, "-m", "mg_milvus", "serve", "--uri", "index.db", "--port", "0", *options],
         cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -35,7 +35,7 @@ from mg_milvus.search.fusion import fuse
 from mg_milvus.search.query import Query
 from mg_milvus.search.searcher import ask
 from mg_milvus.store.base import Description, Row
-from mg_milvus.store.memory import MemoryStore
+from tests.memory_store import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,7 @@ from mg_milvus.bulk.transfer import fit_index
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description, IndexLists, fits, nlist_for, nprobe_for, typical_rows
 from mg_milvus.store.client import Engine
-from mg_milvus.store.memory import MemoryStore
+from tests.memory_store import MemoryStore
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(1, 4), (100, 40), (80_000, 1131), (10**6, 4000), (10**9, 65_536)])

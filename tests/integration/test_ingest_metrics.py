@@ -1,4 +1,4 @@
-"""What an ingest tells Prometheus, read by Prometheus' own parser."""
+"""Metrics of an ingest, read by Prometheus' own parser."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from prometheus_client.parser import text_string_to_metric_families as families
 
 from mg_milvus.errors import QueryError, StoreError
 from mg_milvus.index import ImageIndex
-from mg_milvus.ingest.metrics import Histogram, IngestMeters, MetricsFile, header, sample
-from mg_milvus.web.metrics import Meters
+from mg_milvus.ingest.metrics import IngestMetrics, MetricsFile
+from mg_milvus.web.metrics import Metrics
 from tests.cli.test_log import run
 from tests.images import save_image
 
 
 def values(text: str) -> dict[str, float]:
-    """Name and labels -> value, by the parser; every metric is told about and of a known kind."""
+    """Name and labels -> value; every metric has a description and a known type."""
     found: dict[str, float] = {}
     for family in families(text):
         assert family.documentation
@@ -32,28 +32,11 @@ def values(text: str) -> dict[str, float]:
     return found
 
 
-def test_labels_and_help_are_escaped() -> None:
-    text = "\n".join([*header("m", "gauge", "a \\ b\nc"), sample("m", 1.5, {"path": 'a"b\\c\nd'}), ""])
-    (family,) = families(text)
-    assert family.documentation == "a \\ b\nc"
-    assert [(one.labels, one.value) for one in family.samples] == [({"path": 'a"b\\c\nd'}, 1.5)]
-
-
-def test_a_histogram_counts_up_to_each_bound() -> None:
-    histogram = Histogram((0.1, 1))
-    for value in (0.05, 0.1, 0.5, 3):
-        histogram.add(value)
-    found = values("\n".join([*header("h", "histogram", "h"), *histogram.samples("h", {"step": "x"}), ""]))
-    assert found == {
-        "h_bucket/0.1/x": 2, "h_bucket/1/x": 3, "h_bucket/+Inf/x": 4, "h_sum/x": 3.65, "h_count/x": 4,
-    }  # fmt: skip
-
-
 def test_the_page_uses_the_same_format() -> None:
-    meters = Meters()
-    meters.request("GET", '/api/"x"', 200)
-    meters.query(0.02)
-    found = values(meters.text(7))
+    metrics = Metrics()
+    metrics.request("GET", '/api/"x"', 200)
+    metrics.query(0.02)
+    found = values(metrics.text(7))
     assert found['mgm_requests_total/GET//api/"x"/200'] == 1
     assert (found["mgm_rows"], found["mgm_query_seconds_count"]) == (7, 1)
 
@@ -71,10 +54,10 @@ def images(tmp_path: Path) -> Path:
 def test_what_was_done_is_counted(images: Path) -> None:
     before = time.time()
     with ImageIndex.open("memory:") as index:
-        index.ingest(images, meters=(first := IngestMeters()), batch_size=2)
+        index.ingest(images, metrics=(first := IngestMetrics()), batch_size=2)
         (images / "0.png").unlink()
         save_image(images / "1.png", 99)
-        index.ingest(images, meters=(second := IngestMeters()), prune=True)
+        index.ingest(images, metrics=(second := IngestMetrics()), prune=True)
     found = values(first.text())
     kinds = ("seen", "encoded", "added", "updated", "unchanged", "failed", "removed")
 
@@ -96,8 +79,8 @@ def test_what_was_done_is_counted(images: Path) -> None:
 
 def test_queues_and_state_while_it_runs(images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The store is held up: what has been sent waits there, and the file tells so before the ingest ends."""
-    meters, file = IngestMeters(), tmp_path / "mgm.prom"
-    with ImageIndex.open("memory:") as index, MetricsFile(file, meters, every=0.02):
+    metrics, file = IngestMetrics(), tmp_path / "mgm.prom"
+    with ImageIndex.open("memory:") as index, MetricsFile(file, metrics, every=0.02):
         store = index.connection.store
         upsert, free, reached = store.upsert, threading.Event(), threading.Event()
 
@@ -107,7 +90,7 @@ def test_queues_and_state_while_it_runs(images: Path, monkeypatch: pytest.Monkey
             upsert(rows)
 
         monkeypatch.setattr(store, "upsert", held)
-        work = threading.Thread(target=lambda: index.ingest(images, meters=meters, batch_size=2))
+        work = threading.Thread(target=lambda: index.ingest(images, metrics=metrics, batch_size=2))
         work.start()
         try:
             assert reached.wait(120)
@@ -133,15 +116,12 @@ def test_a_failure_is_told(images: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
             raise StoreError("the disk is full")
 
         monkeypatch.setattr(index.connection.store, "upsert", failing)
-        meters = IngestMeters()
-        with pytest.raises(StoreError, match="disk is full"), MetricsFile(file, meters):
-            index.ingest(images, meters=meters)
+        metrics = IngestMetrics()
+        with pytest.raises(StoreError, match="disk is full"), MetricsFile(file, metrics):
+            index.ingest(images, metrics=metrics)
     found = values(file.read_text())
-    assert (found["mgm_ingest_success"], found["mgm_ingest_running"], found["mgm_ingest_rows_written_total"]) == (
-        0,
-        0,
-        0,
-    )
+    for name in ("success", "running", "rows_written_total"):
+        assert found[f"mgm_ingest_{name}"] == 0
     assert found["mgm_ingest_end_time_seconds"] >= found["mgm_ingest_start_time_seconds"]
 
 
@@ -163,5 +143,5 @@ def test_what_cannot_be_is_refused(images: Path, tmp_path: Path) -> None:
     assert "added" not in done.stdout
     done = run("ingest", images, "--uri", "memory:", "--metrics-file", tmp_path / "mgm.prom", "--dry-run")
     assert done.exit_code == 2
-    with pytest.raises(QueryError, match="cannot be written: Is a directory"), MetricsFile(tmp_path, IngestMeters()):
+    with pytest.raises(QueryError, match="cannot be written: Is a directory"), MetricsFile(tmp_path, IngestMetrics()):
         pass

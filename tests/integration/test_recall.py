@@ -13,9 +13,9 @@ from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import image_id
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description, Neighbours, Row
-from mg_milvus.store.memory import MemoryStore
 from mg_milvus.store.milvus import open_store
 from tests.in_process import mgm
+from tests.memory_store import MemoryStore
 
 SCHEMA = Schema.model_validate({"granularities": [{"name": "fine", "bits": 4096}, {"name": "line", "bits": 8}]})
 

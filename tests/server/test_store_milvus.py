@@ -34,9 +34,10 @@ from mg_milvus.search import query, searcher
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.client import ATTEMPTS, Border, Engine, kind_of, translate
 from mg_milvus.store.collections import encode_description
-from mg_milvus.store.filters import compile_filter, literal
+from mg_milvus.store.filters import literal
 from mg_milvus.store.milvus import MilvusStore, open_store
 from mg_milvus.store.rows import Layout
+from tests.memory_filters import compile_filter
 from tests.servers import free_port, lite_server, refusing_server
 
 DESCRIPTION = Description(Schema(granularities=(Granularity(name="coarse", bits=16),)), "0123456789abcdef")

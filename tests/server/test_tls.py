@@ -208,7 +208,6 @@ def test_a_server_that_repeats_the_token_is_not_repeated(repeated: str) -> None:
         ("http://@host:1", None, ("http://host:1", None)),
         ("http://host:1", "t", ("http://host:1", "t")),
         ("who@me.db", None, ("who@me.db", None)),
-        ("memory:", None, ("memory:", None)),
     ],
 )
 def test_the_token_is_taken_out_of_the_uri(uri: str, token: str | None, expected: tuple[str, str | None]) -> None:

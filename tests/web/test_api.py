@@ -697,7 +697,7 @@ def test_info_health_metrics_and_documentation(client: TestClient, index: ImageI
     assert client.get("/health").json() == {"status": "ok"}
     metrics = client.get("/metrics")
     assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert "\nmgm_rows 60\n" in metrics.text
+    assert "\nmgm_rows 60.0\n" in metrics.text
     assert 'route="/api/info",status="200"' in metrics.text
     documentation = client.get("/docs").text
     paths = client.get("/api/openapi.json").json()["paths"]

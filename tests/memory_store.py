@@ -1,20 +1,21 @@
-"""The in-memory twin: exact, nothing to install, gone with the process. For tests and for trying things out."""
+"""An exact store in memory that tests open as ``memory:``; ``install`` makes ``open_store`` know it."""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mg_milvus.codes import hamming
 from mg_milvus.errors import CollectionNotFoundError, QueryError, StoreError
 from mg_milvus.schema.regions import region_id, split_id
+from mg_milvus.store import milvus
 from mg_milvus.store.base import Description, IndexLists, Neighbours, Row
 from mg_milvus.store.collections import decode_description, encode_description, tuned
-from mg_milvus.store.filters import compile_filter
 from mg_milvus.store.regions import CODE, NO_REGIONS, check_details, codes_of_regions, region_records
 from mg_milvus.store.rows import Layout, Record, check_collection_name, neighbours
+from tests.memory_filters import compile_filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +23,20 @@ if TYPE_CHECKING:
     from mg_milvus.codes import Codes
     from mg_milvus.schema.models import FusionSettings
     from mg_milvus.schema.regions import RegionSettings
+    from mg_milvus.store.base import Store
 
 _BATCH = 1000
+_connect = milvus.open_store
+
+
+def install() -> None:
+    """Let ``open_store`` open ``memory:``; call it before other modules import ``open_store`` by name."""
+    milvus.open_store = open_store
+
+
+def open_store(uri: str, collection: str, **options: Any) -> Store:
+    """Open a store in memory for ``memory:``, and what the package opens for other URIs."""
+    return MemoryStore(collection) if uri == "memory:" else _connect(uri, collection, **options)
 
 
 class MemoryStore:
