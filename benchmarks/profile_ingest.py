@@ -23,7 +23,7 @@ from result_file import write_result
 from side_by_side.measuring import alone, show
 
 STAGES = (
-    ("walk the folder", "mg_milvus.ingest.run:reservoir"),
+    ("walk the folder", "mg_milvus.ingest.run:random_sample"),
     ("open the store: import pymilvus, start Lite", "mg_milvus.session:open_store"),
     ("load the encoder, with its imports", "mg_milvus.session:load_encoder"),
     ("read the file", "mg_milvus.images.discover:Found.read"),

@@ -18,7 +18,7 @@ from mg_milvus.encoder.load import load_encoder, untrained_encoder
 from mg_milvus.encoder.networks import build, channels_first
 from mg_milvus.encoder.torch_runtime import TorchEncoder, gem, has_bfloat16, mirrored, pyramid, resolve_device
 from mg_milvus.errors import EncoderError, ImageError, WeightsNotFoundError
-from mg_milvus.ingest.fit_heads import fit_encoder
+from mg_milvus.ingest.fit_heads import FitOptions, fit_encoder
 from tests.conftest import KINDS, kind_of_image, make_photos
 
 
@@ -264,7 +264,9 @@ def resnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_fit_writes_an_encoder_that_loads(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos")
     (photos / "broken.jpg").write_bytes(b"no image")
-    report = fit_encoder(photos, tmp_path / "out.safetensors", backbone="resnet18", bits={"coarse": 16, "fine": 32})
+    report = fit_encoder(
+        photos, tmp_path / "out.safetensors", FitOptions(backbone="resnet18", bits={"coarse": 16, "fine": 32})
+    )
     encoder = load_encoder(tmp_path / "out.safetensors")
     assert (report.images, [f.path for f in report.failures]) == (60, [str(photos / "broken.jpg")])
     assert (encoder.fingerprint, encoder.backbone, dict(encoder.bits)) == (
@@ -276,7 +278,7 @@ def test_fit_writes_an_encoder_that_loads(tmp_path: Path) -> None:
 
 def test_heads_alone_find_their_backbone(resnet: Path, tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos")
-    fit_encoder(photos, tmp_path / "out.safetensors", backbone="resnet18", bits={"coarse": 16})
+    fit_encoder(photos, tmp_path / "out.safetensors", FitOptions(backbone="resnet18", bits={"coarse": 16}))
     encoder = load_encoder(tmp_path / "out.safetensors")
     heads = encoder.to_bytes(limit=10_000_000)
     assert len(heads) < 5_000_000
@@ -311,13 +313,13 @@ def test_bad_fits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="6 readable images, expected at least 50"):
         fit_encoder(few, out)
     with pytest.raises(EncoderError, match="unknown backbone 'resnet19'; known are mgnet, smallnet, resnet18"):
-        fit_encoder(few, out, backbone="resnet19")
+        fit_encoder(few, out, FitOptions(backbone="resnet19"))
     (tmp_path / "w.pth").write_bytes(b"nonsense")
     with pytest.raises(EncoderError, match="is not a file of weights"):
-        fit_encoder(few, out, backbone="resnet18", weights=tmp_path / "w.pth")
+        fit_encoder(few, out, FitOptions(backbone="resnet18", weights=tmp_path / "w.pth"))
     save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(EncoderError, match="do not fit the backbone resnet18"):
-        fit_encoder(few, out, backbone="resnet18", weights=tmp_path / "w.safetensors")
+        fit_encoder(few, out, FitOptions(backbone="resnet18", weights=tmp_path / "w.safetensors"))
     assert not out.exists()
 
 
@@ -333,7 +335,7 @@ def test_fit_over_the_builtin_adapts_it(tmp_path: Path, builtin: Encoder) -> Non
 @pytest.mark.parametrize("method", ["itq", "lsh"])
 def test_baselines_are_kept_by_collections(tmp_path: Path, builtin: Encoder, method: str) -> None:
     photos, out = make_photos(tmp_path / "photos"), tmp_path / "out.safetensors"
-    report = fit_encoder(photos, out, bits={"coarse": 32}, method=method)  # type: ignore[arg-type]
+    report = fit_encoder(photos, out, FitOptions(bits={"coarse": 32}, method=method))  # type: ignore[arg-type]
     fitted = load_encoder(out)
     assert fitted.fingerprint == report.fingerprint
     assert fitted.adapted_on == report.images == 60
@@ -342,6 +344,8 @@ def test_baselines_are_kept_by_collections(tmp_path: Path, builtin: Encoder, met
     with pytest.raises(EncoderError, match="made for 32 bits of 'coarse', the schema asks for 64"):
         fitted.adapted(sample, {"coarse": 64})
     with pytest.raises(EncoderError, match="were trained and are kept; only the methods itq and lsh"):
-        fit_encoder(photos, tmp_path / "again.safetensors", backbone=str(out), bits={"coarse": 32})
-    again = fit_encoder(photos, tmp_path / "again.safetensors", backbone=str(out), bits={"coarse": 16}, method="lsh")
+        fit_encoder(photos, tmp_path / "again.safetensors", FitOptions(backbone=str(out), bits={"coarse": 32}))
+    again = fit_encoder(
+        photos, tmp_path / "again.safetensors", FitOptions(backbone=str(out), bits={"coarse": 16}, method="lsh")
+    )
     assert load_encoder(tmp_path / "again.safetensors").fingerprint == again.fingerprint

@@ -14,7 +14,7 @@ from mg_milvus.errors import EncoderError, QueryError, SchemaMismatchError, Stor
 from mg_milvus.images.decode import open_image
 from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
-from mg_milvus.ingest.run import OutOfStep, mend, out_of_step
+from mg_milvus.ingest.run import OutOfStep, delete_orphans, find_out_of_step
 from mg_milvus.schema.models import FusionSettings, Schema
 from mg_milvus.schema.regions import REGIONS, RegionScale, RegionSettings, box_of, windows
 from mg_milvus.store.milvus import open_store
@@ -331,14 +331,14 @@ def test_what_a_crash_left_behind_is_mended_by_the_next_ingest(tmp_path: Path) -
         store.upsert([region_rows])
         store._call(lambda: store._client.delete(store.collection, filter=f'id == "{"e" * 32}"'))  # type: ignore[attr-defined]
         store.regions.delete([short])
-        assert out_of_step(store, SCHEMA) == OutOfStep()  # one too many and one too few: the numbers fit
-        found = out_of_step(store, SCHEMA, thorough=True)
+        assert find_out_of_step(store, SCHEMA) == OutOfStep()  # one too many and one too few: the numbers fit
+        found = find_out_of_step(store, SCHEMA, thorough=True)
         assert found == OutOfStep(frozenset({"e" * 32}), frozenset({short}))
-        mend(store, found)
+        delete_orphans(store, found)
         report = index.ingest(folder)
         assert (report.unchanged, report.added + report.updated) == (8, 1)
         assert store.regions.count() == 9 * SETTINGS.count
-        assert out_of_step(store, SCHEMA, thorough=True) == OutOfStep()
+        assert find_out_of_step(store, SCHEMA, thorough=True) == OutOfStep()
 
 
 def test_a_collection_that_a_kill_left_without_its_regions_gets_them_with_the_next_ingest(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_a_collection_that_a_kill_left_without_its_regions_gets_them_with_the_ne
     with ImageIndex.open(tmp_path / "half.db") as index:
         report = index.ingest(folder)
         assert (report.added, report.failed) == (9, 0)
-        assert out_of_step(index.connection.store, SCHEMA, thorough=True) == OutOfStep()
+        assert find_out_of_step(index.connection.store, SCHEMA, thorough=True) == OutOfStep()
         assert index.connection.store.regions.count() == 9 * SETTINGS.count
 
 
