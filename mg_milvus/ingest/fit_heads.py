@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from mg_milvus.encoder.base import Encoder, Features
     from mg_milvus.images.discover import Found
     from mg_milvus.ingest.pipeline import IngestRun, PreparedImage
-    from mg_milvus.session import Connection
 
 
 SAMPLE_SIZE = 5_000
@@ -84,9 +83,7 @@ def sample_features(
     return read, {g: np.concatenate([chunk[g] for chunk in chunks]) for g in (chunks[0] if chunks else {})}
 
 
-def first_ingest(
-    run: IngestRun, connection: Connection, sample: Sequence[Found]
-) -> tuple[Encoder, Description, set[str]]:
+def first_ingest(run: IngestRun, sample: Sequence[Found]) -> tuple[Encoder, Description, set[str]]:
     """Create the collection and ingest the sample that the heads are fitted on, which is read and encoded once.
 
     When another client creates the collection meanwhile, its encoder is used and the sample is left to the main pass.
@@ -94,8 +91,8 @@ def first_ingest(
     Returns:
         The collection's encoder and description, and the ids of the files that are ingested or have failed.
     """
-    store, schema = run.store, connection.schema
-    base = connection.base_encoder().with_regions(schema.regions.windows if schema.regions else ())
+    store, schema = run.store, run.connection.schema
+    base = run.connection.base_encoder().with_regions(schema.regions.windows if schema.regions else ())
     bits = schema.code_bits
     base.check(bits)
     images: list[PreparedImage] = []
@@ -113,7 +110,7 @@ def first_ingest(
     )
     if recorded.fingerprint != encoder.fingerprint:
         store.drop_encoder(encoder.fingerprint)
-        return encoder_of(store, recorded.fingerprint, device=connection.device), recorded, set()
+        return encoder_of(store, recorded.fingerprint, device=run.connection.device), recorded, set()
 
     run.tally.failures += [Failure(image.file.path, image.failure) for image in images if image.failure is not None]
     codes = encoder.codes(features) if good else {}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.encoder.base import Encoder, Pixels
+    from mg_milvus.session import Connection
     from mg_milvus.store.base import Store
 
     FieldsOf = Callable[[Found, "Row | None"], "Mapping[str, Any]"]
@@ -61,18 +62,23 @@ class IngestRun:
     """What the steps of one ingest share.
 
     Attributes:
-        store: holds the collection.
+        connection: to the collection, which may not exist yet.
         settings: see ``Settings``.
         fields_of: extra fields of a file, given its row if there is one.
         progress: called after each batch.
         tally: counts and failures, updated by the steps.
     """
 
-    store: Store
+    connection: Connection
     settings: Settings
     fields_of: FieldsOf
     progress: Callable[[Progress], None]
     tally: Tally = field(default_factory=Tally)
+
+    @property
+    def store(self) -> Store:
+        """The store, opened at first use."""
+        return self.connection.store
 
     def report(self) -> None:
         """Call ``progress`` with the counts so far."""
@@ -237,7 +243,7 @@ def ingest_files(
     """Bring the rows of ``files`` up to date.
 
     Args:
-        run: its store has the collection already.
+        run: of a collection that exists.
         encoder: the collection's.
         files: the files to ingest.
         skip: ids to leave out.

@@ -155,7 +155,7 @@ class _Ingest:
 
     def __init__(self, connection: Connection, source: Source, settings: Settings, progress: OnProgress) -> None:
         self._connection, self._source = connection, source
-        self.run = IngestRun(connection.store, settings, source.fields_of, progress)
+        self.run = IngestRun(connection, settings, source.fields_of, progress)
         settings.metrics.tally = self.run.tally
         self.removed = 0
         self.adapted_on = 0
@@ -169,7 +169,7 @@ class _Ingest:
         if recorded is not None and recorded.schema.regions is not None:
             connection.store.create(recorded)  # a first ingest that was killed may have left it without its regions
         if recorded is None and sample:
-            encoder, description, done = first_ingest(self.run, connection, sample)
+            encoder, description, done = first_ingest(self.run, sample)
             connection.made(description, encoder)
             self.adapted_on = description.adapted_on if done else 0
         files = self._source.files(tally.failures.append)
