@@ -30,12 +30,12 @@ STAGES = (
     ("hash the content", "mg_milvus.ingest.pipeline:_read"),
     ("decode", "mg_milvus.ingest.pipeline:decode"),
     ("keep the encoder in the store", "mg_milvus.ingest.fit_heads:keep_encoder"),
-    ("wait for the rows sent", "mg_milvus.ingest.pipeline:Writer._land"),
+    ("wait for the rows sent", "mg_milvus.ingest.pipeline:Writer._wait"),
 )
 """Where the functions are looked up when they are called."""
 ENCODER = {
     "prepare": "resize", "features": "encode: the network", "_features": "encode: the network",
-    "adapted": "fit the hash heads", "_fitted": "fit the hash heads", "codes": "hash features to codes",
+    "adapted": "fit the hash heads", "_fit_head": "fit the hash heads", "codes": "hash features to codes",
 }  # fmt: skip
 STORE = {"create": "make the collection", "upsert": "upsert", "fetch": "look rows up"}
 

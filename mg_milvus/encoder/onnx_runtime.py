@@ -48,18 +48,18 @@ _FLOAT32, _UINT8 = 1, 2
 _ELEMENTS = {"float32": _FLOAT32, "uint8": _UINT8, "int8": 3, "int32": 6}
 _INT, _INTS = 2, 7
 _LENGTH = 2
-"""The wire type of whatever says its length first."""
+"""Wire type of length-delimited fields."""
 
 
 @dataclass(slots=True)
 class Graph:
-    """A graph under construction; every operator gives one value, whose name is what ``add`` returns."""
+    """An ONNX graph under construction; every operator has one output, whose name ``add`` returns."""
 
     _nodes: list[bytes] = field(default_factory=list)
     _constants: list[bytes] = field(default_factory=list)
 
     def constant(self, values: NDArray[Any]) -> str:
-        """A tensor of weights."""
+        """Add a tensor of weights; returns its name."""
         name = f"c{len(self._constants)}"
         about = (
             b"".join(_number(1, size) for size in values.shape)
@@ -70,13 +70,13 @@ class Graph:
         return name
 
     def add(self, operator: str, *inputs: str, **attributes: Attribute) -> str:
-        """One operator of ONNX."""
+        """Add an operator; returns the name of its output."""
         output = f"v{len(self._nodes)}"
         self._add(operator, inputs, output, attributes)
         return output
 
     def give(self, value: str, output: str) -> None:
-        """Make a value an output of the graph, under this name."""
+        """Make a value an output of the graph, under another name."""
         self._add("Identity", (value,), output, {})
 
     def _add(self, operator: str, inputs: Sequence[str], output: str, attributes: Mapping[str, Attribute]) -> None:
@@ -85,7 +85,7 @@ class Graph:
         self._nodes.append(_field(1, content))
 
     def model(self, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> bytes:
-        """The whole file: name -> shape of uint8 inputs and float32 outputs; a size that is text may be any."""
+        """The ONNX file; names and shapes of uint8 inputs and float32 outputs, with text for sizes that vary."""
         values = [_field(11, _value(name, _UINT8, shape)) for name, shape in inputs.items()]
         values += [_field(12, _value(name, _FLOAT32, shape)) for name, shape in outputs.items()]
         graph = _field(7, *self._nodes, _text(2, "backbone"), *self._constants, *values)
@@ -106,13 +106,13 @@ def _value(name: str, element: int, shape: Shape) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    """A whole number from 0, seven bits a byte, lowest first."""
-    found = bytearray()
+    """A non-negative integer, seven bits per byte, lowest first."""
+    encoded = bytearray()
     while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
+        encoded.append(number & 0x7F | 0x80)
         number >>= 7
-    found.append(number)
-    return bytes(found)
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def _number(key: int, value: int) -> bytes:
@@ -133,7 +133,7 @@ _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 class _Maps(NamedTuple):
-    """Feature maps in the graph, and the step between their values where they are rounded to 8 bits."""
+    """Feature maps in the graph; ``step`` is the quantisation step where they are rounded to 8 bits, else 0."""
 
     name: str
     channels: int
@@ -141,7 +141,7 @@ class _Maps(NamedTuple):
 
 
 class _Layers:
-    """Layers by the names of their weights, each of which is taken once."""
+    """Adds layers by the names of their weights, each of which is used once."""
 
     def __init__(self, weights: Weights, ranges: Ranges | None = None) -> None:
         self.graph = Graph()
@@ -158,7 +158,7 @@ class _Layers:
             raise KeyError(min(self._left))
 
     def convolution(self, x: _Maps, name: str, norm: str | None = None, stride: int = 1) -> _Maps:
-        """A convolution, with the batch normalisation after it if one is named."""
+        """A convolution with the batch normalisation ``norm`` folded in, if named."""
         kernel, inputs = self._take(f"{name}.weight"), [x.name]
         if kernel.ndim != 4 or kernel.shape[1] != x.channels:
             raise ValueError(f"{name}.weight has the shape {kernel.shape}, and its input {x.channels} channels")
@@ -174,7 +174,7 @@ class _Layers:
         return _Maps(made, len(kernel))
 
     def _constants(self, kernel: NDArray[np.float32], shift: NDArray[np.float32], step: float) -> list[str]:
-        """Kernel and shift of a convolution, in 8 and 32 bits where its input has 8: each channel by its largest."""
+        """Kernel and shift of a convolution; in 8 and 32 bits, scaled per channel, when its input has 8."""
         if not step:
             return [self.graph.constant(kernel), self.graph.constant(shift)]
         scale = np.maximum(np.abs(kernel).max(axis=(1, 2, 3)) / 127, np.float32(1e-9))
@@ -225,7 +225,7 @@ class _Layers:
         return single(self._left.pop(name))
 
     def _norm(self, name: str, channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """What a channel is multiplied with, and what is then added; worked out in double precision."""
+        """Scale and shift of each channel, computed in double precision."""
         weight, bias, mean, variance = (self._take(f"{name}.{part}").astype(np.float64) for part in _STATISTICS)
         if any(values.shape != (channels,) for values in (weight, bias, mean, variance)):
             raise ValueError(f"{name} has the shape {weight.shape}, expected {channels} channels")
@@ -271,7 +271,7 @@ def _smallnet(layers: _Layers, x: _Maps) -> dict[str, _Maps]:
 
 
 NETWORKS: dict[str, Callable[[_Layers, _Maps], dict[str, _Maps]]] = {"mgnet": _mgnet, "smallnet": _smallnet}
-"""Backbone -> what makes its graph; torchvision's networks have none and run in torch."""
+"""Backbone -> function that adds its layers; torchvision's networks run in torch only."""
 
 
 def backbone_graph(
@@ -282,24 +282,24 @@ def backbone_graph(
     Args:
         name: a key of ``NETWORKS``.
         weights: names and values as the network in torch has them.
-        stages: channels of each stage that is given out.
-        ranges: lowest and highest of the values inside of the network, which are then rounded to 8 bits, and its
-            weights likewise (Jacob et al., CVPR 2018); None: float32.
-        inside: give those values out as well, by the names that ``ranges`` has.
+        stages: output stage -> channels.
+        ranges: lowest and highest value of each activation, to compute in 8 bits (Jacob et al., CVPR 2018); None:
+            float32.
+        inside: output the activations as well, by the names in ``ranges``.
 
     Raises:
         EncoderError: the weights are not of this backbone.
     """
     layers = _Layers(weights, ranges)
     try:
-        found = NETWORKS[name](layers, layers.pixels("images"))
+        outputs = NETWORKS[name](layers, layers.pixels("images"))
         layers.check_used()
-        if any(found[stage].channels != channels for stage, channels in stages.items()):
-            raise ValueError(f"its stages have {[maps.channels for maps in found.values()]} channels")
+        if any(outputs[stage].channels != channels for stage, channels in stages.items()):
+            raise ValueError(f"its stages have {[maps.channels for maps in outputs.values()]} channels")
     except (KeyError, ValueError, IndexError) as error:
         raise EncoderError(f"these weights do not fit the backbone {name}: {error}") from error
     for stage in stages:
-        layers.graph.give(found[stage].name, stage)
+        layers.graph.give(outputs[stage].name, stage)
     sizes: dict[str, tuple[str | int, ...]] = {
         stage: ("n", channels, f"{stage} h", f"{stage} w") for stage, channels in stages.items()
     }

@@ -183,9 +183,9 @@ class TorchEncoder(HashEncoder):
     def _images_at_once(self) -> int:
         return IMAGES if self._device.type == "cpu" else super()._images_at_once
 
-    def _each(self, work: Callable[[Sequence[int]], Features], chunks: Sequence[Sequence[int]]) -> Iterable[Features]:
+    def _map(self, work: Callable[[Sequence[int]], Features], chunks: Sequence[Sequence[int]]) -> Iterable[Features]:
         if self._device.type != "cpu":
-            return super()._each(work, chunks)
+            return super()._map(work, chunks)
         _ = self._network  # built once, before several lanes use it
         return in_lanes(work, chunks)
 
