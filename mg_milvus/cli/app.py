@@ -15,8 +15,9 @@ import typer
 from typer.core import TyperGroup
 
 from mg_milvus import __version__
-from mg_milvus.cli import bulk, console, duplicates, evaluate, ingest, manage, options, query, schema, serve, train
-from mg_milvus.cli.console import ERROR, INTERRUPTED, USAGE, Notes, complain
+from mg_milvus.cli import bulk, duplicates, evaluate, ingest, log, manage, options, query, schema, serve, train
+from mg_milvus.cli.console import ERROR, INTERRUPTED, USAGE
+from mg_milvus.cli.log import complain
 from mg_milvus.errors import MgMilvusError
 from mg_milvus.files import printable
 
@@ -34,7 +35,7 @@ def _usage_logged() -> Iterator[None]:
     try:
         yield
     except _UsageError as exc:
-        if not console.is_json():
+        if not log.is_json():
             exc.message = printable(exc.message)  # type: ignore[attr-defined]
             raise
         complain(str(exc.format_message()), error="UsageError")  # type: ignore[attr-defined]
@@ -42,9 +43,9 @@ def _usage_logged() -> Iterator[None]:
 
 
 def _log_end(ctx: Any, code: int, started: float) -> None:
-    if console.is_json():
+    if log.is_json():
         seconds = round(time.perf_counter() - started, 3)
-        console.emit("info", "finished", command=ctx.invoked_subcommand, exit_code=code, seconds=seconds)
+        log.emit(logging.INFO, "finished", command=ctx.invoked_subcommand, exit_code=code, seconds=seconds)
 
 
 class Commands(TyperGroup):
@@ -56,9 +57,8 @@ class Commands(TyperGroup):
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         """Read the arguments; first of all, how to tell what is wrong with them."""
-        console.forget()
         with _usage_logged():
-            return super().make_context(info_name, console.choose(args), *rest, **extra)
+            return super().make_context(info_name, log.configure(args), *rest, **extra)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command, and tell its end in a structured log."""
@@ -117,14 +117,14 @@ def _options(
     log_json: Annotated[  # noqa: ARG001 - taken out of the arguments before they are read, as it may stand anywhere
         bool,
         typer.Option(
-            console.FLAG,
+            log.FLAG,
             help="Tell progress, unreadable images and errors as JSON, a line each, on standard error: "
-            f"mgm ingest photos/ {console.FLAG}. Env: {console.VARIABLE}=1",
+            f"mgm ingest photos/ {log.FLAG}. Env: {log.VARIABLE}=1",
         ),
     ] = False,
 ) -> None:
-    if console.is_json():
-        console.emit("info", "started", command=ctx.invoked_subcommand, version=__version__)
+    if log.is_json():
+        log.emit(logging.INFO, "started", command=ctx.invoked_subcommand, version=__version__)
 
 
 @app.command(name="version")
@@ -163,7 +163,7 @@ def run() -> int:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # pymilvus loads a .env that it finds, and one of a stranger's could name a proxy for everything that is sent.
     os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")
-    logging.getLogger("mg_milvus").addHandler(Notes(logging.WARNING))
+    log.show_warnings()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of dependencies; they say nothing to users
     try:
@@ -171,12 +171,12 @@ def run() -> int:
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else ERROR
     except Exception as exc:  # noqa: BLE001 - the last resort: a traceback helps nobody but a developer
-        if os.environ.get("MGM_DEBUG") == "1" and not console.is_json():
-            print(console.hidden(traceback.format_exc()), end="", file=sys.stderr)
+        if os.environ.get("MGM_DEBUG") == "1" and not log.is_json():
+            print(log.redact(traceback.format_exc()), end="", file=sys.stderr)
         else:
-            debug = {"traceback": console.hidden(traceback.format_exc())} if os.environ.get("MGM_DEBUG") == "1" else {}
+            debug = {"traceback": log.redact(traceback.format_exc())} if os.environ.get("MGM_DEBUG") == "1" else {}
             complain(
-                f"unexpected {type(exc).__name__}: {console.hidden(str(exc))}. A bug in mg-milvus: run it again with "
+                f"unexpected {type(exc).__name__}: {log.redact(str(exc))}. A bug in mg-milvus: run it again with "
                 "MGM_DEBUG=1 and report the traceback as an issue of the project",
                 error=type(exc).__name__,
                 **debug,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
-from mg_milvus.cli.console import ProgressView, console, shorten, tell
+from mg_milvus.cli.console import ProgressView, console, shorten
+from mg_milvus.cli.log import tell
 from mg_milvus.files import printable
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.console import console, shorten, tell
+from mg_milvus.cli.console import console, shorten
+from mg_milvus.cli.log import tell
 from mg_milvus.cli.show import show_hits
 from mg_milvus.files import printable
 

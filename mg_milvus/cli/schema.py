@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mg_milvus.cli import console, options
+from mg_milvus.cli import log, options
 from mg_milvus.cli.console import ERROR
 from mg_milvus.errors import SchemaError
 from mg_milvus.files import printable
@@ -92,8 +93,8 @@ def check(file: SchemaFile) -> None:
         schema = Schema.load(file)
     except SchemaError as error:
         for line in str(error).splitlines():
-            if console.is_json():
-                console.emit("error", "error", message=line, error="SchemaError", file=str(file))
+            if log.is_json():
+                log.emit(logging.ERROR, "error", message=line, error="SchemaError", file=str(file))
             else:
                 print(printable(line), file=sys.stderr)
         raise typer.Exit(ERROR) from error

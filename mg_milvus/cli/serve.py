@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import typer
 
-from mg_milvus.cli import console, options
+from mg_milvus.cli import log, options
 from mg_milvus.cli.console import ERROR
 from mg_milvus.files import printable
 
@@ -91,7 +91,7 @@ def serve(
         ) from exc
     settings = settings_from(uri, None, collection, device, encoder=encoder)
     asked = token or os.environ.get("MGM_WEB_TOKEN") or None
-    console.keep(asked)
+    log.register_token(asked)
     file = Path(settings.uri)
     beside = file.with_name(f"{file.stem}-uploads") if file.suffix == ".db" and "://" not in settings.uri else None
     folder = upload_to or beside

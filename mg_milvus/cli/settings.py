@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import typer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mg_milvus.cli import console, options
-from mg_milvus.cli.console import tell
+from mg_milvus.cli import log, options
+from mg_milvus.cli.log import tell
 from mg_milvus.errors import SchemaError
 from mg_milvus.files import open_plain
 
@@ -105,7 +105,7 @@ def settings_from(
     layers.part_servers()
     settings = layers.settings()
     layers.refuse_to_send(settings)
-    console.keep(settings.token)
+    log.register_token(settings.token)
     layers.tell(settings)
     return settings
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from mg_milvus.cli.console import console, shorten, tell
+from mg_milvus.cli.console import console, shorten
+from mg_milvus.cli.log import tell
 from mg_milvus.errors import UnsupportedError
 from mg_milvus.files import printable
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.console import UNREADABLE, ProgressView, print_failures, tell
+from mg_milvus.cli.console import UNREADABLE, ProgressView, print_failures
+from mg_milvus.cli.log import tell
 from mg_milvus.files import printable
 
 if TYPE_CHECKING:

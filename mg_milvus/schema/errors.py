@@ -1,9 +1,10 @@
-"""What is wrong with a schema, in sentences: pydantic's errors turned into place, value got and value expected."""
+"""Problems of a schema as sentences: pydantic's errors as location, value got and value expected."""
 
 from __future__ import annotations
 
 import datetime
 import difflib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,7 +15,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from mg_milvus.errors import SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable
 
     from pydantic_core import ErrorDetails
 
@@ -25,27 +26,27 @@ Location = tuple[int | str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, and where."""
+    """One problem and its location."""
 
     location: Location
     sentence: str
 
 
 def written(location: Location) -> str:
-    """Write a location as people do: ``granularities[1].bits``; empty for the root."""
+    """Format a location as ``granularities[1].bits``; empty for the root."""
     parts = (f"[{p}]" if isinstance(p, int) else f".{p if p.isidentifier() else shown(p)}" for p in location)
     return "".join(parts).removeprefix(".")
 
 
 def suggestion(word: str, valid: Iterable[str]) -> str:
-    """``did you mean 'bits'?``, or the valid words when none is near."""
+    """Return ``did you mean 'bits'?``, or the valid words when none is near."""
     by_folded = {v.casefold(): v for v in valid}
     near = difflib.get_close_matches(word.casefold(), by_folded, n=1)
     return f"did you mean '{by_folded[near[0]]}'?" if near else f"expected one of {', '.join(by_folded.values())}"
 
 
 def shown(value: object) -> str:
-    """Show a value as the user wrote it, shortened; lists and mappings by kind only."""
+    """Format a value as the user wrote it, shortened; lists and mappings by kind only."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -62,7 +63,7 @@ def shown(value: object) -> str:
 
 
 def refused(sentence: str) -> PydanticCustomError:
-    """Make the exception a field validator raises; ``explain`` gives the sentence back."""
+    """Make the exception that a field validator raises; ``explain`` returns its sentence."""
     return PydanticCustomError("schema", "{sentence}", {"sentence": sentence})
 
 
@@ -72,90 +73,71 @@ def refused_all(title: str, problems: Iterable[Problem]) -> ValidationError:
     return ValidationError.from_exception_data(title, errors)
 
 
-_EXPECTED: dict[str, str] = {
+_EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "text",
     "tuple_type": "a list",
     "model_type": "a mapping (lines of 'key: value')",
-    "finite_number": "a finite number",
-    "string_unicode": "text without lone surrogates",
-    "string_too_short": "at least {min_length} character(s)",
     "string_pattern_mismatch": "a name: letters, digits and underscores, not starting with a digit, at most 200",
-    "greater_than_equal": "{ge} or more",
-    "less_than_equal": "{le} or less",
-    "multiple_of": "a multiple of {multiple_of}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than_equal": "{le:g} or less",
 }
-
-
-def _bounded_length(ctx: Mapping[str, Any]) -> str:
-    bound = f"at least {ctx['min_length']}" if "min_length" in ctx else f"at most {ctx['max_length']}"
-    return f"got {ctx['actual_length']} items, expected {bound}"
-
-
-def _literal(value: object, ctx: Mapping[str, Any]) -> str:
-    # pydantic writes the choices as "'auto', 'BIN_FLAT' or 'HNSW'".
-    choices = [c.strip("'") for c in str(ctx["expected"]).replace(" or ", ", ").split(", ")]
-    if isinstance(value, str) and "did you mean" in (hint := suggestion(value, choices)):
-        return f"got {shown(value)}, expected one of {', '.join(choices)}; {hint}"
-    return f"got {shown(value)}, expected {'one of ' if len(choices) > 1 else ''}{', '.join(choices)}"
-
-
-def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel]:
-    for part in location:
-        if isinstance(part, str):
-            annotation = model.model_fields[part].annotation
-            kinds = (annotation, *get_args(annotation))
-            model = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
-    return model
+"""Kind of a pydantic error -> the value expected, where pydantic's own words would not do."""
 
 
 def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
-    kind, value, location = error["type"], error["input"], error["loc"]
-    ctx = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in error.get("ctx", {}).items()}
-    special: dict[str, Callable[[], str]] = {
-        "schema": lambda: str(ctx["sentence"]),
-        "missing": lambda: "is missing; it has no default",
-        "extra_forbidden": lambda: (
-            f"unknown key; {suggestion(str(location[-1]), _model_at(model, location[:-1]).model_fields)}"
-        ),
-        "literal_error": lambda: _literal(value, ctx),
-        "too_short": lambda: _bounded_length(ctx),
-        "too_long": lambda: _bounded_length(ctx),
-    }
-    if kind in special:
-        return special[kind]()
-    if kind not in _EXPECTED:
-        return error["msg"]
-    expected = f"expected {_EXPECTED[kind].format(**ctx)}"
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    match kind:
+        case "schema":
+            return str(context["sentence"])
+        case "missing":
+            return "is missing; it has no default"
+        case "extra_forbidden":
+            *parents, key = error["loc"]
+            return f"unknown key; {suggestion(str(key), _model_at(model, parents).model_fields)}"
+    # pydantic writes "Input should be a multiple of 8" or "Tuple should have at least 1 item after validation, not 0".
+    own = re.sub(r"^\w+ should (be |have )?| after validation", "", error["msg"])
+    expected = "expected " + _EXPECTED.get(kind, own).format(**context)
     if value is None:
         return f"has no value, {expected}; remove the key to take the default"
+    if kind == "literal_error" and isinstance(value, str):
+        near = suggestion(value, re.findall("'([^']*)'", context["expected"]))
+        return f"got {shown(value)}, {expected}" + (f"; {near}" if near.startswith("did you mean") else "")
     quotes = "; put it in quotes" if kind == "string_type" and not isinstance(value, dict | list) else ""
     return f"got {shown(value)}, {expected}{quotes}"
+
+
+def _model_at(model: type[BaseModel], keys: Iterable[int | str]) -> type[BaseModel]:
+    for key in keys:
+        if isinstance(key, str):
+            annotation = model.model_fields[key].annotation
+            kinds = (annotation, *get_args(annotation))
+            model = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+    return model
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     """List the problems of a failed validation, in the order of the model's fields.
 
     Args:
-        error: what pydantic raised.
+        error: pydantic's exception.
         model: the model that was validated; its fields are the valid names.
     """
-    found = error.errors(include_url=False)
-    places = [e["loc"] for e in found]
-    problems = []
-    for e in found:
-        location = e["loc"]
-        # A list whose items are all wrong is empty to pydantic, and so "too short" as well.
-        if e["type"] == "too_short" and any(p != location and p[: len(location)] == location for p in places):
-            continue
-        problems.append(Problem(location, _sentence(e, model)))
-    return problems
+    details = error.errors(include_url=False)
+    places = [e["loc"] for e in details]
+
+    def follows(e: ErrorDetails) -> bool:
+        """To pydantic a list whose items are all wrong is empty, and so too short as well."""
+        place = e["loc"]
+        return e["type"] == "too_short" and any(p != place and p[: len(place)] == place for p in places)
+
+    return [Problem(e["loc"], _sentence(e, model)) for e in details if not follows(e)]
 
 
 class _Explaining(ModelMetaclass):
-    """Makes ``Granularity(bits=7)`` in Python raise a ``SchemaError``; validating plain data does not come by here."""
+    """Make ``Granularity(bits=7)`` raise a ``SchemaError``; nested plain data is validated without this call."""
 
     def __call__(cls: type[Any], *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - this is a metaclass
         try:
@@ -166,6 +148,6 @@ class _Explaining(ModelMetaclass):
 
 
 class Model(BaseModel, metaclass=_Explaining):
-    """The base of the schema's parts: frozen, and unknown keys are refused."""
+    """The base of the schema's models: frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

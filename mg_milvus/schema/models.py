@@ -11,7 +11,6 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mg_milvus.schema.errors import Model, Problem, refused, refused_all, shown
 from mg_milvus.schema.regions import REGIONS, RegionSettings
-from mg_milvus.schema.yaml import dump, load, parse
 
 PROFILES: dict[str, dict[str, float]] = {
     "category": {"coarse": 3.0, "mid": 2.0, "fine": 0.5},
@@ -231,6 +230,8 @@ class Schema(Model):
         Raises:
             SchemaError: no such preset or file, or not a schema: one line for each problem, ``file:line: key: what``.
         """
+        from mg_milvus.schema.yaml import load
+
         return load(source, cls)
 
     @classmethod
@@ -240,10 +241,14 @@ class Schema(Model):
         Raises:
             SchemaError: as ``load``.
         """
+        from mg_milvus.schema.yaml import parse
+
         return parse(text, name, cls)
 
     def to_yaml(self) -> str:
         """YAML text with every setting, also those at their default; ``from_yaml`` gives an equal schema back."""
+        from mg_milvus.schema.yaml import dump
+
         return dump(self)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Regions of an image: overlapping windows at several scales, and their boxes in pixels. Pure numpy.
+"""Regions of an image: overlapping windows at several scales, and their boxes in pixels.
 
 Region number ``r`` of every image is window ``r``: scale by scale as the schema lists them, in each from top to
 bottom and left to right. A window is a share of the image, so it has the image's shape.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from mg_milvus.schema.errors import Model, Problem, refused_all
@@ -16,6 +15,7 @@ from mg_milvus.schema.errors import Model, Problem, refused_all
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from mg_milvus.records import Box
@@ -27,6 +27,8 @@ Scale = tuple[float, int]
 
 def windows(scales: Sequence[Scale]) -> NDArray[np.float64]:
     """All windows: (regions, 4) of left, top, width, height as shares of the image's sides."""
+    import numpy as np
+
     found = []
     for size, grid in scales:
         starts = np.linspace(0, 1 - size, grid) if grid > 1 else np.array([(1 - size) / 2])
@@ -35,7 +37,9 @@ def windows(scales: Sequence[Scale]) -> NDArray[np.float64]:
 
 
 def scale_of(scales: Sequence[Scale]) -> NDArray[np.int64]:
-    """The place in ``scales`` of each window: (regions,)."""
+    """The index in ``scales`` of each window: (regions,)."""
+    import numpy as np
+
     return np.repeat(np.arange(len(scales)), [grid * grid for _, grid in scales])
 
 

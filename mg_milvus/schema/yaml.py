@@ -22,108 +22,100 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Model)
 
 _LIMIT = 64 * 1024
-"""Bytes of the largest file that is taken for a schema."""
+"""Bytes of the largest file that is read."""
 
 _DEPTH = 16
-"""Lists and mappings within each other; a schema needs three."""
+"""Nested lists and mappings; a schema needs three levels."""
 
-_SHOWN = 20
-"""Problems listed at once; a file that is no schema at all has thousands."""
+_MAX_PROBLEMS = 20
+"""Problems listed at once; a file that is not a schema at all has thousands."""
 
-_SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "timestamp")}
+_SCALARS = {"null", "bool", "int", "float", "str", "timestamp"}
 
 _JSON_SCHEMA = "mgm.schema.json"
 
 
 def load(source: str | Path, model: type[M]) -> M:
-    """A model from a preset's name or a file; see ``Schema.load``."""
+    """Read a model from a preset's name or a file; see ``Schema.load``."""
     names = _preset_names()
     if str(source) in names:
         return parse(commented_yaml(str(source)), f"{source}.yaml", model)
     try:
-        with open_plain(source) as file:
-            data = file.read(_LIMIT + 1)
+        stream = open_plain(source)
     except (FileNotFoundError, IsADirectoryError) as error:
         sentence = f"'{source}' is neither a schema file nor a preset"
         raise SchemaError(f"{sentence}; {suggestion(str(source), names)}") from error
     except (OSError, ValueError) as error:
         raise SchemaError(f"{source}: cannot be read: {error}; expected a YAML file or a preset") from error
-    if len(data) > _LIMIT:
-        raise SchemaError(f"{source}: more than {_LIMIT} bytes, expected a schema: a page of YAML")
-    try:
-        return parse(data.decode("utf-8-sig"), str(source), model)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = f"0x{data[error.start]:02x}"
-        raise SchemaError(f"{source}:{line}: byte {byte} is not UTF-8; save the file as UTF-8 text") from error
+    with stream:
+        return parse(_text_of(stream, str(source)), str(source), model)
 
 
 def parse(text: str, name: str, model: type[M]) -> M:
-    """A model from YAML text; see ``Schema.from_yaml``."""
+    """Read a model from YAML text; see ``Schema.from_yaml``."""
     document = _Document(text, name)
     if document.data is None and not document.problems:
         raise SchemaError(f"{name}: is empty, expected a schema; 'mgm schema init' writes one to start from")
-    if not isinstance(document.data, dict):
-        document.add((), f"got {shown(document.data)}, expected a mapping (lines of 'key: value')")
-        raise document.error()
     try:
-        schema = model.model_validate(document.data)
+        if isinstance(document.data, dict):
+            schema = model.model_validate(document.data)
+        else:
+            document.add((), f"got {shown(document.data)}, expected a mapping (lines of 'key: value')")
     except ValidationError as error:
         for problem in explain(error, model):
             document.add(problem.location, problem.sentence)
-        raise document.error() from error
     if document.problems:
         raise document.error()
     return schema
 
 
 def read_yaml(file: str | os.PathLike[str]) -> Any:
-    """The plain data of any YAML file of settings; see ``parse_yaml``."""
+    """Read the plain data of a YAML file of settings; see ``parse_yaml``."""
     try:
         stream = open_plain(file)
     except (OSError, ValueError) as error:
-        raise SchemaError(
-            f"{file}: cannot be read as UTF-8 text: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise SchemaError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     with stream:
         return parse_yaml(stream, str(file))
 
 
 def parse_yaml(stream: BinaryIO, name: str) -> Any:
-    """The plain data of an open YAML file, read as carefully as schemas are; None: it is empty.
+    """Read the plain data of an open YAML file under the limits of schemas; None for an empty file.
 
     Raises:
-        SchemaError: it cannot be read, or holds what settings never need: aliases, tags, more than a page. The message
-            has the line, and nothing of what stands there: it may be a password.
+        SchemaError: it cannot be read, or holds aliases, tags, or more than a page. The message names the line and
+            none of its values: one may be a password.
     """
-    try:
-        data = stream.read(_LIMIT + 1)
-        text = data.decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", error)
-        raise SchemaError(f"{name}: cannot be read as UTF-8 text: {reason}") from error
-    if len(data) > _LIMIT:
-        raise SchemaError(f"{name}: more than {_LIMIT} bytes, expected a page of YAML")
-    document = _Document(text, name)
+    document = _Document(_text_of(stream, name), name)
     if document.problems:
-        raise SchemaError(f"line {document.problems[0][0]} holds a value, a key or a tag that cannot be used")
+        raise SchemaError(f"line {min(document.problems)[0]} holds a value, a key or a tag that cannot be used")
     return document.data
 
 
+def _text_of(stream: BinaryIO, name: str) -> str:
+    try:
+        data = stream.read(_LIMIT + 1)
+    except OSError as error:
+        raise SchemaError(f"{name}: cannot be read: {error.strerror or error}") from error
+    if len(data) > _LIMIT:
+        raise SchemaError(f"{name}: more than {_LIMIT} bytes, expected a page of YAML")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SchemaError(f"{name}:{line}: not UTF-8; save the file as UTF-8 text") from error
+
+
 def dump(schema: Model) -> str:
-    """YAML text of a model, with every setting."""
+    """Write a model as YAML text, with every setting."""
     plain = schema.model_dump(mode="json", exclude_none=True)
     text: str = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    # Direction characters are printable to YAML, but not to us; what holds them stands in double quotes.
-    return "".join(char if char.isprintable() or char == "\n" else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    return f"\\U{ord(char):08x}"
+    # YAML leaves direction characters as they are; text that holds them is in double quotes, where escapes are read.
+    return "".join(char if char.isprintable() or char == "\n" else f"\\U{ord(char):08x}" for char in text)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what YAML takes for an end of line, which it would read back as a space."""
+    """Puts text that is not printable in double quotes: YAML reads other line separators back as spaces."""
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
@@ -134,7 +126,7 @@ _Dumper.add_representer(str, _text)
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes, and refuses what a schema never needs and what hostile files are made of."""
+    """Refuses aliases and deep nesting, which schemas never need and hostile files are made of."""
 
     depth = 0
 
@@ -153,17 +145,17 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Document:
-    """YAML text as plain data that remembers its lines.
+    """YAML text as plain data, with the line of every key and list item.
 
     Attributes:
         data: mappings, lists and scalars; None for an empty text.
-        problems: (line, message) of everything wrong that was found so far.
+        problems: (line, sentence) of everything wrong so far.
     """
 
     def __init__(self, text: str, name: str) -> None:
         self._name = name
         self._lines: dict[Location, int] = {}
-        self._blamed: set[Location] = set()
+        self._reported: set[Location] = set()
         self.problems: list[tuple[int, str]] = []
         try:
             self._loader = _Loader(text)
@@ -174,62 +166,58 @@ class _Document:
             raise SchemaError(f"{name}:{line}: {sentence}") from error
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            line = mark.line + 1 if mark else 1
             sentence = ", ".join(part for part in (error.context, error.problem) if part)
-            raise SchemaError(f"{name}:{line}: not valid YAML: {sentence}") from error
-        self._lines[()] = root.start_mark.line + 1 if root else 1
+            raise SchemaError(f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {sentence}") from error
         self.data = self._plain(root, ()) if root else None
 
     def add(self, location: Location, sentence: str) -> None:
-        """Note a problem; its line is that of the location, or of the nearest thing around it that was written.
-
-        The first problem of a location stands for those that follow from it.
-        """
-        if location in self._blamed:
+        """Note the first problem of a location, at its line or that of the nearest location around it."""
+        if location in self._reported:
             return
-        self._blamed.add(location)
+        self._reported.add(location)
         present = location
         while present not in self._lines:
             present = present[:-1]
         self._note(self._lines[present], f"{written(location)}: {sentence}" if location else sentence)
 
     def error(self) -> SchemaError:
-        """All problems in one, a line each, in the order of the file."""
-        messages = [message for _, message in sorted(self.problems, key=lambda p: p[0])]
-        more = [f"{self._name}: ... and {len(messages) - _SHOWN} more problems"] if len(messages) > _SHOWN else []
-        return SchemaError("\n".join(messages[:_SHOWN] + more))
+        """All problems in one exception, a line each, in the order of the file."""
+        lines = [f"{self._name}:{line}: {sentence}" for line, sentence in sorted(self.problems, key=lambda p: p[0])]
+        if len(lines) > _MAX_PROBLEMS:
+            lines[_MAX_PROBLEMS:] = [f"{self._name}: ... and {len(lines) - _MAX_PROBLEMS} more problems"]
+        return SchemaError("\n".join(lines))
 
     def _note(self, line: int, sentence: str) -> None:
-        self.problems.append((line, f"{self._name}:{line}: {sentence}"))
+        self.problems.append((line, sentence))
 
     def _plain(self, node: yaml.Node, location: Location) -> Any:
-        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
+        self._lines.setdefault(location, node.start_mark.line + 1)
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if isinstance(node, yaml.MappingNode) and kind == "map":
             return self._mapping(node, location)
-        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-            for i, item in enumerate(node.value):
-                self._lines[*location, i] = item.start_mark.line + 1
+        if isinstance(node, yaml.SequenceNode) and kind == "seq":
             return [self._plain(item, (*location, i)) for i, item in enumerate(node.value)]
-        if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
-            try:
-                value = self._loader.construct_object(node)
-            except (ValueError, OverflowError):
-                self.add(location, f"got {shown(node.value)}, which is not a valid {node.tag.rpartition(':')[2]}")
-                return None
-            if isinstance(value, int) and value.bit_length() > 64:
-                self.add(location, "got a huge number, expected one of at most 64 bits")
-                return None
-            return value
-        self.add(location, f"the tag {shown(node.tag)} is not allowed; remove it")
-        return None
+        if not isinstance(node, yaml.ScalarNode) or kind not in _SCALARS:
+            self.add(location, f"the tag {shown(node.tag)} is not allowed; remove it")
+            return None
+        try:
+            value = self._loader.construct_object(node)
+        except (ValueError, OverflowError):
+            self.add(location, f"got {shown(node.value)}, which is not a valid {kind}")
+            return None
+        if isinstance(value, int) and value.bit_length() > 64:
+            self.add(location, "got a huge number, expected one of at most 64 bits")
+            return None
+        return value
 
     def _mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:
         plain: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode):
                 self._note(line, "got a list or mapping as a key, expected a name")
                 continue
+            key = key_node.value
             where = (*location, key)
             if key in plain:
                 self._note(line, f"{written(where)}: appears twice, first in line {self._lines[where]}; remove one")
@@ -240,7 +228,7 @@ class _Document:
 
 
 def _folder() -> Path:
-    """Where the presets are: inside the installed package, or at the root of a checkout."""
+    """Return the folder of the presets: in the installed package, or at the root of a checkout."""
     package = Path(str(files("mg_milvus")))
     for folder in (package / "schemas", package.parent / "schemas"):
         if (folder / _JSON_SCHEMA).is_file():

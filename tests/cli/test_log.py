@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,20 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from mg_milvus.cli import console
+from mg_milvus.cli import log
 from mg_milvus.cli.app import app
-from mg_milvus.cli.console import ProgressView, complain, tell
+from mg_milvus.cli.console import ProgressView
+from mg_milvus.cli.log import complain, tell
 from mg_milvus.records import Failure, Progress
 from tests.cli.test_cli import mgm
 from tests.images import save_image
 
 
 @pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console._State, "json", False)
-    monkeypatch.setattr(console._State, "told", set())
+def _lines() -> Iterator[None]:
+    log.configure([])
+    yield
+    log.configure([])
 
 
 def run(*arguments: str | Path, **environment: str) -> Result:
@@ -131,7 +134,7 @@ def test_lines_for_people_become_events(monkeypatch: pytest.MonkeyPatch) -> None
     complain("plain")
     assert stderr.getvalue() == "mgm: plain\n"
     stderr.truncate(stderr.seek(0))
-    console.choose(["--log-json"])
+    log.configure(["--log-json"])
     complain("two\nlines", error="StoreError")
     tell("wrote page.html", "wrote", file="page.html")
     failure = Failure("/a/\udc80.jpg", "broken")

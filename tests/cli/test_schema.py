@@ -48,9 +48,9 @@ def mgm(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_presets_are_listed_with_their_purpose() -> None:
     result = invoke("presets")
     assert result.exit_code == 0
-    names = ["default", "compact", "regions", "regions-precise", "precise", "server"]
+    names = ["default", "compact", "precise", "regions", "regions-precise", "server"]
     assert [line.split()[0] for line in result.stdout.splitlines()] == names
-    assert "compact        16 bytes an image" in result.stdout
+    assert "compact          16 bytes an image" in result.stdout
 
 
 def test_init_writes_the_commented_preset(folder: Path) -> None:
@@ -119,8 +119,8 @@ def test_check_of_a_missing_file_names_the_presets() -> None:
     result = invoke("check", "mine.yaml")
     assert result.exit_code == 1
     assert result.stderr == (
-        "'mine.yaml' is neither a schema file nor a preset; expected one of default, compact, parts, regions-precise, "
-        "precise, server\n"
+        "'mine.yaml' is neither a schema file nor a preset; expected one of default, compact, precise, regions, "
+        "regions-precise, server\n"
     )
 
 

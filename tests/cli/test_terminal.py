@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from mg_milvus.cli.console import ProgressView, complain, print_failures, shorten
+from mg_milvus.cli.console import ProgressView, print_failures, shorten
 from mg_milvus.cli.evaluate import print_figures
 from mg_milvus.cli.ingest import summary
+from mg_milvus.cli.log import complain
 from mg_milvus.cli.query import print_hits
 from mg_milvus.files import printable
 from mg_milvus.records import Failure, Hit, Progress

@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 
 import mg_milvus
-from mg_milvus.cli import console
-from mg_milvus.cli.console import ProgressView, complain, print_failures, shorten, tell
+from mg_milvus.cli import log
+from mg_milvus.cli.console import ProgressView, print_failures, shorten
 from mg_milvus.cli.evaluate import print_figures
+from mg_milvus.cli.log import complain, tell
 from mg_milvus.cli.query import print_hits
 from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport, GroupMember, duplicates_page
 from mg_milvus.evaluation.report import QueryShown, ReportData, ResultShown, write_report
@@ -37,7 +38,7 @@ from mg_milvus.schema.models import ExtraField, Granularity, Schema
 from mg_milvus.training.report import write_training_page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 NAMES = {
     "element": "<script>alert(1)</script>",
@@ -231,10 +232,16 @@ TERMINAL: dict[str, tuple[int, Callable[[str], object]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _lines() -> Iterator[None]:
+    log.configure([])
+    yield
+    log.configure([])
+
+
 @pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("output", [*TERMINAL, "a line of a stage"])
 def test_a_terminal_cannot_be_steered(output: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console._State, "json", False)
     lines, write = TERMINAL.get(output, (0, a_line))
     text = caught(lambda: write(NAMES[kind]))
     assert [char for char in text.replace("\n", "") if not char.isprintable() and char not in "\u200c\u200d"] == []
@@ -246,13 +253,12 @@ def test_a_terminal_cannot_be_steered(output: str, kind: str, monkeypatch: pytes
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_log_is_one_object_a_line(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = NAMES[kind]
-    monkeypatch.setattr(console._State, "json", True)
-    monkeypatch.setattr(console._State, "told", set())
+    log.configure([log.FLAG])
 
     def write() -> None:
         complain(name, path=name)
         tell(name, "wrote", file=name)
-        console.unreadable([Failure(name, name)])
+        log.log_unreadable([Failure(name, name)])
 
     lines = caught(write).splitlines()
     assert len(lines) == 3

@@ -85,7 +85,7 @@ def by_hand(images: list[Row], detail: np.ndarray) -> dict[str, tuple[int, int]]
     places = scale_of(REGIONS.windows).tolist()
     found = {}
     for row in images:
-        codes = [int.from_bytes(row.region_codes[4 * n : 4 * n + 4]) for n in range(REGIONS.regions)]
+        codes = [int.from_bytes(row.region_codes[4 * n : 4 * n + 4]) for n in range(REGIONS.count)]
         found[row.id] = min(
             ((code ^ int.from_bytes(detail[place].tobytes())).bit_count(), n)
             for n, (code, place) in enumerate(zip(codes, places, strict=True))

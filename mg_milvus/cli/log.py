@@ -1,0 +1,136 @@
+"""Messages on standard error, by ``logging``: a line for people, or a JSON object a line with ``--log-json``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mg_milvus.config import hide
+from mg_milvus.files import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mg_milvus.records import Failure
+
+FLAG = "--log-json"
+VARIABLE = "MGM_LOG_JSON"
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record as one line that cannot steer the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return ``mgm: message``."""
+        return "mgm: " + " ".join(map(printable, record.getMessage().splitlines()))
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a record as a JSON object: time, level, event, and the event's fields.
+
+    ASCII only, so that no file name can break a line or an encoding.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the object, in one line."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        fields = getattr(record, "fields", {"message": record.getMessage()})
+        head = {"time": time, "level": record.levelname.lower(), "event": getattr(record, "event", "warning")}
+        return json.dumps(head | {name: _plain(value) for name, value in fields.items()}, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """Replace what JSON does not have: None for infinity and NaN, text for other objects."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float | list | dict) else str(value)
+
+
+class _StandardError(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.flush()
+
+
+_handler = _StandardError()
+_handler.setFormatter(LineFormatter())
+_logger = logging.getLogger("mg_milvus.cli")
+_logger.setLevel(logging.INFO)
+_logger.propagate = False
+_logger.addHandler(_handler)
+_reported: set[Failure] = set()
+"""Unreadable images that are in the log of this command."""
+_tokens: set[str] = set()
+"""Tokens of this command, which no report of a bug may hold: those are pasted into issues."""
+
+
+def show_warnings() -> None:
+    """Show the warnings of the library, too."""
+    logging.getLogger("mg_milvus").addHandler(_handler)
+
+
+def configure(arguments: list[str]) -> list[str]:
+    """Choose the format of a new command's messages, and return its arguments without the flag.
+
+    The flag may stand anywhere before ``--``, since every command has it.
+
+    Raises:
+        typer.BadParameter: the environment variable is neither 0 nor 1.
+    """
+    _reported.clear()
+    _tokens.clear()
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    rest = [text for text in arguments[:end] if text != FLAG] + arguments[end:]
+    variable = os.environ.get(VARIABLE) or "0"
+    _handler.setFormatter(JsonFormatter() if len(rest) < len(arguments) or variable == "1" else LineFormatter())
+    if variable not in {"0", "1"}:
+        raise typer.BadParameter(f"{VARIABLE} is '{variable}', expected 1 for structured logs, 0 or nothing for none")
+    return rest
+
+
+def is_json() -> bool:
+    """Whether standard error holds JSON."""
+    return isinstance(_handler.formatter, JsonFormatter)
+
+
+def emit(level: int, event: str, **fields: Any) -> None:
+    """Log an event; without ``--log-json`` its line is the field ``message``."""
+    _logger.log(level, "%s", fields.get("message", event), extra={"event": event, "fields": fields})
+
+
+def complain(message: str, **fields: Any) -> None:
+    """Log an error; ``fields`` are in JSON only."""
+    emit(logging.ERROR, "error", message=message, **fields)
+
+
+def tell(message: str, event: str = "note", **fields: Any) -> None:
+    """Log what was done; ``event`` and ``fields`` are in JSON only."""
+    emit(logging.INFO, event, message=message, **fields)
+
+
+def log_unreadable(failures: Iterable[Failure]) -> None:
+    """Log each image that could not be read, once; without ``--log-json`` they are printed at the end."""
+    for failure in failures:
+        if is_json() and failure not in _reported:
+            _reported.add(failure)
+            emit(logging.WARNING, "unreadable", path=failure.path, reason=failure.reason)
+
+
+def register_token(token: str | None) -> None:
+    """Let ``redact`` remove a token until the next command begins."""
+    if token:
+        _tokens.add(token)
+
+
+def redact(text: str) -> str:
+    """Remove the tokens from a text of a library's or a traceback."""
+    for token in _tokens:
+        text = hide(text, token)
+    return text
