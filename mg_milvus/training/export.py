@@ -16,7 +16,7 @@ from mg_milvus.encoder.networks import as_arrays, as_tensors, build, pretrained,
 from mg_milvus.encoder.torch_runtime import TorchEncoder
 from mg_milvus.encoder.weights import weights_fingerprint
 from mg_milvus.errors import EncoderError, TrainingError
-from mg_milvus.images.augment import EDITS, recompressed
+from mg_milvus.images.augment import AUGMENTATIONS, recompress
 from mg_milvus.schema.regions import REGIONS, RegionSettings, box_of, scale_of, windows
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def region_statistics(encoder: TorchEncoder, images: Sequence[Image.Image]) -> S
 
 def _cut(scene: Image.Image, corner: np.ndarray, size: float) -> Image.Image:
     left, top, width, height = box_of(np.array([*corner, size, size]), *scene.size)
-    return recompressed(scene.crop((left, top, left + width, top + height)), quality=QUALITY)
+    return recompress(scene.crop((left, top, left + width, top + height)), quality=QUALITY)
 
 
 def _scenes(images: Sequence[Image.Image], side: int) -> list[Image.Image]:
@@ -196,7 +196,9 @@ def _moved(encoder: TorchEncoder, images: Sequence[Image.Image]) -> NDArray[np.f
     # Edits are in pixels, as of photographs; thumbnails would be destroyed by them.
     enlarged = [_enlarged(image) for image in images]
     plain = features_of(encoder, enlarged)["fine"]
-    versions = [features_of(encoder, [edit.apply(p, "strong") for p in enlarged])["fine"] for edit in EDITS.values()]
+    versions = [
+        features_of(encoder, [edit.apply(p, "strong") for p in enlarged])["fine"] for edit in AUGMENTATIONS.values()
+    ]
     return np.concatenate([version - plain for version in versions])
 
 
