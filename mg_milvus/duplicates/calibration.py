@@ -68,22 +68,22 @@ def fit_chance_rates(counts: NDArray[np.int64], nearer: int = -1) -> ChanceRates
     for share in _SHARES:
         fit = _steepest(counts, nearer, max(share * counts.sum(), _LEAST_PAIRS))
         if fit is not None and fit[0] >= _LEAST_DIMENSION:
-            return _extrapolated(counts, *fit)
+            return _extrapolate(counts, *fit)
     return None
 
 
-def largest_distance(expected: NDArray[np.float64], found: NDArray[np.int64], precision: float) -> int | None:
+def largest_distance(expected: NDArray[np.float64], within: NDArray[np.int64], precision: float) -> int | None:
     """The largest distance at which the near pairs have this expected precision (Benjamini and Hochberg 1995).
 
     Args:
         expected: (n,) false pairs expected within 0, 1, 2, ... bits.
-        found: (n,) pairs found within 0, 1, 2, ... bits.
+        within: (n,) pairs found within 0, 1, 2, ... bits.
         precision: expected false pairs are at most 1 - precision of the pairs found.
 
     Returns:
         None when there is no such distance.
     """
-    good = np.flatnonzero((found > 0) & (expected <= (1 - precision) * found))
+    good = np.flatnonzero((within > 0) & (expected <= (1 - precision) * within))
     return int(good[-1]) if len(good) else None
 
 
@@ -132,7 +132,7 @@ def _weights(dimension: float, until: int) -> NDArray[np.float64]:
     return weights
 
 
-def _extrapolated(counts: NDArray[np.int64], dimension: float, after: int, until: int) -> ChanceRates:
+def _extrapolate(counts: NDArray[np.int64], dimension: float, after: int, until: int) -> ChanceRates:
     weights = _weights(dimension, until)
     total = counts.sum()
     rates = np.empty(len(counts))

@@ -109,12 +109,12 @@ class DuplicateQuery:
         allowed = (1 - precision) * MOST_EACH * images
         return max(0, int(np.searchsorted(calibration.chance.rates * compared, allowed, side="right")) - 1)
 
-    def choose_distance(self, calibration: Calibration, compared: int, found: NDArray[np.int64]) -> int | None:
+    def choose_distance(self, calibration: Calibration, compared: int, counts: NDArray[np.int64]) -> int | None:
         """The largest distance of near pairs, from the number of pairs found at each distance up to the radius."""
         precision = self.required_precision
         if precision is None or calibration.chance is None:
             return self.distance
-        return largest_distance(calibration.chance.rates[: len(found)] * compared, np.cumsum(found), precision)
+        return largest_distance(calibration.chance.rates[: len(counts)] * compared, np.cumsum(counts), precision)
 
 
 _FETCHED = 10_000

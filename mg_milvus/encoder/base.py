@@ -284,10 +284,10 @@ class HashEncoder(ABC):
                     f"{self.backbone} takes images of one size only, and regions need several: take "
                     "another encoder, or leave 'regions' out of the schema"
                 )
-        kept = {name: head for name, head in self.state.heads.items() if name != REGIONS}
-        made = self._with_heads(kept, self.adapted_on)
-        configuration = made.state.configuration.model_copy(update={"regions": tuple(scales)})
-        return made._like(made.state.model_copy(update={"configuration": configuration}))
+        heads = {name: head for name, head in self.state.heads.items() if name != REGIONS}
+        encoder = self._with_heads(heads, self.adapted_on)
+        configuration = encoder.state.configuration.model_copy(update={"regions": tuple(scales)})
+        return encoder._like(encoder.state.model_copy(update={"configuration": configuration}))
 
     def with_bits(self, bits: Mapping[str, int]) -> Self:
         self.check(bits)
@@ -295,11 +295,11 @@ class HashEncoder(ABC):
             return self
         if self.state.configuration.fixed:
             self._check_lengths(bits)
-        kept = {name: self.state.heads[name] for name in bits if self.bits.get(name) == bits[name]}
-        made = {name: shipped_head(self._moments(name), bits[name]) for name in bits if name not in kept}
-        return self._with_heads(
-            {name: (kept | made)[name] for name in bits}, 0 if self.state.configuration.fixed else self.adapted_on
-        )
+        heads = {
+            name: self.state.heads[name] if self.bits.get(name) == length else shipped_head(self._moments(name), length)
+            for name, length in bits.items()
+        }
+        return self._with_heads(heads, 0 if self.state.configuration.fixed else self.adapted_on)
 
     def adapted(self, sample: Features, bits: Mapping[str, int]) -> Self:
         self.check(bits)
@@ -340,11 +340,11 @@ class HashEncoder(ABC):
         """
         self.check(bits)
         heads = {name: BASELINES[method](sample[name], length) for name, length in bits.items()}
-        made = self if self.state.statistics else self.with_statistics(sample, bits)
-        configuration = made.state.configuration.model_copy(
+        encoder = self if self.state.statistics else self.with_statistics(sample, bits)
+        configuration = encoder.state.configuration.model_copy(
             update={"adapted_on": len(next(iter(sample.values()))), "fixed": True}
         )
-        state = made.state.model_copy(update={"configuration": configuration, "heads": heads})
+        state = encoder.state.model_copy(update={"configuration": configuration, "heads": heads})
         return type(self)(state, device=self.device)
 
     def with_statistics(self, sample: Features, bits: Mapping[str, int], moved: Features | None = None) -> Self:
@@ -358,13 +358,13 @@ class HashEncoder(ABC):
         """
         self.check(bits)
         moved = moved or {}
-        made: dict[str, Statistics] = {}
+        all_moments: dict[str, Statistics] = {}
         for name, values in sample.items():
             moments = statistics(values)
             nuisance = augmentation_covariance(moved[name]) if name in moved else None
-            made[name] = Statistics(moments.mean, moments.factor, nuisance)
-        heads = {name: shipped_head(made[name], length) for name, length in bits.items()}
-        state = self.state.model_copy(update={"heads": heads, "statistics": made})
+            all_moments[name] = Statistics(moments.mean, moments.factor, nuisance)
+        heads = {name: shipped_head(all_moments[name], length) for name, length in bits.items()}
+        state = self.state.model_copy(update={"heads": heads, "statistics": all_moments})
         return type(self)(state, device=self.device)
 
     def to_bytes(self, limit: int | None = None) -> bytes:
@@ -417,9 +417,9 @@ class HashEncoder(ABC):
 
     def _like(self, state: file.EncoderState) -> Self:
         """An encoder with another state over the same network."""
-        made = type(self)(state, device=self.device)
-        self._lend_network(made)
-        return made
+        encoder = type(self)(state, device=self.device)
+        self._lend_network(encoder)
+        return encoder
 
 
 def _hash(head: Head | ManifoldHead, features: Matrix) -> Codes:

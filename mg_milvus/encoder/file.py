@@ -43,7 +43,7 @@ def check_widths(
                 "again with mgm fit"
             )
         expected = width(pooling.model_copy(update={"kind": "gem"}) if name == REGIONS else pooling, channels)
-        taken = [made[name].mean.shape for made in (heads, moments) if name in made]
+        taken = [fitted[name].mean.shape for fitted in (heads, moments) if name in fitted]
         if name in moments:
             matrices = (moments[name].factor, moments[name].nuisance)
             taken += [matrix.shape[1:] for matrix in matrices if matrix is not None]

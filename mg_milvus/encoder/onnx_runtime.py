@@ -168,10 +168,10 @@ class _Layers:
             scale, shift = self._norm(norm, len(kernel))
             inputs += self._constants(kernel * scale[:, None, None, None], shift, x.step)
         side = kernel.shape[2]
-        made = self.graph.add(
+        output = self.graph.add(
             "Conv", *inputs, kernel_shape=(side, side), strides=(stride, stride), pads=(side // 2,) * 4
         )
-        return _Maps(made, len(kernel))
+        return _Maps(output, len(kernel))
 
     def _constants(self, kernel: NDArray[np.float32], shift: NDArray[np.float32], step: float) -> list[str]:
         """Kernel and shift of a convolution; in 8 and 32 bits, scaled per channel, when its input has 8."""
@@ -194,9 +194,9 @@ class _Layers:
         ``rectified``: none below 0. Rounding does that by itself when the range begins at 0.
         """
         if self._ranges is None:
-            made = self.each("Relu", x) if rectified else x
-            self.values[name] = made.name
-            return made
+            output = self.each("Relu", x) if rectified else x
+            self.values[name] = output.name
+            return output
         lowest, highest = self._ranges[name]
         lowest, highest = min(lowest, 0.0), max(highest, 1e-6)
         step = np.float32((highest - lowest) / 255)
@@ -335,9 +335,9 @@ def ranges_of(backbone_fingerprint: str) -> Ranges | None:
     forced = forced_runtime()
     if forced != "onnx-int8" and (forced or not has_fast_int8()):
         return None
-    kept = json.loads((resources.files("mg_milvus.encoder") / "weights" / RANGES_FILE).read_text())
-    ranges: Ranges = kept["ranges"]
-    return ranges if kept["backbone_fingerprint"] == backbone_fingerprint else None
+    content = json.loads((resources.files("mg_milvus.encoder") / "weights" / RANGES_FILE).read_text())
+    ranges: Ranges = content["ranges"]
+    return ranges if content["backbone_fingerprint"] == backbone_fingerprint else None
 
 
 @cache

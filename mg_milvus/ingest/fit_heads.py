@@ -47,12 +47,12 @@ def random_sample(files: Iterable[Found], size: int) -> tuple[list[Found], int]:
     chosen: list[tuple[int, Found]] = []
     randomness = random.Random(_SEED)  # noqa: S311  (reproducible, not secret)
     count = 0
-    for count, found in enumerate(files, start=1):
+    for count, file in enumerate(files, start=1):
         if len(chosen) < size:
-            chosen.append((count, found))
+            chosen.append((count, file))
         elif (place := randomness.randrange(count)) < size:
-            chosen[place] = (count, found)
-    return [found for _, found in sorted(chosen, key=lambda pair: pair[0])], count
+            chosen[place] = (count, file)
+    return [file for _, file in sorted(chosen, key=lambda pair: pair[0])], count
 
 
 def sample_features(
