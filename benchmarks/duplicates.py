@@ -27,7 +27,7 @@ from synthetic import BATCH, synthetic_codes
 from mg_milvus.codes import hamming
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates
 from mg_milvus.duplicates.report import duplicates_page
-from mg_milvus.images.augment import EDITS, STRENGTHS
+from mg_milvus.images.augment import AUGMENTATIONS, STRENGTHS
 from mg_milvus.images.decode import open_image
 from mg_milvus.images.discover import discover, image_id
 from mg_milvus.index import ImageIndex
@@ -50,7 +50,7 @@ def write_copies(folder: Path, share: float, edits: list[str], out: Path) -> dic
     for number in np.sort(random.permutation(len(paths))[: round(share * len(paths))]):
         edit, strength = str(random.choice(edits)), str(random.choice(STRENGTHS))
         copy = out / f"{number:06}.{edit}.{strength}.jpg"
-        EDITS[edit].apply(open_image(paths[number]).image, strength).save(copy, quality=90)
+        AUGMENTATIONS[edit].apply(open_image(paths[number]).image, strength).save(copy, quality=90)
         made[str(copy)] = paths[number], edit, strength
     return made
 
@@ -132,10 +132,9 @@ def cost(count: int) -> dict[str, object]:
         for name, options in {"all pairs": {}, "1 % new": {"newer_than_ns": 98}}.items():
             began: dict[str, float] = {}
             started = time.perf_counter()
-            query = DuplicateQuery.of(schema, distance=None, precision=None, keep="best")
             report = find_duplicates(
-                store, schema, query, **options,
-                progress=lambda told, began=began: began.setdefault(told.stage, time.perf_counter()),
+                store, schema, DuplicateQuery(**options),
+                lambda step, began=began: began.setdefault(step.stage, time.perf_counter()),
             )  # fmt: skip
             seconds = time.perf_counter() - started
             took[name] = {
@@ -151,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", help="images; without it, only the cost is measured")
     parser.add_argument("--copies", type=float, default=0.1)
-    parser.add_argument("--without", nargs="*", default=[], choices=list(EDITS), help="edits left out")
+    parser.add_argument("--without", nargs="*", default=[], choices=list(AUGMENTATIONS), help="edits left out")
     parser.add_argument("--rows", type=int, default=100_000, help="0 leaves the cost out")
     parser.add_argument("--show", type=Path)
     parser.add_argument("--json", type=Path)
@@ -161,7 +160,7 @@ def main() -> None:
         result["cost"] = cost(options.rows)
         print(json.dumps(result["cost"], indent=1))
     if options.folder:
-        edits = [edit for edit in EDITS if edit not in options.without]
+        edits = [edit for edit in AUGMENTATIONS if edit not in options.without]
         result["quality"] = quality(options.folder, options.copies, edits, options.show)
         for row in result["quality"]:
             print("  ".join(f"{k}: {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in row.items()))

@@ -20,7 +20,7 @@ from result_file import write_result
 
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.evaluation.evaluate import evaluate
-from mg_milvus.ingest.fit_heads import fit_encoder
+from mg_milvus.ingest.fit_heads import FitOptions, fit_encoder
 from mg_milvus.training.config import TrainingConfiguration
 from mg_milvus.training.train import train
 
@@ -73,7 +73,9 @@ def main() -> None:
         row(method, figures(options.folder, file, options.bits)["granularities"]["mid"], seconds)
     for method in UNSUPERVISED:
         file = options.out / f"{method}.safetensors"
-        fit_encoder(options.folder / "train", file, backbone=str(plain), bits={"mid": options.bits}, method=method)
+        fit_encoder(
+            options.folder / "train", file, FitOptions(backbone=str(plain), bits={"mid": options.bits}, method=method)
+        )
         found = figures(options.folder, load_encoder(file), options.bits)
         row(f"classifier + {method}", found["granularities"]["mid"], first)
     row("classifier, floats", found["float"], first)

@@ -139,7 +139,7 @@ def quality(folder: Path, name: str, schema: Schema, queries: int) -> dict[str, 
                     if way in {"regions", "fused"}:
                         own = hits[rank - 1].box if rank <= len(hits) else None
                         tallies[way].overlaps.append(overlap(own, box) if own else 0.0)
-                rank, own = by_floats(encoder.detail_features([cut])[0], mean, floats, places, int(row))
+                rank, own = by_floats(encoder.region_image_features([cut])[0], mean, floats, places, int(row))
                 w, h = image.size
                 tallies["floats"].ranks.append(rank)
                 x = windows(schema.regions.windows)[own] * (w, h, w, h)

@@ -23,19 +23,19 @@ from result_file import write_result
 from side_by_side.measuring import alone, show
 
 STAGES = (
-    ("walk the folder", "mg_milvus.ingest.run:reservoir"),
+    ("walk the folder", "mg_milvus.ingest.run:random_sample"),
     ("open the store: import pymilvus, start Lite", "mg_milvus.session:open_store"),
     ("load the encoder, with its imports", "mg_milvus.session:load_encoder"),
     ("read the file", "mg_milvus.images.discover:Found.read"),
     ("hash the content", "mg_milvus.ingest.pipeline:_read"),
     ("decode", "mg_milvus.ingest.pipeline:decode"),
     ("keep the encoder in the store", "mg_milvus.ingest.fit_heads:keep_encoder"),
-    ("wait for the rows sent", "mg_milvus.ingest.pipeline:Writer._land"),
+    ("wait for the rows sent", "mg_milvus.ingest.pipeline:Writer._wait"),
 )
 """Where the functions are looked up when they are called."""
 ENCODER = {
     "prepare": "resize", "features": "encode: the network", "_features": "encode: the network",
-    "adapted": "fit the hash heads", "_fitted": "fit the hash heads", "codes": "hash features to codes",
+    "adapted": "fit the hash heads", "_fit_head": "fit the hash heads", "codes": "hash features to codes",
 }  # fmt: skip
 STORE = {"create": "make the collection", "upsert": "upsert", "fetch": "look rows up"}
 

@@ -23,7 +23,7 @@ from result_file import write_result
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.evaluation.evaluate import evaluate
 from mg_milvus.images.augment import STRENGTHS
-from mg_milvus.ingest.fit_heads import fit_encoder
+from mg_milvus.ingest.fit_heads import FitOptions, fit_encoder
 from mg_milvus.schema.models import PROFILES
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def hierarchy(folder: Path, encoder: Any, labelled: Path | None, queries: int) -
         learned = evaluate(folder, encoder=trained, bits=trained.bits).to_json()
         with TemporaryDirectory() as place:
             file = Path(place) / "itq.safetensors"
-            fit_encoder(folder, file, bits=trained.bits, method="itq")
+            fit_encoder(folder, file, FitOptions(bits=trained.bits, method="itq"))
             itq = evaluate(folder, encoder=file, bits=trained.bits).to_json()
         sides = {"itq": itq, "adaptive": figures, "labelled": learned}
         result["labelled"] = {

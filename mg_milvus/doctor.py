@@ -88,6 +88,7 @@ RANGES = {
     "milvus-lite": ((2, 5, 1), (3,)),
     # Milvus Lite 2.5 imports pkg_resources, which setuptools 82 no longer has.
     "setuptools": ((0,), (82,)),
+    "onnxruntime": ((1, 19), (2,)),
     "torch": ((2, 6), (3,)),
     "torchvision": ((0, 21), (1,)),
     "Pillow": ((11, 3), (100,)),
@@ -325,11 +326,11 @@ def _regions(store: Store, *, repair: bool) -> Iterator[Check]:
 
 
 def _in_step(store: Store, schema: Schema, *, repair: bool) -> Check:
-    from mg_milvus.ingest.run import mend, out_of_step
+    from mg_milvus.ingest.run import delete_orphans, find_out_of_step
 
-    found = out_of_step(store, schema, thorough=True)
+    found = find_out_of_step(store, schema, thorough=True)
     if repair:
-        mend(store, found)
+        delete_orphans(store, found)
     orphans, incomplete = len(found.orphans), len(found.incomplete)
     removed = f"the regions of {orphans:,} images that are gone were removed" if repair and orphans else ""
     if incomplete or (orphans and not repair):

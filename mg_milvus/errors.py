@@ -1,40 +1,40 @@
-"""Everything that can go wrong and that a user can cause.
+"""The exceptions of the package: every error that a user can cause.
 
 MgMilvusError
-├── SchemaError (ValueError)              a schema is not well formed, or asks for what cannot be
+├── SchemaError (ValueError)              a schema is malformed, or cannot be fulfilled
 │   └── SchemaMismatchError               the collection was made with another schema
-├── ImageError (ValueError)             an image cannot be read
-├── QueryError (ValueError)               a query cannot be answered as asked: k, weights, crop ...
+├── ImageError (ValueError)               an image cannot be read
+├── QueryError (ValueError)               invalid query options: k, weights, crop ...
 ├── NotIndexedError (LookupError)         an id or a path that is not a row of the collection
 ├── EncoderError (ValueError)             an encoder file or name cannot be used
 │   ├── EncoderMismatchError              the collection was filled by another encoder
 │   └── WeightsNotFoundError              pretrained weights are not on this machine and cannot be fetched
 ├── CodeFileError (ValueError)            a file or a folder of codes is damaged, unfinished, or not one
 ├── LabelError (ValueError)               labels are missing, or do not fit the images
-├── TrainingError (ValueError)            a training, or its configuration, cannot be as asked
-├── MissingPackageError (ImportError)     an extra is needed
-├── ServeError (ValueError)               the web page cannot be served as asked: port, token, folders
-└── StoreError                            Milvus said no
-    ├── StoreUnavailableError (ConnectionError)   not reachable, or gone in the middle
+├── TrainingError (ValueError)            a training cannot run, or its configuration is invalid
+├── MissingPackageError (ImportError)     a package is missing or broken, such as that of an extra
+├── ServeError (ValueError)               the web page cannot be served: port, token, folders
+└── StoreError                            a Milvus request failed
+    ├── StoreUnavailableError (ConnectionError)   not reachable, or the connection broke
     ├── AuthenticationError (PermissionError)     wrong or missing token
     ├── StoreLockedError                  another process holds the Milvus Lite file
     ├── CollectionNotFoundError (LookupError)
     ├── ForeignCollectionError (ValueError)       the collection was not made by mg-milvus
     ├── FilterError (ValueError)          Milvus could not parse a filter expression
-    └── UnsupportedError (ValueError)     this platform, server or version cannot do it
+    └── UnsupportedError (ValueError)     not supported by this platform, server or version
 
-Messages hold what was got, what was expected, and the remedy, in one line.
+A message is one line: the actual value, the expected one, and the remedy.
 """
 
 from __future__ import annotations
 
 
 class MgMilvusError(Exception):
-    """The root: catch this one to catch everything of this package."""
+    """Base class of all exceptions of this package."""
 
 
 class SchemaError(MgMilvusError, ValueError):
-    """A schema is not well formed, or asks for what cannot be."""
+    """A schema is malformed, or cannot be fulfilled."""
 
 
 class SchemaMismatchError(SchemaError):
@@ -46,7 +46,7 @@ class ImageError(MgMilvusError, ValueError):
 
 
 class QueryError(MgMilvusError, ValueError):
-    """A query cannot be answered as asked."""
+    """Invalid query options."""
 
 
 class NotIndexedError(MgMilvusError, LookupError):
@@ -74,19 +74,19 @@ class LabelError(MgMilvusError, ValueError):
 
 
 class TrainingError(MgMilvusError, ValueError):
-    """A training, or its configuration, cannot be as asked."""
+    """A training cannot run, or its configuration is invalid."""
 
 
 class MissingPackageError(MgMilvusError, ImportError):
-    """An optional package is needed."""
+    """A package is missing or broken, such as that of an extra."""
 
 
 class ServeError(MgMilvusError, ValueError):
-    """The web page cannot be served as asked."""
+    """The web page cannot be served."""
 
 
 class StoreError(MgMilvusError):
-    """Milvus refused or failed."""
+    """A Milvus request failed."""
 
 
 class StoreUnavailableError(StoreError, ConnectionError):
@@ -114,4 +114,4 @@ class FilterError(StoreError, ValueError):
 
 
 class UnsupportedError(StoreError, ValueError):
-    """The platform, server or version cannot do what was asked."""
+    """The platform, server or version does not support the request."""

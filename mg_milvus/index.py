@@ -16,7 +16,7 @@ from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE
 from mg_milvus.ingest.metadata import default_values, read_metadata
 from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.ingest.pipeline import Settings
-from mg_milvus.ingest.run import run_ingest, run_refit
+from mg_milvus.ingest.run import Source, run_ingest, run_refit
 from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import Schema
 from mg_milvus.search import retrieve, searcher
@@ -159,10 +159,14 @@ class ImageIndex:
             return defaults if row is None else row.fields
 
         return run_ingest(
-            self._connection, lambda on_failure: discover(sources, on_failure, inside=inside),
-            Settings(batch_size, workers, max_pixels, metrics or IngestMetrics()), fields_of,
-            prune=sources if prune else (), dry_run=dry_run, progress=progress,
-        )  # fmt: skip
+            self._connection,
+            Source(
+                lambda on_failure: discover(sources, on_failure, inside=inside), fields_of, sources if prune else ()
+            ),
+            Settings(batch_size, workers, max_pixels, metrics or IngestMetrics()),
+            dry_run=dry_run,
+            progress=progress,
+        )
 
     def refit(
         self,
@@ -350,17 +354,13 @@ class ImageIndex:
             ImageError: ``of`` cannot be read.
         """
         self._connection.existing()
-        query = DuplicateQuery.of(self.schema, distance=distance, precision=precision, keep=keep)
+        since = None if newer_than is None else int(newer_than.timestamp() * 1e9)
+        query = DuplicateQuery(distance=distance, precision=precision, keep=keep, within=within, newer_than_ns=since)
+        query.check(self.schema)
         store = self._connection.store
         if of is not None:
-            if within is not None or newer_than is not None:
-                raise QueryError("of compares one image with the whole index; leave within and newer_than out")
             return find_duplicates_of(store, self.schema, self._connection.encoder, of, query)
-        return find_duplicates(
-            store, self.schema, query, within=within,
-            newer_than_ns=None if newer_than is None else int(newer_than.timestamp() * 1e9),
-            progress=progress or (lambda _: None),
-        )  # fmt: skip
+        return find_duplicates(store, self.schema, query, progress or (lambda _: None))
 
     def path(self, id_or_path: PathLike) -> str:
         """Where an indexed image was when it was ingested.

@@ -29,6 +29,19 @@ PER_KIND = 20
 KINDS = ("disc", "stripes", "blocks")
 
 
+def pytest_configure() -> None:
+    """Refuse a forced runtime that this CPU computes otherwise: without VNNI, products of 8 bits saturate."""
+    from mg_milvus.encoder.onnx_runtime import forced_runtime, has_fast_int8
+
+    if forced_runtime() == "onnx-int8" and not has_fast_int8():
+        pytest.exit("MGM_RUNTIME is onnx-int8, and this CPU has no VNNI: nothing to test", returncode=0)
+
+
+def pytest_report_header() -> str:
+    """Which runtime the encoders of the tests use."""
+    return f"encoder runtime: {os.environ.get('MGM_RUNTIME') or 'the default of this machine'}"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, so that no worker begins with them when the others are done."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

@@ -71,7 +71,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_code_runs_in_the_order_of_the_page(desk: Path) -> None:
     bin_folder = Path(sys.executable).parent
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MGM_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MGM_") or name == "MGM_RUNTIME"}
     environment = kept | {
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         "XDG_CACHE_HOME": str(desk / "cache"),

@@ -11,7 +11,7 @@ from scipy.fft import dctn
 from mg_milvus.codes import hamming, pack
 from mg_milvus.evaluation.metrics import NOT_A_CANDIDATE, SAME_CLASS, score_rankings
 from mg_milvus.evaluation.scoring import fused_keys, recipes_of
-from mg_milvus.images.augment import EDITS
+from mg_milvus.images.augment import AUGMENTATIONS
 from mg_milvus.images.decode import open_image
 from side_by_side.measuring import in_turn
 
@@ -101,7 +101,7 @@ def _all(coded: Coded, images: Sequence[Path]) -> dict[str, Any]:
 def compare(coded: Coded, labels: Sequence[int], images: Sequence[Path], copies: int) -> dict[str, dict[str, float]]:
     """Kind of code -> bytes, leave-one-out mAP, recall@1 of copies edited at middling strength."""
     chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:copies])
-    edits = [edit for name, edit in EDITS.items() if name != "all"]
+    edits = [edit for name, edit in AUGMENTATIONS.items() if name != "all"]
     made = [
         edits[place % len(edits)].apply(open_image(images[row]).image, "medium") for place, row in enumerate(chosen)
     ]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mg_milvus.bulk import encode
 from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD
 from mg_milvus.encoder.load import load_encoder
-from mg_milvus.images.augment import EDITS
+from mg_milvus.images.augment import AUGMENTATIONS
 from mg_milvus.images.decode import open_image
 from mg_milvus.index import ImageIndex
 from side_by_side.measuring import alone
@@ -30,7 +30,7 @@ COPY = "-copy"
 
 def write_copies(originals: Sequence[Path], out: Path) -> None:
     """The images as they are, and an edited copy of each."""
-    edits = [edit for name, edit in EDITS.items() if name != "all"]
+    edits = [edit for name, edit in AUGMENTATIONS.items() if name != "all"]
     for number, original in enumerate(originals):
         shutil.copy(original, out / f"{number:05}{original.suffix}")
         copy = edits[number % len(edits)].apply(open_image(original).image, "medium")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.encoder.base import Encoder
     from mg_milvus.images.discover import Found
-    from mg_milvus.ingest.pipeline import Prepared
+    from mg_milvus.ingest.pipeline import PreparedImage
     from mg_milvus.store.base import Row
 
     PathLike = str | os.PathLike[str]
@@ -310,12 +310,12 @@ class _Run:
             with self._folder.part(name) as part:
                 yield from part.stamps()
 
-    def _rows(self, batch: Sequence[Prepared]) -> dict[str, Row]:
+    def _rows(self, batch: Sequence[PreparedImage]) -> dict[str, Row]:
         """The rows of those that could be read."""
-        self._failures += [_shown(Failure(p.found.path, p.failure)) for p in batch if p.failure is not None]
+        self._failures += [_shown(Failure(p.file.path, p.failure)) for p in batch if p.failure is not None]
         good = [image for image in batch if image.pixels is not None]
         codes = self._encoder.encode([p.pixels for p in good if p.pixels is not None]) if good else {}
-        rows = [p.row(code_bytes(codes, place), self._fields_of(p.found.path)) for place, p in enumerate(good)]
+        rows = [p.row(code_bytes(codes, place), self._fields_of(p.file.path)) for place, p in enumerate(good)]
         return {row.id: row for row in rows}
 
     def _write(self, rows: dict[str, Row], files: dict[str, int]) -> None:

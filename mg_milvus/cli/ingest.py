@@ -181,7 +181,8 @@ def fit(
     """Fit hash heads over a backbone to a folder of images, without labels, into an encoder file."""
     from mg_milvus.cli.settings import local_settings
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
-    from mg_milvus.ingest.fit_heads import fit_encoder
+    from mg_milvus.ingest.fit_heads import FitOptions, fit_encoder
+    from mg_milvus.ingest.pipeline import Settings
     from mg_milvus.schema.models import Schema
 
     if bits and schema:
@@ -192,16 +193,16 @@ def fit(
         report = fit_encoder(
             folder,
             out,
-            backbone=backbone,
-            bits=lengths,
-            schema=Schema.load(schema) if schema else None,
-            sample=sample,
-            weights=weights,
-            method=method.value,
-            device=settings.device,
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-            max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+            FitOptions(
+                backbone=backbone,
+                weights=weights,
+                bits=lengths,
+                schema=Schema.load(schema) if schema else Schema(),
+                method=method.value,
+                sample=sample,
+                device=settings.device,
+                settings=Settings(settings.batch_size, settings.workers, max_pixels or DEFAULT_MAX_PIXELS),
+            ),
             progress=view,
         )
     if as_json:

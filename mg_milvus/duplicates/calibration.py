@@ -1,4 +1,4 @@
-"""The tail of the unrelated pairs: fitted to counts of pairs by distance, extrapolated to zero. Pure numpy."""
+"""Which distance makes two images duplicates: the distances of unrelated pairs, extrapolated to zero. Pure numpy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg_milvus.duplicates.pairs import Forest, distance_counts, groups, pairs_within
+from mg_milvus.duplicates.pairs import ConnectedComponents, connected_components, distance_counts, pairs_within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 _SHARES = tuple(10 ** (step / 2) for step in range(-8, -1))
-"""The tail is the nearest 0.0001 of all pairs, or more where those do not thin out towards zero (duplicates), ..."""
-_LEAST_TAIL = 400
-"""... and at least so many pairs: of fewer, copies too unlike to be told may be most. The farther from zero, the
-steeper: a tail that is too long promises too much."""
+"""Share of all pairs, the nearest ones, to fit; a larger one where those are duplicates, which do not thin out."""
+_LEAST_PAIRS = 400
+"""Fewest pairs to fit: most of fewer may be distant duplicates. More pairs reach farther from zero, where the fall is
+steeper, and would understate the unrelated near pairs."""
 _LEAST_FITTED = 30
 _LEAST_DIMENSION = 2.0
 """Unrelated images thin out faster than this, duplicates more slowly or not at all."""
@@ -34,14 +34,14 @@ _ERRORS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
-    """Unrelated pairs by distance.
+class ChanceRates:
+    """Rates at which unrelated images are near by chance.
 
     Attributes:
         rates: (distances,) share of the unrelated pairs that are at most 0, 1, 2, ... bits apart.
-        dimension: D of the extrapolation.
+        dimension: D of the extrapolation, see ``_weights``.
         after: distances up to this one were left out of the fit; -1 for none.
-        until: the last distance of the fit; the rates up to it are the fitted ones, beyond they are counted.
+        until: last distance of the fit; rates up to it are fitted, later ones are counted.
     """
 
     rates: NDArray[np.float64]
@@ -50,53 +50,52 @@ class Tail:
     until: int
 
 
-def fitted_tail(counts: NDArray[np.int64], nearer: int = -1) -> Tail | None:
-    """Fit the tail of the unrelated pairs.
+def fit_chance_rates(counts: NDArray[np.int64], nearer: int = -1) -> ChanceRates | None:
+    """Fit the rates of unrelated pairs near distance zero.
 
-    Between duplicates and unrelated pairs there is a valley, where the tail begins at the earliest. Where the two run
-    into each other, duplicates make the fall towards zero look flatter than it is, which overstates the number of
-    unrelated near pairs: so of all beginnings of the tail the one with the steepest fall is taken, less two standard
-    errors.
+    The fit begins at the valley between duplicates and unrelated pairs, or later. Where the two overlap, duplicates
+    flatten the fall towards zero and so overstate the number of unrelated near pairs: of all beginnings the one with
+    the steepest fall is taken, less two standard errors.
 
     Args:
         counts: (distances,) number of pairs that are 0, 1, 2, ... bits apart; duplicates may be among them.
-        nearer: pairs up to this distance were left out of the counts, as duplicates.
+        nearer: pairs up to this distance are known duplicates.
 
     Returns:
         None when there are too few pairs, or nearly all of the nearest are duplicates.
     """
     nearer = max(nearer, _valley(counts))
     for share in _SHARES:
-        fit = _steepest(counts, nearer, max(share * counts.sum(), _LEAST_TAIL))
+        fit = _steepest(counts, nearer, max(share * counts.sum(), _LEAST_PAIRS))
         if fit is not None and fit[0] >= _LEAST_DIMENSION:
-            return _extrapolated(counts, *fit)
+            return _extrapolate(counts, *fit)
     return None
 
 
-def largest_distance(expected: NDArray[np.float64], found: NDArray[np.int64], precision: float) -> int | None:
-    """The largest distance at which the pairs found are expected to be this precise (Benjamini and Hochberg 1995).
+def largest_distance(expected: NDArray[np.float64], within: NDArray[np.int64], precision: float) -> int | None:
+    """The largest distance at which the near pairs have this expected precision (Benjamini and Hochberg 1995).
 
     Args:
         expected: (n,) false pairs expected within 0, 1, 2, ... bits.
-        found: (n,) pairs found within them.
-        precision: expected false pairs are at most 1 - precision of the found ones.
+        within: (n,) pairs found within 0, 1, 2, ... bits.
+        precision: expected false pairs are at most 1 - precision of the pairs found.
 
     Returns:
         None when there is no such distance.
     """
-    good = np.flatnonzero((found > 0) & (expected <= (1 - precision) * found))
+    good = np.flatnonzero((within > 0) & (expected <= (1 - precision) * within))
     return int(good[-1]) if len(good) else None
 
 
 def _valley(counts: NDArray[np.int64]) -> int:
-    """The distance below the most frequent one around which there are the fewest pairs; -1 when that is at zero."""
+    """The distance below the mode around which there are the fewest pairs; -1 when that is at zero."""
     around = np.convolve(counts, np.ones(_AROUND), "valid")[: max(1, int(np.argmax(counts)))]
     lowest = len(around) - 1 - int(np.argmin(around[::-1]))
     return lowest + _AROUND // 2 if lowest else -1
 
 
 def _steepest(counts: NDArray[np.int64], nearer: int, most: float) -> tuple[float, int, int] | None:
-    """Dimension, distance before the first and last distance of the steepest fit to the ``most`` next pairs."""
+    """The steepest fit to the next ``most`` pairs: dimension, distance before the first, last distance."""
     within = np.cumsum(np.where(np.arange(len(counts)) > nearer, counts, 0))
     until = int(np.searchsorted(within, most, side="right")) - 1
     levels = np.searchsorted(within, np.geomspace(1, most, 1 + round(2 * np.log2(most))))
@@ -116,7 +115,7 @@ def _steepest(counts: NDArray[np.int64], nearer: int, most: float) -> tuple[floa
 
 
 def _dimension(distances: NDArray[np.int64], mean: float) -> float:
-    """D of which a tail over these distances has this mean (the maximum likelihood, nearly), by bisection."""
+    """D for which the weights over these distances have this mean, by bisection; nearly the maximum likelihood."""
     low, high = 0.0, _MOST_DIMENSION
     for _ in range(30):
         middle = (low + high) / 2
@@ -133,42 +132,42 @@ def _weights(dimension: float, until: int) -> NDArray[np.float64]:
     return weights
 
 
-def _extrapolated(counts: NDArray[np.int64], dimension: float, after: int, until: int) -> Tail:
+def _extrapolate(counts: NDArray[np.int64], dimension: float, after: int, until: int) -> ChanceRates:
     weights = _weights(dimension, until)
     total = counts.sum()
     rates = np.empty(len(counts))
     rates[: until + 1] = np.cumsum(weights) * counts[after + 1 : until + 1].sum() / weights[after + 1 :].sum() / total
     rates[until + 1 :] = rates[until] + np.cumsum(counts[until + 1 :]) / total
-    return Tail(rates, dimension, after, until)
+    return ChanceRates(rates, dimension, after, until)
 
 
 FINE = "fine"
 """The granularity that tells images apart."""
 SAMPLE = 4096
-"""Rows whose pairs are looked at."""
+"""Rows whose pairs are counted, at most."""
 CHECK_RATE = 0.03
 """A pair must be nearer on every other granularity than all but this share of the unrelated pairs."""
 _LEAST_LIMIT = 1 / 8
-"""But it need not be nearer than this share of the bits: where most images have copies, the rest are few and odd."""
+"""Smallest limit, as a share of the bits: where most images have copies, too few unrelated ones are left to tell."""
 _LIKELY = 0.9
-"""Precision at which images are left out as duplicates before the estimate is made again."""
+"""Precision at which duplicates are removed from the sample before the next fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What is near, told from a sample of an index.
+    """What counts as near, from a sample of an index.
 
     Attributes:
-        tail: of the unrelated pairs on ``fine``; None when it cannot be told.
+        chance: of the unrelated pairs on ``fine``; None when it cannot be estimated.
         limits: other granularity -> largest distance in bits of a near-duplicate; the code length where there are too
-            few pairs to tell.
+            few pairs to estimate one.
     """
 
-    tail: Tail | None
+    chance: ChanceRates | None
     limits: Mapping[str, int]
 
 
-def calibrated(words: Mapping[str, Words], bits: Mapping[str, int]) -> Calibration:
+def calibrate(words: Mapping[str, Words], bits: Mapping[str, int]) -> Calibration:
     """Calibrate on a sample of rows.
 
     Args:
@@ -176,31 +175,32 @@ def calibrated(words: Mapping[str, Words], bits: Mapping[str, int]) -> Calibrati
         bits: granularity -> code length.
     """
     rows = np.arange(words[FINE].shape[1])
-    tail, nearer = None, -1
+    chance, nearer = None, -1
     while True:
         fine, total = words[FINE][:, rows], len(rows) * (len(rows) - 1) // 2
         counts = distance_counts(fine)
-        found = fitted_tail(counts, nearer)
-        if found is None:
+        fit = fit_chance_rates(counts, nearer)
+        if fit is None:
             break
-        tail = found
-        distance = largest_distance(tail.rates * total, np.cumsum(counts), _LIKELY)
+        chance = fit
+        distance = largest_distance(chance.rates * total, np.cumsum(counts), _LIKELY)
         if distance is None or distance <= nearer:
             break
         nearer = distance
         rows = np.delete(rows, _all_but_first(fine, distance))
     limits = {name: _limit(words[name][:, rows], bits[name]) for name in bits if name != FINE}
-    return Calibration(tail, limits)
+    return Calibration(chance, limits)
 
 
 def _all_but_first(words: Words, distance: int) -> list[int]:
-    """The rows of each group of near rows, without its first."""
+    """All rows of each group of near rows but the first."""
     count = words.shape[1]
-    forest = Forest(count)
+    components = ConnectedComponents(count)
     for pairs in pairs_within(words, distance, count):
-        forest.add(pairs)
-    edges = forest.edges()
-    return [row for group in groups(zip(edges.left.tolist(), edges.right.tolist(), strict=True)) for row in group[1:]]
+        components.add(pairs)
+    left, right, _ = components.edges()
+    groups = connected_components(zip(left.tolist(), right.tolist(), strict=True))
+    return [row for group in groups for row in group[1:]]
 
 
 def _limit(words: Words, bits: int) -> int:

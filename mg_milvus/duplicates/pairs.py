@@ -1,7 +1,7 @@
-"""All pairs of near codes, exactly: blocks of XOR and popcount, first on a part of every code.
+"""All pairs of near codes, exactly, and their connected components.
 
-Two codes that differ in at most ``radius`` bits differ in at most as many in any part of them. So a block of pairs is
-compared on its first words only, and the rest of a code is looked at for the few pairs that are still near.
+Two codes that differ in at most ``radius`` bits differ in at most as many in any of their words. So blocks of pairs are
+compared by XOR and popcount on the first words only, and in full for the few pairs that are still near.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 ROWS, COLUMNS = 64, 4096
-"""Pairs of one block: what it needs stays in a core's cache."""
+"""Shape of one block of pairs, which fits into a core's cache."""
 
 _BITS_A_WORD = 20
-"""Words looked at first: one for each so many bits of the radius. Unrelated codes differ in about 32 bits of a word."""
+"""Bits of the radius per word that is compared first. Unrelated codes differ in about 32 bits of a word."""
 
 
 class Pairs(NamedTuple):
-    """Pairs of rows and how far apart they are.
+    """Pairs of rows and their distances.
 
     Attributes:
         left: (n,) int64, the smaller row number of each.
@@ -43,14 +43,14 @@ class Pairs(NamedTuple):
     distances: NDArray[np.int32]
 
     def where(self, chosen: NDArray[np.bool_]) -> Pairs:
-        """Some of the pairs."""
+        """The pairs selected by a mask (n,)."""
         return Pairs(self.left[chosen], self.right[chosen], self.distances[chosen])
 
 
 def as_words(codes: Codes) -> NDArray[np.uint64]:
-    """Codes (n, bytes) uint8 -> (words, n) uint64, contiguous; codes are filled up with zeros, which differ nowhere."""
-    filled = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 8)))
-    return np.ascontiguousarray(filled.view(np.uint64).T)
+    """Codes (n, bytes) uint8 -> (words, n) uint64, contiguous; codes are padded with zeros."""
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 8)))
+    return np.ascontiguousarray(padded.view(np.uint64).T)
 
 
 def distances_of(words: NDArray[np.uint64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -74,15 +74,15 @@ def distance_counts(words: NDArray[np.uint64]) -> NDArray[np.int64]:
 def pairs_within(
     words: NDArray[np.uint64], radius: int, first: int, on_row: Callable[[int], None] = lambda _: None
 ) -> Iterator[Pairs]:
-    """Every pair of rows i < j with i < ``first`` that differs in at most ``radius`` bits, once.
+    """Yield every pair of rows i < j with i < ``first`` that differs in at most ``radius`` bits, once.
 
-    Works on all cores, a bounded number of blocks ahead of the consumer; the order is always the same.
+    Runs on all cores, a bounded number of blocks ahead of the consumer; the order is deterministic.
 
     Args:
         words: (words, n), see ``as_words``.
         radius: in bits, 0 or more.
         first: rows that are compared with all; n for all pairs.
-        on_row: told how many of the first rows are done, or nearly.
+        on_row: called with the number of first rows done, approximately.
 
     Yields:
         The pairs of one block each; blocks without any are left out.
@@ -94,15 +94,15 @@ def pairs_within(
         for rows, columns in _blocks(words.shape[1], first):
             running.append(pool.submit(_near, words, radius, rows, columns))
             if len(running) > 4 * cores:
-                found = running.popleft().result()
-                if len(found.left):
-                    yield found
+                pairs = running.popleft().result()
+                if len(pairs.left):
+                    yield pairs
             if columns.stop == words.shape[1]:
                 on_row(rows.stop)
         for block in running:
-            found = block.result()
-            if len(found.left):
-                yield found
+            pairs = block.result()
+            if len(pairs.left):
+                yield pairs
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -117,8 +117,8 @@ def _blocks(count: int, first: int) -> Iterator[tuple[slice, slice]]:
 
 def _near(words: NDArray[np.uint64], radius: int, rows: slice, columns: slice) -> Pairs:
     """The near pairs i < j of one block."""
-    looked_at = max(1, -(-radius // _BITS_A_WORD))
-    distances = _distances(words[:looked_at], rows, columns)
+    compared = max(1, -(-radius // _BITS_A_WORD))
+    distances = _distances(words[:compared], rows, columns)
     near = np.flatnonzero(distances <= radius)
     left, right = np.divmod(near, distances.shape[1])
     left += rows.start
@@ -130,7 +130,7 @@ def _near(words: NDArray[np.uint64], radius: int, rows: slice, columns: slice) -
 
 
 def _distances(words: NDArray[np.uint64], rows: slice, columns: slice) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Distances of a block, (rows, columns); up to three words add up to at most 192, which a byte holds."""
+    """Distances of a block, (rows, columns); those of up to three words, at most 192, fit into a byte."""
     shape = rows.stop - rows.start, columns.stop - columns.start
     distances = np.zeros(shape, np.uint8 if len(words) < 4 else np.uint16)
     for word in words:
@@ -139,7 +139,7 @@ def _distances(words: NDArray[np.uint64], rows: slice, columns: slice) -> NDArra
 
 
 _LEAST_WAITING = 1 << 16
-"""Pairs gathered before the forest is made anew, at least."""
+"""Fewest pairs to gather before they are reduced to the minimum spanning forest."""
 
 
 class UnionFind:
@@ -149,32 +149,32 @@ class UnionFind:
         self._parents = list(range(count))
 
     def root(self, number: int) -> int:
-        """The number that stands for the set; paths are halved on the way."""
+        """The representative of a set; paths are halved on the way."""
         parents = self._parents
         while (parent := parents[number]) != number:
             parents[number] = number = parents[parent]
         return number
 
     def join(self, left: int, right: int) -> bool:
-        """Make one set of two; whether they were two."""
+        """Unite two sets. Returns whether they were different."""
         low, high = sorted((self.root(left), self.root(right)))
         self._parents[high] = low
         return low != high
 
 
-class Forest:
-    """Grown by pairs; memory in proportion to the rows."""
+class ConnectedComponents:
+    """Incremental minimum spanning forest of near pairs (Kruskal 1956); memory grows with the rows, not the pairs."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._kept: list[Pairs] = []
         self._waiting = 0
-        self._trees = np.arange(count)  # row -> its tree, named by one of its rows
-        self._longest = np.zeros(count, np.int32)  # tree -> its longest edge
+        self._trees = np.arange(count)  # row -> representative of its tree
+        self._longest = np.zeros(count, np.int32)  # tree -> its longest edge, in bits
 
     def add(self, pairs: Pairs) -> None:
-        """Take more pairs in."""
-        # Ends that hang together already, through edges none of which is longer, need no more.
+        """Add pairs."""
+        # An edge inside of a tree that has no longer edge cannot improve the forest.
         trees = self._trees[pairs.left]
         pairs = pairs.where((trees != self._trees[pairs.right]) | (pairs.distances < self._longest[trees]))
         self._kept.append(pairs)
@@ -183,7 +183,7 @@ class Forest:
             self.edges()
 
     def edges(self) -> Pairs:
-        """The forest: fewer pairs than rows, nearest first; equal distances in the order of the rows."""
+        """Edges of the forest: fewer than rows, nearest first, equal distances in the order of the rows."""
         empty = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))
         left, right, distances = map(np.concatenate, zip(empty, *self._kept, strict=True))
         order = np.lexsort((right, left, distances))
@@ -198,8 +198,8 @@ class Forest:
         return forest
 
 
-def groups(edges: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Rows that hang together through edges, each list and the list of lists in ascending order; none of one row."""
+def connected_components(edges: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Connected components with two rows or more, each component and the list of them in ascending order."""
     places: dict[int, int] = {}
     numbered = [(places.setdefault(left, len(places)), places.setdefault(right, len(places))) for left, right in edges]
     sets = UnionFind(len(places))

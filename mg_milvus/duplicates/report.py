@@ -1,11 +1,8 @@
-"""Near-duplicates: groups of images that are one image, edited, scaled or saved again. Nothing is ever deleted.
+"""Groups of near-duplicates and their report, as records, text and HTML. Nothing is ever deleted.
 
 Two rows are near when their ``fine`` codes differ in at most ``distance`` bits and their other codes are nearer than
-nearly all unrelated pairs. Near rows hang together in groups. ``distance`` is chosen such that the pairs expected to be
-near by chance are a small share of the pairs found; how many those are is told from the index itself (``calibration``).
-
-All pairs are compared here, on codes read from the store, and not by Milvus' range search: that takes a request a
-row, returns 16,384 rows at most, and is approximate on servers.
+nearly all unrelated pairs; a group is a connected component of near rows. ``distance`` is chosen such that the pairs
+expected to be near by chance, which ``calibration`` estimates from the index, are a small share of the pairs found.
 """
 
 from __future__ import annotations
@@ -37,14 +34,14 @@ class GroupMember:
     """An image of a group.
 
     Attributes:
-        id: primary key of the row, or what it would be for an image that is asked for and not indexed.
-        path: where the image was when it was ingested.
+        id: primary key of the row, or the one that an image that is not indexed would have.
+        path: path of the image at its ingest.
         size: bytes of the file.
         mtime_ns: modification time of the file, nanoseconds since the epoch.
         width: pixels.
         height: pixels.
-        like: path of the image to keep that this one is near to; None for one to keep.
-        distances: granularity -> distance to it in bits; zeros for one to keep.
+        like: path of the image to keep that this one is near to; None for an image to keep.
+        distances: granularity -> distance to ``like`` in bits; zeros for an image to keep.
     """
 
     id: str
@@ -58,7 +55,7 @@ class GroupMember:
 
     @property
     def keep(self) -> bool:
-        """Whether this is one to keep."""
+        """Whether this is an image to keep."""
         return self.like is None
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,13 +66,13 @@ class GroupMember:
 
 @dataclass(frozen=True, slots=True)
 class DuplicateGroup:
-    """Images that hang together through near pairs.
+    """A connected component of near images.
 
     Attributes:
-        members: those to keep first, best first, then the others by path. Every one that could go is near to one that
-            is kept: a long chain of images keeps several.
-        spread: largest distance on ``fine`` between two of them, in bits; above the report's distance, the group is
-            held together by images in between.
+        members: the images to keep, best first, then the others by path. Each of the others is near to one that is
+            kept, so a long chain of images keeps several.
+        spread: largest distance on ``fine`` between two members, in bits; above the report's distance, some members
+            are connected only through others.
     """
 
     members: tuple[GroupMember, ...]
@@ -96,15 +93,15 @@ class DuplicateReport:
     """What ``ImageIndex.duplicates`` found.
 
     Attributes:
-        rows: images looked at.
+        rows: images in the comparison.
         compared: pairs of images compared.
         distance: largest distance on ``fine`` of a near pair, in bits; None when no distance is precise enough.
         limits: other granularity -> largest distance in bits.
-        precision: what was asked for; None when the distance was given.
+        precision: the required precision; None when the distance was given.
         pairs: near pairs found.
         expected_false: pairs expected to be that near by chance; None when there are too few images to tell.
-        keep: the rule that says which image of a group to keep.
-        groups: with most members first, then the tightest, then by path.
+        keep: the rule by which an image of a group is kept, a key of ``KEEP``.
+        groups: those with most members first, then the tightest, then by path.
         seconds: wall time.
     """
 
@@ -162,7 +159,7 @@ class DuplicateReport:
 
 
 def headline(report: DuplicateReport) -> str:
-    """How many groups, and what could go."""
+    """One line: the number of groups, and the images that could go."""
     if not report.groups:
         return f"no near-duplicates among {_count(report.rows, 'image')}"
     could_go = report.could_go
@@ -174,7 +171,7 @@ def headline(report: DuplicateReport) -> str:
 
 
 def criterion(report: DuplicateReport, bits: Mapping[str, int]) -> str:
-    """What near means."""
+    """One line: the largest distances of near images."""
     if not report.compared:
         return "nothing was compared: no image is that new"
     if report.distance is None:
@@ -188,18 +185,18 @@ def criterion(report: DuplicateReport, bits: Mapping[str, int]) -> str:
 
 
 def chance(report: DuplicateReport) -> str:
-    """How many pairs are expected to be near by chance; empty when there is nothing to say."""
+    """One line: the number of near pairs, and how many are expected by chance; empty when nothing was compared."""
     if report.distance is None or not report.compared:
         return ""
-    found = f"{_count(report.pairs, 'near pair')} of {report.compared:,} compared"
+    pairs = f"{_count(report.pairs, 'near pair')} of {report.compared:,} compared"
     if report.expected_false is None:
-        return f"{found}; it cannot be told how many are near by chance: too few unrelated images"
+        return f"{pairs}; how many are near by chance cannot be estimated: too few unrelated images"
     rate = report.false_positive_rate or 0.0
-    return f"{found}; expected by chance: {_small(report.expected_false)} (rate {rate:.1e})"
+    return f"{pairs}; expected by chance: {_small(report.expected_false)} (rate {rate:.1e})"
 
 
 def file_size(size: int) -> str:
-    """Bytes for people: 812 B, 12.3 kB, 4.0 MB."""
+    """A number of bytes as text: 812 B, 12.3 kB, 4.0 MB."""
     if size < 1000:
         return f"{size} B"
     value = float(size)
@@ -235,14 +232,14 @@ KEEP: dict[str, Callable[[Row], tuple[Any, ...]]] = {
 """Rule -> key of a row; the smallest is kept. best: most pixels, then most bytes, then the oldest, then by path."""
 
 
-def grouped(rows: Sequence[Row], distance: int, limits: Mapping[str, int], rule: str) -> DuplicateGroup:
-    """Make a group of rows, which hold all their codes.
+def make_group(rows: Sequence[Row], distance: int, limits: Mapping[str, int], rule: str) -> DuplicateGroup:
+    """Make a group of rows.
 
-    The best row is kept; what is near to it could go; of the rest the best is kept, and so on. So what could go is
-    always near to one that is kept, not only through a chain; its ``like`` is the nearest on ``fine`` of those.
+    The best row is kept, and rows near to it could go; of the rest the best is kept, and so on. So each row that could
+    go is near to one that is kept, and ``like`` is the nearest of those on ``fine``.
 
     Args:
-        rows: two or more.
+        rows: two or more, with all their codes.
         distance: of near pairs on ``fine``, in bits.
         limits: of near pairs on the other granularities.
         rule: a key of ``KEEP``.
@@ -288,11 +285,11 @@ def _spread(codes: Codes) -> int:
 
 NOTEBOOK_GROUPS = 12
 NOTEBOOK_MEMBERS = 6
-"""Shown of a report and of a group: with more the notebook's file would grow too large."""
+"""Groups of a report and members of a group in a notebook, whose file would otherwise grow too large."""
 
 
 def report_html(report: DuplicateReport) -> str:
-    """The first groups of a report."""
+    """The first groups of a report as HTML for a notebook."""
     shown = report.groups[:NOTEBOOK_GROUPS]
     return render(
         "duplicates", headline=headline(report), told="Nothing was deleted: what could go is a suggestion.",
@@ -301,7 +298,7 @@ def report_html(report: DuplicateReport) -> str:
 
 
 def group_html(group: DuplicateGroup) -> str:
-    """One group."""
+    """One group as HTML for a notebook."""
     return render("duplicates", headline="Near-duplicates", told="", groups=[_group(group)], more=0)
 
 
@@ -327,15 +324,15 @@ def _card(member: GroupMember) -> dict[str, Any]:
 
 
 MOST_GROUPS = 200
-"""Groups shown; with more the page would be too large to open."""
+"""Most groups on a page."""
 
 MOST_MEMBERS = 12
-"""Images shown of a group: those to keep first."""
+"""Most images of a group on a page, those to keep first."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Bar:
-    """How near an image is to the one that it is like, on one granularity."""
+    """Similarity of an image to the one that it is like, on one granularity."""
 
     name: str
     hue: int
@@ -346,7 +343,7 @@ class _Bar:
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """What the template shows of one image."""
+    """Values of the template for one image."""
 
     keep: bool
     like: str
@@ -364,12 +361,12 @@ class _Card:
 def duplicates_page(report: DuplicateReport, *, collection: str, bits: Mapping[str, int]) -> str:
     """A report as one self-contained HTML page.
 
-    Images are embedded as small JPEGs; one that is gone or cannot be read becomes a placeholder tile. Of many groups
-    and of large groups only the first are shown, and the page says so.
+    Images are embedded as small JPEGs; unreadable ones become placeholders. Of many groups and of large groups only the
+    first are on the page, which says so.
 
     Args:
         report: see ``ImageIndex.duplicates``.
-        collection: name of the collection that was asked.
+        collection: name of the collection.
         bits: granularity -> code length in bits, in the order to show.
 
     Returns:
@@ -381,13 +378,13 @@ def duplicates_page(report: DuplicateReport, *, collection: str, bits: Mapping[s
         criterion=criterion(report, bits),
         chance=chance(report),
         keep=report.keep,
-        groups=[_shown(report, group, bits) for group in report.groups[:MOST_GROUPS]],
+        groups=[_group_values(report, group, bits) for group in report.groups[:MOST_GROUPS]],
         more_groups=max(0, len(report.groups) - MOST_GROUPS),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
-def _shown(report: DuplicateReport, group: DuplicateGroup, bits: Mapping[str, int]) -> dict[str, object]:
+def _group_values(report: DuplicateReport, group: DuplicateGroup, bits: Mapping[str, int]) -> dict[str, object]:
     return {
         "cards": [_duplicates_card(member, bits) for member in group.members[:MOST_MEMBERS]],
         "more": max(0, len(group.members) - MOST_MEMBERS),

@@ -1,4 +1,4 @@
-"""The table of backbones: name -> stages to read, input size. Without torch; ``backbones.py`` makes the networks."""
+"""The table of backbones: name -> stages to pool, input size. Without torch; ``networks.py`` builds them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Backbone:
 
     Attributes:
         name: as users write it, and torchvision's name for the model.
-        stages: nodes of the network to read, early to late; a module's name means its output.
+        stages: nodes of the network to pool, early to late; a module's name means its output.
         channels: of each stage.
-        side: input pixels: the area of an input image is about side * side.
-        multiple: input width and height are multiples of this, and so the aspect of the image is kept; 0 for a
-            network that takes squares only.
-        layout: order of a stage's output: channels first, channels last, or a sequence of tokens with a class token.
+        side: in pixels; the area of an input image is about side * side.
+        multiple: input width and height are multiples of this, and the aspect of the image is kept; 0 for a network
+            that takes squares only.
+        layout: axes of a stage's output: channels first, channels last, or a sequence of tokens with a class token.
     """
 
     name: str
@@ -62,7 +62,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def find_backbone(name: str) -> Backbone:
-    """The row of the table.
+    """The row of a backbone.
 
     Raises:
         EncoderError: no such backbone.

@@ -1,4 +1,4 @@
-"""Images to codes: the ``Encoder`` protocol and ``load_encoder``."""
+"""Images to codes: the ``Encoder`` protocol, and ``HashEncoder``, which runs a backbone and hashes its features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mg_milvus.encoder.hash_heads import (
     Head,
     ManifoldHead,
     Statistics,
-    edit_covariance,
+    augmentation_covariance,
     fit_head,
     fit_manifold_head,
     shipped_head,
@@ -28,25 +28,22 @@ from mg_milvus.errors import EncoderError
 from mg_milvus.schema.regions import REGIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
+    from threadpoolctl import ThreadpoolController
 
     from mg_milvus.codes import Codes
+    from mg_milvus.encoder.hash_heads import Matrix
     from mg_milvus.schema.regions import Scale
 
     Pixels = NDArray[np.uint8]
     Features = dict[str, NDArray[np.floating]]
-    from collections.abc import Callable, Iterable
-    from contextlib import AbstractContextManager
-
-    from threadpoolctl import ThreadpoolController
-
-    from mg_milvus.encoder.hash_heads import Matrix
 
 
 class Encoder(Protocol):
-    """Backbone, hash heads and preprocessing in one. Safe to use from several threads."""
+    """Backbone, hash heads and preprocessing. Safe to use from several threads."""
 
     @property
     def fingerprint(self) -> str:
@@ -66,7 +63,7 @@ class Encoder(Protocol):
 
     @property
     def bits(self) -> Mapping[str, int]:
-        """Granularity -> code length in bits, for every granularity this encoder offers."""
+        """Granularity -> code length in bits, for every granularity of this encoder."""
 
     @property
     def adapted_on(self) -> int:
@@ -74,19 +71,19 @@ class Encoder(Protocol):
 
     @property
     def side(self) -> int:
-        """Pixels that the smaller side of an image needs at most; decoders may reduce it down to this."""
+        """Pixels of the shorter side that suffice; decoders may reduce images to this size."""
 
     @property
     def regions(self) -> tuple[Scale, ...]:
-        """Size and grid of the windows that get codes of their own, under ``regions``; empty: none do."""
+        """Size and grid of the windows that get codes of their own, under ``regions``; empty: none."""
 
     def prepare(self, image: Image.Image) -> Pixels:
-        """An RGB image of any size -> (3, h, w) uint8 of the network's size. Pure CPU work, for worker threads."""
+        """Resize an RGB image of any size -> (3, h, w) uint8. Pure CPU work, for worker threads."""
 
     def features(self, images: Sequence[Pixels]) -> Features:
         """Prepared images -> granularity -> (n, d) float32 features, before hashing. Shapes may be mixed.
 
-        Under ``regions`` are those of the regions, (n, r, d) float16, from the same pass.
+        ``regions`` has those of the regions, (n, r, d) float16, from the same forward pass.
         """
 
     def codes(self, features: Features) -> dict[str, Codes]:
@@ -95,50 +92,50 @@ class Encoder(Protocol):
     def encode(self, images: Sequence[Pixels]) -> dict[str, Codes]:
         """``codes(features(images))``. The code of an image does not depend on the others in the batch."""
 
-    def encode_details(self, images: Sequence[Image.Image]) -> Codes:
-        """RGB images of details -> (n, scales, bits / 8) uint8, a code for each size of window.
+    def encode_region_images(self, images: Sequence[Image.Image]) -> Codes:
+        """RGB images of regions -> (n, scales, bits / 8) uint8, a code for each size of window.
 
-        A detail is read at the size that a window has inside an image: what a network sees depends on the scale.
+        Each image is shrunk to the size that a window has inside an image, because features depend on the scale.
         """
 
     def check(self, bits: Mapping[str, int]) -> None:
-        """Refuse granularities that this encoder does not offer, before any work is done for them.
+        """Refuse granularities that this encoder does not have.
 
         Raises:
             EncoderError: one of them is unknown.
         """
 
     def with_regions(self, scales: Sequence[Scale]) -> Encoder:
-        """The same encoder with codes for these windows, or for none. Their head comes with ``adapted``, ``with_bits``.
+        """The same encoder with codes for these windows, or for none; ``adapted`` or ``with_bits`` adds their head.
 
         Raises:
-            EncoderError: its network has no place for them.
+            EncoderError: its network takes images of one size only, or pools no stages for regions.
         """
 
     def with_bits(self, bits: Mapping[str, int]) -> Encoder:
-        """The same backbone with the shipped statistics' heads for these granularities and code lengths."""
+        """The same backbone with heads of these lengths, made from the shipped statistics."""
 
     def adapted(self, sample: Features, bits: Mapping[str, int]) -> Encoder:
-        """The same backbone with heads fitted on a sample of features (n, d) of the collection to come."""
+        """The same backbone with heads fitted on a sample of a collection's features (n, d)."""
 
     def baseline(self, sample: Features, bits: Mapping[str, int], method: str) -> Encoder:
-        """The same backbone with heads of a known method, ``itq`` or ``lsh``, fitted on features (n, d) for good."""
+        """The same backbone with the heads of a baseline, ``itq`` or ``lsh``, fitted on features (n, d) and fixed."""
 
     def to_bytes(self, limit: int | None = None) -> bytes:
-        """The encoder file. Longer than ``limit`` bytes: heads only, with the backbone's fingerprint."""
+        """The encoder file; without the backbone's weights when it would be longer than ``limit`` bytes."""
 
 
-def resized(image: Image.Image, size: tuple[int, int]) -> Pixels:
-    """An RGB image -> (3, h, w) uint8 of this width and height."""
-    made = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.ascontiguousarray(np.asarray(made).transpose(2, 0, 1))
+def resize(image: Image.Image, size: tuple[int, int]) -> Pixels:
+    """Resize an RGB image to a width and height -> (3, h, w) uint8."""
+    resized = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
 def input_size(size: tuple[int, int], side: float, multiple: int) -> tuple[int, int]:
     """Width and height of the network's input for an image of ``size``.
 
-    The area is about side * side and the aspect is kept, between 1:2 and 2:1, as multiples of ``multiple`` allow; there
-    are few different sizes, so that images can share a batch. A ``multiple`` of 0 gives the square.
+    The area is about side * side; the aspect is kept between 1:2 and 2:1, rounded to multiples of ``multiple``. So
+    there are few different sizes, and images can share a batch. A ``multiple`` of 0 gives a square.
     """
     if not multiple:
         return round(side), round(side)
@@ -150,46 +147,47 @@ def input_size(size: tuple[int, int], side: float, multiple: int) -> tuple[int, 
 
 
 def one_core() -> AbstractContextManager[Any]:
-    """While this context lasts: for the whole process, or for this thread alone where the library can do that."""
+    """A context in which numpy's BLAS uses one core: in the whole process, or in this thread where the library can."""
     manager: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
     return manager
 
 
 @cache
 def _libraries() -> ThreadpoolController:
-    from threadpoolctl import ThreadpoolController  # takes a while: not for a single query
+    from threadpoolctl import ThreadpoolController  # slow to import, and not needed for a single query
 
     return ThreadpoolController()
 
 
 MICRO_BATCH = 32
-"""Images per forward pass: larger ones are no faster on a CPU and take more memory."""
+"""Images per forward pass: more are no faster on a CPU and take more memory."""
 REGIONS_SAMPLE = 20_000
-"""Regions that their head is fitted on, at most."""
+"""Regions that the regions' head is fitted on, at most."""
 _SEED = 7
-_HASHED_AT_ONCE = 8192
+_HASH_BLOCK = 8192
+"""Rows to hash at a time: heads compute in double precision."""
 WHOLE = ((1.0, 1),)
-"""The one window that is the whole image."""
+"""A single window, the whole image."""
 
 
 class HashEncoder(ABC):
-    """An ``Encoder`` made of ``Contents``; see the protocol for the methods. Subclasses run the backbone."""
+    """An ``Encoder`` with an ``EncoderState``; see the protocol for the methods. Subclasses run the backbone."""
 
     device: str
     """Where the backbone runs, as ``load_encoder`` takes it."""
 
-    def __init__(self, contents: file.Contents, *, device: str = "auto") -> None:
-        self.contents = contents
+    def __init__(self, state: file.EncoderState, *, device: str = "auto") -> None:
+        self.state = state
         self.device = device
-        self.fingerprint = file.fingerprint(contents)
+        self.fingerprint = file.fingerprint(state)
 
     @property
     def ancestors(self) -> tuple[str, ...]:
-        return self.contents.configuration.ancestors
+        return self.state.configuration.ancestors
 
     @property
     def backbone(self) -> str:
-        return self.contents.configuration.backbone
+        return self.state.configuration.backbone
 
     @property
     @abstractmethod
@@ -197,30 +195,29 @@ class HashEncoder(ABC):
 
     @property
     def bits(self) -> Mapping[str, int]:
-        return {name: head.bits for name, head in self.contents.heads.items()}
+        return {name: head.bits for name, head in self.state.heads.items()}
 
     @property
     def adapted_on(self) -> int:
-        return self.contents.configuration.adapted_on
+        return self.state.configuration.adapted_on
 
     @property
     def side(self) -> int:
-        """See the protocol."""
-        return self.contents.configuration.side
+        return self.state.configuration.side
 
     @property
     def regions(self) -> tuple[Scale, ...]:
-        return self.contents.configuration.regions
+        return self.state.configuration.regions
 
     def prepare(self, image: Image.Image) -> Pixels:
-        return resized(image, input_size(image.size, self.side, find_backbone(self.backbone).multiple))
+        return resize(image, input_size(image.size, self.side, find_backbone(self.backbone).multiple))
 
     def features(self, images: Sequence[Pixels]) -> Features:
-        whole = [name for name in self.contents.heads or self.contents.configuration.readings if name != REGIONS]
+        whole = [name for name in self.state.heads or self.state.configuration.poolings if name != REGIONS]
         return self._in_batches(images, whole, self.regions)
 
     def _in_batches(self, images: Sequence[Pixels], names: Sequence[str], regions: Sequence[Scale]) -> Features:
-        """Features of these granularities, and of the regions if there are some; images of one shape together."""
+        """Features of granularities ``names``, and of windows ``regions``; images of the same shape share batches."""
         rows_of: dict[tuple[int, ...], list[int]] = {}
         for row, image in enumerate(images):
             rows_of.setdefault(image.shape, []).append(row)
@@ -230,45 +227,45 @@ class HashEncoder(ABC):
         def features_of(chunk: Sequence[int]) -> Features:
             return self._features(np.stack([images[row] for row in chunk]), names, regions)
 
-        found: Features = {}
-        for chunk, of_chunk in zip(chunks, self._each(features_of, chunks), strict=True):
+        features: Features = {}
+        for chunk, of_chunk in zip(chunks, self._map(features_of, chunks), strict=True):
             for name, values in of_chunk.items():
-                found.setdefault(name, np.empty((len(images), *values.shape[1:]), values.dtype))[chunk] = values
-        return found
+                features.setdefault(name, np.empty((len(images), *values.shape[1:]), values.dtype))[chunk] = values
+        return features
 
     @property
     def _images_at_once(self) -> int:
         """Images per forward pass."""
         return MICRO_BATCH
 
-    def _each(self, work: Callable[[Sequence[int]], Features], chunks: Sequence[Sequence[int]]) -> Iterable[Features]:
-        """Do the work of each chunk, the results in order; where it pays, several side by side."""
+    def _map(self, work: Callable[[Sequence[int]], Features], chunks: Sequence[Sequence[int]]) -> Iterable[Features]:
+        """Apply ``work`` to each chunk, the results in order, in parallel where that is faster."""
         return map(work, chunks)
 
     @abstractmethod
     def _features(self, images: Pixels, names: Sequence[str], regions: Sequence[Scale]) -> Features:
-        """Features (n, d) float32 of images (n, 3, h, w) uint8 of one shape; see ``_in_batches``."""
+        """Features (n, d) float32 of images (n, 3, h, w) uint8; see ``_in_batches``."""
 
     @abstractmethod
     def _lend_network(self, other: Self) -> None:
-        """Let another encoder over the same backbone use this one's network, which takes a while to build."""
+        """Share the network, which is slow to build, with another encoder over the same backbone."""
 
     def codes(self, features: Features) -> dict[str, Codes]:
-        return {name: _hashed(head, features[name]) for name, head in self.contents.heads.items()}
+        return {name: _hash(head, features[name]) for name, head in self.state.heads.items()}
 
-    def encode_details(self, images: Sequence[Image.Image]) -> Codes:
-        return _hashed(self.contents.heads[REGIONS], self.detail_features(images))
+    def encode_region_images(self, images: Sequence[Image.Image]) -> Codes:
+        return _hash(self.state.heads[REGIONS], self.region_image_features(images))
 
-    def detail_features(self, images: Sequence[Image.Image]) -> Matrix:
-        """Features of details (n, scales, d) float16, each seen at the size of that scale's windows."""
+    def region_image_features(self, images: Sequence[Image.Image]) -> Matrix:
+        """Features of images of regions (n, scales, d) float16, each resized to that scale's windows."""
         step = max(1, find_backbone(self.backbone).multiple // 2)
         inputs = [
-            resized(image, input_size(image.size, self.side * size, step))
+            resize(image, input_size(image.size, self.side * size, step))
             for image in images
             for size, _ in self.regions
         ]
-        found = self._in_batches(inputs, (), WHOLE)[REGIONS]
-        return found.reshape(len(images), len(self.regions), -1)
+        features = self._in_batches(inputs, (), WHOLE)[REGIONS]
+        return features.reshape(len(images), len(self.regions), -1)
 
     def encode(self, images: Sequence[Pixels]) -> dict[str, Codes]:
         features = self.features(images)
@@ -281,43 +278,43 @@ class HashEncoder(ABC):
         if tuple(scales) == self.regions:
             return self
         if scales:
-            self._check_known(REGIONS, self.contents.configuration.readings)
+            self._check_known(REGIONS, self.state.configuration.poolings)
             if not find_backbone(self.backbone).multiple:
                 raise EncoderError(
-                    f"{self.backbone} takes images of one size only, and regions are asked for at several: take "
+                    f"{self.backbone} takes images of one size only, and regions need several: take "
                     "another encoder, or leave 'regions' out of the schema"
                 )
-        kept = {name: head for name, head in self.contents.heads.items() if name != REGIONS}
-        made = self._with_heads(kept, self.adapted_on)
-        configuration = made.contents.configuration.model_copy(update={"regions": tuple(scales)})
-        return made._like(made.contents.model_copy(update={"configuration": configuration}))
+        heads = {name: head for name, head in self.state.heads.items() if name != REGIONS}
+        encoder = self._with_heads(heads, self.adapted_on)
+        configuration = encoder.state.configuration.model_copy(update={"regions": tuple(scales)})
+        return encoder._like(encoder.state.model_copy(update={"configuration": configuration}))
 
     def with_bits(self, bits: Mapping[str, int]) -> Self:
         self.check(bits)
         if dict(bits) == dict(self.bits):
             return self
-        if self.contents.configuration.fixed:
+        if self.state.configuration.fixed:
             self._check_lengths(bits)
-        kept = {name: self.contents.heads[name] for name in bits if self.bits.get(name) == bits[name]}
-        made = {name: shipped_head(self._moments(name), bits[name]) for name in bits if name not in kept}
-        return self._with_heads(
-            {name: (kept | made)[name] for name in bits}, 0 if self.contents.configuration.fixed else self.adapted_on
-        )
+        heads = {
+            name: self.state.heads[name] if self.bits.get(name) == length else shipped_head(self._moments(name), length)
+            for name, length in bits.items()
+        }
+        return self._with_heads(heads, 0 if self.state.configuration.fixed else self.adapted_on)
 
     def adapted(self, sample: Features, bits: Mapping[str, int]) -> Self:
         self.check(bits)
-        fixed = self.contents.configuration.fixed
+        fixed = self.state.configuration.fixed
         if fixed and REGIONS not in bits:
             return self.with_bits(bits)
         if fixed:
             self._check_lengths(bits)
-        shipped = self.contents.statistics
+        shipped = self.state.statistics
 
         def head(name: str) -> Head | ManifoldHead:
             if fixed and name != REGIONS:
-                return self.contents.heads[name]
+                return self.state.heads[name]
             with one_core():
-                return self._fitted(name, sample[name], bits[name])
+                return self._fit_head(name, sample[name], bits[name])
 
         try:
             with one_core(), ThreadPoolExecutor(len(bits), "mgm-fit") as pool:
@@ -330,11 +327,11 @@ class HashEncoder(ABC):
         if shipped:
             return self._with_heads(heads, count)
         moments = {name: statistics(values) for name, values in sample.items() if name != REGIONS}
-        contents = self.contents.model_copy(update={"heads": heads, "statistics": moments})
-        return type(self)(contents, device=self.device)
+        state = self.state.model_copy(update={"heads": heads, "statistics": moments})
+        return type(self)(state, device=self.device)
 
     def baseline(self, sample: Features, bits: Mapping[str, int], method: str) -> Self:
-        """The same backbone with the heads of a known method, fitted once and kept by every collection.
+        """The same backbone with the fixed heads of a baseline.
 
         Args:
             sample: granularity -> (n, d) features.
@@ -343,41 +340,41 @@ class HashEncoder(ABC):
         """
         self.check(bits)
         heads = {name: BASELINES[method](sample[name], length) for name, length in bits.items()}
-        made = self if self.contents.statistics else self.with_statistics(sample, bits)
-        configuration = made.contents.configuration.model_copy(
+        encoder = self if self.state.statistics else self.with_statistics(sample, bits)
+        configuration = encoder.state.configuration.model_copy(
             update={"adapted_on": len(next(iter(sample.values()))), "fixed": True}
         )
-        contents = made.contents.model_copy(update={"configuration": configuration, "heads": heads})
-        return type(self)(contents, device=self.device)
+        state = encoder.state.model_copy(update={"configuration": configuration, "heads": heads})
+        return type(self)(state, device=self.device)
 
     def with_statistics(self, sample: Features, bits: Mapping[str, int], moved: Features | None = None) -> Self:
-        """The same backbone to ship: statistics of these features, and heads for images of which nothing is known.
+        """The same backbone with statistics of these features, and heads made from them.
 
         Args:
             sample: granularity -> (n, d) features of many different images.
             bits: granularity -> code length.
-            moved: granularity -> (m, d) features of edited images minus those of the same images unedited; where
-                given, heads spend few bits on what edits change.
+            moved: granularity -> (m, d) features of augmented images minus those of the originals; heads down-weight
+                the directions that augmentation changes.
         """
         self.check(bits)
         moved = moved or {}
-        made: dict[str, Statistics] = {}
+        all_moments: dict[str, Statistics] = {}
         for name, values in sample.items():
             moments = statistics(values)
-            nuisance = edit_covariance(moved[name]) if name in moved else None
-            made[name] = Statistics(moments.mean, moments.factor, nuisance)
-        heads = {name: shipped_head(made[name], length) for name, length in bits.items()}
-        contents = self.contents.model_copy(update={"heads": heads, "statistics": made})
-        return type(self)(contents, device=self.device)
+            nuisance = augmentation_covariance(moved[name]) if name in moved else None
+            all_moments[name] = Statistics(moments.mean, moments.factor, nuisance)
+        heads = {name: shipped_head(all_moments[name], length) for name, length in bits.items()}
+        state = self.state.model_copy(update={"heads": heads, "statistics": all_moments})
+        return type(self)(state, device=self.device)
 
     def to_bytes(self, limit: int | None = None) -> bytes:
-        whole = file.to_bytes(self.contents)
+        whole = file.to_bytes(self.state)
         if limit is None or len(whole) <= limit:
             return whole
-        return file.to_bytes(self.contents, with_backbone=False)
+        return file.to_bytes(self.state, with_backbone=False)
 
     def check(self, bits: Mapping[str, int]) -> None:
-        offered = [name for name in self.contents.configuration.readings if name != REGIONS or self.regions]
+        offered = [name for name in self.state.configuration.poolings if name != REGIONS or self.regions]
         for name in bits:
             self._check_known(name, offered)
 
@@ -387,7 +384,7 @@ class HashEncoder(ABC):
             raise EncoderError(f"this encoder has no granularity '{name}'; it offers {', '.join(offered)}")
 
     def _check_lengths(self, bits: Mapping[str, int]) -> None:
-        """Fixed hash functions cannot be made longer or shorter; those of regions are never fixed."""
+        """Refuse other lengths of fixed heads; those of regions are never fixed."""
         for name, length in bits.items():
             if name != REGIONS and length != self.bits[name]:
                 raise EncoderError(
@@ -396,38 +393,38 @@ class HashEncoder(ABC):
                 )
 
     def _moments(self, name: str) -> Statistics:
-        if name not in self.contents.statistics:
+        if name not in self.state.statistics:
             raise EncoderError(
-                f"this encoder brings no statistics for '{name}', whose head must be fitted: ingest more images at "
+                f"this encoder has no statistics for '{name}', whose head must be fitted: ingest more images at "
                 "first, or use the encoder 'builtin'"
             )
-        return self.contents.statistics[name]
+        return self.state.statistics[name]
 
-    def _fitted(self, name: str, sample: Matrix, bits: int) -> Head | ManifoldHead:
-        """A head of one granularity, of the kind that its reading asks for."""
+    def _fit_head(self, name: str, sample: Matrix, bits: int) -> Head | ManifoldHead:
+        """Fit the head of one granularity: with smoothing a ``ManifoldHead``, else a ``Head``."""
         if name == REGIONS:
             rows = sample.reshape(-1, sample.shape[-1])
-            some = np.random.default_rng(_SEED).permutation(len(rows))[:REGIONS_SAMPLE]
-            sample = rows[np.sort(some)].astype(np.float32)
-        shipped, steps = self.contents.statistics.get(name), self.contents.configuration.readings[name].smoothing
+            chosen = np.random.default_rng(_SEED).permutation(len(rows))[:REGIONS_SAMPLE]
+            sample = rows[np.sort(chosen)].astype(np.float32)
+        shipped, steps = self.state.statistics.get(name), self.state.configuration.poolings[name].smoothing
         return fit_manifold_head(sample, bits, shipped, steps) if steps else fit_head(sample, bits, shipped)
 
     def _with_heads(self, heads: Mapping[str, Head | ManifoldHead], adapted_on: int) -> Self:
-        configuration = self.contents.configuration.model_copy(
+        configuration = self.state.configuration.model_copy(
             update={"adapted_on": adapted_on, "ancestors": (*self.ancestors, self.fingerprint)}
         )
-        return self._like(self.contents.model_copy(update={"configuration": configuration, "heads": heads}))
+        return self._like(self.state.model_copy(update={"configuration": configuration, "heads": heads}))
 
-    def _like(self, contents: file.Contents) -> Self:
-        """Another encoder over the same network."""
-        made = type(self)(contents, device=self.device)
-        self._lend_network(made)
-        return made
+    def _like(self, state: file.EncoderState) -> Self:
+        """An encoder with another state over the same network."""
+        encoder = type(self)(state, device=self.device)
+        self._lend_network(encoder)
+        return encoder
 
 
-def _hashed(head: Head | ManifoldHead, features: Matrix) -> Codes:
-    """Features (..., d) -> (..., bits / 8) uint8; a block at a time, because heads compute in double precision."""
+def _hash(head: Head | ManifoldHead, features: Matrix) -> Codes:
+    """Hash features (..., d) -> (..., bits / 8) uint8, a block at a time."""
     flat = features.reshape(-1, features.shape[-1])
-    starts = range(0, max(len(flat), 1), _HASHED_AT_ONCE)
-    packed = np.concatenate([pack(head(flat[start : start + _HASHED_AT_ONCE])) for start in starts])
+    starts = range(0, max(len(flat), 1), _HASH_BLOCK)
+    packed = np.concatenate([pack(head(flat[start : start + _HASH_BLOCK])) for start in starts])
     return packed.reshape(*features.shape[:-1], -1)

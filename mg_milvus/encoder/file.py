@@ -1,4 +1,4 @@
-"""Whether the heads of an encoder file can work at all: asked when it is loaded, not at the first image."""
+"""The encoder file: configuration, heads and statistics in one ``.safetensors``, checked when it is read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mg_milvus.encoder.backbones import find_backbone
 from mg_milvus.encoder.hash_heads import Head, ManifoldHead, Statistics
-from mg_milvus.encoder.pooling import Reading, width
+from mg_milvus.encoder.pooling import Pooling, width
 from mg_milvus.encoder.weights import BFLOAT16, from_safetensors, single, to_safetensors, weights_fingerprint
 from mg_milvus.errors import EncoderError
-from mg_milvus.schema.regions import (
-    MOST_REGIONS,
-    REGIONS,
-    Scale,
-)
+from mg_milvus.schema.regions import MOST_REGIONS, REGIONS, Scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,21 +29,21 @@ def check_widths(
     configuration: Configuration, heads: Mapping[str, Head | ManifoldHead], moments: Mapping[str, Statistics],
     origin: str,
 ) -> None:  # fmt: skip
-    """Compare what heads and statistics take with what is read of the backbone, without building it.
+    """Compare the inputs of heads and statistics with the pooled features, without building the backbone.
 
     Raises:
-        EncoderError: they differ, or a stage is read that the backbone does not have.
+        EncoderError: their lengths differ, or the backbone does not have a pooled stage.
     """
     row = find_backbone(configuration.backbone)
     channels = dict(zip(row.stages, row.channels, strict=True))
-    for name, reading in configuration.readings.items():
-        if unknown := sorted(set(reading.stages) - channels.keys()):
+    for name, pooling in configuration.poolings.items():
+        if unknown := sorted(set(pooling.stages) - channels.keys()):
             raise EncoderError(
                 f"{origin}: {name} reads the stage '{unknown[0]}', {row.name} has {', '.join(channels)}: make the file "
                 "again with mgm fit"
             )
-        expected = width(reading.model_copy(update={"pooling": "gem"}) if name == REGIONS else reading, channels)
-        taken = [made[name].mean.shape for made in (heads, moments) if name in made]
+        expected = width(pooling.model_copy(update={"kind": "gem"}) if name == REGIONS else pooling, channels)
+        taken = [fitted[name].mean.shape for fitted in (heads, moments) if name in fitted]
         if name in moments:
             matrices = (moments[name].factor, moments[name].nuisance)
             taken += [matrix.shape[1:] for matrix in matrices if matrix is not None]
@@ -60,10 +56,10 @@ def check_widths(
 
 
 def check_numbers(backbone: Weights, origin: str) -> None:
-    """Refuse weights that make every code the same.
+    """Refuse weights that are not finite.
 
     Raises:
-        EncoderError: some of them are no numbers.
+        EncoderError: a weight is not finite.
     """
     for name, values in backbone.items():
         if not np.isfinite(single(values) if values.dtype == BFLOAT16 else values).all():
@@ -71,19 +67,19 @@ def check_numbers(backbone: Weights, origin: str) -> None:
 
 
 def check_heads(heads: Mapping[str, Head | ManifoldHead], origin: str) -> None:
-    """Try each head, so that one that was made to fail fails here.
+    """Apply each head to zeros, so that a malformed one fails here and not at the first image.
 
     Raises:
-        EncoderError: its matrices do not fit together, or hold what is no number.
+        EncoderError: its matrices do not fit together, or hold values that are not finite.
     """
     for name, head in heads.items():
         wrong: object
         if isinstance(head, ManifoldHead) and not head.neighbours:
-            wrong = f"it ties images to no number of its {len(np.atleast_1d(head.anchors))} anchors"
+            wrong = f"it weights an impossible number of its {len(np.atleast_1d(head.anchors))} anchors"
         elif head.projection.ndim != 2:
             wrong = f"its projection has the shape {head.projection.shape}"
         else:
-            wrong = _tried(head)
+            wrong = _fault(head)
         if wrong is not None:
             raise EncoderError(
                 f"{origin}: the head of {name} does not work ({wrong}): make the file again with mgm fit"
@@ -91,10 +87,10 @@ def check_heads(heads: Mapping[str, Head | ManifoldHead], origin: str) -> None:
 
 
 def check_moments(moments: Mapping[str, Statistics], origin: str) -> None:
-    """Look at the statistics, which heads of other lengths are made from later.
+    """Check the statistics, from which heads of other lengths are fitted later.
 
     Raises:
-        EncoderError: they hold what is no number, or no rows.
+        EncoderError: they hold values that are not finite, or no rows.
     """
     for name, own in moments.items():
         matrices = [matrix for matrix in (own.factor, own.nuisance) if matrix is not None]
@@ -109,8 +105,8 @@ def check_moments(moments: Mapping[str, Statistics], origin: str) -> None:
             )
 
 
-def _tried(head: Head | ManifoldHead) -> object:
-    """What is wrong with the codes of a head, None when nothing is."""
+def _fault(head: Head | ManifoldHead) -> object:
+    """What is wrong with a head, None when it works."""
     try:
         codes = head(np.zeros((1, max(1, head.mean.size)), np.float32))
     except (ValueError, IndexError) as error:
@@ -125,8 +121,8 @@ def _tried(head: Head | ManifoldHead) -> object:
 _KEY = "mg_milvus_encoder"
 _FINGERPRINT = "fingerprint"
 BUILTIN = "builtin"
-_MOST_BYTES = 4 << 30
-"""Largest encoder file that is read: four times the largest backbone of the table."""
+MAX_BYTES = 4 << 30
+"""Largest encoder file to read, in bytes: four times the largest backbone of the table."""
 
 
 class Configuration(BaseModel):
@@ -138,18 +134,18 @@ class Configuration(BaseModel):
     backbone: str
     backbone_fingerprint: str
     side: Annotated[int, Field(ge=16, le=1024)]
-    readings: dict[str, Reading]
+    poolings: dict[str, Pooling]
     adapted_on: Annotated[int, Field(ge=0)] = 0
     ancestors: tuple[str, ...] = ()
     fixed: bool = False
-    """Collections take the heads as they are: they were trained, or are a baseline to compare with."""
+    """Collections use the heads unchanged: they were trained, or are a baseline to compare with."""
     regions: tuple[Scale, ...] = ()
-    """Size and grid of the windows that get codes of their own; see ``regions.windows``."""
+    """Size and grid of the windows that get codes of their own; see ``schema.regions.windows``."""
 
     @field_validator("regions")
     @classmethod
-    def _as_in_a_schema(cls, scales: tuple[Scale, ...]) -> tuple[Scale, ...]:
-        """A file may ask for no more windows than a schema may: each of them is read for every image."""
+    def _check_regions(cls, scales: tuple[Scale, ...]) -> tuple[Scale, ...]:
+        """Apply a schema's limits on the number of windows: each of them is encoded for every image."""
         if any(not 0.1 <= size <= 1 or not 1 <= grid <= 16 for size, grid in scales):
             raise ValueError("expected windows of 0.1 to 1 of an image, 1 to 16 along each side")
         if (count := sum(grid * grid for _, grid in scales)) > MOST_REGIONS:
@@ -157,8 +153,8 @@ class Configuration(BaseModel):
         return scales
 
 
-class Contents(BaseModel):
-    """An encoder in pieces, as it is on disk."""
+class EncoderState(BaseModel):
+    """All of an encoder except the runtime: what its file holds."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
@@ -168,34 +164,26 @@ class Contents(BaseModel):
     statistics: dict[str, Statistics]
 
 
-def fingerprint(contents: Contents) -> str:
+def fingerprint(state: EncoderState) -> str:
     """16 hexadecimal digits over configuration, heads, statistics and, through its own fingerprint, the backbone."""
-    settings = contents.configuration.model_dump(mode="json")
-    for name in ("fixed", "regions"):  # which files older than these settings do not have
-        if not settings[name]:
-            del settings[name]
-    text = json.dumps(settings, sort_keys=True)
-    return hashlib.blake2b(
-        f"{text}{weights_fingerprint(_fitted_weights(contents))}".encode(), digest_size=8
-    ).hexdigest()
+    text = json.dumps(state.configuration.model_dump(mode="json"), sort_keys=True)
+    return hashlib.blake2b(f"{text}{weights_fingerprint(_fitted_weights(state))}".encode(), digest_size=8).hexdigest()
 
 
-def to_bytes(contents: Contents, *, with_backbone: bool = True) -> bytes:
+def to_bytes(state: EncoderState, *, with_backbone: bool = True) -> bytes:
     """The content of the encoder file."""
-    weights = _fitted_weights(contents)
+    weights = _fitted_weights(state)
     if with_backbone:
-        weights |= {f"backbone.{name}": values for name, values in contents.backbone.items()}
-    return to_safetensors(
-        weights, {_KEY: contents.configuration.model_dump_json(), _FINGERPRINT: fingerprint(contents)}
-    )
+        weights |= {f"backbone.{name}": values for name, values in state.backbone.items()}
+    return to_safetensors(weights, {_KEY: state.configuration.model_dump_json(), _FINGERPRINT: fingerprint(state)})
 
 
-def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Contents:
-    """Read an encoder file.
+def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> EncoderState:
+    """Read and check an encoder file.
 
     Args:
         data: its content.
-        origin: what to call it in errors.
+        origin: its name in errors.
         shared: the backbone's weights for a heads-only file; default: torchvision's.
 
     Raises:
@@ -215,14 +203,14 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Conte
     try:
         configuration = Configuration.model_validate_json(metadata[_KEY])
         fitted = {name: single(values) for name, values in weights.items() if not name.startswith("backbone.")}
-        heads = {g: _head(fitted, f"heads.{g}.") for g in configuration.readings if f"heads.{g}.mean" in fitted}
+        heads = {g: _head(fitted, f"heads.{g}.") for g in configuration.poolings if f"heads.{g}.mean" in fitted}
         moments = {
             g: Statistics(
                 fitted[f"statistics.{g}.mean"],
                 fitted[f"statistics.{g}.factor"],
                 fitted.get(f"statistics.{g}.nuisance"),
             )
-            for g in configuration.readings
+            for g in configuration.poolings
             if g != REGIONS or f"statistics.{g}.mean" in fitted
         }
     except (ValidationError, KeyError) as error:
@@ -234,11 +222,11 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Conte
             f"({detail}); update mg-milvus, or make the file again with mgm fit"
         ) from error
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    backbone = backbone or dict(shared or {}) or _pretrained(configuration.backbone)
-    found = weights_fingerprint(backbone)
-    if found != configuration.backbone_fingerprint:
+    backbone = backbone or dict(shared or {}) or pretrained_weights(configuration.backbone)
+    actual = weights_fingerprint(backbone)
+    if actual != configuration.backbone_fingerprint:
         raise EncoderError(
-            f"{origin}: the backbone's weights have the fingerprint {found}, expected "
+            f"{origin}: the backbone's weights have the fingerprint {actual}, expected "
             f"{configuration.backbone_fingerprint}; the file is damaged, or other weights of "
             f"{configuration.backbone} are on this machine"
         )
@@ -246,53 +234,54 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Conte
     check_widths(configuration, heads, moments, origin)
     check_heads(heads, origin)
     check_moments(moments, origin)
-    contents = Contents(configuration=configuration, backbone=backbone, heads=heads, statistics=moments)
-    if fingerprint(contents) != metadata.get(_FINGERPRINT):
+    state = EncoderState(configuration=configuration, backbone=backbone, heads=heads, statistics=moments)
+    if fingerprint(state) != metadata.get(_FINGERPRINT):
         raise EncoderError(
-            f"{origin} has the fingerprint {fingerprint(contents)}, expected {metadata.get(_FINGERPRINT)}; the file is "
+            f"{origin} has the fingerprint {fingerprint(state)}, expected {metadata.get(_FINGERPRINT)}; the file is "
             "damaged: fetch or make it again"
         )
-    return contents
+    return state
 
 
-def _pretrained(backbone: str) -> dict[str, NDArray[Any]]:
+def pretrained_weights(backbone: str) -> dict[str, NDArray[Any]]:
+    """torchvision's weights of a backbone; see ``networks.pretrained``."""
     from mg_milvus.encoder.networks import as_arrays, pretrained
 
     return as_arrays(pretrained(backbone))
 
 
-def default_readings(backbone: str) -> dict[str, Reading]:
-    """What the granularities read of a backbone: the last stage, smoothed most; the last two; those in cells.
+def default_poolings(backbone: str) -> dict[str, Pooling]:
+    """How granularities pool a backbone: ``coarse`` the last stage, smoothed most; ``mid`` and ``fine`` the last two.
 
-    Regions read the earlier ones, which keep what is where.
+    Regions pool the earlier stages, which keep positions.
     """
     stages = find_backbone(backbone).stages
     return {
-        "coarse": Reading(stages=stages[-1:], smoothing=4),
-        "mid": Reading(stages=stages[-2:], smoothing=2),
-        "fine": Reading(stages=stages[-2:], pooling="mirrored", cells=2),
-        REGIONS: Reading(stages=stages[:-1]),
+        "coarse": Pooling(stages=stages[-1:], smoothing=4),
+        "mid": Pooling(stages=stages[-2:], smoothing=2),
+        "fine": Pooling(stages=stages[-2:], kind="mirrored", cells=2),
+        REGIONS: Pooling(stages=stages[:-1]),
     }
 
 
 def _head(fitted: Mapping[str, Matrix], prefix: str) -> Head | ManifoldHead:
-    """A head from its tensors, which are named ``prefix`` and the head's attribute."""
+    """A head from its tensors, named ``prefix`` + attribute."""
     if f"{prefix}anchors" not in fitted:
         return Head(fitted[f"{prefix}mean"], fitted[f"{prefix}projection"])
     matrices = {f.name: fitted[prefix + f.name] for f in fields(ManifoldHead) if f.name != "neighbours"}
     neighbours = fitted[f"{prefix}neighbours"]
-    # 0 is refused with the rest of what a head cannot work with.
+    # check_heads refuses 0.
     usable = neighbours.shape == () and 1 <= neighbours <= len(np.atleast_1d(matrices["anchors"]))
     return ManifoldHead(**matrices, neighbours=int(neighbours) if usable else 0)
 
 
-def _fitted_weights(contents: Contents) -> dict[str, NDArray[Any]]:
-    """Heads and statistics; means are float32, their other matrices have values of half precision, see ``fit.py``."""
+def _fitted_weights(state: EncoderState) -> dict[str, NDArray[Any]]:
+    """Tensors of heads and statistics; means are float32, the other matrices float16, see ``hash_heads.half``."""
     weights: dict[str, NDArray[Any]] = {}
-    for name, head in contents.heads.items():
+    for name, head in state.heads.items():
         for field in fields(head):
             weights[f"heads.{name}.{field.name}"] = _stored(field.name, getattr(head, field.name))
-    for name, moments in contents.statistics.items():
+    for name, moments in state.statistics.items():
         for field in fields(moments):
             value = getattr(moments, field.name)
             if value is not None:
@@ -301,9 +290,9 @@ def _fitted_weights(contents: Contents) -> dict[str, NDArray[Any]]:
 
 
 def _stored(name: str, value: Matrix | int) -> NDArray[Any]:
-    """One attribute of a head or of statistics as it is in the file."""
+    """An attribute of a head or of statistics in the type that the file has."""
     values = np.asarray(value)
     if values.dtype.kind != "f" or name in {"mean", "centre"}:
         return values
-    with np.errstate(over="ignore"):  # what is too large is refused when the file is read
+    with np.errstate(over="ignore"):  # infinities are refused when the file is read
         return values.astype(np.float16)

@@ -1,10 +1,12 @@
-"""Unsupervised linear hash functions: PCA of a mixed covariance, then an ITQ rotation. Pure numpy.
+"""Unsupervised hash heads, linear and graph-based, and the baselines. Pure numpy.
 
-PCA decorrelates, ITQ (Gong and Lazebnik, "Iterative Quantization", CVPR 2011) turns the axes so that signs lose little.
-A small sample of a collection gives a noisy covariance; mixed half and half with the one of other images that ships
-inside the encoder it gives better codes at every sample size. Directions in which an image's features move when the
-image is edited can be made small first, as within-class covariance normalisation does for speakers (Hatch, Kajarekar
-and Stolcke, Interspeech 2006), so that few bits are spent on them.
+Linear heads: PCA, then an ITQ rotation of the axes that minimises the quantisation loss (Gong and Lazebnik, "Iterative
+Quantization", CVPR 2011). The covariance of a small sample is noisy, so it is averaged with the one of other images
+that ships inside the encoder. Directions that augmentation changes are down-weighted first, as within-class covariance
+normalisation does (Hatch, Kajarekar and Stolcke, Interspeech 2006).
+
+Graph-based heads: the components and their embedding in a graph of neighbouring images, through affinities to anchors
+(Liu et al., "Hashing with Graphs", ICML 2011).
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ OWN_SHARE = 0.5
 FACTOR_RANK = 256
 """Directions kept of the covariance that ships inside an encoder."""
 NUISANCE_RANK = 96
-"""Directions kept of the covariance of edits."""
+"""Directions kept of the covariance of augmentation."""
 NUISANCE_FLOOR = 0.2
-"""Variance under edits at which a direction counts 1 / sqrt(2), as a share of the kept directions' mean."""
+"""Variance under augmentation that scales a direction by 1 / sqrt(2), as a share of the kept directions' mean."""
 MAX_AXES = 512
 """Principal axes used at most: an ITQ step costs the cube of their number."""
 _SEED = 20_110_620
@@ -44,8 +46,8 @@ class Statistics:
     Attributes:
         mean: (d,) float32.
         factor: (r, d) float32, values of half precision, with ``factor.T @ factor`` close to the (d, d) covariance.
-        nuisance: (s, d) float32, values of half precision, likewise for the differences that edits make, whose rows are
-            orthogonal; None: unknown.
+        nuisance: (s, d) float32, values of half precision, likewise for the differences that augmentation makes; its
+            rows are orthogonal. None: unknown.
     """
 
     mean: Matrix
@@ -73,8 +75,8 @@ class Head:
     def __call__(self, features: Matrix) -> NDArray[np.float64]:
         """Features (n, d) -> (n, bits) float64 real codes.
 
-        In double precision: the rounding of a matrix product depends on the number of rows, and in single precision
-        that would flip a bit now and then.
+        In double precision: the rounding of a matrix product depends on the number of rows, which in single precision
+        would flip a bit now and then.
         """
         centred = features.astype(np.float64) - self.mean
         values: NDArray[np.float64] = centred @ self.projection.astype(np.float64)
@@ -88,12 +90,12 @@ def statistics(features: Matrix, rank: int = FACTOR_RANK) -> Statistics:
     return Statistics(mean, half((axes * np.sqrt(variances)).T))
 
 
-def edit_covariance(moved: Matrix, rank: int = NUISANCE_RANK) -> Matrix:
+def augmentation_covariance(moved: Matrix, rank: int = NUISANCE_RANK) -> Matrix:
     """The ``nuisance`` of ``Statistics``.
 
     Args:
-        moved: (n, d), features of edited images minus those of the same images unedited.
-        rank: largest directions that are kept.
+        moved: (n, d) features of augmented images minus those of the originals.
+        rank: number of largest directions to keep.
     """
     axes, variances = principal_axes(moved / np.sqrt(len(moved)), rank)
     return half((axes * np.sqrt(variances)).T)
@@ -114,47 +116,47 @@ def fit_head(sample: Matrix, bits: int, shipped: Statistics | None) -> Head:
         ValueError: all features are the same and there is nothing to mix in.
     """
     mean = sample.mean(axis=0)
-    centred = steadied(sample - mean, shipped)
+    centred = suppress_nuisance(sample - mean, shipped)
     axes = mixed_axes(centred, shipped, min(bits, MAX_AXES))
     return _head(mean, axes, centred @ axes, bits, shipped)
 
 
 def shipped_head(shipped: Statistics, bits: int) -> Head:
-    """The head for images of which nothing is known: fitted on draws from a Gaussian with the shipped moments."""
+    """The head without a sample: fitted on draws from a Gaussian with the shipped moments."""
     random = np.random.default_rng(_SEED)
-    factor = steadied(shipped.factor, shipped)
+    factor = suppress_nuisance(shipped.factor, shipped)
     draws = random.standard_normal((4 * max(bits, 256), len(factor)), np.float32) @ factor
     axes, _ = principal_axes(factor, min(bits, MAX_AXES))
     return _head(shipped.mean, axes, draws @ axes, bits, shipped)
 
 
 def mixed_axes(centred: Matrix, shipped: Statistics | None, count: int) -> NDArray[np.float64]:
-    """Principal axes (d, p), p <= count, of a centred sample's covariance mixed with the shipped one, both steadied."""
+    """Principal axes (d, p), p <= count, of a centred sample's covariance, mixed with the shipped one."""
     factor = centred / np.sqrt(len(centred))
     if shipped is not None:
-        others = steadied(shipped.factor, shipped)
+        others = suppress_nuisance(shipped.factor, shipped)
         factor = np.concatenate([np.sqrt(OWN_SHARE) * factor, np.sqrt(1 - OWN_SHARE) * others])
     return principal_axes(factor, count)[0]
 
 
-def steadied(rows: NDArray[np.floating], shipped: Statistics | None) -> Matrix:
-    """Rows (n, d) with each direction v in which edits have the variance w made smaller, by sqrt(c / (w + c)).
+def suppress_nuisance(rows: NDArray[np.floating], shipped: Statistics | None) -> Matrix:
+    """Down-weight directions that augmentation changes: with variance w there, by sqrt(c / (w + c)).
 
-    The matrix that does it is symmetric. Without known edits, rows stay as they are.
+    The map of the rows (n, d) is linear and symmetric; the identity when the statistics have no ``nuisance``.
     """
     if shipped is None or shipped.nuisance is None:
         return rows.astype(np.float32)
     directions = shipped.nuisance.astype(np.float64)
     variances = (directions**2).sum(axis=1)
-    # The smallest directions may have been rounded to nothing.
+    # Half precision may have rounded the smallest directions to zero.
     directions, variances = directions[variances > 0], variances[variances > 0]
     if not len(variances):
         return rows.astype(np.float32)
     axes = directions.T / np.sqrt(variances)
     floor = NUISANCE_FLOOR * variances.mean()
-    taken = 1 - np.sqrt(floor / (variances + floor))
-    steady: Matrix = (rows - ((rows @ axes) * taken) @ axes.T).astype(np.float32)
-    return steady
+    removed = 1 - np.sqrt(floor / (variances + floor))
+    suppressed: Matrix = (rows - ((rows @ axes) * removed) @ axes.T).astype(np.float32)
+    return suppressed
 
 
 def itq_rotation(projected: Matrix, seed: int) -> NDArray[np.float64]:
@@ -169,10 +171,10 @@ def itq_rotation(projected: Matrix, seed: int) -> NDArray[np.float64]:
     return rotation
 
 
-def rotated(axes: NDArray[np.float64], projected: NDArray[np.floating], bits: int) -> NDArray[np.float64]:
-    """Axes (d, p) turned by ITQ of a sample's coordinates (n, p) on them: (d, bits).
+def rotate_axes(axes: NDArray[np.float64], projected: NDArray[np.floating], bits: int) -> NDArray[np.float64]:
+    """Rotate axes (d, p) by ITQ of a sample's coordinates (n, p) on them: (d, bits).
 
-    Codes longer than p take several rotations of the same axes.
+    Codes longer than p use several rotations of the same axes.
     """
     blocks = [
         axes @ itq_rotation(projected.astype(np.float32), _SEED + start) for start in range(0, bits, axes.shape[1])
@@ -183,20 +185,20 @@ def rotated(axes: NDArray[np.float64], projected: NDArray[np.floating], bits: in
 def _head(
     mean: Matrix, axes: NDArray[np.float64], projected: NDArray[np.floating], bits: int, shipped: Statistics | None
 ) -> Head:
-    """A head from axes of steadied features, for features that are not."""
-    return Head(mean, half(steadied(rotated(axes, projected, bits).T, shipped).T))
+    """A head from axes of features without nuisance, for features with it."""
+    return Head(mean, half(suppress_nuisance(rotate_axes(axes, projected, bits).T, shipped).T))
 
 
 def half(values: NDArray[np.floating]) -> Matrix:
-    """Rounded to half precision, so that a file with half the bytes holds the same values; C order."""
+    """Values rounded to half precision, so that float16 in a file is lossless; C order."""
     return np.ascontiguousarray(values.astype(np.float16).astype(np.float32))
 
 
 def principal_axes(factor: NDArray[np.floating], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Largest eigenvectors (d, p) and eigenvalues (p,) of ``factor.T @ factor``, p <= count, each axis' sign fixed.
 
-    Large factors are first reduced to a subspace that holds the largest directions, by randomised subspace iteration
-    (Halko, Martinsson and Tropp 2011): a tenth of the time of the exact decomposition.
+    Large factors are first projected to the largest directions by randomised subspace iteration (Halko, Martinsson and
+    Tropp 2011), in a tenth of the time of the exact decomposition.
     """
     values = factor.astype(np.float64)
     width = count + _OVERSAMPLING
@@ -230,7 +232,7 @@ def _largest(values: NDArray[np.float64], count: int) -> tuple[NDArray[np.float6
 
 
 def itq_head(sample: Matrix, bits: int) -> Head:
-    """PCA and ITQ of the sample alone, as Gong and Lazebnik (2011) have it: (n, d) float32 -> a head."""
+    """PCA and ITQ of the sample alone (Gong and Lazebnik 2011): (n, d) float32 -> a head."""
     return fit_head(sample, bits, None)
 
 
@@ -241,17 +243,17 @@ def lsh_head(sample: Matrix, bits: int) -> Head:
 
 
 BASELINES: Mapping[str, Callable[[Matrix, int], Head]] = {"itq": itq_head, "lsh": lsh_head}
-"""Known unsupervised methods, to compare with."""
+"""Unsupervised methods from the literature, to compare with."""
 
 
 COMPONENTS = 128
-"""Principal components in which neighbours are looked for."""
+"""Principal components in which neighbours are searched."""
 NEIGHBOURS = 5
-"""Anchors that an image is tied to."""
+"""Nearest anchors that an image has affinities to."""
 GRAPH_SHARE = 0.5
-"""Share of the embedding, against the components, in a large sample."""
+"""Weight of the embedding, against that of the components, in a large sample."""
 HALF_SAMPLE = 200
-"""Sample size at which the embedding has half of its share: a small sample's graph shows little of the collection."""
+"""Sample size at which the embedding has half of its weight: the graph of a small sample is a poor one."""
 _MANIFOLD_SEED = 20_110_628
 _KMEANS_ROUNDS = 6
 _BLOCK = 1024
@@ -270,7 +272,7 @@ class ManifoldHead:
         embedding: (m, q) float32, the anchors in the graph's embedding.
         centre: (p + q,) float32, mean of components and embedding.
         projection: (p + q, bits) float32.
-        neighbours: anchors that an image is tied to.
+        neighbours: nearest anchors that an image has affinities to.
     """
 
     mean: Matrix
@@ -287,14 +289,14 @@ class ManifoldHead:
         return int(self.projection.shape[1])
 
     def __call__(self, features: Matrix) -> NDArray[np.float64]:
-        """Features (n, d) -> (n, bits) float64 real codes, in double precision as ``Head``; a block at a time."""
+        """Features (n, d) -> (n, bits) float64 real codes, in double precision as ``Head``, a block at a time."""
         starts = range(0, max(len(features), 1), _BLOCK)
         return np.concatenate([self._values(features[start : start + _BLOCK]) for start in starts])
 
     def _values(self, features: Matrix) -> NDArray[np.float64]:
         components = _unit((features.astype(np.float64) - self.mean.astype(np.float64)) @ self.axes.astype(np.float64))
-        tied = affinities(components, self.anchors.astype(np.float64), self.neighbours)
-        joined = np.concatenate([components, _unit(tied @ self.embedding.astype(np.float64))], axis=1)
+        affinity = affinities(components, self.anchors.astype(np.float64), self.neighbours)
+        joined = np.concatenate([components, _unit(affinity @ self.embedding.astype(np.float64))], axis=1)
         values: NDArray[np.float64] = (joined - self.centre.astype(np.float64)) @ self.projection.astype(np.float64)
         return values
 
@@ -306,60 +308,62 @@ def fit_manifold_head(sample: Matrix, bits: int, shipped: Statistics | None, ste
         sample: (n, d) float32, n at least 2.
         bits: code length.
         shipped: moments of other images, mixed into the covariance of the components; None uses the sample alone.
-        steps: of the random walk, at least 1; more show coarser clusters.
+        steps: of the random walk, at least 1; more give coarser clusters.
 
     Raises:
         ValueError: all features are the same.
     """
     mean = sample.mean(axis=0)
-    axes = half(steadied(mixed_axes(steadied(sample - mean, shipped), shipped, COMPONENTS).T, shipped).T)
+    axes = half(
+        suppress_nuisance(mixed_axes(suppress_nuisance(sample - mean, shipped), shipped, COMPONENTS).T, shipped).T
+    )
     components = _unit((sample - mean).astype(np.float64) @ axes)
     if not np.ptp(components, axis=0).any():
         raise ValueError("the features do not vary")
     anchors = half(_centres(components, anchor_count(len(sample))))
     neighbours = min(NEIGHBOURS, len(anchors) - 1)
-    tied = affinities(components, anchors.astype(np.float64), neighbours)
-    embedding = half(graph_embedding(tied, COMPONENTS, steps))
+    affinity = affinities(components, anchors.astype(np.float64), neighbours)
+    embedding = half(graph_embedding(affinity, COMPONENTS, steps))
     share = GRAPH_SHARE * len(sample) / (len(sample) + HALF_SAMPLE)
     scale = np.repeat(np.sqrt([1 - share, share]), [axes.shape[1], embedding.shape[1]])
-    joined = np.concatenate([components, _unit(tied @ embedding)], axis=1)
+    joined = np.concatenate([components, _unit(affinity @ embedding)], axis=1)
     centre = joined.mean(axis=0)
     weighted = (joined - centre) * scale
     kept, _ = principal_axes(weighted / np.sqrt(len(sample)), bits)
-    projection = half(scale[:, None] * rotated(kept, weighted @ kept, bits))
+    projection = half(scale[:, None] * rotate_axes(kept, weighted @ kept, bits))
     return ManifoldHead(mean, axes, anchors, embedding, centre.astype(np.float32), projection, neighbours)
 
 
 def anchor_count(size: int) -> int:
-    """Anchors for a sample of this many images: some five images each, so that neighbours share anchors."""
+    """Number of anchors for a sample: one for about five images, so that neighbours share anchors."""
     return max(2, min(1000, max(size // 5, min(128, 2 * size // 3))))
 
 
 def affinities(points: NDArray[np.float64], anchors: NDArray[np.float64], neighbours: int) -> NDArray[np.float64]:
-    """How strongly points (n, p) are tied to anchors (m, p): (n, m), each row adds up to 1.
+    """Affinities of points (n, p) to anchors (m, p): (n, m), each row adds up to 1.
 
-    A Gaussian of the distance to each of the nearest anchors, as wide as their mean squared distance; 0 for the others.
+    A Gaussian of the distance to each of the nearest anchors, whose width is their mean squared distance; 0 for others.
     """
     squared = (points**2).sum(axis=1)[:, None] + (anchors**2).sum(axis=1) - 2 * points @ anchors.T
     squared = np.maximum(squared, 0)
     nearest = np.partition(squared, neighbours - 1, axis=1)[:, :neighbours]
     width = np.maximum(nearest.mean(axis=1, keepdims=True), 1e-12)
-    tied = np.where(squared <= nearest.max(axis=1, keepdims=True), np.exp(-squared / width), 0)
-    rows: NDArray[np.float64] = tied / tied.sum(axis=1, keepdims=True)
+    affinity = np.where(squared <= nearest.max(axis=1, keepdims=True), np.exp(-squared / width), 0)
+    rows: NDArray[np.float64] = affinity / affinity.sum(axis=1, keepdims=True)
     return rows
 
 
-def graph_embedding(tied: NDArray[np.float64], count: int, steps: int) -> NDArray[np.float64]:
-    """Anchors in the embedding of the graph: (m, q), q <= count, the largest value 1.
+def graph_embedding(affinity: NDArray[np.float64], count: int, steps: int) -> NDArray[np.float64]:
+    """Embedding of the anchors in the graph: (m, q), q <= count, the largest value 1.
 
     With affinities Z (n, m) of mass D = diag(Z^T 1), the walk between images is Z D^-1 Z^T; ``Z @ embedding`` is its
     eigenvectors, each times its eigenvalue to the power ``steps``, without the constant one.
     """
-    mass = tied.sum(axis=0)
+    mass = affinity.sum(axis=0)
     used = mass > 0
     root = np.sqrt(np.where(used, mass, 1))
-    walk = tied / root
-    walk -= np.where(used, root, 0) / len(tied)  # takes the constant eigenvector out
+    walk = affinity / root
+    walk -= np.where(used, root, 0) / len(affinity)  # removes the constant eigenvector
     vectors, values = principal_axes(walk, min(count, len(mass) - 1))
     embedding = vectors * np.minimum(values, 1) ** (steps - 0.5) / root[:, None]
     largest: NDArray[np.float64] = embedding / np.abs(embedding).max()
@@ -367,7 +371,7 @@ def graph_embedding(tied: NDArray[np.float64], count: int, steps: int) -> NDArra
 
 
 def _centres(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Centres (count, p) of k-means (Lloyd 1982), begun at ``count`` of the points."""
+    """Centres (count, p) of k-means (Lloyd 1982), initialised with ``count`` of the points."""
     centres = points[np.random.default_rng(_MANIFOLD_SEED).permutation(len(points))[:count]]
     for _ in range(_KMEANS_ROUNDS):
         nearest = (points @ centres.T - (centres**2).sum(axis=1) / 2).argmax(axis=1)
@@ -379,7 +383,7 @@ def _centres(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rows of length 1; rows of zeros stay."""
+    """Scale rows to length 1; rows of zeros stay."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     scaled: NDArray[np.float64] = rows / np.where(lengths > 0, lengths, 1)
     return scaled

@@ -85,8 +85,7 @@ class SmallNet(nn.Module):
     """Three stages at 1/2, 1/4 and 1/8 of the input, for 32 pixels: (n, 3, h, w) -> {stage: (n, c, h', w')}.
 
     Seven 3x3 convolutions, the first of each stage followed by max pooling, begun as identities as far as channels
-    allow: the shape that Jordan found to learn CIFAR-10 fastest ("94% on CIFAR-10 in 3.29
-    Seconds on a Single GPU", 2024).
+    allow (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024).
     """
 
     def __init__(self, widths: tuple[int, int, int] = (64, 256, 256), stem: int = 32) -> None:
@@ -119,7 +118,7 @@ def build(name: str) -> nn.Module:
     find_backbone(name)
     if name in OWN:
         return OWN[name]()
-    from torchvision.models import get_model  # takes two seconds, and mgnet does without
+    from torchvision.models import get_model  # takes two seconds, and mgnet does not need it
 
     return cast("nn.Module", get_model(name, weights=None))
 
@@ -139,7 +138,7 @@ def extractor(name: str, weights: Mapping[str, torch.Tensor]) -> nn.Module:
         raise EncoderError(
             f"these weights do not fit the backbone {name}: {str(error).splitlines()[-1].strip()}"
         ) from error
-    if name not in OWN:  # which hand out their stages themselves
+    if name not in OWN:  # the own networks return their stages themselves
         from torchvision.models.feature_extraction import create_feature_extractor
 
         network = create_feature_extractor(network, return_nodes={stage: stage for stage in row.stages}).eval()
@@ -148,7 +147,7 @@ def extractor(name: str, weights: Mapping[str, torch.Tensor]) -> nn.Module:
 
 
 def as_tensors(weights: Weights) -> dict[str, torch.Tensor]:
-    """Arrays as tensors, of the same types."""
+    """Convert arrays to tensors of the same types."""
     return {name: _as_tensor(values) for name, values in weights.items()}
 
 
@@ -159,7 +158,7 @@ def _as_tensor(values: NDArray[Any]) -> torch.Tensor:
 
 
 def as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
-    """Tensors as arrays, of the same types."""
+    """Convert tensors to arrays of the same types."""
     return {name: _as_array(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
 
 
@@ -170,7 +169,7 @@ def _as_array(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def channels_first(maps: torch.Tensor, layout: str) -> torch.Tensor:
-    """A stage's output in the layout of its backbone -> (n, c, h, w)."""
+    """Transpose a stage's output from the layout of its backbone to (n, c, h, w)."""
     if layout == "nhwc":
         return maps.permute(0, 3, 1, 2)
     if layout == "tokens":
@@ -181,7 +180,7 @@ def channels_first(maps: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def pretrained(name: str) -> dict[str, torch.Tensor]:
-    """torchvision's own weights of a backbone, from its cache, else downloaded into it.
+    """torchvision's weights of a backbone, from its cache or downloaded into it.
 
     Raises:
         WeightsNotFoundError: not in the cache, and no network.
@@ -204,7 +203,7 @@ def pretrained(name: str) -> dict[str, torch.Tensor]:
 
 
 def read_weights(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """A state dictionary from a ``.safetensors`` file or a PyTorch file (read without unpickling code).
+    """Read a state dictionary from a ``.safetensors`` file or a PyTorch file (with ``weights_only``).
 
     Raises:
         EncoderError: not readable as such.

@@ -1,7 +1,7 @@
-"""The bytes of an ONNX model, written directly: the format is protocol buffers, and a few dozen lines are all it takes.
+"""The project's own backbones in onnxruntime, the default on CPUs: the ONNX graph, 8-bit rounding, ``OnnxEncoder``.
 
-The numbers of the fields are those of ``onnx.proto3`` in the ONNX project. Its package would be 30 MB that nothing else
-here needs.
+The ONNX file is written directly as protocol buffers, with the field numbers of ``onnx.proto3``: the ``onnx`` package
+would add 30 MB for these few lines.
 """
 
 from __future__ import annotations
@@ -19,31 +19,26 @@ import numpy as np
 
 from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD, find_backbone
 from mg_milvus.encoder.base import HashEncoder
-from mg_milvus.encoder.pooling import read, read_regions
+from mg_milvus.encoder.pooling import pool, pool_regions
 from mg_milvus.encoder.weights import single
-from mg_milvus.errors import EncoderError
+from mg_milvus.errors import EncoderError, MissingPackageError
 from mg_milvus.schema.regions import REGIONS, windows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from types import ModuleType
 
-    from numpy.typing import NDArray
-
-    Attribute = int | Sequence[int]
-    Shape = Sequence[str | int]
-    from collections.abc import Callable
-
-    from numpy.typing import ArrayLike
-
-    from mg_milvus.encoder.weights import Weights
-
-    Ranges = Mapping[str, tuple[float, float]]
-    from collections.abc import Sequence
-
+    from numpy.typing import ArrayLike, NDArray
     from onnxruntime import InferenceSession
 
     from mg_milvus.encoder.base import Features, Pixels
+    from mg_milvus.encoder.file import EncoderState
+    from mg_milvus.encoder.weights import Weights
     from mg_milvus.schema.regions import Scale
+
+    Attribute = int | Sequence[int]
+    Shape = Sequence[str | int]
+    Ranges = Mapping[str, tuple[float, float]]
 
 
 OPSET = 20
@@ -53,18 +48,18 @@ _FLOAT32, _UINT8 = 1, 2
 _ELEMENTS = {"float32": _FLOAT32, "uint8": _UINT8, "int8": 3, "int32": 6}
 _INT, _INTS = 2, 7
 _LENGTH = 2
-"""The wire type of whatever says its length first."""
+"""Wire type of length-delimited fields."""
 
 
 @dataclass(slots=True)
 class Graph:
-    """A graph under construction; every operator gives one value, whose name is what ``add`` returns."""
+    """An ONNX graph under construction; every operator has one output, whose name ``add`` returns."""
 
     _nodes: list[bytes] = field(default_factory=list)
     _constants: list[bytes] = field(default_factory=list)
 
     def constant(self, values: NDArray[Any]) -> str:
-        """A tensor of weights."""
+        """Add a tensor of weights; returns its name."""
         name = f"c{len(self._constants)}"
         about = (
             b"".join(_number(1, size) for size in values.shape)
@@ -75,13 +70,13 @@ class Graph:
         return name
 
     def add(self, operator: str, *inputs: str, **attributes: Attribute) -> str:
-        """One operator of ONNX."""
+        """Add an operator; returns the name of its output."""
         output = f"v{len(self._nodes)}"
         self._add(operator, inputs, output, attributes)
         return output
 
     def give(self, value: str, output: str) -> None:
-        """Make a value an output of the graph, under this name."""
+        """Make a value an output of the graph, under another name."""
         self._add("Identity", (value,), output, {})
 
     def _add(self, operator: str, inputs: Sequence[str], output: str, attributes: Mapping[str, Attribute]) -> None:
@@ -90,7 +85,7 @@ class Graph:
         self._nodes.append(_field(1, content))
 
     def model(self, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> bytes:
-        """The whole file: name -> shape of uint8 inputs and float32 outputs; a size that is text may be any."""
+        """The ONNX file; names and shapes of uint8 inputs and float32 outputs, with text for sizes that vary."""
         values = [_field(11, _value(name, _UINT8, shape)) for name, shape in inputs.items()]
         values += [_field(12, _value(name, _FLOAT32, shape)) for name, shape in outputs.items()]
         graph = _field(7, *self._nodes, _text(2, "backbone"), *self._constants, *values)
@@ -111,13 +106,13 @@ def _value(name: str, element: int, shape: Shape) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    """A whole number from 0, seven bits a byte, lowest first."""
-    found = bytearray()
+    """A non-negative integer, seven bits per byte, lowest first."""
+    encoded = bytearray()
     while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
+        encoded.append(number & 0x7F | 0x80)
         number >>= 7
-    found.append(number)
-    return bytes(found)
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def _number(key: int, value: int) -> bytes:
@@ -138,7 +133,7 @@ _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 class _Maps(NamedTuple):
-    """Feature maps in the graph, and the step between their values where they are rounded to 8 bits."""
+    """Feature maps in the graph; ``step`` is the quantisation step where they are rounded to 8 bits, else 0."""
 
     name: str
     channels: int
@@ -146,7 +141,7 @@ class _Maps(NamedTuple):
 
 
 class _Layers:
-    """Layers by the names of their weights, each of which is taken once."""
+    """Adds layers by the names of their weights, each of which is used once."""
 
     def __init__(self, weights: Weights, ranges: Ranges | None = None) -> None:
         self.graph = Graph()
@@ -163,7 +158,7 @@ class _Layers:
             raise KeyError(min(self._left))
 
     def convolution(self, x: _Maps, name: str, norm: str | None = None, stride: int = 1) -> _Maps:
-        """A convolution, with the batch normalisation after it if one is named."""
+        """A convolution with the batch normalisation ``norm`` folded in, if named."""
         kernel, inputs = self._take(f"{name}.weight"), [x.name]
         if kernel.ndim != 4 or kernel.shape[1] != x.channels:
             raise ValueError(f"{name}.weight has the shape {kernel.shape}, and its input {x.channels} channels")
@@ -173,13 +168,13 @@ class _Layers:
             scale, shift = self._norm(norm, len(kernel))
             inputs += self._constants(kernel * scale[:, None, None, None], shift, x.step)
         side = kernel.shape[2]
-        made = self.graph.add(
+        output = self.graph.add(
             "Conv", *inputs, kernel_shape=(side, side), strides=(stride, stride), pads=(side // 2,) * 4
         )
-        return _Maps(made, len(kernel))
+        return _Maps(output, len(kernel))
 
     def _constants(self, kernel: NDArray[np.float32], shift: NDArray[np.float32], step: float) -> list[str]:
-        """Kernel and shift of a convolution, in 8 and 32 bits where its input has 8: each channel by its largest."""
+        """Kernel and shift of a convolution; in 8 and 32 bits, scaled per channel, when its input has 8."""
         if not step:
             return [self.graph.constant(kernel), self.graph.constant(shift)]
         scale = np.maximum(np.abs(kernel).max(axis=(1, 2, 3)) / 127, np.float32(1e-9))
@@ -199,9 +194,9 @@ class _Layers:
         ``rectified``: none below 0. Rounding does that by itself when the range begins at 0.
         """
         if self._ranges is None:
-            made = self.each("Relu", x) if rectified else x
-            self.values[name] = made.name
-            return made
+            output = self.each("Relu", x) if rectified else x
+            self.values[name] = output.name
+            return output
         lowest, highest = self._ranges[name]
         lowest, highest = min(lowest, 0.0), max(highest, 1e-6)
         step = np.float32((highest - lowest) / 255)
@@ -230,7 +225,7 @@ class _Layers:
         return single(self._left.pop(name))
 
     def _norm(self, name: str, channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """What a channel is multiplied with, and what is then added; worked out in double precision."""
+        """Scale and shift of each channel, computed in double precision."""
         weight, bias, mean, variance = (self._take(f"{name}.{part}").astype(np.float64) for part in _STATISTICS)
         if any(values.shape != (channels,) for values in (weight, bias, mean, variance)):
             raise ValueError(f"{name} has the shape {weight.shape}, expected {channels} channels")
@@ -276,7 +271,7 @@ def _smallnet(layers: _Layers, x: _Maps) -> dict[str, _Maps]:
 
 
 NETWORKS: dict[str, Callable[[_Layers, _Maps], dict[str, _Maps]]] = {"mgnet": _mgnet, "smallnet": _smallnet}
-"""Backbone -> what makes its graph; torchvision's networks have none and run in torch."""
+"""Backbone -> function that adds its layers; torchvision's networks run in torch only."""
 
 
 def backbone_graph(
@@ -287,24 +282,24 @@ def backbone_graph(
     Args:
         name: a key of ``NETWORKS``.
         weights: names and values as the network in torch has them.
-        stages: channels of each stage that is given out.
-        ranges: lowest and highest of the values inside of the network, which are then rounded to 8 bits, and its
-            weights likewise (Jacob et al., CVPR 2018); None: float32.
-        inside: give those values out as well, by the names that ``ranges`` has.
+        stages: output stage -> channels.
+        ranges: lowest and highest value of each activation, to compute in 8 bits (Jacob et al., CVPR 2018); None:
+            float32.
+        inside: output the activations as well, by the names in ``ranges``.
 
     Raises:
         EncoderError: the weights are not of this backbone.
     """
     layers = _Layers(weights, ranges)
     try:
-        found = NETWORKS[name](layers, layers.pixels("images"))
+        outputs = NETWORKS[name](layers, layers.pixels("images"))
         layers.check_used()
-        if any(found[stage].channels != channels for stage, channels in stages.items()):
-            raise ValueError(f"its stages have {[maps.channels for maps in found.values()]} channels")
+        if any(outputs[stage].channels != channels for stage, channels in stages.items()):
+            raise ValueError(f"its stages have {[maps.channels for maps in outputs.values()]} channels")
     except (KeyError, ValueError, IndexError) as error:
         raise EncoderError(f"these weights do not fit the backbone {name}: {error}") from error
     for stage in stages:
-        layers.graph.give(found[stage].name, stage)
+        layers.graph.give(outputs[stage].name, stage)
     sizes: dict[str, tuple[str | int, ...]] = {
         stage: ("n", channels, f"{stage} h", f"{stage} w") for stage, channels in stages.items()
     }
@@ -314,23 +309,40 @@ def backbone_graph(
     return layers.graph.model({"images": ("n", 3, "h", "w")}, sizes)
 
 
+RUNTIMES = ("onnx-int8", "onnx", "torch")
+RUNTIME_VARIABLE = "MGM_RUNTIME"
+"""Environment variable with one of ``RUNTIMES``, so that tests can force each: onnxruntime in 8 bits or in float32, or
+torch. Without it the device and the CPU decide. Codes of different runtimes differ in a few bits."""
 RANGES_FILE = "builtin.ranges.json"
-"""Beside the weights: the fingerprint of the backbone, and the ranges of what is computed inside of it."""
+"""Beside the weights: the fingerprint of the backbone, and the range of each activation."""
 _INSTRUCTIONS = {"avx512_vnni", "avx_vnni"}
 
 
+def forced_runtime() -> str | None:
+    """The runtime that ``RUNTIME_VARIABLE`` forces, None for the default.
+
+    Raises:
+        EncoderError: it has another value.
+    """
+    runtime = os.environ.get(RUNTIME_VARIABLE)
+    if runtime and runtime not in RUNTIMES:
+        raise EncoderError(f"{RUNTIME_VARIABLE} is '{runtime}', expected {', '.join(RUNTIMES)}, or nothing")
+    return runtime or None
+
+
 def ranges_of(backbone_fingerprint: str) -> Ranges | None:
-    """The ranges to round to, for the backbone that ships; None: compute in float32."""
-    if not has_fast_int8():
+    """Activation ranges for 8 bits, known for the built-in backbone only; None: compute in float32."""
+    forced = forced_runtime()
+    if forced != "onnx-int8" and (forced or not has_fast_int8()):
         return None
-    kept = json.loads((resources.files("mg_milvus.encoder") / "weights" / RANGES_FILE).read_text())
-    found: Ranges = kept["ranges"]
-    return found if kept["backbone_fingerprint"] == backbone_fingerprint else None
+    content = json.loads((resources.files("mg_milvus.encoder") / "weights" / RANGES_FILE).read_text())
+    ranges: Ranges = content["ranges"]
+    return ranges if content["backbone_fingerprint"] == backbone_fingerprint else None
 
 
 @cache
 def has_fast_int8() -> bool:
-    """Whether Linux says that the CPU has instructions for products of 8 bits."""
+    """Whether the CPU has instructions for 8-bit dot products (VNNI), according to Linux."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -339,60 +351,73 @@ def has_fast_int8() -> bool:
     return not _INSTRUCTIONS.isdisjoint(flags.split())
 
 
-# From 1.29 on it tells its maker what runs, over the network, unless it finds this when it is loaded.
+# From 1.29 on onnxruntime sends telemetry unless it finds this variable when it is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""What the drivers of NVIDIA, of AMD, and of either under Windows' Linux put there."""
+"""Devices of the GPU drivers of NVIDIA, of AMD, and of either under WSL."""
 _ERRORS_ONLY = 3
 
 
 def onnx_runs(backbone: str, device: str) -> bool:
-    """Whether onnxruntime is here and runs this backbone on this device: one of our own, on a CPU.
+    """Whether onnxruntime runs a backbone on a device: the project's own backbones on CPUs.
 
-    ``auto`` is a CPU on a Linux without the driver of a GPU, which can be told without torch.
+    ``auto`` is a CPU on Linux without a GPU driver, which can be known without importing torch.
     """
     if backbone not in NETWORKS or device not in {"auto", "cpu"}:
         return False
-    if device == "auto" and (sys.platform != "linux" or any(Path(file).exists() for file in _GPUS)):
-        return False
+    if forced := forced_runtime():
+        return forced != "torch"
+    return device == "cpu" or (sys.platform == "linux" and not any(Path(file).exists() for file in _GPUS))
+
+
+def _onnxruntime() -> ModuleType:
+    """The package, set to log errors only.
+
+    Raises:
+        MissingPackageError: it cannot be imported.
+    """
     try:
         import onnxruntime
-    except ImportError:  # not installed, or its libraries do not load: torch does it
-        return False
+    except ImportError as error:
+        raise MissingPackageError(
+            f"onnxruntime, which runs the encoder on CPUs, cannot be imported ({error}): "
+            "pip install --force-reinstall onnxruntime"
+        ) from error
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
-    return True
+    module: ModuleType = onnxruntime
+    return module
 
 
 class OnnxEncoder(HashEncoder):
     """An ``Encoder`` whose backbone runs in onnxruntime.
 
-    The network that ships computes in 8 bits where the CPU is fast at that, in a third of the time; one bit of a code
-    in 100 then differs from float32 (photographs, never more than 10 in a granularity), and codes find as well. All
-    others compute in float32.
-
-    In float32 codes are those of torch but for one bit in half a million (photographs; benchmarks/encode_rate.py), and
-    those of torch in bfloat16 as that is to float32. An image by itself gives the code that it gives in a batch.
+    The built-in network computes in 8 bits on CPUs with VNNI, in a third of the time; one code bit in 100 then differs
+    from float32 (photographs, at most 10 bits of a granularity), and search is as good. Other networks compute in
+    float32, where one bit in half a million differs from torch (photographs; benchmarks/encode_rate.py). The code of an
+    image does not depend on its batch.
     """
+
+    def __init__(self, state: EncoderState, *, device: str = "auto") -> None:
+        self._onnxruntime = _onnxruntime()
+        super().__init__(state, device=device)
 
     @property
     def runtime(self) -> str:
-        ranges = ranges_of(self.contents.configuration.backbone_fingerprint)
+        ranges = ranges_of(self.state.configuration.backbone_fingerprint)
         return f"onnxruntime, {'float32' if ranges is None else '8 bits'}"
 
     @cached_property
     def _session(self) -> InferenceSession:
-        import onnxruntime
-
         row = find_backbone(self.backbone)
         stages = dict(zip(row.stages, row.channels, strict=True))
-        ranges = ranges_of(self.contents.configuration.backbone_fingerprint)
-        graph = backbone_graph(self.backbone, self.contents.backbone, stages, ranges)
-        options = onnxruntime.SessionOptions()
+        ranges = ranges_of(self.state.configuration.backbone_fingerprint)
+        graph = backbone_graph(self.backbone, self.state.backbone, stages, ranges)
+        options = self._onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or _cores())
-        # Waiting threads would take the cores from those that decode the next images.
+        # Spinning threads would take cores from the decoding of the next images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return self._onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def _lend_network(self, other: Self) -> None:
         other.__dict__["_session"] = self._session
@@ -400,14 +425,14 @@ class OnnxEncoder(HashEncoder):
     def _features(self, images: Pixels, names: Sequence[str], regions: Sequence[Scale]) -> Features:
         stages = find_backbone(self.backbone).stages
         maps = dict(zip(stages, self._session.run(stages, {"images": images}), strict=True))
-        readings = self.contents.configuration.readings
-        found: Features = {name: read(maps, readings[name]) for name in names}
+        poolings = self.state.configuration.poolings
+        features: Features = {name: pool(maps, poolings[name]) for name in names}
         if regions:
-            # There are many of them, and in half precision they take half the memory while heads are fitted.
-            found[REGIONS] = read_regions(maps, readings[REGIONS], windows(regions)).astype(np.float16)
-        return found
+            # Regions are many: half precision halves their memory while heads are fitted.
+            features[REGIONS] = pool_regions(maps, poolings[REGIONS], windows(regions)).astype(np.float16)
+        return features
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

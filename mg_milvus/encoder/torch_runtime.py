@@ -1,4 +1,4 @@
-"""What torch has to run on here."""
+"""The backbone and its pooling in torch: devices, threads, ``TorchEncoder``."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ from mg_milvus.errors import EncoderError
 from mg_milvus.schema.regions import REGIONS, windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    Job = TypeVar("Job")
-    Result = TypeVar("Result")
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from mg_milvus.encoder.base import Features, Pixels
-    from mg_milvus.encoder.file import Contents
-    from mg_milvus.encoder.pooling import Reading
+    from mg_milvus.encoder.file import EncoderState
+    from mg_milvus.encoder.pooling import Pooling
     from mg_milvus.schema.regions import Scale
+
+    Job = TypeVar("Job")
+    Result = TypeVar("Result")
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA, else Apple's MPS, else the CPU.
+    """The torch device of a name; ``auto`` is CUDA, else Apple's MPS, else the CPU.
 
     Raises:
         EncoderError: an unknown device, or one that this machine does not have.
@@ -50,7 +49,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there: on CPUs without matrix instructions (AMX) it is slower."""
+    """Whether bfloat16 is faster than float32 on a device; on CPUs without matrix instructions (AMX) it is slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -59,10 +58,10 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def torch_versions() -> tuple[str, str]:
-    """Versions of torch and torchvision, once both are loaded.
+    """Load torch and torchvision, and return their versions.
 
     Raises:
-        RuntimeError, ImportError: the two were built for each other's other versions.
+        RuntimeError, ImportError: the two were built for other versions of each other.
     """
     import torchvision.ops  # its compiled part is what fails
 
@@ -70,15 +69,15 @@ def torch_versions() -> tuple[str, str]:
 
 
 IMAGES = 8
-"""On a CPU, in one lane: what a network makes of more of them does not stay in its cache."""
+"""Images per forward pass in one lane on a CPU: the activations of more do not fit into its cache."""
 _LANES = 8
-"""At most: a batch of an ingest is 64 images. With more cores, each lane has several."""
+"""Most lanes, for an ingest's batches of 64 images; with more cores each lane has several."""
 
 
 def in_lanes(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterable[Result]:
-    """What ``work`` makes of each job, in order, done by torch on the CPU side by side.
+    """Run torch jobs on the CPU in parallel threads, the results in order.
 
-    One job alone is done by all cores together. The results do not depend on it.
+    A single job runs on all cores. Results do not depend on the number of lanes.
     """
     threads = torch.get_num_threads()
     lanes = min(threads, len(jobs), _LANES)
@@ -88,7 +87,7 @@ def in_lanes(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterable[Res
         with ThreadPoolExecutor(lanes, "mgm-lane", torch.set_num_threads, (threads // lanes,)) as pool:
             return list(pool.map(work, jobs))
     finally:
-        torch.set_num_threads(threads)  # torch gives threads that begin later what was set last, by whomever
+        torch.set_num_threads(threads)  # new threads inherit the value that any thread set last
 
 
 def gem(maps: torch.Tensor, power: float = GEM_POWER) -> torch.Tensor:
@@ -116,8 +115,8 @@ def mirrored(maps: torch.Tensor, cells: int, power: float = GEM_POWER) -> torch.
 def windowed(maps: torch.Tensor, windows: NDArray[np.float64], power: float = GEM_POWER) -> torch.Tensor:
     """Generalised mean in each window: (n, c, h, w) and (r, 4) shares -> (n, r, c) float32.
 
-    Borders fall on whole places. Sums come from a summed-area table (Crow 1984), so many windows cost little more than
-    one; in double precision, because they are differences of large sums.
+    Window borders are rounded to whole places. Sums come from a summed-area table (Crow 1984) in double precision,
+    because they are differences of large sums.
     """
     height, width = maps.shape[2:]
     table = F.pad(maps.float().clamp(min=1e-6).pow(power).double().cumsum(2).cumsum(3), (1, 0, 1, 0)).flatten(2)
@@ -132,42 +131,42 @@ def windowed(maps: torch.Tensor, windows: NDArray[np.float64], power: float = GE
     return (sums / places).clamp(min=1e-18).pow(1 / power).float().transpose(1, 2)
 
 
-def read_regions(maps: Mapping[str, torch.Tensor], reading: Reading, windows: NDArray[np.float64]) -> torch.Tensor:
-    """As ``read`` with ``gem``, in each window (r, 4): (n, r, d) float32 on the CPU."""
-    parts = [F.normalize(windowed(maps[stage], windows), dim=2) for stage in reading.stages]
-    return F.normalize(torch.cat(parts, dim=2), dim=2).cpu()
+def pool_regions(maps: Mapping[str, torch.Tensor], pooling: Pooling, windows: NDArray[np.float64]) -> torch.Tensor:
+    """Pool like ``pool`` with ``gem`` in each window (r, 4): (n, r, d) float32 on the CPU."""
+    stages = [F.normalize(windowed(maps[stage], windows), dim=2) for stage in pooling.stages]
+    return F.normalize(torch.cat(stages, dim=2), dim=2).cpu()
 
 
-def read(maps: Mapping[str, torch.Tensor], reading: Reading) -> torch.Tensor:
-    """Pool and join the stages of one granularity; every stage has length 1, and so has the whole.
+def pool(maps: Mapping[str, torch.Tensor], pooling: Pooling) -> torch.Tensor:
+    """Pool and concatenate the stages of one granularity; each stage is scaled to length 1, then the whole.
 
     Args:
         maps: stage -> (n, c, h, w).
-        reading: which stages, and how.
+        pooling: stages and kind.
 
     Returns:
         (n, d) float32 on the CPU.
     """
-    pool: Callable[[torch.Tensor], torch.Tensor] = {
+    pool_stage: Callable[[torch.Tensor], torch.Tensor] = {
         "gem": gem,
-        "pyramid": lambda x: pyramid(x, reading.cells),
-        "mirrored": lambda x: mirrored(x, reading.cells),
-    }[reading.pooling]
-    parts = [F.normalize(pool(maps[stage]), dim=1) for stage in reading.stages]
-    return F.normalize(torch.cat(parts, dim=1), dim=1).cpu()
+        "pyramid": lambda x: pyramid(x, pooling.cells),
+        "mirrored": lambda x: mirrored(x, pooling.cells),
+    }[pooling.kind]
+    stages = [F.normalize(pool_stage(maps[stage]), dim=1) for stage in pooling.stages]
+    return F.normalize(torch.cat(stages, dim=1), dim=1).cpu()
 
 
 class TorchEncoder(HashEncoder):
     """An ``Encoder`` whose backbone runs in torch.
 
-    On CPUs with instructions for matrices of bfloat16 (AMX), and on CUDA, the backbone runs in bfloat16 autocast:
-    features then differ by 0.4 % from float32, and one bit in 900 flips (photographs, never more than 3 in a
-    granularity). One machine always gives one image one code.
+    On CPUs with bfloat16 matrix instructions (AMX), and on CUDA, the backbone runs in bfloat16 autocast: features
+    differ by 0.4 % from float32, and one code bit in 900 flips (photographs, at most 3 bits of a granularity). On one
+    machine an image always gets the same code.
     """
 
-    def __init__(self, contents: Contents, *, device: str = "auto") -> None:
+    def __init__(self, state: EncoderState, *, device: str = "auto") -> None:
         self._device = resolve_device(device)
-        super().__init__(contents, device=str(self._device))
+        super().__init__(state, device=str(self._device))
 
     @property
     def runtime(self) -> str:
@@ -175,7 +174,7 @@ class TorchEncoder(HashEncoder):
 
     @cached_property
     def _network(self) -> torch.nn.Module:
-        return extractor(self.backbone, as_tensors(self.contents.backbone)).to(self._device)
+        return extractor(self.backbone, as_tensors(self.state.backbone)).to(self._device)
 
     def _lend_network(self, other: Self) -> None:
         other.__dict__["_network"] = self._network
@@ -184,16 +183,16 @@ class TorchEncoder(HashEncoder):
     def _images_at_once(self) -> int:
         return IMAGES if self._device.type == "cpu" else super()._images_at_once
 
-    def _each(self, work: Callable[[Sequence[int]], Features], chunks: Sequence[Sequence[int]]) -> Iterable[Features]:
+    def _map(self, work: Callable[[Sequence[int]], Features], chunks: Sequence[Sequence[int]]) -> Iterable[Features]:
         if self._device.type != "cpu":
-            return super()._each(work, chunks)
-        _ = self._network  # built once, before several lanes ask for it
+            return super()._map(work, chunks)
+        _ = self._network  # built once, before several lanes use it
         return in_lanes(work, chunks)
 
     def _features(self, images: Pixels, names: Sequence[str], regions: Sequence[Scale]) -> Features:
         count = len(images)
         if count == 1:
-            # A convolution of one image takes another code path in oneDNN, whose float32 rounding differs.
+            # oneDNN convolves a single image by another algorithm, whose float32 rounding differs.
             images = np.repeat(images, 2, axis=0)
         with torch.inference_mode():
             x = torch.from_numpy(images).to(self._device).to(memory_format=torch.channels_last).float() / 255
@@ -202,12 +201,12 @@ class TorchEncoder(HashEncoder):
                 maps = self._network(x)
             layout = find_backbone(self.backbone).layout
             maps = {stage: channels_first(output, layout) for stage, output in maps.items()}
-            readings = self.contents.configuration.readings
-            found: Features = {name: read(maps, readings[name])[:count].numpy() for name in names}
+            poolings = self.state.configuration.poolings
+            features: Features = {name: pool(maps, poolings[name])[:count].numpy() for name in names}
             if regions:
-                # There are many of them, and in half precision they take half the memory while heads are fitted.
-                found[REGIONS] = read_regions(maps, readings[REGIONS], windows(regions))[:count].half().numpy()
-            return found
+                # Regions are many: half precision halves their memory while heads are fitted.
+                features[REGIONS] = pool_regions(maps, poolings[REGIONS], windows(regions))[:count].half().numpy()
+            return features
 
 
 def _constant(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:

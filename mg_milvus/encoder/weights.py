@@ -14,7 +14,7 @@ from safetensors import SafetensorError, deserialize
 Weights = Mapping[str, NDArray[Any]]
 
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
-"""numpy has no bfloat16: its bits, under a name."""
+"""bfloat16 as its bits, because numpy does not have the type."""
 
 _TYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "F64": ("float64", np.dtype("<f8")),
@@ -33,7 +33,7 @@ _NAMES = {kind: (name, torch_name) for name, (torch_name, kind) in _TYPES.items(
 
 
 def single(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Any weights as float32."""
+    """Weights of any type as float32."""
     if values.dtype == BFLOAT16:
         return (values["bfloat16"].astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32)
@@ -50,7 +50,7 @@ def weights_fingerprint(weights: Weights) -> str:
 
 
 def to_safetensors(weights: Weights, metadata: Mapping[str, str]) -> bytes:
-    """The file, the same bytes each time. Larger elements come first, so that all lie at multiples of their size."""
+    """A safetensors file, deterministic; tensors of larger elements come first, so that all are aligned."""
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     names = sorted(weights, key=lambda name: (-weights[name].dtype.itemsize, name))
     end = 0
@@ -67,7 +67,7 @@ def from_safetensors(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, st
     """Weights and metadata of a file.
 
     Raises:
-        ValueError: it is none, or damaged, or has weights of a type that is not known here.
+        ValueError: not a safetensors file, damaged, or with tensors of an unsupported type.
     """
     weights = {}
     try:

@@ -18,7 +18,7 @@ from mg_milvus.errors import ImageError
 from mg_milvus.evaluation.encoded import encode_labelled, heads_text, with_heads
 from mg_milvus.evaluation.labels import Labelled
 from mg_milvus.evaluation.scoring import FLOAT, FUSED, float_rankings, fused_keys, health_figures, recipes_of
-from mg_milvus.images.augment import EDITS, STRENGTHS
+from mg_milvus.images.augment import AUGMENTATIONS, STRENGTHS
 from mg_milvus.images.decode import opening
 from mg_milvus.images.discover import discover, text_path
 from mg_milvus.records import Failure, Progress
@@ -118,7 +118,7 @@ def evaluate_copies(
                 for strength in STRENGTHS
                 if (edit, strength) in ranks
             }
-            for edit in EDITS
+            for edit in AUGMENTATIONS
         },
         "collisions": codes["collisions"],
         "bytes_per_image": schema.bytes_per_image,
@@ -142,7 +142,7 @@ def _versions(original: Found, encoder: Encoder, max_pixels: int) -> tuple[list[
 def _edited(image: Image.Image, path: str, encoder: Encoder) -> tuple[list[tuple[Version, Pixels]], list[Failure]]:
     made: list[tuple[Version, Pixels]] = []
     failures: list[Failure] = []
-    for name, edit in EDITS.items():
+    for name, edit in AUGMENTATIONS.items():
         for strength in STRENGTHS:
             try:
                 made.append(((name, strength), encoder.prepare(edit.apply(image, strength))))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mg_milvus.errors import EncoderError, ImageError
-from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE, reservoir, sample_features
+from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE, random_sample, sample_features
 from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.records import Failure, Progress
 
@@ -61,7 +61,7 @@ def encode_labelled(
         labelled.images, encoder, settings or Settings(),
         lambda done: told(Progress("encoding", done, len(labelled), 0)),
     )  # fmt: skip
-    failures = tuple(Failure(image.found.path, image.failure) for image in read if image.failure is not None)
+    failures = tuple(Failure(image.file.path, image.failure) for image in read if image.failure is not None)
     if len(failures) == len(read):
         raise ImageError(f"none of the {len(read)} images can be read" + (f": {failures[0].reason}" if read else ""))
     broken = np.array([image.failure is not None for image in read])
@@ -99,7 +99,7 @@ def with_heads(
     if heads not in {"adapt", "fixed"}:
         raise EncoderError(f"heads is '{heads}', expected adapt or fixed")
     encoder.check(bits)
-    chosen = {found.path for found in reservoir(database, sample)[0]}
+    chosen = {found.path for found in random_sample(database, sample)[0]}
     rows = [row for row, found in enumerate(readable) if found.path in chosen]
     # As ingest/first.py decides it.
     if heads == "fixed" or len(rows) < FEWEST_TO_FIT:

@@ -1,6 +1,6 @@
-"""Edited copies of images, as people make them: what a search by ``fine`` codes has to see through.
+"""Augmentation: edited copies of images as people make them, which ``fine`` codes should still match.
 
-All edits are deterministic, take an RGB image and return a new one.
+All augmentations are deterministic, take an RGB image and return a new one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _BOX_COLOUR = (246, 205, 60)
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
+class Augmentation:
     """One way to edit an image.
 
     Attributes:
-        description: what is done, at the three strengths in turn.
+        description: the change at each strength, weakest first.
         versions: strength -> RGB image to RGB image.
     """
 
@@ -46,27 +46,27 @@ class Edit:
 
         Raises:
             QueryError: there is no such strength.
-            ImageError: the image cannot be edited so; the message goes on where a name is put before it.
+            ImageError: it does not apply to the image; the message continues a sentence that begins with its name.
         """
         if strength not in self.versions:
             raise QueryError(f"strength {strength!r} is unknown: expected one of {', '.join(self.versions)}")
         return self.versions[strength](image)
 
 
-def cropped(image: Image.Image, *, area: float) -> Image.Image:
-    """A window of this share of the area and of the image's shape, a little left of and below the middle."""
+def crop(image: Image.Image, *, area: float) -> Image.Image:
+    """Crop to a share of the area with the aspect of the image, slightly left of and below the centre."""
     width, height = (max(1, round(side * area**0.5)) for side in image.size)
     left, top = int((image.width - width) * 0.4), int((image.height - height) * 0.6)
     return image.crop((left, top, left + width, top + height))
 
 
-def rotated(image: Image.Image, *, degrees: float) -> Image.Image:
-    """Turned counter-clockwise about the middle; the size stays, the corners that come free are black."""
+def rotate(image: Image.Image, *, degrees: float) -> Image.Image:
+    """Rotate counter-clockwise about the centre; same size, black corners."""
     return image.rotate(degrees, Image.Resampling.BICUBIC)
 
 
-def coloured(image: Image.Image, *, saturation: float = 1.0, hue: int = 0) -> Image.Image:
-    """Saturation times a factor, 0 for grey; hues turned by ``hue`` 255ths of the circle (21: red to orange)."""
+def recolour(image: Image.Image, *, saturation: float = 1.0, hue: int = 0) -> Image.Image:
+    """Scale the saturation, 0 for grey, and shift hues by ``hue`` 255ths of the circle (21: red to orange)."""
     faded = ImageEnhance.Color(image).enhance(saturation)
     if not hue:
         return faded
@@ -75,18 +75,18 @@ def coloured(image: Image.Image, *, saturation: float = 1.0, hue: int = 0) -> Im
     return Image.merge("HSV", (turned, *rest)).convert("RGB")
 
 
-def brightened(image: Image.Image, *, factor: float) -> Image.Image:
-    """Every sample times a factor, cut off at 255."""
+def brighten(image: Image.Image, *, factor: float) -> Image.Image:
+    """Multiply every sample by a factor, clipped at 255."""
     return ImageEnhance.Brightness(image).enhance(factor)
 
 
-def blurred(image: Image.Image, *, radius: float) -> Image.Image:
-    """Gaussian blur; the radius, in pixels of the image, is the standard deviation."""
+def blur(image: Image.Image, *, radius: float) -> Image.Image:
+    """Apply Gaussian blur; the radius is the standard deviation in pixels."""
     return image.filter(ImageFilter.GaussianBlur(radius))
 
 
-def recompressed(image: Image.Image, *, quality: int) -> Image.Image:
-    """Saved as a JPEG, 4:2:0, and read again.
+def recompress(image: Image.Image, *, quality: int) -> Image.Image:
+    """Save as a JPEG, 4:2:0, and decode it.
 
     Raises:
         ImageError: the image is longer than a JPEG can be.
@@ -100,14 +100,14 @@ def recompressed(image: Image.Image, *, quality: int) -> Image.Image:
         return saved.convert("RGB")
 
 
-def lettered(image: Image.Image, *, text: str, width: float, box: float = 0.0) -> Image.Image:
-    """White text with a black rim along the lower edge, and a plain box at the upper right.
+def add_text(image: Image.Image, *, text: str, width: float, box: float = 0.0) -> Image.Image:
+    """Draw white text with a black outline along the lower edge, and a plain box at the upper right.
 
     Args:
         image: RGB.
         text: one line.
-        width: of the text, as a share of the image's.
-        box: share of the area that the box covers; it has the image's shape.
+        width: of the text, as a share of the image's width.
+        box: share of the area that the box covers; it has the image's aspect.
     """
     copy = image.copy()
     draw = ImageDraw.Draw(copy)
@@ -115,7 +115,7 @@ def lettered(image: Image.Image, *, text: str, width: float, box: float = 0.0) -
         width_of_box, height_of_box = (max(1, round(side * box**0.5)) for side in image.size)
         left, top = round(0.96 * image.width) - width_of_box, round(0.04 * image.height)
         draw.rectangle((left, top, left + width_of_box - 1, top + height_of_box - 1), fill=_BOX_COLOUR)
-    # Lengths grow with the font size: measured at one size, the size that fills the width follows.
+    # Text width is proportional to the font size, so one measurement suffices.
     size = max(1.0, 100 * width * image.width / ImageFont.load_default(100).getlength(text))
     draw.text(
         (image.width / 2, 0.96 * image.height),
@@ -133,54 +133,54 @@ def _three(*versions: Callable[[Image.Image], Image.Image]) -> dict[str, Callabl
     return dict(zip(STRENGTHS, versions, strict=True))
 
 
-_SINGLE: dict[str, Edit] = {
-    "crop": Edit(
+_SINGLE: dict[str, Augmentation] = {
+    "crop": Augmentation(
         "0.9 / 0.7 / 0.5 of the area kept, a little off the middle",
-        _three(*(partial(cropped, area=area) for area in (0.9, 0.7, 0.5))),
+        _three(*(partial(crop, area=area) for area in (0.9, 0.7, 0.5))),
     ),
-    "flip": Edit("mirrored left to right, the same at every strength", _three(*[ImageOps.mirror] * 3)),
-    "rotation": Edit(
+    "flip": Augmentation("mirrored left to right, the same at every strength", _three(*[ImageOps.mirror] * 3)),
+    "rotation": Augmentation(
         "5 / 10 / 15 degrees, same size, black corners",
-        _three(*(partial(rotated, degrees=degrees) for degrees in (5, 10, 15))),
+        _three(*(partial(rotate, degrees=degrees) for degrees in (5, 10, 15))),
     ),
-    "colour": Edit(
+    "colour": Augmentation(
         "saturation x 0.6 / hues turned by 30 degrees / greyscale",
-        _three(partial(coloured, saturation=0.6), partial(coloured, hue=21), partial(coloured, saturation=0.0)),
+        _three(partial(recolour, saturation=0.6), partial(recolour, hue=21), partial(recolour, saturation=0.0)),
     ),
-    "brightness": Edit(
+    "brightness": Augmentation(
         "x 1.2 / x 1.5 / x 0.5",
-        _three(*(partial(brightened, factor=factor) for factor in (1.2, 1.5, 0.5))),
+        _three(*(partial(brighten, factor=factor) for factor in (1.2, 1.5, 0.5))),
     ),
-    "blur": Edit(
+    "blur": Augmentation(
         "Gaussian, radius 1 / 1.5 / 2 pixels",
-        _three(*(partial(blurred, radius=radius) for radius in (1, 1.5, 2))),
+        _three(*(partial(blur, radius=radius) for radius in (1, 1.5, 2))),
     ),
-    "text": Edit(
+    "text": Augmentation(
         "caption / caption and a box on 4 % of the area / large text and a box, together on about 15 %",
         _three(
-            partial(lettered, text=_CAPTION, width=0.6),
-            partial(lettered, text=_CAPTION, width=0.6, box=0.04),
-            partial(lettered, text=_LARGE, width=0.55, box=0.08),
+            partial(add_text, text=_CAPTION, width=0.6),
+            partial(add_text, text=_CAPTION, width=0.6, box=0.04),
+            partial(add_text, text=_LARGE, width=0.55, box=0.08),
         ),
     ),
-    "jpeg": Edit(
+    "jpeg": Augmentation(
         "JPEG quality 60 / 30 / 10",
-        _three(*(partial(recompressed, quality=quality) for quality in (60, 30, 10))),
+        _three(*(partial(recompress, quality=quality) for quality in (60, 30, 10))),
     ),
 }
-"""In the order in which somebody would do them: cut, turn, change colours, write on it, save."""
+"""Single augmentations, in the order in which ``all`` applies them."""
 
 
 def _all(image: Image.Image, *, strength: str) -> Image.Image:
-    for edit in _SINGLE.values():
-        image = edit.apply(image, strength)
+    for augmentation in _SINGLE.values():
+        image = augmentation.apply(image, strength)
     return image
 
 
-EDITS: dict[str, Edit] = _SINGLE | {
-    "all": Edit(
+AUGMENTATIONS: dict[str, Augmentation] = _SINGLE | {
+    "all": Augmentation(
         f"{', '.join(_SINGLE)}: one after another, all at one strength",
         _three(*(partial(_all, strength=strength) for strength in STRENGTHS)),
     )
 }
-"""Name -> edit; ``all`` is the last."""
+"""Name -> augmentation; ``all`` is the last."""

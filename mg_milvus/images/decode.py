@@ -1,7 +1,4 @@
-"""Which small files would keep Pillow busy for minutes? They are refused before it sees them.
-
-No program writes such files; the limits are far above what any does. Sizes in pixels are checked in ``decode``.
-"""
+"""Decoding images from files, bytes, arrays and tensors to RGB, within limits of size, memory and time."""
 
 from __future__ import annotations
 
@@ -43,36 +40,37 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 
+# Limits of files that are small and would take Pillow minutes to decode. They are far above what any program writes.
 _SCANS = 100
-"""Of a JPEG. Each is a walk over all pixels, whatever its length; progressive files have about ten."""
+"""Scans of a JPEG, each a pass over all pixels; progressive files have about ten."""
 _SEGMENTS = 5000
-"""Of a JPEG; Pillow joins those of one kind, each time copying what it has."""
+"""Segments of a JPEG; Pillow concatenates those of one kind in quadratic time."""
 _GAP = 1 << 16
 """Bytes between a JPEG's segments, which Pillow reads one by one."""
 _PROFILES = 16
-"""Colour profiles of a PNG, where one is allowed; a kilobyte unfolds to a megabyte."""
+"""Colour profiles of a PNG; a kilobyte expands to a megabyte."""
 _COMMENTS = 1000
-"""Of a PPM with numbers as text; Pillow copies a block of numbers for each."""
+"""Comments of a PPM in text; Pillow copies a block of numbers for each."""
 _STRIPS = 65_536
-"""Strips or tiles of a TIFF, each of which takes Pillow some microseconds."""
+"""Strips or tiles of a TIFF, each of which takes Pillow microseconds."""
 _VALUES = 262_144
-"""Numbers of one tag of a TIFF; a palette has 196,608."""
+"""Numbers in one tag of a TIFF; a palette has 196,608."""
 _TAGS = 4096
-"""Of a TIFF; usual files have about twenty."""
+"""Tags of a TIFF; usual files have about twenty."""
 _STRIP_TAGS = frozenset({273, 279, 324, 325})
 _BYTE_TYPES = frozenset({1, 2, 6, 7})
 
-# Not the zero that stands behind a byte 255 among pixels, and not the restarts among them.
+# Not a stuffed zero after a byte 255 in pixel data, and not restart markers.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _END, _SCAN = 0xD9, 0xDA
 _WITHOUT_LENGTH = frozenset({0x01, 0xD8})
 
 
 def refuse_bombs(data: bytes) -> None:
-    """Check an encoded image for what would take a decoder minutes.
+    """Refuse encoded images that would take a decoder minutes.
 
     Raises:
-        ImageError: the message goes on where a name is put before it, as those of ``decode``.
+        ImageError: the message continues a sentence that begins with the image's name, as those of ``decode``.
     """
     if data.startswith(b"\xff\xd8"):
         _check_jpeg(data)
@@ -93,7 +91,7 @@ def _check_tiff(data: bytes) -> None:
         first = start + (8 if big else 2)
         entries = [entry.unpack_from(data, first + entry.size * place) for place in range(min(tags, _TAGS + 1))]
     except (struct.error, OverflowError):
-        return  # cut off: Pillow says what is missing
+        return  # truncated: Pillow reports it
     if tags > _TAGS:
         raise ImageError(f"has {tags} tags, at most {_TAGS} are read")
     for tag, kind, count in entries:
@@ -120,10 +118,10 @@ _IGNORED = ("ignore", None, UserWarning, re.compile(r"PIL\."), 0)
 
 
 def silence_libraries() -> None:
-    """Once a process: Pillow's log lines, and the lines that libtiff writes to standard error by itself."""
-    # A handler of its own keeps log lines from Python's handler of last resort, which writes to the terminal.
+    """Silence Pillow's log lines, and what libtiff writes to standard error; once per process."""
+    # With a handler, Python's handler of last resort does not write log lines to the terminal.
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-    # No such symbol: a Pillow without libtiff, or a platform that hides it; then its lines stay.
+    # Without the symbol (no libtiff, or hidden by the platform) its lines stay.
     with contextlib.suppress(OSError, AttributeError):
         set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
         set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
@@ -131,10 +129,10 @@ def silence_libraries() -> None:
 
 
 def silence_warnings() -> None:
-    """Before each image: what Pillow warns of (damaged EXIF and the like) while it can still go on.
+    """Silence Pillow's warnings, such as those of damaged EXIF; before each image.
 
-    ``warnings.catch_warnings`` is not safe between threads, and a filter set once may since have been overruled.
-    Decompression bomb warnings, which a host program may rely on, are not silenced: decoding here raises none.
+    ``warnings.catch_warnings`` is not thread-safe, and other code may have overruled a filter that was set once.
+    Decompression bomb warnings, which a host program may rely on, stay: decoding here raises none.
     """
     if warnings.filters[:1] != [_IGNORED]:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -146,13 +144,13 @@ LAYOUTS = (
 """The accepted arrays and tensors, for messages."""
 
 _BAND = 1 << 18
-"""Pixels of a band, about."""
+"""Approximate pixels of a band."""
 
 _SIXTEEN_TO_EIGHT = ((np.arange(65_536) + 128) // 257).astype(np.uint8)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image of any mode -> mode RGB (itself, when it is); transparency is put on white."""
+    """Convert a loaded image of any mode to RGB; transparent pixels are blended with white."""
     if image.mode.startswith(("I", "F")):
         return _grey(image).convert("RGB")
     if image.has_transparency_data:
@@ -165,14 +163,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """An image in bands of rows, each with its top: what is computed of them is small beside the image."""
+    """Yield an image in bands of rows, each with its top, so that temporary arrays stay small."""
     rows = max(1, _BAND // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def from_array(array: NDArray[Any]) -> Image.Image:
-    """(h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA, uint8 or float from 0 to 1 -> mode RGB.
+    """Convert (h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA, uint8 or float from 0 to 1, to mode RGB.
 
     Raises:
         ImageError: another shape, type or range; the message states the layouts.
@@ -185,12 +183,12 @@ def from_array(array: NDArray[Any]) -> Image.Image:
 
 
 def is_tensor(source: object) -> bool:
-    """Whether this is a torch tensor; torch is not imported to find out."""
+    """Whether an object is a torch tensor, without importing torch."""
     return any(kind.__module__ == "torch" and kind.__name__ == "Tensor" for kind in type(source).__mro__)
 
 
 def from_tensor(tensor: Any) -> Image.Image:
-    """(1, h, w) grey or (3, h, w) RGB, uint8 or float from 0 to 1 -> mode RGB.
+    """Convert (1, h, w) grey or (3, h, w) RGB, uint8 or float from 0 to 1, to mode RGB.
 
     Raises:
         ImageError: another shape, type or range; the message states the layouts.
@@ -206,7 +204,7 @@ def from_tensor(tensor: Any) -> Image.Image:
 
 
 def _samples(array: NDArray[Any]) -> NDArray[np.uint8] | None:
-    """The array as contiguous uint8; None when it is neither uint8 nor float from 0 to 1, or empty."""
+    """An array as contiguous uint8; None when it is neither uint8 nor float from 0 to 1, or empty."""
     if array.size and array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.size and array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1:
@@ -223,9 +221,9 @@ def _refusal(array: NDArray[Any], given: Any) -> ImageError:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 or 32 bits, or of real numbers -> mode L.
+    """Convert greyscale of 16 or 32 bits, or of floats, to mode L.
 
-    Integers from 0 to 65,535 and real numbers from 0 to 1 keep their scale; other ranges are stretched to 0 … 255.
+    Integers from 0 to 65,535 and floats from 0 to 1 keep their scale; other ranges are stretched to 0 … 255.
     """
     grey = Image.new("L", image.size)
     low, high = _span(image)
@@ -247,7 +245,7 @@ def _grey(image: Image.Image) -> Image.Image:
 
 
 def _span(image: Image.Image) -> tuple[float, float]:
-    """Smallest and largest value."""
+    """Smallest and largest value of an image."""
     spans = [(values.min(), values.max()) for values in (_finite(band) for _, band in _bands(image))]
     return float(min(low for low, _ in spans)), float(max(high for _, high in spans))
 
@@ -277,13 +275,13 @@ _OPENERS: dict[str, Callable[[io.BytesIO, str], ImageFile]] = {
     "PPM": PpmImagePlugin.PpmImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,
 }
-"""Name of a kind of ``files.KINDS`` -> what reads its header."""
+"""Name of a kind of ``files.KINDS`` -> Pillow's class, which reads the header."""
 
 BYTES_A_PIXEL = 12
-"""Decoding may take this many bytes for each pixel that is allowed, by what the header says."""
+"""Memory that decoding may take for each pixel of ``max_pixels``, in bytes, according to the header."""
 
 decoders = MemoryBudget(4 * 2**30)
-"""What the decoders of this process take at once: one image at the default limits, and some of usual size."""
+"""Memory of the decoders of this process: one image at the default limits, and some of usual size."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -294,17 +292,17 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what makes the image upright."""
+"""EXIF orientation -> transposition that makes the image upright."""
 
 silence_libraries()
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An image, ready to be prepared for an encoder.
+    """A decoded image.
 
     Attributes:
-        image: mode RGB, upright, loaded; smaller than the file's when ``least`` allowed it.
+        image: mode RGB, upright, loaded; smaller than the full image when ``least`` allows it.
         width: of the full image, upright, in pixels.
         height: of the full image, upright, in pixels.
     """
@@ -317,19 +315,19 @@ class Decoded:
 def decode(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
     """Decode an encoded image; of an animation, the first frame.
 
-    The format is told by the content. Transparency is put on white, the EXIF orientation is honoured, 16 bits a sample
-    are scaled to 8, and greyscale of any other range is stretched to 0 … 255.
+    The format is recognised by the content. Transparent pixels are blended with white, the EXIF orientation is applied,
+    16 bits per sample are scaled to 8, and greyscale of any other range is stretched to 0 … 255.
 
     Args:
         data: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM/PGM/PBM/PFM or AVIF.
         least: the image may be reduced by 2, 4 or 8 while decoding (JPEG only), as long as its shorter side keeps
             this many pixels. The same data and ``least`` always give the same pixels.
-        max_pixels: larger images, and those that take more than ``BYTES_A_PIXEL`` bytes for each of so many pixels,
-            are refused by their header, before their pixels are decoded.
+        max_pixels: larger images, and those that need more than ``BYTES_A_PIXEL`` * ``max_pixels`` bytes, are refused
+            by their header, before their pixels are decoded.
 
     Raises:
-        ImageError: the message goes on where a name is put before it: "is empty: 0 bytes". Also for files that
-            would take minutes, see ``bombs``.
+        ImageError: it cannot be decoded, or would take minutes. The message continues a sentence that begins with the
+            image's name: "is empty: 0 bytes".
     """
     with decoding(data, least=least, max_pixels=max_pixels) as decoded:
         return decoded
@@ -337,9 +335,9 @@ def decode(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT_M
 
 @contextmanager
 def decoding(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Iterator[Decoded]:
-    """A decoded image, and its share of the memory for ``decoders`` while the block runs; see ``decode``.
+    """Decode an image, holding its share of the memory budget ``decoders`` while the block runs; see ``decode``.
 
-    For many threads, each of which makes something small of each image. Waits while others take too much.
+    For many threads that each reduce images to something small. Waits while others hold too much.
     """
     file = _header(data, max_pixels)
     full = file.size
@@ -355,10 +353,10 @@ def decoding(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT
 
 
 def check_header(data: bytes) -> None:
-    """Read the whole header of an encoded image of any size, not its pixels.
+    """Check the header of an encoded image of any size, without decoding its pixels.
 
     Raises:
-        ImageError: it is none that ``decode`` would begin to decode.
+        ImageError: ``decode`` would refuse it.
     """
     _header(data, sys.maxsize)
 
@@ -368,7 +366,7 @@ def open_image(source: ImageSource, *, least: int | None = None, max_pixels: int
 
     Args:
         source: arrays are (h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA; tensors (1, h, w) grey or (3, h, w) RGB; both
-            uint8 or float from 0 to 1. What is given is not changed.
+            uint8 or float from 0 to 1. The source is not changed.
         least: as in ``decode``, for paths and bytes.
         max_pixels: as in ``decode``, for paths, bytes and PIL images.
 
@@ -383,7 +381,7 @@ def open_image(source: ImageSource, *, least: int | None = None, max_pixels: int
 def opening(
     source: ImageSource, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Iterator[Decoded]:
-    """An image from anywhere, and its share of the memory while the block runs; see ``open_image``, ``decoding``."""
+    """Read an image, holding its share of the memory while the block runs; see ``open_image`` and ``decoding``."""
     if isinstance(source, np.ndarray) or is_tensor(source):
         image = from_array(source) if isinstance(source, np.ndarray) else from_tensor(source)
         yield Decoded(image, *image.size)
@@ -409,14 +407,14 @@ def opening(
 
 
 def crop(decoded: Decoded, box: tuple[int, int, int, int]) -> Image.Image:
-    """Cut a region out; where decoding reduced the image, the region is as much smaller.
+    """Crop a decoded image; where decoding reduced the image, the crop is reduced as much.
 
     Args:
         decoded: the image.
         box: x, y, width, height in pixels of the full, upright image.
 
     Raises:
-        QueryError: the box is empty or reaches out of the image.
+        QueryError: the box is empty or extends beyond the image.
     """
     x, y, w, h = box
     width, height = decoded.width, decoded.height
@@ -432,7 +430,7 @@ def crop(decoded: Decoded, box: tuple[int, int, int, int]) -> Image.Image:
 
 @contextmanager
 def _pillow_errors() -> Iterator[None]:
-    """What a hostile file makes Pillow raise is a ``ImageError``; what it makes Pillow mutter is not heard."""
+    """Map all exceptions of Pillow to ``ImageError``, and silence its warnings."""
     silence_warnings()
     try:
         yield
@@ -453,7 +451,7 @@ def _line(error: Exception) -> str:
 def _header(data: bytes, max_pixels: int) -> ImageFile:
     kind = kind_of(data)
     refuse_bombs(data)
-    # Image.open would check the size against a limit that is global to the process; the limit here is the caller's.
+    # Image.open would check the size against a limit of the whole process; this one is the caller's.
     with _pillow_errors():
         file = _OPENERS[kind.name](io.BytesIO(data), "")
         _check_size(file, max_pixels)
@@ -481,9 +479,9 @@ def _check_memory(file: ImageFile, count: int, max_pixels: int) -> None:
 
 
 def _upright(image: Image.Image, full: tuple[int, int], *, own: bool) -> Decoded:
-    """Load, convert and turn an image; ``own``: nobody else needs what was read, and its memory is given back."""
+    """Load, convert and rotate an image; ``own``: it may be closed, to free its memory."""
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tile:
-        # With its canvas already made it does not compare its size with the limit that is global to the process.
+        # With a canvas already there Pillow does not compare its size with the limit of the whole process.
         canvas = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
         image.im = Image.new(image.mode, canvas).im
     image.load()
@@ -491,7 +489,7 @@ def _upright(image: Image.Image, full: tuple[int, int], *, own: bool) -> Decoded
     with suppress(Exception):  # damaged EXIF says nothing about the pixels
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     if own:
-        vars(image).pop("_decoder", None)  # of WebP and AVIF: whole frames of its own
+        vars(image).pop("_decoder", None)  # WebP and AVIF keep whole frames there
     rgb = to_rgb(image)
     if own and rgb is not image:
         image.close()

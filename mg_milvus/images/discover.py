@@ -1,4 +1,4 @@
-"""Which image files are there? Folders are walked; what cannot be read is reported and passed over."""
+"""Discovery of image files in folders; unreadable ones are reported and skipped."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif"}
 )
-"""Lower-cased endings of the files that are taken from a walked folder."""
+"""Lower-case endings of the files to take from folders."""
 
 _URI = "file://"
 
 _Identity = tuple[int, int]
-"""st_dev and st_ino: the same folder under all its names."""
+"""st_dev and st_ino, which identify a folder under all its names."""
 
 _FileIdentity = tuple[_Identity, str]
-"""The real folder and the name in it: the same directory entry, however its path is written."""
+"""The folder and the name in it, which identify a directory entry however its path is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Found:
 
     Attributes:
         path: its absolute path, as ``path_text`` writes it.
-        size: bytes; -1 where that is known only when it is read.
+        size: in bytes; -1 when it is known only after reading.
         mtime_ns: modification time, nanoseconds since the epoch.
     """
 
@@ -58,7 +58,7 @@ class Found:
 
 
 def path_text(path: str | os.PathLike[str]) -> str:
-    """The absolute path as text that is valid UTF-8; links are not resolved.
+    """The absolute path as valid UTF-8; links are not resolved.
 
     A path that is not valid UTF-8 becomes its percent-encoded ``file://`` URI. ``text_path`` is the inverse.
     """
@@ -71,21 +71,21 @@ def path_text(path: str | os.PathLike[str]) -> str:
 
 
 def text_path(text: str) -> Path:
-    """The path that ``path_text`` wrote; bytes that are not UTF-8 come back as surrogates, so ``open`` finds it."""
+    """The inverse of ``path_text``; bytes that are not UTF-8 become surrogates, as ``open`` expects."""
     if text.startswith(_URI):
         return Path(os.fsdecode(unquote_to_bytes(text.removeprefix(_URI))))
     return Path(text)
 
 
 def is_under(path: str, folders: Sequence[str]) -> bool:
-    """Whether a path is one of some folders or lies in one of them; all are as ``path_text`` writes them."""
+    """Whether a path is one of the folders or lies in one of them; all as ``path_text`` writes them."""
     inside = os.fsencode(text_path(path))
     tops = [os.fsencode(text_path(folder)) for folder in folders]
     return any(inside == top or inside.startswith(top.rstrip(b"/") + b"/") for top in tops)
 
 
 def is_url(text: str) -> bool:
-    """Whether something is named by a URL, ``scheme://…``, and not by a path of this machine."""
+    """Whether a text is a URL, ``scheme://…``, and not a local path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
@@ -95,7 +95,7 @@ def image_id(path: str) -> str:
 
 
 def content_hash(data: bytes) -> str:
-    """What the row of an image file remembers of its content: 32 hex digits, BLAKE2b-128."""
+    """Hash of a file's content for its row: 32 hex digits, BLAKE2b-128."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
@@ -103,19 +103,19 @@ def discover(
     sources: Sequence[str | os.PathLike[str]], on_failure: Callable[[Failure], None],
     suffixes: Collection[str] = SUFFIXES, inside: str | os.PathLike[str] | None = None,
 ) -> Iterator[Found]:  # fmt: skip
-    """Find the image files in folders, and the files that are named themselves.
+    """Yield the image files in folders, and the files among the sources.
 
-    Every file comes once, however often its folder is given or linked to. Sources come in the order given, a folder's
-    entries in the order of their names. Links to folders come last, so that an image is known by its own path
-    whenever that path is among the sources. Hidden entries (``.name``) and files without a known suffix are passed
-    over, unless they are sources themselves. Memory grows with the number of folders, not of files.
+    Every file comes once, however often its folder is given or linked to. Sources come in the given order, a folder's
+    entries sorted by name. Links to folders are followed last, so that an image is found by its own path whenever that
+    is among the sources. Hidden entries (``.name``) and files with other suffixes are skipped unless they are sources
+    themselves. Memory grows with the number of folders, not of files.
 
     Args:
         sources: folders and files.
-        on_failure: told of folders and files that cannot be looked at; the walk goes on.
-        suffixes: lower-cased endings of the files to take from folders.
-        inside: a folder; what does not lie in it when all links are followed is a failure. Each folder and file is
-            looked at anew when the walk comes to it.
+        on_failure: called with each folder and file that cannot be accessed; the walk continues.
+        suffixes: lower-case endings of the files to take from folders.
+        inside: a folder; whatever lies outside of it when all links are followed is a failure. Checked for each folder
+            and file when the walk reaches it.
 
     Raises:
         ImageError: a source does not exist, or is neither a folder nor a file. Raised before any work.
@@ -160,7 +160,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 class _Walk:
-    """One walk: what was seen, and what is still to be done."""
+    """The state of one walk."""
 
     def __init__(
         self, named: set[_FileIdentity], on_failure: Callable[[Failure], None], suffixes: Collection[str],
@@ -174,14 +174,14 @@ class _Walk:
         self._linked: deque[str] = deque()
 
     def run(self, todo: list[tuple[str, bool]]) -> Iterator[Found]:
-        """Visit (path, is it a folder) in order, then the folders that were linked to."""
+        """Visit (path, is it a folder) in order, then the folders behind links."""
         for path, folder in todo:
             yield from self._folder(path) if folder else self._file(path)
         while self._linked:
             yield from self._folder(self._linked.popleft())
 
     def _folder(self, top: str) -> Iterator[Found]:
-        # An explicit stack: folders can be nested deeper than Python's own.
+        # An explicit stack: folders can be nested deeper than Python allows recursion.
         stack = [self._entries(top)]
         while stack:
             entry = next(stack[-1], None)
@@ -193,7 +193,7 @@ class _Walk:
                 yield entry
 
     def _entries(self, folder: str) -> Iterator[Found | str]:
-        """The files of one folder, and the paths of the folders in it."""
+        """Yield the files of one folder, and the paths of its subfolders."""
         if self._leads_out(folder):
             return
         try:
@@ -213,14 +213,14 @@ class _Walk:
                 self._linked.append(entry.path)
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 self._fail(entry.path, "is a link to nothing")
-            elif self._is_wanted(entry.name) and (identity, entry.name) not in self._named:
+            elif self._has_suffix(entry.name) and (identity, entry.name) not in self._named:
                 yield from self._file(entry.path)
 
-    def _is_wanted(self, name: str) -> bool:
+    def _has_suffix(self, name: str) -> bool:
         return os.path.splitext(name)[1].lower() in self._suffixes
 
     def _leads_out(self, path: str) -> bool:
-        """Whether a path leads out of the folder that all has to lie in; that is a failure."""
+        """Whether a path lies outside of ``inside``, which is reported as a failure."""
         if self._inside is None or is_under(os.path.realpath(path), [self._inside]):
             return False
         self._fail(path, f"is a link that leads out of {self._inside}")

@@ -1,4 +1,4 @@
-"""Memory: how much decoding takes, and how much the threads of this process may take together."""
+"""Image files: their kinds, reading them within limits, and the memory that reading and decoding take."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-"""Bytes a pixel of Pillow's modes; all others take 4."""
+"""Bytes per pixel of Pillow's modes; all others take 4."""
 _RGB = 4
 _WHOLE_FRAMES = {"WEBP": 12, "AVIF": 12}
-"""Bytes a pixel: two canvases and the frame; planes of up to 16 bits and the frame."""
+"""Bytes per pixel: two canvases and the frame; planes of up to 16 bits and the frame."""
 _IN_PYTHON = frozenset({"ppm", "ppm_plain", "bmp_rle"})
 _SCAN = b"\xff\xda"
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _ROWS_PER_STRIP = 258, 262, 277, 278
@@ -35,10 +35,10 @@ _YCBCR = 6
 
 
 class MemoryBudget:
-    """Bytes that are shared out among threads, first come, first served.
+    """A limit on the bytes that threads hold together, first come, first served.
 
-    Who asks for more than there is waits until nobody else holds any, and then runs alone. A thread that holds some
-    already is not made to wait for more: it would wait for itself.
+    A request above the limit waits until nobody else holds any. A thread that holds some already does not wait for
+    more, because it could wait for itself.
     """
 
     def __init__(self, most: int) -> None:
@@ -51,7 +51,7 @@ class MemoryBudget:
 
     @contextmanager
     def held(self, count: int) -> Iterator[None]:
-        """Hold so many bytes while the block runs; waits for its turn."""
+        """Hold ``count`` bytes while the block runs; waits for its turn."""
         depth = getattr(self._own, "depth", 0)
         if depth:
             with self._changed:
@@ -81,10 +81,10 @@ class MemoryBudget:
 
 
 def memory_needed(file: ImageFile, full: tuple[int, int], data: bytes) -> int:
-    """About how many bytes decoding takes at its peak, by the header: the decoder's, and what ``decode`` makes of it.
+    """Estimate the peak memory of ``decode`` from an image's header, in bytes.
 
     Args:
-        file: an opened image whose pixels are not decoded yet; a JPEG may have been told to reduce it.
+        file: an opened image whose pixels are not decoded yet; of a JPEG, after ``draft``.
         full: width and height of the whole image.
         data: the encoded image.
     """
@@ -96,7 +96,7 @@ def memory_needed(file: ImageFile, full: tuple[int, int], data: bytes) -> int:
 
 
 def _decoder(file: ImageFile, pixels: int, data: bytes) -> int:
-    """Bytes that a decoder takes beside the image that it fills."""
+    """Bytes that a decoder takes in addition to the image."""
     if file.format == "JPEG":
         return _coefficients(file, pixels) if data.count(_SCAN) > 1 else 0
     if file.format == "TIFF":
@@ -104,18 +104,18 @@ def _decoder(file: ImageFile, pixels: int, data: bytes) -> int:
     if file.format in _WHOLE_FRAMES:
         return _WHOLE_FRAMES[file.format] * pixels + len(data)
     codec = file.tile[0].codec_name if file.tile else ""
-    # Decoders in Python make the raw pixels, and a copy of them.
+    # Decoders in Python hold the raw pixels and a copy.
     return 2 * len(file.getbands()) * (4 if file.mode == "I" else 1) * pixels if codec in _IN_PYTHON else 0
 
 
 def _coefficients(file: ImageFile, pixels: int) -> int:
-    """Of a JPEG of several scans, which are kept until the last one: two bytes each."""
+    """Bytes of the coefficients of a JPEG with several scans, which are kept until the last one: two each."""
     blocks = [across * down for _, across, down, _ in file.layer]  # type: ignore[attr-defined]
     return int(2 * pixels * sum(blocks) // max(blocks))
 
 
 def _strip(file: ImageFile) -> int:
-    """Of a TIFF that libtiff decodes: a strip or tile as samples, and one as RGBA where it converts the colours."""
+    """Bytes of a strip or tile that libtiff decodes: as samples, and as RGBA where it converts colours."""
     if not file.tile or file.tile[0].codec_name != "libtiff":
         return 0
     tags = file.tag_v2  # type: ignore[attr-defined]
@@ -126,19 +126,18 @@ def _strip(file: ImageFile) -> int:
 
 
 MAX_BYTES = 512 * 2**20
-"""The largest image file that is read: 200 million pixels without compression, 8 bits a sample, are 600 million
-bytes; with the weakest compression in use about half."""
+"""Largest image file to read. 200 million pixels of 8 bits are 600 million bytes without compression, and about half
+with the weakest compression in use."""
 
 READ_SECONDS = 120.0
-"""How long reading one file may take. Looked at between two blocks: a single call to a file system that hangs is not
-cut short."""
+"""Limit on the time to read one file, checked between blocks: a single call that hangs is not interrupted."""
 
 _BLOCK = 4 * 2**20
 _HEAD = 32
-"""Bytes that tell the kind of an image."""
+"""Bytes that identify the kind of an image."""
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-"""A FIFO without a writer would be waited for; a terminal would become the process's own."""
+"""Without waiting for the writer of a FIFO, and without a terminal becoming the controlling one."""
 
 _OTHERS = (
     (stat.S_ISDIR, "a folder"),
@@ -151,7 +150,7 @@ _OTHERS = (
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of image file: its name in Pillow, its first bytes, file ending and media type."""
+    """An image format: its name in Pillow, first bytes, file suffix and media type."""
 
     name: str
     start: re.Pattern[bytes]
@@ -169,17 +168,17 @@ KINDS = (
     Kind("PPM", re.compile(rb"P[1-6f]\s"), ".ppm", "image/x-portable-anymap"),
     Kind("AVIF", re.compile(rb"....ftyp(avi[fs]|m[is]f1)", re.DOTALL), ".avif", "image/avif"),
 )
-"""What ``decode`` reads. Pillow's other formats are left out: it starts Ghostscript for EPS."""
+"""The formats that ``decode`` reads. Pillow's others are left out: for EPS it starts Ghostscript."""
 
 reading = MemoryBudget(2 * MAX_BYTES)
-"""What the image files take that are in memory at once, as files, in this process."""
+"""Memory of the encoded files that this process holds at once."""
 
 
 def kind_of(data: bytes) -> Kind:
-    """The kind of an image, by its first bytes.
+    """The format of an image, by its first bytes.
 
     Raises:
-        ImageError: none that can be read; the message goes on where a name is put before it.
+        ImageError: none of ``KINDS``; the message continues a sentence that begins with the image's name.
     """
     if not data:
         raise ImageError("is empty: 0 bytes")
@@ -190,14 +189,14 @@ def kind_of(data: bytes) -> Kind:
 
 
 def open_file(path: str | os.PathLike[str]) -> io.FileIO:
-    """Open a regular file for reading, unbuffered; links are followed, and nothing is waited for.
+    """Open a regular file for reading, unbuffered and without blocking; links are followed.
 
     Raises:
-        ImageError: there is none, it may not be read, or it is a folder, a FIFO, a device or a socket. The message
-            goes on where a name is put before it, as all of this module.
+        ImageError: it does not exist, may not be read, or is a folder, a FIFO, a device or a socket. The message
+            continues a sentence that begins with the file's name, as all of this module.
     """
     try:
-        _check_regular(os.stat(path))  # opening some devices has effects: those are not even opened
+        _check_regular(os.stat(path))  # opening some devices has side effects
         descriptor = os.open(path, _FLAGS)
     except FileNotFoundError as error:
         raise ImageError("does not exist") from error
@@ -206,7 +205,7 @@ def open_file(path: str | os.PathLike[str]) -> io.FileIO:
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
-        _check_regular(os.fstat(descriptor))  # the name may lead to another file by now
+        _check_regular(os.fstat(descriptor))  # the path may lead to another file by now
         return io.FileIO(descriptor)
     except BaseException:
         os.close(descriptor)
@@ -220,21 +219,20 @@ def _check_regular(status: os.stat_result) -> None:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The whole content of an image file.
+    """Read an image file, if its first bytes are those of an image.
 
-    The first bytes are looked at first: what is no image, or is larger than ``MAX_BYTES``, is not read. A file that
-    grows meanwhile is read up to that limit, and for ``READ_SECONDS``.
+    At most ``MAX_BYTES`` are read, and for at most ``READ_SECONDS``, even if the file grows meanwhile.
 
     Raises:
-        ImageError: it is not read; the reason.
+        ImageError: it is not an image, too large, or cannot be read.
     """
     with open_file(path) as file:
         return read_opened(file)
 
 
 def read_opened(file: io.FileIO) -> bytes:
-    """The whole content of an image file that ``open_file`` opened; see ``read_file``."""
-    give_up = time.monotonic() + READ_SECONDS
+    """Read an image file that ``open_file`` opened; see ``read_file``."""
+    deadline = time.monotonic() + READ_SECONDS
     try:
         size = os.fstat(file.fileno()).st_size
         head = file.read(_HEAD)
@@ -245,7 +243,7 @@ def read_opened(file: io.FileIO) -> bytes:
         while block:
             content.write(block)
             _check_bytes(content.tell())
-            if time.monotonic() > give_up:
+            if time.monotonic() > deadline:
                 raise ImageError(f"cannot be read: {content.tell()} of {size} bytes came in {READ_SECONDS:.0f} s")
             block = file.read(_BLOCK)
     except OSError as error:
@@ -255,13 +253,13 @@ def read_opened(file: io.FileIO) -> bytes:
 
 @contextmanager
 def content_of(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """The whole content of an image file, and its share of ``reading`` while the block runs; see ``read_file``."""
+    """Read an image file, holding its share of the budget ``reading`` while the block runs; see ``read_file``."""
     with open_file(path) as file, held_for_reading(file):
         yield read_opened(file)
 
 
 def held_for_reading(file: io.FileIO) -> AbstractContextManager[None]:
-    """The share of ``reading`` that the content of an opened file has."""
+    """A context that holds the share of ``reading`` for the content of an opened file."""
     return reading.held(min(os.fstat(file.fileno()).st_size, MAX_BYTES))
 
 

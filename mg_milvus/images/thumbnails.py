@@ -1,4 +1,4 @@
-"""Small copies of images, as JPEGs inside of a page."""
+"""Thumbnails, also as JPEGs in data URIs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 JPEG_QUALITY = 82
 
 FRAME = ("black", "white", "white", "#ff7a1a", "#ff7a1a", "white", "black")
-"""Colours of the frame around a region, from outside to inside, a pixel each: seen on any image."""
+"""Colours of the frame around a region, a pixel each, from outside to inside; visible on any image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """An image for a page: its data URI (empty when unreadable), and the size of the whole image in pixels."""
+    """A thumbnail: its data URI (empty when the image is unreadable), and the size of the full image in pixels."""
 
     uri: str = ""
     width: int = 0
@@ -32,7 +32,7 @@ class Thumbnail:
 
 
 def thumbnail(source: ImageSource, side: int, box: Box | None = None) -> Thumbnail:
-    """A small copy of an image for a page; see ``small``. One that cannot be read has no data."""
+    """A thumbnail as a data URI; see ``small``. That of an unreadable image is empty."""
     try:
         image, width, height = small(source, side, box)
     except ImageError:
@@ -44,15 +44,15 @@ def thumbnail(source: ImageSource, side: int, box: Box | None = None) -> Thumbna
 
 
 def small(source: ImageSource, side: int, box: Box | None = None) -> tuple[Image.Image, int, int]:
-    """A small copy of an image, with a frame around a region where one was found.
+    """A thumbnail, optionally with a frame around a region.
 
     Args:
         source: the image.
-        side: its longest side in pixels, at most.
-        box: the region as x, y, width, height in pixels of the whole image.
+        side: longest side of the thumbnail in pixels, at most.
+        box: the region as x, y, width, height in pixels of the full image.
 
     Returns:
-        The copy; width and height of the whole image, upright.
+        The thumbnail; width and height of the full image, upright.
 
     Raises:
         ImageError: it cannot be read.

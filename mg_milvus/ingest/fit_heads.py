@@ -1,21 +1,21 @@
-"""The first ingest into a new collection: fit the hash heads on a sample, keep the encoder, make the collection."""
+"""Fitting hash heads on a sample of images: at the first ingest into a collection, or into an encoder file."""
 
 from __future__ import annotations
 
 import random
 import time
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from mg_milvus.encoder.file import BUILTIN
 from mg_milvus.encoder.load import load_encoder, untrained_encoder
 from mg_milvus.errors import EncoderError, ImageError
 from mg_milvus.files import write_whole
-from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import discover, image_id
 from mg_milvus.ingest.pipeline import Settings, Writer, code_bytes, read_images
 from mg_milvus.records import Failure, Progress
@@ -30,50 +30,48 @@ if TYPE_CHECKING:
 
     from mg_milvus.encoder.base import Encoder, Features
     from mg_milvus.images.discover import Found
-    from mg_milvus.ingest.metrics import Tally
-    from mg_milvus.ingest.pipeline import FieldsOf, Prepared
-    from mg_milvus.store.base import Store
+    from mg_milvus.ingest.pipeline import IngestRun, PreparedImage
 
 
 SAMPLE_SIZE = 5_000
-"""Images looked at, at most, to fit hash heads."""
+"""Images that hash heads are fitted on, at most."""
 FEWEST_TO_FIT = 50
-"""With fewer images the heads that ship are better than fitted ones."""
+"""Fewest images to fit heads on; with fewer, the shipped heads are better."""
 _SEED = 7
 _ROWS = 500
-"""Rows of the sample that are written in one call."""
+"""Rows of the sample to write in one call."""
 
 
-def reservoir(files: Iterable[Found], size: int) -> tuple[list[Found], int]:
+def random_sample(files: Iterable[Found], size: int) -> tuple[list[Found], int]:
     """A uniform random sample of at most ``size`` files, in their order, and the number of all (Vitter 1985)."""
     chosen: list[tuple[int, Found]] = []
     randomness = random.Random(_SEED)  # noqa: S311  (reproducible, not secret)
     count = 0
-    for count, found in enumerate(files, start=1):
+    for count, file in enumerate(files, start=1):
         if len(chosen) < size:
-            chosen.append((count, found))
+            chosen.append((count, file))
         elif (place := randomness.randrange(count)) < size:
-            chosen[place] = (count, found)
-    return [found for _, found in sorted(chosen, key=lambda pair: pair[0])], count
+            chosen[place] = (count, file)
+    return [file for _, file in sorted(chosen, key=lambda pair: pair[0])], count
 
 
 def sample_features(
     files: Sequence[Found], encoder: Encoder, settings: Settings, report: Callable[[int], None]
-) -> tuple[list[Prepared], Features]:
-    """Read and encode a sample up to the features.
+) -> tuple[list[PreparedImage], Features]:
+    """Read images and compute their features.
 
     Args:
-        files: the sample.
-        encoder: its features do not depend on its heads.
+        files: the images.
+        encoder: its heads do not matter.
         settings: see ``Settings``.
-        report: told the number of files read so far.
+        report: called with the number of files read so far.
 
     Returns:
-        What was read, without pixels, failures included; features (n, d) of those n that did not fail, in order.
+        The images without pixels, failures included; features (n, d) of the n that did not fail, in order.
     """
-    read: list[Prepared] = []
+    read: list[PreparedImage] = []
     chunks: list[Features] = []
-    with closing(read_images(((found, None) for found in files), encoder, settings)) as images:
+    with closing(read_images(((file, None) for file in files), encoder, settings)) as images:
         while batch := list(islice(images, settings.batch_size)):
             pixels = [image.pixels for image in batch if image.pixels is not None]
             if pixels:
@@ -85,70 +83,106 @@ def sample_features(
     return read, {g: np.concatenate([chunk[g] for chunk in chunks]) for g in (chunks[0] if chunks else {})}
 
 
-def first_ingest(
-    store: Store,
-    base: Encoder,
-    schema: Schema,
-    sample: Sequence[Found],
-    settings: Settings,
-    *,
-    fields_of: FieldsOf,
-    tally: Tally,
-    report: Callable[[Progress], None],
-    device: str,
-) -> tuple[Encoder, Description, set[str]]:
-    """Make the collection and ingest the sample that the heads are fitted on, which is read and encoded once.
+def first_ingest(run: IngestRun, sample: Sequence[Found]) -> tuple[Encoder, Description, set[str]]:
+    """Create the collection and ingest the sample that the heads are fitted on, which is read and encoded once.
 
-    When another client makes the collection meanwhile, its encoder is used and the sample is left to the main pass.
+    When another client creates the collection meanwhile, its encoder is used and the sample is left to the main pass.
 
     Returns:
-        The collection's encoder and description, and the ids of the files that are dealt with.
+        The collection's encoder and description, and the ids of the files that are ingested or have failed.
     """
-    base = base.with_regions(schema.regions.windows if schema.regions else ())
+    store, schema = run.store, run.connection.schema
+    base = run.connection.base_encoder().with_regions(schema.regions.windows if schema.regions else ())
     bits = schema.code_bits
     base.check(bits)
-    if schema.encoder.heads == "fixed" or len(sample) < FEWEST_TO_FIT:
-        encoder = base.with_bits(bits)
-        keep_encoder(store, encoder)
-        recorded = store.create(Description(schema, encoder.fingerprint, 0, encoder.backbone))
-        return _settled(store, encoder, recorded, device), recorded, set()
-
-    read, features = sample_features(
-        sample, base, settings,
-        lambda done: report(Progress("reading a sample to fit the hash heads", done, len(sample), 0)),
-    )  # fmt: skip
-    good = [image for image in read if image.failure is None]
-    adapted = len(good) >= FEWEST_TO_FIT
-    encoder = base.adapted(features, bits) if adapted else base.with_bits(bits)
+    images: list[PreparedImage] = []
+    features: Features = {}
+    if schema.encoder.heads != "fixed" and len(sample) >= FEWEST_TO_FIT:
+        images, features = sample_features(
+            sample, base, run.settings,
+            lambda done: run.progress(Progress("reading a sample to fit the hash heads", done, len(sample), 0)),
+        )  # fmt: skip
+    good = [image for image in images if image.failure is None]
+    encoder = base.adapted(features, bits) if len(good) >= FEWEST_TO_FIT else base.with_bits(bits)
     keep_encoder(store, encoder)
-    recorded = store.create(Description(schema, encoder.fingerprint, encoder.adapted_on, encoder.backbone))
+    recorded = store.create(
+        Description(schema, encoder.fingerprint, encoder.adapted_on if images else 0, encoder.backbone)
+    )
     if recorded.fingerprint != encoder.fingerprint:
-        return _settled(store, encoder, recorded, device), recorded, set()
+        store.drop_encoder(encoder.fingerprint)
+        return encoder_of(store, recorded.fingerprint, device=run.connection.device), recorded, set()
 
-    tally.failures += [Failure(p.found.path, p.failure) for p in read if p.failure is not None]
+    run.tally.failures += [Failure(image.file.path, image.failure) for image in images if image.failure is not None]
     codes = encoder.codes(features) if good else {}
-    rows = (p.row(code_bytes(codes, place), fields_of(p.found, None)) for place, p in enumerate(good))
-    with Writer(store, tally, lambda: report(tally.progress("encoding")), settings.metrics) as writer:
+    rows = (image.row(code_bytes(codes, place), run.fields_of(image.file, None)) for place, image in enumerate(good))
+    with Writer(run) as writer:
         while batch := list(islice(rows, _ROWS)):
             writer.put(batch, added=len(batch), updated=0, unchanged=0)
-    return encoder, recorded, {image_id(p.found.path) for p in read}
+    return encoder, recorded, {image_id(image.file.path) for image in images}
 
 
-def _settled(store: Store, encoder: Encoder, recorded: Description, device: str) -> Encoder:
-    """The encoder the collection remembers: ours, or that of a client who was faster."""
-    if recorded.fingerprint == encoder.fingerprint:
-        return encoder
-    store.drop_encoder(encoder.fingerprint)
-    return encoder_of(store, recorded.fingerprint, device=device)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitOptions:
+    """How to fit an encoder.
+
+    Attributes:
+        backbone: ``builtin``, an encoder file (whose network is used), or a name of the table in
+            ``encoder/backbones.py``.
+        weights: the backbone's weights; None: torchvision's pretrained ones.
+        bits: granularity -> code length; None: the schema's.
+        schema: what the codes are for; with its regions, unless ``bits`` are given.
+        method: ``adaptive`` heads, which every collection fits again to its own images; or, to compare with, those of
+            PCA and ITQ, or random hyperplanes (LSH), which collections use unchanged.
+        sample: images to fit on, at most.
+        device: where the backbone runs.
+        settings: batch size, decoding threads, largest image.
+    """
+
+    backbone: str = BUILTIN
+    weights: str | os.PathLike[str] | None = None
+    bits: Mapping[str, int] | None = None
+    schema: Schema = field(default_factory=Schema)
+    method: Literal["adaptive", "itq", "lsh"] = "adaptive"
+    sample: int = SAMPLE_SIZE
+    device: str = "auto"
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        """Granularity -> code length."""
+        return self.schema.code_bits if self.bits is None else self.bits
+
+    def base_encoder(self) -> Encoder:
+        """The encoder whose heads are to be fitted, with the schema's regions.
+
+        Raises:
+            EncoderError: unknown backbone or granularity, or weights that do not fit.
+            WeightsNotFoundError: pretrained weights are needed and cannot be fetched.
+        """
+        base: Encoder
+        if self.backbone == BUILTIN and self.weights is not None:
+            raise EncoderError("the built-in encoder has its weights; name a backbone (mgnet) to use others")
+        if self.backbone == BUILTIN or Path(self.backbone).suffix == ".safetensors":
+            base = load_encoder(self.backbone, device=self.device)
+        else:
+            base = untrained_encoder(self.backbone, self.weights, device=self.device)
+        regions = self.schema.regions if REGIONS in self.lengths else None
+        base = base.with_regions(regions.windows if regions else ())
+        base.check(self.lengths)
+        if base.regions and self.method != "adaptive":
+            raise EncoderError(
+                f"regions have adaptive heads only, not those of {self.method}: take a schema without 'regions'"
+            )
+        return base
 
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
-    """What a fit did.
+    """Result of a fit.
 
     Attributes:
-        fingerprint: of the encoder made.
-        images: that the heads were fitted on.
+        fingerprint: of the new encoder.
+        images: number that the heads were fitted on.
         failures: files that could not be read.
         seconds: wall time.
         bytes: size of the file.
@@ -164,76 +198,45 @@ class FitReport:
 def fit_encoder(
     folder: str | os.PathLike[str],
     out: str | os.PathLike[str],
+    options: FitOptions | None = None,
     *,
-    backbone: str = "builtin",
-    bits: Mapping[str, int] | None = None,
-    schema: Schema | None = None,
-    sample: int = SAMPLE_SIZE,
-    weights: str | os.PathLike[str] | None = None,
-    method: Literal["adaptive", "itq", "lsh"] = "adaptive",
-    device: str = "auto",
-    batch_size: int = 64,
-    workers: int | None = None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: Callable[[Progress], None] | None = None,
 ) -> FitReport:
     """Fit hash heads over a backbone to images, and write the encoder file.
 
     Args:
         folder: images like those to be searched.
-        out: the file to write, whole or not at all.
-        backbone: ``builtin``, an encoder file (whose network is used), or a name of the table in
-            ``encoder/backbones.py``.
-        bits: granularity -> code length; default: the schema's.
-        schema: what the codes are for; with its regions, unless ``bits`` are given. Default: the default schema.
-        sample: images looked at, at most.
-        weights: the backbone's weights; default: torchvision's pretrained ones.
-        method: ``adaptive`` heads, which every collection fits again to its own images; or, to compare with, those of
-            PCA and ITQ, or random hyperplanes (LSH), which collections keep as they are.
-        device: where the backbone runs.
-        batch_size: images per batch.
-        workers: decoding threads.
-        max_pixels: larger images are refused.
+        out: the file to write, atomically.
+        options: default: adaptive heads over the built-in backbone for the default schema.
         progress: called after each batch.
 
     Raises:
         EncoderError: unknown backbone or granularity, or weights that do not fit.
-        WeightsNotFoundError: pretrained weights are asked for and not to be had.
+        WeightsNotFoundError: pretrained weights are needed and cannot be fetched.
         ImageError: the folder does not exist, or has too few images.
     """
     started = time.perf_counter()
-    schema = schema or Schema()
-    lengths = schema.code_bits if bits is None else bits
-    if backbone == "builtin":
-        if weights is not None:
-            raise EncoderError("the built-in encoder has its weights; name a backbone (mgnet) to use others")
-        base = load_encoder("builtin", device=device)
-    elif Path(backbone).suffix == ".safetensors":
-        base = load_encoder(backbone, device=device)
-    else:
-        base = untrained_encoder(backbone, weights, device=device)
-    base = base.with_regions(schema.regions.windows if schema.regions and REGIONS in lengths else ())
-    base.check(lengths)
-    if base.regions and method != "adaptive":
-        raise EncoderError(f"regions have adaptive heads only, not those of {method}: take a schema without 'regions'")
+    options = options or FitOptions()
+    base, lengths = options.base_encoder(), options.lengths
     failures: list[Failure] = []
-    chosen, _ = reservoir(discover([folder], failures.append), sample)
-    told = progress or (lambda _: None)
-    read, features = sample_features(
-        chosen, base, Settings(batch_size, workers, max_pixels),
-        lambda done: told(Progress("reading images to fit the hash heads", done, len(chosen), len(failures))),
+    chosen, _ = random_sample(discover([folder], failures.append), options.sample)
+    report = progress or (lambda _: None)
+    images, features = sample_features(
+        chosen, base, options.settings,
+        lambda done: report(Progress("reading images to fit the hash heads", done, len(chosen), len(failures))),
     )  # fmt: skip
-    failures += [Failure(image.found.path, image.failure) for image in read if image.failure is not None]
-    good = sum(image.failure is None for image in read)
+    failures += [Failure(image.file.path, image.failure) for image in images if image.failure is not None]
+    good = sum(image.failure is None for image in images)
     if good < FEWEST_TO_FIT:
         raise ImageError(
             f"{folder} has {good} readable images, expected at least {FEWEST_TO_FIT} to fit hash heads; add more, or "
             "use the encoder 'builtin' as it is"
         )
-    encoder = base.adapted(features, lengths) if method == "adaptive" else base.baseline(features, lengths, method)
+    adaptive = options.method == "adaptive"
+    encoder = base.adapted(features, lengths) if adaptive else base.baseline(features, lengths, options.method)
     if encoder is base:
         raise EncoderError(
-            f"the hash heads of {backbone} were trained and are kept; only the methods itq and lsh replace them"
+            f"the hash heads of {options.backbone} were trained and are kept; only the methods itq and lsh replace them"
         )
     data = encoder.to_bytes()
     try:

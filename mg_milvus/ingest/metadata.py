@@ -1,4 +1,4 @@
-"""Small Parquet files that unfold to gigabytes: told by what a file says of its columns, before any is read."""
+"""Metadata tables (CSV, JSON lines, Parquet): reading them within limits, and matching their rows to images."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 
 _SMALL = 16 << 20
-"""Bytes that a column of a row group may unfold to, however few it comes from."""
+"""Bytes that a column of a row group may always expand to."""
 _RATIO = 200
-"""So much more than is in the file may come out of it beyond that; text has 5 to 30."""
+"""Highest compression ratio beyond that; text has 5 to 30."""
 _ROOM = 128 << 20
-"""Bytes of the rows that are in memory together."""
+"""Memory for rows, in bytes."""
 
 
-def rows_at_once(found: Any, lengths: Mapping[str, int], most: int) -> int:
-    """How many rows to read together, so that they fit into memory.
+def rows_at_once(metadata: Any, lengths: Mapping[str, int], most: int) -> int:
+    """Number of rows of a Parquet file to read together, so that they fit into memory.
 
     Args:
-        found: pyarrow's metadata of the file.
-        lengths: the columns that are read, and the values of each cell; 1 for what is no list.
-        most: rows, where they are small.
+        metadata: pyarrow's metadata of the file.
+        lengths: column to read -> values per cell; 1 for what is no list.
+        most: upper bound.
 
     Raises:
-        ValueError: one of the columns unfolds to more than it can honestly hold.
+        ValueError: a column expands to more than the limits.
     """
     largest = 1
-    for group in map(found.row_group, range(found.num_row_groups)):
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
         dictionaries = 0
         for column in map(group.column, range(group.num_columns)):
             name = column.path_in_schema.partition(".")[0]
@@ -51,23 +51,23 @@ def rows_at_once(found: Any, lengths: Mapping[str, int], most: int) -> int:
                 continue
             if column.num_values > group.num_rows * lengths[name]:
                 raise ValueError(f"the column {name!r} has {column.num_values:,} values in {group.num_rows:,} rows")
-            folded, unfolded = column.total_compressed_size, column.total_uncompressed_size
-            if unfolded > max(_SMALL, _RATIO * folded):
-                raise ValueError(f"the column {name!r} would unfold from {folded:,} bytes to {unfolded:,}")
+            compressed, expanded = column.total_compressed_size, column.total_uncompressed_size
+            if expanded > max(_SMALL, _RATIO * compressed):
+                raise ValueError(f"the column {name!r} would expand from {compressed:,} bytes to {expanded:,}")
             if column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
-                dictionaries += unfolded  # every row may be a copy of all that is in it
+                dictionaries += expanded  # every row may copy the whole dictionary
         largest = max(largest, dictionaries)
     return max(1, min(most, _ROOM // largest))
 
 
 _ROWS = 1000
-"""Of a Parquet file that are in memory together, at most."""
+"""Most rows of a Parquet file to read together."""
 _IN_A_CELL = 1000
-"""Values of a list, such as labels, on average."""
+"""Most values of a list in a cell, such as labels, on average."""
 _ROW_CHARACTERS = 16 << 20
-"""Of one row of a table of text, with all its cells; a longer one is a file without line ends, or a device."""
+"""Most characters of a row of text; a longer one is a file without line ends, or a device."""
 _NAMES_SHOWN = 20
-"""Columns that a message lists."""
+"""Columns that a message lists, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ class Table:
 
     Attributes:
         columns: names of all its columns.
-        rows: number and cells of each row, wanted columns only; an empty CSV cell is None. Read once, lazily where the
-            format allows it: reading raises ``SchemaError`` as ``read_table`` does.
-        unit: what the numbers count from 1: "line" or "row".
+        rows: number and cells of each row, requested columns only; an empty CSV cell is None. To be read once, lazily
+            where the format allows it: reading raises ``SchemaError`` as ``read_table`` does.
+        unit: what the numbers, from 1, count: "line" or "row".
     """
 
     columns: list[str]
@@ -86,8 +86,8 @@ class Table:
     unit: str
 
 
-def read_table(name: str, wanted: Collection[str]) -> Table:
-    """Open a table by the ending of its name.
+def read_table(name: str, requested: Collection[str]) -> Table:
+    """Open a table; its format follows from the suffix.
 
     Raises:
         SchemaError: the file cannot be read, or is not what its name says.
@@ -97,7 +97,7 @@ def read_table(name: str, wanted: Collection[str]) -> Table:
     if read is None:
         raise SchemaError(f"{name!r} is not a table: expected a name that ends in {', '.join(_READERS)}")
     try:
-        return read(name, wanted)
+        return read(name, requested)
     except OSError as error:
         raise SchemaError(f"the table {name!r} cannot be read: {error.strerror or _line(error)}") from error
 
@@ -119,7 +119,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _read_csv(name: str, wanted: Collection[str]) -> Table:
+def _read_csv(name: str, requested: Collection[str]) -> Table:
     headers = {delimiter: next(_csv_rows(name, delimiter, strict=False), (0, [])) for delimiter in ",;\t"}
     delimiter = max(headers, key=lambda found: len(headers[found][1]))
     first, header = headers[delimiter]
@@ -135,7 +135,7 @@ def _read_csv(name: str, wanted: Collection[str]) -> Table:
                 )
             if number != first:
                 row = zip(columns, cells, strict=True)
-                yield number, {column: cell or None for column, cell in row if column in wanted}
+                yield number, {column: cell or None for column, cell in row if column in requested}
 
     return Table(columns, records(), "line")
 
@@ -166,7 +166,7 @@ def _csv_rows(name: str, delimiter: str, *, strict: bool) -> Iterator[tuple[int,
             raise SchemaError(f"{name!r}, line {reader.line_num}: not well-formed CSV: {error}") from error
 
 
-def _read_json_lines(name: str, wanted: Collection[str]) -> Table:
+def _read_json_lines(name: str, requested: Collection[str]) -> Table:
     # The columns are known only when every line has been seen.
     columns: dict[str, None] = {}
     rows: list[tuple[int, dict[str, Any]]] = []
@@ -181,13 +181,13 @@ def _read_json_lines(name: str, wanted: Collection[str]) -> Table:
             except (ValueError, RecursionError) as error:
                 raise SchemaError(f"{name!r}, line {number}: not JSON in UTF-8: {error}") from error
             if not isinstance(record, dict):
-                raise SchemaError(f'{name!r}, line {number}: expected one JSON object a line, as {{"path": "a.jpg"}}')
+                raise SchemaError(f'{name!r}, line {number}: expected one JSON object per line, as {{"path": "a.jpg"}}')
             columns.update(dict.fromkeys(record))
-            rows.append((number, {column: cell for column, cell in record.items() if column in wanted}))
+            rows.append((number, {column: cell for column, cell in record.items() if column in requested}))
     return Table(list(columns), rows, "line")
 
 
-def _read_parquet(name: str, wanted: Collection[str]) -> Table:
+def _read_parquet(name: str, requested: Collection[str]) -> Table:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -200,7 +200,7 @@ def _read_parquet(name: str, wanted: Collection[str]) -> Table:
         number = 0
         try:
             with open_plain(name) as opened, ParquetFile(opened) as file:
-                chosen = [column for column in columns if column in wanted]
+                chosen = [column for column in columns if column in requested]
                 together = rows_at_once(file.metadata, dict.fromkeys(chosen, _IN_A_CELL), _ROWS)
                 for batch in file.iter_batches(batch_size=together, columns=chosen):
                     for record in batch.to_pylist():
@@ -227,11 +227,11 @@ _READERS: dict[str, Callable[[str, Collection[str]], Table]] = {
 
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name")
-"""The column that says which image a row is about: the first of these that is there."""
+"""Names of the path column; the first one present is used."""
 
 
 class Metadata:
-    """What a metadata file says about the images. Made by ``read_metadata``; safe to ask from several threads."""
+    """Field values of images from a metadata file, see ``read_metadata``. Safe to use from several threads."""
 
     def __init__(
         self, rows: dict[str, tuple[Value, ...]], defaults: Mapping[str, Value], folders: Sequence[str]
@@ -239,36 +239,36 @@ class Metadata:
         self._rows = rows
         self._defaults = defaults
         self._prefixes = [folder.rstrip("/") + "/" for folder in folders]
-        self._asked: set[str] = set()
+        self._matched: set[str] = set()
 
     def values(self, path: str) -> dict[str, Value]:
-        """All fields of the schema for the image at ``path`` (absolute); those without a value have their default."""
+        """All fields of the schema for the image at ``path`` (absolute), with defaults for missing values."""
         relative = [path.removeprefix(prefix) for prefix in self._prefixes if path.startswith(prefix)]
         for key in (path, *relative):
             if key in self._rows:
-                self._asked.add(key)
+                self._matched.add(key)
                 return dict(zip(self._defaults, self._rows[key], strict=True))
         return dict(self._defaults)
 
     @property
     def unmatched(self) -> list[str]:
-        """Paths in the file, in its order, that none of the images asked about so far has."""
-        return [key for key in self._rows if key not in self._asked]
+        """Paths of the file, in its order, that matched none of the images so far."""
+        return [key for key in self._rows if key not in self._matched]
 
 
 def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], roots: Sequence[str]) -> Metadata:
-    """Read a table with one row an image. It is held in memory: the paths, and the columns that the schema names.
+    """Read a table with one row per image; paths and the schema's columns are held in memory.
 
     The column ``path`` (or ``file``, ``filename``, ``file_name``) holds paths that are absolute, or relative to the
-    file's own folder, to an ingest root, or to a root's parent; the first that fits is taken. Columns that the schema
+    file's own folder, to an ingest root, or to a root's parent; the first match is used. Columns that the schema
     does not name are ignored. Empty cells, nulls and images without a row get the field's default, else "", 0, 0.0
     or False.
 
     Args:
         file: ``.csv`` or ``.tsv`` (UTF-8, a header, separated by commas, semicolons or tabs), ``.jsonl`` or ``.ndjson``
-            (an object a line), ``.parquet``.
+            (an object per line), ``.parquet``.
         fields: the schema's extra fields.
-        roots: what is ingested: absolute folders and files.
+        roots: folders and files to ingest, absolute.
 
     Raises:
         SchemaError: the file cannot be read, a field has no column, or a value does not fit its field; the message
@@ -286,7 +286,7 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
         place = f"{name!r}, {table.unit} {number}"
         key = _key(record.get(key_column), folder, f"{place}, column {key_column!r}")
         if key in rows:
-            raise SchemaError(f"{place}: {shown(key)} has a row already; expected one row an image")
+            raise SchemaError(f"{place}: {shown(key)} has a row already; expected one row per image")
         rows[key] = tuple(
             _convert(value, field, f"{place}, column {field.name!r}")
             if (value := record.get(field.name)) is not None
@@ -297,7 +297,7 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
 
 
 def _check_columns(name: str, columns: Sequence[str], fields: Sequence[ExtraField]) -> str:
-    """The name of the path column; refuses a table that cannot fill the fields."""
+    """The name of the path column; raises SchemaError when a field has no column."""
     names = listed(columns)
     if not fields:
         raise SchemaError(f"the schema has no fields for the columns of {name!r} ({names}): name some under 'fields'")
@@ -326,7 +326,7 @@ def _is_uri(path: str) -> bool:
 
 
 def default_values(fields: Sequence[ExtraField]) -> dict[str, Value]:
-    """What an image has that no metadata names: the field's default, else "", 0, 0.0 or False."""
+    """Values of an image without metadata: each field's default, else "", 0, 0.0 or False."""
     return {field.name: _default(field) for field in fields}
 
 

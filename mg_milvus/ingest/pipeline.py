@@ -1,7 +1,7 @@
 """The pipeline: discover -> decode -> encode -> upsert, with bounded queues.
 
-Decoding runs in worker threads, encoding in the caller's thread, and one batch is on its way to the store meanwhile.
-The number of images in memory does not depend on the number of images to do.
+Worker threads decode, the caller's thread encodes, and one more thread writes a batch to the store meanwhile. Memory
+does not depend on the number of images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, decoding
 from mg_milvus.images.discover import Found, content_hash, image_id, is_under, path_text, text_path
 from mg_milvus.images.files import MAX_BYTES, reading
 from mg_milvus.ingest.metrics import IngestMetrics, Tally
-from mg_milvus.records import Failure
+from mg_milvus.records import Failure, Progress
 from mg_milvus.schema.regions import REGIONS
 from mg_milvus.store.base import Row
 
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.encoder.base import Encoder, Pixels
+    from mg_milvus.session import Connection
     from mg_milvus.store.base import Store
 
     FieldsOf = Callable[[Found, "Row | None"], "Mapping[str, Any]"]
 
 
 _LOOKUP = 512
-"""Files whose rows are looked up in one call."""
+"""Files whose rows are fetched in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,9 @@ class Settings:
 
     Attributes:
         batch_size: images per batch.
-        workers: decoding threads; None: one a core.
+        workers: decoding threads; None: one per core.
         max_pixels: the largest image to decode.
-        metrics: where the pipeline counts and measures what it does.
+        metrics: of this ingest.
     """
 
     batch_size: int = 64
@@ -57,10 +58,38 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A file that was read: ready for the encoder, or known already (no pixels), or failed."""
+class IngestRun:
+    """What the steps of one ingest share.
 
-    found: Found
+    Attributes:
+        connection: to the collection, which may not exist yet.
+        settings: see ``Settings``.
+        fields_of: extra fields of a file, given its row if there is one.
+        progress: called after each batch.
+        tally: counts and failures, updated by the steps.
+    """
+
+    connection: Connection
+    settings: Settings
+    fields_of: FieldsOf
+    progress: Callable[[Progress], None]
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def store(self) -> Store:
+        """The store, opened at first use."""
+        return self.connection.store
+
+    def report(self) -> None:
+        """Call ``progress`` with the counts so far."""
+        self.progress(self.tally.progress("encoding"))
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An image file that was read: with pixels for the encoder, or unchanged (without pixels), or failed."""
+
+    file: Found
     content_hash: str = ""
     pixels: Pixels | None = None
     width: int = 0
@@ -68,42 +97,44 @@ class Prepared:
     failure: str | None = None
 
     def row(self, codes: Mapping[str, bytes], fields: Mapping[str, Any]) -> Row:
-        """The row to store; the codes of its regions, if there are some, are among ``codes`` under ``regions``."""
+        """The row to store; ``codes`` holds those of its regions, if any, under ``regions``."""
         whole = {name: code for name, code in codes.items() if name != REGIONS}
         return Row(
-            image_id(self.found.path), self.found.path, self.found.size, self.found.mtime_ns, self.width, self.height,
+            image_id(self.file.path), self.file.path, self.file.size, self.file.mtime_ns, self.width, self.height,
             self.content_hash, whole, fields, codes.get(REGIONS, b""),
         )  # fmt: skip
 
 
-def read_images(files: Iterable[tuple[Found, str | None]], encoder: Encoder, settings: Settings) -> Generator[Prepared]:
-    """Read, check and prepare files in worker threads, in order, a few batches ahead of the consumer.
+def read_images(
+    files: Iterable[tuple[Found, str | None]], encoder: Encoder, settings: Settings
+) -> Generator[PreparedImage]:
+    """Read and prepare files in worker threads, in order, a few batches ahead of the consumer.
 
     Args:
-        files: each with the content hash of its row, if it has one; the same content is not decoded again.
+        files: each with the content hash of its row, if it has one; unchanged content is not decoded.
         encoder: prepares the images.
         settings: batch size and threads.
     """
     pool = ThreadPoolExecutor(settings.workers or os.cpu_count(), "mgm-decode")
-    waiting: deque[Future[Prepared]] = deque()
+    waiting: deque[Future[PreparedImage]] = deque()
     metrics = settings.metrics
 
-    def read(found: Found, known_hash: str | None) -> Prepared:
+    def read(file: Found, known_hash: str | None) -> PreparedImage:
         with metrics.time("decode"):
-            image = _read(found, known_hash, encoder, settings.max_pixels)
+            image = _read(file, known_hash, encoder, settings.max_pixels)
         metrics.queue("decode", -1)
         metrics.queue("encode", 1)
         return image
 
-    def first() -> Prepared:
+    def first() -> PreparedImage:
         image = waiting.popleft().result()
         metrics.queue("encode", -1)
         return image
 
     try:
-        for found, known_hash in files:
+        for file, known_hash in files:
             metrics.queue("decode", 1)
-            waiting.append(pool.submit(read, found, known_hash))
+            waiting.append(pool.submit(read, file, known_hash))
             if len(waiting) >= 3 * settings.batch_size:
                 yield first()
         while waiting:
@@ -114,13 +145,13 @@ def read_images(files: Iterable[tuple[Found, str | None]], encoder: Encoder, set
 
 
 class Writer:
-    """Upserts in a thread of its own, one batch in flight, and tallies what was acknowledged.
+    """Upserts rows in a thread, one batch in flight, and counts them when the store has acknowledged them.
 
     A context manager: leaving it waits for the batch in flight.
     """
 
-    def __init__(self, store: Store, tally: Tally, report: Callable[[], None], metrics: IngestMetrics) -> None:
-        self._store, self._tally, self._report, self._metrics = store, tally, report, metrics
+    def __init__(self, run: IngestRun) -> None:
+        self._run, self._metrics = run, run.settings.metrics
         self._pool = ThreadPoolExecutor(1, "mgm-upsert")
         self._flight: tuple[Future[None], tuple[int, int, int]] | None = None
 
@@ -129,152 +160,141 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self._land()
+            self._wait()
         except StoreError:
-            # What stopped the work is the news, not what followed from it.
+            # The first exception is the cause; one of the batch in flight would hide it.
             if kind is None:
                 raise
         finally:
             self._pool.shutdown()
 
     def put(self, rows: Sequence[Row], *, added: int, updated: int, unchanged: int) -> None:
-        """Send rows; waits for those sent before. The counts are tallied when the rows have arrived."""
-        self._land()
+        """Send rows after waiting for the batch before; they are counted when the store has acknowledged them."""
+        self._wait()
         self._metrics.queue("upsert", len(rows))
         self._flight = (self._pool.submit(self._upsert, rows), (added, updated, unchanged))
 
     def _upsert(self, rows: Sequence[Row]) -> None:
         try:
             with self._metrics.time("upsert"):
-                self._store.upsert(rows)
+                self._run.store.upsert(rows)
             self._metrics.count_written(len(rows))
         finally:
             self._metrics.queue("upsert", -len(rows))
 
-    def _land(self) -> None:
+    def _wait(self) -> None:
+        """Wait for the batch in flight."""
         flight, self._flight = self._flight, None
         if flight is not None:
             written, (added, updated, unchanged) = flight
             written.result()
-            self._tally.added += added
-            self._tally.updated += updated
-            self._tally.unchanged += unchanged
-            self._report()
+            tally = self._run.tally
+            tally.added += added
+            tally.updated += updated
+            tally.unchanged += unchanged
+            self._run.report()
 
 
-def stale(
-    store: Store,
+def changed_files(
+    run: IngestRun,
     files: Iterable[Found],
-    *,
-    fields_of: FieldsOf,
-    skip: AbstractSet[str],
-    tally: Tally,
-    report: Callable[[], None],
+    skip: AbstractSet[str] = frozenset(),
     incomplete: AbstractSet[str] = frozenset(),
 ) -> Iterator[tuple[Found, Row | None]]:
-    """The files that have no row, and with their row (without codes) those that differ from it in size, time or fields.
+    """Yield the files to ingest, with their row (without codes) if they have one; count the others as unchanged.
 
-    Those whose regions are incomplete are given without their row, so that they are encoded again. The others are
-    tallied as unchanged. Arguments as in ``ingest_files``.
+    A file changed when its row differs in size, modification time or fields.
+
+    Args:
+        run: see ``IngestRun``.
+        files: the files to compare with their rows.
+        skip: ids to leave out.
+        incomplete: ids of images some of whose regions are missing: given without their row, to be encoded again.
     """
-    todo = (found for found in files if image_id(found.path) not in skip)
+    todo = (file for file in files if image_id(file.path) not in skip)
     while chunk := list(islice(todo, _LOOKUP)):
-        rows = store.fetch([image_id(found.path) for found in chunk])
-        for found in chunk:
-            row = rows.get(image_id(found.path))
-            same_file = row is not None and (row.size, row.mtime_ns) == (found.size, found.mtime_ns)
-            if image_id(found.path) in incomplete:
-                yield found, None
-            elif row is not None and same_file and dict(row.fields) == dict(fields_of(found, row)):
-                tally.unchanged += 1
+        rows = run.store.fetch([image_id(file.path) for file in chunk])
+        for file in chunk:
+            row = rows.get(image_id(file.path))
+            same_file = row is not None and (row.size, row.mtime_ns) == (file.size, file.mtime_ns)
+            if image_id(file.path) in incomplete:
+                yield file, None
+            elif row is not None and same_file and dict(row.fields) == dict(run.fields_of(file, row)):
+                run.tally.unchanged += 1
             else:
-                yield found, row
-        report()
+                yield file, row
+        run.report()
 
 
-def gone(store: Store, roots: Sequence[str | os.PathLike[str]]) -> Iterator[list[str]]:
-    """Ids, in batches, of the rows under the given folders whose file is not there any more."""
+def missing_files(store: Store, roots: Sequence[str | os.PathLike[str]]) -> Iterator[list[str]]:
+    """Yield ids, in batches, of the rows under the given folders whose file no longer exists."""
     folders = [path_text(root) for root in roots]
     for rows in store.scan():
         yield [row.id for row in rows if is_under(row.path, folders) and not _exists(row.path)]
 
 
 def ingest_files(
-    store: Store,
+    run: IngestRun,
     encoder: Encoder,
     files: Iterable[Found],
-    settings: Settings,
-    *,
-    fields_of: FieldsOf,
     skip: AbstractSet[str],
-    tally: Tally,
-    report: Callable[[], None],
     incomplete: AbstractSet[str] = frozenset(),
 ) -> None:
     """Bring the rows of ``files`` up to date.
 
     Args:
-        store: has the collection already.
+        run: of a collection that exists.
         encoder: the collection's.
-        files: what was found.
-        settings: see ``Settings``.
-        fields_of: the extra fields of a file, given its row if there is one.
-        skip: ids that have been dealt with.
-        tally: counts and failures are added here.
-        report: called after each batch.
-        incomplete: ids of images whose regions are not all there.
+        files: the files to ingest.
+        skip: ids to leave out.
+        incomplete: ids of images some of whose regions are missing.
     """
     before: dict[str, Row] = {}
     names = tuple(name for name in encoder.bits if name != REGIONS)
 
     def known_hashes() -> Iterator[tuple[Found, str | None]]:
-        for found, row in stale(
-            store, files, fields_of=fields_of, skip=skip, tally=tally, report=report, incomplete=incomplete
-        ):
+        for file, row in changed_files(run, files, skip, incomplete):
             if row is not None:
                 before[row.id] = row
-            yield found, row.content_hash if row else None
+            yield file, row.content_hash if row else None
 
-    metrics = settings.metrics
-    with (
-        closing(read_images(known_hashes(), encoder, settings)) as images,
-        Writer(store, tally, report, metrics) as writer,
-    ):
-        while batch := list(islice(images, settings.batch_size)):
+    metrics = run.settings.metrics
+    with closing(read_images(known_hashes(), encoder, run.settings)) as images, Writer(run) as writer:
+        while batch := list(islice(images, run.settings.batch_size)):
             for image in batch:
                 if image.failure is not None:
-                    tally.failures.append(Failure(image.found.path, image.failure))
-                    before.pop(image_id(image.found.path), None)
-            new = [p for p in batch if p.pixels is not None]
-            same = [p for p in batch if p.pixels is None and p.failure is None]
+                    run.tally.failures.append(Failure(image.file.path, image.failure))
+                    before.pop(image_id(image.file.path), None)
+            new = [image for image in batch if image.pixels is not None]
+            same = [image for image in batch if image.pixels is None and image.failure is None]
             codes: dict[str, Codes] = {}
             if new:
                 with metrics.time("encode"):
-                    codes = encoder.encode([p.pixels for p in new if p.pixels is not None])
+                    codes = encoder.encode([image.pixels for image in new if image.pixels is not None])
                 metrics.count_encoded(len(new))
             rows, updated, unchanged = [], 0, 0
             for place, image in enumerate(new):
-                old = before.pop(image_id(image.found.path), None)
+                old = before.pop(image_id(image.file.path), None)
                 updated += old is not None
-                rows.append(image.row(code_bytes(codes, place), fields_of(image.found, old)))
-            kept = store.fetch([image_id(p.found.path) for p in same], names) if same else {}
+                rows.append(image.row(code_bytes(codes, place), run.fields_of(image.file, old)))
+            existing = run.store.fetch([image_id(image.file.path) for image in same], names) if same else {}
             for image in same:
-                row = kept.get(image_id(image.found.path))
-                before.pop(image_id(image.found.path), None)
+                row = existing.get(image_id(image.file.path))
+                before.pop(image_id(image.file.path), None)
                 if row is None:
                     reason = "its row was deleted by another client meanwhile; ingest again"
-                    tally.failures.append(Failure(image.found.path, reason))
+                    run.tally.failures.append(Failure(image.file.path, reason))
                     continue
-                fields = fields_of(image.found, row)
+                fields = run.fields_of(image.file, row)
                 unchanged += dict(fields) == dict(row.fields)
                 updated += dict(fields) != dict(row.fields)
-                rows.append(replace(row, size=image.found.size, mtime_ns=image.found.mtime_ns, fields=fields))
+                rows.append(replace(row, size=image.file.size, mtime_ns=image.file.mtime_ns, fields=fields))
             if rows:
                 writer.put(rows, added=len(rows) - updated - unchanged, updated=updated, unchanged=unchanged)
 
 
 def code_bytes(codes: Mapping[str, Codes], place: int) -> dict[str, bytes]:
-    """One image's codes out of a batch, as the store wants them; those of its regions in one."""
+    """The codes of one image of a batch as bytes, those of its regions concatenated."""
     return {name: values[place].tobytes() for name, values in codes.items()}
 
 
@@ -284,21 +304,21 @@ def _exists(path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        return True  # not to be read now, which is not the same as gone
+        return True  # unreadable now, which does not mean deleted
     return True
 
 
-def _read(found: Found, known_hash: str | None, encoder: Encoder, max_pixels: int) -> Prepared:
+def _read(file: Found, known_hash: str | None, encoder: Encoder, max_pixels: int) -> PreparedImage:
     try:
-        with reading.held(min(max(found.size, 0), MAX_BYTES)):
-            data = found.read()
-            if found.size < 0:
-                found = replace(found, size=len(data))
+        with reading.held(min(max(file.size, 0), MAX_BYTES)):
+            data = file.read()
+            if file.size < 0:
+                file = replace(file, size=len(data))
             hashed = content_hash(data)
             if hashed == known_hash:
-                return Prepared(found, hashed)
+                return PreparedImage(file, hashed)
             with decoding(data, least=encoder.side, max_pixels=max_pixels) as decoded:
-                return Prepared(found, hashed, encoder.prepare(decoded.image), decoded.width, decoded.height)
+                return PreparedImage(file, hashed, encoder.prepare(decoded.image), decoded.width, decoded.height)
     except (ImageError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Prepared(found, failure=reason)
+        return PreparedImage(file, failure=reason)

@@ -94,7 +94,7 @@ def encoded(encoder: Encoder, images: Sequence[Prepared]) -> dict[str, Codes]:
     codes = encoder.encode([image.pixels for image in images])
     codes.pop(REGIONS, None)
     if all(image.details for image in images):
-        details = encoder.encode_details([detail for image in images for detail in image.details])
+        details = encoder.encode_region_images([detail for image in images for detail in image.details])
         codes[REGIONS] = details.reshape(len(images), -1, *details.shape[1:])
     return codes
 

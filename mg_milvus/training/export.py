@@ -9,14 +9,14 @@ import numpy as np
 from PIL import Image
 
 from mg_milvus.encoder.backbones import find_backbone
-from mg_milvus.encoder.file import BUILTIN, Configuration, Contents, default_readings
-from mg_milvus.encoder.hash_heads import Head, Statistics, edit_covariance, statistics
-from mg_milvus.encoder.load import load
+from mg_milvus.encoder.file import BUILTIN, Configuration, EncoderState, default_poolings
+from mg_milvus.encoder.hash_heads import Head, Statistics, augmentation_covariance, statistics
+from mg_milvus.encoder.load import load_encoder
 from mg_milvus.encoder.networks import as_arrays, as_tensors, build, pretrained, read_weights
 from mg_milvus.encoder.torch_runtime import TorchEncoder
 from mg_milvus.encoder.weights import weights_fingerprint
 from mg_milvus.errors import EncoderError, TrainingError
-from mg_milvus.images.augment import EDITS, recompressed
+from mg_milvus.images.augment import AUGMENTATIONS, recompress
 from mg_milvus.schema.regions import REGIONS, RegionSettings, box_of, scale_of, windows
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mg_milvus.encoder.base import Features
-    from mg_milvus.encoder.pooling import Reading
+    from mg_milvus.encoder.pooling import Pooling
     from mg_milvus.training.config import TrainingConfiguration
 
 
@@ -61,17 +61,17 @@ def region_statistics(encoder: TorchEncoder, images: Sequence[Image.Image]) -> S
         nearest = own[((all_windows[own, :2] - corners[:, None]) ** 2).sum(axis=2).argmin(axis=1)]
         details = [_cut(scene, corner, size) for scene, corner in zip(scenes, corners, strict=True)]
         seen = np.concatenate(
-            [reading.detail_features(details[start : start + _BATCH]) for start in range(0, len(details), _BATCH)]
+            [reading.region_image_features(details[start : start + _BATCH]) for start in range(0, len(details), _BATCH)]
         )
         moved.append(seen[:, place].astype(np.float32) - whole[np.arange(len(scenes)), nearest])
     rows = whole.reshape(-1, whole.shape[2])
     moments = statistics(rows[random.permutation(len(rows))[:_SAMPLE]])
-    return Statistics(moments.mean, moments.factor, edit_covariance(np.concatenate(moved)))
+    return Statistics(moments.mean, moments.factor, augmentation_covariance(np.concatenate(moved)))
 
 
 def _cut(scene: Image.Image, corner: np.ndarray, size: float) -> Image.Image:
     left, top, width, height = box_of(np.array([*corner, size, size]), *scene.size)
-    return recompressed(scene.crop((left, top, left + width, top + height)), quality=QUALITY)
+    return recompress(scene.crop((left, top, left + width, top + height)), quality=QUALITY)
 
 
 def _scenes(images: Sequence[Image.Image], side: int) -> list[Image.Image]:
@@ -107,7 +107,7 @@ def first_weights(configuration: TrainingConfiguration) -> dict[str, torch.Tenso
     if configuration.init == "torchvision":
         return pretrained(configuration.backbone)
     try:
-        encoder = load(configuration.init, device="cpu")
+        encoder = load_encoder(configuration.init, device="cpu")
     except EncoderError:
         if configuration.init == BUILTIN:
             raise
@@ -121,12 +121,12 @@ def first_weights(configuration: TrainingConfiguration) -> dict[str, torch.Tenso
             f"init '{configuration.init}' holds the backbone {encoder.backbone}, expected {configuration.backbone}; "
             f"set the backbone to {encoder.backbone}, or init to torchvision or scratch"
         )
-    return as_tensors(encoder.contents.backbone)
+    return as_tensors(encoder.state.backbone)
 
 
-def readings_of(configuration: TrainingConfiguration) -> dict[str, Reading]:
+def poolings_of(configuration: TrainingConfiguration) -> dict[str, Pooling]:
     """What each granularity that is trained reads of the backbone."""
-    offered = default_readings(configuration.backbone)
+    offered = default_poolings(configuration.backbone)
     return {name: offered[name] for name in configuration.bits}
 
 
@@ -166,22 +166,22 @@ def encoder_of(
         backbone=configuration.backbone,
         backbone_fingerprint=weights_fingerprint(backbone),
         side=configuration.side,
-        readings=readings_of(configuration) | {REGIONS: default_readings(configuration.backbone)[REGIONS]},
+        poolings=poolings_of(configuration) | {REGIONS: default_poolings(configuration.backbone)[REGIONS]},
     )
-    bare = TorchEncoder(Contents(configuration=settings, backbone=backbone, heads={}, statistics={}), device=device)
+    bare = TorchEncoder(EncoderState(configuration=settings, backbone=backbone, heads={}, statistics={}), device=device)
     features = features_of(bare, images)
     moved = {"fine": _moved(bare, images[:edited])} if edited and "fine" in features else None
     fitted = bare.with_statistics(features, configuration.bits, moved)
     if edited and find_backbone(configuration.backbone).multiple:
-        statistics = fitted.contents.statistics | {REGIONS: region_statistics(bare, images)}
-        fitted = TorchEncoder(fitted.contents.model_copy(update={"statistics": statistics}), device=device)
+        statistics = fitted.state.statistics | {REGIONS: region_statistics(bare, images)}
+        fitted = TorchEncoder(fitted.state.model_copy(update={"statistics": statistics}), device=device)
     if configuration.heads == "adaptive":
         return fitted
     learned = {
         "heads": {name: _head(weights, name) for name in configuration.bits},
         "configuration": settings.model_copy(update={"fixed": True}),
     }
-    return TorchEncoder(fitted.contents.model_copy(update=learned), device=device)
+    return TorchEncoder(fitted.state.model_copy(update=learned), device=device)
 
 
 def features_of(encoder: TorchEncoder, images: Sequence[Image.Image]) -> Features:
@@ -196,7 +196,9 @@ def _moved(encoder: TorchEncoder, images: Sequence[Image.Image]) -> NDArray[np.f
     # Edits are in pixels, as of photographs; thumbnails would be destroyed by them.
     enlarged = [_enlarged(image) for image in images]
     plain = features_of(encoder, enlarged)["fine"]
-    versions = [features_of(encoder, [edit.apply(p, "strong") for p in enlarged])["fine"] for edit in EDITS.values()]
+    versions = [
+        features_of(encoder, [edit.apply(p, "strong") for p in enlarged])["fine"] for edit in AUGMENTATIONS.values()
+    ]
     return np.concatenate([version - plain for version in versions])
 
 

@@ -1,4 +1,4 @@
-"""The network that is trained: a backbone, its readings, and a hash layer per granularity."""
+"""The network that is trained: a backbone, its poolings, and a hash layer per granularity."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 
 from mg_milvus.encoder.backbones import find_backbone
 from mg_milvus.encoder.networks import channels_first, extractor
-from mg_milvus.encoder.torch_runtime import read
+from mg_milvus.encoder.torch_runtime import pool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mg_milvus.encoder.pooling import Reading
+    from mg_milvus.encoder.pooling import Pooling
 
 
 class HashLayer(nn.Module):
@@ -44,14 +44,14 @@ class HashingNetwork(nn.Module):
         self,
         backbone: str,
         weights: Mapping[str, torch.Tensor],
-        readings: Mapping[str, Reading],
+        poolings: Mapping[str, Pooling],
         bits: Mapping[str, int],
         classifiers: Mapping[str, int],
     ) -> None:
         super().__init__()
         row = find_backbone(backbone)
         self._layout = row.layout
-        self.readings = dict(readings)
+        self.poolings = dict(poolings)
         self.backbone = extractor(backbone, weights).requires_grad_(True)
         with torch.inference_mode():
             widths = {n: f.shape[1] for n, f in self._features(torch.zeros(2, 3, row.side, row.side)).items()}
@@ -71,4 +71,4 @@ class HashingNetwork(nn.Module):
 
     def _features(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = {stage: channels_first(found, self._layout) for stage, found in self.backbone(x).items()}
-        return {name: read(maps, reading).to(x.device) for name, reading in self.readings.items()}
+        return {name: pool(maps, pooling).to(x.device) for name, pooling in self.poolings.items()}

@@ -19,7 +19,7 @@ from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.records import Failure, Progress
 from mg_milvus.training.config import TrainingConfiguration
 from mg_milvus.training.data import ROOM, ImageCache
-from mg_milvus.training.export import encoder_of, features_of, first_weights, readings_of
+from mg_milvus.training.export import encoder_of, features_of, first_weights, poolings_of
 from mg_milvus.training.losses import LEVELS
 from mg_milvus.training.network import HashingNetwork
 from mg_milvus.training.trainer import Material, Trainer, checkpoint_beside, refuse_unfinished, require_checkpoint
@@ -185,7 +185,7 @@ def train(
             levels = _clusters(settings, base, cache, where)
         classifiers = {name: levels[level].shape[1] for name, level in LEVELS.items()}
         network = HashingNetwork(
-            settings.backbone, base, readings_of(settings), settings.trained,
+            settings.backbone, base, poolings_of(settings), settings.trained,
             {k: v for k, v in classifiers.items() if k in settings.bits} if settings.weights.softmax else {},
         )  # fmt: skip
         trainer = Trainer(
@@ -247,7 +247,7 @@ def _clusters(
     settings: TrainingConfiguration, base: Mapping[str, torch.Tensor], cache: ImageCache, device: torch.device
 ) -> dict[str, NDArray[np.bool_]]:
     """Clusters of what the network sees before it is trained, in place of labels."""
-    network = HashingNetwork(settings.backbone, base, readings_of(settings), {}, {})
+    network = HashingNetwork(settings.backbone, base, poolings_of(settings), {}, {})
     adaptive = settings.model_copy(update={"heads": "adaptive"})
     images = [Image.fromarray(cache[row]) for row in range(len(cache))]
     encoder = encoder_of(adaptive, network.state_dict(), base, images[:MOST_HELD_OUT], str(device))

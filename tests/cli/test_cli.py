@@ -20,7 +20,9 @@ from PIL import Image
 from mg_milvus import __version__
 
 MGM = Path(sysconfig.get_path("scripts")) / "mgm"
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("MGM_", "COLUMNS"))}
+ENVIRONMENT = {
+    key: value for key, value in os.environ.items() if not key.startswith(("MGM_", "COLUMNS")) or key == "MGM_RUNTIME"
+}
 
 
 def mgm(

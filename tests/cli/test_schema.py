@@ -38,7 +38,9 @@ def invoke(*arguments: str) -> Result:
 
 def mgm(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, with no settings from the environment."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MGM_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MGM_") or name == "MGM_RUNTIME"
+    }
     command = [sys.executable, "-m", "mg_milvus", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 

@@ -117,9 +117,9 @@ def test_a_head_for_another_backbone_fails_when_it_is_loaded(name: str) -> None:
 
 def test_a_stage_that_the_backbone_does_not_have_is_refused() -> None:
     parts = file.from_bytes(GOOD, "it")
-    reading = parts.configuration.readings["mid"].model_copy(update={"stages": ("stage3", "stage9")})
-    readings = {**parts.configuration.readings, "mid": reading}
-    configuration = parts.configuration.model_copy(update={"readings": readings})
+    pooling = parts.configuration.poolings["mid"].model_copy(update={"stages": ("stage3", "stage9")})
+    poolings = {**parts.configuration.poolings, "mid": pooling}
+    configuration = parts.configuration.model_copy(update={"poolings": poolings})
     with pytest.raises(errors.EncoderError, match="mid reads the stage 'stage9', mgnet has stage2, stage3, stage4"):
         load_encoder(file.to_bytes(parts.model_copy(update={"configuration": configuration})))
 

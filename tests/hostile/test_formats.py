@@ -253,8 +253,8 @@ def test_a_checkpoint_that_is_a_pickle_is_not_run(tmp_path: Path) -> None:
 
 # Encoder files
 
-CONTENTS = file.from_bytes(GOOD, "it")
-FINE = CONTENTS.heads["fine"]
+SHIPPED = file.from_bytes(GOOD, "it")
+FINE = SHIPPED.heads["fine"]
 
 
 def manifold(**changes: object) -> ManifoldHead:
@@ -287,16 +287,16 @@ HEADS = {
 
 
 def crafted(**changes: object) -> bytes:
-    return file.to_bytes(CONTENTS.model_copy(update=changes))
+    return file.to_bytes(SHIPPED.model_copy(update=changes))
 
 
 def test_a_head_of_this_kind_works_when_nothing_is_wrong() -> None:
-    assert load_encoder(crafted(heads={**CONTENTS.heads, "fine": manifold()})).bits["fine"] == 64
+    assert load_encoder(crafted(heads={**SHIPPED.heads, "fine": manifold()})).bits["fine"] == 64
 
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_head_that_cannot_work_is_refused(kind: str) -> None:
-    data = crafted(heads={**CONTENTS.heads, "fine": HEADS[kind]()})
+    data = crafted(heads={**SHIPPED.heads, "fine": HEADS[kind]()})
     with pytest.raises(errors.EncoderError, match="the head of fine does not work") as caught:
         load_encoder(data)
     one_line(caught.value)
@@ -305,15 +305,15 @@ def test_a_head_that_cannot_work_is_refused(kind: str) -> None:
 @pytest.mark.parametrize("name", ["mean", "factor", "nuisance"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_statistics_that_are_no_numbers_are_refused(name: str, value: float) -> None:
-    moments = CONTENTS.statistics["fine"]
+    moments = SHIPPED.statistics["fine"]
     spoiled = np.array(getattr(moments, name))
     spoiled.flat[0] = value
-    data = crafted(statistics={**CONTENTS.statistics, "fine": replace(moments, **{name: spoiled})})
+    data = crafted(statistics={**SHIPPED.statistics, "fine": replace(moments, **{name: spoiled})})
     with pytest.raises(errors.EncoderError, match="the statistics of fine hold values that are no numbers"):
         load_encoder(data)
 
 
-REGIONS = {
+REGION_SCALES = {
     "a million windows along each side": ((0.5, 10**6),),
     "more than can be counted": ((0.5, 10**15),),
     "fewer than none": ((0.5, -3),),
@@ -324,19 +324,19 @@ REGIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", REGIONS)
+@pytest.mark.parametrize("kind", REGION_SCALES)
 def test_an_encoder_cannot_ask_for_more_regions_than_a_schema(kind: str) -> None:
-    configuration = CONTENTS.configuration.model_copy(update={"regions": REGIONS[kind]})
+    configuration = SHIPPED.configuration.model_copy(update={"regions": REGION_SCALES[kind]})
     with pytest.raises(errors.EncoderError, match=r"cannot read \((expected windows of|there are 40000 regions)"):
         load_encoder(crafted(configuration=configuration))
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     """They would give every image the same code, and nobody would be told."""
-    name = next(name for name, values in CONTENTS.backbone.items() if values.dtype.kind == "f")
-    backbone = {**CONTENTS.backbone, name: CONTENTS.backbone[name] * np.float32("nan")}
+    name = next(name for name, values in SHIPPED.backbone.items() if values.dtype.kind == "f")
+    backbone = {**SHIPPED.backbone, name: SHIPPED.backbone[name] * np.float32("nan")}
     fingerprint = weights.weights_fingerprint(backbone)
-    configuration = CONTENTS.configuration.model_copy(update={"backbone_fingerprint": fingerprint})
+    configuration = SHIPPED.configuration.model_copy(update={"backbone_fingerprint": fingerprint})
     with pytest.raises(errors.EncoderError, match=f"the weights {name} hold values that are no numbers"):
         load_encoder(crafted(backbone=backbone, configuration=configuration))
     torch.save({key: torch.from_numpy(np.array(values)) for key, values in backbone.items()}, tmp_path / "w.pth")

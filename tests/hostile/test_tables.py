@@ -55,13 +55,13 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_huge_cell_is_refused_before_it_is_read(huge: Path) -> None:
-    with pytest.raises(errors.SchemaError, match=r"the column 'kind' would unfold from [\d,]+ bytes to 33,5") as caught:
+    with pytest.raises(errors.SchemaError, match=r"the column 'kind' would expand from [\d,]+ bytes to 33,5") as caught:
         read_metadata(huge, FIELDS, [str(huge.parent)])
     assert "\n" not in str(caught.value)
     failures: list = []
     assert list(images([huge], Shard(), failures.append)) == []
     assert [failure.path for failure in failures] == [str(huge)]
-    assert "the column 'jpg' would unfold from" in failures[0].reason
+    assert "the column 'jpg' would expand from" in failures[0].reason
 
 
 def test_a_cell_that_is_a_huge_list_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def changed(codes: Path, folder: Path, **columns: pa.Array) -> Path:
 def test_files_of_codes_that_unfold_are_refused_before_they_are_read(codes: Path, tmp_path: Path) -> None:
     folders = {
         changed(codes, tmp_path / "code", fine=one_list(pa.uint8())): "the column 'fine' has 4,194,304 values",
-        changed(codes, tmp_path / "text", path=pa.array(["x" * (32 << 20)])): "the column 'path' would unfold from",
+        changed(codes, tmp_path / "text", path=pa.array(["x" * (32 << 20)])): "the column 'path' would expand from",
     }
     for folder, message in folders.items():
         done = mgm("load", folder, "--partial", "--uri", "memory:", cwd=tmp_path)

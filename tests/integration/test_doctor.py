@@ -47,6 +47,7 @@ def test_the_packages_here_are_right(tmp_path):
         "pymilvus",
         "milvus-lite",
         "setuptools",
+        "onnxruntime",
         "torch",
         "torchvision",
         "Pillow",

@@ -1,4 +1,4 @@
-"""Near-duplicates: pairs, forest and groups against brute force; the calibration against known distributions."""
+"""Near-duplicates: pairs, components and groups against brute force; the calibration against known distributions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from PIL import Image
 
 from mg_milvus.codes import hamming, pack
 from mg_milvus.duplicates import pairs as pairs_module
-from mg_milvus.duplicates.calibration import calibrated, fitted_tail, largest_distance
+from mg_milvus.duplicates.calibration import calibrate, fit_chance_rates, largest_distance
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
-from mg_milvus.duplicates.pairs import Forest, Pairs, as_words, distance_counts, distances_of, groups, pairs_within
-from mg_milvus.duplicates.report import KEEP, chance, criterion, file_size, grouped, headline
+from mg_milvus.duplicates.pairs import (
+    ConnectedComponents,
+    Pairs,
+    as_words,
+    connected_components,
+    distance_counts,
+    distances_of,
+    pairs_within,
+)
+from mg_milvus.duplicates.report import KEEP, chance, criterion, file_size, headline, make_group
 from mg_milvus.errors import ImageError, QueryError
 from mg_milvus.images.discover import image_id, is_under
 from mg_milvus.index import ImageIndex
@@ -46,7 +54,9 @@ def a_store(rows: list[Row], bits: dict[str, int] = BITS):
 
 
 def asked(schema: Schema, **options) -> DuplicateQuery:
-    return DuplicateQuery.of(schema, **({"distance": None, "precision": None, "keep": "best"} | options))
+    query = DuplicateQuery(**options)
+    query.check(schema)
+    return query
 
 
 # Pairs
@@ -86,7 +96,7 @@ def test_rows_done_are_told_to_the_end():
     assert told == [64, 100]
 
 
-# Forest and groups
+# Connected components
 
 
 @st.composite
@@ -97,8 +107,8 @@ def graphs(draw):
     return count, [(min(a, b), max(a, b), d) for a, b, d in edges if a != b]
 
 
-def components(count: int, edges: list[tuple[int, int]]) -> list[list[int]]:
-    """By Warshall's transitive closure."""
+def transitive_closure(count: int, edges: list[tuple[int, int]]) -> list[list[int]]:
+    """Components with two rows or more, by Warshall's algorithm."""
     reach = np.eye(count, dtype=bool)
     for a, b in edges:
         reach[a, b] = reach[b, a] = True
@@ -111,29 +121,29 @@ def components(count: int, edges: list[tuple[int, int]]) -> list[list[int]]:
 @given(graphs())
 def test_groups_are_the_transitive_closure_at_every_distance(graph):
     count, edges = graph
-    forest = Forest(count)
+    components = ConnectedComponents(count)
     for some in (edges[::3], edges[1::3], edges[2::3]):
         columns = np.array(some, np.int64).reshape(-1, 3).T
-        forest.add(Pairs(columns[0], columns[1], columns[2].astype(np.int32)))
-        forest.edges()
-    left, right, distances = forest.edges()
+        components.add(Pairs(columns[0], columns[1], columns[2].astype(np.int32)))
+        components.edges()
+    left, right, distances = components.edges()
     assert len(left) < count
     assert distances.tolist() == sorted(distances.tolist())
     for limit in range(6):
-        expected = components(count, [(a, b) for a, b, d in edges if d <= limit])
+        expected = transitive_closure(count, [(a, b) for a, b, d in edges if d <= limit])
         near = [(a, b) for a, b, d in zip(left.tolist(), right.tolist(), distances.tolist(), strict=True) if d <= limit]
-        assert groups(near) == expected
+        assert connected_components(near) == expected
 
 
-def test_a_forest_keeps_few_pairs_however_many_come(monkeypatch):
+def test_a_spanning_forest_keeps_few_pairs_however_many_come(monkeypatch):
     monkeypatch.setattr("mg_milvus.duplicates.pairs._LEAST_WAITING", 100)
-    random, forest = np.random.default_rng(0), Forest(30)
+    random, components = np.random.default_rng(0), ConnectedComponents(30)
     for _ in range(50):
         ends = np.sort(random.integers(0, 30, (40, 2)), axis=1)
         ends = ends[ends[:, 0] < ends[:, 1]]
-        forest.add(Pairs(ends[:, 0], ends[:, 1], random.integers(0, 9, len(ends)).astype(np.int32)))
-        assert sum(len(pairs.left) for pairs in forest._kept) <= 100 + 29
-    assert len(forest.edges().left) == 29
+        components.add(Pairs(ends[:, 0], ends[:, 1], random.integers(0, 9, len(ends)).astype(np.int32)))
+        assert sum(len(pairs.left) for pairs in components._kept) <= 100 + 29
+    assert len(components.edges().left) == 29
 
 
 # Which to keep
@@ -149,7 +159,7 @@ def test_what_could_go_is_near_to_one_that_is_kept_not_only_through_a_chain():
         a_row(f"/{n}.jpg", {"fine": code}, width=100 - n)
         for n, code in enumerate(chain(0, 4, 8, 12, 16))  # 4 bits from one to the next; the ends are 16 apart
     ]
-    group = grouped(rows, 4, {}, "best")
+    group = make_group(rows, 4, {}, "best")
     assert [(m.path, m.like) for m in group.members] == [
         ("/0.jpg", None), ("/2.jpg", None), ("/4.jpg", None), ("/1.jpg", "/0.jpg"), ("/3.jpg", "/2.jpg"),
     ]  # fmt: skip
@@ -162,7 +172,7 @@ def test_what_could_go_is_said_to_be_like_the_nearest_that_is_kept():
         a_row(f"/{n}.jpg", {"fine": code}, width=w)
         for n, (code, w) in enumerate(zip(chain(0, 9, 12), (3, 1, 2), strict=True))
     ]
-    group = grouped(rows, 10, {}, "best")
+    group = make_group(rows, 10, {}, "best")
     assert [(m.path, m.like) for m in group.members] == [("/0.jpg", None), ("/2.jpg", None), ("/1.jpg", "/2.jpg")]
     assert group.members[2].distances == {"fine": 3}
 
@@ -170,9 +180,9 @@ def test_what_could_go_is_said_to_be_like_the_nearest_that_is_kept():
 def test_other_granularities_keep_images_from_going():
     far, near = b"\xff\x00", b"\x00\x00"
     rows = [a_row(f"/{n}.jpg", {"coarse": c, "fine": bytes(8)}) for n, c in enumerate((near, far, near))]
-    group = grouped(rows, 0, {"coarse": 7}, "first")
+    group = make_group(rows, 0, {"coarse": 7}, "first")
     assert [(m.path, m.like) for m in group.members] == [("/0.jpg", None), ("/1.jpg", None), ("/2.jpg", "/0.jpg")]
-    assert grouped(rows, 0, {"coarse": 8}, "first").could_go[0].distances == {"fine": 0, "coarse": 8}
+    assert make_group(rows, 0, {"coarse": 8}, "first").could_go[0].distances == {"fine": 0, "coarse": 8}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +200,7 @@ def test_the_rule_says_which_image_stays(rule, kept):
     if rule == "largest":
         rows[2] = a_row("/b.jpg", codes, width=1, size=99)
     assert set(KEEP) == {"best", "largest", "oldest", "newest", "first"}
-    assert grouped(rows, 0, {}, rule).members[0].path == kept
+    assert make_group(rows, 0, {}, rule).members[0].path == kept
 
 
 # The calibration
@@ -210,28 +220,28 @@ def share_within(distance: int, dimension: float, reach: float) -> float:
 
 
 @pytest.mark.parametrize("dimension", [4.0, 7.0])
-def test_a_tail_that_is_known_is_predicted_and_hardly_understated(dimension):
-    tail = fitted_tail(pairs_of_a_power_law(1_000_000, dimension, 120))
-    assert tail is not None
-    assert 0.5 * dimension <= tail.dimension <= 1.1 * dimension
+def test_known_chance_rates_are_predicted_and_hardly_understated(dimension):
+    fit = fit_chance_rates(pairs_of_a_power_law(1_000_000, dimension, 120))
+    assert fit is not None
+    assert 0.5 * dimension <= fit.dimension <= 1.1 * dimension
     for distance in range(50):
         known = share_within(distance, dimension, 120)
         if known >= 1e-6:  # one pair of those looked at
-            assert 0.7 <= tail.rates[distance] / known <= 12, distance
+            assert 0.7 <= fit.rates[distance] / known <= 12, distance
 
 
 @pytest.mark.parametrize("duplicates", [0, 100, 3000])
 def test_duplicates_among_the_pairs_change_the_prediction_little(duplicates):
     counts = pairs_of_a_power_law(1_000_000, 7.0, 120)
-    clean = fitted_tail(counts)
+    clean = fit_chance_rates(counts)
     copies = np.bincount(np.random.default_rng(1).geometric(0.15, duplicates), minlength=257)[:257]
-    tail = fitted_tail(counts + copies)
+    fit = fit_chance_rates(counts + copies)
     assert clean is not None
-    assert tail is not None
+    assert fit is not None
     for distance in (10, 20, 30):
-        assert tail.rates[distance] >= 0.7 * clean.rates[distance]
+        assert fit.rates[distance] >= 0.7 * clean.rates[distance]
     # At a precision of 0.9 most duplicates are found, and hardly a pair that is none.
-    distance = largest_distance(tail.rates * counts.sum(), np.cumsum(counts + copies), 0.9)
+    distance = largest_distance(fit.rates * counts.sum(), np.cumsum(counts + copies), 0.9)
     if duplicates:
         assert distance is not None
         assert copies[: distance + 1].sum() > 0.8 * duplicates
@@ -245,18 +255,18 @@ def test_strongly_edited_copies_move_the_prediction_alike_whatever_copies_they_a
     rates = []
     for seed in range(12):
         copies = np.bincount(np.random.default_rng(seed).integers(18, 36, 90), minlength=257)
-        tail = fitted_tail(pairs_of_a_power_law(570_000, 7.0, 120) + copies, 17)
-        assert tail is not None
-        rates.append(tail.rates[18] / share_within(18, 7.0, 120))
+        fit = fit_chance_rates(pairs_of_a_power_law(570_000, 7.0, 120) + copies, 17)
+        assert fit is not None
+        rates.append(fit.rates[18] / share_within(18, 7.0, 120))
     assert max(rates) <= 16
     assert max(rates) <= 2 * min(rates)
 
 
-def test_a_tail_of_duplicates_only_is_no_tail():
+def test_duplicates_only_give_no_chance_rates():
     counts = np.zeros(257, np.int64)
     counts[:10] = 5000
-    assert fitted_tail(counts) is None
-    assert fitted_tail(np.zeros(257, np.int64)) is None
+    assert fit_chance_rates(counts) is None
+    assert fit_chance_rates(np.zeros(257, np.int64)) is None
 
 
 def test_the_largest_distance_is_the_last_that_is_precise_enough():
@@ -277,8 +287,8 @@ def clustered(count: int, bits: int, seed: int) -> np.ndarray:
 
 def test_expected_chance_pairs_are_those_of_an_index_without_duplicates():
     sample, others = clustered(1500, 256, 0), clustered(12_000, 256, 1)
-    calibration = calibrated({"fine": as_words(sample)}, {"fine": 256})
-    assert calibration.tail is not None
+    calibration = calibrate({"fine": as_words(sample)}, {"fine": 256})
+    assert calibration.chance is not None
     words = as_words(others)
     within = np.zeros(61)
     for pairs in pairs_within(words, 60, len(others)):
@@ -288,12 +298,12 @@ def test_expected_chance_pairs_are_those_of_an_index_without_duplicates():
     seen = [distance for distance in range(61) if within[distance] >= 20]
     assert seen[0] < 40
     for distance in seen:
-        assert 0.5 <= calibration.tail.rates[distance] * total / within[distance] <= 8, distance
+        assert 0.5 <= calibration.chance.rates[distance] * total / within[distance] <= 8, distance
 
 
 def test_limits_let_the_nearest_unrelated_pairs_pass():
     codes = {"coarse": as_words(random_codes(500, 64, 1)), "fine": as_words(clustered(500, 256, 0))}
-    limits = calibrated(codes, {"coarse": 64, "fine": 256}).limits
+    limits = calibrate(codes, {"coarse": 64, "fine": 256}).limits
     distances = distances_of(codes["coarse"], *np.triu_indices(500, 1))
     assert (distances <= limits["coarse"]).mean() <= 0.03 < (distances <= limits["coarse"] + 1).mean()
 
@@ -345,7 +355,7 @@ def test_a_given_distance_finds_what_brute_force_finds():
         report = find_duplicates(store, schema, asked(schema, distance=distance))
         near = (hamming(fine, fine) <= distance) & (hamming(coarse, coarse) <= report.limits["coarse"])
         edges = np.argwhere(np.triu(near, 1)).tolist()
-        expected = components(len(rows), edges)
+        expected = transitive_closure(len(rows), edges)
         got = sorted(sorted(m.id for m in group.members) for group in report.groups)
         assert got == [[rows[i].id for i in group] for group in expected]
         assert report.pairs == len(edges)
@@ -357,12 +367,12 @@ def test_a_given_distance_finds_what_brute_force_finds():
 def test_only_pairs_with_a_new_image():
     rows = copies_among(500, 10)
     store, schema = a_store(rows, LONG)
-    report = find_duplicates(store, schema, asked(schema, distance=5), newer_than_ns=2004)
+    report = find_duplicates(store, schema, asked(schema, distance=5, newer_than_ns=2004))
     assert [sorted(m.path for m in g.members) for g in report.groups] == [
         [f"/new/{n:04}.jpg", f"/old/{n:04}.jpg"] for n in range(5, 10)
     ]
     assert report.compared == 5 * 505 + 5 * 4 // 2
-    nothing = find_duplicates(store, schema, asked(schema), newer_than_ns=9999)
+    nothing = find_duplicates(store, schema, asked(schema, newer_than_ns=9999))
     assert (nothing.groups, nothing.compared) == ((), 0)
     assert "no image is that new" in criterion(nothing, schema.bits)
 
@@ -371,19 +381,19 @@ def test_two_old_images_are_a_group_only_through_a_new_one():
     code = {"coarse": bytes(2), "fine": bytes(32)}
     rows = copies_among(200, 0) + [a_row(f"/same/{n}.jpg", code, mtime_ns=1) for n in range(2)]
     store, schema = a_store(rows, LONG)
-    assert find_duplicates(store, schema, asked(schema, distance=0), newer_than_ns=1000).groups == ()
+    assert find_duplicates(store, schema, asked(schema, distance=0, newer_than_ns=1000)).groups == ()
     store.upsert([a_row("/same/new.jpg", code, mtime_ns=5000)])
-    groups_found = find_duplicates(store, schema, asked(schema, distance=0), newer_than_ns=1000).groups
+    groups_found = find_duplicates(store, schema, asked(schema, distance=0, newer_than_ns=1000)).groups
     assert [len(group.members) for group in groups_found] == [3]
 
 
 def test_only_rows_under_a_folder():
     store, schema = a_store(copies_among(300, 8), LONG)
-    assert find_duplicates(store, schema, asked(schema, distance=5), within="/old").groups == ()
-    report = find_duplicates(store, schema, asked(schema, distance=5), within="/")
+    assert find_duplicates(store, schema, asked(schema, distance=5, within="/old")).groups == ()
+    report = find_duplicates(store, schema, asked(schema, distance=5, within="/"))
     assert len(report.groups) == 8
     with pytest.raises(QueryError, match=r"no image in 'images' under /olde, expected two or more"):
-        find_duplicates(store, schema, asked(schema), within="/olde")
+        find_duplicates(store, schema, asked(schema, within="/olde"))
 
 
 @pytest.mark.parametrize(

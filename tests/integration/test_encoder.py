@@ -16,10 +16,9 @@ from mg_milvus.encoder.base import Encoder, input_size
 from mg_milvus.encoder.hash_heads import Head, ManifoldHead
 from mg_milvus.encoder.load import load_encoder, untrained_encoder
 from mg_milvus.encoder.networks import build, channels_first
-from mg_milvus.encoder.pooling import Reading
 from mg_milvus.encoder.torch_runtime import TorchEncoder, gem, has_bfloat16, mirrored, pyramid, resolve_device
 from mg_milvus.errors import EncoderError, ImageError, WeightsNotFoundError
-from mg_milvus.ingest.fit_heads import fit_encoder
+from mg_milvus.ingest.fit_heads import FitOptions, fit_encoder
 from tests.conftest import KINDS, kind_of_image, make_photos
 
 
@@ -49,13 +48,6 @@ def test_mirrored_cells_by_hand() -> None:
     assert mirrored(maps, 3)[0].tolist() == pytest.approx(expected, abs=1e-5)
     assert mirrored(maps.flip(3), 3)[0].tolist() == pytest.approx(expected, abs=1e-5)
     assert mirrored(torch.ones(2, 5, 4, 7), 2).shape == (2, 20)
-
-
-def test_readings_without_smoothing_are_written_as_by_older_versions() -> None:
-    linear = Reading(stages=("stage4",), pooling="pyramid", cells=2)
-    assert linear.model_dump(mode="json") == {"stages": ["stage4"], "pooling": "pyramid", "cells": 2}
-    smooth = Reading(stages=("stage4",), smoothing=3)
-    assert Reading.model_validate_json(smooth.model_dump_json()) == smooth
 
 
 @pytest.mark.parametrize(
@@ -89,7 +81,7 @@ def test_a_code_does_not_depend_on_the_batch(
     builtin: Encoder, prepared: list[np.ndarray], bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mg_milvus.encoder.torch_runtime.has_bfloat16", lambda _: bfloat16)
-    builtin = TorchEncoder(builtin.contents, device="cpu")
+    builtin = TorchEncoder(builtin.state, device="cpu")
     whole = builtin.encode(prepared)
     for size in range(1, 9):
         parts = [builtin.encode(prepared[i : i + size]) for i in range(0, 9, size)]
@@ -180,7 +172,7 @@ def test_bfloat16_changes_few_bits(
 ) -> None:
     assert has_bfloat16(torch.device("mps")) is False
     monkeypatch.setattr("mg_milvus.encoder.torch_runtime.has_bfloat16", lambda _: True)
-    builtin = TorchEncoder(builtin.contents, device="cpu")
+    builtin = TorchEncoder(builtin.state, device="cpu")
     half = builtin.encode(prepared)
     monkeypatch.setattr("mg_milvus.encoder.torch_runtime.has_bfloat16", lambda _: False)
     full = builtin.encode(prepared)
@@ -210,7 +202,7 @@ def test_every_backbone_can_be_fitted(name: str, tmp_path: Path) -> None:
     images = [encoder.prepare(kind_of_image(KINDS[i % 3], i)) for i in range(4)]
     features = encoder.features(images)
     assert len(features["fine"][0]) > len(features["mid"][0]) > len(features["coarse"][0])
-    in_torch = TorchEncoder(encoder.contents, device="cpu")
+    in_torch = TorchEncoder(encoder.state, device="cpu")
     row, maps = BACKBONES[name], in_torch._network(torch.zeros(1, 3, 224, 224))
     assert tuple(channels_first(maps[stage], row.layout).shape[1] for stage in row.stages) == row.channels
     assert all(np.linalg.norm(values, axis=1) == pytest.approx(np.ones(4), abs=1e-3) for values in features.values())
@@ -233,7 +225,7 @@ def test_heads_fitted_to_a_collection_survive_the_file(small: tuple[TorchEncoder
     encoder, images = small
     features = encoder.features(images)
     fitted = encoder.adapted(features, {"coarse": 16, "mid": 24, "fine": 32})
-    kinds = {name: type(head) for name, head in fitted.contents.heads.items()}
+    kinds = {name: type(head) for name, head in fitted.state.heads.items()}
     assert kinds == {"coarse": ManifoldHead, "mid": ManifoldHead, "fine": Head}
     again = load_encoder(fitted.to_bytes())
     assert again.fingerprint == fitted.fingerprint
@@ -272,7 +264,9 @@ def resnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_fit_writes_an_encoder_that_loads(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos")
     (photos / "broken.jpg").write_bytes(b"no image")
-    report = fit_encoder(photos, tmp_path / "out.safetensors", backbone="resnet18", bits={"coarse": 16, "fine": 32})
+    report = fit_encoder(
+        photos, tmp_path / "out.safetensors", FitOptions(backbone="resnet18", bits={"coarse": 16, "fine": 32})
+    )
     encoder = load_encoder(tmp_path / "out.safetensors")
     assert (report.images, [f.path for f in report.failures]) == (60, [str(photos / "broken.jpg")])
     assert (encoder.fingerprint, encoder.backbone, dict(encoder.bits)) == (
@@ -284,7 +278,7 @@ def test_fit_writes_an_encoder_that_loads(tmp_path: Path) -> None:
 
 def test_heads_alone_find_their_backbone(resnet: Path, tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos")
-    fit_encoder(photos, tmp_path / "out.safetensors", backbone="resnet18", bits={"coarse": 16})
+    fit_encoder(photos, tmp_path / "out.safetensors", FitOptions(backbone="resnet18", bits={"coarse": 16}))
     encoder = load_encoder(tmp_path / "out.safetensors")
     heads = encoder.to_bytes(limit=10_000_000)
     assert len(heads) < 5_000_000
@@ -319,13 +313,13 @@ def test_bad_fits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="6 readable images, expected at least 50"):
         fit_encoder(few, out)
     with pytest.raises(EncoderError, match="unknown backbone 'resnet19'; known are mgnet, smallnet, resnet18"):
-        fit_encoder(few, out, backbone="resnet19")
+        fit_encoder(few, out, FitOptions(backbone="resnet19"))
     (tmp_path / "w.pth").write_bytes(b"nonsense")
     with pytest.raises(EncoderError, match="is not a file of weights"):
-        fit_encoder(few, out, backbone="resnet18", weights=tmp_path / "w.pth")
+        fit_encoder(few, out, FitOptions(backbone="resnet18", weights=tmp_path / "w.pth"))
     save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(EncoderError, match="do not fit the backbone resnet18"):
-        fit_encoder(few, out, backbone="resnet18", weights=tmp_path / "w.safetensors")
+        fit_encoder(few, out, FitOptions(backbone="resnet18", weights=tmp_path / "w.safetensors"))
     assert not out.exists()
 
 
@@ -341,7 +335,7 @@ def test_fit_over_the_builtin_adapts_it(tmp_path: Path, builtin: Encoder) -> Non
 @pytest.mark.parametrize("method", ["itq", "lsh"])
 def test_baselines_are_kept_by_collections(tmp_path: Path, builtin: Encoder, method: str) -> None:
     photos, out = make_photos(tmp_path / "photos"), tmp_path / "out.safetensors"
-    report = fit_encoder(photos, out, bits={"coarse": 32}, method=method)  # type: ignore[arg-type]
+    report = fit_encoder(photos, out, FitOptions(bits={"coarse": 32}, method=method))  # type: ignore[arg-type]
     fitted = load_encoder(out)
     assert fitted.fingerprint == report.fingerprint
     assert fitted.adapted_on == report.images == 60
@@ -350,6 +344,8 @@ def test_baselines_are_kept_by_collections(tmp_path: Path, builtin: Encoder, met
     with pytest.raises(EncoderError, match="made for 32 bits of 'coarse', the schema asks for 64"):
         fitted.adapted(sample, {"coarse": 64})
     with pytest.raises(EncoderError, match="were trained and are kept; only the methods itq and lsh"):
-        fit_encoder(photos, tmp_path / "again.safetensors", backbone=str(out), bits={"coarse": 32})
-    again = fit_encoder(photos, tmp_path / "again.safetensors", backbone=str(out), bits={"coarse": 16}, method="lsh")
+        fit_encoder(photos, tmp_path / "again.safetensors", FitOptions(backbone=str(out), bits={"coarse": 32}))
+    again = fit_encoder(
+        photos, tmp_path / "again.safetensors", FitOptions(backbone=str(out), bits={"coarse": 16}, method="lsh")
+    )
     assert load_encoder(tmp_path / "again.safetensors").fingerprint == again.fingerprint

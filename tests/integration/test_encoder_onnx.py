@@ -1,4 +1,4 @@
-"""The encoder on onnxruntime against the one on torch: maps, readings, codes; which of them runs; what is loaded."""
+"""The encoder on onnxruntime against the one on torch: maps, poolings, codes; which of them runs; what is loaded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load as load_tensors
@@ -17,11 +18,19 @@ from mg_milvus.encoder import pooling, torch_runtime
 from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD, find_backbone
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.encoder.networks import OWN, as_arrays, as_tensors, build, extractor
-from mg_milvus.encoder.onnx_runtime import NETWORKS, OnnxEncoder, backbone_graph, has_fast_int8, onnx_runs, ranges_of
-from mg_milvus.encoder.pooling import Reading
+from mg_milvus.encoder.onnx_runtime import (
+    NETWORKS,
+    RUNTIME_VARIABLE,
+    OnnxEncoder,
+    backbone_graph,
+    has_fast_int8,
+    onnx_runs,
+    ranges_of,
+)
+from mg_milvus.encoder.pooling import Pooling
 from mg_milvus.encoder.torch_runtime import TorchEncoder
 from mg_milvus.encoder.weights import from_safetensors, single, to_safetensors
-from mg_milvus.errors import EncoderError
+from mg_milvus.errors import EncoderError, MissingPackageError
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.regions import REGIONS, windows
 from tests.conftest import KINDS, kind_of_image, make_photos
@@ -31,8 +40,6 @@ if TYPE_CHECKING:
 
     from mg_milvus.encoder.base import HashEncoder
 
-onnxruntime = pytest.importorskip("onnxruntime")
-
 SCALES = ((0.5, 3), (1.0, 1))
 fast_int8 = pytest.mark.skipif(not has_fast_int8(), reason="this CPU has no instructions for products of 8 bits")
 BITS = {"coarse": 64, "mid": 128, "fine": 256, REGIONS: 128}
@@ -40,7 +47,8 @@ BITS = {"coarse": 64, "mid": 128, "fine": 256, REGIONS: 128}
 
 @pytest.fixture(autouse=True)
 def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU, and nothing but float32."""
+    """No GPU, float32, and the default runtime."""
+    monkeypatch.delenv(RUNTIME_VARIABLE, raising=False)
     monkeypatch.setattr("mg_milvus.encoder.onnx_runtime.has_fast_int8", lambda: False)
     monkeypatch.setattr("mg_milvus.encoder.onnx_runtime._GPUS", ())
     monkeypatch.setattr("mg_milvus.encoder.torch_runtime.has_bfloat16", lambda _: False)
@@ -49,7 +57,7 @@ def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def encoder_with_regions() -> HashEncoder:
     """The built-in encoder with regions, whose heads are the shipped ones."""
-    return load_encoder(device="cpu").with_regions(SCALES).with_bits(BITS)  # type: ignore[return-value]
+    return OnnxEncoder(load_encoder(device="cpu").state, device="cpu").with_regions(SCALES).with_bits(BITS)
 
 
 @pytest.fixture(scope="module")
@@ -88,37 +96,36 @@ def test_networks_give_the_maps_that_torch_gives(name: str, size: tuple[int, int
 
 
 @pytest.mark.parametrize(
-    "reading",
+    "how",
     [
-        Reading(stages=("a", "b")),
-        Reading(stages=("a", "b"), pooling="pyramid", cells=3),
-        Reading(stages=("b",), pooling="mirrored", cells=2),
-        Reading(stages=("a", "b"), pooling="mirrored", cells=3),
+        Pooling(stages=("a", "b")),
+        Pooling(stages=("a", "b"), kind="pyramid", cells=3),
+        Pooling(stages=("b",), kind="mirrored", cells=2),
+        Pooling(stages=("a", "b"), kind="mirrored", cells=3),
     ],
 )
-def test_readings_are_those_of_torch(reading: Reading) -> None:
+def test_pooling_is_that_of_torch(how: Pooling) -> None:
     random = np.random.default_rng(3)
     maps = {"a": random.normal(size=(3, 5, 7, 9)), "b": random.normal(size=(3, 4, 5, 4))}
     single = {stage: values.astype(np.float32) for stage, values in maps.items()}
     tensors = {stage: torch.from_numpy(values) for stage, values in single.items()}
-    np.testing.assert_allclose(pooling.read(single, reading), torch_runtime.read(tensors, reading).numpy(), atol=1e-6)
-    if reading.pooling == "gem":
+    np.testing.assert_allclose(pooling.pool(single, how), torch_runtime.pool(tensors, how).numpy(), atol=1e-6)
+    if how.kind == "gem":
         areas = windows(((0.5, 3), (0.3, 2), (1.0, 1)))
-        expected = torch_runtime.read_regions(tensors, reading, areas).numpy()
-        np.testing.assert_allclose(pooling.read_regions(single, reading, areas), expected, atol=1e-6)
+        expected = torch_runtime.pool_regions(tensors, how, areas).numpy()
+        np.testing.assert_allclose(pooling.pool_regions(single, how, areas), expected, atol=1e-6)
 
 
 def test_codes_are_those_of_torch(encoder_with_regions: HashEncoder, prepared: list[np.ndarray]) -> None:
     """Rounding differs, so a value next to 0 may fall on the other side: measured 0 to 0.02 bits of 10,000."""
-    assert isinstance(encoder_with_regions, OnnxEncoder)
-    encoder_with_regions = OnnxEncoder(encoder_with_regions.contents, device="cpu")
-    in_torch = TorchEncoder(encoder_with_regions.contents, device="cpu")
+    encoder_with_regions = OnnxEncoder(encoder_with_regions.state, device="cpu")
+    in_torch = TorchEncoder(encoder_with_regions.state, device="cpu")
     assert in_torch.fingerprint == encoder_with_regions.fingerprint
     details = [kind_of_image(KINDS[i % 3], i, (70, 50)) for i in range(6)]
     pairs = [
         *((codes, in_torch.encode(prepared)[name]) for name, codes in encoder_with_regions.encode(prepared).items())
     ]
-    pairs.append((encoder_with_regions.encode_details(details), in_torch.encode_details(details)))
+    pairs.append((encoder_with_regions.encode_region_images(details), in_torch.encode_region_images(details)))
     assert [codes.shape for codes, _ in pairs] == [(36, 8), (36, 16), (36, 32), (36, 10, 16), (6, 2, 16)]
     differing = sum(int(np.bitwise_count(codes ^ others).sum()) for codes, others in pairs)
     assert differing <= 8 * sum(codes.size for codes, _ in pairs) / 5000
@@ -130,10 +137,10 @@ def test_eight_bits_change_few_bits(
     encoder_with_regions: HashEncoder, prepared: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Photographs: one in 100 (benchmarks/encode_rate.py)."""
-    exact = OnnxEncoder(encoder_with_regions.contents, device="cpu")
+    exact = OnnxEncoder(encoder_with_regions.state, device="cpu")
     full = exact.encode(prepared)
     monkeypatch.setattr("mg_milvus.encoder.onnx_runtime.has_fast_int8", lambda: True)
-    rounded = OnnxEncoder(encoder_with_regions.contents, device="cpu")
+    rounded = OnnxEncoder(encoder_with_regions.state, device="cpu")
     assert rounded.runtime == "onnxruntime, 8 bits"
     pairs = [(codes, full[name]) for name, codes in rounded.encode(prepared).items()]
     differing = sum(int(np.bitwise_count(codes ^ others).sum()) for codes, others in pairs)
@@ -144,7 +151,7 @@ def test_ranges_are_those_of_the_network_that_ships(
     encoder_with_regions: HashEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mg_milvus.encoder.onnx_runtime.has_fast_int8", lambda: True)
-    ranges = ranges_of(encoder_with_regions.contents.configuration.backbone_fingerprint)
+    ranges = ranges_of(encoder_with_regions.state.configuration.backbone_fingerprint)
     assert ranges is not None
     assert len(ranges) == 32
     assert ranges_of("0" * 16) is None
@@ -155,7 +162,7 @@ def test_a_code_does_not_depend_on_the_batch(
     encoder_with_regions: HashEncoder, prepared: list[np.ndarray], eight_bits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mg_milvus.encoder.onnx_runtime.has_fast_int8", lambda: eight_bits)
-    encoder_with_regions = OnnxEncoder(encoder_with_regions.contents, device="cpu")
+    encoder_with_regions = OnnxEncoder(encoder_with_regions.state, device="cpu")
     whole = encoder_with_regions.encode(prepared)
     for size in (1, 5):
         some = [encoder_with_regions.encode(prepared[i : i + size]) for i in range(0, len(prepared), size)]
@@ -176,10 +183,10 @@ def test_a_code_does_not_depend_on_the_batch(
 def test_weights_of_another_network_are_refused(
     encoder_with_regions: HashEncoder, prepared: list[np.ndarray], name: str, values: np.ndarray | None
 ) -> None:
-    weights = {key: value for key, value in encoder_with_regions.contents.backbone.items() if key != name}
+    weights = {key: value for key, value in encoder_with_regions.state.backbone.items() if key != name}
     if values is not None:
         weights[name] = values
-    wrong = encoder_with_regions.contents.model_copy(update={"backbone": weights})
+    wrong = encoder_with_regions.state.model_copy(update={"backbone": weights})
     for kind in (OnnxEncoder, TorchEncoder):
         with pytest.raises(EncoderError, match="these weights do not fit the backbone mgnet"):
             kind(wrong, device="cpu").encode(prepared[:1])
@@ -195,9 +202,33 @@ def test_what_runs_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr("mg_milvus.encoder.onnx_runtime._GPUS", (str(tmp_path),))
     assert not onnx_runs("mgnet", "auto")
     assert onnx_runs("mgnet", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ("onnx-int8", "onnxruntime, 8 bits"),
+        ("onnx", "onnxruntime, float32"),
+        ("torch", "torch"),
+        ("", "onnxruntime, float32"),
+    ],
+)
+def test_a_runtime_can_be_forced(monkeypatch: pytest.MonkeyPatch, runtime: str, expected: str) -> None:
+    monkeypatch.setenv(RUNTIME_VARIABLE, runtime)
+    assert load_encoder(device="cpu").runtime == expected
+    assert not onnx_runs("resnet18", "cpu")
+
+
+def test_an_unknown_runtime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUNTIME_VARIABLE, "onnx-int4")
+    with pytest.raises(EncoderError, match="MGM_RUNTIME is 'onnx-int4', expected onnx-int8, onnx, torch"):
+        load_encoder(device="cpu")
+
+
+def test_without_onnxruntime_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    in_torch = load_encoder(device="cpu")
-    assert (type(in_torch), in_torch.runtime) == (TorchEncoder, "torch")
+    with pytest.raises(MissingPackageError, match="onnxruntime, which runs the encoder on CPUs, cannot be imported"):
+        load_encoder(device="cpu")
 
 
 def test_files_are_those_that_others_read() -> None:
@@ -216,23 +247,35 @@ def test_files_are_those_that_others_read() -> None:
         np.testing.assert_array_equal(single(weights[name]), tensors[name].float().numpy())
 
 
-def test_a_query_from_the_shell_loads_no_torch_and_leaves_nothing(tmp_path: Path) -> None:
-    photos = make_photos(tmp_path / "photos", per_kind=4)
+def imports_of(*command: str, **environment: str) -> tuple[set[str], str]:
+    """The modules that an ``mgm`` command imports, and all that it writes."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mg_milvus", *command],
+        capture_output=True, text=True, timeout=300, check=True,
+        env={name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | environment,
+    )  # fmt: skip
+    others = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    return set(re.findall(r"^import time: .*\| +(\S+)$", done.stderr, re.MULTILINE)), "\n".join([done.stdout, *others])
+
+
+def test_ingest_and_query_from_the_shell_load_no_torch_and_leave_nothing(tmp_path: Path) -> None:
+    """The first ingest fits the hash heads, too."""
+    photos = make_photos(tmp_path / "photos", per_kind=17)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
+    place = ("--uri", str(tmp_path / "a.db"), "--device", "cpu")
+    loaded, said = imports_of("ingest", str(photos), *place, TMPDIR=str(temporary))
+    assert "51" in said
+    assert {"onnxruntime", "pymilvus", "numpy"} <= loaded
+    assert not loaded & {"torch", "torchvision", "onnx", "sympy"}
+    assert list(temporary.iterdir()) == []  # onnxruntime would keep its telemetry there
     with ImageIndex.open(tmp_path / "a.db", device="cpu") as index:
-        index.ingest(photos)
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "mg_milvus", "query", str(photos / "disc" / "02.jpg"), "-k", "1",
-         "--uri", str(tmp_path / "a.db"), "--device", "cpu"],
-        capture_output=True, text=True, timeout=300, check=True,
-        env={name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-        | {"TMPDIR": str(temporary)},
-    )  # fmt: skip
-    assert str(photos / "disc" / "02.jpg") in "".join(done.stdout.split())
-    assert list(temporary.iterdir()) == []  # what onnxruntime would report, it keeps there first
-    loaded = set(re.findall(r"^import time: .*\| +(\S+)$", done.stderr, re.MULTILINE))
+        assert index.connection.encoder.adapted_on == 51
+
+    image = photos / "disc" / "02.jpg"
+    loaded, said = imports_of("query", str(image), "-k", "1", *place, TMPDIR=str(temporary))
+    assert str(image) in "".join(said.split())
+    assert len(said.splitlines()) <= 4  # no warnings
     assert {"onnxruntime", "pymilvus", "numpy"} <= loaded
     assert not loaded & {"torch", "torchvision", "onnx", "scipy", "yaml", "jinja2", "mg_milvus.bulk", "sympy"}
-    others = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert others == []
+    assert list(temporary.iterdir()) == []

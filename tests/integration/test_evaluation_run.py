@@ -16,7 +16,7 @@ from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import EncoderError, QueryError, SchemaError
 from mg_milvus.evaluation.evaluate import evaluate
 from mg_milvus.evaluation.report import Evaluation, report_data
-from mg_milvus.images.augment import EDITS, STRENGTHS
+from mg_milvus.images.augment import AUGMENTATIONS, STRENGTHS
 from mg_milvus.images.decode import open_image
 from mg_milvus.schema.models import Schema
 from tests.conftest import KINDS, kind_of_image
@@ -154,11 +154,11 @@ def test_an_index_answers_leave_one_out_alike(folder: Path, encoder: Encoder, ev
 def test_copies_find_their_originals(folder: Path, encoder: Encoder) -> None:
     evaluation = evaluate(folder, protocol="copies", encoder=encoder, bits=BITS, copies=3)
     figures = evaluation.to_json()
-    assert (figures["queries"], figures["database"], list(figures["copies"])) == (3, 55, list(EDITS))
+    assert (figures["queries"], figures["database"], list(figures["copies"])) == (3, 55, list(AUGMENTATIONS))
     mild = figures["copies"]["jpeg"]["mild"]
     assert set(mild) == {*BITS, "rank", "score", "category", "object", "balanced", "float:coarse", "float:mid"}
     assert mild["float:mid"]["recall@10"] == 1.0, "a slight recompression moves features little"
-    versions = [figures["copies"][edit][strength]["mid"] for edit in EDITS for strength in STRENGTHS]
+    versions = [figures["copies"][edit][strength]["mid"] for edit in AUGMENTATIONS for strength in STRENGTHS]
     assert figures["granularities"]["mid"]["recall"]["1"] == pytest.approx(
         np.mean([own["recall@1"] for own in versions]), abs=1e-5
     )

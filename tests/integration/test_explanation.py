@@ -124,7 +124,8 @@ def test_regions_are_one_more_field(collage_index: ImageIndex) -> None:
     assert (told.fields["regions"].asked, told.fields["regions"].found) == (10, 10)
     assert told.fields["regions"].seconds > 0
     first = told.standings[0]
-    assert first["regions"].found_at == 1
+    alone = collage_index.query(detail, **(options | {"weights": {"regions": 1}, "k": 10}))
+    assert first["regions"].found_at == 1 + [hit.id for hit in alone].index(told.hits[0].id)
     assert first["fine"].share is None
     assert first["regions"].share + first["coarse"].share == pytest.approx(told.hits[0].score, abs=1e-12)
 

@@ -28,7 +28,7 @@ from mg_milvus.errors import (
     StoreError,
 )
 from mg_milvus.index import ImageIndex
-from mg_milvus.ingest.fit_heads import fit_encoder
+from mg_milvus.ingest.fit_heads import FitOptions, fit_encoder
 from mg_milvus.records import Progress
 from mg_milvus.schema.models import Schema
 from mg_milvus.session import cache_folder
@@ -338,7 +338,7 @@ def test_the_encoder_travels_with_the_collection(tmp_path: Path, photos: Path) -
 def test_a_large_encoder_with_weights_of_its_own_is_kept_in_the_cache_or_given(tmp_path: Path, photos: Path) -> None:
     weights, file = tmp_path / "w.safetensors", tmp_path / "large.safetensors"
     save_file(build("resnet18").state_dict(), weights)  # 45 MB
-    fit_encoder(photos, file, backbone="resnet18", weights=weights)
+    fit_encoder(photos, file, FitOptions(backbone="resnet18", weights=weights))
     query = photos / "disc" / "00.jpg"
     with ImageIndex.open(tmp_path / "l.db", encoder=file) as index:
         index.ingest(photos)

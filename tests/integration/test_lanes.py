@@ -69,7 +69,7 @@ def test_an_error_in_a_lane_is_the_callers_and_leaves_the_threads_as_they_were(t
 
 
 def test_a_code_does_not_depend_on_the_lanes(threads: int) -> None:
-    encoder = TorchEncoder(load_encoder().contents, device="cpu")
+    encoder = TorchEncoder(load_encoder().state, device="cpu")
     sizes = [(96, 64), (64, 96)]
     images = [encoder.prepare(kind_of_image(KINDS[i % 3], i, sizes[i % 5 == 0])) for i in range(2 * IMAGES + 3)]
     together = encoder.encode(images)

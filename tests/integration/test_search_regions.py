@@ -14,7 +14,7 @@ from mg_milvus.errors import EncoderError, QueryError, SchemaMismatchError, Stor
 from mg_milvus.images.decode import open_image
 from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
-from mg_milvus.ingest.run import OutOfStep, mend, out_of_step
+from mg_milvus.ingest.run import OutOfStep, delete_orphans, find_out_of_step
 from mg_milvus.schema.models import FusionSettings, Schema
 from mg_milvus.schema.regions import REGIONS, RegionScale, RegionSettings, box_of, windows
 from mg_milvus.store.milvus import open_store
@@ -243,7 +243,7 @@ def test_a_detail_is_read_at_the_scale_of_its_windows() -> None:
         codes = encoder.encode([encoder.prepare(image)])[REGIONS][0]
         for number in range(4, 13):  # the 3 x 3 windows of half the sides
             x, y, w, h = box_of(windows(SETTINGS.windows)[number], *image.size)
-            (details,) = encoder.encode_details([image.crop((x, y, x + w, y + h))])
+            (details,) = encoder.encode_region_images([image.crop((x, y, x + w, y + h))])
             assert details.shape == (2, SETTINGS.bits // 8)
             apart.append([int(np.bitwise_count(codes[number] ^ code).sum()) for code in details])
     too_large, right = np.mean(apart, axis=0)
@@ -264,10 +264,10 @@ def test_an_encoder_with_regions_survives_its_file() -> None:
 
 def test_the_fingerprint_of_an_encoder_without_regions_is_over_what_older_files_have() -> None:
     encoder: Any = load_encoder()
-    settings = encoder.contents.configuration
+    settings = encoder.state.configuration
     assert settings.regions == ()
-    other = encoder.contents.model_copy(update={"configuration": settings.model_copy(update={"regions": ((0.5, 2),)})})
-    assert fingerprint(encoder.contents) == encoder.fingerprint != fingerprint(other)
+    other = encoder.state.model_copy(update={"configuration": settings.model_copy(update={"regions": ((0.5, 2),)})})
+    assert fingerprint(encoder.state) == encoder.fingerprint != fingerprint(other)
 
 
 def test_parts_are_no_granularity_of_an_encoder_without_regions() -> None:
@@ -288,13 +288,13 @@ def test_a_given_schema_may_change_the_weight_of_regions(collages: Path, tmp_pat
 
 
 def test_a_network_for_squares_has_no_regions() -> None:
-    from mg_milvus.encoder.file import Configuration, Contents, default_readings
+    from mg_milvus.encoder.file import Configuration, EncoderState, default_poolings
     from mg_milvus.encoder.torch_runtime import TorchEncoder
 
     configuration = Configuration(
-        backbone="vit_b_16", backbone_fingerprint="0", side=224, readings=default_readings("vit_b_16")
+        backbone="vit_b_16", backbone_fingerprint="0", side=224, poolings=default_poolings("vit_b_16")
     )
-    encoder = TorchEncoder(Contents(configuration=configuration, backbone={}, heads={}, statistics={}))
+    encoder = TorchEncoder(EncoderState(configuration=configuration, backbone={}, heads={}, statistics={}))
     with pytest.raises(EncoderError, match="vit_b_16 takes images of one size only"):
         encoder.with_regions(SETTINGS.windows)
 
@@ -331,14 +331,14 @@ def test_what_a_crash_left_behind_is_mended_by_the_next_ingest(tmp_path: Path) -
         store.upsert([region_rows])
         store._call(lambda: store._client.delete(store.collection, filter=f'id == "{"e" * 32}"'))  # type: ignore[attr-defined]
         store.regions.delete([short])
-        assert out_of_step(store, SCHEMA) == OutOfStep()  # one too many and one too few: the numbers fit
-        found = out_of_step(store, SCHEMA, thorough=True)
+        assert find_out_of_step(store, SCHEMA) == OutOfStep()  # one too many and one too few: the numbers fit
+        found = find_out_of_step(store, SCHEMA, thorough=True)
         assert found == OutOfStep(frozenset({"e" * 32}), frozenset({short}))
-        mend(store, found)
+        delete_orphans(store, found)
         report = index.ingest(folder)
         assert (report.unchanged, report.added + report.updated) == (8, 1)
         assert store.regions.count() == 9 * SETTINGS.count
-        assert out_of_step(store, SCHEMA, thorough=True) == OutOfStep()
+        assert find_out_of_step(store, SCHEMA, thorough=True) == OutOfStep()
 
 
 def test_a_collection_that_a_kill_left_without_its_regions_gets_them_with_the_next_ingest(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_a_collection_that_a_kill_left_without_its_regions_gets_them_with_the_ne
     with ImageIndex.open(tmp_path / "half.db") as index:
         report = index.ingest(folder)
         assert (report.added, report.failed) == (9, 0)
-        assert out_of_step(index.connection.store, SCHEMA, thorough=True) == OutOfStep()
+        assert find_out_of_step(index.connection.store, SCHEMA, thorough=True) == OutOfStep()
         assert index.connection.store.regions.count() == 9 * SETTINGS.count
 
 

@@ -188,9 +188,9 @@ def test_an_import_that_fails_says_why_and_can_be_done_again(milvus, codes):
         # What the message of the next import names: without the bucket, or after a repair.
         with pytest.raises(errors.StoreError, match="mgm doctor --repair removes what it left"):
             index.load(codes, bucket="memory://a-bucket")
-        from mg_milvus.ingest.run import mend, out_of_step
+        from mg_milvus.ingest.run import delete_orphans, find_out_of_step
 
-        mend(index.connection.store, out_of_step(index.connection.store, index.schema))
+        delete_orphans(index.connection.store, find_out_of_step(index.connection.store, index.schema))
         milvus.failing = ""
         assert index.load(codes, bucket="memory://a-bucket").rows == 6
         assert (index.count(), index.connection.store.regions.count()) == (6, 6 * REGIONS)

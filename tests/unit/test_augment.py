@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from mg_milvus.errors import ImageError, QueryError
-from mg_milvus.images.augment import EDITS, STRENGTHS, Edit
+from mg_milvus.images.augment import AUGMENTATIONS, STRENGTHS, Augmentation
 from tests.conftest import kind_of_image
 
-EVERY = [(name, strength) for name in EDITS for strength in STRENGTHS]
-KEPT_SIZE = [name for name in EDITS if name not in {"crop", "all"}]
+EVERY = [(name, strength) for name in AUGMENTATIONS for strength in STRENGTHS]
+KEPT_SIZE = [name for name in AUGMENTATIONS if name not in {"crop", "all"}]
 
 
 def image(size: tuple[int, int] = (90, 60)) -> Image.Image:
@@ -29,20 +29,20 @@ def plain(colour: tuple[int, int, int], size: tuple[int, int] = (40, 20)) -> Ima
 
 
 def edited(name: str, strength: str, image: Image.Image) -> np.ndarray:
-    return pixels(EDITS[name].apply(image, strength))
+    return pixels(AUGMENTATIONS[name].apply(image, strength))
 
 
 def test_the_edits_and_their_order() -> None:
-    assert list(EDITS) == ["crop", "flip", "rotation", "colour", "brightness", "blur", "text", "jpeg", "all"]
+    assert list(AUGMENTATIONS) == ["crop", "flip", "rotation", "colour", "brightness", "blur", "text", "jpeg", "all"]
     assert STRENGTHS == ("mild", "medium", "strong")
-    assert all(tuple(edit.versions) == STRENGTHS and edit.description for edit in EDITS.values())
+    assert all(tuple(edit.versions) == STRENGTHS and edit.description for edit in AUGMENTATIONS.values())
 
 
 @pytest.mark.parametrize(("name", "strength"), EVERY)
 def test_an_edit_changes_the_image_always_alike_and_leaves_the_original(name: str, strength: str) -> None:
     original = image()
     before = pixels(original)
-    once, again = (EDITS[name].apply(original, strength) for _ in range(2))
+    once, again = (AUGMENTATIONS[name].apply(original, strength) for _ in range(2))
     assert once.mode == "RGB"
     assert np.array_equal(pixels(once), pixels(again))
     assert np.array_equal(pixels(original), before)
@@ -53,13 +53,13 @@ def test_an_edit_changes_the_image_always_alike_and_leaves_the_original(name: st
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("size", [(90, 60), (31, 57), (200, 3), (1, 1)])
 def test_size_is_kept(name: str, strength: str, size: tuple[int, int]) -> None:
-    assert EDITS[name].apply(image(size), strength).size == size
+    assert AUGMENTATIONS[name].apply(image(size), strength).size == size
 
 
 @pytest.mark.parametrize(("strength", "area"), [("mild", 0.9), ("medium", 0.7), ("strong", 0.5)])
 @pytest.mark.parametrize("name", ["crop", "all"])
 def test_a_crop_keeps_its_share_of_the_area_and_the_shape(name: str, strength: str, area: float) -> None:
-    cut = EDITS[name].apply(image((900, 600)), strength)
+    cut = AUGMENTATIONS[name].apply(image((900, 600)), strength)
     assert cut.width * cut.height / (900 * 600) == pytest.approx(area, rel=2e-3)
     assert cut.width / cut.height == pytest.approx(1.5, rel=2e-3)
 
@@ -82,7 +82,7 @@ def test_a_crop_of_one_pixel_is_that_pixel() -> None:
 def test_flip_mirrors_left_to_right_and_twice_is_nothing(strength: str) -> None:
     original = image()
     assert np.array_equal(edited("flip", strength, original), pixels(original)[:, ::-1])
-    twice = EDITS["flip"].apply(EDITS["flip"].apply(original, strength), strength)
+    twice = AUGMENTATIONS["flip"].apply(AUGMENTATIONS["flip"].apply(original, strength), strength)
     assert np.array_equal(pixels(twice), pixels(original))
 
 
@@ -157,7 +157,7 @@ def test_jpeg_is_a_save_at_that_quality(strength: str, quality: int) -> None:
 
 def test_an_image_too_long_for_a_jpeg_is_an_error_that_says_so() -> None:
     with pytest.raises(ImageError, match="is 65501x1 pixels, too long for a JPEG"):
-        EDITS["jpeg"].apply(plain((0, 0, 0), (65501, 1)), "mild")
+        AUGMENTATIONS["jpeg"].apply(plain((0, 0, 0), (65501, 1)), "mild")
 
 
 @pytest.mark.parametrize(("strength", "width"), [("mild", 0.6), ("medium", 0.6), ("strong", 0.55)])
@@ -195,15 +195,15 @@ def test_strong_text_and_box_cover_about_fifteen_percent() -> None:
 def test_all_is_every_edit_in_turn(strength: str) -> None:
     original = expected = image()
     for name in ("crop", "flip", "rotation", "colour", "brightness", "blur", "text", "jpeg"):
-        expected = EDITS[name].apply(expected, strength)
+        expected = AUGMENTATIONS[name].apply(expected, strength)
     assert np.array_equal(edited("all", strength, original), pixels(expected))
 
 
-@pytest.mark.parametrize("name", sorted(set(EDITS) - {"flip", "brightness", "colour"}))
+@pytest.mark.parametrize("name", sorted(set(AUGMENTATIONS) - {"flip", "brightness", "colour"}))
 def test_stronger_means_further_from_the_original(name: str) -> None:
     original = image((240, 160))
     differences = [
-        np.abs(pixels(EDITS[name].apply(original, strength).resize(original.size)) - pixels(original)).mean()
+        np.abs(pixels(AUGMENTATIONS[name].apply(original, strength).resize(original.size)) - pixels(original)).mean()
         for strength in STRENGTHS
     ]
     assert differences == sorted(differences)
@@ -212,9 +212,9 @@ def test_stronger_means_further_from_the_original(name: str) -> None:
 
 def test_an_unknown_strength_is_refused() -> None:
     with pytest.raises(QueryError, match="strength 'brutal' is unknown: expected one of mild, medium, strong"):
-        EDITS["crop"].apply(image(), "brutal")
+        AUGMENTATIONS["crop"].apply(image(), "brutal")
 
 
 def test_an_edit_of_ones_own() -> None:
-    turned = Edit("upside down", {"mild": lambda drawn: drawn.transpose(Image.Transpose.ROTATE_180)})
+    turned = Augmentation("upside down", {"mild": lambda drawn: drawn.transpose(Image.Transpose.ROTATE_180)})
     assert np.array_equal(pixels(turned.apply(image(), "mild")), pixels(image())[::-1, ::-1])

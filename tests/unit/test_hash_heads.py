@@ -10,12 +10,12 @@ from mg_milvus.encoder.hash_heads import (
     BASELINES,
     Head,
     Statistics,
-    edit_covariance,
+    augmentation_covariance,
     fit_head,
     itq_rotation,
     shipped_head,
     statistics,
-    steadied,
+    suppress_nuisance,
 )
 
 
@@ -90,30 +90,30 @@ def moved(n: int, d: int) -> np.ndarray:
 
 def test_the_covariance_of_edits_is_not_centred() -> None:
     differences = moved(500, 12) + np.float32(0.25)  # an edit that moves all images alike is one to forget, too
-    factor = edit_covariance(differences)
+    factor = augmentation_covariance(differences)
     assert factor.T @ factor == pytest.approx(differences.T @ differences / 500, abs=2e-2)
 
 
 def test_directions_of_edits_count_less() -> None:
     differences = moved(500, 12)
-    known = Statistics(np.zeros(12, np.float32), np.eye(12, dtype=np.float32), edit_covariance(differences))
+    known = Statistics(np.zeros(12, np.float32), np.eye(12, dtype=np.float32), augmentation_covariance(differences))
     floor = 0.2 * (differences**2).mean(axis=0)[:2].mean()  # of the two directions that were kept
     expected = np.eye(12)
     for axis, variance in enumerate((differences**2).mean(axis=0)[:2]):
         expected[axis, axis] = np.sqrt(floor / (variance + floor))
-    assert steadied(np.eye(12, dtype=np.float32), known) == pytest.approx(expected, abs=2e-2)
+    assert suppress_nuisance(np.eye(12, dtype=np.float32), known) == pytest.approx(expected, abs=2e-2)
 
 
 def test_directions_rounded_to_nothing_are_left_out() -> None:
     rows = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
     nothing = Statistics(np.zeros(3, np.float32), np.eye(3, dtype=np.float32), np.zeros((2, 3), np.float32))
-    np.testing.assert_array_equal(steadied(rows, nothing), rows)
+    np.testing.assert_array_equal(suppress_nuisance(rows, nothing), rows)
 
 
 def test_heads_that_know_edits_keep_their_bits_under_them() -> None:
     features, differences = sample(400, 12), moved(400, 12)
     plain = statistics(features)
-    knowing = Statistics(plain.mean, plain.factor, edit_covariance(differences))
+    knowing = Statistics(plain.mean, plain.factor, augmentation_covariance(differences))
 
     def lost(head: Head) -> float:
         return float(((head(features) > 0) != (head(features + differences) > 0)).mean())

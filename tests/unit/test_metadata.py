@@ -128,7 +128,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     )
     (tmp_path / "latin.jsonl").write_bytes(b'{"path": "/a.jpg"}\n{"path": "caf\xe9.jpg"}\n')
     assert "latin.jsonl', line 2: not JSON in UTF-8" in refusal(tmp_path / "latin.jsonl")
-    assert "line 1: expected one JSON object a line" in refusal(write(tmp_path, "a.jsonl", "[1]\n"))
+    assert "line 1: expected one JSON object per line" in refusal(write(tmp_path, "a.jsonl", "[1]\n"))
     assert "line 2: not well-formed CSV" in refusal(write(tmp_path, "b.csv", 'path,label,year,stars,seen\n"a.jpg,1\n'))
     assert "line 3: 2 cells, expected 5" in refusal(write(tmp_path, "c.csv", "path,label,year,stars,seen\n\na.jpg,1\n"))
 
@@ -204,7 +204,7 @@ def test_absolute_wins_and_unmatched_are_listed(tmp_path: Path) -> None:
 def test_a_second_row_for_an_image_is_refused(tmp_path: Path) -> None:
     text = "path,label\na.jpg,1\nb.jpg,2\n./a.jpg,3\n"
     message = refusal(write(tmp_path, "m.csv", text), (FIELDS[0],))
-    assert "line 4: 'a.jpg' has a row already; expected one row an image" in message
+    assert "line 4: 'a.jpg' has a row already; expected one row per image" in message
 
 
 @pytest.mark.parametrize("cell", ['""', "null", "7"])

@@ -51,7 +51,7 @@ def test_heads_are_fitted_and_batches_hashed_on_one_core(monkeypatch: pytest.Mon
         return fit_head(sample, bits, shipped)
 
     monkeypatch.setattr(base, "fit_head", fitted)
-    moments = encoder.contents.statistics["fine"]
+    moments = encoder.state.statistics["fine"]
     random = np.random.default_rng(0)
     sample = moments.mean + random.standard_normal((60, len(moments.factor)), np.float32) @ moments.factor
     made = encoder.adapted({"fine": sample}, {"fine": 16})
