@@ -93,8 +93,8 @@ def calls_of(index: ImageIndex, photos: Path) -> dict[str, Callable[[], Any]]:
     if index.schema.regions:
         return {
             "two batches of new images with regions": lambda: index.ingest(photos / "stripes", batch_size=10),
-            "the first detail": lambda: index.query(disc[0], regions="detail"),
-            "a detail": lambda: index.query(disc[0], regions="detail"),
+            "the first detail": lambda: index.query(disc[0], regions="contains"),
+            "a detail": lambda: index.query(disc[0], regions="contains"),
             "five images with regions deleted": lambda: index.delete(disc[:5]),
         }
     return {

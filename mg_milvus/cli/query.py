@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mg_milvus.images.decode import ImageSource
     from mg_milvus.records import Hit
     from mg_milvus.schema.models import Schema
-    from mg_milvus.search.explain import Explanation, Standing
+    from mg_milvus.search.explain import Contribution, Explanation
     from mg_milvus.search.query import QueryOptions
 
 
@@ -137,10 +137,10 @@ def _table(*columns: str, left: tuple[str, ...] = ()) -> Table:
 
 def _fields(told: Explanation) -> Table:
     table = _table(
-        "granularity", "weight", "bits", "asked", "found", "nearest", "farthest", "time", left=("granularity",)
+        "granularity", "weight", "bits", "depth", "candidates", "nearest", "farthest", "time", left=("granularity",)
     )
     for name, field in told.fields.items():
-        numbers = (field.asked, field.found, field.nearest, field.farthest)
+        numbers = (field.depth, field.candidates, field.nearest, field.farthest)
         table.add_row(
             printable(name), f"{field.weight:g}", str(field.bits),
             *("" if number is None else f"{number:,}" for number in numbers),
@@ -152,22 +152,22 @@ def _fields(told: Explanation) -> Table:
 def _hits(told: Explanation, out: Console) -> Table:
     from rich.text import Text
 
-    table = _table("rank", "image", "distance", "found at", "of all", "score", left=("image",))
+    table = _table("rank", "image", "distance", "position", "of all", "score", left=("image",))
     room = out.width - 4 - 8 - 8 - 6 - 6 - 5 * EXPLAIN_GAP
-    for hit, standings in zip(told.hits, told.standings, strict=True):
+    for hit, contributions in zip(told.hits, told.contributions, strict=True):
         path = Text(shorten(printable(hit.path), room), style="bold")
         table.add_row(str(hit.rank), path, "", "", "", Text(f"{hit.score:.4f}", style="bold"))
-        for name, standing in standings.items():
-            table.add_row("", f"  {printable(name)}", *_standing(standing))
+        for name, contribution in contributions.items():
+            table.add_row("", f"  {printable(name)}", *_contribution(contribution))
     return table
 
 
-def _standing(standing: Standing) -> tuple[str, str, str, str]:
+def _contribution(contribution: Contribution) -> tuple[str, str, str, str]:
     return (
-        str(standing.distance),
-        "–" if standing.found_at is None else f"#{standing.found_at}",
-        f"#{standing.rank:g}",
-        "–" if standing.share is None else f"{standing.share:.4f}",
+        str(contribution.distance),
+        "–" if contribution.position is None else f"#{contribution.position}",
+        f"#{contribution.rank:g}",
+        "–" if contribution.score is None else f"{contribution.score:.4f}",
     )
 
 
@@ -175,7 +175,7 @@ def _times(told: Explanation) -> Table:
     table = _table("step", "time", left=("step",))
     for step, seconds in told.seconds.items():
         table.add_row(printable(step), _time(seconds))
-    table.add_row("total", _time(told.total), style="bold")
+    table.add_row("total", _time(told.total_seconds), style="bold")
     return table
 
 
@@ -402,7 +402,7 @@ def _write_page(
     page = result_page(
         results,
         collection=collection,
-        bits=query.largest(schema),
+        bits=query.max_distances(schema),
         weights=query.weights,
         fusion=query.fusion,
         profile=asked["profile"],

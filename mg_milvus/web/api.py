@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mg_milvus.codes import Codes
     from mg_milvus.index import ImageIndex
     from mg_milvus.records import Progress
-    from mg_milvus.search.searcher import Prepared
+    from mg_milvus.search.query_image import QueryImage
 
 
 router = APIRouter()
@@ -106,11 +106,11 @@ async def query_with_what_is_there(
             raise QueryError("crop needs the image itself: send it with POST, or give an id")
         given = await _in_thread(_given_codes, shared, codes or "")
         return await _answered(shared, given, asked, started, candidates)
-    row = await _in_thread(shared.browser.row, id)
+    row = await _in_thread(shared.index.row, id)
     if asked.get("crop") is not None or names_regions(asked):
         codes_there, _ = await _encoded(shared, text_path(row.path), asked)
     else:
-        codes_there = await _in_thread(shared.browser.codes_of, id)
+        codes_there = await _in_thread(shared.index.codes, id)
     return await _answered(shared, codes_there, asked, started, candidates, size=(row.width, row.height), row_id=id)
 
 
@@ -122,7 +122,7 @@ async def sample(
 ) -> list[dict[str, Any]]:
     """Indexed images at random: id, path, and the row's other fields."""
     check_filter(filter)
-    look = partial(shared.browser.sample, count, filter or None)
+    look = partial(shared.index.sample, count, filter or None)
     rows = await (shared.filtering.run(look) if filter else _in_thread(look))
     return [described(row) for row in rows]
 
@@ -130,7 +130,7 @@ async def sample(
 @router.get("/api/images/{id}", responses=PROBLEMS)
 async def row(shared: Shared, id: RowId) -> dict[str, Any]:  # noqa: A002
     """One row: path, size, width, height, and the schema's own fields."""
-    return described(await _in_thread(shared.browser.row, id))
+    return described(await _in_thread(shared.index.row, id))
 
 
 @router.get("/api/images/{id}/thumbnail", response_class=Response, responses={
@@ -148,7 +148,7 @@ async def thumbnail(
     """A small JPEG of an indexed image."""
     if side not in SIDES:
         raise QueryError(f"side is {side}, expected one of {', '.join(map(str, SIDES))}")
-    found = await _in_thread(shared.browser.row, id)
+    found = await _in_thread(shared.index.row, id)
     try:
         data = await anyio.to_thread.run_sync(shared.thumbnails.of, found, side, limiter=shared.decoding)
     except ImageError as error:
@@ -166,7 +166,7 @@ async def thumbnail(
 })  # fmt: skip
 async def original(request: Request, shared: Shared, id: RowId) -> Response:  # noqa: A002
     """The image file as it is, if it is still what was ingested."""
-    found = await _in_thread(shared.browser.row, id)
+    found = await _in_thread(shared.index.row, id)
     try:
         opened = await anyio.to_thread.run_sync(open_original, found, limiter=shared.decoding)
     except ImageError as error:
@@ -217,15 +217,14 @@ def _is_known(request: Request, etag: str) -> bool:
 
 
 def _given_codes(shared: State, text: str) -> dict[str, Codes]:
-    return codes_from(text, shared.index.schema, shared.browser.fingerprint)
+    return codes_from(text, shared.index.schema, shared.index.fingerprint)
 
 
 async def _encoded(shared: State, image: Any, asked: QueryOptions) -> tuple[dict[str, Codes], tuple[int, int]]:
     """Codes of an image as a query wants them, encoded together with others, and its width and height."""
 
-    def prepare() -> Prepared:
-        regions = shared.browser.query(asked).regions
-        return shared.browser.prepare(image, asked.get("crop"), shared.settings.max_pixels, regions)
+    def prepare() -> QueryImage:
+        return shared.index.decode_query(image, max_pixels=shared.settings.max_pixels, **asked)
 
     ready = await anyio.to_thread.run_sync(prepare, limiter=shared.decoding)
     return await shared.encode(ready), (ready.width, ready.height)
@@ -237,14 +236,12 @@ async def _answered(
 ) -> Response:  # fmt: skip
     def work() -> dict[str, Any]:
         without: Sequence[str] = () if row_id is None else (row_id,)
-        schema, found = shared.index.schema, None
-        if candidates:
-            query, hits, found = shared.browser.ask_wide(codes, asked, without)
-        else:
-            query, hits = shared.browser.ask(codes, asked, without)
+        schema = shared.index.schema
+        result = shared.index.search(codes, exclude=without, all_candidates=candidates, **asked)
+        found = result.candidates if candidates else None
         mine = {name: codes[name] for name in schema.bits}
-        return answer(query, hits, found, schema, {
-            "id": row_id, "codes": codes_text(mine, shared.browser.fingerprint), "width": size[0], "height": size[1],
+        return answer(result.query, result.hits, found, schema, {
+            "id": row_id, "codes": codes_text(mine, shared.index.fingerprint), "width": size[0], "height": size[1],
             "crop": asked.get("crop"),
         })  # fmt: skip
 

@@ -42,7 +42,6 @@ from mg_milvus.errors import (
 )
 from mg_milvus.files import shown
 from mg_milvus.html import pages
-from mg_milvus.search.browse import Browser
 from mg_milvus.web import api
 from mg_milvus.web.jobs import Batcher, Ingesting, unexpected
 from mg_milvus.web.limits import BusyError, Filtering, FullError, Intake, Places, Room
@@ -84,10 +83,9 @@ STATUS: tuple[tuple[type[MgMilvusError], int], ...] = (
 def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     """The application over one index, which stays the caller's to close."""
     meters = Meters()
-    browser = Browser(index.connection)
     state = State(
-        index=index, settings=settings, browser=browser, meters=meters,
-        encode=Batcher(browser.encode, LARGEST_BATCH, meters.batch),
+        index=index, settings=settings, meters=meters,
+        encode=Batcher(index.encode, LARGEST_BATCH, meters.batch),
         thumbnails=Thumbnails(settings.thumbnail_folder, settings.max_pixels),
         ingesting=Ingesting(index, settings.max_pixels),
         # Decoding fills cores and memory: as many images at once as there are cores.
@@ -136,7 +134,7 @@ def _prepare(state: State) -> None:
     """What would make the first visitors wait: the encoder takes seconds to load."""
     state.thumbnails.trim()
     with suppress(MgMilvusError):  # without an index, or without its encoder, the first query says so
-        state.browser.encode([state.browser.prepare(Image.new("RGB", (64, 64)))])
+        state.index.encode([state.index.decode_query(Image.new("RGB", (64, 64)))])
 
 
 def _templates() -> Environment:

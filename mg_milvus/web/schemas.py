@@ -56,7 +56,7 @@ class Candidate(BaseModel):
     id: str
     path: str
     distances: dict[str, int]
-    found_by: list[str]
+    retrieved_by: list[str]
     box: Annotated[list[int] | None, BOX] = None
 
 
@@ -203,14 +203,17 @@ def answer(
     told: dict[str, Any] = {
         "query": dict(asked), "k": query.k, "depth": query.depth, "fusion": query.fusion,
         "rrf_k": query.rrf_k, "weights": dict(query.weights), "regions": query.regions,
-        "bits": {name: most for name, most in query.largest(schema).items() if name in compared},
+        "bits": {name: most for name, most in query.max_distances(schema).items() if name in compared},
         "hits": [hit.as_dict() for hit in hits],
     }  # fmt: skip
     if found is not None:
         distances = {name: values.tolist() for name, values in found.distances.items()}
         told["candidates"] = [
             described(row)
-            | {"distances": {name: values[i] for name, values in distances.items()}, "found_by": found.found_by[i]}
+            | {
+                "distances": {name: values[i] for name, values in distances.items()},
+                "retrieved_by": found.retrieved_by[i],
+            }
             | ({"box": list(place)} if (place := found.boxes[i]) else {})
             for i, row in enumerate(found.rows)
         ]

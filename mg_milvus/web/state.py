@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.index import ImageIndex
-    from mg_milvus.search.browse import Browser
-    from mg_milvus.search.searcher import Prepared
+    from mg_milvus.search.query_image import QueryImage
     from mg_milvus.web.jobs import Batcher, Ingesting
     from mg_milvus.web.limits import Filtering, Intake, Places, Room
     from mg_milvus.web.media import Thumbnails
@@ -50,9 +49,8 @@ class State:
 
     index: ImageIndex
     settings: WebSettings
-    browser: Browser
     meters: Meters
-    encode: Batcher[Prepared, dict[str, Codes]]
+    encode: Batcher[QueryImage, dict[str, Codes]]
     thumbnails: Thumbnails
     ingesting: Ingesting
     decoding: anyio.CapacityLimiter
@@ -108,7 +106,7 @@ def about(shared: State) -> dict[str, Any]:
         "profiles": _profiles(schema.weights) | ({REGIONS: {REGIONS: 1.0}} if schema.regions else {}),
         "fusion": schema.fusion.model_dump(),
         "fields": [{"name": field.name, "type": field.type} for field in schema.fields],
-        "values": shared.browser.values() if exists else {},
+        "values": shared.index.facets() if exists else {},
         "can_delete": not settings.read_only,
         "can_upload": not settings.read_only and settings.upload_folder is not None,
         "folders": [] if settings.read_only else [str(folder) for folder in settings.ingest_folders],

@@ -59,7 +59,7 @@ def test_queries_during_a_first_ingest(tmp_path: Path) -> None:
                     except CollectionNotFoundError:
                         assert not answered, "it was there"
                         continue
-                    details = index.query(images / "00.png", k=32, regions="detail") if hits else []
+                    details = index.query(images / "00.png", k=32, regions="contains") if hits else []
                     answered.append(len(hits))
                     for found in (hits, details):
                         assert {hit.path for hit in found} <= files

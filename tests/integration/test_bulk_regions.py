@@ -72,10 +72,10 @@ def test_loaded_shards_are_what_one_ingest_makes(home):
     assert regions(home / "two.db") == regions(home / "one.db")
     with ImageIndex.open(home / "two.db") as two, ImageIndex.open(home / "one.db") as one:
         detail = collage(7).crop((120, 0, 240, 80))
-        hits = two.query(detail, regions="detail")
+        hits = two.query(detail, regions="contains")
         assert len(hits) == 10
         assert all(hit.box is not None for hit in hits)
-        assert hits == one.query(detail, regions="detail")
+        assert hits == one.query(detail, regions="contains")
         assert two.load(home / "codes").rows == 10
     assert regions(home / "two.db") == regions(home / "one.db")
     done = mgm("doctor", "--uri", "two.db", "--json", cwd=home)

@@ -51,7 +51,7 @@ def test_a_detail_is_found_and_shown_where(index: ImageIndex, collages: Path) ->
         for place in range(4):
             box = (place % 2 * 120, place // 2 * 80, 120, 80)
             x, y, w, h = box
-            (hit,) = index.query(collage(seed).crop((x, y, x + w, y + h)), k=1, regions="detail")
+            (hit,) = index.query(collage(seed).crop((x, y, x + w, y + h)), k=1, regions="contains")
             right += hit.path == str(collages / f"{seed:02}.png")
             placed += hit.box is not None and overlap(hit.box, box) >= 0.5
             assert hit.distances[REGIONS] <= SETTINGS.bits
@@ -62,7 +62,7 @@ def test_a_detail_is_found_and_shown_where(index: ImageIndex, collages: Path) ->
 def test_a_crop_alone_asks_the_regions(index: ImageIndex, collages: Path) -> None:
     image = collages / "07.png"
     by_crop = index.query(image, k=5, crop=(120, 80, 120, 80))
-    assert by_crop == index.query(image, k=5, crop=(120, 80, 120, 80), regions="detail")
+    assert by_crop == index.query(image, k=5, crop=(120, 80, 120, 80), regions="contains")
     assert by_crop[0].path == str(image)
     assert by_crop[0].box is not None
     assert overlap(by_crop[0].box, (120, 80, 120, 80)) >= 0.5
@@ -103,7 +103,7 @@ def test_images_that_share_an_object_find_each_other(index: ImageIndex) -> None:
         x, y = source % 2 * 120, source // 2 * 80
         part = collage(31).crop((x, y, x + 120, y + 80))
         made.paste(part, (target % 2 * 120, target // 2 * 80))
-    hits = index.query(made, k=3, regions="regions")
+    hits = index.query(made, k=3, regions="overlap")
     assert hits[0].path.endswith("31.png")
     assert hits[0].distances[REGIONS] <= SETTINGS.bits * SETTINGS.count
     assert hits[0].distances[REGIONS] < hits[1].distances[REGIONS]
@@ -112,22 +112,22 @@ def test_images_that_share_an_object_find_each_other(index: ImageIndex) -> None:
 def test_a_filter_holds_for_regions(index: ImageIndex, collages: Path) -> None:
     image, other = collages / "07.png", collages / "09.png"
     where = f'path == "{other}"'
-    hits = index.query(image, k=5, regions="detail", filter=where)
+    hits = index.query(image, k=5, regions="contains", filter=where)
     assert [hit.path for hit in hits] == [str(other)]
-    assert index.query(image, k=5, regions="detail", filter="width > 5000") == []
+    assert index.query(image, k=5, regions="contains", filter="width > 5000") == []
 
 
 def test_a_filter_that_lets_many_through(index: ImageIndex, collages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = collages / "07.png"
     where = f'path != "{image}"'
-    few = index.query(image, k=59, depth=59, regions="detail", filter=where)
+    few = index.query(image, k=59, depth=59, regions="contains", filter=where)
     monkeypatch.setattr("mg_milvus.search.retrieve.MAX_DEPTH", 100)  # no room to name them all
-    many = index.query(image, k=7, depth=7, regions="detail", filter=where)
+    many = index.query(image, k=7, depth=7, regions="contains", filter=where)
     assert str(image) not in {hit.path for hit in few + many}
     assert [hit.path for hit in many] == [hit.path for hit in few[:7]]
 
 
-@pytest.mark.parametrize("regions", [None, "detail"])
+@pytest.mark.parametrize("regions", [None, "contains"])
 def test_a_cascade_of_everything_is_the_full_search(index: ImageIndex, collages: Path, regions: str | None) -> None:
     options: dict[str, Any] = {"k": 20, "regions": regions, "depth": 68, "weights": {"coarse": 1, "fine": 2}}
     images = [collages / name for name in ("03.png", "11.png")]
@@ -175,11 +175,11 @@ def test_auto_cascades_from_many_images_on(index: ImageIndex, collages: Path, mo
     [
         ({"crop": (200, 100, 100, 100)}, "does not lie inside the image"),
         ({"crop": (0, 0, 0, 10)}, "does not lie inside the image"),
-        ({"crop": (0, 0, 7, 100)}, "7x100 pixels shows too little to be found; expected at least 8"),
-        ({"regions": "all"}, "regions is 'all', expected detail or regions"),
+        ({"crop": (0, 0, 7, 100)}, "7x100 pixels is too small to be recognised; expected at least 8"),
+        ({"regions": "all"}, "regions is 'all', expected contains or overlap"),
         ({"plan": "fast"}, "plan is 'fast', expected auto, full, cascade"),
         ({"regions": "contains", "fusion": "server"}, "the server cannot fuse the regions"),
-        ({"granularity": "part"}, "did you mean 'regions'"),
+        ({"granularity": "region"}, "did you mean 'regions'"),
     ],
 )
 def test_wrong_queries(index: ImageIndex, collages: Path, options: dict[str, Any], message: str) -> None:
@@ -312,7 +312,7 @@ def test_images_and_regions_stay_in_step(tmp_path: Path) -> None:
         assert (report.updated, report.removed) == (1, 1)
         assert store.regions.count() == 8 * SETTINGS.count
         assert store.regions.nearest(0, np.zeros((1, 16), np.uint8), 36) != before
-        assert index.query(collage(77), k=1, regions="detail")[0].path == str(folder / "disc/00.jpg")
+        assert index.query(collage(77), k=1, regions="contains")[0].path == str(folder / "disc/00.jpg")
         index.delete([folder / "disc/00.jpg"])
         assert store.regions.count() == 7 * SETTINGS.count
 

@@ -144,7 +144,7 @@ def test_a_detail_is_looked_for_among_the_regions(details: TestClient, collage_i
     assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in hits]))
     assert answer["hits"][0]["path"].endswith("07.png")
     assert len(answer["hits"][0]["box"]) == 4
-    assert (answer["weights"], answer["regions"], answer["query"]["crop"]) == ({"regions": 1}, "detail", list(BOX))
+    assert (answer["weights"], answer["regions"], answer["query"]["crop"]) == ({"regions": 1}, "contains", list(BOX))
     assert answer["bits"] == {"coarse": 64, "mid": 128, "fine": 256, "regions": 128}
     mixed = details.post("/api/query?k=5&crop=120,80,120,80&weights=regions=1,coarse=2", content=png(7)).json()
     expected = collage_index.query(png(7), k=5, crop=BOX, weights={"regions": 1, "coarse": 2})
@@ -153,7 +153,7 @@ def test_a_detail_is_looked_for_among_the_regions(details: TestClient, collage_i
 
 def test_every_region_of_an_image_is_looked_for(details: TestClient, collage_index: ImageIndex) -> None:
     answer = details.post("/api/query?k=4&regions=overlap", content=png(9)).json()
-    hits = collage_index.query(png(9), k=4, regions="regions")
+    hits = collage_index.query(png(9), k=4, regions="overlap")
     assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in hits]))
     assert answer["bits"]["regions"] == 13 * 128  # summed over the 13 regions looked for
 
@@ -188,12 +188,12 @@ def test_candidates_with_regions_rank_as_any_weights_do(details: TestClient, col
     hits = collage_index.query(png(7), k=6, depth=6, crop=BOX)
     assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in hits]))
     candidates = {row["id"]: row for row in answer["candidates"]}
-    assert {key for key, row in candidates.items() if "regions" in row["found_by"]} == {hit.id for hit in hits}
+    assert {key for key, row in candidates.items() if "regions" in row["retrieved_by"]} == {hit.id for hit in hits}
     for hit in hits:
         assert candidates[hit.id]["distances"] == hit.distances
         assert candidates[hit.id].get("box") == (list(hit.box) if hit.box else None)
     whole = {hit.id for hit in collage_index.query(png(7), k=6, depth=6, granularity="coarse")}
-    assert {key for key, row in candidates.items() if "coarse" in row["found_by"]} == whole
+    assert {key for key, row in candidates.items() if "coarse" in row["retrieved_by"]} == whole
 
 
 def test_many_kinds_of_queries_are_encoded_together(details: TestClient, collage_index: ImageIndex) -> None:
@@ -208,9 +208,9 @@ def test_many_kinds_of_queries_are_encoded_together(details: TestClient, collage
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ("regions=corner", "regions is 'corner', expected detail or regions"),
+        ("regions=corner", "regions is 'corner', expected contains or overlap"),
         ("plan=quick", "plan is 'quick', expected auto, full, cascade"),
-        ("crop=0,0,4,4", "a detail of 4x4 pixels shows too little to be found"),
+        ("crop=0,0,4,4", "a region of 4x4 pixels is too small to be recognised"),
         ("regions=contains&fusion=server", "the server cannot fuse the regions"),
     ],
 )
@@ -230,7 +230,7 @@ def test_codes_cannot_ask_the_regions(details: TestClient, client: TestClient) -
 def test_candidates_of_all_granularities_rank_as_any_weights_do(client: TestClient, index: ImageIndex) -> None:
     answer = client.post("/api/query?candidates=true&depth=10&weights=mid=1", content=jpeg()).json()
     for name in ("coarse", "mid", "fine"):
-        found = {row["id"] for row in answer["candidates"] if name in row["found_by"]}
+        found = {row["id"] for row in answer["candidates"] if name in row["retrieved_by"]}
         assert found == {hit.id for hit in index.query(jpeg(), k=10, depth=10, granularity=name)}
     assert len(answer["candidates"]) > 10
     assert answer["hits"] == [hit.as_dict() for hit in index.query(jpeg(), depth=10, granularity="mid")]
