@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 import uvicorn
 
 from mg_milvus.index import ImageIndex
-from mg_milvus.web.app import create_app
+from mg_milvus.web.app import bind, config, create_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,8 +69,8 @@ def in_thread(settings: WebSettings) -> Iterator[tuple[int, FastAPI]]:
     """Port and application of a server in this process, over an empty index in memory."""
     with ImageIndex.open("memory:") as index:
         app = create_app(index, settings)
-        taken = app.bind("127.0.0.1", 0, settings.token)
-        running = uvicorn.Server(app.config(app))
+        taken = bind("127.0.0.1", 0, settings.token)
+        running = uvicorn.Server(config(app))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [taken]})
         thread.start()
         while not running.started and thread.is_alive():
@@ -78,7 +78,7 @@ def in_thread(settings: WebSettings) -> Iterator[tuple[int, FastAPI]]:
         try:
             yield int(taken.getsockname()[1]), app
         finally:
-            app.state.mgm.ending.set()
+            app.state.mgm.shutdown.set()
             running.should_exit = True
             thread.join()
             taken.close()

@@ -392,14 +392,14 @@ def test_near_duplicates_are_told_about_as_they_are_found(copies: TestClient, co
         assert (last["state"], last["done"], last["total"]) == ("done", 44, 44)
         report = copied_index.duplicates(distance=10)
         assert last["report"]["pairs"] == report.pairs == 2
-        assert "2 groups of 4 images among 44" in last["report"]["sentences"][0]
+        assert "2 groups of 4 images among 44" in last["report"]["summary"][0]
 
 
 def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: ImageIndex) -> None:
     """As a server does when the connection is closed: it stops asking for events."""
     import asyncio
 
-    from mg_milvus.web.api import events_of_a_search
+    from mg_milvus.web.api import duplicate_events
 
     ended, told = threading.Event(), threading.Event()
 
@@ -418,7 +418,7 @@ def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: Ima
     async def listen_for_a_moment() -> None:
         import anyio
 
-        stream = events_of_a_search(Endless(), {}, anyio.CapacityLimiter(1), threading.Event())  # type: ignore[arg-type]
+        stream = duplicate_events(Endless(), {}, anyio.CapacityLimiter(1), threading.Event())  # type: ignore[arg-type]
         await anext(stream)
         await asyncio.to_thread(told.wait, 10)
         await stream.aclose()
@@ -431,7 +431,7 @@ def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: Ima
 def test_a_search_for_near_duplicates_ends_with_the_server(
     copies: TestClient, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    ending = copies.app.state.mgm.ending
+    ending = copies.app.state.mgm.shutdown
 
     def endless(self: ImageIndex, *, progress: Callable[[Progress], None], **_: object) -> None:
         for done in range(10_000):
@@ -463,7 +463,7 @@ def test_who_watches_an_ingest_is_let_go_when_the_server_ends(
     monkeypatch.setattr(ImageIndex, "ingest", held)
     try:
         assert client.post("/api/ingest", json={"folder": str(tmp_path / "allowed")}).status_code == 202
-        client.app.state.mgm.ending.set()
+        client.app.state.mgm.shutdown.set()
         told = client.get("/api/ingest/events").text
     finally:
         go_on.set()

@@ -1,4 +1,4 @@
-// The ranking of mg_milvus/fusion.py, so that moving a slider asks nobody. Any change there belongs here too;
+// The ranking of mg_milvus/search/fusion.py, so that moving a slider needs no request. Any change there belongs here too;
 // a test compares the two.
 
 /** Ranks from 1, nearest first; equal distances share their mean rank. */
@@ -23,7 +23,7 @@ function rounded(value) {
 }
 
 /**
- * Rank the candidates that a granularity with a weight has found.
+ * Rank the candidates that a granularity with a weight retrieved.
  *
  * candidates: [{id, distances: {name: bits}, retrieved_by: [name]}]
  * bits: {name: code length}; weights: {name: number}; method: "rank" or "score".
