@@ -395,18 +395,12 @@ def _results(
 def _write_page(
     file: Path, results: Sequence[QueryResult], asked: QueryOptions, collection: str, schema: Schema
 ) -> None:
-    from mg_milvus.html.pages import result_page
+    from mg_milvus.html.pages import QuerySettings, result_page
     from mg_milvus.search.query import Query
 
     query = Query.of(schema, asked)
-    page = result_page(
-        results,
-        collection=collection,
-        bits=query.max_distances(schema),
-        weights=query.weights,
-        fusion=query.fusion,
-        profile=asked["profile"],
-    )
+    bits = query.max_distances(schema)
+    page = result_page(results, QuerySettings(collection, bits, query.weights, query.fusion, asked["profile"]))
     try:
         file.write_text(page, encoding="utf-8")
     except OSError as exc:
