@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from synthetic import path_of, synthetic_codes, synthetic_rows
 
 from mg_milvus.images.discover import image_id
-from mg_milvus.search.browse import Browser
 from mg_milvus.search.query import CASCADE_DEPTH
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def scans(index: ImageIndex) -> Actions:
 
 def others(index: ImageIndex, rows: int) -> Actions:
     """What needs no scan: rows from all over the collection are read, written, removed and put back."""
-    store, browser, number = index.connection.store, Browser(index.connection), count(1)
+    store, number = index.connection.store, count(1)
     names = tuple(index.schema.bits)
 
     def some(many: int) -> list[str]:
@@ -98,7 +97,7 @@ def others(index: ImageIndex, rows: int) -> Actions:
         "look up 300 unknown": lambda: store.fetch([f"{next(number):032x}" for _ in range(300)]),
         "write 64 again": lambda: store.upsert(block(2000 * (next(number) % (rows // 2000)))),
         "delete 64, write again": lambda: _put_back(store, block(2000 * (next(number) % (rows // 2000)))),
-        "a look at 24": lambda: browser.sample(24),
+        "a look at 24": lambda: index.sample(24),
     }
 
 

@@ -191,7 +191,7 @@ def latency(rows: int, name: str, schema: Schema, times: int = 30) -> dict[str, 
                 for number in range(start, min(start + 500, rows))
             ])  # fmt: skip
         from mg_milvus.search.query import Query
-        from mg_milvus.search.searcher import ask
+        from mg_milvus.search.searcher import Searcher
 
         found: dict[str, float] = {}
         for label, options in (
@@ -206,7 +206,7 @@ def latency(rows: int, name: str, schema: Schema, times: int = 30) -> dict[str, 
                     0, 256, (1, 1, len(schema.regions.scales), schema.regions.bits // 8), np.uint8
                 )
                 started = time.perf_counter()
-                ask(store, schema, codes, query)
+                Searcher(store, schema).search(codes, query)
                 taken.append(1000 * (time.perf_counter() - started))
             found[label] = statistics.median(taken)
             print(f"{name}: {label}, {rows:,} images: {found[label]:.1f} ms beyond the encoding", flush=True)

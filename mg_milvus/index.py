@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
 from mg_milvus.errors import QueryError
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
@@ -19,8 +17,12 @@ from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.ingest.run import Source, run_ingest, run_refit
 from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import Schema
-from mg_milvus.search import retrieve, searcher
+from mg_milvus.schema.regions import REGIONS
+from mg_milvus.search import sample
+from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import Query, QueryOptions
+from mg_milvus.search.query_image import QueryArea, check_codes, decode_query_image, encode_query_images
+from mg_milvus.search.searcher import Searcher
 from mg_milvus.session import Connection
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from mg_milvus.records import Progress
     from mg_milvus.results import Hits, IngestReport
     from mg_milvus.search.explain import Explanation
+    from mg_milvus.search.query_image import QueryImage
+    from mg_milvus.search.searcher import SearchResult
     from mg_milvus.store.base import Row
 
     PathLike = str | os.PathLike[str]
@@ -109,6 +113,11 @@ class ImageIndex:
     def connection(self) -> Connection:
         """What the index asks through: its store, its encoder, and what its collection says of itself."""
         return self._connection
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the encoder that filled the collection."""
+        return self._connection.existing().fingerprint
 
     @property
     def exists(self) -> bool:
@@ -255,16 +264,15 @@ class ImageIndex:
             QueryError: an option is out of range.
             FilterError: Milvus does not understand the filter.
         """
-        self._connection.existing()
-        query = Query.of(self.schema, options)
+        query = self.check_query(**options)
         if not images:
             return []
-        encoder, box = self._connection.encoder, options.get("crop")
-        prepared = [searcher.prepared(encoder, image, box, regions=query.regions) for image in images]
-        return searcher.ask(self._connection.store, self.schema, searcher.encoded(encoder, prepared), query)
+        encoder, area = self._connection.encoder, QueryArea(options.get("crop"), query.regions)
+        decoded = [decode_query_image(encoder, image, area) for image in images]
+        return self._searcher.search(encode_query_images(encoder, decoded), query)
 
     def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> Hits:
-        """Ask with codes that are there already.
+        """Find the images whose codes are near to given ones.
 
         Args:
             codes: granularity -> bits / 8 bytes (or uint8), for every granularity of the schema.
@@ -274,26 +282,22 @@ class ImageIndex:
             QueryError: a granularity is missing, or a code has the wrong length.
         """
         self._connection.existing()
-        query = Query.of(self.schema, options).without_regions(options)
-        asked = searcher.checked_codes(self.schema, codes)
-        return searcher.ask(self._connection.store, self.schema, asked, query)[0]
+        return self.search(check_codes(self.schema, codes), **options).hits
 
     def like(self, id_or_path: PathLike, **options: Unpack[QueryOptions]) -> Hits:
-        """Find the images that look like one that is indexed, which is itself left out; nothing is encoded.
+        """Find the images that look like one that is indexed, which is left out; nothing is encoded.
 
         Raises:
             NotIndexedError: it is not indexed.
         """
-        self._connection.existing()
-        query = Query.of(self.schema, options).without_regions(options)
-        row = self._connection.rows([id_or_path], tuple(self.schema.bits))[0]
-        codes = {name: np.frombuffer(code, np.uint8)[None] for name, code in row.codes.items()}
-        return searcher.ask(self._connection.store, self.schema, codes, query, without=[row.id])[0]
+        query = self.check_query(**options).without_regions(options)
+        row_id, codes = self._stored_codes(id_or_path)
+        return self._searcher.search(codes, query, [row_id])[0]
 
     def explain(
         self, image: ImageSource | None = None, *, like: PathLike | None = None, **options: Unpack[QueryOptions]
     ) -> Explanation:
-        """Ask as ``query`` does, or ``like``, and tell how the answer came about: its hits are the same.
+        """Query as ``query`` does, or ``like``, and explain the scores of the hits, which are the same.
 
         Args:
             image: as for ``query``.
@@ -304,24 +308,101 @@ class ImageIndex:
             QueryError: none or both of the two are given; or as ``query`` and ``like``.
         """
         if (image is None) == (like is None):
-            raise QueryError("explain asks with one image; give it, or like=ID_OR_PATH, and not both")
-        trace = retrieve.Trace()
+            raise QueryError("explain takes one query image; give it, or like=ID_OR_PATH, and not both")
+        trace = Trace()
         with trace.timed("connect"):
-            self._connection.existing()
-        query = Query.of(self.schema, options)
+            query = self.check_query(**options)
         if image is None:
             query = query.without_regions(options)
             with trace.timed("codes"):
-                row = self._connection.rows([like or ""], tuple(self.schema.bits))[0]
-            codes = {name: np.frombuffer(code, np.uint8)[None] for name, code in row.codes.items()}
-            return searcher.explain(self._connection.store, self.schema, codes, query, trace, [row.id])
+                row_id, codes = self._stored_codes(like or "")
+            return self._searcher.explain(codes, query, [row_id], trace)
         with trace.timed("load encoder"):
             encoder = self._connection.encoder
         with trace.timed("decode"):
-            prepared = searcher.prepared(encoder, image, options.get("crop"), regions=query.regions)
+            decoded = decode_query_image(encoder, image, QueryArea(options.get("crop"), query.regions))
         with trace.timed("encode"):
-            codes = searcher.encoded(encoder, [prepared])
-        return searcher.explain(self._connection.store, self.schema, codes, query, trace)
+            codes = encode_query_images(encoder, [decoded])
+        return self._searcher.explain(codes, query, trace=trace)
+
+    def check_query(self, **options: Unpack[QueryOptions]) -> Query:
+        """Check options against the collection's schema, and take missing ones from it.
+
+        Raises:
+            CollectionNotFoundError: there is no collection.
+            QueryError: an option is unknown or out of range.
+        """
+        self._connection.existing()
+        return Query.of(self.schema, options)
+
+    def decode_query(
+        self, image: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS, **options: Unpack[QueryOptions]
+    ) -> QueryImage:
+        """Decode a query image for ``encode``: the whole image, or what the options ``crop`` and ``regions`` need.
+
+        Raises:
+            ImageError: it cannot be read, or has more than ``max_pixels``.
+            QueryError: an option is out of range, or the crop does not lie inside the image.
+        """
+        area = QueryArea(options.get("crop"), self.check_query(**options).regions)
+        return decode_query_image(self._connection.encoder, image, area, max_pixels)
+
+    def encode(self, images: Sequence[QueryImage]) -> list[dict[str, Codes]]:
+        """Encode decoded query images in one batch.
+
+        Returns:
+            For each image granularity -> (1, bits / 8) uint8; for one with query regions also ``regions`` -> (1, query
+            regions, scales, bits / 8) uint8.
+        """
+        codes: list[dict[str, Codes]] = [{} for _ in images]
+        for count in {len(image.regions) for image in images}:  # none, one, or every region of an image
+            places = [place for place, image in enumerate(images) if len(image.regions) == count]
+            batch = encode_query_images(self._connection.encoder, [images[place] for place in places])
+            names = [name for name in self.schema.code_bits if name in batch]
+            for i, place in enumerate(places):
+                codes[place] = {name: batch[name][i : i + 1] for name in names}
+        return codes
+
+    def codes(self, id_or_path: PathLike) -> dict[str, Codes]:
+        """The stored codes of an indexed image: granularity -> (1, bits / 8) uint8.
+
+        Raises:
+            NotIndexedError: it is not indexed.
+        """
+        self._connection.existing()
+        return self._stored_codes(id_or_path)[1]
+
+    def search(
+        self, codes: Mapping[str, Codes], *, exclude: Sequence[str] = (), all_candidates: bool = False,
+        **options: Unpack[QueryOptions],
+    ) -> SearchResult:  # fmt: skip
+        """Search with the codes of one image: the query as it was understood, its hits and its candidates.
+
+        Args:
+            codes: as ``encode`` or ``codes`` returns them. Without codes of regions, a query that does not name the
+                regions leaves them out.
+            exclude: ids to leave out of the results.
+            all_candidates: retrieve the candidates of every granularity, those without a weight too, by the plan
+                ``full``: they can be ranked again with any weights.
+            **options: see ``QueryOptions``; ``crop`` has no meaning here.
+
+        Raises:
+            QueryError: an option is out of range, or the server should fuse and ``all_candidates`` is set.
+        """
+        query = self.check_query(**options)
+        if REGIONS not in codes:
+            query = query.without_regions(options)
+        if all_candidates:
+            return self._searcher.search_all_granularities(codes, query, exclude)
+        return self._searcher.search_one(codes, query, exclude)
+
+    @property
+    def _searcher(self) -> Searcher:
+        return Searcher(self._connection.store, self.schema)
+
+    def _stored_codes(self, id_or_path: PathLike) -> tuple[str, dict[str, Codes]]:
+        row = self._connection.rows([id_or_path], tuple(self.schema.bits))[0]
+        return row.id, check_codes(self.schema, row.codes)
 
     def duplicates(
         self,
@@ -362,14 +443,42 @@ class ImageIndex:
             return find_duplicates_of(store, self.schema, self._connection.encoder, of, query)
         return find_duplicates(store, self.schema, query, progress or (lambda _: None))
 
-    def path(self, id_or_path: PathLike) -> str:
-        """Where an indexed image was when it was ingested.
+    def row(self, id_or_path: PathLike) -> Row:
+        """The row of an indexed image, without its codes.
 
         Raises:
             NotIndexedError: it is not indexed.
         """
         self._connection.existing()
-        return self._connection.rows([id_or_path])[0].path
+        return self._connection.rows([id_or_path])[0]
+
+    def path(self, id_or_path: PathLike) -> str:
+        """The path (or URI) that an indexed image was ingested from.
+
+        Raises:
+            NotIndexedError: it is not indexed.
+        """
+        return self.row(id_or_path).path
+
+    def sample(self, count: int, filter: str | None = None) -> list[Row]:  # noqa: A002
+        """A random sample of at most ``count`` rows (1 to 1,000), without codes, or of those that match a filter.
+
+        Raises:
+            QueryError: ``count`` is out of range.
+            FilterError: Milvus does not understand the filter.
+        """
+        self._connection.existing()
+        return sample.sample_rows(self._connection.store, self.schema, count, filter)
+
+    def facets(self) -> dict[str, Any]:
+        """Values of the schema's own fields to filter by, from a sample of up to 1,000 rows.
+
+        Returns:
+            Name -> sorted values of a string field (empty when there are more than 50), or [least, greatest] of a
+            number field. Boolean fields, and number fields without a value, are left out.
+        """
+        self._connection.existing()
+        return sample.facets(self._connection.store, self.schema)
 
     def delete(self, ids_or_paths: Sequence[PathLike]) -> int:
         """Delete rows, by id or by the path they were ingested from; the files stay. The number of rows deleted.

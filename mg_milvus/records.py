@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 FAILURES_SHOWN = 20
-"""Failures that a report shows in a notebook."""
+"""Most failures that a report shows in a notebook."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +20,13 @@ class Hit:
     Attributes:
         rank: place in the results, from 1.
         id: primary key of the row, 32 hexadecimal digits.
-        path: where the image was when it was ingested.
+        path: path (or URI) that the image was ingested from.
         score: fused score, higher is nearer; comparable within one query only.
         distances: granularity -> Hamming distance in bits.
         ranks: granularity -> rank among the candidates, from 1; equal distances share their mean rank.
         fields: the row's other fields (size, width, height, the schema's own).
-        box: x, y, width and height, in pixels of the upright image, of where a detail was found; None where regions
-            were not asked, or none of this image is among the nearest.
+        box: x, y, width and height of the best matching region, in pixels of the upright image; None when the query
+            has no regions, or no region of this image is among the nearest.
     """
 
     rank: int
@@ -55,14 +55,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an ingest, a fit or a refit is; handed to the ``progress`` callback every batch.
+    """Progress of an ingest, a fit or a refit; passed to the ``progress`` callback after every batch.
 
     Attributes:
-        stage: what is being done, for people: "fitting hash heads", "encoding".
+        stage: the current step, in words: "fitting hash heads", "encoding".
         done: images finished, failed ones included.
-        total: images to do; 0 where nobody knows.
+        total: images in all; 0 when unknown.
         failed: images that could not be read.
-        failures: those of them that are known by name, in the order met; it may grow later.
+        failures: the failures known by path, in order of occurrence; the list may grow later.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""The answer to one query: a list of hits that shows itself in a notebook."""
+"""Results of the facade, with their views in a notebook: ``Hits``, ``IngestReport``, ``IndexInfo``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
-MOST_SHOWN = 48
-"""Images inside of a notebook: with more its file would grow too large."""
+MAX_SHOWN = 48
+"""Most images in a notebook cell: with more, the notebook file would grow too large."""
 
 
 class Hits(list[Hit]):
-    """Hits, best first. A list in every way, equal to any list of the same hits.
+    """Hits, best first: a list with a view for notebooks, equal to any list of the same hits.
 
     Attributes:
-        bits: granularity -> largest distance in bits, for the bars.
+        bits: granularity -> largest possible distance in bits.
     """
 
     def __init__(self, hits: Iterable[Hit] = (), bits: Mapping[str, int] | None = None) -> None:
@@ -35,7 +35,7 @@ class Hits(list[Hit]):
     def __getitem__(self, place: slice) -> Hits: ...
 
     def __getitem__(self, place: SupportsIndex | slice) -> Hit | Hits:
-        """A hit; some of them are ``Hits`` again."""
+        """A hit, or ``Hits`` for a slice."""
         if isinstance(place, slice):
             return Hits(super().__getitem__(place), self.bits)
         return super().__getitem__(place)
@@ -53,7 +53,7 @@ class Hits(list[Hit]):
                 "image": thumbnail(path, SIDE, hit.box),
                 "bars": bars_of(hit.distances, self.bits),
             }
-            for hit in self[:MOST_SHOWN]
+            for hit in self[:MAX_SHOWN]
             for path in [text_path(hit.path)]
         ]
         return render("hits", cards=cards, count=len(self))
@@ -61,19 +61,19 @@ class Hits(list[Hit]):
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What one ingest did, in images.
+    """Result of one ingest, in numbers of images.
 
     Attributes:
         seen: image files found.
         added: rows that are new.
         updated: rows encoded again because the file's content changed.
-        unchanged: files whose row was already right.
+        unchanged: files whose row was up to date.
         removed: rows deleted because their file is gone (``prune``).
         failures: files that could not be read, in the order met.
         seconds: wall time.
-        adapted_on: images the hash heads were fitted on; 0 when they were not fitted in this ingest.
-        interrupted: stopped by the user; what is counted was acknowledged by Milvus.
-        dry_run: nothing was written; the counts say what would have been done.
+        adapted_on: images that the hash heads were fitted on; 0 when they were not fitted in this ingest.
+        interrupted: stopped by the user; the counts hold what Milvus acknowledged.
+        dry_run: nothing was written; the counts are those of a real ingest.
     """
 
     seen: int
@@ -112,12 +112,12 @@ class IngestReport:
         from mg_milvus.html.pages import render
 
         state = "interrupted" if self.interrupted else "dry run: nothing was written" if self.dry_run else ""
-        told = [f"{self.images_per_second:.1f} images/s", f"{self.seconds:.1f} s"] + ([state] if state else [])
+        notes = [f"{self.images_per_second:.1f} images/s", f"{self.seconds:.1f} s"] + ([state] if state else [])
         if self.adapted_on:
-            told.append(f"hash heads fitted on {self.adapted_on:,} of them")
+            notes.append(f"hash heads fitted on {self.adapted_on:,} of them")
         counts = {"added": self.added, "updated": self.updated, "unchanged": self.unchanged, "removed": self.removed}
         return render(
-            "ingest", headline=f"{self.seen:,} images seen", told=" · ".join(told), columns=["", *counts, "failed"],
+            "ingest", headline=f"{self.seen:,} images seen", notes=" · ".join(notes), columns=["", *counts, "failed"],
             row=("images", [f"{count:,}" for count in (*counts.values(), self.failed)]),
             failures=self.failures[:FAILURES_SHOWN], more=max(0, self.failed - FAILURES_SHOWN),
         )  # fmt: skip
@@ -125,19 +125,19 @@ class IngestReport:
 
 @dataclass(frozen=True, slots=True)
 class IndexInfo:
-    """What ``ImageIndex.info`` tells.
+    """Facts about an index, from ``ImageIndex.info``.
 
     Attributes:
         uri: where the collection lives.
-        server: name and version of what answers there.
+        server: name and version of the Milvus server.
         collection: its name.
         rows: images in it.
-        schema: the schema it was made with, as plain data.
-        fingerprint: the encoder that filled it.
+        schema: the collection's schema, as plain data.
+        fingerprint: of the encoder that filled it.
         backbone: name of that encoder's backbone.
         heads: "adapted on N images" or "shipped".
         bytes_per_image: bytes of all codes of one image.
-        advice: what would make the index better, in sentences; empty when nothing would.
+        advice: recommended improvements, in sentences.
     """
 
     uri: str

@@ -12,8 +12,8 @@ from side_by_side.floats import Binary, Floats, repeated_codes, repeated_floats,
 
 from mg_milvus.schema.models import Schema
 from mg_milvus.schema.regions import REGIONS
-from mg_milvus.search import searcher
 from mg_milvus.search.query import Query
+from mg_milvus.search.searcher import Searcher
 from mg_milvus.store.rows import Layout
 from short.turns import ratio
 
@@ -95,8 +95,8 @@ def asked(
     turns: Turns, binary: Binary, bare: Bare, codes: dict[str, Codes], random: np.random.Generator
 ) -> dict[str, float]:
     """A query beside the bare calls that it takes in the plainest way, and beside other ways to ask."""
-    store, schema = binary.store, binary.schema
-    full = Query.of(schema, {"k": 10, "depth": DEPTH, "plan": "full"})
+    searcher = Searcher(binary.store, binary.schema)
+    full = Query.of(binary.schema, {"k": 10, "depth": DEPTH, "plan": "full"})
 
     def some(how_many: int = 1) -> dict[str, Codes]:
         chosen = random.integers(0, ROWS, how_many)
@@ -104,11 +104,11 @@ def asked(
 
     def one_by_one() -> None:
         for _ in range(TOGETHER):
-            searcher.ask(store, schema, some(), full)
+            searcher.search(some(), full)
 
     return {
-        "query": turns.times_as_fast(lambda: searcher.ask(store, schema, some(), full), lambda: bare.ask(some())),
-        "queries together": turns.times_as_fast(lambda: searcher.ask(store, schema, some(TOGETHER), full), one_by_one),
+        "query": turns.times_as_fast(lambda: searcher.search(some(), full), lambda: bare.ask(some())),
+        "queries together": turns.times_as_fast(lambda: searcher.search(some(TOGETHER), full), one_by_one),
     }
 
 
@@ -158,7 +158,7 @@ def details(turns: Turns, work: Path, random: np.random.Generator) -> float:
     def ask(query: Query) -> None:
         asked = {name: values[[random.integers(WITH_PARTS)]] for name, values in codes.items()}
         scales = random.integers(0, len(regions), len(schema.regions.scales if schema.regions else ()))
-        searcher.ask(binary.store, schema, asked | {REGIONS: regions[scales][None, None]}, query)
+        Searcher(binary.store, schema).search(asked | {REGIONS: regions[scales][None, None]}, query)
 
     found = turns.times_as_fast(lambda: ask(detail), lambda: ask(whole))
     binary.store.close()

@@ -15,7 +15,8 @@ import numpy as np
 from processes import engine_pid, memory
 from pymilvus import DataType, MilvusClient
 
-from mg_milvus.search import query, searcher
+from mg_milvus.search import query
+from mg_milvus.search.searcher import Searcher
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import MilvusStore
 from side_by_side.measuring import in_turn, seconds
@@ -91,7 +92,7 @@ class Binary:
         ])  # fmt: skip
 
     def ask(self, codes: dict[str, Codes]) -> None:
-        searcher.ask(self.store, self.schema, codes, self.query)
+        Searcher(self.store, self.schema).search(codes, self.query)
 
 
 def row(number: int, codes: dict[str, Codes]) -> Row:

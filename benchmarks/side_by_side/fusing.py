@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pymilvus import AnnSearchRequest, RRFRanker, WeightedRanker
 
-from mg_milvus.search import searcher
 from mg_milvus.search.fusion import fuse
 from mg_milvus.search.query import Query
+from mg_milvus.search.searcher import Searcher
 from side_by_side.floats import Binary, row_id
 from side_by_side.measuring import in_turn
 
@@ -66,7 +66,7 @@ def rankers(
 
     def own(query: Any, row: int) -> list[str]:
         asked = {name: values[[row]] for name, values in codes.items()}
-        return [hit.id for hit in searcher.ask(store, schema, asked, query)[0]]
+        return [hit.id for hit in Searcher(store, schema).search(asked, query)[0]]
 
     def hybrid(ranker: Any, row: int) -> list[str]:
         requests = [

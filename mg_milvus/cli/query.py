@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.images.decode import ImageSource
     from mg_milvus.records import Hit
-    from mg_milvus.search.explain import Explanation, Standing
+    from mg_milvus.search.explain import Contribution, Explanation
     from mg_milvus.search.query import QueryOptions
 
 
@@ -150,10 +150,10 @@ def _table(*columns: str, left: tuple[str, ...] = ()) -> Table:
 
 def _fields(explanation: Explanation) -> Table:
     table = _table(
-        "granularity", "weight", "bits", "asked", "found", "nearest", "farthest", "time", left=("granularity",)
+        "granularity", "weight", "bits", "depth", "candidates", "nearest", "farthest", "time", left=("granularity",)
     )
     for name, field in explanation.fields.items():
-        numbers = (field.asked, field.found, field.nearest, field.farthest)
+        numbers = (field.depth, field.candidates, field.nearest, field.farthest)
         table.add_row(
             printable(name), f"{field.weight:g}", str(field.bits),
             *("" if number is None else f"{number:,}" for number in numbers),
@@ -165,22 +165,22 @@ def _fields(explanation: Explanation) -> Table:
 def _hits(explanation: Explanation, out: Console) -> Table:
     from rich.text import Text
 
-    table = _table("rank", "image", "distance", "found at", "of all", "score", left=("image",))
+    table = _table("rank", "image", "distance", "position", "of all", "score", left=("image",))
     room = out.width - 4 - 8 - 8 - 6 - 6 - 5 * GAP
-    for hit, standings in zip(explanation.hits, explanation.standings, strict=True):
+    for hit, contributions in zip(explanation.hits, explanation.contributions, strict=True):
         path = Text(shorten(printable(hit.path), room), style="bold")
         table.add_row(str(hit.rank), path, "", "", "", Text(f"{hit.score:.4f}", style="bold"))
-        for name, standing in standings.items():
-            table.add_row("", f"  {printable(name)}", *_standing(standing))
+        for name, contribution in contributions.items():
+            table.add_row("", f"  {printable(name)}", *_contribution(contribution))
     return table
 
 
-def _standing(standing: Standing) -> tuple[str, str, str, str]:
+def _contribution(contribution: Contribution) -> tuple[str, str, str, str]:
     return (
-        str(standing.distance),
-        "–" if standing.found_at is None else f"#{standing.found_at}",
-        f"#{standing.rank:g}",
-        "–" if standing.share is None else f"{standing.share:.4f}",
+        str(contribution.distance),
+        "–" if contribution.position is None else f"#{contribution.position}",
+        f"#{contribution.rank:g}",
+        "–" if contribution.score is None else f"{contribution.score:.4f}",
     )
 
 
@@ -188,7 +188,7 @@ def _times(explanation: Explanation) -> Table:
     table = _table("step", "time", left=("step",))
     for step, seconds in explanation.seconds.items():
         table.add_row(printable(step), _time(seconds))
-    table.add_row("total", _time(explanation.total), style="bold")
+    table.add_row("total", _time(explanation.total_seconds), style="bold")
     return table
 
 
@@ -386,20 +386,15 @@ def _write_page(
     options: QueryOptions,
     collection: str,
 ) -> None:
-    from mg_milvus.html.pages import QueryResult, result_page
+    from mg_milvus.html.pages import QueryResult, QuerySettings, result_page
 
     query, hits = explanations[0].query, explanations[0].hits
-    page = result_page(
-        [
-            QueryResult(name, source, explanation.hits, options["crop"])
-            for (name, source), explanation in zip(queries, explanations, strict=True)
-        ],
-        collection=collection,
-        bits=hits.bits,
-        weights=query.weights,
-        fusion=query.fusion,
-        profile=options["profile"],
-    )
+    results = [
+        QueryResult(name, source, explanation.hits, options["crop"])
+        for (name, source), explanation in zip(queries, explanations, strict=True)
+    ]
+    settings = QuerySettings(collection, hits.bits, query.weights, query.fusion, options["profile"])
+    page = result_page(results, settings)
     try:
         file.write_text(page, encoding="utf-8")
     except OSError as exc:

@@ -1,4 +1,4 @@
-"""How results show themselves in a notebook: HTML in the look of the result pages, that changes nothing around it."""
+"""HTML of results: fragments for notebooks, and the result page of ``mgm query --html``."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 _LIGHT = ('[data-jp-theme-light="true"]', "html[theme=light]", ".vscode-light")
 _DARK = ('[data-jp-theme-light="false"]', "html[theme=dark]", ".vscode-dark", ".vscode-high-contrast")
-"""How JupyterLab, Colab and VS Code mark their themes, which need not be the system's."""
+"""Selectors of the themes of JupyterLab, Colab and VS Code, which may differ from the system's."""
 
 
 def render(name: str, **values: Any) -> str:
-    """An HTML fragment: the template with what is shown, escaped, and the style that holds inside of it only."""
+    """An HTML fragment: a notebook template with escaped values, and a style that applies inside it only."""
     return template(f"notebook/{name}.html.jinja").render(style=_style(), **values)
 
 
 @cache
 def template(name: str) -> Template:
-    """A template of ``html/templates``; values are escaped, and a name that is missing is an error."""
+    """A template of ``html/templates``; values are escaped, and a missing name is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -52,7 +52,7 @@ def template(name: str) -> Template:
 
 @cache
 def _style() -> str:
-    """The style sheet, with the palette of the result pages: light, dark, and as the notebook's theme says."""
+    """The notebook style sheet, with the palettes of the result pages: light, dark, and by the notebook's theme."""
     pages = (TEMPLATES / "result.css").read_text(encoding="utf-8")
     light, dark = (" ".join(block.split()) for block in re.findall(r":root \{(.*?)\}", pages, re.DOTALL)[:2])
     light, dark = light.replace("color-scheme: light dark", "color-scheme: light"), f"color-scheme: dark; {dark}"
@@ -63,7 +63,7 @@ def _style() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """How near an image is on one granularity; as long as the share of bits that agree."""
+    """Distance of an image on one granularity; ``percent`` is the share of equal bits."""
 
     name: str
     hue: int
@@ -90,13 +90,13 @@ QUERY_SIDE = 720
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """One query and its answer.
+    """One query and its hits, for a page.
 
     Attributes:
-        title: what to call the query image: its path, ``-``, an id.
+        title: name of the query image: its path, ``-``, an id.
         image: the query image.
         hits: best first.
-        crop: the part of the image that was asked with, as x, y, width, height in pixels of the whole image.
+        crop: the area that was searched with, as x, y, width, height in pixels of the whole image.
     """
 
     title: str
@@ -106,8 +106,27 @@ class QueryResult:
 
 
 @dataclass(frozen=True, slots=True)
+class QuerySettings:
+    """What a result page says about its queries.
+
+    Attributes:
+        collection: name of the searched collection.
+        bits: granularity -> largest distance in bits, in the order to show.
+        weights: granularity -> weight in the fusion.
+        fusion: name of the fusion method.
+        profile: name of the weight profile; None when none was chosen.
+    """
+
+    collection: str
+    bits: Mapping[str, int]
+    weights: Mapping[str, float]
+    fusion: str
+    profile: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Bar:
-    """How near a hit is on one granularity."""
+    """Distance and rank of a hit on one granularity."""
 
     name: str
     hue: int
@@ -119,7 +138,7 @@ class _Bar:
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """What the template shows of one hit."""
+    """One hit, as the template shows it."""
 
     rank: int
     score: str
@@ -136,26 +155,14 @@ class _Card:
         return self.thumbnail.height <= self.thumbnail.width <= 16 / 9 * self.thumbnail.height
 
 
-def result_page(
-    results: Sequence[QueryResult],
-    *,
-    collection: str,
-    bits: Mapping[str, int],
-    weights: Mapping[str, float],
-    fusion: str,
-    profile: str | None = None,
-) -> str:
+def result_page(results: Sequence[QueryResult], settings: QuerySettings) -> str:
     """Queries and their hits as one self-contained HTML page.
 
     Images are embedded as small JPEGs; one that is gone or cannot be read becomes a placeholder tile.
 
     Args:
         results: the queries, shown in this order.
-        collection: name of the collection that was asked.
-        bits: granularity -> largest distance in bits, in the order to show.
-        weights: granularity -> weight in the fusion.
-        fusion: name of the fusion method.
-        profile: name of the weight profile, when one was asked for.
+        settings: shared by all queries.
 
     Returns:
         The HTML text, encodable as UTF-8.
@@ -166,16 +173,20 @@ def result_page(
             "name": os.path.basename(result.title) or result.title,
             "thumbnail": thumbnail(result.image, QUERY_SIDE),
             "crop": result.crop,
-            "cards": [_card(hit, bits) for hit in result.hits],
+            "cards": [_card(hit, settings.bits) for hit in result.hits],
         }
         for result in results
     ]
     return template("result.html.jinja").render(
         queries=queries,
-        collection=collection,
-        fusion=fusion,
-        profile=profile,
-        weights=[(name, f"{weights[name]:g}", index % 6) for index, name in enumerate(bits) if name in weights],
+        collection=settings.collection,
+        fusion=settings.fusion,
+        profile=settings.profile,
+        weights=[
+            (name, f"{settings.weights[name]:g}", index % 6)
+            for index, name in enumerate(settings.bits)
+            if name in settings.weights
+        ],
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

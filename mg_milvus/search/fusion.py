@@ -1,7 +1,7 @@
-"""Fusion: the candidates of all granularities -> one ranking. Pure numpy, no I/O.
+"""Fusion: distances of candidates on all granularities -> one ranking. Pure numpy, no I/O.
 
-Rank fusion is weighted reciprocal rank fusion (Cormack et al. 2009) over the union of the candidates, every one of
-which has an exact distance on every granularity; score fusion is the convex combination of normalised distances (Bruch
+Rank fusion is weighted reciprocal rank fusion (Cormack et al. 2009) over the union of the candidates, each
+with its exact distance on every granularity; score fusion is the convex combination of normalised distances (Bruch
 et al. 2022).
 """
 
@@ -19,6 +19,22 @@ if TYPE_CHECKING:
 
 
 DEFAULT_RRF_K = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How scores are computed.
+
+    Attributes:
+        method: ``rank``: score = sum of weight / (rrf_k + rank); ``score``: sum of weight * (1 - distance / bits).
+        rrf_k: the constant of rank fusion; a smaller one favours the first ranks.
+    """
+
+    method: Literal["rank", "score"] = "rank"
+    rrf_k: int = DEFAULT_RRF_K
+
+
+RANK_FUSION = Fusion()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +74,18 @@ def fuse(
     *,
     bits: Mapping[str, int],
     weights: Mapping[str, float],
-    method: Literal["rank", "score"] = "rank",
-    rrf_k: int = DEFAULT_RRF_K,
+    fusion: Fusion = RANK_FUSION,
 ) -> Fused:
     """Rank candidates by all granularities together.
 
-    ``rank``: score = sum of weight / (rrf_k + rank). ``score``: score = sum of weight * (1 - distance / bits). Equal
-    scores are ordered by the weighted normalised distance, then by id, so the same query has the same answer.
+    Equal scores are ordered by the weighted normalised distance, then by id, so the ranking is deterministic.
 
     Args:
         ids: (n,) primary keys of the candidates, all different.
         distances: granularity -> (n,) Hamming distances in bits, one for every candidate.
         bits: granularity -> code length.
-        weights: granularity -> weight, not negative; a granularity that is missing or 0 plays no part.
-        method: ``rank`` or ``score``.
-        rrf_k: the constant of rank fusion; smaller favours the first ranks.
+        weights: granularity -> weight, not negative; granularities that are missing or 0 are ignored.
+        fusion: the formula of the scores.
 
     Raises:
         ValueError: no positive weight, a weight for an unknown granularity, or lengths that differ.
@@ -91,17 +104,17 @@ def fuse(
     for name, weight in used.items():
         nearness += weight * (1 - np.asarray(distances[name]) / bits[name])
     scores = nearness
-    if method == "rank":
+    if fusion.method == "rank":
         scores = np.zeros(len(ids))
         for name, weight in used.items():
-            scores += weight / (rrf_k + ranks[name])
-    largest = max(used.values())  # what is equal but for rounding is so at any size of the weights
+            scores += weight / (fusion.rrf_k + ranks[name])
+    largest = max(used.values())  # scores that differ by rounding only are equal at any scale of the weights
     order = _ordered(ids, np.round(scores / largest, 12), np.round(nearness / largest, 12))
     return Fused(order, scores, ranks)
 
 
 def _ordered(ids: Sequence[str], scores: NDArray[np.float64], nearness: NDArray[np.float64]) -> NDArray[np.intp]:
-    """By falling score, then by falling nearness, then by id. Texts sort slowly, so only those of ties are sorted."""
+    """Order by falling score, then falling nearness, then id. Strings sort slowly: ids are sorted within ties only."""
     order = np.lexsort((-nearness, -scores))
     equal = (scores[order][1:] == scores[order][:-1]) & (nearness[order][1:] == nearness[order][:-1])
     edges = np.flatnonzero(np.diff(np.concatenate(([False], equal, [False]))))

@@ -1,4 +1,4 @@
-"""How to ask: options -> a checked query."""
+"""The options of a query, and the checked query that is made from them."""
 
 from __future__ import annotations
 
@@ -22,37 +22,40 @@ Plan = Literal["auto", "full", "cascade"]
 Regions = Literal["contains", "overlap"]
 _T = TypeVar("_T")
 MAX_DEPTH = 16_384
-"""What Milvus returns at most for one search."""
+"""Most results that Milvus returns for one search."""
 MAX_WEIGHT = 1e300
-"""Sums of a few of them are still numbers."""
+"""Sums of a few such weights are still finite."""
 CASCADE_DEPTH = 4_000
-"""Candidates of a cascade, unless told otherwise. Of 10,000, 100,000 and 1,000,000 images they hold 0.98, 0.92 and
-0.74 of the ten that the full search finds (benchmarks/cascade.py)."""
+"""Default candidates of a cascade. Of 10,000, 100,000 and 1,000,000 images they hold 0.98, 0.92 and 0.74 of the ten
+hits of the full search (benchmarks/cascade.py)."""
+_NO_REGIONS = (
+    "this collection has no codes of regions; ingest into a new collection with --schema regions, or query without "
+    "regions"
+)
 
 
 class QueryOptions(TypedDict, total=False):
-    """How to ask; what is missing or None comes from the collection's schema.
+    """How to search; options that are missing or None come from the collection's schema.
 
     Attributes:
         k: results returned (10).
         weights: granularity -> weight in the fusion; granularities that are not named are left out.
         profile: named weights instead: category, object, instance or balanced.
-        granularity: ask this one only.
+        granularity: search this one only.
         fusion: ``rank``, ``score`` or ``server``. The server's own (hybrid_search) takes one round trip, but ranks an
-            image on those granularities only that found it, breaks ties by its own order, and cannot weigh
-            granularities on older servers.
+            image only on the granularities whose search returned it, breaks ties by its own order, and ignores weights
+            on older servers.
         rrf_k: the constant in weight / (rrf_k + rank).
-        depth: candidates asked of each granularity, at least k; in a cascade, of the one that is asked.
+        depth: candidates retrieved from each granularity, at least k; in a cascade, from the first granularity.
         filter: a Milvus boolean expression on the row's fields.
-        crop: (x, y, width, height) in pixels of the upright query image: the part of it that is meant. Where regions
-            are asked, they look for the crop and the other granularities see the whole image; otherwise all see the
-            crop. On a collection with regions, a crop without weights asks the regions alone.
-        regions: ask the regions of the images. ``contains``: which contain what the query image, or the crop, shows,
-            and where. ``regions``: which share something with it, at whatever place and scale: every region of the
-            query image is looked for.
-        plan: ``full`` asks every granularity for its nearest; ``cascade`` only the one of the shortest codes, for many,
-            from which the others then name their nearest; ``auto`` (the schema's default) chooses by the number of
-            images.
+        crop: (x, y, width, height) in pixels of the upright query image: the area to search with. In a query with
+            regions, the regions search with the crop and the other granularities with the whole image; otherwise all
+            search with the crop. On a collection with regions, a crop without weights searches the regions only.
+        regions: search the regions of the images. ``contains``: images that contain what the query image, or the crop,
+            shows, and where. ``overlap``: images that share something with it, at any place and scale: every region of
+            the query image is searched for.
+        plan: ``full`` searches every granularity; ``cascade`` searches the one of the shortest codes deeply, and the
+            others rank its candidates only; ``auto`` (the schema's default) chooses by the number of images.
     """
 
     k: int
@@ -74,9 +77,10 @@ class Query:
 
     Attributes:
         weights: positive weights only.
-        regions: what is looked for among the regions; None when ``weights`` does not name them.
-        first_depth: candidates that a cascade asks of its one granularity: the option ``depth``, when it is given.
-        pool: of these, how many nearest each granularity then names for the fusion, as if it had been asked.
+        where: the filter.
+        regions: how the regions are searched; None when ``weights`` does not name them.
+        cascade_depth: candidates of a cascade's first search; the option ``depth``, where it is given.
+        narrowed_depth: of these, the nearest that each granularity contributes to the fusion.
     """
 
     k: int
@@ -87,12 +91,12 @@ class Query:
     where: str | None
     regions: Regions | None = None
     plan: Plan = "full"
-    first_depth: int = CASCADE_DEPTH
-    pool: int = 100
+    cascade_depth: int = CASCADE_DEPTH
+    narrowed_depth: int = 100
 
     @classmethod
     def of(cls, schema: Schema, options: QueryOptions) -> Query:
-        """Check options against a schema and fill what they leave open.
+        """Check options against a schema, and take missing ones from it.
 
         Raises:
             QueryError: an option is unknown or out of range.
@@ -100,60 +104,65 @@ class Query:
         unknown = sorted(set(options) - set(QueryOptions.__annotations__))
         if unknown:
             raise QueryError(f"unknown option {shown(unknown[0])}{_nearest(unknown[0], QueryOptions.__annotations__)}")
-        k = _within("k", options.get("k", 10), MAX_DEPTH)
+        _check_types(options)
+        k = _whole_number("k", options.get("k", 10))
         default_depth = min(max(schema.fusion.depth, k), MAX_DEPTH)
-        depth = _within("depth", _or(options.get("depth"), default_depth), MAX_DEPTH)
+        depth = _whole_number("depth", _or(options.get("depth"), default_depth))
         if depth < k:
             raise QueryError(f"depth is {depth} and k is {k}; ask for at least as many candidates as results")
-        fusion = _or(options.get("fusion"), schema.fusion.method)
+        fusion = cast("Method", _or(options.get("fusion"), schema.fusion.method))
         if fusion not in get_args(Method):
             raise QueryError(f"fusion is {shown(fusion)}, expected {', '.join(get_args(Method))}")
-        method = cast("Method", fusion)
-        rrf_k = _within("rrf_k", _or(options.get("rrf_k"), schema.fusion.rrf_k), MAX_DEPTH)
-        plan = _or(options.get("plan"), schema.fusion.plan)
+        plan = cast("Plan", _or(options.get("plan"), schema.fusion.plan))
         if plan not in get_args(Plan):
             raise QueryError(f"plan is {shown(plan)}, expected {', '.join(get_args(Plan))}")
-        _check_types(options)
         weights = _weights(schema, options)
         regions = cast("Regions", options.get("regions") or "contains") if REGIONS in weights else None
-        if regions and method == "server":
-            raise QueryError("the server cannot fuse the regions with the rest; ask with fusion 'rank' or 'score'")
-        first_depth = depth if options.get("depth") is not None else max(depth, CASCADE_DEPTH)
+        if regions and fusion == "server":
+            raise QueryError("the server cannot fuse the regions with the rest; query with fusion 'rank' or 'score'")
         return cls(
-            k, weights, method, rrf_k, depth, options.get("filter") or None, regions, cast("Plan", plan), first_depth,
-            default_depth,
-        )  # fmt: skip
+            k=k,
+            weights=weights,
+            fusion=fusion,
+            rrf_k=_whole_number("rrf_k", _or(options.get("rrf_k"), schema.fusion.rrf_k)),
+            depth=depth,
+            where=options.get("filter") or None,
+            regions=regions,
+            plan=plan,
+            cascade_depth=depth if options.get("depth") is not None else max(depth, CASCADE_DEPTH),
+            narrowed_depth=default_depth,
+        )
 
-    def largest(self, schema: Schema) -> dict[str, int]:
-        """Granularity -> the largest distance there can be; for regions the sum over all details."""
-        details = schema.regions.count if schema.regions and self.regions == "overlap" else 1
-        return {name: bits * (details if name == REGIONS else 1) for name, bits in schema.code_bits.items()}
+    def max_distances(self, schema: Schema) -> dict[str, int]:
+        """Granularity -> the largest possible distance in bits; for regions the sum over all query regions."""
+        count = schema.regions.count if schema.regions and self.regions == "overlap" else 1
+        return {name: bits * (count if name == REGIONS else 1) for name, bits in schema.code_bits.items()}
 
     def without_regions(self, options: QueryOptions) -> Query:
-        """The same query for an image of which only its codes are there.
+        """The same query without regions, for a query image of which only the codes are known.
 
         Raises:
-            QueryError: regions were asked for, or nothing else.
+            QueryError: the options name the regions, or nothing else.
         """
         if REGIONS not in self.weights:
             return self
         weights = {name: weight for name, weight in self.weights.items() if name != REGIONS}
         if names_regions(options) or not weights:
-            raise QueryError("regions are looked for with the image itself; ask with its path, or without regions")
+            raise QueryError("regions are searched with the image itself; query with its path, or without regions")
         return replace(self, weights=weights, regions=None)
 
 
 def names_regions(options: QueryOptions) -> bool:
-    """Whether the options name the regions, so that an answer without them would be to another query."""
+    """Whether the options name the regions, so that results without them would be those of another query."""
     named = options.get("regions") is not None or options.get("granularity") == REGIONS
     return named or bool((options.get("weights") or {}).get(REGIONS))
 
 
 def _check_types(options: QueryOptions) -> None:
-    """Refuse what is not of the kind that ``QueryOptions`` says, where it is not refused by its value.
+    """Refuse values of another type than ``QueryOptions`` states, where no later check does.
 
     Raises:
-        QueryError: an option is something else.
+        QueryError: an option has another type.
     """
     weights, crop = options.get("weights"), options.get("crop")
     if weights is not None and not isinstance(weights, Mapping):
@@ -171,17 +180,19 @@ def _is_whole(value: object) -> bool:
 
 
 def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
+    """The positive weights, in the schema's order."""
     weights, profile, only = options.get("weights"), options.get("profile"), options.get("granularity")
     if sum(option is not None for option in (weights, profile, only)) > 1:
         raise QueryError("weights, profile and granularity exclude each other; give one of them")
-    asks_regions = _asks_regions(schema, options)
+    searches_regions = _searches_regions(schema, options)
     if only is not None:
         weights = {only: 1.0}
     if profile is not None:
-        weights = _weights_of_profile(schema, profile)
+        weights = _profile_weights(schema, profile)
     if weights is None:
-        weights = {} if asks_regions else schema.weights | ({REGIONS: schema.regions.weight} if schema.regions else {})
-    if asks_regions and schema.regions and REGIONS not in weights:
+        default = schema.weights | ({REGIONS: schema.regions.weight} if schema.regions else {})
+        weights = {} if searches_regions else default
+    if searches_regions and schema.regions and REGIONS not in weights:
         weights = {**weights, REGIONS: schema.regions.weight or 1.0}
     known = schema.code_bits
     for name, weight in weights.items():
@@ -193,49 +204,43 @@ def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
             )
         if not (isinstance(weight, int | float) and 0 <= weight <= MAX_WEIGHT):
             raise QueryError(f"the weight of {name} is {shown(weight)}, expected a number from 0 to {MAX_WEIGHT:g}")
-    used = {name: float(weights[name]) for name in known if weights.get(name, 0) > 0}
-    if not used:
+    positive = {name: float(weights[name]) for name in known if weights.get(name, 0) > 0}
+    if not positive:
         raise QueryError("all weights are 0; give at least one granularity a weight above 0")
-    return used
+    return positive
 
 
-_NO_REGIONS = (
-    "this collection has no codes of regions, which regions are found by; ingest into a new collection with "
-    "--schema regions, or ask without regions"
-)
-
-
-def _asks_regions(schema: Schema, options: QueryOptions) -> bool:
-    """Whether the regions are asked for, by name or by a crop that nothing else is said of.
+def _searches_regions(schema: Schema, options: QueryOptions) -> bool:
+    """Whether the option ``regions`` is given, or a crop without weights on a collection with regions.
 
     Raises:
-        QueryError: in an unknown way, or there are none.
+        QueryError: the option has an unknown value, or the collection has no regions.
     """
     regions = options.get("regions")
     if regions is not None and regions not in get_args(Regions):
         raise QueryError(f"regions is {shown(regions)}, expected {' or '.join(get_args(Regions))}")
     if regions is not None and schema.regions is None:
         raise QueryError(_NO_REGIONS)
-    explicit = any(options.get(name) is not None for name in ("weights", "profile", "granularity"))
-    return regions is not None or (options.get("crop") is not None and schema.regions is not None and not explicit)
+    weighted = any(options.get(name) is not None for name in ("weights", "profile", "granularity"))
+    return regions is not None or (options.get("crop") is not None and schema.regions is not None and not weighted)
 
 
-def _weights_of_profile(schema: Schema, profile: str) -> dict[str, float]:
+def _profile_weights(schema: Schema, profile: str) -> dict[str, float]:
     if profile not in PROFILES:
         raise QueryError(f"unknown profile {shown(profile)}, expected {', '.join(PROFILES)}")
     weights = {name: PROFILES[profile].get(name, weight) for name, weight in schema.weights.items()}
     if not any(weights.values()):
-        asked = ", ".join(name for name, weight in PROFILES[profile].items() if weight)
+        used = ", ".join(name for name, weight in PROFILES[profile].items() if weight)
         raise QueryError(
-            f"the profile '{profile}' asks {asked}, this collection has {', '.join(schema.bits)}; choose another, "
+            f"the profile '{profile}' uses {used}, this collection has {', '.join(schema.bits)}; choose another, "
             "or give weights"
         )
     return weights
 
 
-def _within(name: str, value: object, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise QueryError(f"{name} is {shown(value)}, expected a whole number from 1 to {most}")
+def _whole_number(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DEPTH:
+        raise QueryError(f"{name} is {shown(value)}, expected a whole number from 1 to {MAX_DEPTH}")
     return value
 
 
@@ -244,5 +249,5 @@ def _or(value: _T | None, default: _T) -> _T:
 
 
 def _nearest(name: object, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    close = get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
+    return f" (did you mean '{close[0]}'?)" if close else ""

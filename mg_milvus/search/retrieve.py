@@ -1,22 +1,29 @@
-"""How an answer came about: what each granularity found, what that counted, and where the time went."""
+"""Retrieve the candidates of a query: the nearest images of every granularity, with their exact distances on all."""
 
 from __future__ import annotations
 
-import time
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mg_milvus.codes import hamming
 from mg_milvus.schema.regions import REGIONS
+from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import MAX_DEPTH
-from mg_milvus.search.regions import MOST_REGIONS, REGIONS_OF_MANY, REGIONS_PER_IMAGE, Found, find_regions
+from mg_milvus.search.regions import (
+    MAX_REGIONS,
+    REGIONS_OF_MANY,
+    REGIONS_PER_IMAGE,
+    RegionMatches,
+    search_regions,
+)
 from mg_milvus.store.filters import among
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -26,221 +33,222 @@ if TYPE_CHECKING:
     from mg_milvus.search.query import Plan, Query
     from mg_milvus.store.base import Row, Store
 
-
-class Trace:
-    """Notes taken while one query is asked. Taking them costs microseconds, so every query does.
-
-    Attributes:
-        plan: ``full``, ``cascade`` or ``server``; why.
-        seconds: step -> seconds, in the order of the steps.
-        answers: granularity -> how many it was asked for, and the ids of the first query's answer, nearest first. In a
-            cascade: what it named of the candidates.
-    """
-
-    def __init__(self) -> None:
-        self.plan = ("", "")
-        self.seconds: dict[str, float] = {}
-        self.answers: dict[str, tuple[int, Sequence[str]]] = {}
-        self._started = time.perf_counter()
-
-    @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
-        """Measure a step; one that comes again adds up."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
-
-    def narrowed(self, name: str) -> None:
-        """The plan goes on with what this granularity has answered."""
-        asked, ids = self.answers.get(name, (0, ()))
-        plan, reason = self.plan
-        self.plan = plan, f"{reason}; {name} was asked for {asked:,} and named {len(ids):,}"
-
-    def total(self) -> float:
-        """Seconds since the notes were begun."""
-        return time.perf_counter() - self._started
+    RetrievedBy = dict[str, list[str]]
+    """Image id -> the granularities whose search returned it."""
 
 
 CASCADE_ROWS = 10_000_000
-"""Images from which on ``auto`` is a cascade. Up to a million on Milvus Lite the full search is the faster one
+"""Number of images from which ``auto`` chooses a cascade. Up to a million on Milvus Lite the full search is faster
 (benchmarks/cascade.py); more were not measured."""
 
-MOST_ROWS = 10_000
-"""Rows that each search is asked to bring along, at most. Of many queries at once the answers overlap, and it is better
-to fetch each row once."""
+MAX_INLINE_ROWS = 10_000
+"""Maximum rows returned inline with the search results. The results of many queries overlap, so beyond this number it
+is faster to fetch each row once."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """Codes of n query images, and how to search with them.
+
+    Attributes:
+        codes: granularity -> (n, bits / 8) uint8, for every granularity of the schema; under ``regions`` (n, query
+            regions, scales, bits / 8) uint8, where the query has regions.
+        query: the checked options.
+        exclude: ids to leave out of the results.
+        trace: records the steps.
+    """
+
+    codes: Mapping[str, Codes]
+    query: Query
+    exclude: Sequence[str] = ()
+    trace: Trace = field(default_factory=Trace)
+
+    @property
+    def size(self) -> int:
+        """Number of query images."""
+        return len(next(iter(self.codes.values())))
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What one query has to choose from.
+    """The candidates of one query image.
 
     Attributes:
         rows: (n) rows, all different, with their codes.
         distances: granularity -> (n,) int32 Hamming distances in bits, for every granularity of the schema.
-        found_by: (n) the granularities that named the row among their nearest.
-        boxes: (n) where the details were found, in pixels of the upright original; None: nowhere, or none were asked.
+        retrieved_by: (n) the granularities whose search returned the row.
+        boxes: (n) boxes of the best matching regions, in pixels of the upright original; None where the query has no
+            regions, or no region of the image was retrieved.
     """
 
     rows: Sequence[Row]
     distances: Mapping[str, NDArray[np.int32]]
-    found_by: Sequence[tuple[str, ...]]
+    retrieved_by: Sequence[tuple[str, ...]]
     boxes: Sequence[Box | None]
 
 
-def candidates(
-    store: Store, schema: Schema, codes: Mapping[str, Codes], query: Query, without: Sequence[str] = (),
-    trace: Trace | None = None,
-) -> list[Candidates]:  # fmt: skip
-    """What the granularities with a weight find, not ranked yet; one for each query. Arguments as for ``ask``."""
-    trace = trace or Trace()
-    fields = [name for name in schema.bits if name in query.weights]
-    trace.plan = _plan(store, query, fields)
-    cascade = trace.plan[0] == "cascade"
-    if cascade:
-        shortest = min(fields, key=lambda name: schema.bits[name])
-        first, known = _nearest(store, codes, [shortest], query, query.first_depth + len(without), trace)
-        trace.narrowed(shortest)
-        with trace.timed(f"search {REGIONS}") if query.regions else nullcontext():
-            regions = [_regions(store, schema, codes, query, place, list(own)) for place, own in enumerate(first)]
-        with trace.timed("narrow"):
-            found = [
-                _named(store, schema, codes, query, place, list(own), known, reachable, trace)
-                for place, (own, reachable) in enumerate(zip(first, regions, strict=True))
-            ]
-    else:
-        found, known = _nearest(store, codes, fields, query, query.depth + len(without), trace)
-        with trace.timed(f"search {REGIONS}") if query.regions else nullcontext():
-            regions = [_regions(store, schema, codes, query, place) for place in range(_count(codes))]
-            for own, reachable in zip(found, regions, strict=True):
-                reached = _reached(store, reachable, query, own) if reachable else []
-                if reachable:
-                    trace.answers.setdefault(REGIONS, (query.depth, reached))
-                for key in reached:
-                    own.setdefault(key, []).append(REGIONS)
-    with trace.timed("fetch"):
-        missing = list(dict.fromkeys(key for own in found for key in own if key not in known))
-        rows = {**known, **store.fetch(missing, tuple(schema.bits))} if missing else known
-    left_out = set(without)
-    results = []
-    with trace.timed("distances"):
-        for place, own in enumerate(found):
-            # A row that was deleted between the search and the fetch is no candidate.
-            there = [rows[key] for key in own if key in rows and key not in left_out]
-            distances = exact_distances([row.codes for row in there], codes, schema.bits, place)
-            boxes: list[Box | None] = [None] * len(there)
-            if schema.regions and (reachable := regions[place]):
-                distances[REGIONS] = reachable.distances([row.id for row in there])
-                boxes = [reachable.box(row.id, schema.regions, row.width, row.height) for row in there]
-            results.append(Candidates(there, distances, [tuple(own[row.id]) for row in there], boxes))
-    return results
-
-
-def _named(
-    store: Store, schema: Schema, codes: Mapping[str, Codes], query: Query, place: int, ids: Sequence[str],
-    rows: Mapping[str, Row], regions: Found | None, trace: Trace,
-) -> dict[str, list[str]]:  # fmt: skip
-    """What each granularity names of these rows, its ``pool`` nearest, as it would have done of all rows.
-
-    Ranks depend on who else is ranked: were all these rows candidates, a cascade would not give the answer of the full
-    search even if it began with everything. Ties are cut by id.
-    """
-    bits = {name: length for name, length in schema.bits.items() if name in query.weights}
-    known = {key: rows[key].codes for key in ids if key in rows}
-    if missing := [key for key in ids if key not in known]:
-        known |= store.fetch_codes(missing, tuple(bits))
-    distances = exact_distances(list(known.values()), codes, bits, place)
-    if regions:
-        distances[REGIONS] = regions.distances(list(known))
-    keys = np.array(list(known), dtype=np.str_)
-    found: dict[str, list[str]] = {}
-    for name, values in distances.items():
-        named = [str(keys[row]) for row in np.lexsort((keys, values))[: query.pool]]
-        if place == 0:
-            trace.answers[name] = (query.pool, named)
-        for key in named:
-            found.setdefault(key, []).append(name)
-    return found
+def retrieve(store: Store, schema: Schema, request: SearchRequest) -> list[Candidates]:
+    """The candidates of each query image, not ranked yet: what the granularities with a weight retrieve."""
+    return _Retrieval(store, schema, request).run()
 
 
 def exact_distances(
-    known: Sequence[Mapping[str, bytes]], codes: Mapping[str, Codes], bits: Mapping[str, int], place: int
+    stored: Sequence[Mapping[str, bytes]], codes: Mapping[str, Codes], bits: Mapping[str, int], i: int
 ) -> dict[str, NDArray[np.int32]]:
-    """Exact distances of one query to all its candidates: granularity -> (n,)."""
+    """Exact distances of query image ``i`` to n stored images: granularity -> (n,) int32 bits."""
     return {
         name: hamming(
-            codes[name][place : place + 1],
-            np.frombuffer(b"".join(own[name] for own in known), np.uint8).reshape(len(known), bits[name] // 8),
+            codes[name][i : i + 1],
+            np.frombuffer(b"".join(own[name] for own in stored), np.uint8).reshape(len(stored), bits[name] // 8),
         )[0]
         for name in bits
     }
 
 
-def _plan(store: Store, query: Query, fields: Sequence[str]) -> tuple[Plan, str]:
-    """``full`` or ``cascade``, and why; with one granularity in the query there is nothing to cascade."""
-    asked = len(query.weights)
-    if not fields or asked == 1:
-        return "full", f"only {', '.join(query.weights)} is asked"
-    if query.plan != "auto":
-        return query.plan, "the query or the schema says so"
-    if REGIONS in query.weights:
-        return "full", f"with {REGIONS} in the query, auto asks everything"
-    rows = store.size()
-    if rows >= CASCADE_ROWS:
-        return "cascade", f"auto: {rows:,} images, and from {CASCADE_ROWS:,} on a cascade is chosen"
-    return "full", f"auto: {rows:,} images, fewer than the {CASCADE_ROWS:,} from which a cascade is chosen"
+class _Retrieval:
+    """One retrieval: its request, and where to search."""
 
+    def __init__(self, store: Store, schema: Schema, request: SearchRequest) -> None:
+        self._store, self._schema = store, schema
+        self._codes, self._query = request.codes, request.query
+        self._exclude, self._trace, self._size = request.exclude, request.trace, request.size
 
-def _count(codes: Mapping[str, Codes]) -> int:
-    return len(next(iter(codes.values())))
+    def run(self) -> list[Candidates]:
+        fields = [name for name in self._schema.bits if name in self._query.weights]
+        self._trace.plan = self._choose_plan(fields)
+        search = self._cascade if self._trace.plan[0] == "cascade" else self._full
+        retrieved, matches, rows = search(fields)
+        with self._trace.timed("fetch"):
+            missing = list(dict.fromkeys(key for own in retrieved for key in own if key not in rows))
+            if missing:
+                rows = {**rows, **self._store.fetch(missing, tuple(self._schema.bits))}
+        with self._trace.timed("distances"):
+            return [self._candidates(i, own, matches[i], rows) for i, own in enumerate(retrieved)]
 
+    def _choose_plan(self, fields: Sequence[str]) -> tuple[Plan, str]:
+        """``full`` or ``cascade``, and why; with a single granularity there is nothing to cascade."""
+        query = self._query
+        if not fields or len(query.weights) == 1:
+            return "full", f"the query has one granularity, {', '.join(query.weights)}"
+        if query.plan != "auto":
+            return query.plan, "set by the query or the schema"
+        if REGIONS in query.weights:
+            return "full", f"auto: a query with {REGIONS} searches every granularity"
+        rows = self._store.size()
+        if rows >= CASCADE_ROWS:
+            return "cascade", f"auto: {rows:,} images, a cascade is chosen from {CASCADE_ROWS:,} on"
+        return "full", f"auto: {rows:,} images, fewer than the {CASCADE_ROWS:,} from which a cascade is chosen"
 
-def _nearest(
-    store: Store, codes: Mapping[str, Codes], names: Sequence[str], query: Query, depth: int, trace: Trace
-) -> tuple[list[dict[str, list[str]]], dict[str, Row]]:
-    """For each query, the ids that these granularities find, and which of them did; and rows that came along."""
-    found: list[dict[str, list[str]]] = [{} for _ in range(_count(codes))]
-    known: dict[str, Row] | None = {} if len(found) * depth <= MOST_ROWS else None
-    for name in names:
-        with trace.timed(f"search {name}"):
-            answers = store.nearest(name, codes[name], min(depth, MAX_DEPTH), query.where, known=known)
-        if answers:
-            trace.answers[name] = (min(depth, MAX_DEPTH), answers[0].ids)
-        for own, neighbours in zip(found, answers, strict=True):
-            for key in neighbours.ids:
-                own.setdefault(key, []).append(name)
-    return found, known or {}
+    def _full(self, fields: Sequence[str]) -> tuple[list[RetrievedBy], list[RegionMatches | None], dict[str, Row]]:
+        """Search every field, and the regions, for the ``depth`` nearest."""
+        query = self._query
+        retrieved, rows = self._search(fields, query.depth + len(self._exclude))
+        with self._timed_regions():
+            matches = [self._search_regions(i) for i in range(self._size)]
+            for own, found in zip(retrieved, matches, strict=True):
+                if found is None:
+                    continue
+                images = self._filtered(found, own)
+                self._trace.results.setdefault(REGIONS, (query.depth, images))
+                for key in images:
+                    own.setdefault(key, []).append(REGIONS)
+        return retrieved, matches, rows
 
+    def _cascade(self, fields: Sequence[str]) -> tuple[list[RetrievedBy], list[RegionMatches | None], dict[str, Row]]:
+        """Search the field of the shortest codes deeply; the other granularities rank its candidates only."""
+        trace, shortest = self._trace, min(fields, key=lambda name: self._schema.bits[name])
+        first, rows = self._search([shortest], self._query.cascade_depth + len(self._exclude))
+        depth, ids = trace.results.get(shortest, (0, ()))
+        plan, reason = trace.plan
+        trace.plan = plan, f"{reason}; {shortest} returned {len(ids):,} of {depth:,} candidates requested"
+        with self._timed_regions():
+            matches = [self._search_regions(i, list(own)) for i, own in enumerate(first)]
+        with trace.timed("narrow"):
+            retrieved = [self._narrow(i, list(own), matches[i], rows) for i, own in enumerate(first)]
+        return retrieved, matches, rows
 
-def _regions(
-    store: Store, schema: Schema, codes: Mapping[str, Codes], query: Query, place: int,
-    images: Sequence[str] | None = None,
-) -> Found | None:  # fmt: skip
-    """The regions near to one query's details, of all images that the filter lets through or of these."""
-    if schema.regions is None or query.regions is None:
-        return None
-    if images is None and query.where is not None:
-        few = MAX_DEPTH // schema.regions.count
-        if store.count(query.where) <= few:
-            images = [row.id for rows in store.scan(query.where) for row in rows]
-    if images is not None and not images:
-        details = len(codes[REGIONS][place])
-        return Found([{}] * details, [schema.regions.bits] * details)
-    wanted = REGIONS_OF_MANY if query.regions == "overlap" else REGIONS_PER_IMAGE * query.depth
-    if query.regions == "contains" and (images is not None or query.where is not None):
-        wanted = MOST_REGIONS  # every region of these images, or what a filter will take away asked for beforehand
-    return find_regions(store, schema.regions, codes[REGIONS][place], wanted, images)
+    def _search(self, fields: Sequence[str], depth: int) -> tuple[list[RetrievedBy], dict[str, Row]]:
+        """Search fields: for each query image the ids and the fields that returned them; and rows returned inline."""
+        retrieved: list[RetrievedBy] = [{} for _ in range(self._size)]
+        rows: dict[str, Row] | None = {} if self._size * depth <= MAX_INLINE_ROWS else None
+        for name in fields:
+            with self._trace.timed(f"search {name}"):
+                results = self._store.nearest(
+                    name, self._codes[name], min(depth, MAX_DEPTH), self._query.where, known=rows
+                )
+            if results:
+                self._trace.results[name] = (min(depth, MAX_DEPTH), results[0].ids)
+            for own, neighbours in zip(retrieved, results, strict=True):
+                for key in neighbours.ids:
+                    own.setdefault(key, []).append(name)
+        return retrieved, rows or {}
 
+    def _narrow(
+        self, i: int, ids: Sequence[str], matches: RegionMatches | None, rows: Mapping[str, Row]
+    ) -> RetrievedBy:
+        """The ``depth`` nearest of these images on each granularity, as a full search would have returned them.
 
-def _reached(store: Store, regions: Found, query: Query, known: Iterable[str]) -> list[str]:
-    """The images that the regions name: ``depth`` at most, all of which pass the filter."""
-    if query.where is None:
-        return regions.nearest(query.depth)
-    reached, passed = regions.nearest(MAX_DEPTH), set(known)
-    for start in range(0, len(reached), 1000):
-        some = [key for key in reached[start : start + 1000] if key not in passed]
-        if some:
-            where = f"({among(some)}) and ({query.where})"
-            passed |= {row.id for rows in store.scan(where) for row in rows}
-    return [key for key in reached if key in passed][: query.depth]
+        Ranks depend on the set of candidates: with all of ``ids`` as candidates, a cascade would not return the results
+        of the full search even if its first search returned every image. Ties are cut by id.
+        """
+        bits = {name: length for name, length in self._schema.bits.items() if name in self._query.weights}
+        stored = {key: rows[key].codes for key in ids if key in rows}
+        if missing := [key for key in ids if key not in stored]:
+            stored |= self._store.fetch_codes(missing, tuple(bits))
+        distances = exact_distances(list(stored.values()), self._codes, bits, i)
+        if matches:
+            distances[REGIONS] = matches.distances(list(stored))
+        keys = np.array(list(stored), dtype=np.str_)
+        retrieved: RetrievedBy = {}
+        for name, values in distances.items():
+            nearest = [str(keys[row]) for row in np.lexsort((keys, values))[: self._query.narrowed_depth]]
+            if i == 0:
+                self._trace.results[name] = (self._query.narrowed_depth, nearest)
+            for key in nearest:
+                retrieved.setdefault(key, []).append(name)
+        return retrieved
+
+    def _timed_regions(self) -> AbstractContextManager[None]:
+        return self._trace.timed(f"search {REGIONS}") if self._query.regions else nullcontext()
+
+    def _search_regions(self, i: int, images: Sequence[str] | None = None) -> RegionMatches | None:
+        """The regions nearest to query image ``i``, of these images or of all; None: the query has no regions."""
+        query, settings = self._query, self._schema.regions
+        if settings is None or query.regions is None:
+            return None
+        codes = self._codes[REGIONS][i]
+        # A filter that few images pass is applied first.
+        if images is None and query.where is not None and self._store.count(query.where) <= MAX_DEPTH // settings.count:
+            images = [row.id for rows in self._store.scan(query.where) for row in rows]
+        if images is not None and not images:
+            return RegionMatches([{}] * len(codes), [settings.bits] * len(codes))
+        depth = REGIONS_OF_MANY if query.regions == "overlap" else REGIONS_PER_IMAGE * query.depth
+        if query.regions == "contains" and (images is not None or query.where is not None):
+            depth = MAX_REGIONS  # every region of these images; or enough, as the filter removes some afterwards
+        return search_regions(self._store, settings, codes, depth, images)
+
+    def _filtered(self, matches: RegionMatches, passed: Iterable[str]) -> list[str]:
+        """The ``depth`` nearest images by regions that pass the filter; ``passed`` are known to pass it."""
+        depth, where = self._query.depth, self._query.where
+        if where is None:
+            return matches.nearest_images(depth)
+        images, passing = matches.nearest_images(MAX_DEPTH), set(passed)
+        for start in range(0, len(images), 1000):
+            unknown = [key for key in images[start : start + 1000] if key not in passing]
+            if unknown:
+                scanned = self._store.scan(f"({among(unknown)}) and ({where})")
+                passing |= {row.id for rows in scanned for row in rows}
+        return [key for key in images if key in passing][:depth]
+
+    def _candidates(
+        self, i: int, retrieved: RetrievedBy, matches: RegionMatches | None, rows: Mapping[str, Row]
+    ) -> Candidates:
+        exclude = set(self._exclude)
+        # A row that was deleted between the search and the fetch is no candidate.
+        own = [rows[key] for key in retrieved if key in rows and key not in exclude]
+        distances = exact_distances([row.codes for row in own], self._codes, self._schema.bits, i)
+        boxes: list[Box | None] = [None] * len(own)
+        if self._schema.regions and matches:
+            distances[REGIONS] = matches.distances([row.id for row in own])
+            boxes = [matches.box(row.id, self._schema.regions, row.width, row.height) for row in own]
+        return Candidates(own, distances, [tuple(retrieved[row.id]) for row in own], boxes)

@@ -1,218 +1,205 @@
-"""Ask a store: a checked query -> candidates of every field -> one ranking -> hits."""
+"""``Searcher``: codes and a checked query -> hits. It retrieves candidates, fuses their rankings, and makes hits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from mg_milvus.errors import QueryError
-from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, crop, opening
 from mg_milvus.records import Hit
 from mg_milvus.results import Hits
-from mg_milvus.schema.regions import REGIONS, box_of, windows
-from mg_milvus.search.explain import Explanation, explained
-from mg_milvus.search.fusion import fuse, shared_ranks
-from mg_milvus.search.query import MAX_DEPTH, Query
-from mg_milvus.search.retrieve import Candidates, Trace, candidates, exact_distances
+from mg_milvus.schema.regions import REGIONS
+from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
+from mg_milvus.search.fusion import Fusion, fuse, shared_ranks
+from mg_milvus.search.query import MAX_DEPTH
+from mg_milvus.search.retrieve import Candidates, SearchRequest, exact_distances, retrieve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-    from PIL import Image
+    from collections.abc import Mapping, Sequence
 
     from mg_milvus.codes import Codes
-    from mg_milvus.encoder.base import Encoder, Pixels
-    from mg_milvus.images.decode import Decoded, ImageSource
-    from mg_milvus.records import Box
     from mg_milvus.schema.models import Schema
-    from mg_milvus.search.query import Regions
+    from mg_milvus.search.query import Query
     from mg_milvus.store.base import Row, Store
 
 
-LEAST_DETAIL = 8
-"""Pixels that a detail has on each side, at least: less shows nothing that could be found."""
-
-
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A query image, ready to be encoded.
+class SearchResult:
+    """Everything that a search with one query image returns.
 
     Attributes:
-        pixels: of the whole or of the part that was asked with, in the encoder's size.
-        width: of the whole image, upright, in pixels.
-        height: of the whole image, upright, in pixels.
-        details: what to look for among the regions, as RGB images.
+        query: the checked query.
+        hits: best first.
+        candidates: what they were chosen from; None when the server fused.
     """
 
-    pixels: Pixels
-    width: int
-    height: int
-    details: Sequence[Image.Image] = ()
+    query: Query
+    hits: Hits
+    candidates: Candidates | None
 
 
-def prepared(
-    encoder: Encoder,
-    image: ImageSource,
-    box: Box | None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    regions: Regions | None = None,
-) -> Prepared:
-    """A query image, or the part of it in ``box`` (x, y, width, height), ready for the encoder.
+class Searcher:
+    """Searches one collection. Its methods may be called from several threads at once."""
 
-    With ``regions``, the details come from the box and the encoder sees the whole image.
+    def __init__(self, store: Store, schema: Schema) -> None:
+        self._store, self._schema = store, schema
 
-    Raises:
-        ImageError: it cannot be read, or has more than ``max_pixels``.
-        QueryError: the box does not lie inside it, or is too small to look for.
-    """
-    with opening(image, least=None if box else encoder.side, max_pixels=max_pixels) as decoded:
-        return _prepared(encoder, decoded, box, regions)
+    def search(self, codes: Mapping[str, Codes], query: Query, exclude: Sequence[str] = ()) -> list[Hits]:
+        """Search with n query images.
 
+        Args:
+            codes: granularity -> (n, bits / 8) uint8, for every granularity of the schema; under ``regions`` (n, query
+                regions, scales, bits / 8) uint8, where the query has regions.
+            query: the checked options.
+            exclude: ids to leave out of the results.
 
-def _prepared(encoder: Encoder, decoded: Decoded, box: Box | None, regions: Regions | None) -> Prepared:
-    part = decoded.image if box is None else crop(decoded, box)
-    if regions is None:
-        return Prepared(encoder.prepare(part), decoded.width, decoded.height)
-    width, height = (decoded.width, decoded.height) if box is None else box[2:]
-    if min(width, height) < LEAST_DETAIL:
-        raise QueryError(
-            f"a detail of {width}x{height} pixels shows too little to be found; expected at least {LEAST_DETAIL} "
-            "pixels on each side"
-        )
-    details = [part]
-    if regions == "overlap":
-        boxes = (box_of(window, *part.size) for window in windows(encoder.regions))
-        details = [part.crop((x, y, x + w, y + h)) for x, y, w, h in boxes]
-    return Prepared(encoder.prepare(decoded.image), decoded.width, decoded.height, details)
+        Returns:
+            At most ``k`` hits for each query image, best first.
+        """
+        return [result.hits for result in self._search(SearchRequest(codes, query, exclude))]
 
+    def search_one(self, codes: Mapping[str, Codes], query: Query, exclude: Sequence[str] = ()) -> SearchResult:
+        """Search with one query image; arguments as for ``search``."""
+        return self._search(SearchRequest(codes, query, exclude))[0]
 
-def encoded(encoder: Encoder, images: Sequence[Prepared]) -> dict[str, Codes]:
-    """Codes of query images as ``ask`` wants them; (n, details, scales, bits / 8) uint8 under ``regions``."""
-    codes = encoder.encode([image.pixels for image in images])
-    codes.pop(REGIONS, None)
-    if all(image.details for image in images):
-        details = encoder.encode_region_images([detail for image in images for detail in image.details])
-        codes[REGIONS] = details.reshape(len(images), -1, *details.shape[1:])
-    return codes
+    def explain(
+        self, codes: Mapping[str, Codes], query: Query, exclude: Sequence[str] = (), trace: Trace | None = None
+    ) -> Explanation:
+        """Search with one query image, and explain the scores; arguments as for ``search``.
 
+        ``trace`` may already hold the steps before the search, such as encoding.
+        """
+        request = SearchRequest(codes, query, exclude, trace or Trace())
+        (result,) = self._search(request)
+        return _explanation(result, request, query.max_distances(self._schema))
 
-def checked_codes(schema: Schema, codes: Mapping[str, bytes | Codes]) -> dict[str, Codes]:
-    """Codes of one image as ``ask`` wants them: granularity -> (1, bits / 8) uint8, for all of the schema.
+    def search_all_granularities(
+        self, codes: Mapping[str, Codes], query: Query, exclude: Sequence[str] = ()
+    ) -> SearchResult:
+        """Search with one query image, and return the candidates of every granularity, whatever its weight.
 
-    Raises:
-        QueryError: a granularity is missing, or a code has the wrong length.
-    """
-    asked: dict[str, Codes] = {}
-    for name, bits in schema.bits.items():
-        if name not in codes:
-            raise QueryError(f"there is no code for '{name}'; give one for each of {', '.join(schema.bits)}")
-        value = codes[name]
-        code = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value).reshape(-1)
-        if code.dtype != np.uint8 or len(code) != bits // 8:
-            raise QueryError(f"the code for {name} has {len(code)} {code.dtype}, expected {bits // 8} uint8 bytes")
-        asked[name] = code[None]
-    return asked
+        They can be ranked again with any weights without another search. The plan is always ``full``; regions are
+        searched when the query has them. Arguments as for ``search``.
 
+        Raises:
+            QueryError: the query leaves the fusion to the server.
+        """
+        if query.fusion == "server":
+            raise QueryError("candidates need fusion 'rank' or 'score', got 'server': query with one of the two")
+        names = [*self._schema.bits, *([REGIONS] if query.regions else [])]
+        every = replace(query, weights=dict.fromkeys(names, 1.0), plan="full")
+        (candidates,) = retrieve(self._store, self._schema, SearchRequest(codes, every, exclude))
+        return SearchResult(query, self._rank(candidates, query), candidates)
 
-def ask(
-    store: Store, schema: Schema, codes: Mapping[str, Codes], query: Query, without: Sequence[str] = ()
-) -> list[Hits]:
-    """Ask with codes, one list of hits per query, best first.
+    def _search(self, request: SearchRequest) -> list[SearchResult]:
+        """Retrieve and fuse, for each query image."""
+        query = request.query
+        if query.fusion == "server":
+            return [SearchResult(query, hits, None) for hits in self._hybrid_search(request)]
+        candidates = retrieve(self._store, self._schema, request)
+        with request.trace.timed("fusion"):
+            return [SearchResult(query, self._rank(own, query), own) for own in candidates]
 
-    Args:
-        store: where the collection is.
-        schema: the collection's.
-        codes: granularity -> (n, bits / 8) uint8, for all of the schema; those for regions as ``encoded`` makes them.
-        query: how to ask.
-        without: ids to leave out of the results.
-    """
-    if query.fusion == "server":
-        return _ask_server(store, schema, codes, query, without, Trace())
-    return [ranked(found, schema, query) for found in candidates(store, schema, codes, query, without)]
-
-
-def explain(
-    store: Store, schema: Schema, codes: Mapping[str, Codes], query: Query, trace: Trace,
-    without: Sequence[str] = (),
-) -> Explanation:  # fmt: skip
-    """Ask as ``ask`` does, one query, and tell how the answer came about.
-
-    Args:
-        store: as for ``ask``.
-        schema: as for ``ask``.
-        codes: of one query.
-        query: as for ``ask``.
-        trace: begun before the query was encoded, so that it knows what that took.
-        without: as for ``ask``.
-    """
-    if query.fusion == "server":
-        hits = _ask_server(store, schema, codes, query, without, trace)[0]
-        return explained(hits, None, schema, query, trace)
-    found = candidates(store, schema, codes, query, without, trace)[0]
-    with trace.timed("fusion"):
-        hits = ranked(found, schema, query)
-    return explained(hits, found, schema, query, trace, without)
-
-
-def ranked(found: Candidates, schema: Schema, query: Query) -> Hits:
-    """The best k of the candidates that a granularity with a weight has found, as ``ask`` gives them."""
-    kept = [i for i, finders in enumerate(found.found_by) if not query.weights.keys().isdisjoint(finders)]
-    rows = [found.rows[i] for i in kept]
-    distances = {name: values[kept] for name, values in found.distances.items()}
-    fused = fuse(
-        [row.id for row in rows], distances,
-        bits=query.largest(schema), weights=query.weights,
-        method="score" if query.fusion == "score" else "rank", rrf_k=query.rrf_k,
-    )  # fmt: skip
-    boxes = [found.boxes[i] for i in kept]
-    return Hits(_hits(rows, fused.order[: query.k], fused.scores, distances, fused.ranks, boxes), query.largest(schema))
-
-
-def _ask_server(
-    store: Store, schema: Schema, codes: Mapping[str, Codes], query: Query, without: Sequence[str],
-    trace: Trace,
-) -> list[Hits]:  # fmt: skip
-    trace.plan = ("server", "the server fuses by itself, in one call")
-    with trace.timed("search"):
-        answers = store.hybrid(
-            {name: codes[name] for name in query.weights}, query.weights,
-            k=min(query.k + len(without), MAX_DEPTH), depth=query.depth, rrf_k=query.rrf_k,
-            where=query.where,
+    def _rank(self, candidates: Candidates, query: Query) -> Hits:
+        """The best ``k`` of those candidates that a granularity with a weight retrieved."""
+        used = [i for i, names in enumerate(candidates.retrieved_by) if not query.weights.keys().isdisjoint(names)]
+        bits = query.max_distances(self._schema)
+        distances = {name: values[used] for name, values in candidates.distances.items()}
+        fused = fuse(
+            [candidates.rows[i].id for i in used], distances, bits=bits, weights=query.weights,
+            fusion=Fusion("score" if query.fusion == "score" else "rank", query.rrf_k),
         )  # fmt: skip
-    with trace.timed("fetch"):
-        rows = store.fetch(list(dict.fromkeys(key for answer in answers for key, _ in answer)), tuple(schema.bits))
-    left_out = set(without)
-    results = []
-    for place, answer in enumerate(answers):
-        kept = [(rows[key], score) for key, score in answer if key in rows and key not in left_out][: query.k]
-        there = [row for row, _ in kept]
-        distances = exact_distances([row.codes for row in there], codes, schema.bits, place)
-        ranks = {name: shared_ranks(values) for name, values in distances.items()}
-        scores = np.array([score for _, score in kept])
-        hits = _hits(there, range(len(kept)), scores, distances, ranks, [None] * len(kept))
-        results.append(Hits(hits, query.largest(schema)))
-    return results
+        hits = []
+        for place, i in enumerate(fused.order[: query.k], start=1):
+            row = candidates.rows[used[i]]
+            hits.append(Hit(
+                place, row.id, row.path, float(fused.scores[i]),
+                {name: int(values[i]) for name, values in distances.items()},
+                {name: float(values[i]) for name, values in fused.ranks.items()},
+                _row_fields(row), candidates.boxes[used[i]],
+            ))  # fmt: skip
+        return Hits(hits, bits)
+
+    def _hybrid_search(self, request: SearchRequest) -> list[Hits]:
+        """Let the server fuse, then compute the exact distances of its results; ranks are among these results."""
+        codes, query, trace = request.codes, request.query, request.trace
+        trace.plan = ("server", "the server searches and fuses in one call")
+        with trace.timed("search"):
+            results = self._store.hybrid(
+                {name: codes[name] for name in query.weights}, query.weights,
+                k=min(query.k + len(request.exclude), MAX_DEPTH), depth=query.depth, rrf_k=query.rrf_k,
+                where=query.where,
+            )  # fmt: skip
+        bits = self._schema.bits
+        with trace.timed("fetch"):
+            rows = self._store.fetch(list(dict.fromkeys(key for own in results for key, _ in own)), tuple(bits))
+        exclude, all_hits = set(request.exclude), []
+        for i, result in enumerate(results):
+            scores = {key: score for key, score in result if key in rows and key not in exclude}
+            own = [rows[key] for key in scores][: query.k]
+            distances = exact_distances([row.codes for row in own], codes, bits, i)
+            ranks = {name: shared_ranks(values) for name, values in distances.items()}
+            hits = [
+                Hit(
+                    place + 1, row.id, row.path, float(scores[row.id]),
+                    {name: int(values[place]) for name, values in distances.items()},
+                    {name: float(values[place]) for name, values in ranks.items()},
+                    _row_fields(row),
+                )
+                for place, row in enumerate(own)
+            ]  # fmt: skip
+            all_hits.append(Hits(hits, query.max_distances(self._schema)))
+        return all_hits
 
 
-def _hits(
-    rows: Sequence[Row],
-    order: Iterable[int] | NDArray[np.intp],
-    scores: NDArray[np.float64],
-    distances: Mapping[str, NDArray[np.int32]],
-    ranks: Mapping[str, NDArray[np.float64]],
-    boxes: Sequence[Box | None],
-) -> list[Hit]:
-    return [
-        Hit(
-            rank, rows[i].id, rows[i].path, float(scores[i]),
-            {name: int(values[i]) for name, values in distances.items()},
-            {name: float(values[i]) for name, values in ranks.items()},
-            {"size": rows[i].size, "mtime_ns": rows[i].mtime_ns, "width": rows[i].width, "height": rows[i].height,
-             "content_hash": rows[i].content_hash, **rows[i].fields},
-            boxes[i],
+def _row_fields(row: Row) -> dict[str, Any]:
+    """The fields of a row that a hit has besides its id and path."""
+    return {
+        "size": row.size, "mtime_ns": row.mtime_ns, "width": row.width, "height": row.height,
+        "content_hash": row.content_hash, **row.fields,
+    }  # fmt: skip
+
+
+def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str, int]) -> Explanation:
+    """Explain a result by its candidates and trace; ``bits`` are the largest possible distances."""
+    query, hits, candidates, trace = result.query, result.hits, result.candidates, request.trace
+    total, exclude = trace.total(), set(request.exclude)
+    ids = {name: [key for key in own if key not in exclude] for name, (_, own) in trace.results.items()}
+    positions = {name: {key: place for place, key in enumerate(own, 1)} for name, own in ids.items()}
+    places = {} if candidates is None else {row.id: i for i, row in enumerate(candidates.rows)}
+    fields = {}
+    for name in (name for name in bits if name in query.weights):
+        own = [places[key] for key in ids.get(name, ()) if key in places]
+        distances = [] if candidates is None else candidates.distances[name][own].tolist()
+        fields[name] = FieldResult(
+            weight=query.weights[name],
+            bits=bits[name],
+            depth=trace.results[name][0] if name in ids else None,
+            candidates=len(ids[name]) if name in ids else None,
+            nearest=min(distances, default=None),
+            farthest=max(distances, default=None),
+            seconds=trace.seconds.get(f"search {name}"),
         )
-        for rank, i in enumerate(order, start=1)
-    ]  # fmt: skip
+    contributions = [
+        {
+            name: Contribution(
+                distance, positions.get(name, {}).get(hit.id), hit.ranks[name], _score(hit, name, query, bits)
+            )
+            for name, distance in hit.distances.items()
+        }
+        for hit in hits
+    ]
+    return Explanation(
+        hits, query, *trace.plan, fields, None if candidates is None else len(candidates.rows), contributions,
+        trace.seconds, total,
+    )  # fmt: skip
+
+
+def _score(hit: Hit, name: str, query: Query, bits: Mapping[str, int]) -> float | None:
+    """The granularity's term of the fused score."""
+    weight = query.weights.get(name)
+    if weight is None or query.fusion == "server":
+        return None
+    if query.fusion == "score":
+        return weight * (1 - hit.distances[name] / bits[name])
+    return weight / (query.rrf_k + hit.ranks[name])

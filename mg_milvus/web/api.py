@@ -1,4 +1,4 @@
-"""``/api``, the reading half: queries, images, a look around."""
+"""``/api``: queries and images (``router``), changes of the index (``changes_router``), near-duplicates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import threading
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import quote
@@ -21,22 +22,33 @@ from starlette.exceptions import HTTPException
 from mg_milvus.duplicates.report import KEEP, chance, criterion, headline
 from mg_milvus.errors import ImageError, MgMilvusError, QueryError, ServeError
 from mg_milvus.images.discover import path_text, text_path
-from mg_milvus.search.query import QueryOptions, names_regions
-from mg_milvus.web.jobs import Job, events, unexpected
+from mg_milvus.search.query import names_regions
+from mg_milvus.web.jobs import Job, bug_message, events
 from mg_milvus.web.limits import check_filter
-from mg_milvus.web.media import SIDES, OriginalResponse, keep_upload, open_original, read_body, upload_path
-from mg_milvus.web.schemas import Answer, Info, answer, codes_from, codes_text, described, options
-from mg_milvus.web.security import refused
-from mg_milvus.web.state import Shared, State, Stream, rows
+from mg_milvus.web.media import THUMBNAIL_SIDES, OriginalResponse, keep_upload, open_original, read_body, upload_path
+from mg_milvus.web.schemas import (
+    ID_PATTERN,
+    IndexedQueryParameters,
+    Info,
+    QueryParameters,
+    QueryResponse,
+    decode_codes,
+    encode_codes,
+    result_fields,
+    row_fields,
+)
+from mg_milvus.web.security import error_response
+from mg_milvus.web.state import CurrentState, EventStream, State, count_rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from pathlib import Path
 
     from mg_milvus.codes import Codes
     from mg_milvus.index import ImageIndex
     from mg_milvus.records import Progress
-    from mg_milvus.search.searcher import Prepared
+    from mg_milvus.search.query import QueryOptions
+    from mg_milvus.search.query_image import QueryImage
 
 
 router = APIRouter()
@@ -52,223 +64,227 @@ ERROR: dict[str, Any] = {
         "type": "object", "required": ["error"], "properties": {"error": {"type": "string"}},
     }}},
 }  # fmt: skip
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The query cannot be answered as asked.", **ERROR},
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The query is invalid.", **ERROR},
     404: {"description": "There is no such image, or no index yet.", **ERROR},
     422: {"description": "An image or a parameter cannot be read.", **ERROR},
 }
 BUSY: dict[int | str, dict[str, Any]] = {
-    503: {"description": "Too much is being done at once: Retry-After says when to come again.", **ERROR}
+    503: {"description": "The server is busy: Retry-After says after how many seconds to retry.", **ERROR}
 }
-BYTES = "the bytes given as an image"
-"""How ``open_image`` names what has no name."""
+UNNAMED_IMAGE = "the bytes given as an image"
+"""How messages of ``images.decode`` name an image without a path."""
 
-ASK_AGAIN = {"cache-control": "private, no-cache"}
-"""A browser may keep it, and shows it only when it is still there."""
+REVALIDATE = {"cache-control": "private, no-cache"}
+"""A browser may keep the response, and shows it again only after the server has confirmed it."""
 
-RowId = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{32}$", description="Id of an indexed image.")]
-Options = Annotated[QueryOptions, Depends(options)]
-WithCandidates = Annotated[bool, QueryParameter(description="Also tell every candidate with its distances.")]
+RowId = Annotated[str, PathParameter(pattern=ID_PATTERN, description="Id of an indexed image.")]
 
 
-@router.post("/api/query", response_model=Answer, openapi_extra=IMAGE_BODY, responses={
-    **PROBLEMS, **BUSY, 413: {"description": "The image has too many bytes.", **ERROR},
+@dataclass(frozen=True, slots=True)
+class _QuerySource:
+    """What a query searches with: the codes of an image, its width and height, and its id when it is indexed."""
+
+    codes: Mapping[str, Codes]
+    size: tuple[int, int] = (0, 0)
+    id: str | None = None
+
+
+@router.post("/api/query", response_model=QueryResponse, openapi_extra=IMAGE_BODY, responses={
+    **ERRORS, **BUSY, 413: {"description": "The image has too many bytes.", **ERROR},
 })  # fmt: skip
-async def query_with_an_image(
-    request: Request, shared: Shared, asked: Options, candidates: WithCandidates = False
+async def query_image(
+    request: Request, state: CurrentState, parameters: Annotated[QueryParameters, QueryParameter()]
 ) -> Response:
-    """Ask with an image: ``curl --data-binary @cat.jpg "http://127.0.0.1:8000/api/query?k=5"``."""
-    started = time.perf_counter()
-    with shared.intake.body() as body:
-        data = await read_body(request, shared.settings.max_upload_bytes, body)
+    """Search with an image: ``curl --data-binary @cat.jpg "http://127.0.0.1:8000/api/query?k=5"``."""
+    started, options = time.perf_counter(), parameters.options()
+    with state.bodies.body() as body:
+        data = await read_body(request, state.settings.max_upload_bytes, body)
         try:
-            codes, size = await _encoded(shared, data, asked)
+            source = await _encode(state, data, options)
         except ImageError as error:
-            raise ImageError(f"the image that was sent{str(error).removeprefix(BYTES)}") from error
-    return await _answered(shared, codes, asked, started, candidates, size=size)
+            raise ImageError(f"the image that was sent{str(error).removeprefix(UNNAMED_IMAGE)}") from error
+    return await _respond(state, source, parameters, started)
 
 
-@router.get("/api/query", response_model=Answer, responses={**PROBLEMS, **BUSY})
-async def query_with_what_is_there(
-    shared: Shared, asked: Options, candidates: WithCandidates = False,
-    id: Annotated[str | None, QueryParameter(pattern=r"^[0-9a-f]{32}$", description="An indexed image.")] = None,  # noqa: A002
-    codes: Annotated[str | None, QueryParameter(description="What an earlier answer said under query.codes.")] = None,
-) -> Response:  # fmt: skip
-    """Ask with an image that is indexed (it is left out of the hits), with a part of it, or with codes.
-
-    For a part, or when regions are asked, its file is read again; otherwise its codes in the index are enough.
-    """
-    started = time.perf_counter()
-    if bool(id) == bool(codes):
-        raise QueryError("give an id or codes, and not both; an image is sent with POST")
-    if not id:
-        if asked.get("crop") is not None:
-            raise QueryError("crop needs the image itself: send it with POST, or give an id")
-        given = await _in_thread(_given_codes, shared, codes or "")
-        return await _answered(shared, given, asked, started, candidates)
-    row = await _in_thread(shared.browser.row, id)
-    if asked.get("crop") is not None or names_regions(asked):
-        codes_there, _ = await _encoded(shared, text_path(row.path), asked)
-    else:
-        codes_there = await _in_thread(shared.browser.codes_of, id)
-    return await _answered(shared, codes_there, asked, started, candidates, size=(row.width, row.height), row_id=id)
-
-
-@router.get("/api/sample", responses={**PROBLEMS, **BUSY})
-async def sample(
-    shared: Shared,
-    count: Annotated[int, QueryParameter(ge=1, le=1000, description="How many, at most.")] = 60,
-    filter: Annotated[str | None, QueryParameter(description="Only rows that match this Milvus expression.")] = None,  # noqa: A002
-) -> list[dict[str, Any]]:
-    """Indexed images at random: id, path, and the row's other fields."""
-    check_filter(filter)
-    look = partial(shared.browser.sample, count, filter or None)
-    rows = await (shared.filtering.run(look) if filter else _in_thread(look))
-    return [described(row) for row in rows]
-
-
-@router.get("/api/images/{id}", responses=PROBLEMS)
-async def row(shared: Shared, id: RowId) -> dict[str, Any]:  # noqa: A002
-    """One row: path, size, width, height, and the schema's own fields."""
-    return described(await _in_thread(shared.browser.row, id))
-
-
-@router.get("/api/images/{id}/thumbnail", response_class=Response, responses={
-    **PROBLEMS, 200: {"content": {"image/jpeg": {}}, "description": "A JPEG whose longest side is at most so long."},
-    304: {"description": "It is what If-None-Match names."},
-})  # fmt: skip
-async def thumbnail(
-    request: Request,
-    shared: Shared,
-    id: RowId,  # noqa: A002
-    side: Annotated[
-        int, QueryParameter(description="Pixels: 240, 480 or 1600.", json_schema_extra={"enum": list(SIDES)})
-    ] = SIDES[1],
+@router.get("/api/query", response_model=QueryResponse, responses={**ERRORS, **BUSY})
+async def query_indexed(
+    state: CurrentState, parameters: Annotated[IndexedQueryParameters, QueryParameter()]
 ) -> Response:
-    """A small JPEG of an indexed image."""
-    if side not in SIDES:
-        raise QueryError(f"side is {side}, expected one of {', '.join(map(str, SIDES))}")
-    found = await _in_thread(shared.browser.row, id)
-    try:
-        data = await anyio.to_thread.run_sync(shared.thumbnails.of, found, side, limiter=shared.decoding)
-    except ImageError as error:
-        raise _gone(id) from error
-    headers = ASK_AGAIN | {"etag": f'"{hashlib.blake2b(data, digest_size=16).hexdigest()}"'}
-    if _is_known(request, headers["etag"]):
-        return Response(status_code=304, headers=headers)
-    return Response(data, media_type="image/jpeg", headers=headers)
+    """Search with an indexed image (stopped out of the hits), with a crop of it, or with codes.
+
+    For a crop, or when regions are searched, the image's file is read again; otherwise its stored codes are used.
+    """
+    started, options = time.perf_counter(), parameters.options()
+    row_id = parameters.id
+    if bool(row_id) == bool(parameters.codes):
+        raise QueryError("give an id or codes, and not both; an image is sent with POST")
+    if not row_id:
+        if options.get("crop") is not None:
+            raise QueryError("crop needs the image itself: send it with POST, or give an id")
+        source = await _in_thread(_decode_source, state, parameters.codes or "")
+        return await _respond(state, source, parameters, started)
+    row = await _in_thread(state.index.row, row_id)
+    if options.get("crop") is not None or names_regions(options):
+        codes = (await _encode(state, text_path(row.path), options)).codes
+    else:
+        codes = await _in_thread(state.index.codes, row_id)
+    return await _respond(state, _QuerySource(codes, (row.width, row.height), row_id), parameters, started)
 
 
-@router.get("/api/images/{id}/original", response_class=Response, responses={
-    **PROBLEMS, 200: {"content": {"image/*": {}}, "description": "The file as it is."},
-    206: {"content": {"image/*": {}}, "description": "The range of it that was asked for."},
-    304: {"description": "It is what If-None-Match names."},
-})  # fmt: skip
-async def original(request: Request, shared: Shared, id: RowId) -> Response:  # noqa: A002
-    """The image file as it is, if it is still what was ingested."""
-    found = await _in_thread(shared.browser.row, id)
-    try:
-        opened = await anyio.to_thread.run_sync(open_original, found, limiter=shared.decoding)
-    except ImageError as error:
-        raise _gone(id) from error
-    headers = ASK_AGAIN | {"etag": f'"{found.content_hash}"'}
-    if _is_known(request, headers["etag"]):
-        opened.file.close()
-        return Response(status_code=304, headers=headers)
-    name = quote(text_path(found.path).name.encode("utf-8", "surrogateescape"))
-    headers["content-disposition"] = f"inline; filename*=UTF-8''{name}"
-    same = request.headers.get("if-range", headers["etag"]) == headers["etag"]
-    return OriginalResponse(opened, request.headers.get("range") if same else None, headers)
+async def _encode(state: State, image: Any, options: QueryOptions) -> _QuerySource:
+    """Encode a query image, in one batch with those of concurrent requests."""
+
+    def decode() -> QueryImage:
+        return state.index.decode_query(image, max_pixels=state.settings.max_pixels, **options)
+
+    decoded = await anyio.to_thread.run_sync(decode, limiter=state.decode_limiter)
+    return _QuerySource(await state.encode(decoded), (decoded.width, decoded.height))
 
 
-@router.get("/api/info", response_model=Info, responses=PROBLEMS)
-async def info(shared: Shared) -> Response:
-    """What the index is, as ``mgm info --json``."""
-    return JSONResponse((await _in_thread(shared.index.info)).as_dict())
+def _decode_source(state: State, codes: str) -> _QuerySource:
+    return _QuerySource(decode_codes(codes, state.index.schema, state.index.fingerprint))
 
 
-@router.get("/health", responses={503: {"description": "The index does not answer.", **ERROR}})
-async def health(shared: Shared) -> dict[str, str]:
-    """Whether the index answers; needs no token."""
-    with shared.checks.one():
-        await _in_thread(rows, shared)
-    return {"status": "ok"}
+async def _respond(state: State, source: _QuerySource, parameters: QueryParameters, started: float) -> Response:
+    options = parameters.options()
 
+    def search() -> dict[str, Any]:
+        index, schema = state.index, state.index.schema
+        result = index.search(
+            source.codes, exclude=() if source.id is None else (source.id,), all_candidates=parameters.candidates,
+            **options,
+        )  # fmt: skip
+        codes = encode_codes({name: source.codes[name] for name in schema.bits}, index.fingerprint)
+        width, height = source.size
+        query = {"id": source.id, "codes": codes, "width": width, "height": height, "crop": options.get("crop")}
+        return {"query": query} | result_fields(result, schema, with_candidates=parameters.candidates)
 
-@router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(shared: Shared) -> Response:
-    """Counts and durations, in the text format of Prometheus."""
-    return PlainTextResponse(
-        shared.metrics.text(await _in_thread(rows, shared)), media_type="text/plain; version=0.0.4; charset=utf-8"
-    )
-
-
-def _gone(row_id: str) -> MgMilvusError:
-    return ImageError(
-        f"the file of image {row_id} is gone, cannot be read, or was changed since it was ingested: put it back, or "
-        "ingest it again"
-    )
-
-
-def _is_known(request: Request, etag: str) -> bool:
-    """Whether the browser has it already."""
-    known = request.headers.get("if-none-match", "")
-    return any(each.strip().removeprefix("W/") in {etag, "*"} for each in known.split(","))
-
-
-def _given_codes(shared: State, text: str) -> dict[str, Codes]:
-    return codes_from(text, shared.index.schema, shared.browser.fingerprint)
-
-
-async def _encoded(shared: State, image: Any, asked: QueryOptions) -> tuple[dict[str, Codes], tuple[int, int]]:
-    """Codes of an image as a query wants them, encoded together with others, and its width and height."""
-
-    def prepare() -> Prepared:
-        regions = shared.browser.query(asked).regions
-        return shared.browser.prepare(image, asked.get("crop"), shared.settings.max_pixels, regions)
-
-    ready = await anyio.to_thread.run_sync(prepare, limiter=shared.decoding)
-    return await shared.encode(ready), (ready.width, ready.height)
-
-
-async def _answered(
-    shared: State, codes: Mapping[str, Codes], asked: QueryOptions, started: float, candidates: bool, *,
-    size: tuple[int, int] = (0, 0), row_id: str | None = None,
-) -> Response:  # fmt: skip
-    def work() -> dict[str, Any]:
-        without: Sequence[str] = () if row_id is None else (row_id,)
-        schema, found = shared.index.schema, None
-        if candidates:
-            query, hits, found = shared.browser.ask_wide(codes, asked, without)
-        else:
-            query, hits = shared.browser.ask(codes, asked, without)
-        mine = {name: codes[name] for name in schema.bits}
-        return answer(query, hits, found, schema, {
-            "id": row_id, "codes": codes_text(mine, shared.browser.fingerprint), "width": size[0], "height": size[1],
-            "crop": asked.get("crop"),
-        })  # fmt: skip
-
-    told = await (shared.filtering.run(work) if asked.get("filter") else _in_thread(work))
-    told["seconds"] = round(time.perf_counter() - started, 4)
-    shared.metrics.query(told["seconds"])
-    return JSONResponse(told)
+    response = await (state.filter_queue.run(search) if options.get("filter") else _in_thread(search))
+    response["seconds"] = round(time.perf_counter() - started, 4)
+    state.metrics.query(response["seconds"])
+    return JSONResponse(response)
 
 
 async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
     return await anyio.to_thread.run_sync(partial(function, *arguments))
 
 
-def _may_write(shared: Shared) -> None:
-    if shared.settings.read_only:
+@router.get("/api/sample", responses={**ERRORS, **BUSY})
+async def sample(
+    state: CurrentState,
+    count: Annotated[int, QueryParameter(ge=1, le=1000, description="Number of images, at most.")] = 60,
+    filter: Annotated[str | None, QueryParameter(description="Only rows that match this Milvus expression.")] = None,  # noqa: A002
+) -> list[dict[str, Any]]:
+    """A random sample of indexed images: id, path, and the row's other fields."""
+    check_filter(filter)
+    draw = partial(state.index.sample, count, filter or None)
+    rows = await (state.filter_queue.run(draw) if filter else _in_thread(draw))
+    return [row_fields(row) for row in rows]
+
+
+@router.get("/api/images/{id}", responses=ERRORS)
+async def get_row(state: CurrentState, id: RowId) -> dict[str, Any]:  # noqa: A002
+    """One row: path, size, width, height, and the schema's own fields."""
+    return row_fields(await _in_thread(state.index.row, id))
+
+
+@router.get("/api/images/{id}/thumbnail", response_class=Response, responses={
+    **ERRORS, 200: {"content": {"image/jpeg": {}}, "description": "A JPEG whose longest side is at most ``side``."},
+    304: {"description": "Unchanged: If-None-Match names it."},
+})  # fmt: skip
+async def thumbnail(
+    request: Request,
+    state: CurrentState,
+    id: RowId,  # noqa: A002
+    side: Annotated[
+        int, QueryParameter(description="Pixels: 240, 480 or 1600.", json_schema_extra={"enum": list(THUMBNAIL_SIDES)})
+    ] = THUMBNAIL_SIDES[1],
+) -> Response:
+    """A small JPEG of an indexed image."""
+    if side not in THUMBNAIL_SIDES:
+        raise QueryError(f"side is {side}, expected one of {', '.join(map(str, THUMBNAIL_SIDES))}")
+    row = await _in_thread(state.index.row, id)
+    try:
+        data = await anyio.to_thread.run_sync(state.thumbnails.of, row, side, limiter=state.decode_limiter)
+    except ImageError as error:
+        raise _file_error(id) from error
+    headers = REVALIDATE | {"etag": f'"{hashlib.blake2b(data, digest_size=16).hexdigest()}"'}
+    if _has_cached(request, headers["etag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type="image/jpeg", headers=headers)
+
+
+@router.get("/api/images/{id}/original", response_class=Response, responses={
+    **ERRORS, 200: {"content": {"image/*": {}}, "description": "The file as it is."},
+    206: {"content": {"image/*": {}}, "description": "The requested range of it."},
+    304: {"description": "Unchanged: If-None-Match names it."},
+})  # fmt: skip
+async def original(request: Request, state: CurrentState, id: RowId) -> Response:  # noqa: A002
+    """The image file as it is, if its content is still what was ingested."""
+    row = await _in_thread(state.index.row, id)
+    try:
+        opened = await anyio.to_thread.run_sync(open_original, row, limiter=state.decode_limiter)
+    except ImageError as error:
+        raise _file_error(id) from error
+    headers = REVALIDATE | {"etag": f'"{row.content_hash}"'}
+    if _has_cached(request, headers["etag"]):
+        opened.file.close()
+        return Response(status_code=304, headers=headers)
+    name = quote(text_path(row.path).name.encode("utf-8", "surrogateescape"))
+    headers["content-disposition"] = f"inline; filename*=UTF-8''{name}"
+    same = request.headers.get("if-range", headers["etag"]) == headers["etag"]
+    return OriginalResponse(opened, request.headers.get("range") if same else None, headers)
+
+
+@router.get("/api/info", response_model=Info, responses=ERRORS)
+async def info(state: CurrentState) -> Response:
+    """Facts about the index, as ``mgm info --json``."""
+    return JSONResponse((await _in_thread(state.index.info)).as_dict())
+
+
+@router.get("/health", responses={503: {"description": "The index does not answer.", **ERROR}})
+async def health(state: CurrentState) -> dict[str, str]:
+    """Whether the index answers; needs no token."""
+    with state.health_slots.take():
+        await _in_thread(count_rows, state)
+    return {"status": "ok"}
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(state: CurrentState) -> Response:
+    """Counts and durations, in the text format of Prometheus."""
+    return PlainTextResponse(
+        state.metrics.text(await _in_thread(count_rows, state)), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )
+
+
+def _file_error(row_id: str) -> MgMilvusError:
+    return ImageError(
+        f"the file of image {row_id} is gone, cannot be read, or was changed since it was ingested: put it back, or "
+        "ingest it again"
+    )
+
+
+def _has_cached(request: Request, etag: str) -> bool:
+    """Whether the browser has the current version."""
+    known = request.headers.get("if-none-match", "")
+    return any(each.strip().removeprefix("W/") in {etag, "*"} for each in known.split(","))
+
+
+def _check_writable(state: CurrentState) -> None:
+    if state.settings.read_only:
         raise HTTPException(403, "the page is read-only: start mgm serve without --read-only to change the index")
 
 
-REFUSED: dict[int | str, dict[str, Any]] = {**PROBLEMS, **BUSY, 403: {"description": "The page is read-only.", **ERROR}}
-changes_router = APIRouter(prefix="/api", dependencies=[Depends(_may_write)], responses=REFUSED)
+CHANGE_ERRORS: dict[int | str, dict[str, Any]] = {
+    **ERRORS, **BUSY, 403: {"description": "The page is read-only.", **ERROR},
+}  # fmt: skip
+changes_router = APIRouter(prefix="/api", dependencies=[Depends(_check_writable)], responses=CHANGE_ERRORS)
 
 
 class IngestRequest(BaseModel):
-    """What to ingest: uploads by the names they were given, or one folder that the server may read."""
+    """What to ingest: uploads by the names that the server gave them, or one folder that the server may read."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -282,76 +298,76 @@ class IngestRequest(BaseModel):
 })  # fmt: skip
 async def upload(
     request: Request,
-    shared: Shared,
+    state: CurrentState,
     name: Annotated[str, QueryParameter(max_length=1000, description="Its name: cat.jpg")],
 ) -> dict[str, str]:
-    """Send one image to be ingested; the answer says under which name."""
-    folder = _upload_folder(shared)
-    with shared.intake.body() as body:
-        await anyio.to_thread.run_sync(shared.room.check)
-        data = await read_body(request, shared.settings.max_upload_bytes, body)
+    """Send one image to be ingested; the response says under which name."""
+    folder = _upload_folder(state)
+    with state.bodies.body() as body:
+        await anyio.to_thread.run_sync(state.upload_quota.check)
+        data = await read_body(request, state.settings.max_upload_bytes, body)
         kept = await anyio.to_thread.run_sync(
-            keep_upload, folder, name, data, shared.settings.max_pixels, limiter=shared.decoding
+            keep_upload, folder, name, data, state.settings.max_pixels, limiter=state.decode_limiter
         )
-    shared.room.add(len(data))
+    state.upload_quota.add(len(data))
     return {"upload": kept}
 
 
 @changes_router.post("/ingest", status_code=202)
-def ingest(shared: Shared, asked: IngestRequest) -> dict[str, Any]:
-    """Begin an ingest; one runs at a time. ``/api/ingest/events`` tells how it goes."""
-    if bool(asked.uploads) == (asked.folder is not None):
+def ingest(state: CurrentState, request: IngestRequest) -> dict[str, Any]:
+    """Start an ingest; one runs at a time. ``/api/ingest/events`` reports its progress."""
+    if bool(request.uploads) == (request.folder is not None):
         raise QueryError("give the names of uploads, or a folder, and not both")
-    if asked.folder is not None:
-        folder, top = shared.settings.folder_to_ingest(asked.folder)
+    if request.folder is not None:
+        folder, top = state.settings.resolve_ingest_folder(request.folder)
         if not folder.is_dir():
             raise QueryError(f"'{path_text(folder)}' is not a folder any more")
-        return shared.ingesting.start([folder], top).as_dict()
-    folder = _upload_folder(shared)
-    return shared.ingesting.start([upload_path(folder, kept) for kept in asked.uploads], folder.resolve()).as_dict()
+        return state.ingests.start([folder], top).as_dict()
+    folder = _upload_folder(state)
+    return state.ingests.start([upload_path(folder, kept) for kept in request.uploads], folder.resolve()).as_dict()
 
 
 @changes_router.get("/ingest")
-def ingest_state(shared: Shared) -> dict[str, Any]:
-    """How the running ingest is, or the last one was."""
-    return _job(shared).as_dict()
+def ingest_state(state: CurrentState) -> dict[str, Any]:
+    """The state of the running ingest, or of the last one."""
+    return _job(state).as_dict()
 
 
 @changes_router.get("/ingest/events", response_class=StreamingResponse, responses={
-    200: {"content": {"text/event-stream": {}}, "description": "The state now, and whenever it changes."},
+    200: {"content": {"text/event-stream": {}}, "description": "The state, now and at each change."},
 })  # fmt: skip
-async def ingest_events(shared: Shared) -> StreamingResponse:
+async def ingest_events(state: CurrentState) -> StreamingResponse:
     """Server-sent events with the state of the ingest, until it ends."""
-    return Stream(events(_job(shared), shared.ending), shared.streams)
+    return EventStream(events(_job(state), state.shutdown), state.stream_slots)
 
 
 @changes_router.delete("/ingest", status_code=202)
-def stop_ingest(shared: Shared) -> dict[str, Any]:
+def stop_ingest(state: CurrentState) -> dict[str, Any]:
     """Stop the running ingest after its batch; what was written stays."""
-    job = _job(shared)
-    shared.ingesting.stop()
+    job = _job(state)
+    state.ingests.stop()
     return job.as_dict()
 
 
 @changes_router.delete("/images/{id}")
-def delete(shared: Shared, id: RowId) -> dict[str, int]:  # noqa: A002
+def delete(state: CurrentState, id: RowId) -> dict[str, int]:  # noqa: A002
     """Remove one row; the image file stays where it is."""
-    return {"deleted": shared.index.delete([id])}
+    return {"deleted": state.index.delete([id])}
 
 
-def _upload_folder(shared: Shared) -> Path:
-    if shared.settings.upload_folder is None:
+def _upload_folder(state: CurrentState) -> Path:
+    if state.settings.upload_folder is None:
         raise ServeError("uploads are off: start mgm serve with --upload-to FOLDER")
-    return shared.settings.upload_folder
+    return state.settings.upload_folder
 
 
-def _job(shared: Shared) -> Job:
-    if shared.ingesting.job is None:
-        raise HTTPException(404, "nothing was ingested from this page yet")
-    return shared.ingesting.job
+def _job(state: CurrentState) -> Job:
+    if state.ingests.job is None:
+        raise HTTPException(404, "nothing has been ingested from this page yet")
+    return state.ingests.job
 
 
-duplicates_router = APIRouter(prefix="/api/duplicates", responses={**PROBLEMS, **BUSY})
+duplicates_router = APIRouter(prefix="/api/duplicates", responses={**ERRORS, **BUSY})
 
 
 def duplicate_options(
@@ -360,11 +376,11 @@ def duplicate_options(
     ] = None,
     precision: Annotated[
         float | None,
-        QueryParameter(gt=0, lt=1, description="Instead: share of the pairs found that should not be chance: 0.99"),
+        QueryParameter(gt=0, lt=1, description="Instead: share of the pairs that are not near by chance: 0.99"),
     ] = None,
-    keep: Annotated[str, QueryParameter(description=f"Which of a group stays: {', '.join(KEEP)}.")] = "best",
+    keep: Annotated[str, QueryParameter(description=f"Which image of a group to keep: {', '.join(KEEP)}.")] = "best",
 ) -> dict[str, Any]:
-    """The options of a search, from the address."""
+    """The options of a search for near-duplicates, from the address."""
     return {"distance": distance, "precision": precision, "keep": keep}
 
 
@@ -372,62 +388,63 @@ DuplicateOptions = Annotated[dict[str, Any], Depends(duplicate_options)]
 
 
 @duplicates_router.get("")
-async def duplicates(shared: Shared, asked: DuplicateOptions) -> Response:
-    """Groups of near-identical images, as ``mgm duplicates --json``; may take minutes, with news in ``/events``."""
+async def duplicates(state: CurrentState, options: DuplicateOptions) -> Response:
+    """Groups of near-identical images, as ``mgm duplicates --json``; may take minutes; ``/events`` reports progress."""
 
-    def show(_: Progress) -> None:
-        if shared.ending.is_set():
-            raise _LeftError
+    def report_progress(_: Progress) -> None:
+        if state.shutdown.is_set():
+            raise _StoppedError
 
-    find = partial(shared.index.duplicates, **asked, progress=show)
+    find = partial(state.index.duplicates, **options, progress=report_progress)
     try:
-        with shared.searches.one():
-            report = await anyio.to_thread.run_sync(find, limiter=shared.comparing)
-    except _LeftError:
-        return refused(503, "the server ended before the search did; ask again when it is back")
+        with state.duplicate_slots.take():
+            report = await anyio.to_thread.run_sync(find, limiter=state.duplicates_limiter)
+    except _StoppedError:
+        return error_response(503, "the server shut down during the search; retry when it is back")
     return JSONResponse(report.as_dict())
 
 
 @duplicates_router.get("/events", response_class=StreamingResponse, responses={
-    200: {"content": {"text/event-stream": {}}, "description": "The state now, whenever it changes, and the report."},
+    200: {"content": {"text/event-stream": {}}, "description": "The state, now and at each change, and the report."},
 })  # fmt: skip
-def duplicates_with_progress(shared: Shared, asked: DuplicateOptions) -> StreamingResponse:
-    """The same as server-sent events; the report comes with the last one. The search ends when nobody listens."""
-    return Stream(events_of_a_search(shared.index, asked, shared.comparing, shared.ending), shared.searches)
+def duplicates_with_progress(state: CurrentState, options: DuplicateOptions) -> StreamingResponse:
+    """The same as server-sent events; the last one has the report. The search stops when the client disconnects."""
+    search = duplicate_events(state.index, options, state.duplicates_limiter, state.shutdown)
+    return EventStream(search, state.duplicate_slots)
 
 
-async def events_of_a_search(
-    index: ImageIndex, asked: dict[str, Any], one: anyio.CapacityLimiter, ending: threading.Event
+async def duplicate_events(
+    index: ImageIndex, options: dict[str, Any], limiter: anyio.CapacityLimiter, shutdown: threading.Event
 ) -> AsyncGenerator[str]:
-    """Server-sent events of a search, which ends soon after they are no longer asked for."""
-    job, left = Job("duplicates", stage="waiting"), threading.Event()
+    """Server-sent events of a search, which stops soon after the generator is closed."""
+    job, stopped = Job("duplicates", stage="waiting"), threading.Event()
 
-    def show(progress: Progress) -> None:
+    def report_progress(progress: Progress) -> None:
         job.stage, job.done, job.total = progress.stage, progress.done, progress.total
-        if left.is_set() or ending.is_set():
-            raise _LeftError
+        if stopped.is_set() or shutdown.is_set():
+            raise _StoppedError
 
     def work() -> None:
         try:
-            report = index.duplicates(**asked, progress=show)
-            said = [headline(report), criterion(report, index.schema.bits), chance(report)]
-            job.report, job.state = report.as_dict() | {"sentences": [text for text in said if text]}, "done"
+            report = index.duplicates(**options, progress=report_progress)
+            summary = [headline(report), criterion(report, index.schema.bits), chance(report)]
+            job.report, job.state = report.as_dict() | {"summary": [text for text in summary if text]}, "done"
         except MgMilvusError as error:
             job.error, job.state = str(error), "failed"
-        except _LeftError:
+        except _StoppedError:
             job.state = "failed"
         except Exception as error:
-            job.error, job.state = unexpected(error), "failed"
+            job.error, job.state = bug_message(error), "failed"
             raise
 
-    working = asyncio.create_task(anyio.to_thread.run_sync(work, limiter=one))
+    working = asyncio.create_task(anyio.to_thread.run_sync(work, limiter=limiter))
     try:
-        async for event in events(job, ending):
+        async for event in events(job, shutdown):
             yield event
         await working
     finally:
-        left.set()
+        stopped.set()
 
 
-class _LeftError(Exception):
-    """Nobody listens any more, or the server ends."""
+class _StoppedError(Exception):
+    """The client has disconnected, or the server shuts down."""

@@ -1,4 +1,4 @@
-"""The application: its parts put together, its errors as JSON, and the pages."""
+"""The application: routes, pages, errors as JSON; and the server: its socket, its connections, its shutdown."""
 
 from __future__ import annotations
 
@@ -42,14 +42,13 @@ from mg_milvus.errors import (
 )
 from mg_milvus.files import shown
 from mg_milvus.html import pages
-from mg_milvus.search.browse import Browser
 from mg_milvus.web import api
-from mg_milvus.web.jobs import Batcher, Ingesting, unexpected
-from mg_milvus.web.limits import BusyError, Filtering, FullError, Intake, Places, Room
+from mg_milvus.web.jobs import DynamicBatcher, IngestRunner, bug_message
+from mg_milvus.web.limits import BodyBudget, BusyError, FilterQueue, Slots, UploadQuota, UploadsFullError
 from mg_milvus.web.media import Thumbnails, TooLargeError, read_body
 from mg_milvus.web.metrics import Metrics
-from mg_milvus.web.security import Access, Guard, TooManyAttemptsError, check_address, refused
-from mg_milvus.web.state import State, about, busy
+from mg_milvus.web.security import Access, Guard, TooManyAttemptsError, check_address, error_response
+from mg_milvus.web.state import State, busy_response, page_facts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -59,16 +58,16 @@ if TYPE_CHECKING:
 
 
 HERE = Path(__file__).parent
-LOOKS = pages.TEMPLATES
-"""The looks of the result pages, which these have too."""
+STYLES = pages.TEMPLATES
+"""Folder of the style sheets, which the result pages use too."""
 
-LARGEST_BATCH = 32
-WRONG = "That is not the token of this page."
+MAX_BATCH = 32
+REJECTED = "That is not the token of this page."
 SIGN_IN_BYTES = 10_000
-MOST_CHECKS = 8
-MOST_STREAMS = 64
-MOST_SEARCHES = 8
-"""Searches for near-duplicates, those that wait for another one included."""
+MAX_HEALTH_CHECKS = 8
+MAX_STREAMS = 64
+MAX_DUPLICATE_SEARCHES = 8
+"""Searches for near-duplicates, waiting ones included."""
 
 STATUS: tuple[tuple[type[MgMilvusError], int], ...] = (
     (NotIndexedError, 404),
@@ -78,39 +77,38 @@ STATUS: tuple[tuple[type[MgMilvusError], int], ...] = (
     (QueryError, 400),
     (ServeError, 400),
 )
-"""Kind of error -> status; the first that fits. What a user's input did is 4xx; the rest is 500."""
+"""Error class -> status, the first match. Errors that user input causes are 4xx; all others are 500."""
 
 
 def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
-    """The application over one index, which stays the caller's to close."""
+    """The application over one index, which the caller closes."""
     metrics = Metrics()
-    browser = Browser(index.connection)
     state = State(
-        index=index, settings=settings, browser=browser, metrics=metrics,
-        encode=Batcher(browser.encode, LARGEST_BATCH, metrics.batch),
+        index=index, settings=settings, metrics=metrics,
+        encode=DynamicBatcher(index.encode, MAX_BATCH, metrics.batch),
         thumbnails=Thumbnails(settings.thumbnail_folder, settings.max_pixels),
-        ingesting=Ingesting(index, settings.max_pixels),
-        # Decoding fills cores and memory: as many images at once as there are cores.
-        decoding=anyio.CapacityLimiter(os.cpu_count() or 1),
-        # All pairs are compared, on all cores: a second search beside the first would slow both down.
-        comparing=anyio.CapacityLimiter(1),
+        ingests=IngestRunner(index, settings.max_pixels),
+        # Decoding takes a core and much memory: as many images at once as there are cores.
+        decode_limiter=anyio.CapacityLimiter(os.cpu_count() or 1),
+        # A search compares all pairs on all cores: a second one at the same time would slow both down.
+        duplicates_limiter=anyio.CapacityLimiter(1),
         access=Access(settings.token),
-        intake=Intake(settings.max_upload_bytes),
-        streams=Places(MOST_STREAMS, "streams of events"),
-        searches=Places(MOST_SEARCHES, "searches for near-duplicates"),
-        checks=Places(MOST_CHECKS, "checks"),
-        filtering=Filtering(),
-        room=Room(settings.upload_folder),
-        ending=threading.Event(),
+        bodies=BodyBudget(settings.max_upload_bytes),
+        stream_slots=Slots(MAX_STREAMS, "streams of events"),
+        duplicate_slots=Slots(MAX_DUPLICATE_SEARCHES, "searches for near-duplicates"),
+        health_slots=Slots(MAX_HEALTH_CHECKS, "checks"),
+        filter_queue=FilterQueue(),
+        upload_quota=UploadQuota(settings.upload_folder),
+        shutdown=threading.Event(),
     )  # fmt: skip
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        preparing = asyncio.create_task(asyncio.to_thread(_prepare, state))
+        warming_up = asyncio.create_task(asyncio.to_thread(_warm_up, state))
         yield
-        await preparing
+        await warming_up
         state.encode.close()
-        await asyncio.to_thread(state.ingesting.close)
+        await asyncio.to_thread(state.ingests.close)
 
     app = FastAPI(
         title="mg-milvus", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
@@ -124,19 +122,19 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     _add_pages(app, state)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     for kind in (
-        MgMilvusError, TooLargeError, BusyError, FullError, ClientDisconnect, RequestValidationError, HTTPException,
-        Exception,
+        MgMilvusError, TooLargeError, BusyError, UploadsFullError, ClientDisconnect, RequestValidationError,
+        HTTPException, Exception,
     ):  # fmt: skip
         app.add_exception_handler(kind, partial(_as_json, settings))
     app.add_middleware(Guard, settings=settings, metrics=metrics, access=state.access, sign_in=_sign_in_page)
     return app
 
 
-def _prepare(state: State) -> None:
-    """What would make the first visitors wait: the encoder takes seconds to load."""
+def _warm_up(state: State) -> None:
+    """Load the encoder, which takes seconds, before the first query."""
     state.thumbnails.trim()
     with suppress(MgMilvusError):  # without an index, or without its encoder, the first query says so
-        state.browser.encode([state.browser.prepare(Image.new("RGB", (64, 64)))])
+        state.index.encode([state.index.decode_query(Image.new("RGB", (64, 64)))])
 
 
 def _templates() -> Environment:
@@ -155,19 +153,19 @@ TEMPLATES = _templates()
 def _add_pages(app: FastAPI, state: State) -> None:
     @app.get("/", include_in_schema=False)
     def page() -> Response:
-        return _html("page.html.jinja", about=about(state), signed_in=state.settings.token is not None)
+        return _html("page.html.jinja", about=page_facts(state), signed_in=state.settings.token is not None)
 
     @app.get("/duplicates", include_in_schema=False)
     def duplicates(keep: str = "best", distance: str = "") -> Response:
-        return _html("duplicates.html.jinja", about=about(state), rules=list(KEEP), keep=keep, distance=distance)
+        return _html("duplicates.html.jinja", about=page_facts(state), rules=list(KEEP), keep=keep, distance=distance)
 
     @app.get("/static/look.css", include_in_schema=False)
     def look() -> Response:
-        return FileResponse(LOOKS / "result.css")
+        return FileResponse(STYLES / "result.css")
 
     @app.get("/static/duplicates.css", include_in_schema=False)
     def look_of_duplicates() -> Response:
-        return FileResponse(LOOKS / "duplicates.css")
+        return FileResponse(STYLES / "duplicates.css")
 
     @app.get("/docs", include_in_schema=False)
     def documentation() -> Response:
@@ -180,7 +178,7 @@ def _add_pages(app: FastAPI, state: State) -> None:
         query = form.get("query", [""])[0]
         try:
             if not state.access.is_token(request, offered):
-                return _html("sign_in.html.jinja", 401, problem=WRONG, query=query)
+                return _html("sign_in.html.jinja", 401, problem=REJECTED, query=query)
         except TooManyAttemptsError as error:
             return _too_many_page(error, query)
         return state.access.sign_in(request, RedirectResponse(f"/?{query}" if query else "/", 303))
@@ -191,18 +189,18 @@ def _add_pages(app: FastAPI, state: State) -> None:
 
 
 def _sign_in_page(request: Request, error: TooManyAttemptsError | None) -> Response:
-    """Asks for the token, and leads on to the query that was asked for."""
+    """The page that asks for the token, and then redirects to the requested query."""
     query = request.url.remove_query_params("token").query
     if error is not None:
         return _too_many_page(error, query)
-    problem = WRONG if "token" in request.query_params else None
+    problem = REJECTED if "token" in request.query_params else None
     return _html("sign_in.html.jinja", 401, problem=problem, query=query)
 
 
 def _too_many_page(error: TooManyAttemptsError, query: str) -> Response:
-    answer = _html("sign_in.html.jinja", 429, problem=f"{str(error)[:1].upper()}{str(error)[1:]}.", query=query)
-    answer.headers["retry-after"] = str(error.seconds)
-    return answer
+    response = _html("sign_in.html.jinja", 429, problem=f"{str(error)[:1].upper()}{str(error)[1:]}.", query=query)
+    response.headers["retry-after"] = str(error.seconds)
+    return response
 
 
 def _html(template: str, status: int = 200, **values: Any) -> Response:
@@ -210,62 +208,63 @@ def _html(template: str, status: int = 200, **values: Any) -> Response:
 
 
 async def _as_json(settings: WebSettings, _: Request, error: Exception) -> Response:
-    """Any error as {"error": one line}; starlette writes those of unknown kind into the log as well."""
+    """Any error as {"error": one line}; starlette also logs unexpected ones."""
     match error:
         case MgMilvusError():
             status = next((code for kind, code in STATUS if isinstance(error, kind)), 500)
             if isinstance(error, StoreError) and isinstance(error, ValueError):
                 status = 400  # a filter that Milvus does not understand, something it cannot do
-            return refused(status, str(error))
+            return error_response(status, str(error))
         case TooLargeError():
-            return refused(413, f"the image has more than {settings.max_upload_bytes:,} bytes: send a smaller one")
+            limit = f"{settings.max_upload_bytes:,} bytes"
+            return error_response(413, f"the image has more than {limit}: send a smaller one")
         case BusyError():
-            return busy(error)
-        case FullError():
-            return refused(507, str(error))
+            return busy_response(error)
+        case UploadsFullError():
+            return error_response(507, str(error))
         case ClientDisconnect():
-            return refused(400, "the body ended before its end")  # for the measures: nobody hears it
+            return error_response(400, "the body ended before its end")  # counted only: the client is gone
         case RequestValidationError():
             first = error.errors()[0]
-            return refused(422, f"{first['loc'][-1]}: {first['msg'][:1].lower()}{first['msg'][1:]}")
+            return error_response(422, f"{first['loc'][-1]}: {first['msg'][:1].lower()}{first['msg'][1:]}")
         case HTTPException():
-            answer = refused(error.status_code, error.detail)
-            answer.headers.update(error.headers or {})
-            return answer
-    return refused(500, unexpected(error))
+            response = error_response(error.status_code, error.detail)
+            response.headers.update(error.headers or {})
+            return response
+    return error_response(500, bug_message(error))
 
 
-PATIENCE = 2
-"""Seconds that open streams get when the server ends."""
+SHUTDOWN_SECONDS = 2
+"""Seconds that open streams get at shutdown."""
 
 
 HEAD_SECONDS = 10.0
-"""A request's head has to be there so long after the connection, or after the answer before it."""
+"""Seconds within which a request's head must arrive after the connection or the previous response."""
 
 HEAD_BYTES = 16_384
-"""Of a head; whether it may have a few more depends on how it comes, twice as many are never taken."""
+"""Limit of a request's head. Depending on how it arrives a few more bytes are read, but never twice as many."""
 
 STALL_SECONDS, STALL_BYTES = 30.0, 15_000
-"""A body that comes, and an answer that goes, has to get on by so many bytes in so many seconds: no faster than the
-slowest lines, so that they can take as long as they need."""
+"""A body that is received, and a response that is sent, must progress by this many bytes in this many seconds. That is
+slower than the slowest lines, so every honest client has the time it needs."""
 
-LOOK_SECONDS = 1.0
-MOST_CONNECTIONS = 512
+CHECK_SECONDS = 1.0
+MAX_CONNECTIONS = 512
 BACKLOG = 128
-"""So many are taken at once: few enough that the first of them are not closed for the last before they are read."""
+"""Connections accepted at once: few enough that the first of them are read before the last would displace them."""
 
 _NO_ROOM = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Connection(H11Protocol):
-    """uvicorn's protocol, which lets nobody keep a connection for nothing.
+    """uvicorn's protocol with time limits and a limit of connections.
 
     uvicorn waits for ever for the rest of a head or of a body, and for a client to read. Its own ``limit_concurrency``
-    counts all connections, idle ones as well, and then refuses everyone: here the one that does the least makes room.
+    counts idle connections too and then refuses new ones: here the connection that does the least is closed instead.
     """
 
     def __init__(self, *arguments: Any, closed: Callable[[str], None], most: int, **options: Any) -> None:
-        """``closed`` is told why; there are ``most`` connections at once."""
+        """``closed`` is called with the reason for closing; at most ``most`` connections are open at once."""
         super().__init__(*arguments, **options)
         self._closed, self._most = closed, most
         self._timer: asyncio.TimerHandle | None = None
@@ -274,29 +273,29 @@ class Connection(H11Protocol):
         self._body_mark, self._answer_mark = (0, 0.0), (0, 0.0)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take it, and close another one where there are too many."""
+        """Accept it, and close another one when there are too many."""
         crowd = cast("set[Connection]", self.connections)
         super().connection_made(transport)
         self._idle_since = self.loop.time()
         if len(crowd) > self._most:
-            weakest = max(crowd - {self}, key=lambda one: (one._readiness(), -one._idle_since))
-            if weakest._readiness():
-                weakest._drop("limit")
+            idlest = max(crowd - {self}, key=lambda one: (one._readiness(), -one._idle_since))
+            if idlest._readiness():
+                idlest._drop("crowd")
             else:
                 transport.write(_NO_ROOM)
                 self._drop("limit", at_once=False)
                 return
-        self._timer = self.loop.call_later(LOOK_SECONDS, self._look)
+        self._timer = self.loop.call_later(CHECK_SECONDS, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It has ended."""
+        """Stop watching it."""
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # it would hold the connection, and the body of its request, for seconds
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a request, a few at a time: h11 looks at the size of a head only where it is not complete."""
+        """Pass bytes on in small chunks: h11 checks the size of a head only while it is incomplete."""
         self._received += len(data)
         for start in range(0, len(data), HEAD_BYTES):
             if self.transport.is_closing():
@@ -304,7 +303,7 @@ class Connection(H11Protocol):
             super().data_received(data[start : start + HEAD_BYTES])
 
     def on_response_complete(self) -> None:
-        """The time for the next head begins, and nobody reads the rest of the body."""
+        """Start the time limit of the next head, and drop the rest of the body."""
         self._idle_since = self.loop.time()
         self.cycle.body.clear()
         super().on_response_complete()
@@ -321,7 +320,7 @@ class Connection(H11Protocol):
     def _look(self) -> None:
         now = self.loop.time()
         unsent = self.transport.get_write_buffer_size()
-        # What is still to be sent: it may grow as the answer is made, and has to shrink again.
+        # Unsent bytes may grow while the response is produced, and must shrink again.
         least, since = self._answer_mark
         if unsent == 0 or unsent <= least - STALL_BYTES:
             self._answer_mark = unsent, now
@@ -338,7 +337,7 @@ class Connection(H11Protocol):
         elif unsent == 0 and now - self._idle_since > HEAD_SECONDS:
             self._drop("head")
         else:
-            self._timer = self.loop.call_later(LOOK_SECONDS, self._look)
+            self._timer = self.loop.call_later(CHECK_SECONDS, self._look)
 
     def _drop(self, reason: str, *, at_once: bool = True) -> None:
         self._closed(reason)
@@ -346,18 +345,18 @@ class Connection(H11Protocol):
         (self.transport.abort if at_once else self.transport.close)()
 
 
-def most_connections() -> int:
-    """As many as there are, and never more than half of the files that the process may open."""
+def max_connections() -> int:
+    """``MAX_CONNECTIONS``, but at most half of the files that the process may open."""
     if sys.platform == "win32":
-        return MOST_CONNECTIONS
+        return MAX_CONNECTIONS
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else max(8, min(MOST_CONNECTIONS, soft // 2))
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(8, min(MAX_CONNECTIONS, soft // 2))
 
 
 def bind(host: str, port: int, token: str | None) -> socket.socket:
-    """Take the port, before anything slow is done.
+    """Bind the port, before anything slow is done.
 
     Raises:
         ServeError: it is taken, or the host is no address of this machine, or it needs a token.
@@ -382,23 +381,23 @@ def bind(host: str, port: int, token: str | None) -> socket.socket:
 
 
 def address(host: str, taken: socket.socket) -> str:
-    """Where a browser finds the page; for all addresses of the machine, by its own name for itself."""
+    """The URL of the page; ``localhost`` when all addresses of the machine are bound."""
     name = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)  # noqa: S104 - compared, not bound
     return f"http://{f'[{name}]' if ':' in name else name}:{taken.getsockname()[1]}/"
 
 
-def _is_worth_saying(record: logging.LogRecord) -> bool:
-    """Not the traceback that uvicorn writes for each visitor who is cut off when the server ends."""
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """False for the traceback that uvicorn logs for each client that is disconnected at shutdown."""
     cancelled = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not cancelled and "graceful shutdown exceeded" not in record.getMessage()
 
 
 def config(app: FastAPI) -> uvicorn.Config:
-    """How uvicorn serves the application: guarded connections, no log of addresses (one may hold the token)."""
-    guarded = partial(Connection, closed=app.state.mgm.metrics.closed, most=most_connections())
+    """The server's configuration: guarded connections, no access log (an address may hold the token)."""
+    guarded = partial(Connection, closed=app.state.mgm.metrics.closed, most=max_connections())
     return uvicorn.Config(
         app, http=cast("type[asyncio.Protocol]", guarded), ws="none", log_level="error", access_log=False,
-        h11_max_incomplete_event_size=HEAD_BYTES, server_header=False, timeout_graceful_shutdown=PATIENCE,
+        h11_max_incomplete_event_size=HEAD_BYTES, server_header=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         lifespan="on", backlog=BACKLOG,
     )  # fmt: skip
 
@@ -406,13 +405,13 @@ def config(app: FastAPI) -> uvicorn.Config:
 def serve(
     index: ImageIndex, settings: WebSettings, taken: socket.socket, started: Callable[[], None] = lambda: None
 ) -> None:
-    """Serve on a bound socket until Ctrl-C or SIGTERM; both are a good end.
+    """Serve on a bound socket until Ctrl-C or SIGTERM; neither is an error.
 
     Args:
-        index: stays the caller's to close.
+        index: the caller closes it.
         settings: see ``WebSettings``.
         taken: from ``bind``.
-        started: called when the page can be asked for.
+        started: called when the server accepts requests.
     """
 
     class Server(uvicorn.Server):
@@ -422,17 +421,17 @@ def serve(
                 started()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.state.mgm.ending.set()
-            log.addFilter(_is_worth_saying)
+            app.state.mgm.shutdown.set()
+            log.addFilter(_is_worth_logging)
             try:
                 await super().shutdown(sockets)
             finally:
-                log.removeFilter(_is_worth_saying)
+                log.removeFilter(_is_worth_logging)
 
     app, log = create_app(index, settings), logging.getLogger("uvicorn.error")
     server = Server(config(app))
     main = threading.current_thread() is threading.main_thread()
-    # uvicorn sends itself the signal again when all is done; by then it has been answered.
+    # uvicorn raises the signal again after the shutdown; by then it has been handled.
     before = signal.signal(signal.SIGTERM, lambda *_: None) if main else None
     try:
         server.run(sockets=[taken])

@@ -1,4 +1,4 @@
-"""Concurrent queries are encoded together: the network takes several images in little more time than one."""
+"""Background work: dynamic batching of concurrent queries, ingests, and their progress as server-sent events."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class Batcher(Generic[In, Out]):
-    """Calls a function of many items with whatever waits while the last call runs; nobody waits for company.
+class DynamicBatcher(Generic[In, Out]):
+    """Dynamic batching: calls a function with all items that arrived while its last call ran.
 
-    Belongs to one event loop.
+    The encoder takes several images in little more time than one. A single item never waits for others. Belongs to one
+    event loop.
     """
 
     def __init__(
         self, function: Callable[[Sequence[In]], Sequence[Out]], largest: int, observe: Callable[[int], None]
     ) -> None:
-        """``function`` runs in a thread of its own, with up to ``largest`` items; ``observe`` is told each size."""
+        """``function`` runs in its own thread with at most ``largest`` items; ``observe`` gets each batch size."""
         self._function, self._largest, self._observe = function, largest, observe
         self._waiting: list[tuple[In, asyncio.Future[Out]]] = []
         self._thread = ThreadPoolExecutor(1, "mgm-encode")
         self._worker: asyncio.Task[None] | None = None
 
     async def __call__(self, item: In) -> Out:
-        """The function's answer for one item; what it raises is raised for every item of the batch."""
-        answer: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, answer))
+        """The function's result for one item; an error is raised for every item of the batch."""
+        result: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, result))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        return await answer
+        return await result
 
     def close(self) -> None:
         """Let the thread end."""
@@ -58,34 +59,34 @@ class Batcher(Generic[In, Out]):
             self._observe(len(batch))
             try:
                 results = await loop.run_in_executor(self._thread, self._function, [item for item, _ in batch])
-            except Exception as error:  # noqa: BLE001 - it belongs to those who wait
-                for _, answer in batch:
-                    if not answer.done():
-                        answer.set_exception(error)
+            except Exception as error:  # noqa: BLE001 - raised where the items wait
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
                 continue
-            for (_, answer), result in zip(batch, results, strict=True):
-                if not answer.done():  # whoever asked may have gone
-                    answer.set_result(result)
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():  # cancelled: the client is gone
+                    future.set_result(result)
 
 
-LOOK_SECONDS = 0.2
-QUIET_SECONDS = 15.0
-"""After so long without news a comment keeps proxies from closing the stream."""
+POLL_SECONDS = 0.2
+KEEPALIVE_SECONDS = 15.0
+"""Seconds without a change after which a comment keeps proxies from closing the stream."""
 
 
 @dataclass(slots=True)
 class Job:
-    """One ingest.
+    """One ingest or search for near-duplicates.
 
     Attributes:
-        id: to ask for it.
+        id: of the job.
         state: ``running``, ``done`` or ``failed``.
-        stage: what is being done, for people.
+        stage: the current step, in words.
         done: images finished, failed ones included.
         total: images to do.
         failed: images that could not be read.
-        report: what was done, as ``mgm ingest --json`` says it; None while it runs.
-        error: why it failed.
+        report: the result, as ``mgm ingest --json`` prints it; None while it runs.
+        error: the reason for a failure.
     """
 
     id: str
@@ -102,7 +103,7 @@ class Job:
         return asdict(self)
 
 
-class Ingesting:
+class IngestRunner:
     """Runs ingests into one index. Safe to use from several threads."""
 
     def __init__(self, index: ImageIndex, max_pixels: int) -> None:
@@ -113,7 +114,7 @@ class Ingesting:
         self.job: Job | None = None
 
     def start(self, sources: Sequence[Path], top: Path) -> Job:
-        """Begin an ingest of folders and files; nothing is read that links lead to from below ``top`` out of it.
+        """Start an ingest of folders and files; links that lead out of ``top`` are not followed.
 
         Raises:
             ServeError: another one is running.
@@ -128,7 +129,7 @@ class Ingesting:
         return job
 
     def stop(self) -> None:
-        """Ask the running ingest to end after its batch; what was written stays."""
+        """Stop the running ingest after its batch; what was written stays."""
         self._stop.set()
 
     def close(self) -> None:
@@ -138,39 +139,39 @@ class Ingesting:
             self._thread.join()
 
     def _run(self, job: Job, sources: Sequence[Path], top: Path) -> None:
-        def show(progress: Progress) -> None:
+        def report_progress(progress: Progress) -> None:
             job.stage, job.done, job.total = progress.stage, progress.done, progress.total
             job.failed = progress.failed
             if self._stop.is_set():
-                raise KeyboardInterrupt  # what ends an ingest with a report of what was done
+                raise KeyboardInterrupt  # ends the ingest with a report
 
         try:
-            report = self._index.ingest(*sources, max_pixels=self._max_pixels, progress=show, inside=top)
+            report = self._index.ingest(*sources, max_pixels=self._max_pixels, progress=report_progress, inside=top)
             job.report, job.state = report.as_dict(), "done"
         except MgMilvusError as error:
             job.error, job.state = str(error), "failed"
         except Exception as error:
-            job.error, job.state = unexpected(error), "failed"
+            job.error, job.state = bug_message(error), "failed"
             raise
 
 
-def unexpected(error: Exception) -> str:
-    """What visitors are told of a bug; what the error says of itself may not be for them."""
+def bug_message(error: Exception) -> str:
+    """The message of an unexpected error; the error's own text may hold what is not for clients."""
     return f"unexpected {type(error).__name__}: a bug in mg-milvus, its log holds the traceback"
 
 
-async def events(job: Job, ending: threading.Event) -> AsyncIterator[str]:
-    """Server-sent events: the state now, then whenever it changes, until the end of the job or of the server."""
-    told, quiet = None, 0.0
+async def events(job: Job, shutdown: threading.Event) -> AsyncIterator[str]:
+    """Server-sent events: the state, now and at each change, until the job or the server ends."""
+    last, quiet = None, 0.0
     while True:
         state = job.as_dict()
-        if state != told:
+        if state != last:
             yield f"data: {json.dumps(state)}\n\n"
-            told, quiet = state, 0.0
-        elif quiet >= QUIET_SECONDS:
-            yield ": still at it\n\n"
+            last, quiet = state, 0.0
+        elif quiet >= KEEPALIVE_SECONDS:
+            yield ": running\n\n"
             quiet = 0.0
-        if state["state"] != "running" or ending.is_set():
+        if state["state"] != "running" or shutdown.is_set():
             return
-        await asyncio.sleep(LOOK_SECONDS)
-        quiet += LOOK_SECONDS
+        await asyncio.sleep(POLL_SECONDS)
+        quiet += POLL_SECONDS

@@ -1,4 +1,4 @@
-"""How much the page does at once: bodies in memory, streams, and what takes long. The rest is told to come again."""
+"""Limits of concurrent work: bodies in memory, streams, long searches, uploads; further requests get 503 or 507."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 RETRY_SECONDS = 5
-MOST_BODIES = 256
-BODIES_OF_LARGEST = 4
-"""Bodies in memory may have so many times the bytes of the largest image that is taken, together."""
+MAX_BODIES = 256
+MAX_BODIES_OF_LARGEST_SIZE = 4
+"""All bodies in memory together may have this many times the bytes of the largest accepted image."""
 
-MOST_UPLOADS = 100_000
-MOST_UPLOADED_BYTES = 50_000_000_000
-LEAST_FREE_BYTES = 200_000_000
-LOOK_AGAIN_SECONDS = 60.0
-"""After so long the folder of uploads is counted anew: others may add to it and take from it."""
+MAX_UPLOADS = 100_000
+MAX_UPLOADED_BYTES = 50_000_000_000
+MIN_FREE_BYTES = 200_000_000
+RECOUNT_SECONDS = 60.0
+"""Seconds after which the folder of uploads is counted again: others may change it."""
 
 FILTERS_AT_ONCE = 2
 FILTERS_WAITING = 32
 FILTER_SECONDS = 30.0
 
-LONGEST_FILTER = 4000
-MOST_LISTED = 500
-MOST_PATTERNS = 10
-LONGEST_PATTERNS = 200
+MAX_FILTER_LENGTH = 4000
+MAX_LISTED_VALUES = 500
+MAX_PATTERNS = 10
+MAX_PATTERN_LENGTH = 200
 """Characters of all patterns together."""
 
 
 class BusyError(Exception):
-    """Too much is being done already; the message says what."""
+    """A limit is reached; the message says which."""
 
 
-class Places:
-    """A number of places that are taken and given back. Belongs to one event loop."""
+class Slots:
+    """A fixed number of slots. Belongs to one event loop."""
 
     def __init__(self, most: int, what: str) -> None:
-        """``what`` is under way ``most`` times at most."""
+        """At most ``most`` slots are taken at once; ``what`` names them in messages."""
         self._most, self._what, self._taken = most, what, 0
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Hold a place.
+    def take(self) -> Iterator[None]:
+        """Hold a slot for the block.
 
         Raises:
-            BusyError: none is free.
+            BusyError: no slot is free.
         """
         if self._taken >= self._most:
             raise BusyError(f"{self._taken} {self._what} are under way already: try again in a few seconds")
@@ -70,22 +70,22 @@ class Places:
             self._taken -= 1
 
 
-class Intake:
-    """The bodies that are in memory. Belongs to one event loop."""
+class BodyBudget:
+    """Limits the number and the bytes of the bodies in memory. Belongs to one event loop."""
 
     def __init__(self, largest: int) -> None:
-        """``largest`` bytes has the largest body that is taken."""
-        self._places = Places(MOST_BODIES, "uploads")
-        self._most, self._bytes = BODIES_OF_LARGEST * largest, 0
+        """``largest``: bytes of the largest accepted body."""
+        self._slots = Slots(MAX_BODIES, "uploads")
+        self._most, self._bytes = MAX_BODIES_OF_LARGEST_SIZE * largest, 0
 
     @contextmanager
     def body(self) -> Iterator[Body]:
-        """A body that is in memory until the end of the block.
+        """Count a body until the end of the block.
 
         Raises:
             BusyError: there are too many.
         """
-        with self._places.one():
+        with self._slots.take():
             body = Body(self)
             try:
                 yield body
@@ -93,14 +93,14 @@ class Intake:
                 self._bytes -= body.size
 
     def add(self, count: int) -> None:
-        """Count bytes that have come.
+        """Count received bytes.
 
         Raises:
-            BusyError: there are too many; these were not counted.
+            BusyError: there are too many; these are not counted.
         """
         if self._bytes + count > self._most:
             raise BusyError(
-                f"uploads of {self._bytes:,} bytes are under way already, at most {self._most:,} are taken at once: "
+                f"uploads of {self._bytes:,} bytes are under way already, at most {self._most:,} are accepted at once: "
                 "try again in a few seconds"
             )
         self._bytes += count
@@ -109,28 +109,28 @@ class Intake:
 class Body:
     """One of the bodies in memory."""
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: BodyBudget) -> None:
         self._intake, self.size = intake, 0
 
     def add(self, count: int) -> None:
-        """Count bytes that have come; see ``Intake.add``."""
+        """Count received bytes; see ``BodyBudget.add``."""
         self._intake.add(count)
         self.size += count
 
 
-class Filtering:
-    """Runs what asks Milvus with a filter, a few at a time and not for ever. Belongs to one event loop."""
+class FilterQueue:
+    """Runs queries with a filter, a few at a time and with a time limit. Belongs to one event loop."""
 
     def __init__(self, seconds: float = FILTER_SECONDS) -> None:
         self._seconds = seconds
-        self._places = Places(FILTERS_WAITING, "queries with a filter")
+        self._slots = Slots(FILTERS_WAITING, "queries with a filter")
         self._free = asyncio.Semaphore(FILTERS_AT_ONCE)
 
     async def run(self, function: Callable[[], T]) -> T:
-        """The function's answer, from a thread. One that takes too long goes on, and keeps its place until its end.
+        """Run a function in a thread. One that exceeds the time limit runs on, and keeps its slot until it ends.
 
         Raises:
-            BusyError: it took too long, or too many wait.
+            BusyError: it exceeded the time limit, or too many are waiting.
         """
         loop, began = asyncio.get_running_loop(), False
 
@@ -143,7 +143,7 @@ class Filtering:
                 with suppress(RuntimeError):  # the loop has ended
                     loop.call_soon_threadsafe(self._free.release)
 
-        with self._places.one():
+        with self._slots.take():
             try:
                 async with asyncio.timeout(self._seconds):
                     await self._free.acquire()
@@ -154,16 +154,16 @@ class Filtering:
                             self._free.release()
             except TimeoutError as error:
                 raise BusyError(
-                    f"the filter took longer than {self._seconds:.0f} seconds: ask with one that is simpler"
+                    f"the filter took longer than {self._seconds:.0f} seconds: use a simpler one"
                 ) from error
 
 
-class FullError(Exception):
-    """The folder of uploads takes no more; the message says why."""
+class UploadsFullError(Exception):
+    """The folder of uploads is full; the message says why."""
 
 
-class Room:
-    """What the folder of uploads may still take. Safe to use from several threads."""
+class UploadQuota:
+    """Limits the folder of uploads. Safe to use from several threads."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -174,24 +174,24 @@ class Room:
         """Refuse an upload before it is read.
 
         Raises:
-            FullError: too many files, too many bytes, or too little is left of the disk.
+            UploadsFullError: too many files, too many bytes, or too little free disk space.
         """
         if self._folder is None or not self._folder.is_dir():
             return
         with self._lock:
-            if time.monotonic() - self._looked > LOOK_AGAIN_SECONDS:
+            if time.monotonic() - self._looked > RECOUNT_SECONDS:
                 with os.scandir(self._folder) as entries:
                     sizes = [entry.stat(follow_symlinks=False).st_size for entry in entries]
                 self._looked, self._files, self._bytes = time.monotonic(), len(sizes), sum(sizes)
             files, size = self._files, self._bytes
-        if files >= MOST_UPLOADS or size >= MOST_UPLOADED_BYTES:
-            raise FullError(
-                f"the folder of uploads holds {files:,} files of {size:,} bytes, at most {MOST_UPLOADS:,} of "
-                f"{MOST_UPLOADED_BYTES:,} are kept: start mgm serve with --upload-to ANOTHER_FOLDER"
+        if files >= MAX_UPLOADS or size >= MAX_UPLOADED_BYTES:
+            raise UploadsFullError(
+                f"the folder of uploads holds {files:,} files of {size:,} bytes, at most {MAX_UPLOADS:,} of "
+                f"{MAX_UPLOADED_BYTES:,} are kept: start mgm serve with --upload-to ANOTHER_FOLDER"
             )
-        if shutil.disk_usage(self._folder).free < LEAST_FREE_BYTES:
-            raise FullError(
-                f"the disk of the folder of uploads has less than {LEAST_FREE_BYTES:,} bytes left: free some"
+        if shutil.disk_usage(self._folder).free < MIN_FREE_BYTES:
+            raise UploadsFullError(
+                f"the disk of the folder of uploads has less than {MIN_FREE_BYTES:,} bytes left: free some"
             )
 
     def add(self, size: int) -> None:
@@ -202,25 +202,25 @@ class Room:
 
 
 def check_filter(where: str | None) -> None:
-    """Refuse filters that would keep Milvus busy: whoever may ask the page has not to be who runs the server.
+    """Refuse filters that would keep Milvus busy_response: whoever may ask the page has not to be who runs the server.
 
     Raises:
         FilterError: it is too long, or lists or matches too much.
     """
     if where is None:
         return
-    if len(where) > LONGEST_FILTER:
-        raise FilterError(f"the filter has {len(where):,} characters, the page takes {LONGEST_FILTER:,}: shorten it")
+    if len(where) > MAX_FILTER_LENGTH:
+        raise FilterError(f"the filter has {len(where):,} characters, the page takes {MAX_FILTER_LENGTH:,}: shorten it")
     listed, matched = blank_literals(where).count(","), patterns(where)
-    if listed >= MOST_LISTED:
-        raise FilterError(f"the filter lists {listed + 1} values, the page takes {MOST_LISTED}: ask for fewer")
-    if len(matched) > MOST_PATTERNS:
-        raise FilterError(f"the filter says 'like' {len(matched)} times, the page takes {MOST_PATTERNS}: ask for fewer")
-    if sum(map(len, matched)) > LONGEST_PATTERNS:
-        raise FilterError(f"the patterns of the filter have more than {LONGEST_PATTERNS} characters: shorten them")
+    if listed >= MAX_LISTED_VALUES:
+        raise FilterError(f"the filter lists {listed + 1} values, the page takes {MAX_LISTED_VALUES}: ask for fewer")
+    if len(matched) > MAX_PATTERNS:
+        raise FilterError(f"the filter says 'like' {len(matched)} times, the page takes {MAX_PATTERNS}: ask for fewer")
+    if sum(map(len, matched)) > MAX_PATTERN_LENGTH:
+        raise FilterError(f"the patterns of the filter have more than {MAX_PATTERN_LENGTH} characters: shorten them")
     for pattern in matched:
         if "%" in pattern.strip("%"):
-            # Milvus tries all ways to divide a text among several %: seconds for each where texts are long.
+            # Milvus tries all ways to divide a text among several %: seconds per pattern for long texts.
             raise FilterError(
                 f"the pattern '{pattern[:100]}' has a % between other characters, the page takes some at the beginning "
                 "and the end: ask for the parts one by one, joined by `and`"

@@ -1,4 +1,4 @@
-"""Image files that come and go: what an indexed one holds, where uploads are kept, how much of a body is read."""
+"""Image files: originals of indexed images, thumbnails and their cache, uploads, request bodies."""
 
 from __future__ import annotations
 
@@ -35,20 +35,19 @@ if TYPE_CHECKING:
 
 
 _UPLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}-[0-9a-f]{12}\.[a-z]{3,4}")
-"""Names that ``keep_upload`` gives: no separator, no dots in front."""
+"""Names that ``keep_upload`` gives: no separator, no leading dot."""
 
 
 class TooLargeError(Exception):
-    """A body of more bytes than are taken."""
+    """A body has more bytes than are accepted."""
 
 
 @contextmanager
 def ingested_content(row: Row) -> Iterator[tuple[FileIO, bytes]]:
-    """The file of a row, opened once, and what it holds, if that is what was ingested.
+    """The open file of a row and its content, if the content is what was ingested.
 
-    A path may lead to another file than it did then; whatever it leads to, only the bytes that the row was made of
-    come back. Links are followed, as when they were ingested. The content's share of the memory is held while the
-    block runs.
+    The path may lead to another file by now; only the bytes that were ingested are returned. Links are followed, as at
+    the ingest. The content counts against the memory limit of reads until the end of the block.
 
     Raises:
         ImageError: the file is gone, cannot be read, is not an image, or has another content.
@@ -61,11 +60,11 @@ def ingested_content(row: Row) -> Iterator[tuple[FileIO, bytes]]:
 
 
 async def read_body(request: Request, most: int, body: Body | None = None) -> bytes:
-    """The whole body of a request, counted as ``body`` among those that are in memory.
+    """The whole body of a request, counted in ``body``.
 
     Raises:
-        TooLargeError: it has more than ``most`` bytes; the rest was not read.
-        BusyError: too much is in memory already.
+        TooLargeError: it has more than ``most`` bytes; the rest is not read.
+        BusyError: too many bytes are in memory.
     """
     stated = request.headers.get("content-length", "0")
     if stated.isdecimal() and int(stated) > most:
@@ -81,10 +80,10 @@ async def read_body(request: Request, most: int, body: Body | None = None) -> by
 
 
 def keep_upload(folder: Path, name: str, data: bytes, max_pixels: int) -> str:
-    """Write an uploaded image into the folder, if it is one; the same image under the same name is kept once.
+    """Write an upload into the folder, if it is an image; the same image under the same name is kept once.
 
     Returns:
-        The name it was given: of the sender's own, what is harmless, then a hash of the content.
+        The name of the file: the safe characters of the sender's name, then a hash of the content.
 
     Raises:
         ImageError: it cannot be read.
@@ -105,7 +104,7 @@ def keep_upload(folder: Path, name: str, data: bytes, max_pixels: int) -> str:
 
 
 def upload_path(folder: Path, kept: str) -> Path:
-    """Where an upload is, by the name that ``keep_upload`` gave.
+    """The path of an upload, by the name that ``keep_upload`` gave.
 
     Raises:
         ServeError: there is no such upload.
@@ -115,61 +114,61 @@ def upload_path(folder: Path, kept: str) -> Path:
     return folder / kept
 
 
-SIDES = (240, 480, 1600)
-"""Longest sides in pixels that can be asked for: few, so that the cache stays small."""
+THUMBNAIL_SIDES = (240, 480, 1600)
+"""Possible longest sides in pixels: few, so that the cache stays small."""
 
 QUALITY = 82
 _HASH = re.compile(r"[0-9a-f]{32}")
-MOST_BYTES = 1_000_000_000
-"""What the cache may take; the thumbnails unused for longest go first."""
-MOST_DAYS = 30
-"""How long an unused thumbnail is kept."""
+MAX_CACHE_BYTES = 1_000_000_000
+"""Limit of the cache; thumbnails unused for longest are removed first."""
+MAX_CACHE_DAYS = 30
+"""Days that an unused thumbnail is kept."""
 
 
 class Thumbnails:
     """JPEGs of indexed images, cached by the content of the image. Safe to use from several threads."""
 
     def __init__(self, folder: Path | None, max_pixels: int) -> None:
-        """``folder`` is made when needed; None: nothing is kept."""
+        """``folder`` is created when needed; None: no cache."""
         self._folder, self._max_pixels = folder, max_pixels
 
     def of(self, row: Row, side: int) -> bytes:
-        """The thumbnail of a row whose file is there, and is what was ingested.
+        """The thumbnail of a row whose file exists with the ingested content.
 
         Raises:
-            ImageError: the file is gone, cannot be read, or has another content. What was kept of its content is
-                removed when it is gone.
+            ImageError: the file is gone, cannot be read, or has another content. The cached thumbnails of a file that
+                is gone are removed.
         """
         file = self._file(row.content_hash, side)
-        data = _known(file) if self._is_unchanged(row) else None
+        data = _read_cached(file) if self._is_unchanged(row) else None
         if data is not None:
             return data
-        with ingested_content(row) as (_, content):  # the same content may have another time, as copies have
-            data = _known(file)
+        with ingested_content(row) as (_, content):  # a copy has the same content and another time
+            data = _read_cached(file)
             if data is not None:
                 return data
-            data = self._made(content, side)
+            data = self._render(content, side)
         if file is not None:
-            with suppress(OSError):  # a full disk costs time, not the page
+            with suppress(OSError):  # a full disk only costs time
                 write_private(file, data)
         return data
 
     def usage(self) -> tuple[int, int]:
-        """How many thumbnails are kept, and their bytes."""
+        """Number of cached thumbnails, and their bytes."""
         sizes = [size for _, size, _ in self._kept()]
         return len(sizes), sum(sizes)
 
     def clear(self) -> None:
-        """Remove all thumbnails that are kept; one that cannot be removed goes on to count in ``usage``."""
+        """Remove all cached thumbnails; one that cannot be removed still counts in ``usage``."""
         for *_, file in self._kept():
             with suppress(OSError):
                 file.unlink()
 
-    def trim(self, most: int = MOST_BYTES) -> None:
-        """Remove those unused for ``MOST_DAYS``, and those unused for longest until the rest takes at most ``most``."""
+    def trim(self, most: int = MAX_CACHE_BYTES) -> None:
+        """Remove thumbnails unused for ``MAX_CACHE_DAYS``, then the longest unused above ``most`` bytes."""
         known = sorted(self._kept())
         total = sum(size for _, size, _ in known)
-        oldest = time.time() - MOST_DAYS * 86_400
+        oldest = time.time() - MAX_CACHE_DAYS * 86_400
         for used, size, file in known:
             if total <= most and used >= oldest:
                 return
@@ -177,7 +176,7 @@ class Thumbnails:
             total -= size
 
     def _kept(self) -> list[tuple[float, int, Path]]:
-        """When each was used last, in seconds since the epoch; its bytes; its file."""
+        """Of each cached thumbnail: last use in seconds since the epoch, bytes, file."""
         known = []
         for file in self._folder.glob("*/*.jpg") if self._folder is not None else ():
             with suppress(OSError):
@@ -186,17 +185,17 @@ class Thumbnails:
         return known
 
     def _file(self, content_hash: str, side: int) -> Path | None:
-        """Where a thumbnail is kept, if it is: a row is data, and could name any file."""
+        """Path of a cached thumbnail; None for an invalid hash: a row is untrusted data, and could name any file."""
         if self._folder is None or not _HASH.fullmatch(content_hash):
             return None
         return self._folder / content_hash[:2] / f"{content_hash}-{side}.jpg"
 
     def _is_unchanged(self, row: Row) -> bool:
-        """Whether the file looks as when it was ingested; when it is gone, its thumbnails go, too."""
+        """Whether size and time of the file are those of the row; the thumbnails of a file that is gone are removed."""
         try:
             status = text_path(row.path).stat()
         except (OSError, ValueError):
-            for side in SIDES:
+            for side in THUMBNAIL_SIDES:
                 file = self._file(row.content_hash, side)
                 if file is not None:
                     with suppress(OSError):
@@ -204,7 +203,7 @@ class Thumbnails:
             return False
         return stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (row.size, row.mtime_ns)
 
-    def _made(self, content: bytes, side: int) -> bytes:
+    def _render(self, content: bytes, side: int) -> bytes:
         with decoding(content, least=side, max_pixels=self._max_pixels) as decoded:
             image = decoded.image.copy()
             image.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -213,8 +212,8 @@ class Thumbnails:
         return buffer.getvalue()
 
 
-def _known(file: Path | None) -> bytes | None:
-    """A thumbnail that is kept, which is now used once more."""
+def _read_cached(file: Path | None) -> bytes | None:
+    """A cached thumbnail, marked as used now."""
     if file is not None:
         with suppress(OSError):
             data = file.read_bytes()
@@ -224,7 +223,7 @@ def _known(file: Path | None) -> bytes | None:
 
 
 def default_folder() -> Path:
-    """Where thumbnails are kept: under ``$XDG_CACHE_HOME``, else ``~/.cache``."""
+    """Default folder of the thumbnails: under ``$XDG_CACHE_HOME``, else ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mg-milvus" / "thumbnails"
 
 
@@ -234,12 +233,12 @@ _RANGE = re.compile(r"bytes=(?=\d|-\d)(\d{0,18})-(\d{0,18})")
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """The file of a row, open, after its content was checked.
+    """The open file of a row, after its content was checked.
 
     Attributes:
-        file: unbuffered; whoever has this record closes it.
+        file: unbuffered; the holder of this record closes it.
         size: bytes.
-        media_type: by its content.
+        media_type: determined by the content.
     """
 
     file: FileIO
@@ -248,25 +247,25 @@ class Original:
 
 
 def open_original(row: Row) -> Original:
-    """Open the file of a row, to be sent as it is.
+    """Open the file of a row to send it unchanged.
 
     Raises:
         ImageError: as ``ingested_content``; or its header cannot be parsed as a whole.
     """
     with ingested_content(row) as (file, data):
         check_header(data)
-        # Read on from the file that was checked, whatever its name leads to by now.
+        # The checked file stays open: its path may lead to another one by now.
         return Original(FileIO(os.dup(file.fileno())), len(data), kind_of(data).media_type)
 
 
 class OriginalResponse(StreamingResponse):
-    """Sends an opened file, or the one range of it that was asked for, and closes it."""
+    """Sends an open file, or the requested range of it, and closes it."""
 
-    def __init__(self, original: Original, wanted: str | None, headers: Mapping[str, str]) -> None:
-        """``wanted``: the header Range."""
+    def __init__(self, original: Original, range_header: str | None, headers: Mapping[str, str]) -> None:
+        """``range_header``: the header Range."""
         self._original = original
         size = original.size
-        part = _range(wanted, size)
+        part = _range(range_header, size)
         start, stop = part or (0, size)
         own = dict(headers) | {"accept-ranges": "bytes", "content-length": str(stop - start)}
         status = 200
@@ -277,7 +276,7 @@ class OriginalResponse(StreamingResponse):
         super().__init__(self._blocks(start, stop), status, own, original.media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -285,17 +284,17 @@ class OriginalResponse(StreamingResponse):
 
     async def _blocks(self, start: int, stop: int) -> AsyncIterator[bytes]:
         while start < stop:
-            wanted = min(_BLOCK, stop - start)
-            block = await anyio.to_thread.run_sync(os.pread, self._original.file.fileno(), wanted, start)
+            length = min(_BLOCK, stop - start)
+            block = await anyio.to_thread.run_sync(os.pread, self._original.file.fileno(), length, start)
             if not block:
                 raise OSError("the file became shorter while it was sent")
             start += len(block)
             yield block
 
 
-def _range(wanted: str | None, size: int) -> tuple[int, int] | None:
-    """First byte, and the one behind the last, of a single range; alike when it lies outside; None: send the whole."""
-    found = _RANGE.fullmatch(wanted or "")
+def _range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Start and stop of a single range, equal when it lies outside the file; None: send the whole file."""
+    found = _RANGE.fullmatch(header or "")
     if found is None:
         return None
     first, last = found[1], found[2]

@@ -1,4 +1,4 @@
-"""A query over the wire: its options, its codes, and its answer as JSON."""
+"""Requests and responses of the API: query parameters, codes as text, results as JSON."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import binascii
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from fastapi import Depends
-from fastapi import Query as QueryParameter
 from pydantic import BaseModel, ConfigDict, Field
 
 from mg_milvus.errors import QueryError
@@ -16,25 +14,24 @@ from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.web.limits import check_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from mg_milvus.codes import Codes
-    from mg_milvus.records import Hit
     from mg_milvus.schema.models import Schema
-    from mg_milvus.search.query import Query, QueryOptions
-    from mg_milvus.search.retrieve import Candidates
+    from mg_milvus.search.query import QueryOptions
+    from mg_milvus.search.searcher import SearchResult
     from mg_milvus.store.base import Row
 
 
-Box = tuple[int, int, int, int]
 BOX = Field(
     min_length=4, max_length=4,
-    description="x, y, width, height in its pixels: where the detail was found. Missing where regions were not asked, "
-    "or none of this image is among the nearest: then its distance on regions is at least the one told.",
+    description="x, y, width, height in pixels of the image: the best matching region. Missing when the query has no "
+    "regions, or no region of this image is among the nearest: then its distance on regions is a lower bound.",
 )  # fmt: skip
+ID_PATTERN = r"^[0-9a-f]{32}$"
 
 
-class HitAnswer(BaseModel):
+class HitResponse(BaseModel):
     """One hit, as ``mgm query --json`` prints it; the row's other fields stand beside these."""
 
     model_config = ConfigDict(extra="allow")
@@ -49,19 +46,19 @@ class HitAnswer(BaseModel):
 
 
 class Candidate(BaseModel):
-    """A row that one granularity or more has found, with what a page needs to rank it; row's fields as in a hit."""
+    """A candidate, with everything needed to rank it; the row's other fields stand beside these."""
 
     model_config = ConfigDict(extra="allow")
 
     id: str
     path: str
     distances: dict[str, int]
-    found_by: list[str]
+    retrieved_by: Annotated[list[str], Field(description="The granularities whose search returned it.")]
     box: Annotated[list[int] | None, BOX] = None
 
 
-class Asked(BaseModel):
-    """What was asked with. ``codes`` asks the same again without the image."""
+class QueryInfo(BaseModel):
+    """The query image. ``codes`` repeats the query without the image."""
 
     id: str | None
     codes: str
@@ -71,7 +68,7 @@ class Asked(BaseModel):
 
 
 class Info(BaseModel):
-    """What the index is, as ``mgm info --json`` prints it."""
+    """The index, as ``mgm info --json`` prints it."""
 
     uri: str
     server: str
@@ -85,87 +82,100 @@ class Info(BaseModel):
     advice: list[str]
 
 
-class Answer(BaseModel):
-    """The answer to a query; ``candidates`` only when they were asked for."""
+class QueryResponse(BaseModel):
+    """The results of a query; ``candidates`` only on request."""
 
-    query: Asked
+    query: QueryInfo
     k: int
     depth: int
     fusion: str
     rrf_k: int
     weights: dict[str, float]
-    regions: Annotated[str | None, Field(description="What the regions were asked for; null: they were not.")]
+    regions: Annotated[str | None, Field(description="contains or overlap; null: regions were not searched.")]
     bits: Annotated[dict[str, int], Field(description="The largest distance on each granularity that was compared.")]
-    hits: list[HitAnswer]
+    hits: list[HitResponse]
     candidates: list[Candidate] | None = None
     seconds: float
 
 
-def box(
-    crop: Annotated[str | None, QueryParameter(description=(
-        "Ask with this part: X,Y,W,H in pixels. Where regions are asked they look for it, and the other granularities "
-        "see the whole image; a schema with regions asks them alone, unless weights say otherwise."
-    ))] = None,
-) -> Box | None:  # fmt: skip
-    """The part of the image that is asked with, from the address."""
-    if not crop:
-        return None
+class QueryParameters(BaseModel):
+    """The options of a query, from the address."""
+
+    k: Annotated[int, Field(ge=1, le=MAX_DEPTH, description="Number of results.")] = 10
+    weights: Annotated[str | None, Field(description="Weight of each granularity: coarse=1,fine=3")] = None
+    profile: Annotated[str | None, Field(description="Named weights: category, object, instance, balanced.")] = None
+    granularity: Annotated[str | None, Field(description="Search this granularity only.")] = None
+    fusion: Annotated[str | None, Field(description="rank, score, or server.")] = None
+    rrf_k: Annotated[int | None, Field(ge=1, le=MAX_DEPTH, description="The constant in weight / (rrf_k + rank).")] = (
+        None
+    )
+    depth: Annotated[
+        int | None, Field(ge=1, le=MAX_DEPTH, description="Candidates retrieved from each granularity.")
+    ] = None
+    filter: Annotated[str | None, Field(description="A Milvus expression on the rows: width >= 800")] = None
+    regions: Annotated[str | None, Field(description=(
+        "Search the regions of the images: contains (images that contain what the image, or the crop, shows, and "
+        "where), or overlap (images that share something with it). Needs an image or an id, and a schema with regions."
+    ))] = None  # fmt: skip
+    plan: Annotated[str | None, Field(description=(
+        "full, cascade, or auto: by the number of images. Candidates are always those of full."
+    ))] = None  # fmt: skip
+    crop: Annotated[str | None, Field(description=(
+        "Search with this crop: X,Y,W,H in pixels. In a query with regions, the regions search with the crop and the "
+        "other granularities with the whole image; a schema with regions searches them only, unless weights are given."
+    ))] = None  # fmt: skip
+    candidates: Annotated[bool, Field(description="Also return every candidate with its distances.")] = False
+
+    def options(self) -> QueryOptions:
+        """The options, as ``ImageIndex`` takes them.
+
+        Raises:
+            QueryError: the crop or the weights are malformed.
+            FilterError: the filter is too expensive for the page.
+        """
+        check_filter(self.filter)
+        return {
+            "k": self.k, "weights": _parse_weights(self.weights) if self.weights else None,
+            "profile": self.profile or None, "granularity": self.granularity or None, "fusion": self.fusion or None,
+            "rrf_k": self.rrf_k, "depth": self.depth, "filter": self.filter or None, "regions": self.regions or None,
+            "plan": self.plan or None, "crop": _parse_crop(self.crop) if self.crop else None,
+        }  # fmt: skip
+
+
+class IndexedQueryParameters(QueryParameters):
+    """The options of a query without an image, and what to search with."""
+
+    id: Annotated[str | None, Field(pattern=ID_PATTERN, description="An indexed image.")] = None
+    codes: Annotated[str | None, Field(description="query.codes of an earlier response.")] = None
+
+
+def _parse_crop(text: str) -> tuple[int, int, int, int]:
     try:
-        x, y, width, height = (int(part) for part in crop.split(","))
+        x, y, width, height = (int(part) for part in text.split(","))
     except ValueError:
-        raise QueryError(f"crop '{crop}' is not X,Y,W,H: four whole numbers in pixels, such as 40,60,200,150") from None
+        raise QueryError(f"crop '{text}' is not X,Y,W,H: four whole numbers in pixels, such as 40,60,200,150") from None
     return x, y, width, height
 
 
-def options(
-    k: Annotated[int, QueryParameter(ge=1, le=MAX_DEPTH, description="How many results.")] = 10,
-    weights: Annotated[str | None, QueryParameter(description="What each granularity counts: coarse=1,fine=3")] = None,
-    profile: Annotated[
-        str | None, QueryParameter(description="Weights by purpose: category, object, instance, balanced.")
-    ] = None,
-    granularity: Annotated[str | None, QueryParameter(description="Ask this granularity only.")] = None,
-    fusion: Annotated[str | None, QueryParameter(description="rank, score, or server.")] = None,
-    rrf_k: Annotated[
-        int | None, QueryParameter(ge=1, le=MAX_DEPTH, description="The constant in weight / (rrf_k + rank).")
-    ] = None,
-    depth: Annotated[
-        int | None, QueryParameter(ge=1, le=MAX_DEPTH, description="Candidates asked of each granularity.")
-    ] = None,
-    filter: Annotated[str | None, QueryParameter(description="A Milvus expression on the rows: width >= 800")] = None,  # noqa: A002
-    regions: Annotated[
-        str | None,
-        QueryParameter(
-            description=(
-                "Ask the regions of the images: detail (which contain what the image, or crop, shows, and where), "
-                "or regions (which share something with it). Needs an image or an id, and a schema with regions."
-            )
-        ),
-    ] = None,
-    plan: Annotated[
-        str | None,
-        QueryParameter(
-            description="full, cascade, or auto: by the number of images. Candidates are always those of full."
-        ),
-    ] = None,
-    crop: Annotated[Box | None, Depends(box)] = None,
-) -> QueryOptions:
-    """The options of a query, from the address."""
-    check_filter(filter)
-    return {
-        "k": k, "weights": _numbers(weights) if weights else None, "profile": profile or None,
-        "granularity": granularity or None, "fusion": fusion or None, "rrf_k": rrf_k, "depth": depth,
-        "filter": filter or None, "regions": regions or None, "plan": plan or None, "crop": crop,
-    }  # fmt: skip
+def _parse_weights(text: str) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise QueryError(f"weights '{text}' are not GRANULARITY=NUMBER,...: such as coarse=1,fine=3") from None
+    return weights
 
 
-def codes_text(codes: Mapping[str, Codes], fingerprint: str) -> str:
-    """Codes of one image as text for an address, with the encoder that made them."""
+def encode_codes(codes: Mapping[str, Codes], fingerprint: str) -> str:
+    """Codes of one image as text for an address, with the fingerprint of the encoder that made them."""
     packed = b"".join(value.tobytes() for value in codes.values())
     return f"{fingerprint}.{base64.urlsafe_b64encode(packed).decode().rstrip('=')}"
 
 
-def codes_from(text: str, schema: Schema, fingerprint: str) -> dict[str, Codes]:
-    """The codes that ``codes_text`` wrote: granularity -> (1, bits / 8) uint8.
+def decode_codes(text: str, schema: Schema, fingerprint: str) -> dict[str, Codes]:
+    """The codes that ``encode_codes`` wrote: granularity -> (1, bits / 8) uint8.
 
     Raises:
         QueryError: they are damaged, or another encoder's.
@@ -173,7 +183,7 @@ def codes_from(text: str, schema: Schema, fingerprint: str) -> dict[str, Codes]:
     maker, _, packed = text.partition(".")
     if maker != fingerprint:
         raise QueryError(
-            f"these codes were made by the encoder '{maker[:32]}', this collection was filled by {fingerprint}: ask "
+            f"these codes were made by the encoder '{maker[:32]}', this collection was filled by {fingerprint}: query "
             "with the image itself"
         )
     try:
@@ -187,7 +197,7 @@ def codes_from(text: str, schema: Schema, fingerprint: str) -> dict[str, Codes]:
     return {name: part[None] for name, part in zip(schema.bits, np.split(data, ends[:-1]), strict=True)}
 
 
-def described(row: Row) -> dict[str, Any]:
+def row_fields(row: Row) -> dict[str, Any]:
     """A row without codes, its fields as in a hit."""
     return {
         "id": row.id, "path": row.path, "size": row.size, "mtime_ns": row.mtime_ns, "width": row.width,
@@ -195,34 +205,25 @@ def described(row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def answer(
-    query: Query, hits: Sequence[Hit], found: Candidates | None, schema: Schema, asked: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The answer as plain data, without ``seconds``; see ``Answer``."""
+def result_fields(result: SearchResult, schema: Schema, *, with_candidates: bool) -> dict[str, Any]:
+    """A result as plain data, without ``seconds`` and the query image; see ``QueryResponse``."""
+    query, candidates = result.query, result.candidates
     compared = schema.code_bits if query.regions else schema.bits
-    told: dict[str, Any] = {
-        "query": dict(asked), "k": query.k, "depth": query.depth, "fusion": query.fusion,
-        "rrf_k": query.rrf_k, "weights": dict(query.weights), "regions": query.regions,
-        "bits": {name: most for name, most in query.largest(schema).items() if name in compared},
-        "hits": [hit.as_dict() for hit in hits],
+    response: dict[str, Any] = {
+        "k": query.k, "depth": query.depth, "fusion": query.fusion, "rrf_k": query.rrf_k,
+        "weights": dict(query.weights), "regions": query.regions,
+        "bits": {name: bits for name, bits in query.max_distances(schema).items() if name in compared},
+        "hits": [hit.as_dict() for hit in result.hits],
     }  # fmt: skip
-    if found is not None:
-        distances = {name: values.tolist() for name, values in found.distances.items()}
-        told["candidates"] = [
-            described(row)
-            | {"distances": {name: values[i] for name, values in distances.items()}, "found_by": found.found_by[i]}
-            | ({"box": list(place)} if (place := found.boxes[i]) else {})
-            for i, row in enumerate(found.rows)
+    if with_candidates and candidates is not None:
+        distances = {name: values.tolist() for name, values in candidates.distances.items()}
+        response["candidates"] = [
+            row_fields(row)
+            | {
+                "distances": {name: values[i] for name, values in distances.items()},
+                "retrieved_by": candidates.retrieved_by[i],
+            }
+            | ({"box": list(box)} if (box := candidates.boxes[i]) else {})
+            for i, row in enumerate(candidates.rows)
         ]
-    return told
-
-
-def _numbers(text: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, number = (piece.strip() for piece in part.partition("="))
-        try:
-            found[name] = float(number)
-        except ValueError:
-            raise QueryError(f"weights '{text}' are not GRANULARITY=NUMBER,...: such as coarse=1,fine=3") from None
-    return found
+    return response

@@ -1,4 +1,4 @@
-"""What the page may do, and for whom."""
+"""Access control: settings, tokens, sessions, and the checks that every request passes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from mg_milvus.web.metrics import Metrics
 
 
-SHORTEST_TOKEN = 12
-SHORTEST_NUMBER = 20
-LEAST_NEWS = 8
-LEAST_DIFFERENT = 6
+MIN_TOKEN_LENGTH = 12
+MIN_TOKEN_DIGITS = 20
+MIN_UNPREDICTABLE = 8
+MIN_DIFFERENT = 6
 
 _WORDS = (
     "administrator", "admin", "password", "passwort", "passw", "changeme", "letmein", "welcome", "default", "example",
@@ -45,23 +45,23 @@ _WORDS = (
     "correct horse battery staple", "secret", "token", "milvus", "mgm", "minioadmin", "test", "root", "user", "guest",
     "login", "1q2w3e4r5t", "1q2w3e4r", "q1w2e3r4",
 )  # fmt: skip
-"""What tokens are made of that anyone tries first; the longer ones first."""
+"""Words that are tried first when tokens are guessed; longer ones first."""
 
 _WRITTEN_AS = str.maketrans({"0": "o", "@": "a", "$": "s"})
 
 
 @dataclass(frozen=True, slots=True)
 class WebSettings:
-    """How to serve.
+    """Settings of the server.
 
     Attributes:
-        read_only: nothing can be ingested or deleted.
-        token: what every request has to show; None: nobody is asked, and only this machine's own names are answered.
+        read_only: no ingest and no deletion.
+        token: every request needs it; None: no token, and only requests to this machine's own names are served.
         ingest_folders: folders whose images may be ingested from the page, absolute.
-        upload_folder: where uploaded images are kept, absolute; None: none can be uploaded into the index.
-        thumbnail_folder: where thumbnails are cached; None: they are made anew each time.
-        max_upload_bytes: the largest image that is taken.
-        max_pixels: the most pixels that one may have, whether uploaded or read from disk.
+        upload_folder: where uploaded images are kept, absolute; None: no uploads into the index.
+        thumbnail_folder: where thumbnails are cached; None: no cache.
+        max_upload_bytes: bytes of the largest accepted image.
+        max_pixels: most pixels of an image, whether uploaded or read from disk.
     """
 
     read_only: bool = False
@@ -72,25 +72,25 @@ class WebSettings:
     max_upload_bytes: int = 50_000_000
     max_pixels: int = 100_000_000
 
-    def folder_to_ingest(self, asked: str) -> tuple[Path, Path]:
-        """The folder that was asked for, links followed, and the allowed one that it is or lies in.
+    def resolve_ingest_folder(self, folder: str) -> tuple[Path, Path]:
+        """The folder with links resolved, and the allowed folder that it is or lies in.
 
         Raises:
-            ServeError: it lies in none.
+            ServeError: it lies in no allowed folder.
         """
         try:
-            real = text_path(asked).resolve()
+            real = text_path(folder).resolve()
         except (OSError, ValueError, RuntimeError):
             real = None
-        for allowed in (folder.resolve() for folder in self.ingest_folders):
+        for allowed in (each.resolve() for each in self.ingest_folders):
             if real is not None and real.is_relative_to(allowed):
                 return real, allowed
-        known = ", ".join(path_text(folder) for folder in self.ingest_folders) or "none: start with --allow-ingest"
-        raise ServeError(f"'{asked[:200]}' may not be ingested from the page; allowed are {known}")
+        known = ", ".join(path_text(each) for each in self.ingest_folders) or "none: start with --allow-ingest"
+        raise ServeError(f"'{folder[:200]}' may not be ingested from the page; allowed are {known}")
 
 
 def check_address(host: str, token: str | None) -> None:
-    """Refuse to listen beyond this machine without a token, and tokens that are guessed easily.
+    """Refuse to listen beyond this machine without a token, and refuse tokens that are easy to guess.
 
     Raises:
         ServeError: the reason and the remedy.
@@ -106,24 +106,25 @@ def check_address(host: str, token: str | None) -> None:
 
 
 def _weakness(token: str) -> str | None:
-    """Why a token is guessed easily; None when it is not. The token itself is not repeated."""
-    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable():
-        return f"the token has {len(token)} characters, expected at least {SHORTEST_TOKEN} printable ones of ASCII"
-    if token.isdecimal() and len(token) < SHORTEST_NUMBER:
-        return f"the token is a number of {len(token)} digits, expected at least {SHORTEST_NUMBER}, or letters as well"
+    """Why a token is easy to guess; None when it is not. The message does not repeat the token."""
+    if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable():
+        return f"the token has {len(token)} characters, expected at least {MIN_TOKEN_LENGTH} printable ones of ASCII"
+    if token.isdecimal() and len(token) < MIN_TOKEN_DIGITS:
+        return f"the token is a number of {len(token)} digits, expected at least {MIN_TOKEN_DIGITS}, or letters as well"
     rest = token.lower().translate(_WRITTEN_AS)
     for word in _WORDS:
         rest = rest.replace(word, "")
-    # What continues the character before (aaa, abc, 321), or what was there before, is no news to who guesses.
+    # A character that continues a series (aaa, abc, 321), or a repeated pair, is predictable.
     steps = [ord(after) - ord(before) for before, after in pairwise(rest)]
-    news = rest[:1] + "".join(
+    unpredictable = rest[:1] + "".join(
         letter for place, (letter, step) in enumerate(zip(rest[1:], steps, strict=True), 1)
         if abs(step) > 1 and rest[place - 1 : place + 1] not in rest[:place]
     )  # fmt: skip
-    if len(news) < LEAST_NEWS or len(set(news)) < LEAST_DIFFERENT:
+    if len(unpredictable) < MIN_UNPREDICTABLE or len(set(unpredictable)) < MIN_DIFFERENT:
         return (
             "the token is guessed easily: without repetitions, series and well-known words it has "
-            f"{len(news)} characters, {len(set(news))} of them different, expected {LEAST_NEWS} and {LEAST_DIFFERENT}"
+            f"{len(unpredictable)} characters, {len(set(unpredictable))} of them different, expected "
+            f"{MIN_UNPREDICTABLE} and {MIN_DIFFERENT}"
         )
     return None
 
@@ -136,11 +137,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-IDLE_SECONDS = 12 * 3600
-LONGEST_SECONDS = 7 * 24 * 3600
-MOST_SESSIONS = 1000
-MOST_ADDRESSES = 10_000
-"""Entries of the tables of clients, which an attacker could otherwise make grow."""
+SESSION_IDLE_SECONDS = 12 * 3600
+MAX_SESSION_SECONDS = 7 * 24 * 3600
+MAX_SESSIONS = 1000
+MAX_ADDRESSES = 10_000
+"""Limit of the tables of clients, which an attacker could otherwise make grow."""
 
 
 @dataclass(slots=True)
@@ -150,10 +151,10 @@ class _Session:
 
 
 class Sessions:
-    """Random ids, in memory only: they end with the server. Belongs to one event loop.
+    """Session ids, random and in memory only. Belongs to one event loop.
 
-    A session ends when it was not used for ``IDLE_SECONDS``, after ``LONGEST_SECONDS``, by ``end``, or as the one that
-    was used least recently of more than ``MOST_SESSIONS``.
+    A session ends ``SESSION_IDLE_SECONDS`` after its last use, ``MAX_SESSION_SECONDS`` after its start, by ``end``, or
+    as the least recently used of more than ``MAX_SESSIONS``.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -165,17 +166,17 @@ class Sessions:
         made = secrets.token_urlsafe(32)
         now = self._clock()
         self._sessions[_digest(made)] = _Session(now, now)
-        if len(self._sessions) > MOST_SESSIONS:
+        if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
         return made
 
     def holds(self, offered: str) -> bool:
-        """Whether this is the id of a session; it has been used now."""
+        """Whether this is the id of a session; marks the session as used."""
         key, now = _digest(offered), self._clock()
         session = self._sessions.get(key)
         if session is None:
             return False
-        if now - session.seen > IDLE_SECONDS or now - session.began > LONGEST_SECONDS:
+        if now - session.seen > SESSION_IDLE_SECONDS or now - session.began > MAX_SESSION_SECONDS:
             del self._sessions[key]
             return False
         session.seen = now
@@ -188,12 +189,12 @@ class Sessions:
 
 
 def _digest(offered: str) -> bytes:
-    """What the table is searched by: the time that takes tells nothing about the ids in it."""
+    """Key of the table: the duration of a lookup reveals nothing about the ids in it."""
     return hashlib.sha256(offered.encode("utf-8", "replace")).digest()
 
 
 class _Bucket:
-    """So many failures at once, then one in so many seconds."""
+    """Token bucket: ``most`` failures at once, then one per ``seconds_each``."""
 
     def __init__(self, most: float, seconds_each: float) -> None:
         self._most, self._seconds_each = most, seconds_each
@@ -212,11 +213,11 @@ class _Bucket:
 
 
 class Attempts:
-    """Slows down the guessing of tokens. Belongs to one event loop.
+    """Limits the rate of wrong tokens. Belongs to one event loop.
 
     An address may fail ``FAILURES`` times at once and then once in ``SECONDS_EACH``; all addresses together
-    ``ALL_FAILURES`` times and then once in ``ALL_SECONDS_EACH``. Whoever has shown the right token before is not held
-    up by the failures of other addresses.
+    ``ALL_FAILURES`` times and then once in ``ALL_SECONDS_EACH``. Failures of other addresses do not delay an
+    address that has shown the right token before.
     """
 
     FAILURES, SECONDS_EACH = 5, 10.0
@@ -229,7 +230,7 @@ class Attempts:
         self._known: OrderedDict[str, None] = OrderedDict()
 
     def wait(self, address: str) -> float:
-        """Seconds until an attempt from this address is listened to; 0: now."""
+        """Seconds until an attempt from this address is checked; 0: now."""
         who, now = _network(address), self._clock()
         own = self._failing[who].wait(now) if who in self._failing else 0.0
         return own if who in self._known else max(own, self._all.wait(now))
@@ -243,14 +244,14 @@ class Attempts:
         _keep_newest(self._failing, who)
 
     def succeeded(self, address: str) -> None:
-        """Remember who has shown the right token."""
+        """Remember an address that has shown the right token."""
         who = _network(address)
         self._known[who] = None
         _keep_newest(self._known, who)
 
 
 def _network(address: str) -> str:
-    """An address, or for IPv6 the /64 of it: as many as a single customer gets."""
+    """An IPv4 address, or the /64 of an IPv6 address: what a single customer gets."""
     try:
         known = ip_address(address)
     except ValueError:
@@ -260,29 +261,29 @@ def _network(address: str) -> str:
 
 def _keep_newest(table: OrderedDict[str, _Bucket] | OrderedDict[str, None], newest: str) -> None:
     table.move_to_end(newest)
-    if len(table) > MOST_ADDRESSES:
+    if len(table) > MAX_ADDRESSES:
         table.popitem(last=False)
 
 
-MOST_BODY_BYTES = 2_000_000
-"""Of what is not an image: forms and JSON."""
+MAX_BODY_BYTES = 2_000_000
+"""Limit of bodies that are not images: forms and JSON."""
 
-TOO_LARGE = f"the body has more than {MOST_BODY_BYTES:,} bytes: send less at once"
+TOO_LARGE = f"the body has more than {MAX_BODY_BYTES:,} bytes: send less at once"
 
-LONGEST_MESSAGE = 1000
-"""Messages repeat what was sent, but not all of it: the beginning, and the end, where the reason is."""
+MAX_MESSAGE_LENGTH = 1000
+"""Messages repeat what was sent; of a longer one the beginning is kept, and the end, where the reason is."""
 
 _OPEN_PATHS = ("/static/", "/health", "/sign-in")
-"""What is answered without a token: code and styles that anyone can install, and the way in."""
+"""Paths that need no token: scripts and styles, which are public, the health check, and the sign-in."""
 
 _IMAGE_PATHS = frozenset({"/api/query", "/api/uploads"})
-"""What takes images, and counts their bytes itself."""
+"""Paths that accept images, and limit their bytes themselves."""
 
 _OWN_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
-"""``Host`` as a browser on this machine writes it; another one is a domain that was rebound to this machine."""
+"""``Host`` as a browser on this machine sends it; another one is a domain that was rebound to this machine."""
 
 _PAGES = ("/", "/docs")
-"""What another site may link to."""
+"""Pages that another site may link to."""
 
 _HEADERS = {
     "content-security-policy": (
@@ -298,7 +299,7 @@ _HEADERS = {
 
 
 class TooManyAttemptsError(Exception):
-    """Wrong tokens came faster than they are listened to; ``seconds`` until the next one is."""
+    """Wrong tokens arrive too fast; the next one is checked in ``seconds``."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = math.ceil(seconds)
@@ -306,7 +307,7 @@ class TooManyAttemptsError(Exception):
 
 
 class Access:
-    """The token, and those who have shown it. Belongs to one event loop."""
+    """Checks tokens and keeps sessions. Belongs to one event loop."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
@@ -316,7 +317,7 @@ class Access:
         """Whether this is the token.
 
         Raises:
-            TooManyAttemptsError: it was not compared.
+            TooManyAttemptsError: the rate limit is reached; the token was not compared.
         """
         address = request.client.host if request.client else ""
         wait = self._attempts.wait(address)
@@ -329,40 +330,40 @@ class Access:
         return right
 
     def has_session(self, request: Request) -> bool:
-        """Whether who asks has signed in."""
+        """Whether the client has signed in."""
         return self._sessions.holds(request.cookies.get(_cookie(request), ""))
 
-    def sign_in(self, request: Request, answer: Response) -> Response:
-        """Begin a session with an answer, whatever id the browser had before."""
+    def sign_in(self, request: Request, response: Response) -> Response:
+        """Start a new session with a response; an id that the browser had before ends."""
         self._sessions.end(request.cookies.get(_cookie(request), ""))
-        # Lax: a link to a query, in a mail or on another site, is followed by who has signed in. It is a cookie of
-        # the browser's session: Sessions says when it ends at the latest.
-        answer.set_cookie(
+        # Lax: a link to a query, in a mail or on another site, works for those who have signed in. The cookie ends with
+        # the browser, and the session by the rules of Sessions.
+        response.set_cookie(
             _cookie(request), self._sessions.begin(), httponly=True, samesite="lax", secure=_is_tls(request)
         )
-        answer.headers["referrer-policy"] = "no-referrer"
-        return answer
+        response.headers["referrer-policy"] = "no-referrer"
+        return response
 
-    def sign_out(self, request: Request, answer: Response) -> Response:
-        """End the session; the browser forgets its id, and the thumbnails that it kept."""
+    def sign_out(self, request: Request, response: Response) -> Response:
+        """End the session; the browser drops the cookie and its cached thumbnails."""
         self._sessions.end(request.cookies.get(_cookie(request), ""))
-        answer.delete_cookie(_cookie(request), httponly=True, samesite="lax", secure=_is_tls(request))
-        answer.headers["clear-site-data"] = '"cache"'
-        return answer
+        response.delete_cookie(_cookie(request), httponly=True, samesite="lax", secure=_is_tls(request))
+        response.headers["clear-site-data"] = '"cache"'
+        return response
 
 
 class Guard:
-    """ASGI middleware, outside everything else."""
+    """The outermost ASGI middleware: refuses requests, adds security headers, counts responses."""
 
     def __init__(
         self, app: ASGIApp, settings: WebSettings, metrics: Metrics, access: Access, sign_in: Callable[..., Response]
     ) -> None:
-        """``sign_in(request, problem)`` makes the page that asks people for the token."""
+        """``sign_in(request, error)`` makes the page that asks for the token."""
         self._app, self._settings, self._metrics = app, settings, metrics
         self._access, self._sign_in = access, sign_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or refuse one request."""
+        """Serve or refuse one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -372,7 +373,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
-                # Scripts and styles may be kept, but are asked for again: an upgrade must not meet old ones.
+                # Scripts and styles are revalidated: after an upgrade the browser must not use old ones.
                 headers.setdefault("cache-control", "no-cache" if scope["path"].startswith("/static/") else "no-store")
                 route = getattr(scope.get("route"), "path", "other")
                 self._metrics.request(scope["method"], route, message["status"])
@@ -386,20 +387,20 @@ class Guard:
     def _refusal(self, request: Request) -> Response | None:
         host, token = request.headers.get("host", ""), self._settings.token
         if token is None and not _OWN_HOST.fullmatch(host):
-            return refused(421, f"this page is served to this machine only, not as '{host[:100]}'")
+            return error_response(421, f"this page is served to this machine only, not as '{host[:100]}'")
         if _is_foreign(request):
-            return refused(403, "another site asked for this; only this page itself may")
+            return error_response(403, "another site asked for this; only this page itself may")
         stated = request.headers.get("content-length", "0")
         if request.url.path not in _IMAGE_PATHS and (
-            not re.fullmatch(r"\d{1,20}", stated) or int(stated) > MOST_BODY_BYTES
+            not re.fullmatch(r"\d{1,20}", stated) or int(stated) > MAX_BODY_BYTES
         ):
-            return refused(413, TOO_LARGE)
+            return error_response(413, TOO_LARGE)
         if token is None or any(request.url.path.startswith(path) for path in _OPEN_PATHS):
             return None
         try:
             return self._unless_signed_in(request)
         except TooManyAttemptsError as error:
-            return self._sign_in(request, error) if _is_page(request) else too_many(error)
+            return self._sign_in(request, error) if _is_page(request) else too_many_attempts_response(error)
 
     def _unless_signed_in(self, request: Request) -> Response | None:
         offered = request.query_params.get("token") if request.url.path == "/" and _is_page(request) else None
@@ -412,40 +413,36 @@ class Guard:
             return None
         if _is_page(request):
             return self._sign_in(request, None)
-        answer = refused(401, "a token is needed: open the page to sign in, or send Authorization: Bearer TOKEN")
-        answer.headers["www-authenticate"] = "Bearer"
-        return answer
+        message = "a token is needed: open the page to sign in, or send Authorization: Bearer TOKEN"
+        response = error_response(401, message)
+        response.headers["www-authenticate"] = "Bearer"
+        return response
 
 
-def refused(status: int, message: str) -> Response:
+def error_response(status: int, message: str) -> Response:
     """An error as JSON."""
-    message = message.encode("utf-8", "backslashreplace").decode()  # JSON may hold halves of characters
-    if len(message) > LONGEST_MESSAGE:
-        message = f"{message[: LONGEST_MESSAGE // 2]} … {message[-LONGEST_MESSAGE // 2 :]}"
+    message = message.encode("utf-8", "backslashreplace").decode()  # JSON strings may hold unpaired surrogates
+    if len(message) > MAX_MESSAGE_LENGTH:
+        message = f"{message[: MAX_MESSAGE_LENGTH // 2]} … {message[-MAX_MESSAGE_LENGTH // 2 :]}"
     return JSONResponse({"error": message}, status)
 
 
-def too_many(error: TooManyAttemptsError) -> Response:
-    """What those get who guess tokens."""
-    answer = refused(429, str(error))
-    answer.headers["retry-after"] = str(error.seconds)
-    return answer
-
-
-def _is_too_large(request: Request) -> bool:
-    stated = request.headers.get("content-length", "0")
-    return not re.fullmatch(r"\d{1,20}", stated, re.ASCII) or int(stated) > MOST_BODY_BYTES
+def too_many_attempts_response(error: TooManyAttemptsError) -> Response:
+    """429 with Retry-After."""
+    response = error_response(429, str(error))
+    response.headers["retry-after"] = str(error.seconds)
+    return response
 
 
 def _limited(receive: Receive) -> Receive:
-    """The body of a request, which ends in an error where it becomes too large to be kept in memory."""
+    """Wrap ``receive`` so that a body above ``MAX_BODY_BYTES`` raises 413."""
     received = 0
 
     async def limited() -> Message:
         nonlocal received
         message = await receive()
         received += len(message.get("body", b""))
-        if received > MOST_BODY_BYTES:
+        if received > MAX_BODY_BYTES:
             raise HTTPException(413, TOO_LARGE)
         return message
 
@@ -453,9 +450,9 @@ def _limited(receive: Receive) -> Receive:
 
 
 def _cookie(request: Request) -> str:
-    """Name of the cookie of this server: browsers send those of one host to all its ports.
+    """Name of this server's cookie, with its port: browsers send the cookies of a host to all its ports.
 
-    Over TLS the prefix keeps other hosts of the domain, and what is not encrypted, from setting it.
+    Over TLS the prefix prevents other hosts of the domain, and unencrypted pages, from setting it.
     """
     _, port = request.scope.get("server") or ("", None)
     return f"{'__Host-' if _is_tls(request) else ''}mgm_session_{port or 0}"
@@ -474,13 +471,13 @@ def _is_page(request: Request) -> bool:
 
 
 def _without_token(request: Request) -> Response:
-    """Leads to the same page, with nothing in its address that a history may keep."""
+    """Redirect to the same page without the token in its address, which a history would keep."""
     rest = [(name, value) for name, value in request.query_params.multi_items() if name != "token"]
     return RedirectResponse(f"/?{urlencode(rest)}" if rest else "/", 303)
 
 
 def _is_foreign(request: Request) -> bool:
-    """Whether a browser asks for another site: such requests carry this page's cookies, but not its interest."""
+    """Whether a browser sends this on behalf of another site: such requests carry this page's cookies."""
     headers = request.headers
     site = headers.get("sec-fetch-site", "none")
     if site not in {"none", "same-origin"}:

@@ -1,4 +1,4 @@
-"""What the handlers of one application share."""
+"""The state that the handlers of one application share, and the facts that its pages start with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mg_milvus.errors import CollectionNotFoundError
 from mg_milvus.schema.models import PROFILES
 from mg_milvus.schema.regions import REGIONS
 from mg_milvus.web.limits import RETRY_SECONDS, BusyError
-from mg_milvus.web.security import refused
+from mg_milvus.web.security import error_response
 
 if TYPE_CHECKING:
     import threading
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.index import ImageIndex
-    from mg_milvus.search.browse import Browser
-    from mg_milvus.search.searcher import Prepared
-    from mg_milvus.web.jobs import Batcher, Ingesting
-    from mg_milvus.web.limits import Filtering, Intake, Places, Room
+    from mg_milvus.search.query_image import QueryImage
+    from mg_milvus.web.jobs import DynamicBatcher, IngestRunner
+    from mg_milvus.web.limits import BodyBudget, FilterQueue, Slots, UploadQuota
     from mg_milvus.web.media import Thumbnails
     from mg_milvus.web.metrics import Metrics
     from mg_milvus.web.security import Access, WebSettings
@@ -35,80 +34,82 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """See the classes.
+    """Everything that handlers use.
 
     Attributes:
-        access: who has signed in.
-        intake: the bodies in memory.
-        streams: answers that go on.
-        searches: searches for near-duplicates, waiting ones included.
-        checks: of whether the index answers, which anyone may ask for.
-        filtering: those that ask with a filter, which may keep Milvus busy; others do not wait for them.
-        room: what may still be uploaded.
-        ending: set when the server is about to end; long answers end with it.
+        encode: encodes query images with dynamic batching.
+        ingests: runs ingests, one at a time.
+        decode_limiter: for decoding images: as many at once as there are cores.
+        duplicates_limiter: for searches for near-duplicates: one at a time.
+        access: tokens and sessions.
+        bodies: limits the request bodies in memory.
+        stream_slots: limits open event streams.
+        duplicate_slots: limits searches for near-duplicates, waiting ones included.
+        health_slots: limits health checks, which need no token.
+        filter_queue: limits queries with a filter, which may be expensive for Milvus; other queries do not wait.
+        upload_quota: limits the folder of uploads.
+        shutdown: set when the server is about to end; long responses end with it.
     """
 
     index: ImageIndex
     settings: WebSettings
-    browser: Browser
     metrics: Metrics
-    encode: Batcher[Prepared, dict[str, Codes]]
+    encode: DynamicBatcher[QueryImage, dict[str, Codes]]
     thumbnails: Thumbnails
-    ingesting: Ingesting
-    decoding: anyio.CapacityLimiter
-    comparing: anyio.CapacityLimiter
+    ingests: IngestRunner
+    decode_limiter: anyio.CapacityLimiter
+    duplicates_limiter: anyio.CapacityLimiter
     access: Access
-    intake: Intake
-    streams: Places
-    searches: Places
-    checks: Places
-    filtering: Filtering
-    room: Room
-    ending: threading.Event
+    bodies: BodyBudget
+    stream_slots: Slots
+    duplicate_slots: Slots
+    health_slots: Slots
+    filter_queue: FilterQueue
+    upload_quota: UploadQuota
+    shutdown: threading.Event
 
 
 def _state(request: Request) -> State:
-    found: State = request.app.state.mgm
-    return found
+    state: State = request.app.state.mgm
+    return state
 
 
-Shared = Annotated[State, Depends(_state)]
+CurrentState = Annotated[State, Depends(_state)]
 
 
-class Stream(StreamingResponse):
-    """Server-sent events, as long as there is a place for them."""
+class EventStream(StreamingResponse):
+    """Server-sent events, which hold a slot as long as they last."""
 
-    def __init__(self, events: AsyncIterator[str], places: Places) -> None:
+    def __init__(self, events: AsyncIterator[str], slots: Slots) -> None:
         super().__init__(events, media_type="text/event-stream")
-        self._places = places
+        self._slots = slots
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them, or a refusal; the place is given back however that ends."""
+        """Send the events, or 503 when no slot is free; the slot is released however that ends."""
         try:
-            with self._places.one():
+            with self._slots.take():
                 await super().__call__(scope, receive, send)
         except BusyError as error:
-            await busy(error)(scope, receive, send)
+            await busy_response(error)(scope, receive, send)
 
 
-def busy(error: BusyError) -> Response:
-    """What those get who come when too much is being done."""
-    answer = refused(503, str(error))
-    answer.headers["retry-after"] = str(RETRY_SECONDS)
-    return answer
+def busy_response(error: BusyError) -> Response:
+    """503 with Retry-After."""
+    response = error_response(503, str(error))
+    response.headers["retry-after"] = str(RETRY_SECONDS)
+    return response
 
 
-def about(shared: State) -> dict[str, Any]:
-    """The collection, how it is asked unless told otherwise, and what this page may do, as plain data."""
-    schema, settings = shared.index.schema, shared.settings
-    exists = shared.index.exists
+def page_facts(state: State) -> dict[str, Any]:
+    """The collection, its default options, and what this page may do, as plain data for the page."""
+    schema, settings = state.index.schema, state.settings
     return {
-        "collection": shared.index.collection, "rows": rows(shared), "bits": schema.code_bits,
+        "collection": state.index.collection, "rows": count_rows(state), "bits": schema.code_bits,
         "weights": schema.weights | ({REGIONS: schema.regions.weight} if schema.regions else {}),
         "profiles": _profiles(schema.weights) | ({REGIONS: {REGIONS: 1.0}} if schema.regions else {}),
         "fusion": schema.fusion.model_dump(),
         "fields": [{"name": field.name, "type": field.type} for field in schema.fields],
-        "values": shared.browser.values() if exists else {},
+        "facets": state.index.facets() if state.index.exists else {},
         "can_delete": not settings.read_only,
         "can_upload": not settings.read_only and settings.upload_folder is not None,
         "folders": [] if settings.read_only else [str(folder) for folder in settings.ingest_folders],
@@ -116,18 +117,18 @@ def about(shared: State) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows(shared: State) -> int:
-    """Images in the collection; 0 when there is none."""
+def count_rows(state: State) -> int:
+    """Number of images in the collection; 0 when there is no collection."""
     try:
-        return shared.index.count()
+        return state.index.count()
     except CollectionNotFoundError:
         return 0
 
 
 def _profiles(weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Profile -> weights of all granularities; those that would ask nothing of this collection are left out."""
-    found = {
+    """Profile -> weights of all granularities; profiles whose weights are all 0 in this collection are left out."""
+    profiles = {
         profile: {name: named.get(name, weight) for name, weight in weights.items()}
         for profile, named in PROFILES.items()
     }
-    return {profile: chosen for profile, chosen in found.items() if any(chosen.values())}
+    return {profile: chosen for profile, chosen in profiles.items() if any(chosen.values())}

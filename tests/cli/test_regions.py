@@ -77,8 +77,8 @@ def test_plans_and_regions_as_options(home: Path) -> None:
             "does not lie inside the image, which is 156 pixels",
         ),
         (["detail.jpg", "--crop", "0,0,0,10"], 2, "is no part of an image"),
-        (["detail.jpg", "--crop", "0,0,4,4"], 1, "4x4 pixels shows too little to be found"),
-        (["--like", "photos/30.png", "--contains"], 1, "regions are looked for with the image itself"),
+        (["detail.jpg", "--crop", "0,0,4,4"], 1, "4x4 pixels is too small to be recognised"),
+        (["--like", "photos/30.png", "--contains"], 1, "regions are searched with the image itself"),
         (["detail.jpg", "--plan", "fast"], 2, "'fast'"),
     ],
 )

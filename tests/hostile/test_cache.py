@@ -85,7 +85,7 @@ def test_a_file_with_the_same_content_and_another_time_keeps_its_thumbnail(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.utime(page.file, (1, 1))
-    monkeypatch.setattr(Thumbnails, "_made", lambda *_: pytest.fail("it is kept already"))
+    monkeypatch.setattr(Thumbnails, "_render", lambda *_: pytest.fail("it is kept already"))
     assert page.status() == 200
 
 

@@ -162,7 +162,7 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from mg_milvus import ImageIndex
 from mg_milvus.errors import MgMilvusError
-from mg_milvus.html.pages import QueryResult, result_page
+from mg_milvus.html.pages import QueryResult, QuerySettings, result_page
 from mg_milvus.web.security import WebSettings
 from mg_milvus.web.app import create_app
 from tests.hostile.test_image_files import HOSTILE
@@ -189,8 +189,8 @@ with ImageIndex.open("memory:") as index:
             make(path)
             hits = index.like(hit.id, k=4)
             done[kind] = {
-                "page": result_page([QueryResult("x", path, [hit])], collection="x", bits=index.schema.code_bits,
-                                    weights={}, fusion="rank").count("data:image"),
+                "page": result_page([QueryResult("x", path, [hit])],
+                                    QuerySettings("x", index.schema.code_bits, {}, "rank")).count("data:image"),
                 "thumbnail": client.get(f"{at}/thumbnail").status_code,
                 "original": client.get(f"{at}/original").status_code,
                 "crop": client.get(f"/api/query?id={hit.id}&crop=0,0,20,20").status_code,

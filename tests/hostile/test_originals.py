@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
 from fastapi.testclient import TestClient
 
-from mg_milvus.html.pages import QueryResult, result_page
+from mg_milvus.html.pages import QueryResult, QuerySettings, result_page
 from mg_milvus.images import decode
 from mg_milvus.images.discover import content_hash
 from mg_milvus.images.thumbnails import thumbnail
@@ -158,8 +158,7 @@ def test_thumbnails_and_pages_show_nothing_of_another_file(row: Row, tmp_path: P
             answer = row.client.get(f"{row.at}/thumbnail?side=240")
             assert (answer.status_code, answer.content) == (200, made) or answer.status_code == 422
             page = result_page(
-                [QueryResult("x", row.file, [row.hit])],
-                collection="x", bits=row.index.schema.code_bits, weights={}, fusion="rank",
+                [QueryResult("x", row.file, [row.hit])], QuerySettings("x", row.index.schema.code_bits, {}, "rank")
             )  # fmt: skip
             assert "secret of" not in page
     for file in (tmp_path / "thumbnails").rglob("*.jpg"):

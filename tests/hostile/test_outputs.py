@@ -30,7 +30,7 @@ from mg_milvus.cli.query import print_hits
 from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport, GroupMember, duplicates_page
 from mg_milvus.evaluation.report import QueryShown, ReportData, ResultShown, write_report
 from mg_milvus.files import file_link, printable
-from mg_milvus.html.pages import QueryResult, render, result_page
+from mg_milvus.html.pages import QueryResult, QuerySettings, render, result_page
 from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.records import Failure, Hit
 from mg_milvus.results import Hits, IngestReport
@@ -83,9 +83,7 @@ def duplicates(name: str) -> DuplicateReport:
 def results(name: str, _: Path) -> str:
     hits = [a_hit(1, f"/p/{name}"), a_hit(2, name), a_hit(3, f"//host/{name}")]
     asked = QueryResult(name, Path("/nowhere"), hits)
-    return result_page(
-        [asked, asked], collection=name, bits={**BITS, name: 8}, weights={name: 1.0}, fusion=name, profile=name
-    )
+    return result_page([asked, asked], QuerySettings(name, {**BITS, name: 8}, {name: 1.0}, name, name))
 
 
 def evaluation(name: str, folder: Path) -> str:

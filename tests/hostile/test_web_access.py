@@ -162,7 +162,7 @@ def test_attempts_come_back_with_time() -> None:
 
 
 def test_the_table_of_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(security, "MOST_ADDRESSES", 100)
+    monkeypatch.setattr(security, "MAX_ADDRESSES", 100)
     clock = Clock()
     attempts = Attempts(clock)
     for number in range(1000):
@@ -341,10 +341,10 @@ def test_the_table_of_sessions_is_bounded_and_holds_no_ids() -> None:
     table = Sessions(Clock())
     first = table.begin()
     used = table.begin()
-    for _ in range(security.MOST_SESSIONS):
+    for _ in range(security.MAX_SESSIONS):
         table.begin()
         assert table.holds(used)
-    assert len(table._sessions) == security.MOST_SESSIONS
+    assert len(table._sessions) == security.MAX_SESSIONS
     assert not table.holds(first)
     assert used not in repr(vars(table))
 

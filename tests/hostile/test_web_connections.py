@@ -32,7 +32,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rules, ten times as fast."""
     monkeypatch.setattr(app, "HEAD_SECONDS", 1.0)
     monkeypatch.setattr(app, "STALL_SECONDS", 2.0)
-    monkeypatch.setattr(app, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(app, "CHECK_SECONDS", 0.1)
 
 
 def connect(port: int, said: bytes = b"") -> socket.socket:
@@ -78,12 +78,12 @@ def test_three_thousand_half_sent_heads(tmp_path: Path) -> None:
         assert healthy(served.port)
         files = Path(f"/proc/{served.process.pid}/fd")
         if files.is_dir():
-            assert len(list(files.iterdir())) < app.MOST_CONNECTIONS + 200
+            assert len(list(files.iterdir())) < app.MAX_CONNECTIONS + 200
 
 
 def test_more_connections_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest that ask nothing make room; who asks is answered."""
-    monkeypatch.setattr(app, "MOST_CONNECTIONS", 20)
+    monkeypatch.setattr(app, "MAX_CONNECTIONS", 20)
     with in_thread(WebSettings()) as (port, _), ExitStack() as stack:
         opened = [stack.enter_context(connect(port, b"GET / HTTP/1.1\r\nHost: 127.0")) for _ in range(60)]
         assert healthy(port)
@@ -92,7 +92,7 @@ def test_more_connections_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_body_that_gets_on_is_kept_before_one_that_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "MOST_CONNECTIONS", 20)
+    monkeypatch.setattr(app, "MAX_CONNECTIONS", 20)
     image = encoded(kind_of_image("disc", 1), "JPEG")
     with in_thread(WebSettings()) as (port, _), ExitStack() as stack:
         upload = stack.enter_context(connect(port, head(port, len(image), "Expect: 100-continue\r\n")))
@@ -164,7 +164,7 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch
     from mg_milvus.web import app as application
 
     monkeypatch.setattr(
-        application, "about", lambda _: {"collection": "x" * 20_000_000, "rows": 0, "bits": {"fine": 0}}
+        application, "page_facts", lambda _: {"collection": "x" * 20_000_000, "rows": 0, "bits": {"fine": 0}}
     )
     with in_thread(WebSettings()) as (port, _), connect(port) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -179,9 +179,9 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch
 def test_a_stream_of_events_stays_when_there_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
     from mg_milvus.web import jobs
 
-    monkeypatch.setattr(jobs, "QUIET_SECONDS", 1.0)
+    monkeypatch.setattr(jobs, "KEEPALIVE_SECONDS", 1.0)
     with in_thread(WebSettings()) as (port, app):
-        app.state.mgm.ingesting.job = jobs.Job("long", stage="at work")
+        app.state.mgm.ingests.job = jobs.Job("long", stage="at work")
         with connect(port, f"GET /api/ingest/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()) as stream:
             said = b""
             while said.count(b"still at it") < 4:  # twice what a stalled body gets
@@ -196,11 +196,11 @@ def test_a_thousand_streams_of_events() -> None:
     from mg_milvus.web import jobs
 
     with in_thread(WebSettings()) as (port, app), ExitStack() as stack:
-        app.state.mgm.ingesting.job = jobs.Job("long")
+        app.state.mgm.ingests.job = jobs.Job("long")
         ask = f"GET /api/ingest/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
-        streams = [stack.enter_context(connect(port, ask)) for _ in range(application.MOST_STREAMS)]
+        streams = [stack.enter_context(connect(port, ask)) for _ in range(application.MAX_STREAMS)]
         assert {stream.recv(12) for stream in streams} == {b"HTTP/1.1 200"}
-        for _ in range(1000 - application.MOST_STREAMS):
+        for _ in range(1000 - application.MAX_STREAMS):
             with connect(port, ask) as refused:
                 assert refused.recv(12) == b"HTTP/1.1 503"
         with connect(port, ask) as refused:

@@ -22,8 +22,8 @@ from fastapi.testclient import TestClient
 from mg_milvus.errors import FilterError
 from mg_milvus.index import ImageIndex
 from mg_milvus.web import limits
-from mg_milvus.web.app import MOST_CHECKS, MOST_SEARCHES, create_app
-from mg_milvus.web.limits import BusyError, Filtering, Intake
+from mg_milvus.web.app import MAX_DUPLICATE_SEARCHES, MAX_HEALTH_CHECKS, create_app
+from mg_milvus.web.limits import BodyBudget, BusyError, FilterQueue
 from mg_milvus.web.security import WebSettings
 from tests.conftest import kind_of_image
 from tests.hostile.web_servers import in_thread
@@ -138,7 +138,7 @@ def test_messages_are_no_html(client: TestClient) -> None:
 
 
 def test_bodies_in_memory_are_counted() -> None:
-    intake = Intake(1000)
+    intake = BodyBudget(1000)
     with intake.body() as one:
         one.add(3000)
         with intake.body() as other:
@@ -147,7 +147,7 @@ def test_bodies_in_memory_are_counted() -> None:
                 other.add(1)
         with intake.body() as third:
             third.add(1000)
-    bodies = [intake.body() for _ in range(limits.MOST_BODIES)]
+    bodies = [intake.body() for _ in range(limits.MAX_BODIES)]
     for body in bodies:
         body.__enter__()
     with pytest.raises(BusyError, match="256 uploads are under way already"), intake.body():
@@ -160,7 +160,7 @@ def test_bodies_in_memory_are_counted() -> None:
 
 def test_ten_thousand_queued_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The attack: so many bodies that begin and are not ended. Few are kept, the rest are told to come again."""
-    monkeypatch.setattr(limits, "MOST_BODIES", 64)  # as the number of attackers, a quarter
+    monkeypatch.setattr(limits, "MAX_BODIES", 64)  # as the number of attackers, a quarter
     settings = WebSettings(upload_folder=tmp_path / "uploads", max_upload_bytes=1_000_000)
     with in_thread(settings) as (port, app):
         head = f"POST /api/uploads?name=a.jpg HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 900000\r\n\r\n"
@@ -184,7 +184,7 @@ def test_ten_thousand_queued_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyP
             for connection in kept:
                 connection.close()
         end = time.monotonic() + PATIENCE
-        while app.state.mgm.intake._bytes and time.monotonic() < end:
+        while app.state.mgm.bodies._bytes and time.monotonic() < end:
             time.sleep(0.05)
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
             image = jpeg()
@@ -193,14 +193,14 @@ def test_ten_thousand_queued_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_who_is_told_to_come_again_is_told_when(page: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page.app.state.mgm.intake, "_most", 10)
+    monkeypatch.setattr(page.app.state.mgm.bodies, "_most", 10)
     for path in ("/api/uploads?name=a.jpg", "/api/query"):
         answer = page.post(path, content=jpeg())
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         assert "try again" in answer.json()["error"]
 
 
-@pytest.mark.parametrize(("limit", "value"), [("MOST_UPLOADS", 2), ("MOST_UPLOADED_BYTES", 4000)])
+@pytest.mark.parametrize(("limit", "value"), [("MAX_UPLOADS", 2), ("MAX_UPLOADED_BYTES", 4000)])
 def test_the_folder_of_uploads_is_not_filled_without_end(
     page: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
@@ -213,13 +213,13 @@ def test_the_folder_of_uploads_is_not_filled_without_end(
     assert len(list((tmp_path / "uploads").iterdir())) == codes.count(200)
     for file in (tmp_path / "uploads").iterdir():
         file.unlink()
-    monkeypatch.setattr(limits, "LOOK_AGAIN_SECONDS", -1.0)
+    monkeypatch.setattr(limits, "RECOUNT_SECONDS", -1.0)
     assert page.post("/api/uploads?name=a.jpg", content=jpeg()).status_code == 200
 
 
 def test_a_disk_that_is_nearly_full_takes_no_uploads(page: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.post("/api/uploads?name=a.jpg", content=jpeg()).status_code == 200
-    monkeypatch.setattr(limits, "LEAST_FREE_BYTES", 10**18)
+    monkeypatch.setattr(limits, "MIN_FREE_BYTES", 10**18)
     answer = page.post("/api/uploads?name=a.jpg", content=jpeg(2))
     assert (answer.status_code, "free some" in answer.json()["error"]) == (507, True)
 
@@ -262,10 +262,10 @@ def test_searches_for_near_duplicates_do_not_queue_without_end(
 
     monkeypatch.setattr(ImageIndex, "duplicates", held)
     try:
-        with ThreadPoolExecutor(MOST_SEARCHES) as pool:
-            waiting = [pool.submit(client.get, "/api/duplicates") for _ in range(MOST_SEARCHES)]
+        with ThreadPoolExecutor(MAX_DUPLICATE_SEARCHES) as pool:
+            waiting = [pool.submit(client.get, "/api/duplicates") for _ in range(MAX_DUPLICATE_SEARCHES)]
             end = time.monotonic() + PATIENCE
-            while client.app.state.mgm.searches._taken < MOST_SEARCHES and time.monotonic() < end:
+            while client.app.state.mgm.duplicate_slots._taken < MAX_DUPLICATE_SEARCHES and time.monotonic() < end:
                 time.sleep(0.02)
             for path in ("/api/duplicates", "/api/duplicates/events"):
                 answer = client.get(path)
@@ -274,7 +274,7 @@ def test_searches_for_near_duplicates_do_not_queue_without_end(
             assert {answer.result().status_code for answer in waiting} == {400}
     finally:
         going.set()
-    assert client.app.state.mgm.searches._taken == 0
+    assert client.app.state.mgm.duplicate_slots._taken == 0
 
 
 def test_checks_that_anyone_may_ask_for_do_not_use_up_the_threads(
@@ -289,10 +289,10 @@ def test_checks_that_anyone_may_ask_for_do_not_use_up_the_threads(
 
     monkeypatch.setattr(ImageIndex, "count", held)
     try:
-        with ThreadPoolExecutor(MOST_CHECKS) as pool:
-            waiting = [pool.submit(client.get, "/health") for _ in range(MOST_CHECKS)]
+        with ThreadPoolExecutor(MAX_HEALTH_CHECKS) as pool:
+            waiting = [pool.submit(client.get, "/health") for _ in range(MAX_HEALTH_CHECKS)]
             end = time.monotonic() + PATIENCE
-            while client.app.state.mgm.checks._taken < MOST_CHECKS and time.monotonic() < end:
+            while client.app.state.mgm.health_slots._taken < MAX_HEALTH_CHECKS and time.monotonic() < end:
                 time.sleep(0.02)
             assert client.get("/health").status_code == 503
             assert client.get("/api/sample?count=1").status_code == 200
@@ -369,15 +369,14 @@ def test_patterns_match_as_before(pattern: str, text: str, expected: bool) -> No
 def test_others_are_answered_while_filters_take_long(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred queries with a slow filter: two run, some wait, the rest are refused; nobody else waits for them."""
     going = threading.Event()
-    browser = client.app.state.mgm.browser
-    sample = type(browser).sample
+    sample = ImageIndex.sample
 
-    def slow(self: object, count: int, where: str | None = None) -> object:
-        if where:
+    def slow(self: ImageIndex, count: int, filter: str | None = None) -> object:  # noqa: A002
+        if filter:
             going.wait(PATIENCE)
-        return sample(self, count, where)
+        return sample(self, count, filter)
 
-    monkeypatch.setattr(type(browser), "sample", slow)
+    monkeypatch.setattr(ImageIndex, "sample", slow)
     try:
         with ThreadPoolExecutor(100) as pool:
             asked = [pool.submit(client.get, "/api/sample?filter=number<5&count=1") for _ in range(100)]
@@ -397,7 +396,7 @@ def test_others_are_answered_while_filters_take_long(client: TestClient, monkeyp
 def test_a_filter_that_takes_too_long_is_given_up_but_keeps_its_place() -> None:
     async def attack() -> list[str]:
         going, running = threading.Event(), threading.Semaphore(0)
-        filtering = Filtering(seconds=0.3)
+        filtering = FilterQueue(seconds=0.3)
 
         def slow() -> str:
             running.release()
@@ -421,4 +420,4 @@ def test_a_filter_that_takes_too_long_is_given_up_but_keeps_its_place() -> None:
                 pass
         return first
 
-    assert asyncio.run(attack()) == ["the filter took longer than 0 seconds: ask with one that is simpler"] * 10
+    assert asyncio.run(attack()) == ["the filter took longer than 0 seconds: use a simpler one"] * 10

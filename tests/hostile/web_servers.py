@@ -78,7 +78,7 @@ def in_thread(settings: WebSettings) -> Iterator[tuple[int, FastAPI]]:
         try:
             yield int(taken.getsockname()[1]), app
         finally:
-            app.state.mgm.ending.set()
+            app.state.mgm.shutdown.set()
             running.should_exit = True
             thread.join()
             taken.close()

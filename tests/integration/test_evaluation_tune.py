@@ -31,9 +31,9 @@ from mg_milvus.evaluation.tune import (
     tune,
 )
 from mg_milvus.schema.models import FusionSettings, Granularity, Schema
-from mg_milvus.search.fusion import fuse
+from mg_milvus.search.fusion import Fusion, fuse
 from mg_milvus.search.query import Query
-from mg_milvus.search.searcher import ask
+from mg_milvus.search.searcher import Searcher
 from mg_milvus.store.base import Description, Row
 from tests.memory_store import MemoryStore
 
@@ -78,7 +78,7 @@ def brute_force(query: int, weights: Mapping[str, float], method: str = "rank") 
     fused = fuse(
         [f"{row:03}" for row in others],
         {name: hamming(own[query : query + 1], own[others])[0] for name, own in NOISY.items()},
-        bits=BITS, weights=weights, method=method,  # type: ignore[arg-type]
+        bits=BITS, weights=weights, fusion=Fusion(method),  # type: ignore[arg-type]
     )  # fmt: skip
     scores, wanted = np.round(fused.scores, 9), CLASSES[others] == CLASSES[query]
     precision, before, found = 0.0, 0, 0
@@ -222,7 +222,7 @@ def test_scores_are_those_of_real_queries(method: str, weights: tuple[float, ...
         query = replace(query, k=150)
         for place, scores in zip(range(3), queries.scores_at(setting, method, depth), strict=False):  # type: ignore[arg-type]
             own = {name: values[place : place + 1] for name, values in codes.items()}
-            (hits,) = ask(store, schema, own, query, without=[f"{place:032x}"])
+            (hits,) = Searcher(store, schema).search(own, query, [f"{place:032x}"])
             used = sum(weight > 0 for weight in weights)
             found = {int(hit.id, 16): hit.score for hit in hits}
             assert {row for row, score in enumerate(scores) if score >= used} == set(found)

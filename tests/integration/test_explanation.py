@@ -1,4 +1,4 @@
-"""Why an answer is as it is: told facts against numpy on the codes, and the answer unchanged by the telling."""
+"""Explanations of results: checked against numpy on the codes; the hits are those of the plain query."""
 
 from __future__ import annotations
 
@@ -55,25 +55,29 @@ def asked(labelled_index: ImageIndex, labelled_photos: Path) -> str:
 @pytest.mark.parametrize("fusion", ["rank", "score"])
 def test_ranks_and_shares_by_hand(labelled_index: ImageIndex, asked: str, fusion: str) -> None:
     options = {"k": 6, "depth": 7, "weights": WEIGHTS, "fusion": fusion, "rrf_k": 10}
-    told = labelled_index.explain(like=asked, **options)
+    explanation = labelled_index.explain(like=asked, **options)
     answers, distances = by_hand(labelled_index, asked, 7)
     union = {key for named in answers.values() for key in named}
-    assert 7 < told.candidates == len(union) < 21
-    assert (told.plan, told.reason.split(":")[0]) == ("full", "auto")
-    for name, field in told.fields.items():
+    assert 7 < explanation.candidates == len(union) < 21
+    assert (explanation.plan, explanation.reason.split(":")[0]) == ("full", "auto")
+    for name, field in explanation.fields.items():
         found = [distances[name][key] for key in answers[name]]
-        assert (field.weight, field.bits, field.asked) == (WEIGHTS[name], BITS[name], 8)  # 7, and the image itself
-        assert (field.found, field.nearest, field.farthest) == (len(found), min(found), max(found))
-    for hit, standings in zip(told.hits, told.standings, strict=True):
-        for name, standing in standings.items():
+        assert (field.weight, field.bits, field.depth) == (WEIGHTS[name], BITS[name], 8)  # 7, and the image itself
+        assert (field.candidates, field.nearest, field.farthest) == (len(found), min(found), max(found))
+    for hit, contributions in zip(explanation.hits, explanation.contributions, strict=True):
+        for name, contribution in contributions.items():
             own = distances[name][hit.id]
             rank = mean_rank(own, [distances[name][key] for key in union])
             place = answers[name].index(hit.id) + 1 if hit.id in answers[name] else None
-            assert (standing.distance, standing.rank, standing.found_at) == (own, rank, place)
+            assert (contribution.distance, contribution.rank, contribution.position) == (own, rank, place)
             share = WEIGHTS[name] / (10 + rank) if fusion == "rank" else WEIGHTS[name] * (1 - own / BITS[name])
-            assert standing.share == pytest.approx(share, abs=1e-12)
-        assert sum(standing.share for standing in standings.values()) == pytest.approx(hit.score, abs=1e-12)
-    assert any(standing.found_at is None for standings in told.standings for standing in standings.values())
+            assert contribution.score == pytest.approx(share, abs=1e-12)
+        assert sum(contribution.score for contribution in contributions.values()) == pytest.approx(hit.score, abs=1e-12)
+    assert any(
+        contribution.position is None
+        for contributions in explanation.contributions
+        for contribution in contributions.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,11 +90,11 @@ def test_ranks_and_shares_by_hand(labelled_index: ImageIndex, asked: str, fusion
 )  # fmt: skip
 def test_the_answer_is_the_same(labelled_index: ImageIndex, labelled_photos: Path, options: dict[str, object]) -> None:
     image = labelled_photos / "blocks" / "11.jpg"
-    told = labelled_index.explain(image, **options)
-    assert told.hits == labelled_index.query(image, **options)
-    assert len(told.standings) == len(told.hits) > 0
-    assert {"load encoder", "decode", "encode", "fetch"} < set(told.seconds)
-    assert 0 < sum(told.seconds.values()) <= told.total
+    explanation = labelled_index.explain(image, **options)
+    assert explanation.hits == labelled_index.query(image, **options)
+    assert len(explanation.contributions) == len(explanation.hits) > 0
+    assert {"load encoder", "decode", "encode", "fetch"} < set(explanation.seconds)
+    assert 0 < sum(explanation.seconds.values()) <= explanation.total_seconds
     if "crop" not in options:
         like = labelled_index.explain(like=image, **options)
         assert like.hits == labelled_index.like(image, **options)
@@ -98,36 +102,41 @@ def test_the_answer_is_the_same(labelled_index: ImageIndex, labelled_photos: Pat
 
 
 def test_a_cascade_tells_what_it_began_with(labelled_index: ImageIndex, asked: str) -> None:
-    told = labelled_index.explain(like=asked, plan="cascade", depth=9, k=5, weights=WEIGHTS)
+    explanation = labelled_index.explain(like=asked, plan="cascade", depth=9, k=5, weights=WEIGHTS)
     answers, distances = by_hand(labelled_index, asked, 9)
-    assert told.plan == "cascade"
-    assert told.reason.endswith("coarse was asked for 10 and named 10")
-    assert (told.candidates, told.fields["fine"].asked) == (9, 100)
-    assert told.fields["fine"].seconds is None
+    assert explanation.plan == "cascade"
+    assert explanation.reason.endswith("coarse returned 10 of 10 candidates requested")
+    assert (explanation.candidates, explanation.fields["fine"].depth) == (9, 100)
+    assert explanation.fields["fine"].seconds is None
     near = sorted(answers["coarse"], key=lambda key: (distances["fine"][key], key))
-    places = {hit.id: standings["fine"].found_at for hit, standings in zip(told.hits, told.standings, strict=True)}
+    places = {
+        hit.id: contributions["fine"].position
+        for hit, contributions in zip(explanation.hits, explanation.contributions, strict=True)
+    }
     assert places == {key: near.index(key) + 1 for key in places}
 
 
 def test_the_server_keeps_its_ranks_to_itself(labelled_index: ImageIndex, asked: str) -> None:
-    told = labelled_index.explain(like=asked, fusion="server", k=2)
-    assert (told.plan, told.candidates, told.fields["mid"].found) == ("server", None, None)
-    assert {standing.share for standings in told.standings for standing in standings.values()} == {None}
+    explanation = labelled_index.explain(like=asked, fusion="server", k=2)
+    assert (explanation.plan, explanation.candidates, explanation.fields["mid"].candidates) == ("server", None, None)
+    assert {
+        contribution.score for contributions in explanation.contributions for contribution in contributions.values()
+    } == {None}
 
 
 def test_regions_are_one_more_field(collage_index: ImageIndex) -> None:
     detail = collage(9).crop((120, 0, 240, 80))
     options = {"regions": "contains", "weights": {"coarse": 1, "regions": 3}, "k": 4, "depth": 10}
-    told = collage_index.explain(detail, **options)
-    assert told.hits == collage_index.query(detail, **options)
-    assert told.reason == "with regions in the query, auto asks everything"
-    assert (told.fields["regions"].asked, told.fields["regions"].found) == (10, 10)
-    assert told.fields["regions"].seconds > 0
-    first = told.standings[0]
+    explanation = collage_index.explain(detail, **options)
+    assert explanation.hits == collage_index.query(detail, **options)
+    assert explanation.reason == "auto: a query with regions searches every granularity"
+    assert (explanation.fields["regions"].depth, explanation.fields["regions"].candidates) == (10, 10)
+    assert explanation.fields["regions"].seconds > 0
+    first = explanation.contributions[0]
     alone = collage_index.query(detail, **(options | {"weights": {"regions": 1}, "k": 10}))
-    assert first["regions"].found_at == 1 + [hit.id for hit in alone].index(told.hits[0].id)
-    assert first["fine"].share is None
-    assert first["regions"].share + first["coarse"].share == pytest.approx(told.hits[0].score, abs=1e-12)
+    assert first["regions"].position == 1 + [hit.id for hit in alone].index(explanation.hits[0].id)
+    assert first["fine"].score is None
+    assert first["regions"].score + first["coarse"].score == pytest.approx(explanation.hits[0].score, abs=1e-12)
 
 
 def test_one_image_is_asked(labelled_index: ImageIndex) -> None:
@@ -150,7 +159,7 @@ def test_the_command_tells_people_and_programs(
     lines = done.stdout.splitlines()
     assert lines[0] == "plan full: auto: 60 images, fewer than the 10,000,000 from which a cascade is chosen"
     assert lines[1:3] == ["fusion rank: the score is the sum of weight / (60 + rank)", "filter: width > 1"]
-    assert lines[4].split() == ["granularity", "weight", "bits", "asked", "found", "nearest", "farthest", "time"]
+    assert lines[4].split() == ["granularity", "weight", "bits", "depth", "candidates", "nearest", "farthest", "time"]
     assert lines[5].split()[:6] == ["coarse", "1", "64", "100", "60", "0"]
     assert "60 different images were ranked on every granularity." in lines
     shown = [line.split() for line in lines if "05.jpg" in line or line.startswith("      ")]
@@ -159,7 +168,7 @@ def test_the_command_tells_people_and_programs(
     assert lines[-1].split()[0] == "total"
     record = json.loads(run("query", "--like", image, *options, "--json").stdout)
     assert (record["query"], record["candidates"], record["plan"], len(record["hits"])) == (image, 59, "full", 2)
-    why = record["hits"][0]["why"]
-    assert sum(one["share"] for one in why.values()) == pytest.approx(record["hits"][0]["score"])
-    assert set(record["fields"]["fine"]) >= {"asked", "found", "nearest", "farthest", "seconds", "weight"}
+    contributions = record["hits"][0]["contributions"]
+    assert sum(one["score"] for one in contributions.values()) == pytest.approx(record["hits"][0]["score"])
+    assert set(record["fields"]["fine"]) >= {"depth", "candidates", "nearest", "farthest", "seconds", "weight"}
     assert record["total_seconds"] >= record["seconds"]["search fine"] == record["fields"]["fine"]["seconds"]

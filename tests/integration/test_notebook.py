@@ -16,7 +16,7 @@ import mg_milvus
 from mg_milvus.html.pages import SIDE
 from mg_milvus.index import ImageIndex
 from mg_milvus.records import FAILURES_SHOWN, Failure, Hit
-from mg_milvus.results import MOST_SHOWN, Hits, IngestReport
+from mg_milvus.results import MAX_SHOWN, Hits, IngestReport
 
 ODD = "<b>&\"'.jpg"
 
@@ -112,10 +112,10 @@ def test_what_is_gone_is_a_placeholder_and_names_are_escaped(tmp_path: Path) -> 
 
 def test_the_size_is_bounded(tmp_path: Path) -> None:
     Image.effect_noise((1500, 900), 90).convert("RGB").save(tmp_path / "noise.jpg")
-    hits = Hits([a_hit(rank, str(tmp_path / "noise.jpg")) for rank in range(1, MOST_SHOWN + 31)])
+    hits = Hits([a_hit(rank, str(tmp_path / "noise.jpg")) for rank in range(1, MAX_SHOWN + 31)])
     html = hits._repr_html_()
     found = Fragment(html)
-    assert (len(found.images), set(found.images)) == (MOST_SHOWN, {(SIDE, 120)})
+    assert (len(found.images), set(found.images)) == (MAX_SHOWN, {(SIDE, 120)})
     assert found.text[-1] == "and 30 more"
     assert len(html) < 1_500_000
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mg_milvus.files import printable
-from mg_milvus.html.pages import QueryResult, result_page
+from mg_milvus.html.pages import QueryResult, QuerySettings, result_page
 from mg_milvus.records import Hit
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def a_hit(rank: int, path: str, coarse: int = 16, fine: int = 32) -> Hit:
 
 def page_of(*results: QueryResult, **options) -> str:
     settings = {"collection": "images", "bits": BITS, "weights": {"coarse": 1.0, "fine": 3.0}, "fusion": "rank"}
-    return result_page(results, **(settings | options))
+    return result_page(results, QuerySettings(**(settings | options)))
 
 
 def embedded(uri: str) -> Image.Image:

@@ -175,7 +175,7 @@ def test_auto_cascades_from_many_images_on(index: ImageIndex, collages: Path, mo
     [
         ({"crop": (200, 100, 100, 100)}, "does not lie inside the image"),
         ({"crop": (0, 0, 0, 10)}, "does not lie inside the image"),
-        ({"crop": (0, 0, 7, 100)}, "7x100 pixels shows too little to be found; expected at least 8"),
+        ({"crop": (0, 0, 7, 100)}, "7x100 pixels is too small to be recognised; expected at least 8"),
         ({"regions": "all"}, "regions is 'all', expected contains or overlap"),
         ({"plan": "fast"}, "plan is 'fast', expected auto, full, cascade"),
         ({"regions": "contains", "fusion": "server"}, "the server cannot fuse the regions"),

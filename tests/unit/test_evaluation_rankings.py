@@ -13,7 +13,7 @@ from mg_milvus.codes import hamming
 from mg_milvus.evaluation import scoring
 from mg_milvus.evaluation.scoring import Recipe, evaluate_codes, fused_keys, recipes_of, score_codes
 from mg_milvus.schema.models import PROFILES, Schema
-from mg_milvus.search.fusion import fuse
+from mg_milvus.search.fusion import Fusion, fuse
 
 BITS = {"coarse": 16, "mid": 32, "fine": 64}
 RECIPES = (
@@ -37,7 +37,7 @@ def test_keys_order_rows_as_fuse_does(rows: int, spread: int, seed: int) -> None
     ids = [f"{i:03}" for i in random.permutation(rows)]
     for recipe, keys in zip(RECIPES, fused_keys(distances, BITS, RECIPES), strict=True):
         fused = fuse(
-            ids, distances, bits=BITS, weights=recipe.weights, method=recipe.method, rrf_k=recipe.rrf_k
+            ids, distances, bits=BITS, weights=recipe.weights, fusion=Fusion(recipe.method, recipe.rrf_k)
         )  # fmt: skip
         assert order_of(keys, ids) == fused.order.tolist()
 
@@ -61,7 +61,7 @@ def test_rows_that_are_no_candidates_do_not_push_others_down() -> None:
     without = {name: values[candidates] for name, values in distances.items()}
     left = [key for key, kept in zip(ids, candidates, strict=True) if kept]
     for recipe, keys in zip(RECIPES, fused_keys(distances, BITS, RECIPES, candidates), strict=True):
-        fused = fuse(left, without, bits=BITS, weights=recipe.weights, method=recipe.method, rrf_k=recipe.rrf_k)
+        fused = fuse(left, without, bits=BITS, weights=recipe.weights, fusion=Fusion(recipe.method, recipe.rrf_k))
         assert order_of(keys[candidates], left) == fused.order.tolist()
 
 
@@ -110,7 +110,7 @@ def brute(
         kept = grades[row] != 255
         distances = {name: hamming(queries[name][row : row + 1], codes[kept])[0] for name, codes in database.items()}
         ids = [f"{i:03}" for i in range(kept.sum())]
-        fused = fuse(ids, distances, bits=BITS, weights=recipe.weights, method=recipe.method, rrf_k=recipe.rrf_k)
+        fused = fuse(ids, distances, bits=BITS, weights=recipe.weights, fusion=Fusion(recipe.method, recipe.rrf_k))
         nearness = sum(w * (1 - distances[name] / BITS[name]) for name, w in sorted(recipe.weights.items()))
         standing = list(zip(np.round(fused.scores, 12), np.round(nearness, 12), strict=True))
         places = {pair: place for place, pair in enumerate(sorted(set(standing)))}

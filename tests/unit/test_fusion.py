@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mg_milvus.search.fusion import fuse, shared_ranks
+from mg_milvus.search.fusion import Fusion, fuse, shared_ranks
 
 BITS = {"coarse": 64, "mid": 128, "fine": 256}
 Method = Literal["rank", "score"]
@@ -23,7 +23,7 @@ def test_rank_fusion_is_the_formula() -> None:
     fused = fuse(
         ["a", "b", "c"],
         {"coarse": np.array([1, 1, 5]), "fine": np.array([30, 10, 20])},
-        bits=BITS, weights={"coarse": 1, "fine": 3}, rrf_k=10,
+        bits=BITS, weights={"coarse": 1, "fine": 3}, fusion=Fusion(rrf_k=10),
     )  # fmt: skip
     expected = [1 / 11.5 + 3 / 13, 1 / 11.5 + 3 / 11, 1 / 13 + 3 / 12]
     assert fused.scores == pytest.approx(expected)
@@ -36,7 +36,7 @@ def test_score_fusion_is_the_formula() -> None:
     fused = fuse(
         ["a", "b"],
         {"coarse": np.array([16, 32]), "fine": np.array([64, 0])},
-        bits=BITS, weights={"coarse": 2, "fine": 1}, method="score",
+        bits=BITS, weights={"coarse": 2, "fine": 1}, fusion=Fusion("score"),
     )  # fmt: skip
     assert fused.scores == pytest.approx([2 * 0.75 + 0.75, 2 * 0.5 + 1.0])
     assert fused.order.tolist() == [0, 1]
@@ -104,7 +104,7 @@ def test_equals_the_brute_force_reference(
     case: tuple[list[str], dict[str, np.ndarray], dict[str, float]], method: Method, rrf_k: int
 ) -> None:
     ids, distances, weights = case
-    fused = fuse(ids, distances, bits=BITS, weights=weights, method=method, rrf_k=rrf_k)
+    fused = fuse(ids, distances, bits=BITS, weights=weights, fusion=Fusion(method, rrf_k))
     assert [ids[i] for i in fused.order] == reference(ids, distances, weights, method, rrf_k)
 
 
@@ -115,11 +115,11 @@ def test_the_order_of_rows_and_granularities_means_nothing(
     ids, distances, weights = case
     shuffled = list(range(len(ids)))
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    first = fuse(ids, distances, bits=BITS, weights=weights, method=method)
+    first = fuse(ids, distances, bits=BITS, weights=weights, fusion=Fusion(method))
     second = fuse(
         [ids[i] for i in shuffled],
         {name: distances[name][shuffled] for name in reversed(list(distances))},
-        bits=BITS, weights=dict(reversed(weights.items())), method=method,
+        bits=BITS, weights=dict(reversed(weights.items())), fusion=Fusion(method),
     )  # fmt: skip
     assert [ids[i] for i in first.order] == [ids[shuffled[i]] for i in second.order]
 
@@ -129,9 +129,11 @@ def test_a_weight_of_zero_is_leaving_it_out(
     case: tuple[list[str], dict[str, np.ndarray], dict[str, float]], method: Method
 ) -> None:
     ids, distances, weights = case
-    zeroed = fuse(ids, distances, bits=BITS, weights=weights | {"mid": 0}, method=method)
+    zeroed = fuse(ids, distances, bits=BITS, weights=weights | {"mid": 0}, fusion=Fusion(method))
     weights.pop("mid")
-    left_out = fuse(ids, {g: d for g, d in distances.items() if g != "mid"}, bits=BITS, weights=weights, method=method)
+    left_out = fuse(
+        ids, {g: d for g, d in distances.items() if g != "mid"}, bits=BITS, weights=weights, fusion=Fusion(method)
+    )
     assert zeroed.order.tolist() == left_out.order.tolist()
     assert zeroed.scores.tolist() == left_out.scores.tolist()
 
@@ -141,7 +143,7 @@ def test_one_granularity_keeps_the_order_of_its_distance(
     case: tuple[list[str], dict[str, np.ndarray], dict[str, float]], method: Method
 ) -> None:
     ids, distances, _ = case
-    fused = fuse(ids, distances, bits=BITS, weights={"fine": 2}, method=method)
+    fused = fuse(ids, distances, bits=BITS, weights={"fine": 2}, fusion=Fusion(method))
     assert [ids[i] for i in fused.order] == sorted(ids, key=lambda key: (distances["fine"][ids.index(key)], key))
 
 
@@ -152,8 +154,8 @@ def test_coming_nearer_never_costs_places(
     ids, distances, weights = case
     chosen = data.draw(st.integers(0, len(ids) - 1))
     name = data.draw(st.sampled_from(sorted(BITS)))
-    before = fuse(ids, distances, bits=BITS, weights=weights, method=method)
+    before = fuse(ids, distances, bits=BITS, weights=weights, fusion=Fusion(method))
     distances[name] = distances[name].copy()
     distances[name][chosen] = max(0, distances[name][chosen] - data.draw(st.integers(1, 6)))
-    after = fuse(ids, distances, bits=BITS, weights=weights, method=method)
+    after = fuse(ids, distances, bits=BITS, weights=weights, fusion=Fusion(method))
     assert after.order.tolist().index(chosen) <= before.order.tolist().index(chosen)

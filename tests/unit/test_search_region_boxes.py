@@ -1,4 +1,4 @@
-"""Looking for details among regions: what an image's distance and box are."""
+"""Searching regions: the distance and the box of an image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from mg_milvus.schema.models import Schema
 from mg_milvus.schema.regions import RegionScale, RegionSettings, scale_of
-from mg_milvus.search.regions import Found, find_regions
+from mg_milvus.search.regions import RegionMatches, search_regions
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import open_store
 
@@ -22,42 +22,42 @@ REGIONS = RegionSettings(bits=32, scales=(RegionScale(size=0.5, grid=2), RegionS
 
 
 def test_an_image_is_as_near_as_its_nearest_region_and_no_farther_than_what_was_reached() -> None:
-    found = Found(near=[{"a": [(3, 0), (9, 1)], "b": [(12, 2)]}], bounds=[10])
-    assert found.distances(["a", "b", "c"]).tolist() == [3, 10, 10]
-    assert found.nearest(5) == ["a", "b"]
-    assert found.nearest(1) == ["a"]
+    matches = RegionMatches(by_image=[{"a": [(3, 0), (9, 1)], "b": [(12, 2)]}], bounds=[10])
+    assert matches.distances(["a", "b", "c"]).tolist() == [3, 10, 10]
+    assert matches.nearest_images(5) == ["a", "b"]
+    assert matches.nearest_images(1) == ["a"]
 
 
 def test_the_distance_to_several_details_is_the_sum() -> None:
-    found = Found(near=[{"a": [(3, 0)]}, {"a": [(5, 1)], "b": [(1, 0)]}], bounds=[10, 8])
-    assert found.distances(["a", "b", "c"]).tolist() == [8, 11, 18]
-    assert found.nearest(2) == ["a", "b"]
+    matches = RegionMatches(by_image=[{"a": [(3, 0)]}, {"a": [(5, 1)], "b": [(1, 0)]}], bounds=[10, 8])
+    assert matches.distances(["a", "b", "c"]).tolist() == [8, 11, 18]
+    assert matches.nearest_images(2) == ["a", "b"]
 
 
 def test_ties_are_in_the_order_of_the_ids() -> None:
-    found = Found(near=[{"b": [(3, 0)], "a": [(3, 1)]}], bounds=[10])
-    assert found.nearest(2) == ["a", "b"]
+    matches = RegionMatches(by_image=[{"b": [(3, 0)], "a": [(3, 1)]}], bounds=[10])
+    assert matches.nearest_images(2) == ["a", "b"]
 
 
 def test_the_box_is_that_of_the_nearest_region() -> None:
-    found = Found(near=[{"a": [(3, 3)]}], bounds=[10])
-    assert found.box("a", REGIONS, 200, 100) == (100, 50, 100, 50)
-    assert found.box("b", REGIONS, 200, 100) is None
+    matches = RegionMatches(by_image=[{"a": [(3, 3)]}], bounds=[10])
+    assert matches.box("a", REGIONS, 200, 100) == (100, 50, 100, 50)
+    assert matches.box("b", REGIONS, 200, 100) is None
 
 
 def test_equally_near_regions_share_the_box() -> None:
-    found = Found(near=[{"a": [(3, 0), (3, 1)]}], bounds=[10])
-    assert found.box("a", REGIONS, 200, 100) == (50, 0, 100, 50)
+    matches = RegionMatches(by_image=[{"a": [(3, 0), (3, 1)]}], bounds=[10])
+    assert matches.box("a", REGIONS, 200, 100) == (50, 0, 100, 50)
 
 
 def test_a_region_much_farther_away_does_not_move_the_box() -> None:
-    found = Found(near=[{"a": [(0, 0), (30, 3)]}], bounds=[32])
-    assert found.box("a", REGIONS, 200, 100) == (0, 0, 100, 50)
+    matches = RegionMatches(by_image=[{"a": [(0, 0), (30, 3)]}], bounds=[32])
+    assert matches.box("a", REGIONS, 200, 100) == (0, 0, 100, 50)
 
 
 def test_the_box_is_of_the_detail_that_was_matched_best() -> None:
-    found = Found(near=[{"a": [(9, 0)]}, {"a": [(2, 3)]}], bounds=[10, 10])
-    assert found.box("a", REGIONS, 200, 100) == (100, 50, 100, 50)
+    matches = RegionMatches(by_image=[{"a": [(9, 0)]}, {"a": [(2, 3)]}], bounds=[10, 10])
+    assert matches.box("a", REGIONS, 200, 100) == (100, 50, 100, 50)
 
 
 @pytest.fixture
@@ -83,37 +83,39 @@ def rows(count: int) -> list[Row]:
 def by_hand(images: list[Row], detail: np.ndarray) -> dict[str, tuple[int, int]]:
     """Distance of the nearest region of each image, and its number: bits counted with Python's integers."""
     places = scale_of(REGIONS.windows).tolist()
-    found = {}
+    matches = {}
     for row in images:
         codes = [int.from_bytes(row.region_codes[4 * n : 4 * n + 4]) for n in range(REGIONS.count)]
-        found[row.id] = min(
+        matches[row.id] = min(
             ((code ^ int.from_bytes(detail[place].tobytes())).bit_count(), n)
             for n, (code, place) in enumerate(zip(codes, places, strict=True))
         )
-    return found
+    return matches
 
 
 def test_a_search_that_reaches_everything_is_exact(store: Store) -> None:
     images = rows(20)
     store.upsert(images)
     detail = np.random.default_rng(5).integers(0, 256, (2, 4), np.uint8)
-    found = find_regions(store, REGIONS, detail[None], 8000)
+    matches = search_regions(store, REGIONS, detail[None], 8000)
     exact = by_hand(images, detail)
-    assert found.bounds == [32]
-    assert dict(zip(exact, found.distances(list(exact)).tolist(), strict=True)) == {k: d for k, (d, _) in exact.items()}
-    assert {image: near[0] for image, near in found.near[0].items()} == exact
+    assert matches.bounds == [32]
+    assert dict(zip(exact, matches.distances(list(exact)).tolist(), strict=True)) == {
+        k: d for k, (d, _) in exact.items()
+    }
+    assert {image: near[0] for image, near in matches.by_image[0].items()} == exact
 
 
 def test_a_search_that_stops_early_is_exact_below_its_bound(store: Store) -> None:
     images = rows(200)
     store.upsert(images)
     detail = np.random.default_rng(6).integers(0, 256, (2, 4), np.uint8)
-    found = find_regions(store, REGIONS, detail[None], 80)
+    matches = search_regions(store, REGIONS, detail[None], 80)
     exact = {image: distance for image, (distance, _) in by_hand(images, detail).items()}
-    (bound,) = found.bounds
+    (bound,) = matches.bounds
     assert bound < 32
-    assert max(len(near) for near in found.near) <= 2 * 80
-    assert found.distances(list(exact)).tolist() == [min(d, bound) for d in exact.values()]
+    assert max(len(near) for near in matches.by_image) <= 2 * 80
+    assert matches.distances(list(exact)).tolist() == [min(d, bound) for d in exact.values()]
 
 
 def test_only_some_images_are_looked_at(store: Store) -> None:
@@ -121,7 +123,7 @@ def test_only_some_images_are_looked_at(store: Store) -> None:
     store.upsert(images)
     detail = np.random.default_rng(7).integers(0, 256, (2, 4), np.uint8)
     chosen = [row.id for row in images[5:9]]
-    found = find_regions(store, REGIONS, detail[None], 800, chosen)
+    matches = search_regions(store, REGIONS, detail[None], 800, chosen)
     exact = by_hand(images[5:9], detail)
-    assert set(found.near[0]) == set(chosen)
-    assert found.distances(chosen).tolist() == [exact[image][0] for image in chosen]
+    assert set(matches.by_image[0]) == set(chosen)
+    assert matches.distances(chosen).tolist() == [exact[image][0] for image in chosen]

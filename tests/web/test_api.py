@@ -188,12 +188,12 @@ def test_candidates_with_regions_rank_as_any_weights_do(details: TestClient, col
     hits = collage_index.query(png(7), k=6, depth=6, crop=BOX)
     assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in hits]))
     candidates = {row["id"]: row for row in answer["candidates"]}
-    assert {key for key, row in candidates.items() if "regions" in row["found_by"]} == {hit.id for hit in hits}
+    assert {key for key, row in candidates.items() if "regions" in row["retrieved_by"]} == {hit.id for hit in hits}
     for hit in hits:
         assert candidates[hit.id]["distances"] == hit.distances
         assert candidates[hit.id].get("box") == (list(hit.box) if hit.box else None)
     whole = {hit.id for hit in collage_index.query(png(7), k=6, depth=6, granularity="coarse")}
-    assert {key for key, row in candidates.items() if "coarse" in row["found_by"]} == whole
+    assert {key for key, row in candidates.items() if "coarse" in row["retrieved_by"]} == whole
 
 
 def test_many_kinds_of_queries_are_encoded_together(details: TestClient, collage_index: ImageIndex) -> None:
@@ -210,7 +210,7 @@ def test_many_kinds_of_queries_are_encoded_together(details: TestClient, collage
     [
         ("regions=corner", "regions is 'corner', expected contains or overlap"),
         ("plan=quick", "plan is 'quick', expected auto, full, cascade"),
-        ("crop=0,0,4,4", "a detail of 4x4 pixels shows too little to be found"),
+        ("crop=0,0,4,4", "a region of 4x4 pixels is too small to be recognised"),
         ("regions=contains&fusion=server", "the server cannot fuse the regions"),
     ],
 )
@@ -230,7 +230,7 @@ def test_codes_cannot_ask_the_regions(details: TestClient, client: TestClient) -
 def test_candidates_of_all_granularities_rank_as_any_weights_do(client: TestClient, index: ImageIndex) -> None:
     answer = client.post("/api/query?candidates=true&depth=10&weights=mid=1", content=jpeg()).json()
     for name in ("coarse", "mid", "fine"):
-        found = {row["id"] for row in answer["candidates"] if name in row["found_by"]}
+        found = {row["id"] for row in answer["candidates"] if name in row["retrieved_by"]}
         assert found == {hit.id for hit in index.query(jpeg(), k=10, depth=10, granularity=name)}
     assert len(answer["candidates"]) > 10
     assert answer["hits"] == [hit.as_dict() for hit in index.query(jpeg(), depth=10, granularity="mid")]
@@ -392,14 +392,14 @@ def test_near_duplicates_are_told_about_as_they_are_found(copies: TestClient, co
         assert (last["state"], last["done"], last["total"]) == ("done", 44, 44)
         report = copied_index.duplicates(distance=10)
         assert last["report"]["pairs"] == report.pairs == 2
-        assert "2 groups of 4 images among 44" in last["report"]["sentences"][0]
+        assert "2 groups of 4 images among 44" in last["report"]["summary"][0]
 
 
 def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: ImageIndex) -> None:
     """As a server does when the connection is closed: it stops asking for events."""
     import asyncio
 
-    from mg_milvus.web.api import events_of_a_search
+    from mg_milvus.web.api import duplicate_events
 
     ended, told = threading.Event(), threading.Event()
 
@@ -418,7 +418,7 @@ def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: Ima
     async def listen_for_a_moment() -> None:
         import anyio
 
-        stream = events_of_a_search(Endless(), {}, anyio.CapacityLimiter(1), threading.Event())  # type: ignore[arg-type]
+        stream = duplicate_events(Endless(), {}, anyio.CapacityLimiter(1), threading.Event())  # type: ignore[arg-type]
         await anext(stream)
         await asyncio.to_thread(told.wait, 10)
         await stream.aclose()
@@ -431,7 +431,7 @@ def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: Ima
 def test_a_search_for_near_duplicates_ends_with_the_server(
     copies: TestClient, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    ending = copies.app.state.mgm.ending
+    ending = copies.app.state.mgm.shutdown
 
     def endless(self: ImageIndex, *, progress: Callable[[Progress], None], **_: object) -> None:
         for done in range(10_000):
@@ -463,7 +463,7 @@ def test_who_watches_an_ingest_is_let_go_when_the_server_ends(
     monkeypatch.setattr(ImageIndex, "ingest", held)
     try:
         assert client.post("/api/ingest", json={"folder": str(tmp_path / "allowed")}).status_code == 202
-        client.app.state.mgm.ending.set()
+        client.app.state.mgm.shutdown.set()
         told = client.get("/api/ingest/events").text
     finally:
         go_on.set()

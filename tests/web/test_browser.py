@@ -109,7 +109,7 @@ def shown(page: Page) -> list[str]:
     return page.eval_on_selector_all("#grid .card", "cards => cards.map(card => card.dataset.id)")
 
 
-def wait_for_answer(page: Page) -> None:
+def wait_for_results(page: Page) -> None:
     page.wait_for_selector("#grid:not([aria-busy]) .card .rank")
 
 
@@ -127,7 +127,7 @@ def drop(page: Page, file: Path) -> None:
     )
     for event in ("dragenter", "dragover", "drop"):
         page.dispatch_event("body", event, {"dataTransfer": transfer})
-    wait_for_answer(page)
+    wait_for_results(page)
 
 
 def ids(hits: list) -> list[str]:
@@ -215,15 +215,15 @@ def test_a_box_asks_for_a_part(page: Page, index: ImageIndex, folder: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def parts_home(collage_index: ImageIndex, collages: Path) -> Iterator[str]:
+def regions_home(collage_index: ImageIndex, collages: Path) -> Iterator[str]:
     """A page over an index with regions."""
     with served(collage_index, WebSettings(thumbnail_folder=collages.with_name("collage-thumbnails"))) as url:
         yield url
 
 
 @pytest.fixture
-def parts_page(browser: Browser, parts_home: str) -> Iterator[Page]:
-    with visit(browser, parts_home) as opened:
+def regions_page(browser: Browser, regions_home: str) -> Iterator[Page]:
+    with visit(browser, regions_home) as opened:
         yield opened
 
 
@@ -237,7 +237,7 @@ def drag(page: Page, frame: str, box: tuple[float, float, float, float]) -> None
     page.mouse.move(place["x"] + place["width"] * (x + width), place["y"] + place["height"] * (y + height), steps=3)
     page.mouse.up()
     page.wait_for_selector("#whole:visible")
-    wait_for_answer(page)
+    wait_for_results(page)
 
 
 def crop_of(page: Page) -> tuple[int, ...]:
@@ -262,8 +262,8 @@ def weights_shown(page: Page) -> dict[str, float]:
 LAST_QUARTER = (0.5, 0.5, 0.49, 0.49)
 
 
-def test_a_box_asks_the_regions_and_shows_them(parts_page: Page, collage_index: ImageIndex, collages: Path) -> None:
-    page, image = parts_page, collages / "07.png"
+def test_a_box_asks_the_regions_and_shows_them(regions_page: Page, collage_index: ImageIndex, collages: Path) -> None:
+    page, image = regions_page, collages / "07.png"
     drop(page, image)
     page.click("text=instance")
     whole = shown(page)
@@ -289,8 +289,8 @@ def test_a_box_asks_the_regions_and_shows_them(parts_page: Page, collage_index: 
     assert drawn_boxes(page) == [None] * len(whole)
 
 
-def test_regions_are_mixed_in_without_asking_again(parts_page: Page, collage_index: ImageIndex, collages: Path) -> None:
-    page, image = parts_page, collages / "31.png"
+def test_regions_are_mixed_in_without_a_request(regions_page: Page, collage_index: ImageIndex, collages: Path) -> None:
+    page, image = regions_page, collages / "31.png"
     drop(page, image)
     drag(page, "#frame", LAST_QUARTER)
     crop, queries = crop_of(page), []
@@ -312,8 +312,8 @@ def test_regions_are_mixed_in_without_asking_again(parts_page: Page, collage_ind
     assert queries == []
 
 
-def test_regions_are_asked_when_they_first_count(parts_page: Page, collage_index: ImageIndex, collages: Path) -> None:
-    page, image = parts_page, collages / "12.png"
+def test_regions_are_asked_when_they_first_count(regions_page: Page, collage_index: ImageIndex, collages: Path) -> None:
+    page, image = regions_page, collages / "12.png"
     drop(page, image)
     assert page.locator(".card .bars .label:text('regions')").count() == 0
     page.focus("#weight-regions")
@@ -326,8 +326,8 @@ def test_regions_are_asked_when_they_first_count(parts_page: Page, collage_index
     assert shown(page) == ids(collage_index.query(image, k=len(shown(page)), weights=weights))
 
 
-def test_a_part_of_a_result_is_looked_for(parts_page: Page, collage_index: ImageIndex, collages: Path) -> None:
-    page = parts_page
+def test_a_part_of_a_result_is_looked_for(regions_page: Page, collage_index: ImageIndex, collages: Path) -> None:
+    page = regions_page
     drop(page, collages / "07.png")
     asked = shown(page)[2]
     page.click(".card:nth-child(3) .why")
@@ -340,12 +340,12 @@ def test_a_part_of_a_result_is_looked_for(parts_page: Page, collage_index: Image
 
 
 def test_a_shared_detail_says_what_is_missing(
-    parts_page: Page, parts_home: str, browser: Browser, collage_index: ImageIndex, collages: Path
+    regions_page: Page, regions_home: str, browser: Browser, collage_index: ImageIndex, collages: Path
 ) -> None:
-    drop(parts_page, collages / "07.png")
-    drag(parts_page, "#frame", LAST_QUARTER)
-    with visit(browser, parts_home, parts_page.url.removeprefix(parts_home)) as other:
-        wait_for_answer(other)
+    drop(regions_page, collages / "07.png")
+    drag(regions_page, "#frame", LAST_QUARTER)
+    with visit(browser, regions_home, regions_page.url.removeprefix(regions_home)) as other:
+        wait_for_results(other)
         assert "only its codes" in other.inner_text("#regions-hint")
         assert other.is_disabled("#weight-regions")
         assert other.inner_text("#heading") == "Nearest images"
@@ -353,15 +353,15 @@ def test_a_shared_detail_says_what_is_missing(
 
 
 def test_the_page_ranks_regions_as_the_library_does(
-    parts_page: Page, collage_index: ImageIndex, collages: Path
+    regions_page: Page, collage_index: ImageIndex, collages: Path
 ) -> None:
     random_ = random.Random(3)
     for seed, method in ((7, "rank"), (8, "score"), (9, "rank"), (10, "score")):
         image, crop = collages / f"{seed:02}.png", (0, 80, 120, 80)
         weights = {name: random_.choice([0.5, 1, 2.7, 3]) for name in ("coarse", "fine", "regions")}
-        url = f"{parts_page.url}api/query?candidates=true&regions=contains&depth=15&crop={','.join(map(str, crop))}"
-        answer = parts_page.request.post(url, data=image.read_bytes()).json()
-        ranked = parts_page.evaluate(
+        url = f"{regions_page.url}api/query?candidates=true&regions=contains&depth=15&crop={','.join(map(str, crop))}"
+        answer = regions_page.request.post(url, data=image.read_bytes()).json()
+        ranked = regions_page.evaluate(
             """async ([candidates, bits, weights, method]) => {
                 const { fuse } = await import("/static/fusion.js");
                 return fuse(candidates, { bits, weights, method, rrfK: 60 });
@@ -379,7 +379,7 @@ def test_a_result_is_asked_with_and_back_leads_back(page: Page, index: ImageInde
     first, address_of_first = shown(page), page.url
     page.click(".card:nth-child(4) .tile")
     page.wait_for_url("**/?id=*")
-    wait_for_answer(page)
+    wait_for_results(page)
     assert shown(page) == ids(index.like(first[3], k=len(shown(page))))
     page.go_back()
     page.wait_for_url(address_of_first)
@@ -388,7 +388,7 @@ def test_a_result_is_asked_with_and_back_leads_back(page: Page, index: ImageInde
     page.go_back()
     page.wait_for_selector("#drop:visible")
     page.go_forward()
-    page.wait_for_selector("#asked:visible")
+    page.wait_for_selector("#query-image:visible")
 
 
 def test_the_address_can_be_shared(page: Page, browser: Browser, home: str, folder: Path) -> None:
@@ -397,10 +397,10 @@ def test_the_address_can_be_shared(page: Page, browser: Browser, home: str, fold
     page.click("#filter-panel summary")
     page.select_option("#filter-kind", "disc")
     page.wait_for_url(lambda url: "where.kind=disc" in url)
-    wait_for_answer(page)
+    wait_for_results(page)
     order = shown(page)
     with visit(browser, home, page.url.removeprefix(home)) as other:
-        wait_for_answer(other)
+        wait_for_results(other)
         assert shown(other) == order
         assert other.get_attribute(".segment:text('category')", "aria-pressed") == "true"
         assert other.input_value("#filter-kind") == "disc"
@@ -417,12 +417,12 @@ def test_filters_are_those_of_the_schema(page: Page, index: ImageIndex, folder: 
     page.select_option("#filter-kind", "stripes")
     page.focus("[name='number.least']")
     page.keyboard.type("5")
-    wait_for_answer(page)  # to the query before; it must not take away what is being typed
+    wait_for_results(page)  # to the query before; it must not take away what is being typed
     assert page.input_value("[name='number.least']") == "5"
     page.fill("#filter-path", "1")
     page.keyboard.press("Enter")
     page.wait_for_url(lambda url: "where.path=1" in url)
-    wait_for_answer(page)
+    wait_for_results(page)
     where = 'kind == "stripes" and number >= 5 and path like "%1%"'
     assert shown(page) == ids(index.query(image, k=60, filter=where))
     assert page.inner_text("#filter-count") == "3"
@@ -454,9 +454,9 @@ def test_the_keyboard_is_enough(page: Page, index: ImageIndex) -> None:
         page.keyboard.press(key)
     assert page.evaluate("document.activeElement.closest('.card').dataset.id") == asked
     page.keyboard.press("Enter")
-    wait_for_answer(page)
+    wait_for_results(page)
     assert shown(page) == ids(index.like(asked, k=len(shown(page))))
-    page.focus("#part")
+    page.focus("#draw-crop")
     page.keyboard.press("Enter")
     for key in ("ArrowRight", "ArrowDown", "Shift+ArrowRight", "Enter"):
         page.keyboard.press(key)
@@ -509,7 +509,7 @@ def test_near_duplicates_are_shown_side_by_side(browser: Browser, copies_home: s
         assert len(expected) == 2
         kept = [member.id for group in report.groups for member in group.members if member.keep]
         assert page.eval_on_selector_all(".kept", "all => all.map(card => card.dataset.id)") == kept
-        assert f"{len(report.could_go)} could go" in page.inner_text("#told")
+        assert f"{len(report.could_go)} could go" in page.inner_text("#summary")
         member = report.could_go[0]
         assert str(member.distances["fine"]) in page.inner_text(f".card[data-id='{member.id}'] .h2 .number")
         page.select_option("#keep", "newest")
@@ -519,14 +519,14 @@ def test_near_duplicates_are_shown_side_by_side(browser: Browser, copies_home: s
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.click(f".card[data-id='{member.id}'] .tile")
         page.wait_for_url(f"**/?id={member.id}")
-        wait_for_answer(page)
+        wait_for_results(page)
 
 
 def test_a_phone_shows_it_all(browser: Browser, home: str, folder: Path) -> None:
     phone = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
     with visit(browser, home, **phone) as page:
         page.set_input_files("#photograph", folder / "disc" / "01.jpg")
-        wait_for_answer(page)
+        wait_for_results(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert page.get_attribute("#photograph", "capture") == "environment"
         page.tap("#weights-panel summary")
@@ -601,7 +601,7 @@ def test_signing_in_and_out(browser: Browser, index: ImageIndex, folder: Path) -
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(
-    browser: Browser, home: str, parts_home: str, copies_home: str, folder: Path, collages: Path, scheme: str
+    browser: Browser, home: str, regions_home: str, copies_home: str, folder: Path, collages: Path, scheme: str
 ) -> None:
     base = pytest.importorskip("axe_playwright_python.base", reason="needs axe: pip install -e '.[dev]'")
     script = base.AXE_FILE_PATH.read_text()
@@ -628,7 +628,7 @@ def test_axe_finds_nothing(
         assert violations(page) == []
         page.goto(f"{home}docs")
         assert violations(page) == []
-    with visit(browser, parts_home, "?where.path=07.png", color_scheme=scheme, bypass_csp=True) as page:
+    with visit(browser, regions_home, "?where.path=07.png", color_scheme=scheme, bypass_csp=True) as page:
         drop(page, collages / "07.png")
         drag(page, "#frame", LAST_QUARTER)
         assert violations(page) == []

@@ -59,10 +59,10 @@ export class Adding {
     this.choices.hidden = true;
     this.going.hidden = false;
     this.failures.replaceChildren();
-    this.tell(text, 0, 1);
+    this.showProgress(text, 0, 1);
   }
 
-  tell(text, done, total) {
+  showProgress(text, done, total) {
     this.text.textContent = text;
     this.bar.max = Math.max(total, 1);
     this.bar.value = done;
@@ -87,7 +87,7 @@ export class Adding {
           this.fail(file.name, error.message.replace(`'${file.name}' `, ""));
         }
         done += 1;
-        this.tell(`${number(done)} of ${number(files.length)} sent`, done, files.length);
+        this.showProgress(`${number(done)} of ${number(files.length)} sent`, done, files.length);
       }
     };
     await Promise.all(Array.from({ length: AT_ONCE }, worker));
@@ -109,7 +109,7 @@ export class Adding {
 
   progress(job) {
     const failed = job.failed ? `, ${number(job.failed)} failed` : "";
-    this.tell(`${job.stage}: ${number(job.done)} of ${number(job.total)}${failed}`, job.done, job.total);
+    this.showProgress(`${job.stage}: ${number(job.done)} of ${number(job.total)}${failed}`, job.done, job.total);
     if (job.state === "failed") this.end(job.error);
     if (job.state !== "done") return;
     const { report } = job;

@@ -1,38 +1,38 @@
-// The query as an address, so that it can be shared, and found again with the back button.
+// The query as an address, so that it can be shared and the back button works.
 
 const FILTER = "where.";
 
-/** Query -> "?…"; what is as by default is left out. */
+/** Query -> "?…"; defaults are left out. */
 export function toAddress(query) {
-  const search = new URLSearchParams();
-  if (query.id) search.set("id", query.id);
-  if (query.codes) search.set("codes", query.codes);
-  if (query.crop) search.set("crop", query.crop.join(","));
-  if (query.profile) search.set("profile", query.profile);
+  const params = new URLSearchParams();
+  if (query.id) params.set("id", query.id);
+  if (query.codes) params.set("codes", query.codes);
+  if (query.crop) params.set("crop", query.crop.join(","));
+  if (query.profile) params.set("profile", query.profile);
   else if (query.weights) {
-    search.set("weights", Object.entries(query.weights).map(([name, weight]) => `${name}:${weight}`).join(","));
+    params.set("weights", Object.entries(query.weights).map(([name, weight]) => `${name}:${weight}`).join(","));
   }
-  if (query.fusion) search.set("fusion", query.fusion);
-  if (query.depth) search.set("depth", query.depth);
-  for (const [name, value] of Object.entries(query.filters)) search.set(FILTER + name, value);
-  const text = search.toString().replaceAll("%3A", ":").replaceAll("%2C", ",");
+  if (query.fusion) params.set("fusion", query.fusion);
+  if (query.depth) params.set("depth", query.depth);
+  for (const [name, value] of Object.entries(query.filters)) params.set(FILTER + name, value);
+  const text = params.toString().replaceAll("%3A", ":").replaceAll("%2C", ",");
   return text ? `?${text}` : "/";
 }
 
-/** "?…" -> query. What makes no sense is passed over: an address may come from anywhere. */
+/** "?…" -> query. Invalid values are ignored: an address may come from anywhere. */
 export function fromAddress(search, about) {
-  const query = new URLSearchParams(search);
-  const crop = query.get("crop")?.split(",").map(Number);
+  const params = new URLSearchParams(search);
+  const crop = params.get("crop")?.split(",").map(Number);
   const filters = {};
-  for (const [name, value] of query) if (name.startsWith(FILTER)) filters[name.slice(FILTER.length)] = value;
-  const depth = Number(query.get("depth"));
+  for (const [name, value] of params) if (name.startsWith(FILTER)) filters[name.slice(FILTER.length)] = value;
+  const depth = Number(params.get("depth"));
   return {
-    id: query.get("id"),
-    codes: query.get("id") ? null : query.get("codes"),
+    id: params.get("id"),
+    codes: params.get("id") ? null : params.get("codes"),
     crop: crop?.length === 4 && crop.every(Number.isInteger) ? crop : null,
-    profile: Object.hasOwn(about.profiles, query.get("profile") ?? "") ? query.get("profile") : null,
-    weights: readWeights(query.get("weights"), about.bits),
-    fusion: ["rank", "score"].includes(query.get("fusion")) ? query.get("fusion") : null,
+    profile: Object.hasOwn(about.profiles, params.get("profile") ?? "") ? params.get("profile") : null,
+    weights: readWeights(params.get("weights"), about.bits),
+    fusion: ["rank", "score"].includes(params.get("fusion")) ? params.get("fusion") : null,
     depth: Number.isInteger(depth) && depth > 0 ? depth : null,
     filters,
   };

@@ -1,8 +1,8 @@
-// Calls of the server. An answer that says no becomes an Error with the server's own sentence.
+// Calls of the API. An error response becomes an Error with the server's message.
 
-async function answered(response) {
+async function parse(response) {
   if (response.ok) return response.json();
-  let message = `the server answered ${response.status}`;
+  let message = `the server responded with status ${response.status}`;
   try {
     message = (await response.json()).error ?? message;
   } catch {
@@ -20,18 +20,18 @@ async function call(path, init = {}) {
     if (error.name === "AbortError") throw error;
     throw new Error("the server does not answer; is mgm serve still running?");
   }
-  return answered(response);
+  return parse(response);
 }
 
 const withQuery = (path, values) => {
-  const query = new URLSearchParams();
+  const params = new URLSearchParams();
   for (const [name, value] of Object.entries(values)) {
-    if (value !== null && value !== undefined && value !== "") query.set(name, value);
+    if (value !== null && value !== undefined && value !== "") params.set(name, value);
   }
-  return `${path}?${query}`;
+  return `${path}?${params}`;
 };
 
-/** Ask: with an image (a Blob), an id or codes; all candidates come back. */
+/** Query with an image (a Blob), an id or codes; the response holds all candidates. */
 export function query({ blob, id, codes, crop, regions, filter, depth, fusion }, signal) {
   const options = { crop: crop?.join(","), regions, filter, depth, fusion, k: 1, candidates: true };
   if (!blob) return call(withQuery("/api/query", { id, codes, ...options }), { signal });
@@ -51,7 +51,7 @@ export const original = (id) => `/api/images/${id}/original`;
 
 const UPLOAD_TRIES = 20;
 
-/** Keep an image. A server that has too much to do says when to come again. */
+/** Upload an image. A busy server says after how many seconds to retry. */
 export async function upload(file) {
   const headers = { "content-type": "application/octet-stream" };
   for (let tries = 1; ; tries += 1) {
@@ -73,22 +73,22 @@ export const ingest = (what) =>
 
 export const stopIngest = () => call("/api/ingest", { method: "DELETE" });
 
-/** Calls `tell` with the state of the ingest until it ends. */
-export const watchIngest = (tell) => watch("/api/ingest/events", tell);
+/** Calls `show` with the state of the ingest until it ends. */
+export const watchIngest = (show) => watch("/api/ingest/events", show);
 
-/** Calls `tell` with the state of a search for near-duplicates until it ends; then it has the report. */
-export const watchDuplicates = (asked, tell) => watch(withQuery("/api/duplicates/events", asked), tell);
+/** Calls `show` with the state of a search for near-duplicates; the last one has the report. */
+export const watchDuplicates = (options, show) => watch(withQuery("/api/duplicates/events", options), show);
 
-function watch(path, tell) {
+function watch(path, show) {
   const source = new EventSource(path);
   source.onmessage = ({ data }) => {
     const job = JSON.parse(data);
     if (job.state !== "running") source.close();
-    tell(job);
+    show(job);
   };
   source.onerror = () => {
-    // A connection that broke is tried again; one that was refused is not.
+    // The browser reconnects a broken stream, but not a refused one.
     if (source.readyState !== EventSource.CLOSED) return;
-    tell({ state: "failed", stage: "", done: 0, total: 0, failed: 0, error: "the server has no time for this now; try again" });
+    show({ state: "failed", stage: "", done: 0, total: 0, failed: 0, error: "the server is busy; try again" });
   };
 }

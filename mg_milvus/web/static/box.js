@@ -1,4 +1,4 @@
-// A box on an image: dragged with a mouse or pen, with a finger once asked for, or moved with the arrow keys.
+// A box on an image: dragged with a mouse or pen, with a finger after the button, or moved with the arrow keys.
 
 import { h } from "./dom.js";
 
@@ -10,7 +10,7 @@ export class BoxDrawer {
    * frame: the element around the image, with position: relative.
    * size: () => [width, height] of the whole image in its own pixels, or null while unknown.
    * chosen: called with [x, y, width, height] in those pixels.
-   * button: begins a box for those without a mouse, and then asks with it.
+   * button: begins a box for those without a mouse, and then searches with it.
    */
   constructor(frame, size, chosen, button) {
     Object.assign(this, { frame, size, chosen, button, box: null, start: null });
@@ -18,7 +18,7 @@ export class BoxDrawer {
     button.addEventListener("click", () => (frame.classList.contains("drawing") ? this.choose() : this.begin()));
     this.element = h("div", {
       class: "crop", role: "application", tabindex: "-1", hidden: true,
-      "aria-label": "The part to ask for. Arrow keys move it, with shift they resize it, Enter asks, Escape removes it",
+      "aria-label": "The crop to search with. Arrow keys move it, with shift they resize it, Enter searches, Escape removes it",
       onkeydown: (event) => this.key(event),
     });
     frame.append(this.element);
@@ -50,7 +50,7 @@ export class BoxDrawer {
     this.box ??= [0.25, 0.25, 0.5, 0.5];
     this.frame.classList.add("drawing");
     this.element.tabIndex = 0;
-    this.button.textContent = "Ask for what is in the box";
+    this.button.textContent = "Search with this crop";
     this.draw();
     this.element.focus();
   }

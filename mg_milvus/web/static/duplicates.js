@@ -54,19 +54,19 @@ function showGroups(groups, first = 0) {
   $("#groups").append(button);
 }
 
-function tell({ state, stage, done, total, report, error }) {
+function show({ state, stage, done, total, report, error }) {
   const bar = $("#progress");
   if (state === "running") {
     if (total) bar.value = done / total;
-    $("#told").textContent = total ? `${stage}: ${number(done)} of ${number(total)} images` : stage;
+    $("#summary").textContent = total ? `${stage}: ${number(done)} of ${number(total)} images` : stage;
     return;
   }
   bar.hidden = true;
-  $("#told").replaceChildren(...(report?.sentences ?? []).map((text) => h("p", {}, text)));
+  $("#summary").replaceChildren(...(report?.summary ?? []).map((text) => h("p", {}, text)));
   $("#problem").hidden = !error;
   $("#problem").textContent = error ?? "";
   if (report) showGroups(report.groups);
 }
 
 for (const control of [$("#distance"), $("#keep")]) control.addEventListener("change", () => control.form.requestSubmit());
-watchDuplicates({ distance: $("#distance").value, keep: $("#keep").value }, tell);
+watchDuplicates({ distance: $("#distance").value, keep: $("#keep").value }, show);

@@ -17,7 +17,7 @@ export class Filters {
   /** `changed` is called with {name: text} whenever a control was changed. */
   constructor(form, about, changed) {
     this.fields = [
-      ...about.fields.map((field) => ({ ...field, values: about.values[field.name] ?? [] })),
+      ...about.fields.map((field) => ({ ...field, values: about.facets[field.name] ?? [] })),
       { name: "path", label: "path holds", type: "string", values: [] },
       { name: "width", label: "width in pixels", type: "int", values: [] },
       { name: "expression", label: "expression", type: "expression", values: [] },

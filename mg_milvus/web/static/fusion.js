@@ -1,4 +1,4 @@
-// The ranking of mg_milvus/fusion.py, so that moving a slider asks nobody. Any change there belongs here too;
+// The ranking of mg_milvus/search/fusion.py, so that moving a slider needs no request. Any change there belongs here too;
 // a test compares the two.
 
 /** Ranks from 1, nearest first; equal distances share their mean rank. */
@@ -23,15 +23,15 @@ function rounded(value) {
 }
 
 /**
- * Rank the candidates that a granularity with a weight has found.
+ * Rank the candidates that a granularity with a weight retrieved.
  *
- * candidates: [{id, distances: {name: bits}, found_by: [name]}]
+ * candidates: [{id, distances: {name: bits}, retrieved_by: [name]}]
  * bits: {name: code length}; weights: {name: number}; method: "rank" or "score".
  * Returns [{row, rank, score, ranks}], best first; empty when no weight is above 0.
  */
 export function fuse(candidates, { bits, weights, method, rrfK }) {
   const used = Object.keys(weights).filter((name) => weights[name] > 0).sort();
-  const rows = candidates.filter((row) => row.found_by.some((name) => used.includes(name)));
+  const rows = candidates.filter((row) => row.retrieved_by.some((name) => used.includes(name)));
   const ranks = {};
   for (const name of Object.keys(bits)) ranks[name] = sharedRanks(rows.map((row) => row.distances[name]));
   const entries = rows.map((row, place) => {

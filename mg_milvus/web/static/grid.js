@@ -13,10 +13,10 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Grid {
   /**
-   * link: row -> address. ask: called with a row that was clicked. why: called with an entry that is to be explained.
+   * link: row -> address. search: called with a row that was clicked. why: called with an entry that is to be explained.
    */
-  constructor(container, { link, ask, why }) {
-    Object.assign(this, { container, bits: {}, link, ask, why, entries: [], cards: new Map(), blocks: [], columns: 0 });
+  constructor(container, { link, search, why }) {
+    Object.assign(this, { container, bits: {}, link, search, why, entries: [], cards: new Map(), blocks: [], columns: 0 });
     this.observer = new IntersectionObserver((seen) => seen.forEach((one) => this.toggle(one)), { rootMargin: MARGIN });
     new ResizeObserver(() => this.resized()).observe(container);
     container.addEventListener("keydown", (event) => this.walk(event));
@@ -102,7 +102,7 @@ export class Grid {
     const { row } = entry;
     let card = this.cards.get(row.id);
     if (card?.entry.row !== row) {
-      // A new card, or the same image in the answer to another query.
+      // A new card, or the same image as a result of another query.
       card = this.made(entry);
       this.cards.set(row.id, card);
     }
@@ -124,11 +124,11 @@ export class Grid {
     });
     card.tile = h("a", {
       class: `tile${fills ? " fill" : ""}`,
-      title: `Ask with ${row.path}`,
+      title: `Search with ${row.path}`,
       onclick: (event) => {
         if (event.ctrlKey || event.metaKey || event.shiftKey) return;
         event.preventDefault();
-        this.ask(row);
+        this.search(row);
       },
     }, image, row.box ? region(row) : null);
     card.append(card.tile);
@@ -217,7 +217,7 @@ const heading = (row, name) => h("h3", { title: row.path }, h("bdi", {}, name));
 export const distanceText = (row, granularity) =>
   `${granularity === REGIONS && !row.box ? "at least " : ""}${row.distances[granularity]}`;
 
-/** The found part, drawn over an image that is shown whole: the SVG is fitted exactly as the image is. */
+/** The matched region, drawn over an image that is shown whole: the SVG is fitted exactly as the image is. */
 export function region(row) {
   const [x, y, width, height] = row.box;
   return svg("svg", { class: "region", viewBox: `0 0 ${row.width} ${row.height}`, "aria-hidden": "true" },

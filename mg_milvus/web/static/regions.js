@@ -1,4 +1,4 @@
-// Queries for the regions of images: when they are asked, what the weights are then, and what the page says of it.
+// Queries for regions: when regions are searched, the weights then, and the hint on the page.
 
 export const REGIONS = "regions";
 
@@ -9,16 +9,16 @@ export class Regions {
     this.kept = { profile: null, weights: null }; // of the query for the whole image, while a box is drawn
   }
 
-  /** Whether they cannot be asked, because only the codes of the image are there. */
+  /** Whether regions cannot be searched, because only the codes of the query image are known. */
   missed(query) {
     return this.there && Boolean(query.codes) && !this.hasImage(query);
   }
 
-  /** What a query weighs, given what it says of that, if anything: a box asks the regions alone. */
-  weights(query, said) {
-    const wanted = said ?? (this.there && query.crop ? { [REGIONS]: 1 } : this.whole);
-    if (!this.missed(query) || !(wanted[REGIONS] > 0)) return wanted;
-    const possible = { ...wanted, [REGIONS]: 0 };
+  /** The weights of a query, given its own or none: a crop searches the regions only. */
+  weights(query, own) {
+    const weights = own ?? (this.there && query.crop ? { [REGIONS]: 1 } : this.whole);
+    if (!this.missed(query) || !(weights[REGIONS] > 0)) return weights;
+    const possible = { ...weights, [REGIONS]: 0 };
     return Object.values(possible).some((weight) => weight > 0) ? possible : { ...this.whole, [REGIONS]: 0 };
   }
 
@@ -30,16 +30,16 @@ export class Regions {
     return { ...query, crop, profile: null, weights: null };
   }
 
-  /** Whether a query of these weights asks them. */
-  asked(query, weights, hasImage = this.hasImage(query)) {
+  /** Whether a query with these weights searches the regions. */
+  searched(query, weights, hasImage = this.hasImage(query)) {
     return this.there && hasImage && (Boolean(query.crop) || weights[REGIONS] > 0);
   }
 
-  /** A sentence about them. */
+  /** A sentence for the page. */
   hint(query) {
-    if (this.missed(query)) return "Regions are asked with the image itself; here are only its codes, so they are left out.";
+    if (this.missed(query)) return "Regions need the image itself; here are only its codes, so regions are left out.";
     return query.crop
-      ? "regions looks for what is in the box inside of every image; the others see the whole image."
-      : "regions looks for the whole image inside of others; drag a box on it to look for a detail.";
+      ? "regions searches for the crop in the regions of every image; the others see the whole image."
+      : "regions searches for the whole image inside others; drag a box on it to search for a crop.";
   }
 }

@@ -1,4 +1,4 @@
-// Sliders and profiles: what each granularity counts.
+// Sliders and profiles: the weight of each granularity.
 
 import { h } from "./dom.js";
 import { REGIONS } from "./regions.js";
@@ -50,7 +50,7 @@ export class Weights {
     changed(profile ? { profile, weights: null } : { profile: null, weights });
   }
 
-  /** The weights that a query asks with. */
+  /** The weights of a query. */
   of(query) {
     const { profile, weights } = query;
     return this.regions.weights(query, profile ? this.about.profiles[profile] : weights);

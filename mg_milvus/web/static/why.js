@@ -1,4 +1,4 @@
-// "Why this?": a hit beside the query, with distance, rank and share of the score on every granularity.
+// "Why this?": a hit beside the query, with distance, rank and contribution to the score of every granularity.
 
 import { original, remove, thumbnail } from "./api.js";
 import { BoxDrawer } from "./box.js";
@@ -6,30 +6,30 @@ import { fileName, fileSize, h, number, rankText } from "./dom.js";
 import { contributions } from "./fusion.js";
 import { distanceText, region } from "./grid.js";
 
-const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "distances", "found_by", "box"]);
+const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "distances", "retrieved_by", "box"]);
 
 const date = (nanoseconds) => new Date(nanoseconds / 1e6).toISOString().slice(0, 16).replace("T", " ");
 
-const askedRegion = ({ crop, size }) => (crop && size ? region({ box: crop, width: size[0], height: size[1] }) : null);
+const queryRegion = ({ crop, size }) => (crop && size ? region({ box: crop, width: size[0], height: size[1] }) : null);
 
 export class Why {
   /**
-   * about: the page's facts. ask: called with a row and, for a part of it, a box. removed: called with a row that is
-   * no longer indexed.
+   * about: the page's facts. search: called with a row and a crop or null. removed: called with a row that is no
+   * longer indexed.
    */
-  constructor(dialog, about, { ask, removed }) {
-    Object.assign(this, { dialog, about, ask, removed });
+  constructor(dialog, about, { search, removed }) {
+    Object.assign(this, { dialog, about, search, removed });
     dialog.addEventListener("click", (event) => {
       if (event.target === dialog) dialog.close();
     });
   }
 
-  /** Explain an entry of `fuse`; settings are those it was ranked with; asked: the AskedImage. */
-  show(entry, settings, asked) {
+  /** Explain an entry of `fuse`; settings are those it was ranked with. */
+  show(entry, settings, queryImage) {
     const { row } = entry;
     const frame = h("div", { class: "frame" }, h("img", { src: thumbnail(row.id, 1600), alt: fileName(row.path) }));
-    const part = h("button", { class: "button" }, "Ask for a part of it");
-    new BoxDrawer(frame, () => [row.width, row.height], (box) => this.leave(() => this.ask(row, box)), part);
+    const crop = h("button", { class: "button" }, "Search with a crop");
+    new BoxDrawer(frame, () => [row.width, row.height], (box) => this.leave(() => this.search(row, box)), crop);
     if (row.box) frame.append(region(row));
     const close = () => this.dialog.close();
     this.dialog.replaceChildren(
@@ -38,14 +38,14 @@ export class Why {
         h("button", { class: "button small", onclick: close, autofocus: true }, "Close")),
       h("div", { class: "pair" },
         h("figure", {},
-          asked.address ? h("div", { class: "frame" }, h("img", { src: asked.address, alt: "the query" }), askedRegion(asked)) : h("p", { class: "nothing" }, "The query was shared without its image."),
-          h("figcaption", {}, "asked with")),
-        h("figure", {}, frame, h("figcaption", {}, "found", h("span", { class: "roomy" }, "; drag a box on it to ask for that part")))),
+          queryImage.address ? h("div", { class: "frame" }, h("img", { src: queryImage.address, alt: "the query" }), queryRegion(queryImage)) : h("p", { class: "nothing" }, "The query was shared without its image."),
+          h("figcaption", {}, "query")),
+        h("figure", {}, frame, h("figcaption", {}, "result", h("span", { class: "roomy" }, "; drag a box on it to search with that crop")))),
       this.table(entry, settings),
       this.facts(row),
       h("div", { class: "buttons" },
-        h("button", { class: "button primary", onclick: () => this.leave(() => this.ask(row, null)) }, "Ask with this image"),
-        part,
+        h("button", { class: "button primary", onclick: () => this.leave(() => this.search(row, null)) }, "Search with this image"),
+        crop,
         h("a", { class: "button", href: original(row.id), target: "_blank", rel: "noopener" }, "Open the file"),
         this.about.can_delete ? this.remover(row) : null),
     );
@@ -59,7 +59,7 @@ export class Why {
 
   table(entry, settings) {
     const { bits, weights, method, rrfK } = settings;
-    const shares = contributions(entry, settings);
+    const scores = contributions(entry, settings);
     const rows = Object.keys(bits).map((name, place) => {
       const distance = entry.row.distances[name];
       const near = 1 - distance / bits[name];
@@ -70,7 +70,7 @@ export class Why {
         h("td", {}, h("span", { class: "track", "aria-hidden": "true" }, h("i", { style: { width: `${100 * near}%` } })), `${(100 * near).toFixed(0)} %`),
         h("td", {}, `${distanceText(entry.row, name)} of ${bits[name]}`),
         h("td", {}, `#${rankText(entry.ranks[name])}`),
-        h("td", {}, weight ? h("span", { class: "formula" }, `${formula} = `) : null, weight ? shares[name].toFixed(4) : "–"));
+        h("td", {}, weight ? h("span", { class: "formula" }, `${formula} = `) : null, weight ? scores[name].toFixed(4) : "–"));
     });
     const head = ["granularity", "bits that agree", "bits that differ", "rank", "adds to the score"];
     return h("div", { class: "scroll" }, h("table", { class: "shares" },

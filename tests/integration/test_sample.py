@@ -1,4 +1,4 @@
-"""A look around in a collection reads few of its rows, however many there are."""
+"""Random samples and facets read few rows, however many there are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
-from mg_milvus.search.browse import Browser
 from mg_milvus.store.base import Description, Neighbours, Row
 
 if TYPE_CHECKING:
@@ -54,8 +53,7 @@ def read(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_sample_reads_a_few_times_what_it_gives(index: ImageIndex, read: list[int]) -> None:
-    browser = Browser(index.connection)
-    seen = [row.width for _ in range(50) for row in browser.sample(24)]
+    seen = [row.width for _ in range(50) for row in index.sample(24)]
     assert len(seen) == 50 * 24
     assert sum(read) < 50 * 24 * 8
     assert len(set(seen)) > 1000  # not the same ones again and again
@@ -65,12 +63,12 @@ def test_a_sample_reads_a_few_times_what_it_gives(index: ImageIndex, read: list[
 
 @pytest.mark.parametrize(("where", "there"), [("width < 300", 24), ("width < 5", 5), ("width < 0", 0)])
 def test_a_filter_that_lets_few_rows_through(index: ImageIndex, read: list[int], where: str, there: int) -> None:
-    rows = Browser(index.connection).sample(24, where)
+    rows = index.sample(24, where)
     assert len({row.id for row in rows}) == len(rows) == there
     assert all(row.width < int(where.split()[-1]) for row in rows)
     assert sum(read) <= 300 * 3  # of the rows that match
 
 
-def test_what_columns_hold_is_seen_in_some_of_the_rows(index: ImageIndex, read: list[int]) -> None:
-    assert Browser(index.connection).values() == {"kind": [str(number) for number in range(7)]}
+def test_facets_read_a_sample_of_the_rows(index: ImageIndex, read: list[int]) -> None:
+    assert index.facets() == {"kind": [str(number) for number in range(7)]}
     assert 1000 <= sum(read) < 8000

@@ -1,4 +1,4 @@
-// The image that is asked with: shown, remembered while the page lives, and a small copy of it for the session.
+// The query image: shown, kept while the page is open, and a small copy of it kept for the session.
 
 import { thumbnail } from "./api.js";
 import { BoxDrawer } from "./box.js";
@@ -7,17 +7,17 @@ import { $, fileName, number } from "./dom.js";
 const COPY_SIDE = 400;
 const SESSION = "mgm-image:";
 
-export class AskedImage {
-  /** part: called with a box of the image's own pixels, or null for the whole. */
-  constructor(part) {
+export class QueryImage {
+  /** setCrop: called with a box in the image's own pixels, or null for the whole image. */
+  constructor(setCrop) {
     this.images = new Map(); // codes -> {blob, name, address}
     this.size = null;
     this.image = $("#query");
-    this.drawer = new BoxDrawer($("#frame"), () => this.size, part, $("#part"));
-    $("#whole").addEventListener("click", () => part(null));
+    this.drawer = new BoxDrawer($("#frame"), () => this.size, setCrop, $("#draw-crop"));
+    $("#whole").addEventListener("click", () => setCrop(null));
   }
 
-  /** Remember an uploaded image under the codes that its answer told; also those of its parts. */
+  /** Remember an uploaded image by the codes in the response; a crop has codes of its own. */
   remember(codes, image) {
     this.images.set(codes, image);
     copy(image.address).then(
@@ -35,14 +35,14 @@ export class AskedImage {
     }
   }
 
-  /** Show what a query asks with: an indexed row, or an image as `of` gives it, or nothing at all. */
+  /** Show the query image: an indexed row, an image as `of` returns it, or none. */
   show(query, row, image, size) {
-    const there = Boolean(query.id || query.codes);
-    $("#drop").hidden = there;
-    $("#asked").hidden = !there;
-    if (!there) {
+    const isQuery = Boolean(query.id || query.codes);
+    $("#drop").hidden = isQuery;
+    $("#query-image").hidden = !isQuery;
+    if (!isQuery) {
       this.size = null;
-      $("#parts").hidden = true;
+      $("#crop-buttons").hidden = true;
       return;
     }
     const address = row ? thumbnail(row.id, 1600) : image?.address;
@@ -59,11 +59,11 @@ export class AskedImage {
     $("#query-name").title = row?.path ?? name;
     const facts = [];
     if (this.size) facts.push(`${number(size[0])} × ${number(size[1])} px`);
-    if (query.crop) facts.push(`asked with ${query.crop[2]} × ${query.crop[3]} of it`);
+    if (query.crop) facts.push(`crop of ${query.crop[2]} × ${query.crop[3]} px`);
     if (!address) facts.push("only its codes are in the address");
     $("#query-size").textContent = facts.join(" · ");
-    const canAskForRegions = this.size && (row || image?.blob);
-    $("#parts").hidden = !canAskForRegions;
+    const canCrop = this.size && (row || image?.blob);
+    $("#crop-buttons").hidden = !canCrop;
     $("#whole").hidden = !query.crop;
     this.drawer.show(query.crop);
   }

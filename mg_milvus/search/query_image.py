@@ -1,0 +1,123 @@
+"""Query images: decode and crop them, and encode them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mg_milvus.errors import QueryError
+from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, crop, opening
+from mg_milvus.schema.regions import REGIONS, box_of, windows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from PIL import Image
+
+    from mg_milvus.codes import Codes
+    from mg_milvus.encoder.base import Encoder, Pixels
+    from mg_milvus.images.decode import Decoded, ImageSource
+    from mg_milvus.records import Box
+    from mg_milvus.schema.models import Schema
+    from mg_milvus.search.query import Regions
+
+
+MIN_REGION_SIDE = 8
+"""Shortest side of a query region in pixels: a smaller one shows nothing that could be recognised."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryArea:
+    """Which area of a query image to search with, and for what.
+
+    Attributes:
+        crop: (x, y, width, height) in pixels of the upright image; None for the whole.
+        regions: as in ``Query``. With it, the regions search with the crop and the other granularities with the whole
+            image.
+    """
+
+    crop: Box | None = None
+    regions: Regions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryImage:
+    """A decoded query image.
+
+    Attributes:
+        pixels: input of the encoder, of the whole image or of the crop.
+        width: of the whole image, upright, in pixels.
+        height: of the whole image, upright, in pixels.
+        regions: the query regions, as RGB images.
+    """
+
+    pixels: Pixels
+    width: int
+    height: int
+    regions: Sequence[Image.Image] = ()
+
+
+WHOLE = QueryArea()
+
+
+def decode_query_image(
+    encoder: Encoder, image: ImageSource, area: QueryArea = WHOLE, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> QueryImage:
+    """Decode a query image for an encoder.
+
+    Raises:
+        ImageError: the image cannot be read, or has more than ``max_pixels``.
+        QueryError: the crop does not lie inside it, or is too small for a query region.
+    """
+    with opening(image, least=None if area.crop else encoder.side, max_pixels=max_pixels) as decoded:
+        return _query_image(encoder, decoded, area)
+
+
+def _query_image(encoder: Encoder, decoded: Decoded, area: QueryArea) -> QueryImage:
+    cropped = decoded.image if area.crop is None else crop(decoded, area.crop)
+    if area.regions is None:
+        return QueryImage(encoder.prepare(cropped), decoded.width, decoded.height)
+    width, height = (decoded.width, decoded.height) if area.crop is None else area.crop[2:]
+    if min(width, height) < MIN_REGION_SIDE:
+        raise QueryError(
+            f"a region of {width}x{height} pixels is too small to be recognised; expected at least {MIN_REGION_SIDE} "
+            "pixels on each side"
+        )
+    regions = [cropped]
+    if area.regions == "overlap":
+        boxes = (box_of(window, *cropped.size) for window in windows(encoder.regions))
+        regions = [cropped.crop((x, y, x + w, y + h)) for x, y, w, h in boxes]
+    return QueryImage(encoder.prepare(decoded.image), decoded.width, decoded.height, regions)
+
+
+def encode_query_images(encoder: Encoder, images: Sequence[QueryImage]) -> dict[str, Codes]:
+    """Encode n query images with equally many query regions: granularity -> (n, bits / 8) uint8.
+
+    With query regions, also ``regions`` -> (n, query regions, scales, bits / 8) uint8.
+    """
+    codes = encoder.encode([image.pixels for image in images])
+    codes.pop(REGIONS, None)
+    if all(image.regions for image in images):
+        regions = encoder.encode_region_images([region for image in images for region in image.regions])
+        codes[REGIONS] = regions.reshape(len(images), -1, *regions.shape[1:])
+    return codes
+
+
+def check_codes(schema: Schema, codes: Mapping[str, bytes | Codes]) -> dict[str, Codes]:
+    """Codes of one image in the form that a search takes: granularity -> (1, bits / 8) uint8, for all of the schema.
+
+    Raises:
+        QueryError: a granularity is missing, or a code has the wrong length.
+    """
+    checked: dict[str, Codes] = {}
+    for name, bits in schema.bits.items():
+        if name not in codes:
+            raise QueryError(f"there is no code for '{name}'; give one for each of {', '.join(schema.bits)}")
+        value = codes[name]
+        code = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value).reshape(-1)
+        if code.dtype != np.uint8 or len(code) != bits // 8:
+            raise QueryError(f"the code for {name} has {len(code)} {code.dtype}, expected {bits // 8} uint8 bytes")
+        checked[name] = code[None]
+    return checked
