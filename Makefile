@@ -17,7 +17,7 @@ FOLDER := '$(subst ','\'',$(if $(OWN),$(OWN),$(OUT)/images))'
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo own-queries encoder test lint types unit coverage audit constraints peers bench docs screenshots format clean
+.PHONY: help demo own-queries encoder test lint types unit coverage audit constraints peers bench reference docs screenshots format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -98,6 +98,9 @@ encoder: $(VENV)/.demo ## train the encoder that ships, from nothing, on TRAIN=f
 	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/2-styles.yaml --out encoder-2.safetensors --stop-after 3
 	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/3-edits.yaml --out encoder-3.safetensors
 	@echo "encoder-3.safetensors goes to mg_milvus/encoder/weights/builtin.safetensors"
+
+reference: $(VENV)/.dev ## write docs/cli.md again, from the help of the commands
+	$(BIN)/python docs/cli.py
 
 docs: $(VENV)/.dev ## build the pages of docs/ into build/docs, to be read without a server
 	$(BIN)/python -m zensical build --strict
