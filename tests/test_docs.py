@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 NEEDS_MORE_THAN_THIS_MACHINE = ("make ", "docker ", "pip install ", "http://")  # or never ends
 
 
@@ -154,18 +155,42 @@ def test_every_quoted_message_is_said_by_the_source() -> None:
     assert not is_said(messages[0] + "!", said)
 
 
-def test_the_site_builds_and_asks_nobody(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site, as `make docs` makes it."""
     pytest.importorskip("zensical", reason="needs zensical: pip install -e '.[docs]'")
     pytest.importorskip("mkdocstrings", reason="needs mkdocstrings: pip install -e '.[docs]'")
-    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
-    shutil.copytree(DOCS, tmp_path / "docs")
-    shutil.copytree(ROOT / "mg_milvus", tmp_path / "mg_milvus", ignore=shutil.ignore_patterns("weights", "__pycache__"))
-    site = tmp_path / "build" / "docs"
+    checkout = tmp_path_factory.mktemp("checkout")
+    shutil.copy(ROOT / "mkdocs.yml", checkout)
+    shutil.copytree(DOCS, checkout / "docs")
+    shutil.copytree(ROOT / "mg_milvus", checkout / "mg_milvus", ignore=shutil.ignore_patterns("weights", "__pycache__"))
     done = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--strict"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        cwd=checkout, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    return checkout / "build" / "docs"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium, or CHROMIUM=PATH")
+def test_the_site_can_be_searched_as_files(site: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    requests: list[str] = []
+    with sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((site / "index.html").as_uri())
+        page.click(".md-search__button")
+        page.get_by_placeholder("Search").fill("Anchor Graph Hashing")
+        page.locator("a[href*='searching.html#the-hash-heads']").first.wait_for()
+        browser.close()
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_the_site_asks_nobody(site: Path) -> None:
     for page in PAGES:
         name = "index.html" if page.stem == "README" else f"{page.stem}.html"
         html = (site / name).read_text(encoding="utf-8")
