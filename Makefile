@@ -17,7 +17,7 @@ FOLDER := '$(subst ','\'',$(if $(OWN),$(OWN),$(OUT)/images))'
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo own-queries encoder test lint types unit coverage audit constraints peers bench docs screenshots format clean
+.PHONY: help demo own-queries encoder quick test lint types unit suite coverage audit constraints peers bench reference docs screenshots format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -52,16 +52,18 @@ demo-out/.images: benchmarks/demo_images.py | $(VENV)/.demo
 own-queries: | $(VENV)/.demo
 	@$(BIN)/python benchmarks/demo_images.py $(OUT) --own $(FOLDER)
 
-demo: $(VENV)/.demo $(if $(OWN),own-queries,demo-out/.images) ## ingest images, ask three queries; IMAGES=~/Pictures: with your own
+demo: $(VENV)/.demo $(if $(OWN),own-queries,demo-out/.images) ## ingest images, run three queries; IMAGES=~/Pictures: with your own
 	$(BIN)/mgm ingest $(FOLDER) --uri $(OUT)/demo.db
 	$(BIN)/mgm query $(OUT)/queries/category.jpg --uri $(OUT)/demo.db --profile category -k 5
 	$(BIN)/mgm query $(OUT)/queries/object.jpg --uri $(OUT)/demo.db --profile object -k 5
 	$(BIN)/mgm query $(OUT)/queries/instance.jpg --uri $(OUT)/demo.db --profile instance -k 10 --html $(OUT)/result.html
 	@echo
-	@echo "The last answer as a page: file://$(CURDIR)/$(OUT)/result.html"
-	@echo "Ask on: $(BIN)/mgm query IMAGE --uri $(OUT)/demo.db"
+	@echo "The last result as a page: file://$(CURDIR)/$(OUT)/result.html"
+	@echo "Continue with: $(BIN)/mgm query IMAGE --uri $(OUT)/demo.db"
 
-test: lint types unit ## everything that CI checks
+quick: lint types unit ## rules, types and unit tests, while you work
+
+test: lint types suite ## everything that CI checks
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -70,8 +72,11 @@ lint: $(VENV)/.dev ## ruff: rules and format
 types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
+unit: $(VENV)/.dev ## pytest: the unit tests
+	$(BIN)/python -m pytest tests/unit -n auto
+
 # A file's tests stay together, for they share what is costly to make; the slow files go first (tests/conftest.py).
-unit: $(VENV)/.dev ## pytest, as many at once as there are cores
+suite: $(VENV)/.dev ## pytest: all tests, as many at once as there are cores
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 coverage: $(VENV)/.dev ## pytest with coverage (a third slower)
@@ -99,14 +104,17 @@ encoder: $(VENV)/.demo ## train the encoder that ships, from nothing, on TRAIN=f
 	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/3-edits.yaml --out encoder-3.safetensors
 	@echo "encoder-3.safetensors goes to mg_milvus/encoder/weights/builtin.safetensors"
 
-docs: $(VENV)/.dev ## build the pages of docs/ into build/docs, to be read without a server
+reference: $(VENV)/.dev ## write docs/cli.md again, from the help of the commands
+	$(BIN)/python docs/cli.py
+
+docs: $(VENV)/.dev ## build the pages of docs/ into build/docs; they open without a server
 	$(BIN)/python -m zensical build --strict
 	@echo "file://$(CURDIR)/build/docs/index.html"
 
 screenshots: $(VENV)/.dev ## make the images of docs/ again, from the running program (needs Chromium)
 	$(BIN)/python docs/screenshots.py
 
-format: $(VENV)/.dev ## let ruff mend what it can
+format: $(VENV)/.dev ## apply ruff's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 EACH = 14
-PATIENCE = 240_000  # milliseconds: the first answer waits for the encoder
+PATIENCE = 240_000  # milliseconds: the first query loads the encoder
 COLOURS = 256
 DESKTOP = {"viewport": {"width": 1280, "height": 860}}
 PHONE = {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
 BALLOONS = (0.27, 0.02, 0.2, 0.45)
-"""The two of mountains/03.jpg, as shares of its sides."""
+"""The two in mountains/03.jpg, as fractions of its sides."""
 
 
 STYLE = """
@@ -60,8 +60,8 @@ i { position: absolute; box-sizing: border-box;
 
 
 def edited(image: Image.Image) -> Iterator[tuple[str, Image.Image]]:
-    """Copies as they come about: cut, turned over, darker."""
-    yield "cut", crop(image, 0.8, 0.3, 0.4)
+    """Edited copies: cropped, mirrored, rotated and darker."""
+    yield "cropped", crop(image, 0.8, 0.3, 0.4)
     yield "mirrored", ImageOps.mirror(image)
     yield "darker", ImageEnhance.Brightness(turn(image, 4)).enhance(0.8)
 
@@ -93,13 +93,13 @@ def served(folder: Path) -> Iterator[str]:
         server.wait()
 
 
-def ask(page: Page, image: Path) -> None:
+def search(page: Page, image: Path) -> None:
     page.set_input_files("#choose", image)
     settle(page)
 
 
 def settle(page: Page) -> None:
-    """Wait until the answer, its images and its movements have come to rest."""
+    """Wait until the result, its images and its animations are complete."""
     page.wait_for_selector("#grid:not([aria-busy]) .card .rank")
     page.wait_for_function(
         """() => [...document.querySelectorAll('.card img')]
@@ -122,11 +122,11 @@ def drag(page: Page, frame: str, box: tuple[float, float, float, float]) -> None
 
 
 def the_page(page: Page, folder: Path) -> None:
-    ask(page, folder / "scenes.queries" / "balloons.jpg")
+    search(page, folder / "scenes.queries" / "balloons.jpg")
 
 
 def weights(page: Page, folder: Path) -> None:
-    ask(page, folder / "scenes.queries" / "sea.jpg")
+    search(page, folder / "scenes.queries" / "sea.jpg")
     page.click("text=instance")
     page.focus("#weight-mid")
     for _ in range(15):
@@ -135,7 +135,7 @@ def weights(page: Page, folder: Path) -> None:
 
 
 def detail(page: Page, folder: Path) -> None:
-    ask(page, folder / "scenes" / "mountains" / "03.jpg")
+    search(page, folder / "scenes" / "mountains" / "03.jpg")
     drag(page, "#frame", BALLOONS)
 
 
@@ -172,31 +172,31 @@ def save(shot: bytes, file: Path) -> None:
 
 def granularities(browser: Browser, folder: Path, out: Path) -> None:
     """What each granularity finds for one query: rows of a small HTML page of its own."""
-    asked = folder / "asked.jpg"
+    query = folder / "query.jpg"
     with Image.open(folder / "scenes" / "desert" / "02.jpg") as original:
         dark = ImageEnhance.Brightness(turn(original.convert("RGB"), 5)).enhance(0.75)
-        crop(dark, 0.6, 0.9, 0.15).save(asked, quality=60)
-    with Image.open(asked) as image:
+        crop(dark, 0.6, 0.9, 0.15).save(query, quality=60)
+    with Image.open(query) as image:
         width, height = image.size
     detail = (round(0.03 * width), round(0.03 * height), round(0.33 * width), round(0.5 * height))
     rows = []
     with ImageIndex.open(folder / "scenes.db") as index:
-        for name, says in (
+        for name, meaning in (
             ("coarse", "the same kind of scene"),
             ("mid", "the same class"),
             ("fine", "this very image, edited"),
             ("regions", "what is in the box, and where"),
         ):
-            hits = index.query(asked, k=5, granularity=name, crop=detail if name == "regions" else None)
+            hits = index.query(query, k=5, granularity=name, crop=detail if name == "regions" else None)
             cells = "".join(
                 f"<figure><div>{image_tag(hit.path)}{box_tag(hit.box, painted_scenes.SIZE)}</div>"
                 f"<figcaption>{hit.distances[name]} bits</figcaption></figure>"
                 for hit in hits
             )
-            rows.append(f"<section><h2>{name}<small>{says}</small></h2>{cells}</section>")
+            rows.append(f"<section><h2>{name}<small>{meaning}</small></h2>{cells}</section>")
     page = browser.new_page(viewport={"width": 1100, "height": 400})
-    boxed = image_tag(str(asked)) + box_tag(detail, (width, height))
-    header = f"<h2>asked<small>a darker, turned cut</small></h2><figure><div>{boxed}</div></figure>"
+    boxed = image_tag(str(query)) + box_tag(detail, (width, height))
+    header = f"<h2>query<small>a darker, rotated crop</small></h2><figure><div>{boxed}</div></figure>"
     html = f"<meta charset=utf-8><style>{STYLE}</style><header>{header}</header>{''.join(rows)}"
     (folder / "granularities.html").write_text(html)
     page.goto((folder / "granularities.html").as_uri())
@@ -238,7 +238,7 @@ def main() -> None:
                 page = context.new_page()
                 page.goto(home)
                 page.wait_for_selector(".card img")
-                ask(page, folder / "scenes.queries" / "city.jpg")  # the first answer waits for the encoder
+                search(page, folder / "scenes.queries" / "city.jpg")  # the first query loads the encoder
                 page.goto(home)
                 page.wait_for_selector(".card img")
                 do(page, folder)

@@ -9,7 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mg_milvus.bulk.transfer import TransferReport
     from mg_milvus.config import Tls
+    from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport, GroupMember
+    from mg_milvus.encoder.base import Encoder
     from mg_milvus.encoder.load import load_encoder
     from mg_milvus.errors import (
         AuthenticationError,
@@ -36,60 +39,102 @@ if TYPE_CHECKING:
         WeightsNotFoundError,
     )
     from mg_milvus.evaluation.evaluate import evaluate
-    from mg_milvus.evaluation.tune import tune
+    from mg_milvus.evaluation.report import Evaluation
+    from mg_milvus.evaluation.tune import Target, TuneReport, tune
     from mg_milvus.index import ImageIndex
-    from mg_milvus.records import Hit
-    from mg_milvus.results import IngestReport
+    from mg_milvus.ingest.metrics import IngestMeters
+    from mg_milvus.records import Failure, Hit, Progress
+    from mg_milvus.results import Hits, IndexInfo, IngestReport
     from mg_milvus.schema.models import Granularity, Schema
-    from mg_milvus.search.fusion import fuse
+    from mg_milvus.search.explain import Explanation
+    from mg_milvus.search.fusion import Fused, fuse
+    from mg_milvus.search.query import QueryOptions
     from mg_milvus.training.config import TrainingConfiguration
-    from mg_milvus.training.train import train
+    from mg_milvus.training.train import TrainReport, train
+    from mg_milvus.training.trainer import StepReport
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ImageIndex": "index",
-    "Schema": "schema.models",
+    "DuplicateGroup": "duplicates.report",
+    "DuplicateReport": "duplicates.report",
+    "Encoder": "encoder.base",
+    "Evaluation": "evaluation.report",
+    "Explanation": "search.explain",
+    "Failure": "records",
+    "Fused": "search.fusion",
     "Granularity": "schema.models",
+    "GroupMember": "duplicates.report",
     "Hit": "records",
+    "Hits": "results",
+    "ImageIndex": "index",
+    "IndexInfo": "results",
+    "IngestMeters": "ingest.metrics",
     "IngestReport": "results",
-    "load_encoder": "encoder.load",
-    "fuse": "search.fusion",
-    "evaluate": "evaluation.evaluate",
-    "tune": "evaluation.tune",
+    "Progress": "records",
+    "QueryOptions": "search.query",
+    "Schema": "schema.models",
+    "StepReport": "training.trainer",
+    "Target": "evaluation.tune",
     "Tls": "config",
-    "train": "training.train",
+    "TrainReport": "training.train",
     "TrainingConfiguration": "training.config",
+    "TransferReport": "bulk.transfer",
+    "TuneReport": "evaluation.tune",
+    "evaluate": "evaluation.evaluate",
+    "fuse": "search.fusion",
+    "load_encoder": "encoder.load",
+    "train": "training.train",
+    "tune": "evaluation.tune",
 }
+"""Public name -> its module; the errors are in ``errors``."""
 
 __all__ = [
     "AuthenticationError",
     "CodeFileError",
     "CollectionNotFoundError",
+    "DuplicateGroup",
+    "DuplicateReport",
+    "Encoder",
     "EncoderError",
     "EncoderMismatchError",
+    "Evaluation",
+    "Explanation",
+    "Failure",
     "FilterError",
     "ForeignCollectionError",
+    "Fused",
     "Granularity",
+    "GroupMember",
     "Hit",
+    "Hits",
     "ImageError",
     "ImageIndex",
+    "IndexInfo",
+    "IngestMeters",
     "IngestReport",
     "LabelError",
     "MgMilvusError",
     "MissingPackageError",
     "NotIndexedError",
+    "Progress",
     "QueryError",
+    "QueryOptions",
     "Schema",
     "SchemaError",
     "SchemaMismatchError",
     "ServeError",
+    "StepReport",
     "StoreError",
     "StoreLockedError",
     "StoreUnavailableError",
+    "Target",
     "Tls",
+    "TrainReport",
     "TrainingConfiguration",
     "TrainingError",
+    "TransferReport",
+    "TuneReport",
     "UnsupportedError",
     "WeightsNotFoundError",
     "__version__",

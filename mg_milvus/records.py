@@ -47,7 +47,12 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A file that could not be ingested, and why."""
+    """A file that could not be ingested, and why.
+
+    Attributes:
+        path: the file.
+        reason: why, in one line.
+    """
 
     path: str
     reason: str

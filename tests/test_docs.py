@@ -19,7 +19,9 @@ from typer.testing import CliRunner
 
 import mg_milvus
 from mg_milvus.cli.app import app
-from tests.test_readme import Block, blocks, commands, lay_out
+from mg_milvus.cli.console import FLAG
+from tests.test_layers import ROWS
+from tests.test_readme import Block, blocks, commands, dead_links, lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 NEEDS_MORE_THAN_THIS_MACHINE = ("make ", "docker ", "pip install ", "http://")  # or never ends
 
 
@@ -34,7 +37,7 @@ def page_blocks(page: Path) -> list[Block]:
     return blocks(page.read_text(encoding="utf-8"))
 
 
-RUN = [page for page in PAGES if any(block.run for block in page_blocks(page))]
+RUN = [page for page in PAGES if any(block.run and block.language != "text" for block in page_blocks(page))]
 
 
 @pytest.fixture
@@ -53,10 +56,10 @@ def mgm(command: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_what_a_page_shows_runs_in_its_order(page: Path, desk: Path) -> None:
-    if page.stem != "quick-start" and not os.environ.get("MGM_TEST_DOCS"):
-        pytest.skip("two minutes on one core: MGM_TEST_DOCS=1 runs the other pages too")
+    if page.stem == "your-own-encoder" and not os.environ.get("MGM_TEST_DOCS"):
+        pytest.skip("trains for more than a minute: MGM_TEST_DOCS=1 runs this page too")
     for block in page_blocks(page):
-        if not block.run:
+        if not block.run or block.language == "text":
             continue
         if block.language == "python":
             exec(compile(block.text, f"{page}:{block.line}", "exec"), {"__name__": "__main__"})
@@ -70,20 +73,20 @@ def test_what_a_page_shows_runs_in_its_order(page: Path, desk: Path) -> None:
 def test_commands_have_the_options_that_a_page_gives_them(page: Path, desk: Path) -> None:
     (desk / "codes").mkdir()
     (desk / "backup").mkdir()
-    for made in ("mine.safetensors", "trained.safetensors", "server.yaml"):  # by the page's other commands
+    for made in ("mine.safetensors", "trained.safetensors", "schema.yaml", "server.yaml"):  # by other commands
         (desk / made).touch()
     for block in page_blocks(page):
         for command in commands(block) if block.run and block.language == "console" else ():
-            group, rest = get_command(app), mgm(command)
+            group, rest = get_command(app), [word for word in mgm(command) if word != FLAG]
             while hasattr(group, "commands"):
                 group = group.commands[rest.pop(0)]
-            assert group.make_context("mgm", rest).params, command
+            group.make_context("mgm", rest)  # refuses what the command does not have
 
 
 def test_only_blocks_that_need_more_than_this_machine_are_left_out() -> None:
     for page in PAGES:
         for block in page_blocks(page):
-            assert block.language in {"console", "python"}, page
+            assert block.language in {"console", "python", "text"}, page
             if not block.run:
                 assert all(any(word in line for word in NEEDS_MORE_THAN_THIS_MACHINE) for line in commands(block)), (
                     block
@@ -92,9 +95,8 @@ def test_only_blocks_that_need_more_than_this_machine_are_left_out() -> None:
 
 def test_links_and_images_lead_somewhere() -> None:
     for page in PAGES:
-        links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
-        assert all("://" not in link for link in links), page
-        assert [link for link in links if not (DOCS / link.partition("#")[0]).exists()] == [], page
+        assert not re.search(r"\]\([^)\s]+://", page.read_text(encoding="utf-8")), page
+        assert dead_links(page) == [], page
 
 
 def test_every_page_is_in_the_contents_and_every_image_on_a_page() -> None:
@@ -104,6 +106,23 @@ def test_every_page_is_in_the_contents_and_every_image_on_a_page() -> None:
     images = sorted((DOCS / "images").glob("*"))
     assert [image.name for image in images if f"images/{image.name}" not in text] == []
     assert sum(image.stat().st_size for image in images) < 1_500_000
+
+
+def test_the_command_reference_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import runpy; print(runpy.run_path('docs/cli.py')['reference'](), end='')"],
+        cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        encoding="utf-8",
+    )  # fmt: skip
+    assert done.stdout == (DOCS / "cli.md").read_text(encoding="utf-8"), "make reference writes docs/cli.md again"
+
+
+def test_the_house_is_drawn_as_it_is() -> None:
+    """The first diagram names every room in its row, from the highest row to the lowest."""
+    drawn = page_blocks(DOCS / "architecture.md")[0].text.splitlines()
+    rooms = [re.split(r" {3,}", line.strip())[0].split("  ") for line in drawn]
+    flat = [room for row in rooms for room in row]
+    assert flat == [room for row in reversed(ROWS) for room in row]
 
 
 def sentences() -> Iterator[str]:
@@ -136,18 +155,42 @@ def test_every_quoted_message_is_said_by_the_source() -> None:
     assert not is_said(messages[0] + "!", said)
 
 
-def test_the_site_builds_and_asks_nobody(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site, as `make docs` makes it."""
     pytest.importorskip("zensical", reason="needs zensical: pip install -e '.[docs]'")
     pytest.importorskip("mkdocstrings", reason="needs mkdocstrings: pip install -e '.[docs]'")
-    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
-    shutil.copytree(DOCS, tmp_path / "docs")
-    shutil.copytree(ROOT / "mg_milvus", tmp_path / "mg_milvus", ignore=shutil.ignore_patterns("weights", "__pycache__"))
-    site = tmp_path / "build" / "docs"
+    checkout = tmp_path_factory.mktemp("checkout")
+    shutil.copy(ROOT / "mkdocs.yml", checkout)
+    shutil.copytree(DOCS, checkout / "docs")
+    shutil.copytree(ROOT / "mg_milvus", checkout / "mg_milvus", ignore=shutil.ignore_patterns("weights", "__pycache__"))
     done = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--strict"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        cwd=checkout, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    return checkout / "build" / "docs"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium, or CHROMIUM=PATH")
+def test_the_site_can_be_searched_as_files(site: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    requests: list[str] = []
+    with sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((site / "index.html").as_uri())
+        page.click(".md-search__button")
+        page.get_by_placeholder("Search").fill("Anchor Graph Hashing")
+        page.locator("a[href*='searching.html#the-hash-heads']").first.wait_for()
+        browser.close()
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_the_site_asks_nobody(site: Path) -> None:
     for page in PAGES:
         name = "index.html" if page.stem == "README" else f"{page.stem}.html"
         html = (site / name).read_text(encoding="utf-8")

@@ -264,8 +264,10 @@ def test_public_names() -> None:
         name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)
     }
     others = {
-        "Granularity", "Hit", "ImageIndex", "IngestReport", "Schema", "Tls", "TrainingConfiguration",
-        "__version__", "evaluate", "fuse", "load_encoder", "train", "tune",
+        "DuplicateGroup", "DuplicateReport", "Encoder", "Evaluation", "Explanation", "Failure", "Fused", "Granularity",
+        "GroupMember", "Hit", "Hits", "ImageIndex", "IndexInfo", "IngestMeters", "IngestReport", "Progress",
+        "QueryOptions", "Schema", "StepReport", "Target", "Tls", "TrainReport", "TrainingConfiguration",
+        "TransferReport", "TuneReport", "__version__", "evaluate", "fuse", "load_encoder", "train", "tune",
     }  # fmt: skip
     assert sorted(mg_milvus.__all__) == sorted(error_names | others)
     assert [name for name in mg_milvus.__all__ if getattr(mg_milvus, name, None) is None] == []

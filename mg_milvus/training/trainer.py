@@ -265,7 +265,15 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Told after every step: the epoch, from 1, of how many; images done of how many; means of the losses so far."""
+    """Progress of a training, handed to ``on_step`` after every step.
+
+    Attributes:
+        epoch: the current epoch, from 1.
+        epochs: all epochs.
+        done: images of this epoch that are done.
+        total: images of an epoch.
+        losses: name -> mean in this epoch so far.
+    """
 
     epoch: int
     epochs: int
