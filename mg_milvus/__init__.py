@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mg_milvus.evaluation.report import Evaluation
     from mg_milvus.evaluation.tune import Target, TuneReport, tune
     from mg_milvus.index import ImageIndex
-    from mg_milvus.ingest.metrics import IngestMeters
+    from mg_milvus.ingest.metrics import IngestMetrics
     from mg_milvus.records import Failure, Hit, Progress
     from mg_milvus.results import Hits, IndexInfo, IngestReport
     from mg_milvus.schema.models import Granularity, Schema
@@ -69,7 +69,7 @@ _HOMES = {
     "Hits": "results",
     "ImageIndex": "index",
     "IndexInfo": "results",
-    "IngestMeters": "ingest.metrics",
+    "IngestMetrics": "ingest.metrics",
     "IngestReport": "results",
     "Progress": "records",
     "QueryOptions": "search.query",
@@ -111,7 +111,7 @@ __all__ = [
     "ImageError",
     "ImageIndex",
     "IndexInfo",
-    "IngestMeters",
+    "IngestMetrics",
     "IngestReport",
     "LabelError",
     "MgMilvusError",

@@ -263,7 +263,7 @@ TUNE_EXAMPLES = """Examples:
 
 mgm tune labelled/ --uri photos.db
 
-mgm tune photos/ --pairs wanted.csv --goal recall@1 --uri photos.db
+mgm tune photos/ --pairs relevant.csv --goal recall@1 --uri photos.db
 
 mgm tune labelled/ --schema mgm-schema.yaml      (before the first ingest)"""
 
@@ -291,7 +291,7 @@ def tune(
         typer.Option(
             "--pairs",
             metavar="FILE",
-            help="Wanted results instead of labels, a table with the columns query and wanted: wanted.csv",
+            help="Relevant pairs instead of labels, a table with the columns query and relevant: relevant.csv",
         ),
     ] = None,
     goal: Annotated[
@@ -302,10 +302,10 @@ def tune(
         ),
     ] = Goal.map,
     folds: Annotated[
-        int, typer.Option("--folds", min=2, help="Parts of the cross-validation over queries, e.g. 10")
+        int, typer.Option("--folds", min=2, help="Folds of the cross-validation over queries, e.g. 10")
     ] = 5,
     queries: Annotated[
-        int, typer.Option("--queries", min=4, help="Ask with at most so many of the images, e.g. 300 to be quicker")
+        int, typer.Option("--queries", min=4, help="Most images used as queries, e.g. 300 to be quicker")
     ] = 1000,
     schema: Annotated[
         str | None,
@@ -333,8 +333,8 @@ def tune(
 ) -> None:
     """Learn the weights of the fusion, and keep them in the collection or in a schema file.
 
-    They are tried on images they were not learned from. Where they are not better than equal weights by more than a
-    standard error, nothing is changed.
+    They are measured on images that they were not learned from. Unless they are better than equal weights by more
+    than one standard error, nothing is changed.
     """
     from mg_milvus.cli.settings import local_settings, settings_from
     from mg_milvus.evaluation import tune
@@ -377,21 +377,22 @@ def tune(
 
 
 def summary(report: TuneReport) -> str:
-    """What a tuning found and did, in lines."""
-    found = report.tuning
-    weights = ", ".join(f"{name} {weight:g}" for name, weight in found.weights.items())
+    """The outcome of a tuning, in lines."""
+    tuning = report.tuning
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in tuning.weights.items())
     lines = [
-        f"{found.goal} of {found.queries:,} queries among {found.candidates:,} images, in {len(found.gains)} folds:",
-        f"  equal weights    {found.equal:.4f}",
-        f"  weights so far   {found.before:.4f}",
-        f"  learned weights  {found.tuned:.4f}   on unseen queries; {found.gain:+.4f} ± {found.standard_error:.4f} "
+        f"{tuning.goal} of {tuning.queries:,} queries among {tuning.candidates:,} images, "
+        f"in {len(tuning.gains)} folds:",
+        f"  equal weights    {tuning.equal:.4f}",
+        f"  current weights  {tuning.before:.4f}",
+        f"  learned weights  {tuning.tuned:.4f}   on unseen queries; {tuning.gain:+.4f} ± {tuning.standard_error:.4f} "
         "against equal ones",
-        f"learned: {weights}; rrf_k {found.rrf_k}, depth {found.depth}",
+        f"learned: {weights}; rrf_k {tuning.rrf_k}",
     ]
-    if not found.better:
+    if not tuning.better:
         reason = (
-            "the weights so far do as well"
-            if found.gain > found.standard_error
+            "the current weights do as well"
+            if tuning.gain > tuning.standard_error
             else "the learned weights are not better than equal ones by more than a standard error"
         )
         lines.append(f"Nothing was changed: {reason}.")

@@ -181,8 +181,8 @@ def _joined_level(first: Level | None, second: Level | None) -> Level | None:
     return Level(names, tuple(members))
 
 
-def _split(images: Labelled, wanted: Callable[[int], int], seed: int, about: str) -> Split:
-    """Of each class (an image's first), ``wanted(size)`` images become queries: at least one, and one stays."""
+def _split(images: Labelled, queries_of: Callable[[int], int], seed: int, about: str) -> Split:
+    """Of each class (an image's first), ``queries_of(size)`` images become queries: at least one, and one stays."""
     every = np.arange(len(images))
     if images.classes is None:
         return Split(about, images, every, every)
@@ -191,7 +191,7 @@ def _split(images: Labelled, wanted: Callable[[int], int], seed: int, about: str
     ids = images.classes.ids()
     for label in np.unique(ids):
         own = np.flatnonzero(ids == label)
-        count = min(max(1, wanted(len(own))), len(own) - 1)
+        count = min(max(1, queries_of(len(own))), len(own) - 1)
         asked[random.permutation(own)[:count]] = True
     return Split(about, images, every[asked], every[~asked])
 
@@ -214,33 +214,33 @@ def _cifar_pool(folder: PathLike, labels: PathLike | None, failed: Failed) -> La
     return read_labelled(folder, labels, failed)
 
 
-COLUMNS = ("query", "wanted")
-"""Of a file of pairs."""
+PAIR_COLUMNS = ("query", "relevant")
+"""Columns of a table of relevant pairs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Images, and what each of them should find among the others.
+class GroundTruth:
+    """Images, and which of the others are relevant to each.
 
     Attributes:
-        labelled: the images; images that share a class want each other.
-        pairs: image -> the images it wants, as rows of ``labelled``, instead of labels; None: the labels decide.
+        labelled: the images; images that share a class are relevant to each other.
+        pairs: image -> the images relevant to it, as rows of ``labelled``, instead of labels; None: the labels decide.
     """
 
     labelled: Labelled
     pairs: Mapping[int, frozenset[int]] | None = None
 
-    def subset(self, rows: NDArray[np.intp]) -> Wanted:
+    def subset(self, rows: NDArray[np.intp]) -> GroundTruth:
         """Only these images, in this order."""
         if self.pairs is None:
-            return Wanted(self.labelled.subset(rows))
+            return GroundTruth(self.labelled.subset(rows))
         place = {int(row): number for number, row in enumerate(rows)}
         kept = {place[query]: found & place.keys() for query, found in self.pairs.items() if query in place}
         pairs = {query: frozenset(place[row] for row in found) for query, found in kept.items() if found}
-        return Wanted(self.labelled.subset(rows), pairs)
+        return GroundTruth(self.labelled.subset(rows), pairs)
 
     def queries(self) -> NDArray[np.intp]:
-        """The images that want something: rows, ascending."""
+        """The images with a relevant other one: rows, ascending."""
         if self.pairs is not None:
             return np.array(sorted(self.pairs), np.intp)
         shared = self._classes.one_hot()
@@ -251,7 +251,7 @@ class Wanted:
         return np.zeros(len(rows), np.int64) if self.pairs is not None else self._classes.ids()[rows]
 
     def relevance(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
-        """What these images want: (q, n) uint8 as ``metrics.relevance`` grades it; 255 for the image itself."""
+        """Relevance of all images to these: (q, n) uint8, see ``metrics.relevance``; 255 for the image itself."""
         if self.pairs is not None:
             grades = np.zeros((len(rows), len(self.labelled)), np.uint8)
             for own, query in zip(grades, rows, strict=True):
@@ -275,9 +275,9 @@ def _ids(level: Level) -> NDArray[Any]:
     return level.one_hot() if level.several else level.ids()
 
 
-def wanted_by_labels(
+def relevance_from_labels(
     folder: str | os.PathLike[str], labels: str | os.PathLike[str] | None, failed: Callable[[Failure], None]
-) -> Wanted:
+) -> GroundTruth:
     """Read labels, as ``read_labelled`` does.
 
     Raises:
@@ -287,23 +287,23 @@ def wanted_by_labels(
     if found.classes is None:
         raise LabelError(
             f"{os.fspath(folder)!r} has no labels: expected a folder for each label in it; or give a table with "
-            "--labels, or wanted pairs with --pairs"
+            "--labels, or relevant pairs with --pairs"
         )
     if len(found.classes.names) < 2:
         raise LabelError(
             f"all {len(found)} images have the label {found.classes.names[0]!r}, expected two labels or more"
         )
-    return Wanted(found)
+    return GroundTruth(found)
 
 
-def wanted_by_pairs(
+def relevance_from_pairs(
     folder: str | os.PathLike[str], pairs: str | os.PathLike[str], failed: Callable[[Failure], None]
-) -> Wanted:
-    """Read a table with the columns ``query`` and ``wanted``, a row for each pair.
+) -> GroundTruth:
+    """Read a table with the columns ``query`` and ``relevant``, a row for each pair.
 
     Args:
         folder: the images that queries choose from; those of the pairs are among them.
-        pairs: CSV, JSON lines or Parquet; paths are relative to the folder or to the table, and ``wanted`` may be a
+        pairs: CSV, JSON lines or Parquet; paths are relative to the folder or to the table, and ``relevant`` may be a
             list of them. A query may have several rows.
         failed: told of folders that cannot be read.
 
@@ -315,9 +315,9 @@ def wanted_by_pairs(
     place = {image.path: row for row, image in enumerate(images)}
     file = os.fspath(pairs)
     bases = [Path(os.path.abspath(folder)), Path(os.path.abspath(file)).parent]
-    table = read_table(file, COLUMNS)
-    if not set(COLUMNS) <= set(table.columns):
-        raise LabelError(f"{file!r} has the columns {listed(table.columns)}; expected query and wanted")
+    table = read_table(file, PAIR_COLUMNS)
+    if not set(PAIR_COLUMNS) <= set(table.columns):
+        raise LabelError(f"{file!r} has the columns {listed(table.columns)}; expected query and relevant")
 
     def row_of(path: object, where: str) -> int:
         keys = [path, *(path_text(os.path.normpath(base / path)) for base in bases)] if is_path(path) else []
@@ -332,11 +332,13 @@ def wanted_by_pairs(
     found: dict[int, set[int]] = defaultdict(set)
     for number, record in table.rows:
         where = f"{file!r}, {table.unit} {number}"
-        query, cell = row_of(record.get("query"), where), record.get("wanted")
-        wanted = {row_of(path, where) for path in (cell if isinstance(cell, list) else [cell])}
-        if query in wanted:
-            raise LabelError(f"{where}: {shown(record['query'])} wants itself, expected another image")
-        found[query] |= wanted
+        query, cell = row_of(record.get("query"), where), record.get("relevant")
+        relevant = {row_of(path, where) for path in (cell if isinstance(cell, list) else [cell])}
+        if query in relevant:
+            raise LabelError(
+                f"{where}: {shown(record['query'])} is given as relevant to itself, expected another image"
+            )
+        found[query] |= relevant
     if not any(found.values()):
-        raise LabelError(f"{file!r} names no pairs, expected a row with query and wanted for each")
-    return Wanted(Labelled(images, None, None), {query: frozenset(rows) for query, rows in found.items() if rows})
+        raise LabelError(f"{file!r} names no pairs, expected a row with query and relevant for each")
+    return GroundTruth(Labelled(images, None, None), {query: frozenset(rows) for query, rows in found.items() if rows})

@@ -255,7 +255,7 @@ def test_without_an_index_a_query_is_one_line_and_makes_none(home, tmp_path):
         (["query", "a.png", "--weights", "fine"], "coarse=1,fine=3"),
         (["query", "a.png", "--profile", "breed"], "category"),
         (["query", "a.png", "--crop", "1,2,3"], "X,Y,W,H"),
-        (["query", "a.png", "--crop", "1,2,0,4"], "from 1"),
+        (["query", "a.png", "--crop", "1,2,0,4"], "W and H 1 or more"),
         (["query", "a.png", "-k", "0"], "k"),
         (["delete"], "give ids or paths"),
         (["delete", "a.png", "--filter", "width > 1"], "not both"),

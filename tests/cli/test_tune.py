@@ -27,10 +27,10 @@ def mgm(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 images, a darker cut-out of each, which wants it, and a schema whose coarse codes are too short to help."""
+    """36 images, a darker cut-out of each as query, and a schema whose coarse codes are too short to help."""
     folder = tmp_path_factory.mktemp("copies")
     (folder / "photos").mkdir()
-    rows = ["query,wanted"]
+    rows = ["query,relevant"]
     for kind in KINDS:
         for number in range(12):
             image = kind_of_image(kind, number)
@@ -39,7 +39,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image.save(folder / "photos" / f"{kind}{number}.png")
             cut.save(folder / "photos" / f"{kind}{number}_copy.png")
             rows.append(f"{kind}{number}_copy.png,{kind}{number}.png")
-    (folder / "wanted.csv").write_text("\n".join(rows) + "\n")
+    (folder / "relevant.csv").write_text("\n".join(rows) + "\n")
     (folder / "small.yaml").write_text(SMALL)
     return folder
 
@@ -47,7 +47,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_collection_answers_with_what_was_learned(copies: Path) -> None:
     assert mgm("ingest", "photos", "--schema", "small.yaml", "--uri", "copies.db", cwd=copies).returncode == 0
     done = mgm(
-        "tune", "photos", "--pairs", "wanted.csv", "--uri", "copies.db", "--out", "out.yaml", "--json", cwd=copies
+        "tune", "photos", "--pairs", "relevant.csv", "--uri", "copies.db", "--out", "out.yaml", "--json", cwd=copies
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -56,7 +56,7 @@ def test_a_collection_answers_with_what_was_learned(copies: Path) -> None:
     assert report["gain"] > report["standard_error"] > 0
     assert report["tuned"] - report["equal"] == pytest.approx(report["gain"], abs=2e-6)
     assert report["new"] == report["learned"]
-    assert report["old"] == {"weights": {"coarse": 1.0, "fine": 1.0}, "rrf_k": 60, "depth": 100}
+    assert report["old"] == {"weights": {"coarse": 1.0, "fine": 1.0}, "rrf_k": 60}
     weights = report["learned"]["weights"]
     assert weights["fine"] == 1
     assert weights["coarse"] < 0.5
@@ -70,15 +70,15 @@ def test_a_collection_answers_with_what_was_learned(copies: Path) -> None:
     written = Schema.load(copies / "out.yaml")
     assert (written.weights, written.collection) == (weights, "copies")
 
-    again = mgm("tune", "photos", "--pairs", "wanted.csv", "--uri", "copies.db", cwd=copies)
+    again = mgm("tune", "photos", "--pairs", "relevant.csv", "--uri", "copies.db", cwd=copies)
     assert again.returncode == 0, again.stderr
-    assert "Nothing was changed: the weights so far do as well." in again.stdout
+    assert "Nothing was changed: the current weights do as well." in again.stdout
 
 
 def test_a_schema_file_is_tuned_in_place_and_the_goal_is_said(copies: Path) -> None:
     file = copies / "mine.yaml"
     file.write_text(SMALL)
-    arguments = ("tune", "photos", "--pairs", "wanted.csv", "--schema", "mine.yaml", "--goal", "recall@1")
+    arguments = ("tune", "photos", "--pairs", "relevant.csv", "--schema", "mine.yaml", "--goal", "recall@1")
     done = mgm(*arguments, cwd=copies, MGM_URI="nowhere.db")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("recall@1 of 36 queries among 72 images, in 5 folds:\n  equal weights    0.")
@@ -92,16 +92,16 @@ def test_a_schema_file_is_tuned_in_place_and_the_goal_is_said(copies: Path) -> N
 
 
 def test_what_is_not_better_changes_nothing_and_broken_images_are_listed(tmp_path: Path) -> None:
-    """Each image wants its double, which every granularity finds."""
+    """The double of each image is relevant to it, and every granularity finds it."""
     make_photos(tmp_path / "photos", per_kind=4)
-    rows = ["query,wanted"]
+    rows = ["query,relevant"]
     for image in sorted((tmp_path / "photos").rglob("*.jpg")):
         (image.parent / f"double_{image.name}").write_bytes(image.read_bytes())
         rows.append(f"{image},{image.parent}/double_{image.name}")
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"nothing")
-    (tmp_path / "wanted.csv").write_text("\n".join([*rows, f"broken.jpg,{image}"]) + "\n")
+    (tmp_path / "relevant.csv").write_text("\n".join([*rows, f"broken.jpg,{image}"]) + "\n")
     (tmp_path / "mine.yaml").write_text(SMALL)
-    arguments = ("tune", "photos", "--pairs", "wanted.csv", "--schema", "mine.yaml", "--folds", "3")
+    arguments = ("tune", "photos", "--pairs", "relevant.csv", "--schema", "mine.yaml", "--folds", "3")
     done = mgm(*arguments, cwd=tmp_path)
     assert (done.returncode, (tmp_path / "mine.yaml").read_text()) == (3, SMALL), done.stderr
     assert "map of 12 queries among 24 images, in 3 folds:" in done.stdout
@@ -115,7 +115,7 @@ def test_what_is_not_better_changes_nothing_and_broken_images_are_listed(tmp_pat
 
 def test_wrong_tunings_end_with_one_line_and_the_remedy(tmp_path: Path) -> None:
     make_photos(tmp_path / "photos", per_kind=2)
-    (tmp_path / "pairs.csv").write_text("query,wanted\ndisc/00.jpg,disc/77.jpg\n")
+    (tmp_path / "pairs.csv").write_text("query,relevant\ndisc/00.jpg,disc/77.jpg\n")
     cases = {
         ("photos",): "there is no index at mgm.db; make it with mgm ingest FOLDER",
         ("photos/disc", "--schema", "default", "--out", "x.yaml"): "has no labels",

@@ -31,7 +31,7 @@ from mg_milvus.encoder import file, weights
 from mg_milvus.encoder.hash_heads import ManifoldHead
 from mg_milvus.encoder.load import load_encoder, untrained_encoder
 from mg_milvus.evaluation.labels import read_labelled
-from mg_milvus.evaluation.protocols import wanted_by_pairs
+from mg_milvus.evaluation.protocols import relevance_from_pairs
 from mg_milvus.files import open_plain, read_plain
 from mg_milvus.index import ImageIndex
 from mg_milvus.ingest import metadata
@@ -366,11 +366,11 @@ def test_tables_of_labels_pairs_and_fields_are_refused_in_one_line(kind: str, tm
     file = tmp_path / name
     file.write_text(text + "\n")
     pairs = tmp_path / f"pairs-{name}"
-    pairs.write_text(text.replace('"path"', '"query"').replace('"label"', '"wanted"') + "\n")
+    pairs.write_text(text.replace('"path"', '"query"').replace('"label"', '"relevant"') + "\n")
     for read in (
         lambda: read_labelled(tmp_path, file),
         lambda: read_metadata(file, FIELDS, [str(tmp_path)]),
-        lambda: wanted_by_pairs(tmp_path, pairs, lambda _: None),
+        lambda: relevance_from_pairs(tmp_path, pairs, lambda _: None),
     ):
         with pytest.raises((errors.LabelError, errors.SchemaError)) as caught:
             read()
