@@ -77,7 +77,7 @@ def test_ingests_and_queries_of_several_programs_at_once(file: Path, tmp_path: P
         assert 4 <= len(answer) <= 5
         assert {hit["path"] for hit in answer} <= files
         assert asked > 5
-        assert len(sizes) > 2  # it did grow while it was asked
+        assert {len(first), len(files)} <= sizes  # asked before and after it grew; between is a matter of luck
         assert sorted(sizes)[0] >= len(first)
 
         assert index.info().fingerprint == fingerprint
