@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -89,7 +90,7 @@ def serve(
     taken = server.bind(host, port, asked)
     # Where this line does not go to a terminal it goes into a log, which is not to hold the token.
     where = server.address(host, taken) + (f"?token={quote(token)}" if token and sys.stdout.isatty() else "")
-    with open_index(settings, timeout=timeout) as index:
+    with closing(taken), open_index(settings, timeout=timeout) as index:
         rows = index.count() if index.exists else 0
         server.serve(
             index,
