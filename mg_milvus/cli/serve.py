@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -98,7 +99,7 @@ def serve(
     taken = app.bind(host, port, asked)
     # Where this line does not go to a terminal it goes into a log, which is not to hold the token.
     where = app.address(host, taken) + (f"?token={quote(token)}" if token and sys.stdout.isatty() else "")
-    with open_index(settings, timeout=timeout) as index:
+    with closing(taken), open_index(settings, timeout=timeout) as index:
         rows = index.count() if index.exists else 0
         app.serve(
             index,
