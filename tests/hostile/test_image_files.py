@@ -24,8 +24,8 @@ from mg_milvus.images.discover import Found
 from mg_milvus.records import Failure
 from tests.conftest import make_photos
 from tests.images import encoded, image
+from tests.waiting import PATIENCE
 
-PATIENCE = 100
 """Seconds after which a program counts as hanging."""
 
 GIGABYTE = 1_000_000_000

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,15 +26,15 @@ from mg_milvus.schema.models import Granularity, Schema
 from mg_milvus.store import lite_server
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import open_store
+from tests.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from mg_milvus.store.lite_server import Served
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no Milvus Lite for Windows")
 MGM = Path(sysconfig.get_path("scripts")) / "mgm"
-PATIENCE = 60
 NOBODY = 65534
 COUNT = 20
 NAME = "images"
@@ -275,13 +274,6 @@ def test_another_user_gets_neither_through_the_socket_nor_through_the_port(runni
     assert count(running) == COUNT
 
 
-def until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
-
-
 def test_clients_find_a_server_again_that_comes_back_with_another_token(place: Path) -> None:
     file = place / "again.db"
     first, _ = lite_server.up(file, 0)
@@ -291,7 +283,7 @@ def test_clients_find_a_server_again_that_comes_back_with_another_token(place: P
         stores[0].create(DESCRIPTION)
         stores[0].upsert(rows(0, 5))
         os.kill(first.pid, 9)
-        until(lambda: lite_server.served(file) is None)
+        wait_until(lambda: lite_server.served(file) is None, "nobody serves the file")
         assert lite_server.find(first.uri) is None  # what it left is no server
         second, _ = lite_server.up(file, int(first.uri.rpartition(":")[2]))
         assert lite_server.token_of(second) != token

@@ -21,6 +21,7 @@ from mg_milvus.ingest.metadata import read_metadata
 from mg_milvus.schema.models import ExtraField
 from tests.conftest import make_photos
 from tests.in_process import mgm
+from tests.waiting import PATIENCE
 
 FIELDS = (ExtraField(name="kind", type="string", default=""),)
 UNFOLDED = 32 << 20
@@ -102,7 +103,7 @@ def test_a_dictionary_that_is_repeated_fits_into_memory(tmp_path: Path) -> None:
         jpg=repeated(bytes(size), rows),
     )  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, file], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", MEASURE, file], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     text, (found, both) = int(done.stdout.split()[0]), map(int, done.stdout.split()[1:])
     assert found == rows

@@ -34,6 +34,7 @@ from mg_milvus.errors import EncoderError, MissingPackageError
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.regions import REGIONS, windows
 from tests.conftest import KINDS, kind_of_image, make_photos
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -251,7 +252,7 @@ def imports_of(*command: str, **environment: str) -> tuple[set[str], str]:
     """The modules that an ``mgm`` command imports, and all that it writes."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "mg_milvus", *command],
-        capture_output=True, text=True, timeout=300, check=True,
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
         env={name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | environment,
     )  # fmt: skip
     others = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
