@@ -64,14 +64,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Escape captured output that is no UTF-8 (names of files may be anything): pytest-xdist cannot send it."""
-    report = yield
-    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
-    return report
-
-
 def kind_of_image(kind: str, seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
     """An image of one of three kinds; those of a kind differ in colours, place and scale."""
     random = np.random.default_rng([seed, KINDS.index(kind)])

@@ -218,7 +218,7 @@ def test_places_that_cannot_be(tmp_path: Path, place: str, sentence: str) -> Non
     for name in ("notes.txt", "text.db"):
         (tmp_path / name).write_text("These are notes." * 100)
     if place.startswith("/proc") and sys.platform != "linux":
-        pytest.skip("there is no /proc")
+        pytest.skip("needs Linux: reads /proc")
     code, out, errors = mgm("up", "--data", tmp_path / place, "--port", "0")
     assert (code, out, len(errors.splitlines())) == (1, "", 1)
     assert sentence in errors

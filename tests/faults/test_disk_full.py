@@ -32,7 +32,7 @@ from tests.waiting import wait_until
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small disk of the test's own."""
     if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("a small disk can be mounted by root on Linux only")
+        pytest.skip("needs root on Linux, to mount a small disk: sudo make suite")
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", folder]

@@ -21,7 +21,7 @@ from tests.waiting import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts what Linux tells of a process")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux: counts in /proc/self")
 
 SCHEMA = Schema.from_yaml("version: 1\nencoder: {heads: fixed}")
 

@@ -123,7 +123,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_decoding_takes_no_more_memory_than_reckoned_with() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")

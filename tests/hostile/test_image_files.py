@@ -207,7 +207,7 @@ with ImageIndex.open("memory:") as index:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_whatever_a_file_becomes_every_command_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
     photos = make_photos(tmp_path / "photos", per_kind=2)

@@ -72,7 +72,7 @@ def usual_umask() -> Iterator[None]:
 def shared(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A folder that all users of the machine may write to."""
     if os.geteuid() != 0:
-        pytest.skip("needs root to act as another user")
+        pytest.skip("needs root, to act as another user: sudo make suite")
     folder = Path(tempfile.mkdtemp(prefix="mgm-shared-"))
     folder.chmod(request.param)
     try:

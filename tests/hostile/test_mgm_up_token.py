@@ -117,7 +117,7 @@ def test_every_call_is_asked_for_it(running: Served, method: str, metadata: tupl
     assert running.file not in str(refused.value.details())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_what_strangers_send_is_not_kept_in_memory(running: Served) -> None:
     def most() -> int:
         lines = Path(f"/proc/{running.pid}/status").read_text().splitlines()
@@ -213,7 +213,7 @@ def test_its_user_is_told_the_token_when_asked_and_only_then(running: Served, to
     assert "mgm up --status --show-token" in printed[0]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_no_list_of_processes_holds_it(running: Served, token: str) -> None:
     seen = 0
     for process in Path("/proc").glob("[0-9]*"):
@@ -262,7 +262,9 @@ except MgMilvusError as error:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root to act as another user")
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root, to act as another user: sudo make suite"
+)
 def test_another_user_gets_neither_through_the_socket_nor_through_the_port(running: Served) -> None:
     files = [entry_of(running), lite_server.record_of(Path(running.file))]
     done = subprocess.run(

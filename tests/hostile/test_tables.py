@@ -94,7 +94,7 @@ print(sum(1 for _ in images([file], Shard(), print)), peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_a_dictionary_that_is_repeated_fits_into_memory(tmp_path: Path) -> None:
     """The file says that it holds a megabyte, and that is so: 1,000 rows of it are a gigabyte in each column."""
     rows, size = 1000, 1 << 20

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mg_milvus.encoder.base import HashEncoder
 
 SCALES = ((0.5, 3), (1.0, 1))
-fast_int8 = pytest.mark.skipif(not has_fast_int8(), reason="this CPU has no instructions for products of 8 bits")
+fast_int8 = pytest.mark.skipif(not has_fast_int8(), reason="needs a CPU with VNNI, for products of 8 bits: see lscpu")
 BITS = {"coarse": 64, "mid": 128, "fine": 256, REGIONS: 128}
 
 
