@@ -80,8 +80,8 @@ suite: $(VENV)/.dev ## pytest: all tests, as many at once as there are cores
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # What depends on the encoder's numbers, computed in each of the three ways; a CPU without VNNI leaves the 8-bit one out.
-RUNTIME_TESTS := $(addprefix tests/integration/test_,encoder.py encoder_onnx.py explanation.py duplicates.py \
-  search_regions.py index_lists.py bulk_regions.py recall.py)
+RUNTIME_TESTS := $(addprefix tests/integration/test_,encoder.py encoder_onnx.py explanation.py search_regions.py \
+  index_lists.py recall.py)
 
 runtimes: $(VENV)/.dev ## pytest: the tests of encoder and search in onnxruntime with 8 bits, with 32 bits, and in torch
 	@for runtime in onnx-int8 onnx torch; do \
