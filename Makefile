@@ -17,10 +17,10 @@ FOLDER := '$(subst ','\'',$(if $(OWN),$(OWN),$(OUT)/images))'
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo own-queries encoder quick test lint types unit suite coverage audit constraints peers bench reference docs screenshots format clean
+.PHONY: help demo own-queries encoder quick test test-lowest runtimes lint types unit suite coverage audit constraints peers bench reference docs screenshots format clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 # Stop early with the remedy instead of late with a traceback.
 $(VENV)/.made:
@@ -78,6 +78,26 @@ unit: $(VENV)/.dev ## pytest: the unit tests
 # A file's tests stay together, for they share what is costly to make; the slow files go first (tests/conftest.py).
 suite: $(VENV)/.dev ## pytest: all tests, as many at once as there are cores
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# What depends on the encoder's numbers, computed in each of the three ways; a CPU without VNNI leaves the 8-bit one out.
+RUNTIME_TESTS := $(addprefix tests/integration/test_,encoder.py encoder_onnx.py explanation.py search_regions.py \
+  index_lists.py recall.py)
+
+runtimes: $(VENV)/.dev ## pytest: the tests of encoder and search in onnxruntime with 8 bits, with 32 bits, and in torch
+	@for runtime in onnx-int8 onnx torch; do \
+	  echo "MGM_RUNTIME=$$runtime"; \
+	  MGM_RUNTIME=$$runtime $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(RUNTIME_TESTS) || exit; \
+	done
+
+test-lowest: build/lowest/.made ## pytest: unit and integration tests with the lowest versions that pyproject.toml allows
+	build/lowest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder tests/unit tests/integration
+
+build/lowest/.made: pyproject.toml .ci/constraints.py | $(VENV)/.dev
+	@$(PYTHON) -m venv --clear build/lowest
+	@$(BIN)/python .ci/constraints.py --lowest > build/lowest/constraints.txt
+	@build/lowest/bin/python -m pip --disable-pip-version-check install --quiet --quiet -c build/lowest/constraints.txt \
+	  -e '.[parquet,remote,report,tensorboard,terminal,web]' httpx hypothesis packaging pytest pytest-xdist scikit-learn
+	@touch $@
 
 coverage: $(VENV)/.dev ## pytest with coverage (a third slower)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term

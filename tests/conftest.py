@@ -15,7 +15,7 @@ from tests import memory_store
 from tests.images import collage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from mg_milvus.index import ImageIndex
 
@@ -31,6 +31,8 @@ KINDS = ("disc", "stripes", "blocks")
 
 def pytest_configure() -> None:
     """Refuse a forced runtime that this CPU computes otherwise: without VNNI, products of 8 bits saturate."""
+    if "MGM_RUNTIME" not in os.environ:
+        return
     from mg_milvus.encoder.onnx_runtime import forced_runtime, has_fast_int8
 
     if forced_runtime() == "onnx-int8" and not has_fast_int8():
@@ -40,6 +42,20 @@ def pytest_configure() -> None:
 def pytest_report_header() -> str:
     """Which runtime the encoders of the tests use."""
     return f"encoder runtime: {os.environ.get('MGM_RUNTIME') or 'the default of this machine'}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, object, object]:
+    """Escape what UTF-8 cannot encode: workers could not report a failure that shows a file name of other bytes."""
+    return _escaped((yield))
+
+
+def _escaped(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {name: _escaped(each) for name, each in value.items()}
+    return type(value)(map(_escaped, value)) if isinstance(value, (list, tuple)) else value
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

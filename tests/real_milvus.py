@@ -14,15 +14,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 from tests.servers import free_port
+from tests.waiting import PATIENCE, wait_until
 
 PACKAGE = "milvus==2.3.5"
 TOKEN = "root:Milvus"
-PATIENCE = 180
 PORTS = (
     "etcd", "root_coord", "proxy", "proxy_internal", "query_coord", "query_node", "index_coord", "index_node",
     "data_coord", "data_node",
@@ -96,10 +95,28 @@ class RealMilvus:
             check=True,
         )
         (folder / "etcd.yaml").write_text(_ETCD.format(client=client, peer=peer))
+        self._was_up = False
         self.start()
 
     def start(self) -> None:
-        """Start it; wait until it is healthy."""
+        """Start it; wait until it is healthy. One whose predecessor was killed may end at once: it starts again."""
+        self._launch()
+
+        def is_up() -> bool:
+            if not self.running:
+                if not self._was_up:
+                    raise NotHereError(f"Milvus does not start, it says: {self._last_words()}")
+                self._launch()
+            return self._healthy()
+
+        try:
+            wait_until(is_up, "the Milvus server is healthy", pause=0.1)
+        except BaseException:
+            self.kill()
+            raise
+        self._was_up = True
+
+    def _launch(self) -> None:
         with (self._folder / "logs" / "output.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._programs / "milvus", "run", "standalone"],
@@ -120,12 +137,6 @@ class RealMilvus:
                 stderr=log,
                 preexec_fn=_end_with_the_tests,
             )
-        give_up = time.monotonic() + PATIENCE
-        while not self._healthy():
-            if self._process.poll() is not None or time.monotonic() > give_up:
-                self.kill()
-                raise NotHereError(f"Milvus does not start, it says: {self._last_words()}")
-            time.sleep(0.1)
 
     def stop(self) -> None:
         """End it in good order."""
@@ -142,7 +153,7 @@ class RealMilvus:
 
     def _healthy(self) -> bool:
         where = f"http://127.0.0.1:{self._health}/healthz"
-        with contextlib.suppress(OSError), urllib.request.urlopen(where, timeout=5) as answer:
+        with contextlib.suppress(OSError), urllib.request.urlopen(where, timeout=30) as answer:
             return bool(answer.read() == b"OK")
         return False
 

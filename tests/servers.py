@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import socket
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from mg_milvus.store import lite
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,16 +43,14 @@ class LiteServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        give_up = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                if self._process.poll() is not None or time.monotonic() > give_up:
-                    raise
-                time.sleep(0.02)
-            else:
-                return
+        wait_until(self._listens, f"Milvus Lite's engine listens on port {self.port}")
+
+    def _listens(self) -> bool:
+        assert self._process.poll() is None, f"the engine ended with status {self._process.returncode}"
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            return True
+        return False
 
     def kill(self) -> None:
         self._process.kill()

@@ -26,6 +26,7 @@ from tests.conftest import make_photos
 from tests.counted_instructions import FEW, MANY, work
 from tests.counting import Relay, relay
 from tests.servers import lite_server
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -179,7 +180,7 @@ def test_instructions(tmp_path: Path) -> None:
     subprocess.run(
         ["valgrind", "-q", "--tool=callgrind", "--dump-before=getppid", f"--callgrind-out-file={counts}",
          sys.executable, "-m", "tests.counted_instructions"],
-        cwd=Path(__file__).parent.parent, check=True, timeout=300,
+        cwd=Path(__file__).parent.parent, check=True, timeout=PATIENCE,
         env=os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     counted = {

@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 import mg_milvus
 from mg_milvus.cli.app import app
-from mg_milvus.cli.console import FLAG
+from mg_milvus.cli.log import FLAG
 from tests.test_layers import ROWS
 from tests.test_readme import Block, blocks, commands, dead_links, lay_out
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,7 +167,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "mg_milvus", checkout / "mg_milvus", ignore=shutil.ignore_patterns("weights", "__pycache__"))
     done = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--strict"],
-        cwd=checkout, capture_output=True, text=True, timeout=300,
+        cwd=checkout, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return checkout / "build" / "docs"

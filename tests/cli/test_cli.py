@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from mg_milvus import __version__
+from tests.waiting import PATIENCE
 
 MGM = Path(sysconfig.get_path("scripts")) / "mgm"
 ENVIRONMENT = {
@@ -29,7 +30,7 @@ def mgm(
     *arguments: str | Path, cwd: Path, stdin: bytes = b"", **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [MGM, *arguments], cwd=cwd, input=stdin, env=ENVIRONMENT | environment, capture_output=True, timeout=300
+        [MGM, *arguments], cwd=cwd, input=stdin, env=ENVIRONMENT | environment, capture_output=True, timeout=PATIENCE
     )
 
 
@@ -40,7 +41,7 @@ def in_python(code: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         env=ENVIRONMENT | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 
@@ -53,7 +54,7 @@ def on_a_terminal(*arguments: str | Path, cwd: Path, answer: bytes = b"", until:
     )
     os.close(follower)
     seen = b""
-    end = time.monotonic() + 300
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if select.select([leader], [], [], 1.0)[0]:
             try:
@@ -64,7 +65,7 @@ def on_a_terminal(*arguments: str | Path, cwd: Path, answer: bytes = b"", until:
             if answer and until in seen:
                 os.write(leader, answer)
                 answer = b""
-    code = process.wait(timeout=10)
+    code = process.wait(timeout=PATIENCE)
     os.close(leader)
     return code, seen.decode()
 
@@ -345,7 +346,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(home):
     command = f"'{MGM}' query images/*.png -k 12 --json 2>err | head -n 1; echo ${{PIPESTATUS[0]}}"
     (home / "images/empty.png").rename(home / "empty.png")
     try:
-        done = subprocess.run(["bash", "-c", command], cwd=home, env=ENVIRONMENT, capture_output=True, timeout=300)
+        done = subprocess.run(["bash", "-c", command], cwd=home, env=ENVIRONMENT, capture_output=True, timeout=PATIENCE)
     finally:
         (home / "empty.png").rename(home / "images/empty.png")
     first, code = done.stdout.splitlines()
@@ -388,7 +389,7 @@ def test_ctrl_c_keeps_what_is_stored_and_says_so(many):
     assert process.stderr.readline().startswith(b"encoding: ")
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert b"Traceback" not in err
     report = json.loads(out)

@@ -9,13 +9,14 @@ import sysconfig
 from pathlib import Path
 
 from tests.conftest import make_photos
+from tests.waiting import PATIENCE
 
 MGM = Path(sysconfig.get_path("scripts")) / "mgm"
 
 
 def mgm(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [MGM, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300
+        [MGM, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE
     )
 
 

@@ -17,6 +17,7 @@ from mg_milvus.schema.models import Schema
 from mg_milvus.schema.yaml import commented_yaml
 from mg_milvus.store.base import Description
 from mg_milvus.store.milvus import open_store
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +44,7 @@ def mgm(*arguments: str) -> subprocess.CompletedProcess[str]:
         name: value for name, value in os.environ.items() if not name.startswith("MGM_") or name == "MGM_RUNTIME"
     }
     command = [sys.executable, "-m", "mg_milvus", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
 
 
 def test_presets_are_listed_with_their_purpose() -> None:

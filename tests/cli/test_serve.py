@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import make_photos
 from tests.servers import free_port
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,7 @@ pytest.importorskip("uvicorn", reason="the web page needs the extra web: pip ins
 def mgm(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "mg_milvus", *map(str, arguments)],
-        cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120,
+        cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
 
 
@@ -47,13 +48,13 @@ def test_serve_answers_as_query_does_and_ends_quietly_with_ctrl_c(tmp_path: Path
         with urllib.request.urlopen(f"{home}api/sample?count=5&filter=width%20%3E%3D%2090") as answer:
             sample = json.load(answer)
         port = int(home.rstrip("/").rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as slow:
             # An upload that does not get on: its visitor is cut off.
             slow.sendall(f"POST /api/query HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n".encode())
             slow.sendall(b"Content-Length: 100000\r\nExpect: 100-continue\r\n\r\n")
             assert slow.recv(100).startswith(b"HTTP/1.1 100")  # it is being read
             server.send_signal(signal.SIGINT)
-            out, errors = server.communicate(timeout=60)
+            out, errors = server.communicate(timeout=PATIENCE)
     finally:
         server.kill()
     assert [{"query": str(image)} | hit for hit in hits] == [json.loads(text) for text in expected]

@@ -19,6 +19,7 @@ from mg_milvus.cli import show
 from mg_milvus.index import ImageIndex
 from mg_milvus.records import Hit
 from tests.cli.test_log import run
+from tests.waiting import PATIENCE
 
 CELLS = re.compile(r"\x1b\[38;2;(\d+);(\d+);(\d+);48;2;(\d+);(\d+);(\d+)m▀")
 
@@ -129,7 +130,8 @@ def test_a_terminal_that_does_not_reply_with_an_image_piped_in(tmp_path: Path) -
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "red.png"], stdin=subprocess.PIPE, stdout=end, check=True, timeout=120,
+        [sys.executable, "-c", code, tmp_path / "red.png"], stdin=subprocess.PIPE, stdout=end, check=True,
+        timeout=PATIENCE,
         env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
     )  # fmt: skip
     os.close(end)

@@ -147,7 +147,7 @@ def command_lines(word: str) -> list[str]:
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_no_process_is_started_with_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The list of processes is for every user of the machine."""
     monkeypatch.setenv("MGM_TOKEN", TOKEN)

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -23,13 +22,13 @@ from mg_milvus.schema.models import Granularity, Schema
 from mg_milvus.store import lite_server
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import open_store
+from tests.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 DESCRIPTION = Description(Schema(granularities=(Granularity(name="coarse", bits=16),)), "0123456789abcdef")
-PATIENCE = 60
 
 
 def rows(start: int, count: int) -> list[Row]:
@@ -42,13 +41,6 @@ def mgm(*arguments: str | Path) -> tuple[int, str, str]:
     """Exit code, output and errors of a command."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     return result.exit_code, result.stdout, result.stderr
-
-
-def until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -150,7 +142,7 @@ def test_after_kill_9_of_the_server_all_acknowledged_rows_are_there(file: Path) 
             pid = int(found.stdout)
         os.kill(pid, signal.SIGKILL)
         store.close()
-        until(lambda: lite_server.served(file) is None)
+        wait_until(lambda: lite_server.served(file) is None, "nobody serves the file")
         assert mgm("up", "--status", "--data", file)[0] == 1
         alone = open_store(MilvusConfig(str(file), collection="images"))
         assert alone.count() == 100 * (round_ + 1)
@@ -164,7 +156,7 @@ def test_sigterm_is_a_good_end(file: Path) -> None:
     store.upsert(rows(0, 10))
     store.close()
     os.kill(running.pid, signal.SIGTERM)
-    until(lambda: not lite_server.record_of(file).exists())
+    wait_until(lambda: not lite_server.record_of(file).exists(), "the server has removed its record")
     assert "the engine has ended" in lite_server.log_of(file).read_text()
     alone = open_store(MilvusConfig(str(file), collection="images"))
     assert alone.count() == 10
@@ -230,7 +222,7 @@ def test_places_that_cannot_be(tmp_path: Path, place: str, sentence: str) -> Non
     for name in ("notes.txt", "text.db"):
         (tmp_path / name).write_text("These are notes." * 100)
     if place.startswith("/proc") and sys.platform != "linux":
-        pytest.skip("there is no /proc")
+        pytest.skip("needs Linux: reads /proc")
     code, out, errors = mgm("up", "--data", tmp_path / place, "--port", "0")
     assert (code, out, len(errors.splitlines())) == (1, "", 1)
     assert sentence in errors

@@ -20,8 +20,9 @@ from pymilvus import MilvusClient
 
 from mg_milvus.encoder.base import Encoder
 from mg_milvus.encoder.load import load_encoder
-from tests.faults.harness import engines, no_engine_left, until
+from tests.faults.harness import engines, no_engine_left
 from tests.servers import lite_server
+from tests.waiting import wait_until
 
 REGIONS, REGION_BYTES = 4, 8
 """As the schemas of these tests have them."""
@@ -44,7 +45,7 @@ class Contents:
 @contextmanager
 def served(file: Path) -> Iterator[str]:
     """The URI of a server of a Milvus Lite file whose own engine ends first."""
-    until(lambda: not engines(file), f"the engine of {file.name} ends with its mgm")
+    wait_until(lambda: not engines(file), f"the engine of {file.name} ends with its mgm")
     with lite_server(file) as server:
         yield server.uri
 

@@ -26,18 +26,17 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from tests.images import save_image
+from tests.waiting import PATIENCE, wait_until
 
 TRIALS = int(os.environ.get("MGM_FAULT_TRIALS", "0"))
 """Trials of each fault in the long form; 0: the short form."""
 SEED = int(os.environ.get("MGM_FAULT_SEED", "5"))
-PATIENCE = 300.0
-"""Seconds after which a run that still goes on has failed."""
 
 MGM = Path(sysconfig.get_path("scripts")) / "mgm"
 REGIONS = "regions: {bits: 64, scales: [{size: 0.7, grid: 2}]}\n"
@@ -277,14 +276,6 @@ def check_nothing_left() -> None:
     assert not left, f"left behind: {[entry.name for entry in left]}"
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    """Wait for a condition."""
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, f"waited {seconds} s in vain: {what}"
-        time.sleep(0.01)
-
-
 def engines(file: Path) -> list[int]:
     """Processes of Milvus Lite's engine that serve this file; none where there is no /proc."""
     found = []
@@ -300,7 +291,7 @@ def no_engine_left(file: Path) -> Iterator[None]:
     """Fail if an engine outlives its ``mgm``, and end it all the same."""
     try:
         yield
-        until(lambda: not engines(file), f"the engine of {file.name} ends with its mgm")
+        wait_until(lambda: not engines(file), f"the engine of {file.name} ends with its mgm")
     finally:
         for process in engines(file):
             with contextlib.suppress(ProcessLookupError):

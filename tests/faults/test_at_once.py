@@ -10,8 +10,9 @@ from pymilvus import MilvusClient
 from mg_milvus.errors import CollectionNotFoundError
 from mg_milvus.index import ImageIndex
 from tests.faults.checker import check_whole, contents
-from tests.faults.harness import FITTED, FIXED, PATIENCE, TRIALS, Outcomes, Run, ingest, make_images
+from tests.faults.harness import FITTED, FIXED, TRIALS, Outcomes, Run, ingest, make_images
 from tests.servers import lite_server
+from tests.waiting import PATIENCE
 
 OFTEN = max(1, TRIALS // 5)
 

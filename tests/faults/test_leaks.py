@@ -16,13 +16,13 @@ from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
 from tests.conftest import make_photos
 from tests.servers import lite_server
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts what Linux tells of a process")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux: counts in /proc/self")
 
-PATIENCE = 60
 SCHEMA = Schema.from_yaml("version: 1\nencoder: {heads: fixed}")
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import make_photos
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: ru_maxrss has another unit elsewhere")
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     """Peak memory of ingests of 200 and of 1,200 images, both with shipped heads."""
     photos = make_photos(tmp_path / "photos", per_kind=400)

@@ -24,8 +24,8 @@ from mg_milvus.images.discover import Found
 from mg_milvus.records import Failure
 from tests.conftest import make_photos
 from tests.images import encoded, image
+from tests.waiting import PATIENCE
 
-PATIENCE = 100
 """Seconds after which a program counts as hanging."""
 
 GIGABYTE = 1_000_000_000
@@ -207,7 +207,7 @@ with ImageIndex.open("memory:") as index:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_whatever_a_file_becomes_every_command_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
     photos = make_photos(tmp_path / "photos", per_kind=2)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,15 +27,15 @@ from mg_milvus.schema.models import Granularity, Schema
 from mg_milvus.store import lite_server
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import open_store
+from tests.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from mg_milvus.store.lite_server import Served
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no Milvus Lite for Windows")
 MGM = Path(sysconfig.get_path("scripts")) / "mgm"
-PATIENCE = 60
 NOBODY = 65534
 COUNT = 20
 NAME = "images"
@@ -119,7 +118,7 @@ def test_every_call_is_asked_for_it(running: Served, method: str, metadata: tupl
     assert running.file not in str(refused.value.details())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_what_strangers_send_is_not_kept_in_memory(running: Served) -> None:
     def most() -> int:
         lines = Path(f"/proc/{running.pid}/status").read_text().splitlines()
@@ -215,7 +214,7 @@ def test_its_user_is_told_the_token_when_asked_and_only_then(running: Served, to
     assert "mgm up --status --show-token" in printed[0]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_no_list_of_processes_holds_it(running: Served, token: str) -> None:
     seen = 0
     for process in Path("/proc").glob("[0-9]*"):
@@ -266,7 +265,9 @@ except MgMilvusError as error:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root to act as another user")
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root, to act as another user: sudo make suite"
+)
 def test_another_user_gets_neither_through_the_socket_nor_through_the_port(running: Served) -> None:
     files = [entry_of(running), lite_server.record_of(Path(running.file))]
     done = subprocess.run(
@@ -276,13 +277,6 @@ def test_another_user_gets_neither_through_the_socket_nor_through_the_port(runni
     )  # fmt: skip
     assert (done.stdout, done.returncode) == ("None\nAuthenticationError\n", 0), done.stderr
     assert count(running) == COUNT
-
-
-def until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
 
 
 def test_clients_find_a_server_again_that_comes_back_with_another_token(place: Path) -> None:
@@ -296,7 +290,7 @@ def test_clients_find_a_server_again_that_comes_back_with_another_token(place: P
         stores[0].create(DESCRIPTION)
         stores[0].upsert(rows(0, 5))
         os.kill(first.pid, 9)
-        until(lambda: lite_server.served(file) is None)
+        wait_until(lambda: lite_server.served(file) is None, "nobody serves the file")
         assert lite_server.find(first.uri) is None  # what it left is no server
         second, _ = lite_server.up(file, int(first.uri.rpartition(":")[2]))
         assert lite_server.token_of(second) != token

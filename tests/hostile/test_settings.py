@@ -18,6 +18,7 @@ from mg_milvus.cli.app import run
 from mg_milvus.cli.settings import NAMES, local_settings, settings_from
 from mg_milvus.config import Tls
 from tests.servers import free_port
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -261,6 +262,6 @@ def test_an_env_file_in_the_folder_sets_nothing(tmp_path: Path) -> None:
     )
     environment = {name: value for name, value in os.environ.items() if "DOTENV" not in name and "MGM" not in name}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.stdout == "None\n", done.stderr

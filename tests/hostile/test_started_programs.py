@@ -16,12 +16,12 @@ from mg_milvus.config import MilvusConfig
 from mg_milvus.store import lite, lite_server
 from mg_milvus.store.milvus import open_store
 from tests.conftest import make_photos
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MGM = Path(sysconfig.get_path("scripts")) / "mgm"
-PATIENCE = 300
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 SECRETS = {
     "MGM_TOKEN": "a-secret-of-mgm",

@@ -21,6 +21,7 @@ from mg_milvus.ingest.metadata import read_metadata
 from mg_milvus.schema.models import ExtraField
 from tests.conftest import make_photos
 from tests.in_process import mgm
+from tests.waiting import PATIENCE
 
 FIELDS = (ExtraField(name="kind", type="string", default=""),)
 UNFOLDED = 32 << 20
@@ -93,7 +94,7 @@ print(sum(1 for _ in images([file], Shard(), print)), peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_a_dictionary_that_is_repeated_fits_into_memory(tmp_path: Path) -> None:
     """The file says that it holds a megabyte, and that is so: 1,000 rows of it are a gigabyte in each column."""
     rows, size = 1000, 1 << 20
@@ -102,7 +103,7 @@ def test_a_dictionary_that_is_repeated_fits_into_memory(tmp_path: Path) -> None:
         jpg=repeated(bytes(size), rows),
     )  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, file], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", MEASURE, file], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     text, (found, both) = int(done.stdout.split()[0]), map(int, done.stdout.split()[1:])
     assert found == rows

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
 from fastapi.testclient import TestClient
 
@@ -220,7 +222,8 @@ def test_good_tokens_are_taken(token: str) -> None:
 def test_a_weak_token_from_the_environment_is_refused_too(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "mg_milvus", "serve", "--uri", "index.db", "--port", "0"],
-        cwd=tmp_path, env=os.environ | {"MGM_WEB_TOKEN": "aaaaaaaaaaaa"}, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env=os.environ | {"MGM_WEB_TOKEN": "aaaaaaaaaaaa"}, capture_output=True, text=True,
+        timeout=PATIENCE,
     )  # fmt: skip
     assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
     assert "guessed easily" in result.stderr
@@ -279,7 +282,7 @@ def test_behind_tls_the_cookie_never_goes_without(visit: Callable[..., TestClien
 def test_a_proxy_on_this_machine_says_that_there_is_tls(tmp_path: Path) -> None:
     with mgm_serve(tmp_path, MGM_WEB_TOKEN=TOKEN) as served:
         for proxied, prefix in ((None, "mgm_session_"), ("http", "mgm_session_"), ("https", "__Host-mgm_session_")):
-            connection = HTTPConnection("127.0.0.1", served.port, timeout=60)
+            connection = HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE)
             connection.request(
                 "POST", "/sign-in", f"token={TOKEN}", {"X-Forwarded-Proto": proxied} if proxied else {}
             )  # fmt: skip

@@ -19,11 +19,11 @@ from mg_milvus.web.security import WebSettings
 from tests.conftest import kind_of_image
 from tests.hostile.web_servers import in_thread, mgm_serve
 from tests.images import encoded
+from tests.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PATIENCE = 60.0
 """Seconds that a loaded machine gets for what takes one."""
 
 
@@ -169,9 +169,7 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch
     with in_thread(WebSettings()) as (port, _), connect(port) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(f"GET /duplicates HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
-        end = time.monotonic() + PATIENCE
-        while not closed_because(port) and time.monotonic() < end:
-            time.sleep(0.2)
+        wait_until(lambda: closed_because(port), "the connection is closed", pause=0.2)
         assert closed_because(port) == {"response": 1}
 
 
@@ -207,18 +205,12 @@ def test_a_thousand_streams_of_events() -> None:
             answer = refused.recv(4096)
         assert b"\r\nretry-after: 5\r\n" in answer.lower()
         streams.pop().close()
-        assert eventually(port, ask)
 
+        def accepted() -> bool:
+            with connect(port, ask) as stream:
+                return stream.recv(12) == b"HTTP/1.1 200"
 
-def eventually(port: int, ask: bytes) -> bool:
-    """Whether a place becomes free."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        with connect(port, ask) as stream:
-            if stream.recv(12) == b"HTTP/1.1 200":
-                return True
-        time.sleep(0.1)
-    return False
+        wait_until(accepted, "the place of the closed stream is free", pause=0.1)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import uvicorn
 
 from mg_milvus.index import ImageIndex
 from mg_milvus.web.app import bind, config, create_app
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,7 @@ class Served:
     def end(self) -> tuple[str, str]:
         """Stop it: what it wrote to standard output, after its first line, and to standard error."""
         self.process.terminate()
-        return self.process.communicate(timeout=60)
+        return self.process.communicate(timeout=PATIENCE)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from tests.cli.test_cli import ENVIRONMENT, MGM
 from tests.conftest import kind_of_image, make_photos
 from tests.in_process import mgm
 from tests.servers import lite_server
+from tests.waiting import wait_until
 
 SCHEMA = """
 encoder: {heads: fixed}
@@ -164,9 +164,7 @@ def test_a_killed_run_goes_on_and_no_half_file_counts(home, tmp_path):
         "4",
     ]
     running = subprocess.Popen([MGM, *command], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=-1)
-    give_up = time.monotonic() + 120
-    while len(parts(tmp_path / "codes")) < 2 and time.monotonic() < give_up:
-        time.sleep(0.005)
+    wait_until(lambda: len(parts(tmp_path / "codes")) >= 2, "two files of codes are written", pause=0.005)
     running.send_signal(signal.SIGKILL)
     running.communicate()
     assert running.returncode == -signal.SIGKILL

@@ -34,6 +34,7 @@ from mg_milvus.errors import EncoderError, MissingPackageError
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.regions import REGIONS, windows
 from tests.conftest import KINDS, kind_of_image, make_photos
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from mg_milvus.encoder.base import HashEncoder
 
 SCALES = ((0.5, 3), (1.0, 1))
-fast_int8 = pytest.mark.skipif(not has_fast_int8(), reason="this CPU has no instructions for products of 8 bits")
+fast_int8 = pytest.mark.skipif(not has_fast_int8(), reason="needs a CPU with VNNI, for products of 8 bits: see lscpu")
 BITS = {"coarse": 64, "mid": 128, "fine": 256, REGIONS: 128}
 
 
@@ -251,7 +252,7 @@ def imports_of(*command: str, **environment: str) -> tuple[set[str], str]:
     """The modules that an ``mgm`` command imports, and all that it writes."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "mg_milvus", *command],
-        capture_output=True, text=True, timeout=300, check=True,
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
         env={name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | environment,
     )  # fmt: skip
     others = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]

@@ -16,6 +16,7 @@ from mg_milvus.ingest.metrics import IngestMetrics, MetricsFile
 from mg_milvus.web.metrics import Metrics
 from tests.cli.test_log import run
 from tests.images import save_image
+from tests.waiting import PATIENCE, wait_until
 
 
 def values(text: str) -> dict[str, float]:
@@ -86,18 +87,16 @@ def test_queues_and_state_while_it_runs(images: Path, monkeypatch: pytest.Monkey
 
         def held(rows: object) -> None:
             reached.set()
-            free.wait(120)
+            free.wait(PATIENCE)
             upsert(rows)
 
         monkeypatch.setattr(store, "upsert", held)
         work = threading.Thread(target=lambda: index.ingest(images, metrics=metrics, batch_size=2))
         work.start()
         try:
-            assert reached.wait(120)
-            deadline = time.monotonic() + 120
-            while (found := values(file.read_text())).get("mgm_ingest_queue/upsert") != 2:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            assert reached.wait(PATIENCE)
+            wait_until(lambda: values(file.read_text()).get("mgm_ingest_queue/upsert") == 2, "two batches wait")
+            found = values(file.read_text())
             assert found["mgm_ingest_running"] == 1
             assert not {"mgm_ingest_success", "mgm_ingest_end_time_seconds"} & set(found)
             assert found["mgm_ingest_rows_written_total"] == 0

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from mg_milvus.training.network import HashingNetwork, HashLayer
 from mg_milvus.training.train import pseudo_labels, spherical_kmeans, split, train
 from mg_milvus.training.trainer import MovingAverage, held_out_figures, rate_at
 from tests.conftest import make_photos
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -492,9 +492,7 @@ def test_the_command_survives_sigkill(tmp_path: Path) -> None:
         [sys.executable, "-m", "mg_milvus", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     checkpoint = tmp_path / "e.checkpoint.safetensors"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: checkpoint.exists() or process.poll() is not None, "a checkpoint is written")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert checkpoint.exists()

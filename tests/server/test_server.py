@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sysconfig
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -32,14 +31,14 @@ from mg_milvus.store.base import Description, Row, Store
 from mg_milvus.store.milvus import open_store
 from tests.conftest import make_photos
 from tests.real_milvus import TOKEN, NotHereError, RealMilvus
+from tests.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.server, pytest.mark.xdist_group("milvus-server")]
 
 MGM = Path(sysconfig.get_path("scripts")) / "mgm"
-PATIENCE = 120
 SCHEMA = """
 version: 1
 encoder: {heads: fixed}
@@ -79,13 +78,6 @@ def mgm(server: RealMilvus, *arguments: str | Path, token: str = TOKEN) -> tuple
     where = ["--uri", server.uri, "--token", token, "--timeout", str(PATIENCE)]
     result = CliRunner().invoke(app, [*map(str, arguments), *where])
     return result.exit_code, result.stdout, result.stderr
-
-
-def until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
 
 
 def open_rows(server: RealMilvus, storage: StorageSettings) -> Store:
@@ -179,12 +171,7 @@ def test_tokens(server: RealMilvus, tmp_path: Path) -> None:
         root.grant_role("anna", "admin")
         with closing(open_rows(server, StorageSettings())) as store:
             store.upsert(make_rows(np.zeros((3, 8), np.uint8)))
-            until(
-                lambda: mgm(server, "info", "--collection", store.collection, token="anna:Good-Pa55word")[0] in (0, 1)
-            )
-            with closing(
-                open_store(MilvusConfig(server.uri, collection=store.collection, token="anna:Good-Pa55word"))
-            ) as hers:
+            with closing(open_store(MilvusConfig(server.uri, "anna:Good-Pa55word", store.collection))) as hers:
                 assert hers.count() == 3
     finally:
         root.drop_user("anna")
@@ -211,7 +198,7 @@ def test_growing_and_sealed_segments_give_the_same_answers(server: RealMilvus) -
         assert found() == distances(codes)
 
         client.flush(name)
-        until(lambda: client.describe_index(name, "fine")["indexed_rows"] == 3000)
+        wait_until(lambda: client.describe_index(name, "fine")["indexed_rows"] == 3000, "all rows are indexed")
         client.release_collection(name)
         client.load_collection(name)  # now, and not a minute later, what was sealed is searched by the index
         (segment,) = client.list_loaded_segments(name)
@@ -254,7 +241,7 @@ def check_consistency(server: RealMilvus, level: str) -> None:
             if level in ("Strong", "Session"):
                 assert sees(), level
             else:
-                until(sees)
+                wait_until(sees, f"a search with consistency {level} sees the row")
 
 
 def test_a_restart(server: RealMilvus) -> None:
@@ -267,7 +254,9 @@ def test_a_restart(server: RealMilvus) -> None:
         assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
         assert "does not answer" in result.stderr
         server.start()
-        until(lambda: answers(store))  # it loads what was loaded before, in its own time
+        wait_until(
+            lambda: answers(store), "the server answers again"
+        )  # it loads what was loaded before, in its own time
         assert store.count() == 10
         (nearest,) = store.nearest("fine", codes[4:5], 1)
         assert (nearest.ids, nearest.distances.tolist()) == ([make_rows(codes)[4].id], [0])
@@ -285,8 +274,11 @@ def test_kill_9_in_the_middle_of_an_ingest(server: RealMilvus, schema: Path, tmp
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as ingest:
-        store = open_store(MilvusConfig(server.uri, collection=name, token=TOKEN, timeout=PATIENCE))
-        until(lambda: ingest.poll() is not None or (store.describe() is not None and store.count() >= 10))
+        store = open_store(MilvusConfig(server.uri, TOKEN, name, PATIENCE))
+        wait_until(
+            lambda: ingest.poll() is not None or (store.describe() is not None and store.count() >= 10),
+            "10 rows are stored",
+        )
         acknowledged = store.count()
         server.kill()
         out, errors = ingest.communicate(timeout=PATIENCE)
@@ -297,7 +289,7 @@ def test_kill_9_in_the_middle_of_an_ingest(server: RealMilvus, schema: Path, tmp
     assert TOKEN not in errors
 
     server.start()
-    until(lambda: answers(store))
+    wait_until(lambda: answers(store), "the server answers again")
     assert store.count() >= acknowledged
     code, out, errors = mgm(server, "ingest", photos, "--collection", name)
     assert code == 0, errors

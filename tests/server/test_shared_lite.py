@@ -15,12 +15,12 @@ from mg_milvus.images.discover import text_path
 from mg_milvus.index import ImageIndex
 from mg_milvus.store import lite_server
 from tests.conftest import make_photos
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MGM = Path(sysconfig.get_path("scripts")) / "mgm"
-PATIENCE = 300
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ from mg_milvus.store.milvus import MilvusStore, open_store
 from mg_milvus.store.rows import Layout
 from tests.memory_filters import compile_filter
 from tests.servers import free_port, lite_server, refusing_server
+from tests.waiting import PATIENCE
 
 DESCRIPTION = Description(Schema(granularities=(Granularity(name="coarse", bits=16),)), "0123456789abcdef")
 LITE = Engine(True, (2, 5, 1), "Milvus Lite 2.5.1")
@@ -154,7 +155,7 @@ def test_a_file_in_use_by_another_process_is_named(file: Path) -> None:
         waiting = ThreadPoolExecutor(1).submit(open_store, MilvusConfig(str(file)))
         time.sleep(0.3)
         holder.stdin.close()  # type: ignore[union-attr]
-        waiting.result(timeout=10).close()
+        waiting.result(timeout=PATIENCE).close()
 
 
 def test_every_acknowledged_row_survives_sigkill(file: Path) -> None:
@@ -733,7 +734,7 @@ def test_nothing_but_our_own_errors_reaches_the_terminal(tmp_path: Path) -> None
         print(refused)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert (done.stdout, done.stderr, done.returncode) == ("7\n", "", 0)
 

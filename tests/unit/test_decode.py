@@ -322,7 +322,7 @@ def test_multi_image_jpeg() -> None:
     assert (decoded.width, decoded.height, decoded.image.size) == (400, 300, (200, 150))
 
 
-@pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+@pytest.mark.skipif(not features.check("avif"), reason="needs a Pillow with AVIF: pip install --force-reinstall Pillow")
 def test_avif() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
