@@ -99,7 +99,7 @@ class Table:
 
     @property
     def lite_key(self) -> float:
-        """In the index over the keys of a large collection in Milvus Lite's file; see ``store.lite_keys``."""
+        """In the index over the keys of a large collection in Milvus Lite's file."""
         return (self.columns[0].lite + _LITE_KEY) / _LITE_KEYS_FULL
 
     @property

@@ -18,6 +18,7 @@ from pymilvus.client.types import LoadState
 from mg_milvus.errors import CollectionNotFoundError, ForeignCollectionError, StoreError, UnsupportedError
 from mg_milvus.files import one_line
 from mg_milvus.schema.models import FusionSettings, Schema
+from mg_milvus.store import lite_workarounds
 from mg_milvus.store.base import MOST_LISTS, Description
 
 if TYPE_CHECKING:
@@ -348,25 +349,14 @@ def fields(
 def upsert(
     connection: Connection, name: str, own: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]
 ) -> Callable[[], Any]:
-    """What writes records, for a border to run; they have just the columns of the collection (its ``fields``).
-
-    They go to pymilvus as columns, the way of its ORM: ``MilvusClient.upsert`` takes rows and packs them value by
-    value, which takes more time than all the rest together (benchmarks/store_overhead.py).
-    """
+    """The call that writes records; they have exactly the columns of the collection (its ``fields``)."""
     for field in own:
         if field["name"] not in records[0]:
             raise StoreError(
                 f"collection '{name}' has a column {one_line(repr(field['name']), 80)}, which is none of its schema's: "
                 "another program has added it, remove it"
             )
-    columns = [
-        {"name": field["name"], "type": field["type"], "values": [record[field["name"]] for record in records]}
-        for field in own
-    ]
-    client = connection.client
-    return lambda: client._get_connection().upsert(
-        name, columns, timeout=connection.timeout, context=client._generate_call_context(), schema={"fields": own}
-    )
+    return partial(lite_workarounds.upsert, connection.client, name, own, records, connection.timeout)
 
 
 def prepare(
@@ -409,21 +399,3 @@ def _nlist(text: str) -> int:
     if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= MOST_LISTS:
         raise ValueError(f"nlist is {one_line(text, 40)}, expected 1 to {MOST_LISTS}")
     return int(text)
-
-
-def records(result: Any) -> list[dict[str, Any]]:
-    """The rows of a query with their codes as bytes.
-
-    pymilvus cuts codes out of the answer one by one as rows are read, which takes twice as long as the query itself
-    (300 rows, 3 codes: 20 of 30 ms). Here each field is cut at once; should pymilvus keep them elsewhere one day, its
-    own way serves.
-    """
-    packed = getattr(result, "_lazy_field_data", None)
-    if packed is None:
-        return list(result)
-    rows = list(list.__iter__(result))
-    for field in packed:
-        name, data, width = field.field_name, field.vectors.binary_vector, field.vectors.dim // 8
-        for number, row in enumerate(rows):
-            row[name] = data[number * width : (number + 1) * width]
-    return rows

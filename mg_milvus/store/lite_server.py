@@ -37,7 +37,7 @@ from mg_milvus import errors, files
 from mg_milvus.errors import MgMilvusError, StoreError, StoreLockedError, UnsupportedError
 from mg_milvus.files import open_private, read_plain
 from mg_milvus.store import lite
-from mg_milvus.store.lite_workarounds import index_keys
+from mg_milvus.store.lite_workarounds import engine_command, index_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -495,7 +495,7 @@ def _open(proxy: Proxy, report: Callable[[Served], None], told: Served) -> None:
 def _run(told: Served, address: str, log: logging.Logger, report: Callable[[Served], None]) -> None:
     file, binary = Path(told.file), lite.program()
     engine = subprocess.Popen(  # noqa: S603  (the program of an installed package)
-        [binary, file, address, "ERROR", lite.lock_file(file)],
+        engine_command(binary, file, address, lite.lock_file(file)),
         cwd="/",
         env=lite.environment(binary),
         stdin=subprocess.DEVNULL,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from dataclasses import replace
@@ -86,9 +85,6 @@ class MilvusIndexes:
         of_regions = {f"{self._collection}_regions": [CODE]} if schema.regions else {}
         return {self._collection: list(schema.bits), **of_regions}
 
-
-# gRPC's C core writes on the terminal by itself, and reads this once, when it is imported.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from mg_milvus.schema.regions import region_id, scale_of
 from mg_milvus.store import collections
 from mg_milvus.store.collections import Column, encode_regions, own_description
 from mg_milvus.store.filters import among
+from mg_milvus.store.lite_workarounds import query_records
 from mg_milvus.store.rows import MAX_DEPTH, hits_of, neighbours
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from mg_milvus.schema.regions import RegionSettings
     from mg_milvus.store.base import Description, Neighbours, Row
     from mg_milvus.store.client import Connection
-    from mg_milvus.store.rows import Record
-
+from mg_milvus.store.rows import Record
 
 CODE = "code"
 NO_REGIONS = "this collection has no codes of regions; ingest with a schema that has a section 'regions'"
@@ -211,7 +211,7 @@ class RegionTable:
                 )
             )  # fmt: skip
             with self._connection.border.reading():
-                for record in collections.records(answer):
+                for record in query_records(answer):
                     found[record["id"]] = code = record[CODE]
                     if type(code) is not bytes or len(code) != settings.bits // 8:
                         raise ValueError(f"region {record['id']!r} has no code of {settings.bits // 8} bytes")
