@@ -23,6 +23,7 @@ from processes import engine_pid, memory
 from result_file import write_result
 
 from mg_milvus.capacity import plan
+from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
@@ -83,7 +84,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         file, done = Path(folder) / "mgm.db", 0
         for size in sorted(int(float(part)) for part in options.rows.split(",")):
-            store = MilvusStore(str(file), schema.collection, timeout=60.0)
+            store = MilvusStore(MilvusConfig(str(file), collection=schema.collection, timeout=60.0))
             store.create(Description(schema, encoder.fingerprint, 0, encoder.backbone))
             store.put_encoder(encoder.fingerprint, encoder.to_bytes())
             begin = time.perf_counter()
@@ -93,7 +94,7 @@ def main() -> int:
             done = size
             kept = len(encoder.to_bytes()) * 4 // 3  # the encoder beside the rows, in base64
             store.close()
-            store = MilvusStore(str(file), schema.collection, timeout=60.0)
+            store = MilvusStore(MilvusConfig(str(file), collection=schema.collection, timeout=60.0))
             store.count()
             if schema.regions:
                 store.regions.count()

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 from result_file import write_result
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import discover
 from mg_milvus.index import ImageIndex
@@ -66,7 +67,7 @@ def main() -> None:
     result: dict[str, Any] = {}
     with TemporaryDirectory() as place:
         uri = str(Path(place) / "cascade.db")
-        store = open_store(uri, schema.collection)
+        store = open_store(MilvusConfig(uri, collection=schema.collection))
         keep_encoder(store, encoder)
         store.create(Description(schema, encoder.fingerprint, 5000))
         there = 0
@@ -83,7 +84,7 @@ def main() -> None:
             store.close()
             with ImageIndex.open(uri) as index:
                 result[str(rows)] = compare(index, asked, rows)
-            store = open_store(uri, schema.collection)
+            store = open_store(MilvusConfig(uri, collection=schema.collection))
         store.close()
     if options.json:
         write_result(options.json, result)

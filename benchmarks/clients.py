@@ -25,6 +25,7 @@ from result_file import write_result
 from side_by_side.measuring import show
 from synthetic import fill, make, synthetic_codes
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
 from mg_milvus.store import lite_server
@@ -124,7 +125,7 @@ def main() -> int:
     schema, table = Schema(), {}
     with TemporaryDirectory() as folder:
         file = Path(folder) / "clients.db"
-        store = open_store(str(file), schema.collection, timeout=60)
+        store = open_store(MilvusConfig(str(file), collection=schema.collection, timeout=60))
         make(store, schema)
         fill(store, schema, 0, options.rows)
         store.close()

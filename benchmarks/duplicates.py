@@ -25,6 +25,7 @@ from result_file import write_result
 from synthetic import BATCH, synthetic_codes
 
 from mg_milvus.codes import hamming
+from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates
 from mg_milvus.duplicates.report import duplicates_page
 from mg_milvus.images.augment import AUGMENTATIONS, STRENGTHS
@@ -113,7 +114,7 @@ def cost(count: int) -> dict[str, object]:
     """Seconds of each stage for synthetic rows on Milvus Lite, and the most memory this process has had."""
     schema, random = Schema(), np.random.default_rng(1)
     with tempfile.TemporaryDirectory() as scratch:
-        store = open_store(f"{scratch}/rows.db", schema.collection)
+        store = open_store(MilvusConfig(f"{scratch}/rows.db", collection=schema.collection))
         store.create(Description(schema, "0" * 16))
         for start in range(0, count, BATCH):
             codes = synthetic_codes(BATCH, schema, seed=start + 1)

@@ -32,6 +32,7 @@ from result_file import write_result
 from side_by_side.measuring import show
 from synthetic import fill, make
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.milvus import open_store
@@ -98,7 +99,7 @@ def timed(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, di
 def grow(file: Path, there: int, rows: int) -> list[float]:
     """Fill from ``there`` to ``rows``; rows a second of each tenth."""
     schema = Schema()
-    store = open_store(str(file), schema.collection, timeout=60)
+    store = open_store(MilvusConfig(str(file), collection=schema.collection, timeout=60))
     if not there:
         make(store, schema)
     steps = np.linspace(there, rows, TENTHS + 1).astype(int).tolist()

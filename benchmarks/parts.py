@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 from result_file import write_result
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import discover
 from mg_milvus.index import ImageIndex
@@ -179,7 +180,7 @@ def latency(rows: int, name: str, schema: Schema, times: int = 30) -> dict[str, 
     assert schema.regions
     random = np.random.default_rng(1)
     with TemporaryDirectory() as place:
-        store = open_store(str(Path(place) / "parts.db"), schema.collection)
+        store = open_store(MilvusConfig(str(Path(place) / "parts.db"), collection=schema.collection))
         store.create(Description(schema, load_encoder().fingerprint))
         for start in range(0, rows, 500):
             store.upsert([

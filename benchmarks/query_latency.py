@@ -19,6 +19,7 @@ import numpy as np
 from result_file import write_result
 from synthetic import fill, make, synthetic_codes
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.milvus import open_store
@@ -37,7 +38,7 @@ def main() -> None:
     schema = Schema()
     with tempfile.TemporaryDirectory() as scratch:
         uri = f"{scratch}/latency.db"
-        store = open_store(uri, schema.collection)
+        store = open_store(MilvusConfig(uri, collection=schema.collection))
         make(store, schema)
         fill_rate = fill(store, schema, 0, options.rows)
         store.close()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from result_file import write_result
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import MilvusStore
@@ -118,8 +119,8 @@ def main() -> None:
 
     schema = Schema()
     with tempfile.TemporaryDirectory() as folder:
-        store = MilvusStore(f"{folder}/overhead.db", "images")
-        plain = MilvusStore(f"{folder}/overhead.db", "plain")
+        store = MilvusStore(MilvusConfig(f"{folder}/overhead.db", collection="images"))
+        plain = MilvusStore(MilvusConfig(f"{folder}/overhead.db", collection="plain"))
         for each in (store, plain):
             each.create(Description(schema, "0" * 16))
         upsert, bare_upsert = measure_upserts(store, plain, arguments.rows, schema.bits)

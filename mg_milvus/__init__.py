@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mg_milvus.bulk.transfer import TransferReport
-    from mg_milvus.config import Tls
+    from mg_milvus.config import MilvusConfig, Tls
     from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport, GroupMember
     from mg_milvus.encoder.base import Encoder
     from mg_milvus.encoder.load import load_encoder
@@ -71,6 +71,7 @@ _HOMES = {
     "IndexInfo": "results",
     "IngestMetrics": "ingest.metrics",
     "IngestReport": "results",
+    "MilvusConfig": "config",
     "Progress": "records",
     "QueryOptions": "search.query",
     "Schema": "schema.models",
@@ -115,6 +116,7 @@ __all__ = [
     "IngestReport",
     "LabelError",
     "MgMilvusError",
+    "MilvusConfig",
     "MissingPackageError",
     "NotIndexedError",
     "Progress",

@@ -1,11 +1,11 @@
-"""How a server is reached: the token, apart from the URI, and TLS."""
+"""How a Milvus collection is reached: ``MilvusConfig``, TLS certificates, and tokens kept out of messages."""
 
 from __future__ import annotations
 
 import base64
 import socket
 import ssl
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -50,15 +50,15 @@ class Tls:
             raise StoreError(
                 "a client certificate was given for TLS without the server's authority: give --ca-cert (ca_cert) too"
             )
-        for field in fields(self)[:3]:
-            path = getattr(self, field.name)
+        for option in fields(self)[:3]:
+            path = getattr(self, option.name)
             if path is None:
                 continue
             try:
                 read_plain(path, _MOST)
             except (OSError, ValueError) as exc:
                 reason = getattr(exc, "strerror", None) or exc
-                raise StoreError(f"{field.name} {path!r} cannot be read: {reason}") from exc
+                raise StoreError(f"{option.name} {path!r} cannot be read: {reason}") from exc
         self.context()
 
     def options(self) -> dict[str, Any]:
@@ -119,6 +119,36 @@ class Tls:
                 ) from exc
         context.set_alpn_protocols([protocol])
         return context
+
+
+@dataclass(frozen=True, slots=True)
+class MilvusConfig:
+    """How a Milvus collection is reached. User and password in the URI become the token, unless one is given.
+
+    Attributes:
+        uri: a Milvus Lite file ``*.db`` or a server ``http://host:19530``; holds no password, so it can be shown.
+        token: ``user:password`` or an API key, for servers that require one; not part of the ``repr``.
+        collection: its name; None: the schema's, or the only one there is.
+        timeout: seconds allowed for connecting and for each request.
+        tls: certificates, for a server that is reached with TLS; ``https://`` alone trusts public authorities.
+    """
+
+    uri: str
+    token: str | None = field(default=None, repr=False)
+    collection: str | None = None
+    timeout: float = 10.0
+    tls: Tls | None = None
+
+    def __post_init__(self) -> None:
+        """Move user and password from the URI to the token."""
+        uri, token = split_token(self.uri, self.token)
+        object.__setattr__(self, "uri", uri)
+        object.__setattr__(self, "token", token)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the URI is a file of Milvus Lite rather than a server."""
+        return "://" not in self.uri
 
 
 def split_token(uri: str, token: str | None) -> tuple[str, str | None]:

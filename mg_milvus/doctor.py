@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mg_milvus.codes import Codes
-    from mg_milvus.config import Tls
+    from mg_milvus.config import MilvusConfig
     from mg_milvus.schema.models import Schema
     from mg_milvus.store.base import Row, Store
 
@@ -126,41 +126,26 @@ class Check:
 
 
 def examine(
-    uri: str,
-    *,
-    token: str | None = None,
-    collection: str | None = None,
-    device: str = "auto",
-    timeout: float = 10.0,
-    recall: bool = False,
-    repair: bool = False,
-    tls: Tls | None = None,
+    config: MilvusConfig, *, device: str = "auto", recall: bool = False, repair: bool = False
 ) -> Iterator[Check]:
-    """Look at everything, one check after the other; no index is made where there is none.
+    """Run all checks, one after the other; nothing is created.
 
     Args:
-        uri: the Milvus Lite file or the server.
-        token: what the server asks for.
-        collection: its name; None is the default schema's.
-        device: where the network is to run.
-        timeout: seconds to wait for a server.
-        recall: also measure what the index misses; reads all rows.
-        repair: delete the codes of regions whose image is gone, and build an index again that no longer fits the
-            rows; otherwise nothing is changed.
-        tls: as in ``ImageIndex.open``.
+        config: the collection; without a name the default schema's.
+        device: where the network runs.
+        recall: also measure the recall of the indexes; reads all rows twice.
+        repair: delete the codes of regions whose image is gone, and rebuild indexes for the expected row count;
+            otherwise nothing is changed.
     """
-    from mg_milvus.config import split_token
-
-    uri, token = split_token(uri, token)
     yield _attempt("python", _python)
     for package in RANGES:
-        if package != "milvus-lite" or _is_file(uri):
+        if package != "milvus-lite" or config.is_file:
             yield _attempt(package, partial(_package, package))
     yield _attempt("torch and torchvision", _torch_pair, "install the two together: pip install -U torch torchvision")
     yield _attempt("image formats", _formats, "pip install --force-reinstall Pillow, whose wheels have both")
     yield _attempt("device", lambda: _device(device), "use --device auto or cpu")
     yield _attempt("encoder", lambda: _encoder(device), "pip install --force-reinstall mg-milvus")
-    yield from _milvus(uri, token, collection, device, timeout, tls, recall=recall, repair=repair)
+    yield from _milvus(config, device, recall=recall, repair=repair)
 
 
 def _attempt(name: str, look: Callable[[], Check], remedy: str = "see the message") -> Check:
@@ -246,28 +231,17 @@ def _encoder(device: str) -> Check:
     return Check("encoder", True, f"{encoder.backbone}, {encoder.fingerprint}, {does}")
 
 
-def _milvus(
-    uri: str,
-    token: str | None,
-    collection: str | None,
-    device: str,
-    timeout: float,
-    tls: Tls | None,
-    *,
-    recall: bool,
-    repair: bool,
-) -> Iterator[Check]:
-    from mg_milvus.schema.models import Schema
+def _milvus(config: MilvusConfig, device: str, *, recall: bool, repair: bool) -> Iterator[Check]:
     from mg_milvus.store.milvus import open_store
 
-    if _is_file(uri) and not Path(uri).exists():
+    uri = config.uri
+    if config.is_file and not Path(uri).exists():
         yield Check("milvus", True, f"no index here yet ({uri}): mgm ingest makes it")
         return
-    name = collection or Schema().collection
     opened: list[Store] = []
 
     def connect() -> Check:
-        opened.append(open_store(uri, name, token=token, timeout=timeout, tls=tls))
+        opened.append(open_store(config))
         return Check("milvus", True, f"{opened[0].server()} at {uri}")
 
     yield _attempt("milvus", connect, "correct --uri or MGM_URI; it is a file such as mgm.db, or http://host:19530")
@@ -388,7 +362,3 @@ def _recall(store: Store) -> Check:
     )
     ok = min(found.values(), default=1.0) >= ENOUGH_RECALL
     return Check("recall", ok, f"of the 10 nearest, the index finds: {told}", "" if ok else remedy)
-
-
-def _is_file(uri: str) -> bool:
-    return "://" not in uri

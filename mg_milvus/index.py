@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
 from mg_milvus.errors import QueryError
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
@@ -85,14 +86,32 @@ class ImageIndex:
         Raises:
             SchemaError: the schema is not well formed.
         """
+        return cls.from_config(MilvusConfig(str(uri), token, collection, timeout, tls), schema, encoder, device)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: MilvusConfig,
+        schema: Schema | PathLike | None = None,
+        encoder: Encoder | PathLike | None = None,
+        device: str = "auto",
+    ) -> Self:
+        """Open an index as ``open`` does, with the arguments about Milvus in one record.
+
+        Args:
+            config: URI, token, collection, timeout and certificates.
+            schema: as in ``open``.
+            encoder: as in ``open``.
+            device: as in ``open``.
+
+        Raises:
+            SchemaError: the schema is not well formed.
+        """
         if schema is not None and not isinstance(schema, Schema):
             schema = Schema.load(str(schema))
         if isinstance(encoder, os.PathLike):
             encoder = Path(encoder)
-        return cls(Connection(
-            str(uri), collection=collection, token=token, timeout=timeout, device=device,
-            schema=schema, encoder=encoder, tls=tls,
-        ))  # fmt: skip
+        return cls(Connection(config, schema, encoder, device))
 
     @property
     def uri(self) -> str:

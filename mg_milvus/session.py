@@ -6,10 +6,10 @@ import os
 import re
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mg_milvus.config import split_token
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import (
     CollectionNotFoundError,
@@ -29,7 +29,7 @@ from mg_milvus.store.milvus import open_store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mg_milvus.config import Tls
+    from mg_milvus.config import MilvusConfig
     from mg_milvus.encoder.base import Encoder
     from mg_milvus.store.base import Description, Row, Store
 
@@ -127,17 +127,15 @@ class Connection:
     """Opens the store when it is first needed, and remembers what the collection says of itself.
 
     Attributes:
-        uri: ``*.db`` or a server's, without user and password.
+        config: how the collection is reached, as it was given: perhaps without a name.
         device: where encoders run.
     """
 
     def __init__(
-        self, uri: str, *, collection: str | None, token: str | None, timeout: float, device: str,
-        schema: Schema | None, encoder: Encoder | str | Path | None, tls: Tls | None = None,
-    ) -> None:  # fmt: skip
-        self.uri, self._token = split_token(uri, token)
-        self.device, self._tls = device, tls
-        self._collection, self._timeout = collection, timeout
+        self, config: MilvusConfig, schema: Schema | None, encoder: Encoder | str | Path | None, device: str
+    ) -> None:
+        self.config, self.device = config, device
+        self._collection = config.collection
         self._given_schema, self._given_encoder = schema, encoder
         self._lock = threading.RLock()
         self._store: Store | None = None
@@ -164,9 +162,9 @@ class Connection:
         return self._given_schema
 
     @property
-    def access(self) -> tuple[str | None, float, Tls | None]:
-        """The token, the seconds that one call to the server may take, and how it is encrypted."""
-        return self._token, self._timeout, self._tls
+    def uri(self) -> str:
+        """``*.db`` or a server's, without user and password."""
+        return self.config.uri
 
     def prefer(self, collection: str) -> None:
         """Use this collection, unless one was named, by itself or in a schema, when this was opened."""
@@ -182,7 +180,7 @@ class Connection:
                 raise StoreError(f"this index ({self.uri}) is closed; open it again")
             collection = self.collection if self._store is None else ""  # to find it out may open the store
             if self._store is None:
-                self._store = open_store(self.uri, collection, token=self._token, timeout=self._timeout, tls=self._tls)
+                self._store = open_store(replace(self.config, collection=collection))
             return self._store
 
     def description(self) -> Description | None:
@@ -264,10 +262,8 @@ class Connection:
 
     def beside(self, collection: str, schema: Schema) -> Connection:
         """Another collection at the same place, to be made from the same base encoder."""
-        return Connection(
-            self.uri, collection=collection, token=self._token, timeout=self._timeout, device=self.device,
-            schema=schema, encoder=self._given_encoder or self.encoder, tls=self._tls,
-        )  # fmt: skip
+        config = replace(self.config, collection=collection)
+        return Connection(config, schema, self._given_encoder or self.encoder, self.device)
 
     def rows(self, ids_or_paths: Sequence[PathLike], granularities: tuple[str, ...] = ()) -> list[Row]:
         """The rows of all, in order, without doubles.
@@ -304,9 +300,7 @@ class Connection:
 
     def _is_absent(self) -> bool:
         """Whether the URI is a Milvus Lite file that is not there: opening it would make one."""
-        return (
-            self._store is None and self.uri.endswith(".db") and "://" not in self.uri and not Path(self.uri).exists()
-        )
+        return self._store is None and self.config.is_file and self.uri.endswith(".db") and not Path(self.uri).exists()
 
 
 def _key(id_or_path: PathLike) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mg_milvus.codes import Codes
+    from mg_milvus.config import MilvusConfig
     from mg_milvus.schema.models import FusionSettings
     from mg_milvus.schema.regions import RegionSettings
     from mg_milvus.store.base import Store
@@ -34,9 +35,13 @@ def install() -> None:
     milvus.open_store = open_store
 
 
-def open_store(uri: str, collection: str, **options: Any) -> Store:
+def open_store(config: MilvusConfig) -> Store:
     """Open a store in memory for ``memory:``, and what the package opens for other URIs."""
-    return MemoryStore(collection) if uri == "memory:" else _connect(uri, collection, **options)
+    return (
+        MemoryStore("images" if config.collection is None else config.collection)
+        if config.uri == "memory:"
+        else _connect(config)
+    )
 
 
 class MemoryStore:

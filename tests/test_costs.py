@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description, Row
@@ -142,7 +143,7 @@ def rows(first: int, count: int) -> list[Row]:
 
 def test_bytes_of_an_image(wire: tuple[str, Relay, Path]) -> None:
     uri, counter, file = wire
-    store = open_store(uri, "bytes")
+    store = open_store(MilvusConfig(uri, collection="bytes"))
     store.create(Description(Schema(), "0" * 16))
     sent = {}
     for count in (1000, 2000):

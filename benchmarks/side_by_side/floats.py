@@ -15,6 +15,7 @@ import numpy as np
 from processes import engine_pid, memory
 from pymilvus import DataType, MilvusClient
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.search import query
 from mg_milvus.search.searcher import Searcher
 from mg_milvus.store.base import Description, Row
@@ -81,7 +82,7 @@ class Binary:
 
     def __init__(self, file: Path, schema: Schema) -> None:
         self.file, self.schema = file, schema
-        self.store = MilvusStore(str(file), "images")
+        self.store = MilvusStore(MilvusConfig(str(file), collection="images"))
         self.store.create(Description(schema, "0" * 16))
         self.query = query.Query.of(schema, {"k": K})
 

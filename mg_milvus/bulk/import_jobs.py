@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from http.client import HTTPResponse
 
     from mg_milvus.bulk.dataset import CodeFolder
+    from mg_milvus.config import MilvusConfig
     from mg_milvus.session import Connection
     from mg_milvus.store.base import Row
 
@@ -68,19 +69,20 @@ class Job:
 class ImportApi:
     """The import jobs of one server."""
 
-    def __init__(self, uri: str, token: str | None, timeout: float, tls: Tls | None = None) -> None:
-        """``uri`` as for pymilvus: a path in it names the database; ``tls`` as for the store.
+    def __init__(self, config: MilvusConfig) -> None:
+        """A path in the URI names the database, as for pymilvus.
 
         Raises:
             UnsupportedError: it is no server's.
         """
+        uri, tls = config.uri, config.tls
         url = urlsplit(uri)
         if url.scheme not in {"http", "https", "tcp"} or not url.hostname:
             shown = uri.rpartition("@")[2]
             raise UnsupportedError(f"import jobs are a server's, and {shown} is none: leave --bucket out")
         self._base = base_url(f"https://{uri.partition('://')[2]}" if tls else uri)
         self._opener = build_opener(_Encrypted(tls or Tls()), _NoRedirects())
-        self._token, self._timeout = token, timeout
+        self._token, self._timeout = config.token, config.timeout
         self._database = {"dbName": url.path.strip("/")} if url.path.strip("/") else {}
 
     def at_work(self, collection: str) -> list[str]:
@@ -224,7 +226,7 @@ class Importer:
             CodeFileError: the URL is no bucket's.
         """
         self._connection = connection
-        self._api = ImportApi(connection.uri, *connection.access)
+        self._api = ImportApi(connection.config)
         self._upload = _Upload(bucket, f"import-{secrets.token_hex(8)}")
 
     def load(self, codes: CodeFolder, files: Sequence[str], report: Callable[[Progress], None]) -> int:

@@ -161,10 +161,8 @@ def evaluate(
             share=share,
             seed=seed,
             through_index=through_index,
-            uri=None if uri is None else shared.uri,
-            token=shared.token,
+            milvus=None if uri is None else shared.milvus(),
             depth=depth,
-            tls=shared.tls,
             device=shared.device,
             settings=Settings(shared.batch_size, shared.workers, max_pixels or DEFAULT_MAX_PIXELS),
             copies=copies,
@@ -347,13 +345,9 @@ def tune(
     target = tune.Target(
         schema=schema,
         out=out,
-        uri=settings.uri if into_collection else None,
-        token=settings.token,
-        collection=settings.collection,
-        timeout=timeout,
+        milvus=settings.milvus(timeout) if into_collection else None,
         encoder=settings.encoder,
         device=settings.device,
-        tls=settings.tls,
     )
     with ProgressView() as view:
         report = tune.tune(

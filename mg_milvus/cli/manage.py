@@ -138,16 +138,7 @@ def doctor(
     settings = settings_from(uri, token, collection, device)
     out = console()
     checks = []
-    for check in examine(
-        settings.uri,
-        collection=settings.collection,
-        token=settings.token,
-        device=settings.device,
-        timeout=timeout,
-        recall=recall,
-        repair=repair,
-        tls=settings.tls,
-    ):
+    for check in examine(settings.milvus(timeout), device=settings.device, recall=recall, repair=repair):
         checks.append(check)
         if not as_json:
             mark = Text("ok   ", style="green") if check.ok else Text("FAIL ", style="bold red")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -168,13 +168,8 @@ def _stored_schema(
     from mg_milvus.index import ImageIndex
 
     settings = settings_from(uri, token, collection)
-    with ImageIndex.open(
-        settings.uri,
-        token=settings.token,
-        collection=settings.collection or otherwise,
-        timeout=timeout,
-        tls=settings.tls,
-    ) as index:
+    config = settings.milvus(timeout)
+    with ImageIndex.from_config(replace(config, collection=config.collection or otherwise)) as index:
         if not index.exists:
             index.info()  # raises, and says what there is instead; not asked always, for it loads the encoder
         return index.schema

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import BinaryIO
 
-    from mg_milvus.config import Tls
+    from mg_milvus.config import MilvusConfig
     from mg_milvus.index import ImageIndex
 
 SETTINGS_FILE = "mgm.yaml"
@@ -54,13 +54,14 @@ class Settings(BaseModel):
     client_key: Home | None = None
     server_name: str | None = None
 
-    @property
-    def tls(self) -> Tls | None:
-        """How the server is reached; None: as its URI says."""
-        from mg_milvus.config import Tls
+    def milvus(self, timeout: float = 10.0) -> MilvusConfig:
+        """How the collection is reached."""
+        from mg_milvus.config import MilvusConfig, Tls
 
         tls = Tls(self.ca_cert, self.client_cert, self.client_key, self.server_name)
-        return tls if self.secure or tls != Tls() else None
+        return MilvusConfig(
+            self.uri, self.token, self.collection, timeout, tls if self.secure or tls != Tls() else None
+        )
 
     @model_validator(mode="after")
     def _hide_password(self) -> Self:
@@ -222,16 +223,7 @@ def open_index(settings: Settings, *, timeout: float = 10.0) -> ImageIndex:
     """The index that the settings describe, opened; use it as a context manager."""
     from mg_milvus.index import ImageIndex
 
-    return ImageIndex.open(
-        settings.uri,
-        schema=settings.schema_source,
-        encoder=settings.encoder,
-        token=settings.token,
-        collection=settings.collection,
-        device=settings.device,
-        timeout=timeout,
-        tls=settings.tls,
-    )
+    return ImageIndex.from_config(settings.milvus(timeout), settings.schema_source, settings.encoder, settings.device)
 
 
 def _variable(name: str) -> str:

@@ -32,7 +32,7 @@ from mg_milvus.schema.models import Granularity, Schema
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mg_milvus.config import Tls
+    from mg_milvus.config import MilvusConfig
     from mg_milvus.encoder.base import Encoder, Features
     from mg_milvus.evaluation.protocols import Split
     from mg_milvus.records import Failure, Progress
@@ -55,10 +55,8 @@ def evaluate(
     sample: int = SAMPLE_SIZE,
     ks: Sequence[int] = KS,
     through_index: bool = False,
-    uri: str | None = None,
-    token: str | None = None,
+    milvus: MilvusConfig | None = None,
     depth: int | None = None,
-    tls: Tls | None = None,
     device: str = "auto",
     settings: Settings | None = None,
     copies: int = COPIES,
@@ -83,10 +81,8 @@ def evaluate(
         sample: images that the heads are fitted on, at most.
         ks: ranks of P@k, R@k and NDCG@k.
         through_index: also ingest the database into a collection and ask that; ``through_index`` of the figures.
-        uri: where that collection is made, and dropped again; default: a temporary Milvus Lite file.
-        token: what the server at ``uri`` asks for.
+        milvus: where that collection is created, and dropped again; default: a temporary Milvus Lite file.
         depth: candidates asked of each granularity there; default: the whole database, up to Milvus' 16,384.
-        tls: certificates for that server.
         device: where the network runs.
         settings: batch size, threads, largest image.
         copies: images that ``copies`` edits and asks for, at most.
@@ -125,7 +121,7 @@ def evaluate(
         folder, protocol=protocol, queries=queries, labels=labels, share=share, seed=seed, failed=failed.append
     )
     if through_index:
-        depth_of(Place(uri, token, depth, tls), len(split.database), ks)
+        depth_of(Place(milvus, depth), len(split.database), ks)
     # Known from the labels alone, so said before the images are encoded.
     with_something_to_find(split)
     base = _encoder(encoder, schema, device)
@@ -154,7 +150,7 @@ def evaluate(
     figures |= about | {"heads": heads_text(fitted_on), "fingerprint": fitted.fingerprint}
     if through_index:
         figures["through_index"] = ask_index(
-            details, to_ingest, base, schema, Place(uri, token, depth, tls), ks=ks, settings=settings, progress=progress
+            details, to_ingest, base, schema, Place(milvus, depth), ks=ks, settings=settings, progress=progress
         )
     return Evaluation(figures, schema, tuple(failed), details)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.errors import QueryError
 from mg_milvus.evaluation.metrics import SAME_CLASS, RankingScores, score_rankings
 from mg_milvus.evaluation.scoring import FUSED, recipes_of
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mg_milvus.config import Tls
     from mg_milvus.encoder.base import Encoder
     from mg_milvus.evaluation.report import Details
     from mg_milvus.images.discover import Found
@@ -41,12 +41,10 @@ BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the collection is made. ``uri``: None for a temporary Milvus Lite file. ``depth``: None for all rows."""
+    """Where the collection is created; None: a temporary Milvus Lite file. ``depth``: None for all rows."""
 
-    uri: str | None = None
-    token: str | None = None
+    milvus: MilvusConfig | None = None
     depth: int | None = None
-    tls: Tls | None = None
 
 
 def depth_of(place: Place, rows: int, ks: Sequence[int]) -> int:
@@ -130,14 +128,12 @@ def _collection(schema: Schema, base: Encoder, place: Place) -> Iterator[ImageIn
     name = f"mgm_eval_{uuid.uuid4().hex[:12]}"
     schema = schema.model_copy(update={"collection": name})
     with tempfile.TemporaryDirectory(prefix="mgm-eval-") as folder:
-        uri = place.uri or str(Path(folder) / "eval.db")
+        config = replace(place.milvus or MilvusConfig(str(Path(folder) / "eval.db")), collection=name)
         try:
-            with ImageIndex.open(
-                uri, schema=schema, encoder=base, token=place.token, collection=name, tls=place.tls
-            ) as index:
+            with ImageIndex.from_config(config, schema, base) as index:
                 yield index
         finally:
-            store = open_store(uri, name, token=place.token, tls=place.tls)
+            store = open_store(config)
             try:
                 store.drop()
             finally:

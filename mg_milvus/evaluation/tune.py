@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mg_milvus.codes import Codes
-    from mg_milvus.config import Tls
+    from mg_milvus.config import MilvusConfig
     from mg_milvus.encoder.base import Encoder
     from mg_milvus.evaluation.encoded import Encoded
     from mg_milvus.images.discover import Found
@@ -352,24 +352,16 @@ class Target:
     Attributes:
         schema: a preset or a schema file; without ``out`` the file is written in place, without its comments.
         out: the schema file to write.
-        uri: where the collection is whose record is changed; None: no collection.
-        token: as in ``ImageIndex.open``, like all that follows.
-        collection: its name.
-        timeout: seconds.
+        milvus: the collection whose record is changed; None: no collection.
         encoder: the encoder of the images; default: the collection's encoder, or else the schema's.
         device: where it runs.
-        tls: certificates.
     """
 
     schema: PathLike | None = None
     out: PathLike | None = None
-    uri: str | None = None
-    token: str | None = None
-    collection: str | None = None
-    timeout: float = 10.0
+    milvus: MilvusConfig | None = None
     encoder: str | Path | None = None
     device: str = "auto"
-    tls: Tls | None = None
 
 
 def tune(
@@ -435,11 +427,8 @@ class _OpenTarget:
         self._given = None if target.schema is None else Schema.load(str(target.schema))
         self._file = _file_to_write(target)
         self._connection: Connection | None = None
-        if target.uri is not None:
-            self._connection = Connection(
-                target.uri, collection=target.collection, token=target.token, timeout=target.timeout,
-                device=target.device, schema=self._given, encoder=target.encoder, tls=target.tls,
-            )  # fmt: skip
+        if target.milvus is not None:
+            self._connection = Connection(target.milvus, self._given, target.encoder, target.device)
 
     @cached_property
     def schema(self) -> Schema:

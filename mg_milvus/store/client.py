@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,6 +41,7 @@ from mg_milvus.store.base import nprobe_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from mg_milvus.config import MilvusConfig
     from mg_milvus.schema.models import Schema
 
 
@@ -148,15 +149,15 @@ def kind_of(error: BaseException) -> type[StoreError]:
     return next((ours for pattern, ours in _BY_TEXT if pattern.search(text)), StoreError)
 
 
-def translate(error: BaseException, where: str, collection: str, token: str | None = None) -> StoreError:
+def translate(error: BaseException, config: MilvusConfig) -> StoreError:
     """Our exception for one of pymilvus or grpc, with the remedy; the caller raises it ``from`` the other.
 
     Servers, and what is before them, may repeat the token; here it is hidden.
     """
-    kind = kind_of(error)
+    kind, where, collection = kind_of(error), config.uri, config.collection
     # pymilvus says of a refused token that the server may be unavailable; the server's own word is further down.
     inner = (e for e in _chain(error) if kind is AuthenticationError and _BY_CODE.get(_code(e)) is kind)
-    said = one_line(hide(_text(next(inner, error)), token), 500) or type(error).__name__
+    said = one_line(hide(_text(next(inner, error)), config.token), 500) or type(error).__name__
     messages = {
         AuthenticationError: f"{where} refused the token ({said}): give --token USER:PASSWORD or MGM_TOKEN",
         CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",
@@ -191,17 +192,9 @@ class Border:
     times and no longer than ``timeout`` seconds in all.
     """
 
-    def __init__(
-        self,
-        where: str,
-        collection: str,
-        timeout: float,
-        token: str | None = None,
-        check_room: Callable[[], None] = lambda: None,
-    ) -> None:
-        """``timeout`` in seconds; ``check_room`` raises ``StoreError`` where what is written would not be kept."""
-        self._check_room = check_room
-        self._where, self._collection, self._timeout, self._token = where, collection, timeout, token
+    def __init__(self, config: MilvusConfig, check_room: Callable[[], None] = lambda: None) -> None:
+        """``check_room`` raises ``StoreError`` where a write would not be stored."""
+        self._config, self._check_room = config, check_room
         self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
         self._closed = threading.Event()
         self._patience = 0.0
@@ -230,15 +223,16 @@ class Border:
         except MgMilvusError:
             raise
         except VENDOR_ERRORS as exc:
-            raise translate(exc, self._where, self._collection, self._token) from exc
+            raise translate(exc, self._config) from exc
         except UNREADABLE as exc:
             raise self._unreadable(exc) from exc
 
     def _unreadable(self, error: BaseException) -> StoreError:
-        said = f"{type(error).__name__}: {one_line(hide(str(error), self._token))}".removesuffix(": ")
+        config = self._config
+        reason = f"{type(error).__name__}: {one_line(hide(str(error), config.token))}".removesuffix(": ")
         return StoreError(
-            f"the answer of Milvus at {self._where} about '{self._collection}' cannot be read ({said}): check that it "
-            "is a Milvus server, and that no other program has written into the collection"
+            f"the response of Milvus at {config.uri} about '{config.collection}' cannot be read ({reason}): check that "
+            "it is a Milvus server, and that no other program has written into the collection"
         )
 
     def write(self, operation: Callable[[], T]) -> T:
@@ -259,8 +253,8 @@ class Border:
             StoreError: or one of its children, from the vendor's exception; or the answer cannot be read.
         """
         if self._closed.is_set():
-            raise StoreError(f"the connection to {self._where} was closed: open it again")
-        deadline = time.monotonic() + self._timeout
+            raise StoreError(f"the connection to {self._config.uri} was closed: open it again")
+        deadline = time.monotonic() + self._config.timeout
         patient_until = time.monotonic() + self._patience
         delay = _FIRST_DELAY
         while True:
@@ -274,7 +268,7 @@ class Border:
                     continue
                 wait = delay * (0.5 + self._random.random() / 2)
                 if attempts <= 0 or time.monotonic() + wait > deadline or not is_transient(exc):
-                    raise translate(exc, self._where, self._collection, self._token) from exc
+                    raise translate(exc, self._config) from exc
             except MgMilvusError:
                 raise
             except UNREADABLE as exc:
@@ -392,8 +386,8 @@ class Connection:
     close: Callable[[], None]
 
 
-def connect(uri: str, collection: str, token: str | None, timeout: float, tls: Tls | None = None) -> Connection:
-    """Connect to a Milvus Lite file or a server, whose URI holds no password; see ``access.split_token``.
+def connect(config: MilvusConfig) -> Connection:
+    """Connect to a Milvus Lite file or a server.
 
     A file that ``mgm up`` serves is reached through its server. Where a URI without a token is that of a server which
     this user's ``mgm up`` started, its engine is reached directly, as by the file's name.
@@ -402,12 +396,13 @@ def connect(uri: str, collection: str, token: str | None, timeout: float, tls: T
         StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
         StoreError: the file cannot be opened.
     """
+    uri = config.uri
     if re.match(r"(https?|tcp)://[^/]", uri, re.IGNORECASE) and not uri.endswith(".db"):
-        border = Border(uri, collection, timeout, token)
-        client = _server(border, uri, token, timeout, tls)
-        engine = _ask_engine(border, client, timeout)
+        border = Border(config)
+        client = _server(border, config)
+        engine = _ask_engine(border, client, config.timeout)
         border.be_patient(_LITE_PATIENCE if engine.lite else 0)
-        return Connection(client, border, engine, timeout, client.close)
+        return Connection(client, border, engine, config.timeout, client.close)
     if "://" in uri or not uri.endswith(".db"):
         raise UnsupportedError(
             f"'{uri}' is not a place for images: give a file ending in .db for Milvus Lite, or the "
@@ -419,7 +414,8 @@ def connect(uri: str, collection: str, token: str | None, timeout: float, tls: T
     from mg_milvus.store.lite_server import served
 
     file = Path(uri).expanduser()
-    border = Border(uri, collection, timeout, check_room=partial(lite.check_room, file))
+    config = replace(config, token=None, tls=None)  # files need neither
+    border = Border(config, partial(lite.check_room, file))
     border.be_patient(_LITE_PATIENCE)
     label = f"Milvus Lite {lite.version()}"
     shared = served(file)
@@ -436,7 +432,7 @@ def connect(uri: str, collection: str, token: str | None, timeout: float, tls: T
             lite.stop(file)
 
     try:
-        client = _client(border, address, None, timeout)
+        client = _client(border, address, config)
     except StoreError:
         give_back()
         raise
@@ -447,10 +443,11 @@ def connect(uri: str, collection: str, token: str | None, timeout: float, tls: T
 
     if shared is not None:
         label += f", shared at {shared.uri}"
-    return Connection(client, border, Engine(True, _version(lite.version()), label), timeout, close)
+    return Connection(client, border, Engine(True, _version(lite.version()), label), config.timeout, close)
 
 
-def _server(border: Border, uri: str, token: str | None, timeout: float, tls: Tls | None) -> MilvusClient:
+def _server(border: Border, config: MilvusConfig) -> MilvusClient:
+    uri, tls = config.uri, config.tls
     try:
         _ = urlsplit(uri).port
     except ValueError as exc:
@@ -458,11 +455,11 @@ def _server(border: Border, uri: str, token: str | None, timeout: float, tls: Tl
     if tls is None and uri.lower().startswith("https://"):
         tls = Tls()
     if tls is None:
-        own = lite_server.find(uri) if token is None else None
-        return _client(border, uri if own is None else f"unix:{own.socket}", token, timeout)
+        own = lite_server.find(uri) if config.token is None else None
+        return _client(border, uri if own is None else f"unix:{own.socket}", config)
     tls.check()
     try:
-        return _client(border, uri, token, timeout, tls.options())
+        return _client(border, uri, config, tls.options())
     except StoreUnavailableError as exc:
         trouble = tls.trouble(uri)
         if trouble is None:
@@ -470,13 +467,11 @@ def _server(border: Border, uri: str, token: str | None, timeout: float, tls: Tl
         raise StoreUnavailableError(f"no TLS with Milvus at {uri}: {trouble}") from exc
 
 
-def _client(
-    border: Border, address: str, token: str | None, timeout: float, more: Mapping[str, Any] | None = None
-) -> MilvusClient:
+def _client(border: Border, address: str, config: MilvusConfig, more: Mapping[str, Any] | None = None) -> MilvusClient:
     # A connection of its own: pymilvus never closes those that it shares between clients.
     options = {"grpc_options": {"grpc.max_receive_message_length": _MOST_BYTES}, **(more or {})}
     return border.call(
-        lambda: MilvusClient(address, token=token or "", timeout=timeout, dedicated=True, **options),
+        lambda: MilvusClient(address, token=config.token or "", timeout=config.timeout, dedicated=True, **options),
         _CONNECT_ATTEMPTS,
     )
 

@@ -7,12 +7,12 @@ import math
 import os
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pymilvus import AnnSearchRequest
 
-from mg_milvus.config import split_token
 from mg_milvus.errors import (
     AuthenticationError,
     CollectionNotFoundError,
@@ -21,6 +21,7 @@ from mg_milvus.errors import (
     StoreUnavailableError,
 )
 from mg_milvus.files import one_line
+from mg_milvus.schema.models import Schema
 from mg_milvus.store import collections
 from mg_milvus.store.base import Description, IndexLists, Neighbours, Row, Store, typical_rows
 from mg_milvus.store.client import connect
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mg_milvus.codes import Codes
-    from mg_milvus.config import Tls
-    from mg_milvus.schema.models import FusionSettings, Schema
+    from mg_milvus.config import MilvusConfig
+    from mg_milvus.schema.models import FusionSettings
     from mg_milvus.store.client import Connection
 
 
@@ -112,14 +113,14 @@ class MilvusStore:
     Which of several rows at the same distance come last into ``depth`` is up to Milvus.
     """
 
-    def __init__(
-        self, uri: str, collection: str, token: str | None = None, timeout: float = 10.0, tls: Tls | None = None
-    ) -> None:
-        """Connect; ``timeout`` is in seconds, for connecting and for each request."""
-        self.uri, token = split_token(uri, token)
-        self.collection = check_collection_name(collection)
+    def __init__(self, config: MilvusConfig) -> None:
+        """Connect. Without a collection in ``config``, the default schema's is meant."""
+        self.uri, timeout = config.uri, config.timeout
+        self.collection = collection = check_collection_name(
+            Schema().collection if config.collection is None else config.collection
+        )
         self._timeout = timeout
-        self._connection = connect(self.uri, collection, token, timeout, tls)
+        self._connection = connect(replace(config, collection=collection))
         self._client = self._connection.client
         self._companion = Companion(self._connection, collection, timeout)
         self._tuned = TunedRecord(self._connection, collection, timeout)
@@ -435,15 +436,12 @@ def _chunks(items: Any, size: int) -> Iterator[Any]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def open_store(
-    uri: str, collection: str, *, token: str | None = None, timeout: float = 10.0, tls: Tls | None = None
-) -> Store:
+def open_store(config: MilvusConfig) -> Store:
     """Connect to a Milvus Lite file (``*.db``) or a Milvus server (``http://``, ``https://``, ``tcp://``).
 
-    User and password in the URI are the token unless one is given. A server at ``https://`` is reached with TLS also
-    without ``tls``.
+    A server at ``https://`` is reached with TLS even if ``config.tls`` is None.
 
     Raises:
         StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
     """
-    return MilvusStore(uri, collection, token=token, timeout=timeout, tls=tls)
+    return MilvusStore(config)

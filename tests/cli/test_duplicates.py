@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from mg_milvus.cli.duplicates import Keep
+from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.report import KEEP
 from mg_milvus.files import printable
 from mg_milvus.schema.models import Granularity, Schema
@@ -171,7 +172,7 @@ def test_the_rules_are_those_of_the_library():
 
 def test_a_collection_without_fine_is_refused(tmp_path):
     schema = Schema(granularities=(Granularity(name="coarse", bits=64), Granularity(name="mid", bits=128)))
-    store = open_store(str(tmp_path / "mgm.db"), schema.collection)
+    store = open_store(MilvusConfig(str(tmp_path / "mgm.db"), collection=schema.collection))
     store.create(Description(schema, "0" * 16))
     store.close()
     done = mgm("duplicates", cwd=tmp_path)
@@ -183,7 +184,7 @@ def test_a_collection_without_fine_is_refused(tmp_path):
 
 
 def test_an_empty_index_is_said_to_be_empty(tmp_path):
-    store = open_store(str(tmp_path / "mgm.db"), "images")
+    store = open_store(MilvusConfig(str(tmp_path / "mgm.db"), collection="images"))
     store.create(Description(Schema(), "0" * 16))
     store.close()
     done = mgm("duplicates", cwd=tmp_path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mg_milvus.cli.schema import app
+from mg_milvus.config import MilvusConfig
 from mg_milvus.errors import SchemaError
 from mg_milvus.schema.models import Schema
 from mg_milvus.schema.yaml import commented_yaml
@@ -141,7 +142,7 @@ def test_show_and_diff_of_a_real_collection(folder: Path) -> None:
         "fields:\n"
         "- {name: label, type: string, default: none}\n"
     )
-    store = open_store("p.db", "holidays")
+    store = open_store(MilvusConfig("p.db", collection="holidays"))
     store.create(Description(Schema.load("s.yaml"), fingerprint="0123456789abcdef"))
     store.close()
 

@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mg_milvus.cli.app import app
+from mg_milvus.config import MilvusConfig
 from mg_milvus.errors import StoreError, UnsupportedError
 from mg_milvus.schema.models import Granularity, Schema
 from mg_milvus.store import lite_server
@@ -59,7 +60,10 @@ def test_one_index_for_all_programs_until_it_is_stopped(file: Path) -> None:
     assert f"mgm ingest photos/ --uri {running.uri}\n" in out
     assert f"mgm down --data {file}\n" in out
 
-    by_file, by_uri = open_store(str(file), "images"), open_store(running.uri, "images")
+    by_file, by_uri = (
+        open_store(MilvusConfig(str(file), collection="images")),
+        open_store(MilvusConfig(running.uri, collection="images")),
+    )
     by_file.create(DESCRIPTION)
     by_file.upsert(rows(0, 50))
     assert by_uri.count() == 50
@@ -80,7 +84,7 @@ def test_one_index_for_all_programs_until_it_is_stopped(file: Path) -> None:
     assert mgm("down", "--data", file) == (0, f"{file} is no longer served at {running.uri}\n", "")
     assert mgm("down", "--data", file) == (0, f"{file} is not served: nothing to stop\n", "")
     assert json.loads(mgm("down", "--data", file, "--json")[1]) == {"file": str(file), "stopped": False}
-    store = open_store(str(file), "images")
+    store = open_store(MilvusConfig(str(file), collection="images"))
     assert (store.count(), "shared" in store.server()) == (50, False)
     store.close()
     assert "is served at" in (file.parent / "photos.db.log").read_text()
@@ -129,7 +133,7 @@ def test_after_kill_9_of_the_server_all_acknowledged_rows_are_there(file: Path) 
         running = lite_server.up(file, int(uri.rpartition(":")[2]))[
             0
         ]  # at once, and at the port of the one that was killed
-        store = open_store(uri, "images", timeout=PATIENCE)
+        store = open_store(MilvusConfig(uri, collection="images", timeout=PATIENCE))
         store.create(DESCRIPTION)
         store.upsert(rows(100 * round_, 100))
         pid = running.pid
@@ -140,21 +144,21 @@ def test_after_kill_9_of_the_server_all_acknowledged_rows_are_there(file: Path) 
         store.close()
         wait_until(lambda: lite_server.served(file) is None, "nobody serves the file")
         assert mgm("up", "--status", "--data", file)[0] == 1
-        alone = open_store(str(file), "images")
+        alone = open_store(MilvusConfig(str(file), collection="images"))
         assert alone.count() == 100 * (round_ + 1)
         alone.close()
 
 
 def test_sigterm_is_a_good_end(file: Path) -> None:
     running = lite_server.up(file, 0)[0]
-    store = open_store(running.uri, "images")
+    store = open_store(MilvusConfig(running.uri, collection="images"))
     store.create(DESCRIPTION)
     store.upsert(rows(0, 10))
     store.close()
     os.kill(running.pid, signal.SIGTERM)
     wait_until(lambda: not lite_server.record_of(file).exists(), "the server has removed its record")
     assert "the engine has ended" in lite_server.log_of(file).read_text()
-    alone = open_store(str(file), "images")
+    alone = open_store(MilvusConfig(str(file), collection="images"))
     assert alone.count() == 10
     alone.close()
 
@@ -175,7 +179,7 @@ def test_a_record_that_a_crash_left_is_not_a_server(file: Path) -> None:
 
 
 def test_a_file_that_another_program_has_open(file: Path) -> None:
-    holder = open_store(str(file), "images")
+    holder = open_store(MilvusConfig(str(file), collection="images"))
     code, out, errors = mgm("up", "--data", file, "--port", "0")
     holder.close()
     assert (code, out, len(errors.splitlines())) == (1, "", 1)

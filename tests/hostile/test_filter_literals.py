@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mg_milvus import errors
+from mg_milvus.config import MilvusConfig
 from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
@@ -56,7 +57,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(file: Path) -> Iterator[Store]:
-    opened = open_store(str(file), SCHEMA.collection, timeout=60)
+    opened = open_store(MilvusConfig(str(file), collection=SCHEMA.collection, timeout=60))
     opened.create(Description(SCHEMA, "0" * 16))
     opened.upsert(rows())
     yield opened
@@ -116,7 +117,7 @@ def test_a_filter_that_is_no_filter_is_an_error_of_ours(store: Store, expression
 
 def test_a_hostile_path_deletes_exactly_its_row(tmp_path: Path) -> None:
     file, left = tmp_path / "d.db", {each.path for each in rows()}
-    opened = open_store(str(file), SCHEMA.collection, timeout=60)
+    opened = open_store(MilvusConfig(str(file), collection=SCHEMA.collection, timeout=60))
     opened.create(Description(SCHEMA, "0" * 16))
     opened.upsert(rows())
     opened.close()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mg_milvus import errors
+from mg_milvus.config import MilvusConfig
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.filters import validate
@@ -122,7 +123,7 @@ def test_the_engine_lives_on(tmp_path: Path) -> None:
         granularities=(Granularity(name="coarse", bits=8),),
         fields=(ExtraField(name="label", type="string", default=""),),
     )
-    store = open_store(str(tmp_path / "it.db"), schema.collection, timeout=60)
+    store = open_store(MilvusConfig(str(tmp_path / "it.db"), collection=schema.collection, timeout=60))
     store.create(Description(schema, "0" * 16))
     store.upsert([Row("0" * 32, "/a.png", 1, 1, 1, 1, "0" * 32, {"coarse": b"\0"}, {"label": ""})])
     for where in (

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mg_milvus import session
+from mg_milvus.config import MilvusConfig
 from mg_milvus.errors import StoreError
 from mg_milvus.files import write_whole
 from mg_milvus.index import ImageIndex
@@ -91,14 +92,14 @@ def rights(folder: Path) -> dict[str, int]:
 
 
 def make(file: Path) -> None:
-    store = open_store(str(file), "images")
+    store = open_store(MilvusConfig(str(file), collection="images"))
     store.create(DESCRIPTION)
     store.close()
 
 
 def test_what_lies_beside_the_data_is_for_its_owner_only(tmp_path: Path) -> None:
     own, shared = tmp_path / "own.db", tmp_path / "shared.db"
-    store = open_store(str(own), "images")
+    store = open_store(MilvusConfig(str(own), collection="images"))
     store.create(DESCRIPTION)
     try:
         lite_server.up(shared, 0)
@@ -271,7 +272,7 @@ def test_the_record_of_another_user_is_not_believed(shared: Path) -> None:
     with staying_user(FORGE, file, lite_server.record_of(file)) as uri:
         assert uri.startswith("http://127.0.0.1:")
         assert lite_server.served(file) is None
-        store = open_store(str(file), "images")
+        store = open_store(MilvusConfig(str(file), collection="images"))
         assert (store.count(), "shared" in store.server()) == (0, False)
         store.close()
         done = mgm("down", "--data", file, cwd=shared)

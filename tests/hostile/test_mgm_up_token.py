@@ -21,6 +21,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 from typer.testing import CliRunner
 
 from mg_milvus.cli.app import app
+from mg_milvus.config import MilvusConfig
 from mg_milvus.errors import AuthenticationError
 from mg_milvus.schema.models import Granularity, Schema
 from mg_milvus.store import lite_server
@@ -70,7 +71,7 @@ def running(place: Path) -> Iterator[Served]:
     file = place / "photos.db"
     found, _ = lite_server.up(file, 0)
     try:
-        with contextlib.closing(open_store(str(file), NAME)) as store:
+        with contextlib.closing(open_store(MilvusConfig(str(file), collection=NAME))) as store:
             store.create(DESCRIPTION)
             store.upsert(rows(0, COUNT))
         yield found
@@ -86,7 +87,7 @@ def token(running: Served) -> str:
 
 
 def count(running: Served) -> int:
-    with contextlib.closing(open_store(running.file, NAME)) as store:
+    with contextlib.closing(open_store(MilvusConfig(running.file, collection=NAME))) as store:
         return store.count()
 
 
@@ -101,7 +102,7 @@ def test_without_the_token_nothing_is_read_or_changed(running: Served, token: st
     with pytest.raises(MilvusException):  # it cannot even connect
         MilvusClient(running.uri, token=sent, timeout=5)
     with pytest.raises(AuthenticationError, match=r"refused the token .* its user sees with mgm up --status"):
-        open_store(running.uri, NAME, token=sent or "stranger")
+        open_store(MilvusConfig(running.uri, collection=NAME, token=sent or "stranger"))
     assert count(running) == COUNT
 
 
@@ -143,7 +144,7 @@ def test_many_calls_of_strangers_keep_nobody_else_out(running: Served, token: st
         assert {each.exception().code() for each in refused} <= {
             grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED,
         }  # fmt: skip
-    with contextlib.closing(open_store(running.uri, NAME, token=token)) as store:
+    with contextlib.closing(open_store(MilvusConfig(running.uri, collection=NAME, token=token))) as store:
         assert store.count() == COUNT
 
 
@@ -165,7 +166,7 @@ def test_with_the_token_other_programs_can_do_everything(running: Served, token:
         with pytest.raises(MilvusException, match="collection not found"):  # the engine's own words
             client.query("nowhere", "id >= 0")
         client.drop_collection("other")
-    with contextlib.closing(open_store(running.uri, NAME, token=token)) as store:
+    with contextlib.closing(open_store(MilvusConfig(running.uri, collection=NAME, token=token))) as store:
         assert store.count() == COUNT
 
 
@@ -239,7 +240,9 @@ STRANGER = """
 import os, socket, sys
 from pathlib import Path
 from mg_milvus.errors import MgMilvusError
-from mg_milvus.store import milvus, lite_server; from mg_milvus.store.milvus import open_store
+from mg_milvus.config import MilvusConfig
+from mg_milvus.store import milvus, lite_server
+from mg_milvus.store.milvus import open_store
 
 uri, path, target, *files = sys.argv[1:]
 os.setgroups([]); os.setgid({nobody}); os.setuid({nobody})
@@ -256,7 +259,7 @@ for file in files:
         pass
 print(lite_server.find(uri))
 try:
-    print("rows", open_store(uri, "images").count())
+    print("rows", open_store(MilvusConfig(uri)).count())
 except MgMilvusError as error:
     print(type(error).__name__)
 """
@@ -281,7 +284,9 @@ def test_clients_find_a_server_again_that_comes_back_with_another_token(place: P
     first, _ = lite_server.up(file, 0)
     try:
         token = lite_server.token_of(first)
-        stores = [open_store(where, NAME, timeout=PATIENCE) for where in (first.uri, str(file))]
+        stores = [
+            open_store(MilvusConfig(where, collection=NAME, timeout=PATIENCE)) for where in (first.uri, str(file))
+        ]
         stores[0].create(DESCRIPTION)
         stores[0].upsert(rows(0, 5))
         os.kill(first.pid, 9)
@@ -339,7 +344,7 @@ def test_a_home_with_a_long_name(place: Path, monkeypatch: pytest.MonkeyPatch) -
     running, _ = lite_server.up(home / "far.db", 0)
     try:
         for where in (running.uri, running.file):
-            with contextlib.closing(open_store(where, NAME)) as store:
+            with contextlib.closing(open_store(MilvusConfig(where, collection=NAME))) as store:
                 assert "Milvus Lite" in store.server()
     finally:
         lite_server.down(home / "far.db")

@@ -24,6 +24,7 @@ from pymilvus import exceptions as vendor
 from mg_milvus import errors, session
 from mg_milvus.bulk import import_jobs
 from mg_milvus.bulk.import_jobs import ImportApi
+from mg_milvus.config import MilvusConfig
 from mg_milvus.doctor import examine
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
 from mg_milvus.schema.regions import RegionSettings
@@ -231,7 +232,7 @@ def stranger(uri: str) -> Iterator[MilvusClient]:
 @pytest.fixture
 def store(uri: str, stranger: MilvusClient) -> Iterator[MilvusStore]:
     """Ours, with two images."""
-    opened = MilvusStore(uri, "images")
+    opened = MilvusStore(MilvusConfig(uri, collection="images"))
     opened.create(MADE)
     opened.upsert([image(0), image(1)])
     yield opened
@@ -268,16 +269,16 @@ def test_a_collection_that_cannot_be_read_keeps_nobody_from_the_others(
     assert store.count() == 2
     with MilvusStoreOf(uri, "way_out") as bad, pytest.raises(errors.UnsupportedError, match="16 hexadecimal digits"):
         bad.describe()
-    (found,) = [check for check in examine(uri, collection="brackets") if check.name == "collection"]
+    (found,) = [check for check in examine(MilvusConfig(uri, collection="brackets")) if check.name == "collection"]
     assert not found.ok
     assert "was not made by mg-milvus" in found.message
-    (found,) = [check for check in examine(uri, collection="nothing") if check.name == "collection"]
+    (found,) = [check for check in examine(MilvusConfig(uri, collection="nothing")) if check.name == "collection"]
     assert found.message.endswith("(there are images)")
 
 
 @contextmanager
 def MilvusStoreOf(uri: str, collection: str) -> Iterator[MilvusStore]:  # noqa: N802 - as the class
-    opened = MilvusStore(uri, collection)
+    opened = MilvusStore(MilvusConfig(uri, collection=collection))
     try:
         yield opened
     finally:
@@ -476,7 +477,7 @@ FALSE_HITS = {
 def test_hits_that_cannot_be(answer: object, store: MilvusStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.count()
     monkeypatch.setattr(store._client, "search", lambda *_, **__: answer)
-    with pytest.raises(errors.StoreError, match=r"the answer of Milvus at http.* cannot be read") as told:
+    with pytest.raises(errors.StoreError, match=r"the response of Milvus at http.* cannot be read") as told:
         store.nearest("coarse", CODE, 5)
     assert is_one_line(str(told.value))
 
@@ -600,14 +601,14 @@ def test_what_pymilvus_stumbles_over_is_no_bug_of_ours(error: Exception) -> None
         raise error
 
     with pytest.raises(errors.StoreError, match=f"cannot be read .{type(error).__name__}"):
-        Border("http://here", "images", 5).call(stumble)
+        Border(MilvusConfig("http://here", collection="images", timeout=5)).call(stumble)
 
 
 @settings(deadline=None, max_examples=100)
 @given(record=st.dictionaries(st.sampled_from([*ENTITY, "coarse"]), JSON | st.binary(max_size=4)))
 def test_any_record_is_a_row_or_refused(record: dict[str, Any]) -> None:
     layout = Layout(SCHEMA)
-    with Border("here", "images", 5).reading() if record else pytest.raises(KeyError):
+    with Border(MilvusConfig("here", collection="images", timeout=5)).reading() if record else pytest.raises(KeyError):
         try:
             row = layout.row({**ENTITY, "coarse": [b"\0\0"], **record} if record else {}, ["coarse"])
         except (ValueError, TypeError, LookupError):
@@ -626,7 +627,7 @@ def test_a_version_is_a_version() -> None:
     assert _version("9" * 5000 + ".1.1") is None
     told = f"v2.6.1{ESCAPE}" + "x" * 2_000_000
     client: Any = SimpleNamespace(get_server_version=lambda **_: told)
-    engine = _ask_engine(Border("http://here", "images", 5), client, 5)
+    engine = _ask_engine(Border(MilvusConfig("http://here", collection="images", timeout=5)), client, 5)
     assert is_one_line(engine.label, 100)
     assert engine.label.startswith("Milvus 2.6.1\\x1b")
 
@@ -635,7 +636,7 @@ def test_a_version_is_a_version() -> None:
 def test_clusters_that_no_index_has(nlist: object) -> None:
     told = {"index_type": "BIN_IVF_FLAT", "nlist": nlist}
     connection: Any = SimpleNamespace(
-        engine=SimpleNamespace(lite=False), border=Border("http://here", "images", 5), timeout=5,
+        engine=SimpleNamespace(lite=False), border=Border(MilvusConfig("http://here")), timeout=5,
         client=SimpleNamespace(describe_index=lambda *_, **__: told),
     )  # fmt: skip
     with pytest.raises(errors.StoreError, match="expected 1 to 65536") as error:
@@ -648,7 +649,7 @@ def test_clusters_that_no_index_has(nlist: object) -> None:
 @pytest.mark.parametrize("said", [ESCAPE, f"{ESCAPE}\n" * 300_000, "index type " * 300_000, "vector field" * 300_000])
 def test_messages_of_a_server_are_short_and_steer_nothing(said: str) -> None:
     start = time.monotonic()
-    error = translate(vendor.MilvusException(1, said), "http://here", "images")
+    error = translate(vendor.MilvusException(1, said), MilvusConfig("http://here", collection="images"))
     assert is_one_line(str(error), 800)
     assert time.monotonic() - start < 5
 
@@ -656,7 +657,7 @@ def test_messages_of_a_server_are_short_and_steer_nothing(said: str) -> None:
 def test_a_token_that_a_server_repeats_is_hidden_also_where_its_message_is_cut() -> None:
     for before in range(480, 510):
         error = vendor.MilvusException(1, "x" * before + "root:hunter22")
-        assert "hunter" not in str(translate(error, "http://here", "images", "root:hunter22"))
+        assert "hunter" not in str(translate(error, MilvusConfig("http://here", "root:hunter22")))
 
 
 def test_answers_have_a_most(store: MilvusStore) -> None:
@@ -677,7 +678,7 @@ def test_an_answer_beyond_that_is_an_error_of_ours() -> None:
         raise _Endless
 
     with pytest.raises(errors.StoreError, match="Received message larger than max"):
-        Border("http://here", "images", 5).call(ask)
+        Border(MilvusConfig("http://here", collection="images", timeout=5)).call(ask)
 
 
 # --- import jobs ------------------------------------------------------------------------------------------------------
@@ -737,7 +738,7 @@ FALSE_JOBS = {
 @pytest.mark.parametrize("answer", FALSE_JOBS.values(), ids=FALSE_JOBS)
 def test_answers_about_import_jobs_that_cannot_be(answer: bytes) -> None:
     with rest(answer) as (uri, _):
-        api = ImportApi(uri, "root:hunter22", 30)
+        api = ImportApi(MilvusConfig(uri, "root:hunter22", timeout=30))
         for ask in (lambda: api.at_work("images"), lambda: api.start("images", ["a"]), lambda: api.job("7")):
             found, told = outcome(ask)
             assert found is None
@@ -748,7 +749,7 @@ def test_answers_about_import_jobs_that_cannot_be(answer: bytes) -> None:
 def test_what_a_job_says_is_short_and_steers_nothing() -> None:
     told = {"state": ESCAPE * 99, "progress": 10**30, "reason": ESCAPE * 100_000}
     with rest(json.dumps({"code": 0, "data": told}).encode()) as (uri, _):
-        job = ImportApi(uri, None, 30).job("7")
+        job = ImportApi(MilvusConfig(uri, None, timeout=30)).job("7")
     assert (job.percent, job.at_work) == (100, False)
     assert is_one_line(job.state + job.reason)
 
@@ -760,6 +761,6 @@ def test_the_token_does_not_follow_a_redirect() -> None:
                 rest(b"", code, {"Location": f"{elsewhere}/mine"}) as (uri, _),
                 pytest.raises(errors.UnsupportedError, match=f"answers {code}"),
             ):
-                ImportApi(uri, "root:hunter22", 30).at_work("images")
+                ImportApi(MilvusConfig(uri, "root:hunter22", timeout=30)).at_work("images")
         assert asked == []
     assert import_jobs._MOST_BYTES == 16 << 20

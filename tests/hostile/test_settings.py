@@ -123,11 +123,11 @@ def test_it_vouches_for_no_server_that_gets_secrets(
     write(tmp_path, f"{key}: evil\n")
     monkeypatch.setenv("MGM_URI", "https://who:hunter22@mine.test" if inside else "https://mine.test")
     if not inside:
-        assert settings_from().tls == Tls(**{key: "evil"})  # no secret, and it is said
+        assert settings_from().milvus().tls == Tls(**{key: "evil"})  # no secret, and it is said
         monkeypatch.setenv("MGM_TOKEN", TOKEN)
     assert f"chose the {key} of the server https://mine.test, and " in refusal()
     monkeypatch.setenv(f"MGM_{key.upper()}", "good")
-    assert settings_from().tls == Tls(**{key: "good"})
+    assert settings_from().milvus().tls == Tls(**{key: "good"})
 
 
 def test_all_that_it_chose_is_in_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,12 +142,12 @@ def test_its_own_token_goes_to_its_own_server_only(
     write(tmp_path, "uri: https://own.test\ntoken: me:hunter22\nca_cert: own.pem\nclient_cert: c\nclient_key: k\n")
     settings = settings_from()
     assert (settings.uri, settings.token) == ("https://own.test", "me:hunter22")
-    assert settings.tls == Tls("own.pem", "c", "k")
+    assert settings.milvus().tls == Tls("own.pem", "c", "k")
     assert settings_from(uri="https://own.test").token == "me:hunter22"  # the same server
     capfd.readouterr()
     for other in ("https://other.test", "http://own.test", "https://own.test.evil"):
         settings = settings_from(uri=other)
-        assert (settings.uri, settings.token, settings.tls) == (other, None, None)
+        assert (settings.uri, settings.token, settings.milvus().tls) == (other, None, None)
         assert capfd.readouterr().err == (
             f"mgm: settings from {tmp_path}/mgm.yaml: nothing; not its token, ca_cert, client_cert, client_key, for "
             "this is another server\n"
@@ -182,7 +182,7 @@ def test_commands_that_reach_no_server_neither_refuse_nor_hold_secrets(
     monkeypatch.setenv("MGM_TOKEN", TOKEN)
     monkeypatch.setenv("MGM_CLIENT_KEY", "k")
     settings = local_settings(batch_size=4)
-    assert (settings.token, settings.tls, settings.encoder, settings.batch_size) == (None, None, "builtin", 4)
+    assert (settings.token, settings.milvus().tls, settings.encoder, settings.batch_size) == (None, None, "builtin", 4)
 
 
 @pytest.mark.parametrize("flags", [[], ["--log-json"]])

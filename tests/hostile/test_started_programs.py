@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.store import lite, lite_server
 from mg_milvus.store.milvus import open_store
 from tests.conftest import make_photos
@@ -127,7 +128,7 @@ def test_started_programs_get_no_secrets(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv(name, value)
     shared, own = tmp_path / "shared.db", tmp_path / "own.db"
     running = lite_server.up(shared, 0)[0]
-    store = open_store(str(own), "images")
+    store = open_store(MilvusConfig(str(own), collection="images"))
     try:
         found = {pid: program for pid, program in _programs().items() if str(tmp_path) in program}
         assert running.pid in found
@@ -145,7 +146,7 @@ def test_started_programs_get_no_secrets(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(sys.platform != "linux", reason=NO_PROC)
 def test_the_engine_starts_in_a_private_folder_without_files(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "own.db"), "images")
+    store = open_store(MilvusConfig(str(tmp_path / "own.db"), collection="images"))
     try:
         (pid,) = [pid for pid, program in _programs().items() if str(tmp_path) in program]
         current = Path(f"/proc/{pid}/cwd").resolve()

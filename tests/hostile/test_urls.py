@@ -20,6 +20,7 @@ from mg_milvus.bulk.dataset import Shard
 from mg_milvus.bulk.encode import encode
 from mg_milvus.bulk.import_jobs import ImportApi
 from mg_milvus.bulk.sources import images
+from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from tests.images import encoded, image
 from tests.in_process import mgm
@@ -430,7 +431,7 @@ def test_through_the_tunnel_of_a_proxy(tmp_path: Path, public: None, monkeypatch
 def test_import_jobs_hand_no_token_to_where_a_server_redirects_to() -> None:
     with HTTPServer(("127.0.0.1", 0), Repeats) as target:
         with serving(moved(f"http://127.0.0.1:{target.server_port}/")) as server:
-            api = ImportApi(f"http://127.0.0.1:{server.port}", "me:hunter22", 10)
+            api = ImportApi(MilvusConfig(f"http://127.0.0.1:{server.port}", "me:hunter22"))
             with pytest.raises(errors.UnsupportedError, match="answers 302 Moved"):
                 api.at_work("images")
         target.timeout = 0.2

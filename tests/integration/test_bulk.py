@@ -15,6 +15,7 @@ import pytest
 
 from mg_milvus import errors
 from mg_milvus.bulk.encode import encode
+from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
@@ -46,7 +47,7 @@ def table(folder: Path) -> dict[str, dict[str, object]]:
 
 def everything(uri: str, collection: str = "images") -> dict[str, object]:
     """Id -> row of a collection, with codes and fields."""
-    store = open_store(uri, collection)
+    store = open_store(MilvusConfig(uri, collection=collection))
     try:
         description = store.describe()
         return {row.id: row for rows in store.scan(granularities=tuple(description.schema.bits)) for row in rows}

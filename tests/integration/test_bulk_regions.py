@@ -12,6 +12,7 @@ import pytest
 
 from mg_milvus import errors
 from mg_milvus.bulk.encode import encode
+from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
@@ -29,7 +30,7 @@ NAMES = [f"{number:02}.png" for number in range(10)]
 
 def regions(uri: str | Path) -> dict[str, tuple[int, bytes]]:
     """Region id -> scale and code, as Milvus has them in the companion collection."""
-    store = open_store(str(uri), "images")
+    store = open_store(MilvusConfig(str(uri), collection="images"))
     try:
         rows = store._client.query("images_regions", filter="scale >= 0", output_fields=["id", "scale", "code"])
         return {row["id"]: (row["scale"], row["code"][0]) for row in rows}
@@ -161,7 +162,7 @@ def test_collections_with_other_regions_are_refused(home, tmp_path):
 def test_an_export_lacks_nothing(home, tmp_path):
     (tmp_path / "x.db").write_bytes((home / "one.db").read_bytes())
     key = image_id(str(home / "photos" / NAMES[4]))
-    store = open_store(str(tmp_path / "x.db"), "images")
+    store = open_store(MilvusConfig(str(tmp_path / "x.db"), collection="images"))
     store._client.delete("images_regions", filter=f'id == "{key}:5"')
     whole = store.regions.codes([key, image_id(str(home / "photos" / NAMES[5]))])
     assert [len(code) for code in whole.values()] == [REGIONS * BYTES]

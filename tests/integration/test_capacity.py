@@ -10,6 +10,7 @@ import pytest
 from mg_milvus import errors
 from mg_milvus.bulk import dataset
 from mg_milvus.capacity import plan
+from mg_milvus.config import MilvusConfig
 from mg_milvus.images.discover import image_id
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
 from mg_milvus.store.base import Description, Row
@@ -93,7 +94,7 @@ ROWS = 3_000
 def test_predictions_hold_on_milvus_lite(tmp_path, schema):
     """Within 15 % at 3,000 rows; benchmarks/capacity.py does the same up to a million, memory included."""
     random = np.random.default_rng(0)
-    store = MilvusStore(str(tmp_path / "mgm.db"), "images")
+    store = MilvusStore(MilvusConfig(str(tmp_path / "mgm.db"), collection="images"))
     description = Description(schema, "0" * 16)
     store.create(description)
     rows = []

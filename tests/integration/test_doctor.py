@@ -8,13 +8,17 @@ from importlib import metadata
 import pytest
 
 from mg_milvus import doctor
+from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.index import ImageIndex
 
 
-def check_of(name: str, uri: object, **options) -> doctor.Check:
+def check_of(
+    name: str, uri: object, *, collection: str | None = None, timeout: float = 10.0, **options
+) -> doctor.Check:
     """The check of that name; those after it are not made."""
-    return next(check for check in doctor.examine(str(uri), **options) if check.name == name)
+    config = MilvusConfig(str(uri), None, collection, timeout)
+    return next(check for check in doctor.examine(config, **options) if check.name == name)
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def test_without_an_index_it_says_so_and_makes_none(tmp_path):
 
 
 def test_the_packages_here_are_right(tmp_path):
-    checks = {check.name: check for check in doctor.examine(str(tmp_path / "mgm.db"))}
+    checks = {check.name: check for check in doctor.examine(MilvusConfig(str(tmp_path / "mgm.db")))}
     for name in (
         "python",
         "pymilvus",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mg_milvus.codes import hamming, pack
+from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates import pairs as pairs_module
 from mg_milvus.duplicates.calibration import calibrate, fit_chance_rates, largest_distance
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
@@ -47,7 +48,7 @@ def a_row(path: str, codes: dict[str, bytes], **more) -> Row:
 
 def a_store(rows: list[Row], bits: dict[str, int] = BITS):
     schema = Schema(granularities=tuple(Granularity(name=name, bits=length) for name, length in bits.items()))
-    store = open_store("memory:", schema.collection)
+    store = open_store(MilvusConfig("memory:", collection=schema.collection))
     store.create(Description(schema, "0" * 16))
     store.upsert(rows)
     return store, schema

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from mg_milvus.codes import hamming
+from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.base import Encoder
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import EncoderError, QueryError, SchemaError
@@ -141,7 +142,9 @@ def test_heads_are_fitted_on_the_database_and_never_on_queries(tmp_path: Path, e
 
 
 def test_an_index_answers_leave_one_out_alike(folder: Path, encoder: Encoder, evaluation: Evaluation) -> None:
-    found = evaluate(folder, encoder=encoder, bits=BITS, ks=(1, 5), through_index=True, uri="memory:").to_json()
+    found = evaluate(
+        folder, encoder=encoder, bits=BITS, ks=(1, 5), through_index=True, milvus=MilvusConfig("memory:")
+    ).to_json()
     through = found.pop("through_index")
     assert found == evaluation.to_json()
     assert (through["same_encoder"], through["largest_difference"]) == (True, 0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mg_milvus import doctor
+from mg_milvus.config import MilvusConfig
 from mg_milvus.doctor import index_recall
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import image_id
@@ -64,7 +65,7 @@ def test_few_rows_and_none():
 
 
 def test_the_doctor_says_it(tmp_path):
-    filled(open_store(str(tmp_path / "mgm.db"), "images"), 50).close()
+    filled(open_store(MilvusConfig(str(tmp_path / "mgm.db"), collection="images")), 50).close()
     done = mgm("doctor", "--recall", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     check = json.loads(done.stdout)["checks"][-1]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.file import fingerprint
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import EncoderError, QueryError, SchemaMismatchError, StoreError
@@ -360,7 +361,7 @@ def test_regions_that_are_missing_or_of_another_encoder(tmp_path: Path) -> None:
     uri = tmp_path / "lost.db"
     with ImageIndex.open(uri, SCHEMA) as index:
         index.ingest(folder)
-    store: Any = open_store(str(uri), "images")
+    store: Any = open_store(MilvusConfig(str(uri), collection="images"))
     store._client.drop_collection("images_regions")
     with pytest.raises(StoreError, match="'images_regions', which holds the codes of regions, is missing"):
         store.regions.count()

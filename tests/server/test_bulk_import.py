@@ -21,6 +21,7 @@ import pytest
 from mg_milvus import errors
 from mg_milvus.bulk import import_jobs, remote
 from mg_milvus.bulk.encode import encode, superseded
+from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.index import ImageIndex
 from mg_milvus.store.milvus import open_store
@@ -74,7 +75,7 @@ class Milvus:
         return 200, {"code": 0, "data": {key: value for key, value in job.items() if key != "files"}}
 
     def _import(self, collection: str, files: list[str]) -> None:
-        store = open_store(self.uri, "images")
+        store = open_store(MilvusConfig(self.uri, collection="images"))
         layout = Layout(store.describe().schema)
         for file in files:
             table = pq.read_table(io.BytesIO(fsspec.filesystem("memory").cat_file(f"/a-bucket/{file}")))
@@ -219,7 +220,7 @@ def test_the_api_of_a_uri():
     assert import_jobs.base_url("http://me:secret@host:19530/shop") == "http://host:19530"
     assert import_jobs.base_url("tcp://host:19530") == "http://host:19530"
     assert import_jobs.base_url("https://host") == "https://host"
-    assert import_jobs.ImportApi("http://host:19530/shop", None, 1.0)._database == {"dbName": "shop"}
+    assert import_jobs.ImportApi(MilvusConfig("http://host:19530/shop"))._database == {"dbName": "shop"}
 
 
 def test_superseded_rows():

@@ -12,6 +12,7 @@ import pytest
 from pymilvus import exceptions
 
 from mg_milvus import errors
+from mg_milvus.config import MilvusConfig
 from mg_milvus.schema.models import Granularity, Schema
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.client import Border
@@ -26,7 +27,7 @@ DESCRIPTION = Description(Schema(granularities=(Granularity(name="coarse", bits=
 
 def test_reads_and_writes_wait_for_an_engine_that_is_busy(tmp_path: Path) -> None:
     with lite_server(tmp_path / "busy.db") as server:
-        store = MilvusStore(server.uri, "images", timeout=0.5)
+        store = MilvusStore(MilvusConfig(server.uri, collection="images", timeout=0.5))
         store.create(DESCRIPTION)
         pid = server._process.pid
         row = Row("0" * 32, "/0.jpg", 1, 1, 1, 1, "", {"coarse": b"\0\0"})
@@ -50,7 +51,7 @@ def test_servers_are_not_waited_for_longer_than_allowed() -> None:
         calls += 1
         raise exceptions.MilvusException(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
-    border = Border("here", "images", timeout=10)
+    border = Border(MilvusConfig("here", collection="images", timeout=10))
     with pytest.raises(errors.StoreUnavailableError, match="Deadline Exceeded"):
         border.call(exceed)
     assert calls == 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.schema.models import Granularity, Schema
 from mg_milvus.store import lite_server
 from mg_milvus.store.base import Description, Row
@@ -29,7 +30,7 @@ def large(tmp_path: Path) -> Path:
     """A file with two collections of 20 rows; the numbers of one of them say that it has had many more."""
     file = tmp_path / "large.db"
     for name in ("large", "small"):
-        store = open_store(str(file), name)
+        store = open_store(MilvusConfig(str(file), collection=name))
         store.create(DESCRIPTION)
         store.upsert(rows(range(20)))
         store.close()
@@ -48,7 +49,7 @@ def plan(file: Path, table: str) -> str:
 
 def test_a_large_collection_is_searched_by_its_index_once_the_file_was_opened_again(large: Path) -> None:
     assert plan(large, "large") == "SCAN large"
-    open_store(str(large), "large").close()
+    open_store(MilvusConfig(str(large), collection="large")).close()
     assert "INDEX mgm_large_keys" in plan(large, "large")
     assert plan(large, "small") == "SCAN small"
 
@@ -62,11 +63,11 @@ def test_mgm_up_makes_it_too(large: Path) -> None:
 
 
 def test_rows_are_replaced_removed_and_kept_as_before(large: Path) -> None:
-    store = open_store(str(large), "large")
+    store = open_store(MilvusConfig(str(large), collection="large"))
     store.upsert(rows(range(10, 30), width=7))  # half of them are there
     assert store.delete([f"{n:032x}" for n in (0, 15, 29, 99)]) == 3
     store.close()
-    store = open_store(str(large), "large")
+    store = open_store(MilvusConfig(str(large), collection="large"))
     try:
         kept = {row.path: row.width for batch in store.scan() for row in batch}
         assert kept == {f"/{n}.jpg": 7 if n >= 10 else 1 for n in range(30) if n not in (0, 15, 29)}

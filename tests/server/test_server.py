@@ -22,6 +22,7 @@ from pymilvus import MilvusClient
 from typer.testing import CliRunner
 
 from mg_milvus.cli.app import app
+from mg_milvus.config import MilvusConfig
 from mg_milvus.errors import StoreError
 from mg_milvus.images.discover import text_path
 from mg_milvus.index import ImageIndex
@@ -81,7 +82,7 @@ def mgm(server: RealMilvus, *arguments: str | Path, token: str = TOKEN) -> tuple
 
 def open_rows(server: RealMilvus, storage: StorageSettings) -> Store:
     """A store with an empty collection of 64-bit codes."""
-    store = open_store(server.uri, next(_names), token=TOKEN, timeout=PATIENCE)
+    store = open_store(MilvusConfig(server.uri, collection=next(_names), token=TOKEN, timeout=PATIENCE))
     store.create(Description(Schema(granularities=(Granularity(name="fine", bits=64),), storage=storage), "0" * 16))
     return store
 
@@ -117,7 +118,7 @@ def test_one_granularity_through_the_command(server: RealMilvus, schema: Path, t
     assert (index["index_type"], index["metric_type"], int(index["nlist"])) == ("BIN_IVF_FLAT", "HAMMING", 16)
 
     hits = [json.loads(line) for line in mgm(server, "query", asked, "--json", "-k", "15", *place)[1].splitlines()]
-    with closing(open_store(server.uri, name, token=TOKEN)) as store:
+    with closing(open_store(MilvusConfig(server.uri, collection=name, token=TOKEN))) as store:
         rows = [row for batch in store.scan(granularities=["fine"]) for row in batch]
     mine = int.from_bytes(next(row.codes["fine"] for row in rows if row.path == str(asked)))
     true = sorted((int.from_bytes(row.codes["fine"]) ^ mine).bit_count() for row in rows)
@@ -170,7 +171,8 @@ def test_tokens(server: RealMilvus, tmp_path: Path) -> None:
         root.grant_role("anna", "admin")
         with closing(open_rows(server, StorageSettings())) as store:
             store.upsert(make_rows(np.zeros((3, 8), np.uint8)))
-            with closing(open_store(server.uri, store.collection, token="anna:Good-Pa55word")) as hers:
+            anna = MilvusConfig(server.uri, collection=store.collection, token="anna:Good-Pa55word")
+            with closing(open_store(anna)) as hers:
                 assert hers.count() == 3
     finally:
         root.drop_user("anna")
@@ -273,7 +275,7 @@ def test_kill_9_in_the_middle_of_an_ingest(server: RealMilvus, schema: Path, tmp
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as ingest:
-        store = open_store(server.uri, name, token=TOKEN, timeout=PATIENCE)
+        store = open_store(MilvusConfig(server.uri, collection=name, token=TOKEN, timeout=PATIENCE))
         wait_until(
             lambda: ingest.poll() is not None or (store.describe() is not None and store.count() >= 10),
             "10 rows are stored",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.errors import CollectionNotFoundError, FilterError, QueryError, StoreError, UnsupportedError
 from mg_milvus.schema.models import ExtraField, FusionSettings, Granularity, Schema
 from mg_milvus.schema.regions import RegionScale, RegionSettings
@@ -50,11 +51,11 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         "server": lambda: os.environ["MGM_TEST_URI"],
     }
     uri, name, token = uris[request.param](), next(_names), os.environ.get("MGM_TEST_TOKEN")
-    store = open_store(uri, name, token=token)
+    store = open_store(MilvusConfig(uri, collection=name, token=token))
     yield store
     store.close()
     if request.param == "server":
-        cleaner = open_store(uri, name, token=token)  # a test may have closed the other
+        cleaner = open_store(MilvusConfig(uri, collection=name, token=token))  # a test may have closed the other
         cleaner.drop()
         cleaner.close()
 
@@ -65,7 +66,7 @@ def open_again(store: Store) -> Iterator[Store]:
     if store.uri == "memory:":
         yield store
         return
-    other = open_store(store.uri, store.collection, token=os.environ.get("MGM_TEST_TOKEN"))
+    other = open_store(MilvusConfig(store.uri, collection=store.collection, token=os.environ.get("MGM_TEST_TOKEN")))
     yield other
     other.close()
 

@@ -29,6 +29,7 @@ import pytest
 from pymilvus import DataType, Function, MilvusClient, RRFRanker, exceptions
 
 from mg_milvus import errors
+from mg_milvus.config import MilvusConfig
 from mg_milvus.schema.models import ExtraField, FusionSettings, Granularity, Schema, StorageSettings
 from mg_milvus.search.query import Query
 from mg_milvus.search.searcher import Searcher
@@ -60,7 +61,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def raw(file: Path) -> MilvusStore:
     """An open store, for reaching the pymilvus client below it."""
-    store = MilvusStore(str(file), "images")
+    store = MilvusStore(MilvusConfig(str(file), collection="images"))
     yield store
     store.close()
 
@@ -91,33 +92,40 @@ def test_files_without_a_copy_of_the_codes_are_asked_and_filled_all_the_same(raw
 
 
 def test_a_file_keeps_everything_and_is_released_on_close(file: Path) -> None:
-    with_rows = open_store(str(file), "images")
+    with_rows = open_store(MilvusConfig(str(file), collection="images"))
     with_rows.create(DESCRIPTION)
     with_rows.upsert(rows(0, 50))
     with_rows.close()
     script = f"""
+        from mg_milvus.config import MilvusConfig
         from mg_milvus.store.milvus import open_store
-        store = open_store({str(file)!r}, "images")
+        store = open_store(MilvusConfig({str(file)!r}, collection="images"))
         print(store.count(), store.describe().fingerprint, store.nearest.__self__ is store)
         store.close()
     """
     other = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     assert other.stdout.split() == ["50", "0123456789abcdef", "True"]
-    again = open_store(str(file), "images")
+    again = open_store(MilvusConfig(str(file), collection="images"))
     assert [row.path for batch in again.scan("size == 7") for row in batch] == ["/7.jpg"]
     again.close()
 
 
 def test_nothing_is_left_among_the_temporary_files(file: Path) -> None:
     path = repr(str(file))
-    code = f"from mg_milvus.store.milvus import open_store; s = open_store({path}, 'images'); s.describe(); s.close()"
+    code = (
+        "from mg_milvus.config import MilvusConfig; from mg_milvus.store.milvus import open_store; "
+        f"s = open_store(MilvusConfig({path})); s.describe(); s.close()"
+    )
     with tempfile.TemporaryDirectory() as temporary:  # its path is short enough for a socket
         subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TMPDIR": temporary})
         assert os.listdir(temporary) == []
 
 
 def test_one_process_may_open_a_file_twice(file: Path) -> None:
-    first, second = open_store(str(file), "images"), open_store(str(file), "images")
+    first, second = (
+        open_store(MilvusConfig(str(file), collection="images")),
+        open_store(MilvusConfig(str(file), collection="images")),
+    )
     first.create(DESCRIPTION)
     first.upsert(rows(0, 3))
     first.close()
@@ -128,8 +136,10 @@ def test_one_process_may_open_a_file_twice(file: Path) -> None:
 def test_a_file_in_use_by_another_process_is_named(file: Path) -> None:
     script = f"""
         import sys
+        from mg_milvus.config import MilvusConfig
+        from mg_milvus.config import MilvusConfig
         from mg_milvus.store.milvus import open_store
-        store = open_store({str(file)!r}, "images")
+        store = open_store(MilvusConfig({str(file)!r}, collection="images"))
         print("open", flush=True)
         sys.stdin.read()
     """
@@ -141,9 +151,9 @@ def test_a_file_in_use_by_another_process_is_named(file: Path) -> None:
         assert holder.stdout.readline() == b"open\n"
         start = time.monotonic()
         with pytest.raises(errors.StoreLockedError, match=r"images\.db is open in another process.*http"):
-            open_store(str(file), "images")
+            open_store(MilvusConfig(str(file), collection="images"))
         assert 1.5 < time.monotonic() - start < 15
-        waiting = ThreadPoolExecutor(1).submit(open_store, str(file), "images")
+        waiting = ThreadPoolExecutor(1).submit(open_store, MilvusConfig(str(file), collection="images"))
         time.sleep(0.3)
         holder.stdin.close()  # type: ignore[union-attr]
         waiting.result(timeout=PATIENCE).close()
@@ -151,9 +161,10 @@ def test_a_file_in_use_by_another_process_is_named(file: Path) -> None:
 
 def test_every_acknowledged_row_survives_sigkill(file: Path) -> None:
     script = f"""
+        from mg_milvus.config import MilvusConfig
         from mg_milvus.store.milvus import open_store
         from tests.server.test_store_milvus import DESCRIPTION, rows
-        store = open_store({str(file)!r}, "images")
+        store = open_store(MilvusConfig({str(file)!r}))
         store.create(DESCRIPTION)
         for start in range(0, 60_000, 100):
             store.upsert(rows(start, 100))
@@ -168,7 +179,7 @@ def test_every_acknowledged_row_survives_sigkill(file: Path) -> None:
             acknowledged = int(writer.stdout.readline())
         os.kill(writer.pid, signal.SIGKILL)
         acknowledged = max([acknowledged, *map(int, writer.stdout.read().split())])
-    store = open_store(str(file), "images")
+    store = open_store(MilvusConfig(str(file), collection="images"))
     wanted = [row.id for row in rows(0, acknowledged)]
     assert len(store.fetch(wanted)) == acknowledged
     assert len(store.nearest("coarse", np.zeros((1, 2), np.uint8), 16_384)[0].ids) >= acknowledged
@@ -194,37 +205,37 @@ def test_files_that_cannot_be(tmp_path: Path, name: str, error: type[Exception],
     database.close()
     before = (tmp_path / "other.db").read_bytes()
     with pytest.raises(error, match=message):
-        open_store(str(tmp_path / name), "images")
+        open_store(MilvusConfig(str(tmp_path / name), collection="images"))
     assert (tmp_path / "other.db").read_bytes() == before
 
 
 @pytest.mark.parametrize("uri", ["foo", "ftp://host/x", "", "http://", "http://host/x.db", "file:///x.db", "x.sqlite"])
 def test_uris_that_are_neither(uri: str) -> None:
     with pytest.raises(errors.UnsupportedError, match=r"\.db for Milvus Lite"):
-        open_store(uri, "images")
+        open_store(MilvusConfig(uri, collection="images"))
 
 
 @pytest.mark.parametrize("name", ["", "a-b", 'x"; DROP TABLE', "1st", "x" * 201])
 @pytest.mark.parametrize("uri", ["memory:", "never-opened.db"])
 def test_collection_names(uri: str, name: str) -> None:
     with pytest.raises(errors.StoreError, match="not a collection name"):
-        open_store(uri, name)
+        open_store(MilvusConfig(uri, collection=name))
 
 
 def test_wrong_milvus_lite(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "3.1.0")
     with pytest.raises(errors.UnsupportedError, match=r"3\.1\.0.*no binary vectors.*<3"):
-        open_store(str(file), "images")
+        open_store(MilvusConfig(str(file), collection="images"))
 
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(errors.UnsupportedError, match=r"Windows and Alpine.*http://"):
-        open_store(str(file), "images")
+        open_store(MilvusConfig(str(file), collection="images"))
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(errors.UnsupportedError, match="Windows"):
-        open_store(str(file), "images")
+        open_store(MilvusConfig(str(file), collection="images"))
 
 
 # --- servers ---------------------------------------------------------------------------------------------------------
@@ -233,7 +244,7 @@ def test_wrong_milvus_lite(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
 def test_two_clients_creating_at_once_end_with_one_description(tmp_path: Path) -> None:
     with lite_server(tmp_path / "race.db") as server:
         for attempt in range(4):
-            stores = [MilvusStore(server.uri, f"race{attempt}") for _ in range(2)]
+            stores = [MilvusStore(MilvusConfig(server.uri, collection=f"race{attempt}")) for _ in range(2)]
             start = threading.Barrier(2)
 
             def create(
@@ -255,7 +266,7 @@ def test_two_clients_creating_at_once_end_with_one_description(tmp_path: Path) -
 
 def test_a_server_that_restarts_is_waited_for(tmp_path: Path) -> None:
     with lite_server(tmp_path / "restart.db") as server:
-        store = MilvusStore(server.uri, "images")
+        store = MilvusStore(MilvusConfig(server.uri, collection="images"))
         assert store.server() == "Milvus Lite"
         store.create(DESCRIPTION)
         store.upsert(rows(0, 10))
@@ -275,7 +286,7 @@ def test_a_server_that_restarts_is_waited_for(tmp_path: Path) -> None:
 def test_nobody_there() -> None:
     start = time.monotonic()
     with pytest.raises(errors.StoreUnavailableError, match=r"does not answer.*check the URI"):
-        open_store(f"http://127.0.0.1:{free_port()}", "images", timeout=3)
+        open_store(MilvusConfig(f"http://127.0.0.1:{free_port()}", collection="images", timeout=3))
     assert time.monotonic() - start < 15
 
 
@@ -285,14 +296,16 @@ def test_somebody_there_who_never_answers() -> None:
         silent.listen()
         start = time.monotonic()
         with pytest.raises(errors.StoreUnavailableError) as caught:
-            open_store(f"http://me:secret@127.0.0.1:{silent.getsockname()[1]}", "images", timeout=1)
+            open_store(
+                MilvusConfig(f"http://me:secret@127.0.0.1:{silent.getsockname()[1]}", collection="images", timeout=1)
+            )
         assert time.monotonic() - start < 10  # pymilvus alone takes minutes
         assert "secret" not in str(caught.value)
 
 
 def test_a_wrong_token() -> None:
     with refusing_server() as uri, pytest.raises(errors.AuthenticationError, match="MGM_TOKEN"):
-        open_store(uri, "images", token="me:wrong")
+        open_store(MilvusConfig(uri, collection="images", token="me:wrong"))
 
 
 # --- collections -----------------------------------------------------------------------------------------------------
@@ -331,7 +344,7 @@ def test_a_newer_format_is_not_guessed_at(raw: MilvusStore) -> None:
 def test_a_companion_is_no_collection_for_images(raw: MilvusStore, file: Path) -> None:
     raw.create(DESCRIPTION)
     raw.put_encoder("f", b"data")
-    companion = MilvusStore(str(file), "images_encoder")
+    companion = MilvusStore(MilvusConfig(str(file), collection="images_encoder"))
     with pytest.raises(errors.ForeignCollectionError, match="keeps the encoders of 'images'"):
         companion.describe()
     companion.close()
@@ -340,7 +353,7 @@ def test_a_companion_is_no_collection_for_images(raw: MilvusStore, file: Path) -
 def test_a_record_of_tuning_is_no_collection_for_images(raw: MilvusStore, file: Path) -> None:
     raw.create(DESCRIPTION)
     raw.retune(DESCRIPTION.schema.weights, FusionSettings(rrf_k=5))
-    record = MilvusStore(str(file), "images_tuned")
+    record = MilvusStore(MilvusConfig(str(file), collection="images_tuned"))
     with pytest.raises(errors.ForeignCollectionError, match="remembers the weights of 'images'"):
         record.describe()
     record.close()
@@ -409,7 +422,7 @@ def test_a_collection_half_made_is_finished(raw: MilvusStore) -> None:
 def test_another_client_drops_and_makes_the_collection_anew(raw: MilvusStore, file: Path) -> None:
     raw.create(DESCRIPTION)
     raw.upsert(rows(0, 3))
-    other = MilvusStore(str(file), "images")
+    other = MilvusStore(MilvusConfig(str(file), collection="images"))
     other.drop()
     with pytest.raises(errors.CollectionNotFoundError):
         raw.count()
@@ -557,7 +570,7 @@ def test_every_exception_of_pymilvus_becomes_ours() -> None:
     found = [e for _, e in inspect.getmembers(exceptions, inspect.isclass) if issubclass(e, Exception)]
     assert len(found) > 25
     for vendor in found:
-        ours = translate(vendor(message="something"), "here", "images")
+        ours = translate(vendor(message="something"), MilvusConfig("here", collection="images"))
         assert type(ours) is EXPECTED.get(vendor, errors.StoreError), vendor
         assert "\n" not in str(ours)
 
@@ -611,7 +624,7 @@ def test_transient_failures_are_tried_again(error: Exception, monkeypatch: pytes
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setattr(random.Random, "random", lambda _: 1.0)
-    border = Border("here", "images", timeout=60)
+    border = Border(MilvusConfig("here", collection="images", timeout=60))
     flaky = Flaky(ATTEMPTS - 1, error)
     assert border.call(flaky) == "done"
     assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
@@ -626,7 +639,7 @@ def test_retries_end_with_the_timeout() -> None:
     flaky = Flaky(100, exceptions.MilvusUnavailableException(message="x"))
     start = time.monotonic()
     with pytest.raises(errors.StoreUnavailableError):
-        Border("here", "images", timeout=0.5).call(flaky)
+        Border(MilvusConfig("here", collection="images", timeout=0.5)).call(flaky)
     assert time.monotonic() - start < 2  # all attempts would take three seconds
     assert 1 < flaky.calls < ATTEMPTS
 
@@ -634,11 +647,11 @@ def test_retries_end_with_the_timeout() -> None:
 def test_other_failures_are_not_tried_again() -> None:
     flaky = Flaky(1, exceptions.ParamError(message="wrong"))
     with pytest.raises(errors.StoreError, match="wrong"):
-        Border("here", "images", timeout=5).call(flaky)
+        Border(MilvusConfig("here", collection="images", timeout=5)).call(flaky)
     assert flaky.calls == 1
     ours = Flaky(1, RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
-        Border("here", "images", timeout=5).call(ours)
+        Border(MilvusConfig("here", collection="images", timeout=5)).call(ours)
     assert ours.calls == 1
 
 
@@ -650,10 +663,10 @@ def test_folders_for_temporary_files_that_cannot_be(
         if folder.name != "gone":
             folder.mkdir()
         with pytest.raises(errors.StoreError, match=message):
-            open_store(str(file), "images")
+            open_store(MilvusConfig(str(file), collection="images"))
         assert folder.name == "gone" or list(folder.iterdir()) == []
     monkeypatch.setattr(tempfile, "tempdir", None)
-    open_store(str(file), "images").close()  # nobody holds its lock
+    open_store(MilvusConfig(str(file), collection="images")).close()  # nobody holds its lock
 
 
 def test_what_a_full_disk_may_not_have_taken_is_not_acknowledged(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -662,7 +675,7 @@ def test_what_a_full_disk_may_not_have_taken_is_not_acknowledged(file: Path, mon
     monkeypatch.setattr(
         shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0] if len(free) == 1 else free.pop(0))
     )
-    store = MilvusStore(str(file), "images")
+    store = MilvusStore(MilvusConfig(str(file), collection="images"))
     store.create(DESCRIPTION)
     store.upsert(rows(0, 10))
     for shrinking in ([31_999_999], [32_000_000, 5]):
@@ -689,6 +702,7 @@ def test_nothing_but_our_own_errors_reaches_the_terminal(tmp_path: Path) -> None
         import numpy as np
         from mg_milvus.errors import StoreError
         from mg_milvus.schema.models import Granularity, Schema
+        from mg_milvus.config import MilvusConfig
         from mg_milvus.store.base import Description, Row; from mg_milvus.store.milvus import open_store
 
         class Plain(http.server.BaseHTTPRequestHandler):
@@ -697,7 +711,7 @@ def test_nothing_but_our_own_errors_reaches_the_terminal(tmp_path: Path) -> None
 
         plain = http.server.HTTPServer(("127.0.0.1", 0), Plain)
         threading.Thread(target=plain.serve_forever, daemon=True).start()
-        store = open_store({str(tmp_path / "quiet.db")!r}, "images")
+        store = open_store(MilvusConfig({str(tmp_path / "quiet.db")!r}))
         store.create(Description(Schema(granularities=(Granularity(name="coarse", bits=16),)), "f" * 16))
         store.upsert([Row("a", "/a", 1, 1, 1, 1, "", {{"coarse": b"12"}})])
         refused = 0
@@ -707,8 +721,8 @@ def test_nothing_but_our_own_errors_reaches_the_terminal(tmp_path: Path) -> None
             lambda: store._call(lambda: store._client.search("images", [b"1"], anns_field="coarse")),
             lambda: store._call(lambda: store._client.search("images", [b"12"], anns_field="no")),
             lambda: store._call(lambda: store._client.describe_collection("nope")),
-            lambda: open_store("http://127.0.0.1:{free_port()}", "images", timeout=1),
-            lambda: open_store(f"https://127.0.0.1:{{plain.server_port}}", "images", timeout=1),
+            lambda: open_store(MilvusConfig("http://127.0.0.1:{free_port()}", timeout=1)),
+            lambda: open_store(MilvusConfig(f"https://127.0.0.1:{{plain.server_port}}", timeout=1)),
         ):
             try:
                 ask()

@@ -15,7 +15,7 @@ from mg_milvus import errors
 from mg_milvus.bulk.import_jobs import ImportApi
 from mg_milvus.cli.app import app
 from mg_milvus.cli.settings import settings_from
-from mg_milvus.config import Tls, split_token
+from mg_milvus.config import MilvusConfig, Tls, split_token
 from mg_milvus.index import ImageIndex
 from mg_milvus.store.client import translate
 from tests.images import save_image
@@ -108,7 +108,11 @@ def test_import_jobs_are_asked_for_with_the_same_certificates(pems: Path, scheme
                 own = str(pems / "client.pem"), str(pems / "client.key")
 
                 def api(ca: str, name: str | None) -> ImportApi:
-                    return ImportApi(f"{scheme}://127.0.0.1:{port}", "me:hunter22", 30, Tls(str(pems / ca), *own, name))
+                    return ImportApi(
+                        MilvusConfig(
+                            f"{scheme}://127.0.0.1:{port}", "me:hunter22", None, 30, Tls(str(pems / ca), *own, name)
+                        )
+                    )
 
                 assert api("ca.pem", NAME).at_work("images") == []
                 with pytest.raises(errors.StoreError, match=r"refuses an import job \(7\): no job of Bearer \*\*\*$"):
@@ -165,7 +169,7 @@ def test_the_command_takes_options_environment_and_file(
         options = ("--secure", "--ca-cert", pems / "ca.pem", "--server-name", NAME, "--timeout", 60)
         told = json.loads(run("info", "--json", *options))
         assert (told["rows"], told["uri"]) == (1, f"http://127.0.0.1:{port}")
-        assert settings_from().tls is None  # what one command was given is not kept for the next
+        assert settings_from().milvus().tls is None  # what one command was given is not kept for the next
         monkeypatch.setenv("MGM_SECURE", "1")
         monkeypatch.setenv("MGM_CA_CERT", str(pems / "ca.pem"))
         monkeypatch.setenv("MGM_SERVER_NAME", NAME)
@@ -191,7 +195,7 @@ def test_the_names_of_the_options_are_those_of_the_settings() -> None:
 @pytest.mark.parametrize("repeated", ["me:hunter22", "hunter22", "bWU6aHVudGVyMjI=", "aHVudGVyMjI="])
 def test_a_server_that_repeats_the_token_is_not_repeated(repeated: str) -> None:
     error = translate(
-        MilvusException(1800, f"auth check failure: {repeated} is wrong"), "there", "images", "me:hunter22"
+        MilvusException(1800, f"auth check failure: {repeated} is wrong"), MilvusConfig("there", "me:hunter22")
     )
     assert isinstance(error, errors.AuthenticationError)
     assert "auth check failure: *** is wrong" in str(error)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from mg_milvus.config import MilvusConfig
 from mg_milvus.schema.models import Schema
 from mg_milvus.schema.regions import RegionScale, RegionSettings, scale_of
 from mg_milvus.search.regions import RegionMatches, search_regions
@@ -62,7 +63,7 @@ def test_the_box_is_of_the_detail_that_was_matched_best() -> None:
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    made = open_store("memory:", "images")
+    made = open_store(MilvusConfig("memory:", collection="images"))
     made.create(Description(Schema(regions=REGIONS), "0123456789abcdef"))
     yield made
     made.close()
