@@ -274,13 +274,13 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept it, and close another one when there are too many."""
-        crowd = cast("set[Connection]", self.connections)
+        connections = cast("set[Connection]", self.connections)
         super().connection_made(transport)
         self._idle_since = self.loop.time()
-        if len(crowd) > self._most:
-            idlest = max(crowd - {self}, key=lambda one: (one._readiness(), -one._idle_since))
+        if len(connections) > self._most:
+            idlest = max(connections - {self}, key=lambda one: (one._readiness(), -one._idle_since))
             if idlest._readiness():
-                idlest._drop("crowd")
+                idlest._drop("limit")
             else:
                 transport.write(_NO_ROOM)
                 self._drop("limit", at_once=False)
