@@ -17,9 +17,9 @@ from typer.core import TyperGroup
 from mg_milvus import __version__
 from mg_milvus.cli import bulk, duplicates, evaluate, ingest, log, manage, options, query, schema, serve, train
 from mg_milvus.cli.console import ERROR, INTERRUPTED, USAGE
-from mg_milvus.cli.log import complain
+from mg_milvus.cli.log import log_error
 from mg_milvus.errors import MgMilvusError
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,16 +36,16 @@ def _usage_logged() -> Iterator[None]:
         yield
     except _UsageError as exc:
         if not log.is_json():
-            exc.message = printable(exc.message)  # type: ignore[attr-defined]
+            exc.message = escape_controls(exc.message)  # type: ignore[attr-defined]
             raise
-        complain(str(exc.format_message()), error="UsageError")  # type: ignore[attr-defined]
+        log_error(str(exc.format_message()), error="UsageError")  # type: ignore[attr-defined]
         raise typer.Exit(USAGE) from exc
 
 
 def _log_end(ctx: Any, code: int, started: float) -> None:
     if log.is_json():
         seconds = round(time.perf_counter() - started, 3)
-        log.emit(logging.INFO, "finished", command=ctx.invoked_subcommand, exit_code=code, seconds=seconds)
+        log.log_event(logging.INFO, "finished", command=ctx.invoked_subcommand, exit_code=code, seconds=seconds)
 
 
 class Commands(TyperGroup):
@@ -79,10 +79,10 @@ class Commands(TyperGroup):
                 result = super().invoke(ctx)
             sys.stdout.flush()
         except MgMilvusError as exc:
-            complain(str(exc), error=type(exc).__name__)
+            log_error(str(exc), error=type(exc).__name__)
             raise typer.Exit(ERROR) from exc
         except KeyboardInterrupt as exc:
-            complain("interrupted", error="KeyboardInterrupt")
+            log_error("interrupted", error="KeyboardInterrupt")
             raise typer.Exit(INTERRUPTED) from exc
         except BrokenPipeError as exc:
             # Whoever read the output has seen enough; the flush at exit must not complain about it either.
@@ -124,7 +124,7 @@ def _options(
     ] = False,
 ) -> None:
     if log.is_json():
-        log.emit(logging.INFO, "started", command=ctx.invoked_subcommand, version=__version__)
+        log.log_event(logging.INFO, "started", command=ctx.invoked_subcommand, version=__version__)
 
 
 @app.command(name="version")
@@ -175,7 +175,7 @@ def run() -> int:
             print(log.redact(traceback.format_exc()), end="", file=sys.stderr)
         else:
             debug = {"traceback": log.redact(traceback.format_exc())} if os.environ.get("MGM_DEBUG") == "1" else {}
-            complain(
+            log_error(
                 f"unexpected {type(exc).__name__}: {log.redact(str(exc))}. A bug in mg-milvus: run it again with "
                 "MGM_DEBUG=1 and report the traceback as an issue of the project",
                 error=type(exc).__name__,

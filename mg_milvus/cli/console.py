@@ -7,8 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from mg_milvus.cli.log import emit, is_json, log_unreadable
-from mg_milvus.files import printable
+from mg_milvus.cli.log import is_json, log_event, log_failures
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,13 +55,13 @@ def console(*, error: bool = False) -> Console:
 
 def print_failures(failures: Sequence[Failure], *, as_json: bool = False) -> None:
     """Print the files that could not be read, a line each, unless standard output holds JSON; log them as JSON."""
-    log_unreadable(failures)
+    log_failures(failures)
     if as_json:
         return
     if failures:
         print(f"\n{len(failures):,} could not be read:")
     for failure in failures:
-        print(f"  {printable(failure.path)}: {printable(failure.reason)}")
+        print(f"  {escape_controls(failure.path)}: {escape_controls(failure.reason)}")
 
 
 class ProgressView:
@@ -102,14 +102,14 @@ class ProgressView:
             self._show_bar(self._bar, progress, note, begins=begins)
         else:
             self._show_line(progress, note, begins=begins)
-        log_unreadable(progress.failures)
+        log_failures(progress.failures)
 
-    def line(self, text: str, event: str = "note", **fields: Any) -> None:
+    def print_line(self, text: str, event: str = "note", **fields: Any) -> None:
         """Write a line; on a terminal it replaces the bar of its stage. ``event`` and ``fields`` are in JSON only."""
         if is_json():
-            emit(logging.INFO, event, message=text, **fields)
+            log_event(logging.INFO, event, message=text, **fields)
             return
-        text = "\n".join(map(printable, text.splitlines()))
+        text = "\n".join(map(escape_controls, text.splitlines()))
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -153,7 +153,7 @@ class ProgressView:
         if self._skipped:
             last, self._skipped = self._skipped, None
             seconds = round(time.monotonic() - self._started, 3)
-            emit(
+            log_event(
                 logging.INFO, "progress", stage=last.stage, done=last.done, total=last.total, failed=last.failed,
                 seconds=seconds, **({"note": note} if note else {}),
             )  # fmt: skip

@@ -12,7 +12,7 @@ import typer
 
 from mg_milvus.cli import options
 from mg_milvus.cli.console import INTERRUPTED, UNREADABLE, ProgressView, print_failures
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from mg_milvus.results import IngestReport
@@ -217,7 +217,7 @@ def fit(
         )  # fmt: skip
     else:
         print(
-            f"{printable(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, heads fitted on "
+            f"{escape_controls(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, heads fitted on "
             f"{report.images:,} images in {report.seconds:.1f} s"
         )
     print_failures(report.failures, as_json=as_json)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mg_milvus.config import hide
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +29,7 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return ``mgm: message``."""
-        return "mgm: " + " ".join(map(printable, record.getMessage().splitlines()))
+        return "mgm: " + " ".join(map(escape_controls, record.getMessage().splitlines()))
 
 
 class JsonFormatter(logging.Formatter):
@@ -100,27 +100,27 @@ def is_json() -> bool:
     return isinstance(_handler.formatter, JsonFormatter)
 
 
-def emit(level: int, event: str, **fields: Any) -> None:
+def log_event(level: int, event: str, **fields: Any) -> None:
     """Log an event; without ``--log-json`` its line is the field ``message``."""
     _logger.log(level, "%s", fields.get("message", event), extra={"event": event, "fields": fields})
 
 
-def complain(message: str, **fields: Any) -> None:
+def log_error(message: str, **fields: Any) -> None:
     """Log an error; ``fields`` are in JSON only."""
-    emit(logging.ERROR, "error", message=message, **fields)
+    log_event(logging.ERROR, "error", message=message, **fields)
 
 
-def tell(message: str, event: str = "note", **fields: Any) -> None:
+def log_info(message: str, event: str = "note", **fields: Any) -> None:
     """Log what was done; ``event`` and ``fields`` are in JSON only."""
-    emit(logging.INFO, event, message=message, **fields)
+    log_event(logging.INFO, event, message=message, **fields)
 
 
-def log_unreadable(failures: Iterable[Failure]) -> None:
+def log_failures(failures: Iterable[Failure]) -> None:
     """Log each image that could not be read, once; without ``--log-json`` they are printed at the end."""
     for failure in failures:
         if is_json() and failure not in _reported:
             _reported.add(failure)
-            emit(logging.WARNING, "unreadable", path=failure.path, reason=failure.reason)
+            log_event(logging.WARNING, "unreadable", path=failure.path, reason=failure.reason)
 
 
 def register_token(token: str | None) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
 from mg_milvus.cli.console import ERROR, console
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,9 +98,9 @@ def info(
         ("fusion", told.schema["fusion"]["method"]),
         ("fields", ", ".join(f"{f['name']} ({f['type']})" for f in told.schema["fields"]) or "none of your own"),
     ):
-        print(f"{label:<19}{printable(str(value))}")
+        print(f"{label:<19}{escape_controls(str(value))}")
     for sentence in told.advice:
-        print(f"\nadvice: {printable(sentence)}")
+        print(f"\nadvice: {escape_controls(sentence)}")
 
 
 def _regions(parts: Mapping[str, Any] | None) -> str:
@@ -151,9 +151,9 @@ def doctor(
         checks.append(check)
         if not as_json:
             mark = Text("ok   ", style="green") if check.ok else Text("FAIL ", style="bold red")
-            out.print(mark + Text(f"{check.name}: {printable(check.message)}"))
+            out.print(mark + Text(f"{check.name}: {escape_controls(check.message)}"))
             if check.remedy:
-                out.print(Text(f"     remedy: {printable(check.remedy)}", style="yellow"))
+                out.print(Text(f"     remedy: {escape_controls(check.remedy)}", style="yellow"))
     failed = sum(not check.ok for check in checks)
     if as_json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}))
@@ -182,7 +182,10 @@ def cache(
         thumbnails.clear()
         kept = clear_encoders()
         for file in kept:
-            print(f"kept {printable(str(file))}: no collection holds this encoder whole; delete it if it is not needed")
+            print(
+                f"kept {escape_controls(str(file))}: no collection has a complete copy of this encoder; "
+                "delete the file if you do not need it"
+            )
     _print("thumbnails", *thumbnails.usage(), default_folder())
     sizes = cached_encoders().values()
     _print("encoders", len(sizes), sum(sizes), cache_folder())
@@ -190,4 +193,4 @@ def cache(
 
 def _print(what: str, count: int, size: int, folder: Path) -> None:
     files = f"{count:,} file" + ("" if count == 1 else "s")
-    print(f"{what:<10}  {files:>15}  {size / 1e6:>10,.1f} MB  {printable(str(folder))}")
+    print(f"{what:<10}  {files:>15}  {size / 1e6:>10,.1f} MB  {escape_controls(str(folder))}")

@@ -11,9 +11,9 @@ import typer
 
 from mg_milvus.cli import options
 from mg_milvus.cli.console import console, shorten
-from mg_milvus.cli.log import tell
+from mg_milvus.cli.log import log_info
 from mg_milvus.cli.show import show_hits
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,11 +83,11 @@ def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "")
     stacked = room < MIN_PATH
     if stacked:
         room = out.width - left
-    table = _table("rank", "score", "path", *([] if stacked else map(printable, names)), left=("path",))
+    table = _table("rank", "score", "path", *([] if stacked else map(escape_controls, names)), left=("path",))
     for place, hit in enumerate(hits):
         row = [column[place] for column in columns]
         cells = [Text(number) for number in row]
-        path = Text(shorten(printable(hit.path), room))
+        path = Text(shorten(escape_controls(hit.path), room))
         if stacked:
             below = "  ".join(f"{name} {number}" for name, number in zip(names, row, strict=True))
             path.append("\n" + below, style="dim")
@@ -118,10 +118,10 @@ def print_explanation(explanation: Explanation, *, title: str = "") -> None:
     out = console()
     _print_title(title, out)
     query = explanation.query
-    out.print(Text(f"plan {explanation.plan}: {printable(explanation.reason)}"))
+    out.print(Text(f"plan {explanation.plan}: {escape_controls(explanation.reason)}"))
     out.print(Text(f"fusion {query.fusion}: {FORMULAS[query.fusion].format(rrf_k=query.rrf_k)}"))
     if query.where:
-        out.print(Text(f"filter: {printable(query.where)}"))
+        out.print(Text(f"filter: {escape_controls(query.where)}"))
     out.print(Text())
     out.print(_fields(explanation))
     if explanation.candidates is not None:
@@ -136,7 +136,7 @@ def _print_title(title: str, out: Console) -> None:
     from rich.text import Text
 
     if title:
-        out.print(Text(shorten(printable(title), out.width), style="bold"), soft_wrap=True)
+        out.print(Text(shorten(escape_controls(title), out.width), style="bold"), soft_wrap=True)
 
 
 def _table(*columns: str, left: tuple[str, ...] = ()) -> Table:
@@ -155,7 +155,7 @@ def _fields(explanation: Explanation) -> Table:
     for name, field in explanation.fields.items():
         numbers = (field.depth, field.candidates, field.nearest, field.farthest)
         table.add_row(
-            printable(name), f"{field.weight:g}", str(field.bits),
+            escape_controls(name), f"{field.weight:g}", str(field.bits),
             *("" if number is None else f"{number:,}" for number in numbers),
             "" if field.seconds is None else _time(field.seconds),
         )  # fmt: skip
@@ -168,10 +168,10 @@ def _hits(explanation: Explanation, out: Console) -> Table:
     table = _table("rank", "image", "distance", "position", "of all", "score", left=("image",))
     room = out.width - 4 - 8 - 8 - 6 - 6 - 5 * GAP
     for hit, contributions in zip(explanation.hits, explanation.contributions, strict=True):
-        path = Text(shorten(printable(hit.path), room), style="bold")
+        path = Text(shorten(escape_controls(hit.path), room), style="bold")
         table.add_row(str(hit.rank), path, "", "", "", Text(f"{hit.score:.4f}", style="bold"))
         for name, contribution in contributions.items():
-            table.add_row("", f"  {printable(name)}", *_contribution(contribution))
+            table.add_row("", f"  {escape_controls(name)}", *_contribution(contribution))
     return table
 
 
@@ -187,7 +187,7 @@ def _contribution(contribution: Contribution) -> tuple[str, str, str, str]:
 def _times(explanation: Explanation) -> Table:
     table = _table("step", "time", left=("step",))
     for step, seconds in explanation.seconds.items():
-        table.add_row(printable(step), _time(seconds))
+        table.add_row(escape_controls(step), _time(seconds))
     table.add_row("total", _time(explanation.total_seconds), style="bold")
     return table
 
@@ -399,4 +399,4 @@ def _write_page(
         file.write_text(page, encoding="utf-8")
     except OSError as exc:
         raise typer.BadParameter(f"'{file}' cannot be written: {exc.strerror}", param_hint="--html") from exc
-    tell(f"wrote {file}", "wrote", file=str(file))
+    log_info(f"wrote {file}", "wrote", file=str(file))

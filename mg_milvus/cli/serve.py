@@ -16,7 +16,7 @@ import typer
 
 from mg_milvus.cli import log, options
 from mg_milvus.cli.console import ERROR
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from mg_milvus.store.lite_server import Served
@@ -166,12 +166,15 @@ def up(
     if as_json:
         print(json.dumps({"running": True, "started": fresh} | _facts(running)))
         return
-    print(f"{printable(running.file)} is {'' if fresh else 'already '}served at {running.uri}, to your programs only")
-    print(f"log: {printable(running.log)}\n")
+    print(
+        f"{escape_controls(running.file)} is {'' if fresh else 'already '}served at {running.uri}, "
+        "to your programs only"
+    )
+    print(f"log: {escape_controls(running.log)}\n")
     print(f"mgm ingest photos/ --uri {running.uri}")
     print(f"mgm serve --uri {running.uri}")
     print(f"mgm down{_named(data)}\n")
-    print(f"Programs that name {printable(Path(running.file).name)} instead of the URI are led there too.")
+    print(f"Programs that name {escape_controls(Path(running.file).name)} instead of the URI are led there too.")
     print(f"Milvus programs other than mgm need a token: mgm up --status --show-token{_named(data)}")
 
 
@@ -184,19 +187,21 @@ def down(data: Data = None, as_json: options.AsJson = False) -> None:
     if as_json:
         print(json.dumps({"file": str(file), "stopped": stopped is not None}))
     elif stopped:
-        print(f"{printable(stopped.file)} is no longer served at {stopped.uri}")
+        print(f"{escape_controls(stopped.file)} is no longer served at {stopped.uri}")
     else:
-        print(f"{printable(str(file))} is not served: nothing to stop")
+        print(f"{escape_controls(str(file))} is not served: nothing to stop")
 
 
 def _print_status(file: Path, running: Served | None, data: str | None, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"running": True} | _facts(running) if running else {"running": False, "file": str(file)}))
     elif running:
-        print(f"{printable(running.file)} is served at {running.uri} since {running.since} by process {running.pid}")
-        print(f"log: {printable(running.log)}")
+        print(
+            f"{escape_controls(running.file)} is served at {running.uri} since {running.since} by process {running.pid}"
+        )
+        print(f"log: {escape_controls(running.log)}")
     else:
-        print(f"{printable(str(file))} is not served: mgm up{_named(data)}")
+        print(f"{escape_controls(str(file))} is not served: mgm up{_named(data)}")
     if not running:
         raise typer.Exit(ERROR)
 

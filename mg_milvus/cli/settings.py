@@ -12,7 +12,7 @@ import typer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mg_milvus.cli import log, options
-from mg_milvus.cli.log import tell
+from mg_milvus.cli.log import log_info
 from mg_milvus.errors import SchemaError
 from mg_milvus.files import open_plain
 
@@ -106,7 +106,7 @@ def settings_from(
     settings = layers.settings()
     layers.refuse_to_send(settings)
     log.register_token(settings.token)
-    layers.tell(settings)
+    layers.log_origin(settings)
     return settings
 
 
@@ -126,7 +126,7 @@ def local_settings(
     layers = _Layers(options)
     layers.drop(_CONNECTION - {"uri"})
     settings = layers.settings()
-    layers.tell(settings)
+    layers.log_origin(settings)
     return settings
 
 
@@ -198,13 +198,13 @@ class _Layers:
                 "that server is yours; otherwise leave the secret out, or remove the file"
             )
 
-    def tell(self, settings: Settings) -> None:
+    def log_origin(self, settings: Settings) -> None:
         """Say once that a file was used: nobody need know that one lies in the current folder."""
         used = [name for name in NAMES if self._from_file(name)]
         if used or self._note:
             uri = f" (uri: {settings.uri})" if "uri" in used else ""
             keys = _words(used) if used else "nothing"
-            tell(f"settings from {_place()}: {keys}{uri}{self._note}", "settings")
+            log_info(f"settings from {_place()}: {keys}{uri}{self._note}", "settings")
 
     def _from_file(self, name: str) -> bool:
         return self._origins.get(name) == f"'{name}' in {SETTINGS_FILE}"

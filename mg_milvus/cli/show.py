@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from mg_milvus.cli.console import console, shorten
-from mg_milvus.cli.log import tell
+from mg_milvus.cli.log import log_info
 from mg_milvus.errors import UnsupportedError
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,14 +53,14 @@ def show_hits(hits: Sequence[Hit], *, title: str = "") -> None:
 def _show(hits: Sequence[Hit], title: str) -> None:
     method = _method()
     if method is None:
-        tell(
+        log_info(
             "no images: standard output is not a terminal with colours. --html FILE writes a page with them; "
             f"{VARIABLE}=kitty, sixel or blocks shows them nevertheless"
         )
         return
     out = _image_console(method)
     if title:
-        print(printable(title))
+        print(escape_controls(title))
     columns, rows = _CELLS.get(method, _USUAL_CELLS)
     across = max(1, (out.width + GAP) // (columns + GAP))
     for start in range(0, len(hits), across):
@@ -68,7 +68,7 @@ def _show(hits: Sequence[Hit], title: str) -> None:
         # The library writes kitty's sequences directly to the terminal, past what is buffered here.
         sys.stdout.flush()
         out.print(_renderable(method, _sheet(row, columns, rows), len(row) * (columns + GAP) - GAP, rows))
-        names = (shorten(printable(os.path.basename(hit.path) or hit.path), columns) for hit in row)
+        names = (shorten(escape_controls(os.path.basename(hit.path) or hit.path), columns) for hit in row)
         for texts in ([f"{hit.rank}  {hit.score:.4f}" for hit in row], names):
             print((" " * GAP).join(_padded(text, columns) for text in texts).rstrip())
         print()

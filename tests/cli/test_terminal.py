@@ -9,9 +9,9 @@ import pytest
 from mg_milvus.cli.console import ProgressView, print_failures, shorten
 from mg_milvus.cli.evaluate import print_figures
 from mg_milvus.cli.ingest import summary
-from mg_milvus.cli.log import complain
+from mg_milvus.cli.log import log_error
 from mg_milvus.cli.query import print_hits
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 from mg_milvus.records import Failure, Hit, Progress
 from mg_milvus.results import IngestReport
 
@@ -39,7 +39,7 @@ def a_hit(rank: int, path: str) -> Hit:
     ],
 )
 def test_text_cannot_steer_the_terminal(text, shown):
-    assert printable(text) == shown
+    assert escape_controls(text) == shown
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_failures_are_one_line_each(capsys):
 
 
 def test_a_complaint_is_one_line(capsys):
-    complain("first\nsecond \x1b[31m")
+    log_error("first\nsecond \x1b[31m")
     assert capsys.readouterr().err == "mgm: first second \\x1b[31m\n"
 
 
