@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import mg_milvus
 from mg_milvus.cli.app import app
-from mg_milvus.cli.console import FLAG
+from mg_milvus.cli.log import FLAG
 from tests.test_layers import ROWS
 from tests.test_readme import Block, blocks, commands, dead_links, lay_out
 

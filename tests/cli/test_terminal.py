@@ -108,7 +108,7 @@ def test_the_summary_tells_all_counts_and_the_rate():
 
 def test_the_summary_says_what_an_interrupt_and_a_dry_run_mean():
     interrupted = summary(IngestReport(9, 3, 0, 0, 0, (), 1.0, interrupted=True))
-    assert "is stored and stays; run the same command again" in interrupted
+    assert "are stored; run the same command again" in interrupted
     assert "nothing was written" in summary(IngestReport(9, 9, 0, 0, 0, (), 1.0, dry_run=True))
 
 

@@ -223,8 +223,8 @@ def groups(name: str) -> None:
 TERMINAL: dict[str, tuple[int, Callable[[str], object]]] = {
     "hits": (4, lambda name: print_hits([a_hit(1, name)], BITS, title=name)),
     "failures": (3, lambda name: print_failures([Failure(name, name)])),
-    "complaint": (1, log_error),
-    "what was done": (1, log_info),
+    "error": (1, log_error),
+    "message": (1, log_info),
     "group": (5, groups),
     "figures": (5, lambda name: print_figures("", {name: {name: 0.5}})),
 }
