@@ -33,7 +33,7 @@ MIN_PATH = 28
 GAP = 2
 """Columns between two columns of a table."""
 
-NO_HITS = "Nothing was found."
+NO_HITS = "No images found."
 
 FORMULAS = {
     "rank": "the score is the sum of weight / ({rrf_k} + rank)",
@@ -211,7 +211,7 @@ def query(
         typer.Option(
             "--like",
             metavar="ID_OR_PATH",
-            help="Ask with an image that is indexed already, e.g. photos/cat.jpg; it is not encoded again",
+            help="Query with an indexed image and its stored codes, e.g. photos/cat.jpg",
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Number of results, e.g. -k 20")] = 10,
@@ -249,11 +249,11 @@ def query(
     ] = None,
     where: Annotated[
         str | None,
-        typer.Option("--filter", metavar="EXPR", help="A Milvus expression on the rows, e.g. 'width >= 800'"),
+        typer.Option("--filter", metavar="EXPR", help="Milvus filter expression, e.g. 'width >= 800'"),
     ] = None,
     crop: Annotated[
         str | None,
-        typer.Option("--crop", metavar="X,Y,W,H", help="Search with a part of the image, in pixels: 40,60,200,150"),
+        typer.Option("--crop", metavar="X,Y,W,H", help="Search with this area of the image, in pixels: 40,60,200,150"),
     ] = None,
     contains: Annotated[
         bool,
@@ -275,7 +275,7 @@ def query(
     ] = False,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="Explain the scores: candidates, ranks, shares, times"),
+        typer.Option("--explain", help="Explain the scores: candidates, ranks, contributions, times"),
     ] = False,
     show: Annotated[
         bool,
@@ -292,7 +292,7 @@ def query(
     encoder: options.EncoderOption = None,
     device: options.DeviceOption = None,
 ) -> None:
-    """Find the images that look like the given ones."""
+    """Find the images most similar to the query images."""
     from mg_milvus.cli.settings import open_index, settings_from
     from mg_milvus.images.discover import text_path
 
@@ -300,9 +300,9 @@ def query(
     area = _crop(crop) if crop else None
     _refuse_conflicts(names, like, crop, (weights, profile, granularity))
     if contains and overlap:
-        raise typer.BadParameter("--contains and --overlap are two ways to search regions; give one of them")
+        raise options.UsageError("--contains and --overlap are two ways to search regions; give one of them")
     if show and as_json:
-        raise typer.BadParameter("--show and --json both write to standard output; give one of them")
+        raise options.UsageError("--show and --json both write to standard output; give one of them")
     query_options: QueryOptions = {
         "k": k,
         "weights": options.numbers(weights, "--weights", "coarse=1,fine=3") if weights else None,
@@ -356,13 +356,13 @@ def _refuse_conflicts(
     names: Sequence[str], like: str | None, crop: str | None, weights: Sequence[object | None]
 ) -> None:
     if bool(names) == (like is not None):
-        raise typer.BadParameter("give image files (or - for standard input), or --like ID_OR_PATH, and not both")
+        raise options.UsageError("give image files (or - for standard input), or --like ID_OR_PATH, not both")
     if names.count("-") > 1:
-        raise typer.BadParameter("standard input holds one image, so - can be given once")
+        raise options.UsageError("standard input holds one image, so - can be given once")
     if crop and like is not None:
-        raise typer.BadParameter("--crop needs the image itself; give its path instead of --like")
+        raise options.UsageError("--crop needs the image itself; give its path instead of --like")
     if sum(given is not None for given in weights) > 1:
-        raise typer.BadParameter("--weights, --profile and --granularity all set the weights; give one of them")
+        raise options.UsageError("--weights, --profile and --granularity all set the weights; give one of them")
 
 
 def _crop(text: str) -> Crop:

@@ -95,7 +95,7 @@ def test_markup_in_a_path_is_text(capsys):
 
 def test_no_hits_say_so(capsys):
     print_hits([], BITS, title="cat.jpg")
-    assert capsys.readouterr().out == "cat.jpg\nNothing was found.\n"
+    assert capsys.readouterr().out == "cat.jpg\nNo images found.\n"
 
 
 def test_the_summary_tells_all_counts_and_the_rate():
