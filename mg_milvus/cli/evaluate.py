@@ -11,7 +11,7 @@ import typer
 
 from mg_milvus.cli import options
 from mg_milvus.cli.console import UNREADABLE, ProgressView, console, print_failures
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -179,7 +179,7 @@ def evaluate(
 
         page = write_report(report_data(evaluation, f"How well the images of {folder} are found"), report)
         if not as_json:
-            print(f"\nReport: {printable(str(page))}")
+            print(f"\nReport: {escape_controls(str(page))}")
     if evaluation.failures:
         raise typer.Exit(UNREADABLE)
 
@@ -190,7 +190,7 @@ def show(evaluation: Evaluation) -> None:
 
     figures = evaluation.to_json()
     for line in setup(figures):
-        print(printable(line))
+        print(escape_controls(line))
     for title, table in (
         ("", figure_table(figures)),
         ("recall@1 of edited copies", copies_table(figures)),
@@ -226,13 +226,13 @@ def print_figures(title: str, rows: Mapping[str, Mapping[str, float | None]]) ->
 
     out = console()
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    for part in _parts(columns, out.width - max(len(printable(name)) for name in rows) - _MARGIN):
+    for part in _parts(columns, out.width - max(len(escape_controls(name)) for name in rows) - _MARGIN):
         table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold")
         table.add_column("", no_wrap=True)
         for column in part:
-            table.add_column(printable(column), justify="right", no_wrap=True)
+            table.add_column(escape_controls(column), justify="right", no_wrap=True)
         for name, row in rows.items():
-            table.add_row(printable(name), *(_text(row.get(column)) for column in part))
+            table.add_row(escape_controls(name), *(_text(row.get(column)) for column in part))
         out.print(table)
         title = ""
 
@@ -391,7 +391,9 @@ def summary(report: TuneReport) -> str:
         )
         lines.append(f"Nothing was changed: {reason}.")
     if report.file is not None:
-        lines.append(f"Written to {printable(report.file)}.")
+        lines.append(f"Written to {escape_controls(report.file)}.")
     if report.collection is not None:
-        lines.append(f"Kept in the collection '{printable(report.collection)}': its queries use them from now on.")
+        lines.append(
+            f"Kept in the collection '{escape_controls(report.collection)}': its queries use them from now on."
+        )
     return "\n".join(lines)

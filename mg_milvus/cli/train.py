@@ -11,8 +11,8 @@ import typer
 
 from mg_milvus.cli import options
 from mg_milvus.cli.console import UNREADABLE, ProgressView, print_failures
-from mg_milvus.cli.log import tell
-from mg_milvus.files import printable
+from mg_milvus.cli.log import log_info
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -156,7 +156,7 @@ def train(
 
         def on_epoch(record: Mapping[str, float]) -> None:
             write(record)
-            view.line(epoch_line(record, configuration.epochs), "epoch", **record)
+            view.print_line(epoch_line(record, configuration.epochs), "epoch", **record)
 
         report = run(
             folder, out, configuration, labels=labels, resume=resume, stop_after=stop_after,
@@ -191,7 +191,7 @@ def _write_page(report: TrainReport, folder: Path, out: Path, configuration: Tra
     if report.labels:
         setup.append(("learned by", configuration.supervised))
     page = write_training_page(report, folder, title=f"How {out.name} was trained", setup=setup)
-    tell(f"wrote {page}", "wrote", file=str(page))
+    log_info(f"wrote {page}", "wrote", file=str(page))
 
 
 def _progress(step: StepReport) -> Any:
@@ -213,7 +213,7 @@ def _finish(report: TrainReport, out: Path, *, as_json: bool) -> None:
     else:
         learned = " and ".join(f"{count:,} {level}" for level, count in report.labels.items()) or "clusters, no labels"
         print(
-            f"{printable(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, trained on "
+            f"{escape_controls(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, trained on "
             f"{report.images:,} images ({learned}) in {report.seconds:.0f} s; weights of "
             f"epoch {report.best_epoch} of {report.epochs}"
         )

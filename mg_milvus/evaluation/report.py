@@ -25,7 +25,7 @@ from mg_milvus.evaluation.scoring import (
     fused_keys,
     recipes_of,
 )
-from mg_milvus.files import file_link, printable
+from mg_milvus.files import escape_controls, file_link
 from mg_milvus.html.pages import render, template
 from mg_milvus.images.decode import opening
 from mg_milvus.images.discover import text_path
@@ -237,7 +237,7 @@ def histogram_plot(name: str, same: np.ndarray, different: np.ndarray, colour: s
 
 def _word(name: str) -> str:
     """A name beside an axis, cut where it would leave no room for the plot."""
-    text = printable(name)
+    text = escape_controls(name)
     return text if len(text) <= _LONGEST_WORD else text[: _LONGEST_WORD - 1] + "…"
 
 
@@ -263,7 +263,7 @@ def _svg(figure: Figure, label: str) -> str:
     """The figure as one svg element; the label has to be the page's only one of its kind."""
     from matplotlib import rc_context
 
-    label = printable(label)
+    label = escape_controls(label)
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({"svg.hashsalt": label, "svg.fonttype": "none"}):

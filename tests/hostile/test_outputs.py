@@ -25,11 +25,11 @@ import mg_milvus
 from mg_milvus.cli import log
 from mg_milvus.cli.console import ProgressView, print_failures, shorten
 from mg_milvus.cli.evaluate import print_figures
-from mg_milvus.cli.log import complain, tell
+from mg_milvus.cli.log import log_error, log_info
 from mg_milvus.cli.query import print_hits
 from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport, GroupMember, duplicates_page
 from mg_milvus.evaluation.report import QueryShown, ReportData, ResultShown, write_report
-from mg_milvus.files import file_link, printable
+from mg_milvus.files import escape_controls, file_link
 from mg_milvus.html.pages import QueryResult, QuerySettings, render, result_page
 from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.records import Failure, Hit
@@ -196,9 +196,9 @@ def test_a_page_has_the_same_elements_whatever_the_names(
     assert found.drawn <= DRAWN
     for link in found.links:
         assert re.match(r"file:///(?!/)[!-~]*\Z|#\w+\Z|data:image/jpeg;base64,", link), link
-    assert [char for char in found.text if char != "\n" and printable(char) != char] == []
-    if "\n" not in printable(name):
-        assert printable(name).replace("/", "")[-20:] in found.text.replace("/", "")
+    assert [char for char in found.text if char != "\n" and escape_controls(char) != char] == []
+    if "\n" not in escape_controls(name):
+        assert escape_controls(name).replace("/", "")[-20:] in found.text.replace("/", "")
 
 
 def caught(write: Callable[[], object]) -> str:
@@ -210,7 +210,7 @@ def caught(write: Callable[[], object]) -> str:
 
 def a_line(name: str) -> None:
     with ProgressView() as view:
-        view.line(name)
+        view.print_line(name)
 
 
 def groups(name: str) -> None:
@@ -223,8 +223,8 @@ def groups(name: str) -> None:
 TERMINAL: dict[str, tuple[int, Callable[[str], object]]] = {
     "hits": (4, lambda name: print_hits([a_hit(1, name)], BITS, title=name)),
     "failures": (3, lambda name: print_failures([Failure(name, name)])),
-    "complaint": (1, complain),
-    "what was done": (1, tell),
+    "error": (1, log_error),
+    "message": (1, log_info),
     "group": (5, groups),
     "figures": (5, lambda name: print_figures("", {name: {name: 0.5}})),
 }
@@ -254,9 +254,9 @@ def test_a_log_is_one_object_a_line(kind: str, monkeypatch: pytest.MonkeyPatch) 
     log.configure([log.FLAG])
 
     def write() -> None:
-        complain(name, path=name)
-        tell(name, "wrote", file=name)
-        log.log_unreadable([Failure(name, name)])
+        log_error(name, path=name)
+        log_info(name, "wrote", file=name)
+        log.log_failures([Failure(name, name)])
 
     lines = caught(write).splitlines()
     assert len(lines) == 3
