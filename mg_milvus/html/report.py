@@ -258,7 +258,7 @@ def bar_plot(bars: Mapping[str, float], colours: Mapping[str, str], reference: f
     values = np.array(list(bars.values()), dtype=np.float64)
     lengths = np.nan_to_num(values)
     axes.barh(places, lengths, height=0.66, color=[_COLOUR[colours[name]] for name in bars])
-    style = {"ha": "right", "va": "center", "fontsize": _SMALL, "color": _COLOUR["ink"]}
+    style: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": _SMALL, "color": _COLOUR["ink"]}
     for place, value in zip(places, values, strict=True):
         text = "–" if np.isnan(value) else f"{value:.3f}"
         axes.text(1, float(place), text, transform=axes.get_yaxis_transform(), **style)
