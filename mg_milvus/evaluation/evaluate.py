@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import QueryError, SchemaError
 from mg_milvus.evaluation.copies import COPIES, evaluate_copies
-from mg_milvus.evaluation.encoded import encode_labelled, heads_text, with_heads
+from mg_milvus.evaluation.encoded import Setup, encode_labelled, heads_text, with_heads
 from mg_milvus.evaluation.protocols import read_split
 from mg_milvus.evaluation.report import Details, Evaluation
 from mg_milvus.evaluation.scoring import (
     FLOAT,
     KS,
+    ScoringOptions,
     code_figures,
     curve_ranks,
     float_rankings,
@@ -21,7 +23,6 @@ from mg_milvus.evaluation.scoring import (
     recipes_of,
     score_all,
     score_codes,
-    told_as,
     with_something_to_find,
 )
 from mg_milvus.evaluation.through_index import Place, ask_index, depth_of
@@ -115,10 +116,8 @@ def evaluate(
     if protocol == "copies":
         if queries is not None or labels is not None or through_index:
             raise QueryError("copies makes its own queries, needs no labels and asks in memory; leave those out")
-        base = _encoder(encoder, schema, device)
-        figures, failures = evaluate_copies(
-            folder, base, schema, sample=sample, most=copies, seed=seed, settings=settings, progress=progress
-        )
+        setup = Setup(_encoder(encoder, schema, device), schema, sample, settings, progress)
+        figures, failures = evaluate_copies(folder, setup, copies, seed)
         return Evaluation(figures, schema, failures)
 
     split = read_split(
@@ -128,34 +127,21 @@ def evaluate(
         depth_of(Place(uri, token, depth, tls), len(split.database), ks)
     # Known from the labels alone, so said before the images are encoded.
     with_something_to_find(split)
-    base = _encoder(encoder, schema, device)
+    setup = Setup(_encoder(encoder, schema, device), schema, sample, settings, progress)
     to_ingest = [split.images.images[row] for row in split.database]
-    encoded = encode_labelled(split.images, base, settings, progress)
+    encoded = encode_labelled(split.images, setup.encoder, settings, progress)
     failed += encoded.failures
     split = split.without(encoded.broken)
     database_features = {name: values[split.database] for name, values in encoded.features.items()}
     fitted, fitted_on = with_heads(
-        base, database_features, [split.images.images[row] for row in split.database], to_ingest, schema.bits,
-        heads=schema.encoder.heads, sample=sample,
+        setup, database_features, [split.images.images[row] for row in split.database], to_ingest
     )  # fmt: skip
     split, alone = with_something_to_find(split)
-    details, figures = _figures(
-        split,
-        encoded.features,
-        database_features,
-        fitted,
-        schema,
-        ks=ks,
-        curves=curves,
-        threads=settings.workers,
-        progress=progress,
-    )
+    details, figures = _metrics(split, encoded.features, replace(setup, encoder=fitted), ks, curves=curves)
     about = {"protocol": protocol if queries is None else "split", "about": split.about, "alone": alone}
     figures |= about | {"heads": heads_text(fitted_on), "fingerprint": fitted.fingerprint}
     if through_index:
-        figures["through_index"] = ask_index(
-            details, to_ingest, base, schema, Place(uri, token, depth, tls), ks=ks, settings=settings, progress=progress
-        )
+        figures["through_index"] = ask_index(details, to_ingest, setup, Place(uri, token, depth, tls), ks)
     return Evaluation(figures, schema, tuple(failed), details)
 
 
@@ -185,31 +171,23 @@ def with_lengths(schema: Schema, bits: Mapping[str, int] | None) -> Schema:
     return schema.model_copy(update={"granularities": granularities})
 
 
-def _figures(
-    split: Split,
-    features: Features,
-    database_features: Features,
-    encoder: Encoder,
-    schema: Schema,
-    *,
-    ks: Sequence[int],
-    curves: bool,
-    threads: int | None,
-    progress: Callable[[Progress], None] | None,
+def _metrics(
+    split: Split, features: Features, setup: Setup, ks: Sequence[int], *, curves: bool
 ) -> tuple[Details, dict[str, Any]]:
+    """Score the rankings by codes and by float features; ``setup.encoder`` has its heads."""
+    encoder, schema = setup.encoder, setup.schema
+    database_features = {name: values[split.database] for name, values in features.items()}
     query_features = {name: values[split.queries] for name, values in features.items()}
     query_codes, database_codes = encoder.codes(query_features), encoder.codes(database_features)
     relevance_of = graded(split)
     groups = split.images.groups is not split.images.classes
     ranks = sorted({*ks, *(curve_ranks(len(split.database)) if curves else ())})
-    scores = score_codes(
-        query_codes, database_codes, relevance_of, recipes=recipes_of(schema), ks=ranks, groups=groups, threads=threads,
-        progress=progress,
-    )  # fmt: skip
+    options = ScoringOptions(ks=ranks, groups=groups, threads=setup.settings.workers, progress=setup.progress)
+    scores = score_codes(query_codes, database_codes, relevance_of, recipes_of(schema), options)
     used = {name: values for name, values in database_features.items() if name in schema.bits}
     floats = score_all(
-        len(split.queries), len(split.database), float_rankings(query_features, used), relevance_of, ks=ranks,
-        groups=groups, threads=threads, told=told_as("scoring features", len(split.queries), progress),
+        (len(split.queries), len(split.database)), float_rankings(query_features, used), relevance_of,
+        "scoring features", options,
     )  # fmt: skip
     best = max(floats, key=lambda name: floats[name].ranking.map)
     figures = {
