@@ -62,8 +62,8 @@ def evaluate(
         Protocol,
         typer.Option(
             "--protocol",
-            help="leave-one-out: each against all others; split: a share of each class is asked; cifar10-1, cifar10-2: "
-            "as in papers; copies: edited versions",
+            help="leave-one-out: each against all others; split: a share of each class as queries; cifar10-1, "
+            "cifar10-2: as in papers; copies: edited versions",
             rich_help_panel=PROTOCOL,
         ),
     ] = Protocol.leave_one_out,
@@ -205,7 +205,7 @@ def show(evaluation: Evaluation) -> None:
         through = metrics["through_index"]
         same = "the same" if through["same_encoder"] else "ANOTHER"
         print(
-            f"The index fitted {same} hash heads; asked {through['depth']} candidates deep, its figures differ from "
+            f"The index fitted {same} hash heads; with a depth of {through['depth']}, its metrics differ from "
             f"those in memory by {through['largest_difference']:.6f} at most."
         )
 

@@ -171,11 +171,11 @@ def train(
 
 def epoch_line(record: Mapping[str, float], epochs: int) -> str:
     """One epoch in a line: its losses, the mAP on held-out images, seconds."""
-    figures = {name.removeprefix("map_"): value for name, value in record.items() if name.startswith("map_")}
+    metrics = {name.removeprefix("map_"): value for name, value in record.items() if name.startswith("map_")}
     rest = {k: v for k, v in record.items() if k not in {"epoch", "held_out", "seconds"} and not k.startswith("map_")}
     losses = ", ".join(f"{name} {value:.3f}" for name, value in rest.items())
-    found = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-    judged = f"; held-out mAP {found}" if figures else ""
+    found = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+    judged = f"; held-out mAP {found}" if metrics else ""
     return f"epoch {int(record['epoch'])} of {epochs}: loss {losses}{judged} ({record['seconds']:.0f} s)"
 
 

@@ -50,7 +50,7 @@ class Encoded:
         labelled: those that could be read.
         features: granularity -> (n, d) float32, before hashing, in the order of ``labelled``.
         failures: those that could not be read, which are left out.
-        broken: (n,) bool of the images that were asked for: which of them could not be read.
+        broken: (n,) bool of all images: which of them could not be read.
     """
 
     labelled: Labelled
@@ -76,10 +76,10 @@ def encode_labelled(
     Raises:
         ImageError: not one of them can be read.
     """
-    told = progress or (lambda _: None)
+    report = progress or (lambda _: None)
     read, features = sample_features(
         labelled.images, encoder, settings or Settings(),
-        lambda done: told(Progress("encoding", done, len(labelled), 0)),
+        lambda done: report(Progress("encoding", done, len(labelled), 0)),
     )  # fmt: skip
     failures = tuple(Failure(image.file.path, image.failure) for image in read if image.failure is not None)
     if len(failures) == len(read):
@@ -114,7 +114,7 @@ def with_heads(
     if setup.schema.encoder.heads == "fixed" or len(rows) < FEWEST_TO_FIT:
         return encoder.with_bits(bits), 0
     fitted = encoder.adapted({name: values[rows] for name, values in features.items()}, bits)
-    # Trained heads stay what they are, whatever is asked.
+    # Trained heads are never fitted again.
     return fitted, 0 if fitted.fingerprint == encoder.with_bits(bits).fingerprint else len(rows)
 
 

@@ -1,4 +1,4 @@
-"""``evaluate``: how well the images of a folder are found, from the folder to the figures."""
+"""``evaluate``: metrics of image search on a labelled folder."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mg_milvus.evaluation.scoring import (
     FLOAT,
     KS,
     ScoringOptions,
-    code_figures,
+    code_metrics,
     curve_ranks,
     float_rankings,
     graded,
     recipes_of,
     score_all,
     score_codes,
-    with_something_to_find,
+    with_relevant_images,
 )
-from mg_milvus.evaluation.through_index import Place, ask_index, depth_of
+from mg_milvus.evaluation.through_index import Place, depth_of, evaluate_index
 from mg_milvus.ingest.fit_heads import SAMPLE_SIZE
 from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.schema.models import Granularity, Schema
@@ -83,14 +83,14 @@ def evaluate(
         seed: of the choice of queries.
         sample: images that the heads are fitted on, at most.
         ks: ranks of P@k, R@k and NDCG@k.
-        through_index: also ingest the database into a collection and ask that; ``through_index`` of the figures.
+        through_index: also ingest the database into a collection and query it; ``through_index`` of the metrics.
         uri: where that collection is made, and dropped again; default: a temporary Milvus Lite file.
         token: what the server at ``uri`` asks for.
-        depth: candidates asked of each granularity there; default: the whole database, up to Milvus' 16,384.
+        depth: candidates retrieved by each granularity there; default: the whole database, up to Milvus' 16,384.
         tls: certificates for that server.
         device: where the network runs.
         settings: batch size, threads, largest image.
-        copies: images that ``copies`` edits and asks for, at most.
+        copies: images that ``copies`` edits and queries, at most.
         curves: also score at many ranks, for the curves of a report.
         progress: called after each batch.
 
@@ -117,8 +117,8 @@ def evaluate(
         if queries is not None or labels is not None or through_index:
             raise QueryError("copies makes its own queries, needs no labels and asks in memory; leave those out")
         setup = Setup(_encoder(encoder, schema, device), schema, sample, settings, progress)
-        figures, failures = evaluate_copies(folder, setup, copies, seed)
-        return Evaluation(figures, schema, failures)
+        metrics, failures = evaluate_copies(folder, setup, copies, seed)
+        return Evaluation(metrics, schema, failures)
 
     split = read_split(
         folder, protocol=protocol, queries=queries, labels=labels, share=share, seed=seed, failed=failed.append
@@ -126,7 +126,7 @@ def evaluate(
     if through_index:
         depth_of(Place(uri, token, depth, tls), len(split.database), ks)
     # Known from the labels alone, so said before the images are encoded.
-    with_something_to_find(split)
+    with_relevant_images(split)
     setup = Setup(_encoder(encoder, schema, device), schema, sample, settings, progress)
     to_ingest = [split.images.images[row] for row in split.database]
     encoded = encode_labelled(split.images, setup.encoder, settings, progress)
@@ -136,13 +136,13 @@ def evaluate(
     fitted, fitted_on = with_heads(
         setup, database_features, [split.images.images[row] for row in split.database], to_ingest
     )  # fmt: skip
-    split, alone = with_something_to_find(split)
-    details, figures = _metrics(split, encoded.features, replace(setup, encoder=fitted), ks, curves=curves)
+    split, alone = with_relevant_images(split)
+    details, metrics = _metrics(split, encoded.features, replace(setup, encoder=fitted), ks, curves=curves)
     about = {"protocol": protocol if queries is None else "split", "about": split.about, "alone": alone}
-    figures |= about | {"heads": heads_text(fitted_on), "fingerprint": fitted.fingerprint}
+    metrics |= about | {"heads": heads_text(fitted_on), "fingerprint": fitted.fingerprint}
     if through_index:
-        figures["through_index"] = ask_index(details, to_ingest, setup, Place(uri, token, depth, tls), ks)
-    return Evaluation(figures, schema, tuple(failed), details)
+        metrics["through_index"] = evaluate_index(details, to_ingest, setup, Place(uri, token, depth, tls), ks)
+    return Evaluation(metrics, schema, tuple(failed), details)
 
 
 def _encoder(given: Encoder | PathLike | None, schema: Schema, device: str) -> Encoder:
@@ -190,10 +190,10 @@ def _metrics(
         "scoring features", options,
     )  # fmt: skip
     best = max(floats, key=lambda name: floats[name].ranking.map)
-    figures = {
+    metrics = {
         "queries": len(split.queries),
         "database": len(split.database),
-        **code_figures(scores, database_codes, ks),
+        **code_metrics(scores, database_codes, ks),
         "float": {"granularity": best, **floats[best].as_dict(ks)}
         | {"granularities": {name: found.as_dict(ks) for name, found in floats.items()}},
         "bytes_per_image": schema.bytes_per_image,
@@ -206,4 +206,4 @@ def _metrics(
         found["queries"], found["database"], query_codes, database_codes, relevance_of,
         scores | {FLOAT + name: own for name, own in floats.items()}, encoder.fingerprint,
     )  # fmt: skip
-    return details, figures
+    return details, metrics

@@ -62,7 +62,7 @@ class Recipe:
 
 
 def recipes_of(schema: Schema) -> dict[str, Recipe]:
-    """``rank`` and ``score`` with the schema's weights, and every profile by rank; names as in the figures."""
+    """``rank`` and ``score`` with the schema's weights, and every profile by rank; names as in the metrics."""
     rrf_k = schema.fusion.rrf_k
 
     def recipe(method: Literal["rank", "score"], weights: Mapping[str, float]) -> Recipe:
@@ -160,7 +160,7 @@ class Scores:
     """How good one ranking is.
 
     Attributes:
-        ranking: its figures, for classes.
+        ranking: its metrics, for classes.
         map_group: mAP where images of the same group are relevant; None where there are no groups.
     """
 
@@ -168,7 +168,7 @@ class Scores:
     map_group: float | None
 
     def as_dict(self, ks: Sequence[int]) -> dict[str, Any]:
-        """The figures, ready for JSON, at these ranks; the names of keys are part of the stable form."""
+        """The metrics, ready for JSON, at these ranks; the names of keys are part of the stable form."""
         ranking = self.ranking
         found: dict[str, Any] = {"map": _number(ranking.map), "map_at_r": _number(ranking.map_at_r)}
         if self.map_group is not None:
@@ -235,15 +235,15 @@ def score_all(
 
     def block(part: slice) -> dict[str, tuple[RankingScores, float]]:
         grades = relevance_of(part)
-        asked = (grades == SAME_CLASS).any(axis=1)
+        counted = (grades == SAME_CLASS).any(axis=1)
         # What would count nowhere is no query: then every mean of a block is over the same queries.
         found = {}
         for name, distances in rankings_of(part, grades):
-            kept = ((distances, grades),) if asked.all() else ((distances[asked], grades[asked]),)
+            kept = ((distances, grades),) if counted.all() else ((distances[counted], grades[counted]),)
             radius = RADIUS if name in options.with_radius else None
             scores = score_rankings(kept, ks=options.ks, radius=radius, relevant_from=SAME_CLASS)
             by_group = score_rankings(kept, ks=(), relevant_from=SAME_GROUP).map if options.groups else float("nan")
-            found[name] = _spread(scores, asked), by_group
+            found[name] = _spread(scores, counted), by_group
         return found
 
     parts: dict[str, list[tuple[RankingScores, float]]] = defaultdict(list)
@@ -256,39 +256,39 @@ def score_all(
     return {name: _joined(found, groups=options.groups) for name, found in parts.items()}
 
 
-def _spread(scores: RankingScores, asked: NDArray[np.bool_]) -> RankingScores:
-    precisions = np.full(len(asked), np.nan)
-    precisions[asked] = scores.average_precisions
+def _spread(scores: RankingScores, counted: NDArray[np.bool_]) -> RankingScores:
+    precisions = np.full(len(counted), np.nan)
+    precisions[counted] = scores.average_precisions
     return RankingScores(
-        int(asked.sum()), scores.map, scores.map_at_r, scores.precision, scores.recall, scores.ndcg,
+        int(counted.sum()), scores.map, scores.map_at_r, scores.precision, scores.recall, scores.ndcg,
         scores.within_radius, precisions,
     )  # fmt: skip
 
 
 def _joined(parts: Sequence[tuple[RankingScores, float]], *, groups: bool) -> Scores:
     """The means over all blocks."""
-    asked = [(scores, by_group) for scores, by_group in parts if scores.queries]
-    share = np.array([scores.queries for scores, _ in asked], np.float64)
+    counted = [(scores, by_group) for scores, by_group in parts if scores.queries]
+    share = np.array([scores.queries for scores, _ in counted], np.float64)
     share /= max(1.0, share.sum())
 
     def mean(values: Sequence[float]) -> float:
-        return float(share @ np.array(values)) if asked else float("nan")
+        return float(share @ np.array(values)) if counted else float("nan")
 
     def means(pick: Callable[[RankingScores], Mapping[int, float]]) -> dict[int, float]:
-        return {k: mean([pick(scores)[k] for scores, _ in asked]) for k in pick(parts[0][0])}
+        return {k: mean([pick(scores)[k] for scores, _ in counted]) for k in pick(parts[0][0])}
 
     within = parts[0][0].within_radius
     ranking = RankingScores(
-        sum(scores.queries for scores, _ in asked),
-        mean([scores.map for scores, _ in asked]),
-        mean([scores.map_at_r for scores, _ in asked]),
+        sum(scores.queries for scores, _ in counted),
+        mean([scores.map for scores, _ in counted]),
+        mean([scores.map_at_r for scores, _ in counted]),
         means(lambda scores: scores.precision),
         means(lambda scores: scores.recall),
         means(lambda scores: scores.ndcg),
-        None if within is None else mean([scores.within_radius or 0.0 for scores, _ in asked]),
+        None if within is None else mean([scores.within_radius or 0.0 for scores, _ in counted]),
         np.concatenate([scores.average_precisions for scores, _ in parts]),
     )
-    return Scores(ranking, mean([by_group for _, by_group in asked]) if groups else None)
+    return Scores(ranking, mean([by_group for _, by_group in counted]) if groups else None)
 
 
 def code_rankings(
@@ -346,8 +346,8 @@ def graded(split: Split) -> RelevanceOf:
     own = (column < len(database)) & (database[np.minimum(column, len(database) - 1)] == queries)
 
     def relevance_of(part: slice) -> NDArray[np.uint8]:
-        asked = queries[part]
-        grades = relevance(classes[asked], of_database[0], None if groups is None else groups[asked], of_database[1])
+        rows = queries[part]
+        grades = relevance(classes[rows], of_database[0], None if groups is None else groups[rows], of_database[1])
         rows = np.flatnonzero(own[part])
         grades[rows, column[part][rows]] = NOT_A_CANDIDATE
         return grades
@@ -359,7 +359,7 @@ def _labels(level: Level) -> NDArray[Any]:
     return level.one_hot() if level.several else level.ids()
 
 
-def with_something_to_find(split: Split) -> tuple[Split, int]:
+def with_relevant_images(split: Split) -> tuple[Split, int]:
     """The queries that have an image of their class in the database, and the number of the others."""
     relevance_of = graded(split)
     found = np.concatenate([
@@ -425,16 +425,16 @@ def score_codes(
     return {name: scores[name] for name in database} | {FUSED + name: scores[FUSED + same[name]] for name in recipes}
 
 
-def code_figures(scores: Mapping[str, Scores], database: Mapping[str, Codes], ks: Sequence[int]) -> dict[str, Any]:
+def code_metrics(scores: Mapping[str, Scores], database: Mapping[str, Codes], ks: Sequence[int]) -> dict[str, Any]:
     """The split ``granularities``, ``fused`` and ``collisions`` of the stable form."""
-    found = health_figures(database)
+    found = health_metrics(database)
     for name, own in found["granularities"].items():
         own |= scores[name].as_dict(ks)
     fused = {name.removeprefix(FUSED): own.as_dict(ks) for name, own in scores.items() if name.startswith(FUSED)}
     return found | {"fused": fused}
 
 
-def health_figures(database: Mapping[str, Codes]) -> dict[str, Any]:
+def health_metrics(database: Mapping[str, Codes]) -> dict[str, Any]:
     """``{"granularities": {name: {"bits", "health"}}, "collisions": {name: share, "joint": share}}``."""
     granularities: dict[str, dict[str, Any]] = {}
     collisions: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The same figures through a real index: the database is ingested, the queries are asked, the results are scored."""
+"""The same metrics through a real index: ingest the database, run the queries, score the results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mg_milvus.search.query import QueryOptions
 
 BATCH = 32
-"""Queries asked in one call."""
+"""Queries in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Place:
 
 
 def depth_of(place: Place, rows: int, ks: Sequence[int]) -> int:
-    """Candidates to ask of each granularity: as many as wanted, there are, and Milvus returns.
+    """Candidates to retrieve by each granularity: the depth, at most the rows of the database and what Milvus returns.
 
     Raises:
         QueryError: that is less than the largest rank to report.
@@ -61,7 +61,7 @@ def depth_of(place: Place, rows: int, ks: Sequence[int]) -> int:
     return depth
 
 
-def ask_index(
+def evaluate_index(
     details: Details,
     database: Sequence[Found],
     setup: Setup,
@@ -70,8 +70,8 @@ def ask_index(
 ) -> dict[str, Any]:
     """Ingest the database into a collection of its own, ask it, score what it returns, and drop it again.
 
-    A query that is itself in the database is asked with ``ImageIndex.like``, the others with ``query_many``. Results
-    are asked for until the tie at the last rank of ``ks`` is whole, so ties count as in memory.
+    A query that is itself in the database runs through ``ImageIndex.like``, the others with ``query_many``. Results
+    are requested until the tie at the last rank of ``ks`` is whole, so ties count as in memory.
 
     Args:
         details: of the evaluation in memory.
@@ -82,7 +82,7 @@ def ask_index(
 
     Returns:
         ``granularities`` and ``fused``, each name -> ``precision`` and ``recall``; ``depth``; ``same_encoder``, whether
-        the ingest fitted the same heads; ``largest_difference`` of a figure from the one in memory.
+        the ingest fitted the same heads; ``largest_difference`` of a metric from the one in memory.
 
     Raises:
         QueryError: ``depth`` is smaller than the largest k.
@@ -90,7 +90,7 @@ def ask_index(
     """
     depth = depth_of(place, len(details.database), ks)
     most = min(max(ks), len(details.database))
-    figures: dict[str, Any] = {"depth": depth, "granularities": {}, "fused": {}}
+    metrics: dict[str, Any] = {"depth": depth, "granularities": {}, "fused": {}}
     differences = []
     schema, settings, progress = setup.schema, setup.settings, setup.progress
     with _collection(schema, setup.encoder, place) as index:
@@ -98,26 +98,26 @@ def ask_index(
             *(text_path(found.path) for found in database), batch_size=settings.batch_size, workers=settings.workers,
             max_pixels=settings.max_pixels, progress=progress,
         )  # fmt: skip
-        figures["same_encoder"] = index.info().fingerprint == details.fingerprint
+        metrics["same_encoder"] = index.info().fingerprint == details.fingerprint
         known: list[tuple[QueryOptions, RankingScores]] = []
         for number, (name, options) in enumerate(_rankings(schema).items()):
-            scores = next((found for asked, found in known if asked == options), None)
+            scores = next((found for used, found in known if used == options), None)
             if scores is None:
-                told = _told(progress, number, len(details.scores), len(details.queries))
+                report = _reporter(progress, number, len(details.scores), len(details.queries))
                 bits = {granularity: codes.shape[1] * 8 for granularity, codes in details.database_codes.items()}
                 ranking = _IndexRanking(index, options | {"depth": depth}, bits, most)
-                blocks = _blocks(ranking, details, told)
+                blocks = _blocks(ranking, details, report)
                 scores = score_rankings(blocks, ks=ks, relevant_from=SAME_CLASS)
                 known.append((options, scores))
             part, plain = ("fused", name.removeprefix(FUSED)) if name.startswith(FUSED) else ("granularities", name)
             in_memory = details.scores[name].ranking
-            figures[part][plain] = {}
-            for figure in ("precision", "recall"):
-                values = getattr(scores, figure)
-                figures[part][plain][figure] = {str(k): round(value, 6) for k, value in values.items()}
-                differences += [abs(value - getattr(in_memory, figure)[k]) for k, value in values.items()]
-    figures["largest_difference"] = round(max(differences), 6)
-    return figures
+            metrics[part][plain] = {}
+            for metric in ("precision", "recall"):
+                values = getattr(scores, metric)
+                metrics[part][plain][metric] = {str(k): round(value, 6) for k, value in values.items()}
+                differences += [abs(value - getattr(in_memory, metric)[k]) for k, value in values.items()]
+    metrics["largest_difference"] = round(max(differences), 6)
+    return metrics
 
 
 @contextmanager
@@ -198,8 +198,10 @@ def _blocks(
         yield distances, details.relevance_of(part)
 
 
-def _told(
+def _reporter(
     progress: Callable[[Progress], None] | None, number: int, rankings: int, queries: int
 ) -> Callable[[int], None]:
     total = rankings * queries
-    return lambda done: progress(Progress("asking the index", number * queries + done, total, 0)) if progress else None
+    return lambda done: (
+        progress(Progress("querying the index", number * queries + done, total, 0)) if progress else None
+    )

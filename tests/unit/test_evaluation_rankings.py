@@ -16,9 +16,9 @@ from mg_milvus.evaluation import scoring
 from mg_milvus.evaluation.scoring import (
     Recipe,
     ScoringOptions,
-    code_figures,
+    code_metrics,
     fused_keys,
-    health_figures,
+    health_metrics,
     recipes_of,
     score_codes,
 )
@@ -145,7 +145,7 @@ def test_figures_are_those_of_brute_force_however_the_queries_are_cut_into_block
     queries, database, grades = asked
     recipes = {f"recipe {i}": recipe for i, recipe in enumerate(RECIPES)}
     options = ScoringOptions(ks=(1, 10), groups=True)
-    whole = code_figures(score_codes(queries, database, grades, recipes, options), database, (1, 10))
+    whole = code_metrics(score_codes(queries, database, grades, recipes, options), database, (1, 10))
     singles = {name: (Recipe("score", {name: 1.0}), whole["granularities"][name]) for name in BITS}
     fused = {name: (recipe, whole["fused"][name]) for name, recipe in recipes.items()}
     for recipe, figures in (singles | fused).values():
@@ -155,7 +155,7 @@ def test_figures_are_those_of_brute_force_however_the_queries_are_cut_into_block
 
     monkeypatch.setattr(scoring, "PAIRS", 3 * 90)
     scores = score_codes(queries, database, grades.__getitem__, recipes, replace(options, threads=2))
-    assert close(code_figures(scores, database, (1, 10)), whole)
+    assert close(code_metrics(scores, database, (1, 10)), whole)
 
 
 def close(left: object, right: object) -> bool:
@@ -216,7 +216,7 @@ def test_collisions_are_counted_per_granularity_and_jointly() -> None:
         "coarse": np.array([[1], [1], [1], [2]], np.uint8),
         "fine": np.array([[5], [5], [6], [7]], np.uint8),
     }
-    figures = health_figures(database)
+    figures = health_metrics(database)
     assert figures["collisions"] == {"coarse": 0.75, "fine": 0.5, "joint": 0.5}
     assert figures["granularities"]["fine"]["bits"] == 8
     assert figures["granularities"]["fine"]["health"]["collisions"] == 0.5
