@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mg_milvus.cli.console import ProgressView, print_failures, shorten
-from mg_milvus.cli.evaluate import print_figures
+from mg_milvus.cli.evaluate import print_table
 from mg_milvus.cli.ingest import summary
 from mg_milvus.cli.log import log_error
 from mg_milvus.cli.query import print_hits
@@ -162,7 +162,7 @@ def test_wide_tables_are_cut_into_narrow_ones_and_lose_nothing(capsys, monkeypat
     monkeypatch.setenv("TERM", "xterm")
     for width in (40, 60, 200):
         monkeypatch.setenv("COLUMNS", str(width))
-        print_figures("figures", {"rank fusion": columns, "mid": {"mAP": 0.25}})
+        print_table("figures", {"rank fusion": columns, "mid": {"mAP": 0.25}})
         shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
         assert "…" not in shown
         assert max(map(len, shown.splitlines())) <= width
