@@ -106,6 +106,20 @@ def program() -> Path:
     return found
 
 
+def data_path(file: Path) -> Path:
+    """The absolute path of a data file, with links followed.
+
+    Raises:
+        StoreError: another user's link leads there; see ``files.resolve_trusted``.
+    """
+    try:
+        return files.resolve_trusted(file)
+    except OSError as exc:
+        raise StoreError(
+            f"{file} cannot be used: {exc.filename}: {exc.strerror}. Give the path of the file itself, or another"
+        ) from exc
+
+
 def start(file: Path) -> str:
     """The URI of the engine that serves this file; every call needs a ``stop``.
 
@@ -114,7 +128,7 @@ def start(file: Path) -> str:
         StoreLockedError: another process holds the file, and still does after two seconds.
         StoreError: the folder is missing, or the file is something else or damaged.
     """
-    file = file.resolve()
+    file = data_path(file)
     with _guard:
         engine, users = _engines.pop(file, None), 1
         if engine is not None:
@@ -132,7 +146,7 @@ def start(file: Path) -> str:
 
 def stop(file: Path) -> None:
     """Give the engine of this file back; the last one stops it and unlocks the file."""
-    file = file.resolve()
+    file = data_path(file)
     with _guard:
         engine = _engines.get(file)
         if engine is None:

@@ -104,11 +104,12 @@ def data_file(place: str | os.PathLike[str]) -> Path:
     """The data file that a name stands for: itself when it ends in .db, else ``mgm.db`` in the folder of that name.
 
     Raises:
-        StoreError: the folder cannot be made.
+        StoreError: the folder cannot be created, or another user's link leads there.
     """
-    path = Path(place).expanduser().absolute()
-    if path.suffix == ".db" and not path.is_dir():
-        return path.resolve()
+    named = Path(place).expanduser()
+    path = lite.data_path(named)
+    if named.suffix == ".db" and not path.is_dir():
+        return path
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -116,7 +117,7 @@ def data_file(place: str | os.PathLike[str]) -> Path:
             f"the folder {path} for {DEFAULT_NAME} cannot be made ({exc.strerror}): give another folder, or a file "
             "that ends in .db"
         ) from exc
-    return (path / DEFAULT_NAME).resolve()
+    return lite.data_path(path / DEFAULT_NAME)
 
 
 def served(file: Path) -> Served | None:
@@ -236,7 +237,7 @@ def _start(file: Path, port: int) -> Served:
     lite.check_file(file)
     lite.program()
     launcher = subprocess.Popen(  # noqa: S603  (this program)
-        [sys.executable, "-P", "-m", "mg_milvus.store.lite_server", str(file.resolve()), str(port)],
+        [sys.executable, "-P", "-m", "mg_milvus.store.lite_server", str(lite.data_path(file)), str(port)],
         cwd="/",  # never a folder of data: what lies there may be a stranger's
         env=lite.python_environment(),
         umask=files.UMASK,  # also for the engine, which makes the data file
