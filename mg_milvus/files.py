@@ -23,7 +23,7 @@ _JOINERS = "\u200c\u200d"
 """Format characters that emoji and several scripts are written with; all others are escaped."""
 
 
-def printable(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Text on one line that cannot steer a terminal: control and direction characters and stray bytes are escaped."""
     return "".join(char if char.isprintable() or char in _JOINERS else _escape(char) for char in text)
 
@@ -31,7 +31,7 @@ def printable(text: str) -> str:
 def one_line(text: str, most: int = 200) -> str:
     """What a stranger said, within a sentence: printable, on one line, of at most about ``most`` characters."""
     # What is cut off is never looked at: it may be megabytes.
-    return printable(" ".join(text[: 4 * most].split()))[:most] + ("…" if len(text) > most else "")
+    return escape_controls(" ".join(text[: 4 * most].split()))[:most] + ("…" if len(text) > most else "")
 
 
 def _escape(char: str) -> str:
@@ -42,7 +42,7 @@ def _escape(char: str) -> str:
 
 def shown(value: object) -> object:
     """What a template writes for a value: plain text becomes printable; markup and numbers stay as they are."""
-    return printable(value) if type(value) is str else value
+    return escape_controls(value) if type(value) is str else value
 
 
 def file_link(path: PurePath) -> str:

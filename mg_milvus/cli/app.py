@@ -1,4 +1,4 @@
-"""The command ``mgm``: its subcommands, and what becomes of errors, Ctrl-C and closed pipes."""
+"""The command ``mgm``: its subcommands, and how errors, Ctrl-C and closed pipes become lines and exit codes."""
 
 from __future__ import annotations
 
@@ -12,59 +12,101 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from mg_milvus import __version__
 from mg_milvus.cli import bulk, duplicates, evaluate, ingest, log, manage, options, query, schema, serve, train
 from mg_milvus.cli.console import ERROR, INTERRUPTED, USAGE
-from mg_milvus.cli.log import complain
+from mg_milvus.cli.log import log_error
 from mg_milvus.errors import MgMilvusError
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+PANELS = {
+    "Images": ("ingest", "query", "duplicates", "delete", "info", "serve"),
+    "Encoders": ("fit", "refit", "train", "eval", "tune"),
+    "Large collections": ("schema", "plan", "encode", "load", "export"),
+    "Operation": ("doctor", "up", "down", "cache", "version"),
+}
+"""Headings of ``mgm --help``, with their commands in the order shown."""
+
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-"""Wrong usage of every kind; Typer gives it no name of its own."""
+"""Base class of all errors in the arguments; Typer exports no name for it."""
 
 
 @contextmanager
-def _usage_logged() -> Iterator[None]:
-    """In a structured log wrong usage is an event; otherwise Typer draws its box, as it is, around what was given."""
+def _usage_errors() -> Iterator[None]:
+    """Log an error in the arguments as JSON with ``--log-json``; otherwise Typer prints it in a box."""
     try:
         yield
     except _UsageError as exc:
         if not log.is_json():
-            exc.message = printable(exc.message)  # type: ignore[attr-defined]
+            exc.message = escape_controls(exc.message)  # type: ignore[attr-defined]
             raise
-        complain(str(exc.format_message()), error="UsageError")  # type: ignore[attr-defined]
+        log_error(str(exc.format_message()), error="UsageError")  # type: ignore[attr-defined]
         raise typer.Exit(USAGE) from exc
 
 
 def _log_end(ctx: Any, code: int, started: float) -> None:
     if log.is_json():
         seconds = round(time.perf_counter() - started, 3)
-        log.emit(logging.INFO, "finished", command=ctx.invoked_subcommand, exit_code=code, seconds=seconds)
+        log.log_event(logging.INFO, "finished", command=ctx.invoked_subcommand, exit_code=code, seconds=seconds)
 
 
-class Commands(TyperGroup):
-    """The group of all commands, with one place where errors become lines and exit codes."""
+def _without_flag_types(parameters: list[Any]) -> list[Any]:
+    """Let help show flags without a type: ``--prune`` takes no value."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
+
+
+class Command(TyperCommand):
+    """A command; one with ``--uri`` has the TLS options, too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        options.add_to(self.commands)
+        if any(parameter.name == "uri" for parameter in self.params):
+            self.params += options.tls_parameters()
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, as help shows them."""
+        return _without_flag_types(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """A group of commands."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, as help shows them."""
+        return _without_flag_types(super().get_params(ctx))
+
+
+class MainGroup(Group):
+    """The group of all commands: turns errors into lines and exit codes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        ordered = {}
+        for panel, names in PANELS.items():
+            for name in names:
+                ordered[name] = command = self.commands[name]
+                command.rich_help_panel = panel  # type: ignore[attr-defined]
+        self.commands = ordered
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
-        """Read the arguments; first of all, how to tell what is wrong with them."""
-        with _usage_logged():
+        """Parse the arguments, after the format of error messages is known."""
+        with _usage_errors():
             return super().make_context(info_name, log.configure(args), *rest, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command, and tell its end in a structured log."""
+        """Run a command and log its end."""
         started = time.perf_counter()
         try:
-            with _usage_logged():
+            with _usage_errors():
                 result = self._invoke(ctx)
         except typer.Exit as exc:
             _log_end(ctx, exc.exit_code, started)
@@ -73,19 +115,18 @@ class Commands(TyperGroup):
         return result
 
     def _invoke(self, ctx: Any) -> Any:
-        """Run a command; a user's error is one line on standard error, a closed pipe is no error at all."""
         try:
-            with options.collected():
+            with options.tls_scope():
                 result = super().invoke(ctx)
             sys.stdout.flush()
         except MgMilvusError as exc:
-            complain(str(exc), error=type(exc).__name__)
+            log_error(str(exc), error=type(exc).__name__)
             raise typer.Exit(ERROR) from exc
         except KeyboardInterrupt as exc:
-            complain("interrupted", error="KeyboardInterrupt")
+            log_error("interrupted", error="KeyboardInterrupt")
             raise typer.Exit(INTERRUPTED) from exc
         except BrokenPipeError as exc:
-            # Whoever read the output has seen enough; the flush at exit must not complain about it either.
+            # The reader has closed the pipe, such as head. The flush at exit would fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit from exc
         return result
@@ -93,17 +134,17 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     name="mgm",
-    cls=Commands,
+    cls=MainGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Search images by images: multi-granular binary codes in Milvus.",
-    epilog="Begin with:\n\nmgm ingest photos/\n\nmgm query image.jpg\n\nmgm doctor      (when something is wrong)",
+    epilog="Start with:\n\nmgm ingest photos/\n\nmgm query image.jpg\n\nmgm doctor      (if something does not work)",
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"mg-milvus {__version__}")
         raise typer.Exit
 
@@ -114,17 +155,17 @@ def _options(
     version: Annotated[  # noqa: ARG001 - its callback does it
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    log_json: Annotated[  # noqa: ARG001 - taken out of the arguments before they are read, as it may stand anywhere
+    log_json: Annotated[  # noqa: ARG001 - log.configure removes it from the arguments, as it may stand anywhere
         bool,
         typer.Option(
             log.FLAG,
-            help="Tell progress, unreadable images and errors as JSON, a line each, on standard error: "
+            help="Write progress, unreadable images and errors to standard error as JSON, one object per line: "
             f"mgm ingest photos/ {log.FLAG}. Env: {log.VARIABLE}=1",
         ),
     ] = False,
 ) -> None:
     if log.is_json():
-        log.emit(logging.INFO, "started", command=ctx.invoked_subcommand, version=__version__)
+        log.log_event(logging.INFO, "started", command=ctx.invoked_subcommand, version=__version__)
 
 
 @app.command(name="version")
@@ -138,18 +179,17 @@ for register in (
     query.register,
     duplicates.register,
     manage.register,
-    ingest.register_fit,
     train.register,
     evaluate.register,
     evaluate.register_tune,
     serve.register,
-    manage.register_cache,
     bulk.register,
     bulk.register_plan,
-    serve.register_up,
 ):
     register(app)
-app.add_typer(schema.app, name="schema")
+app.add_typer(schema.app, name="schema", cls=Group)
+for command_info in (*app.registered_commands, *schema.app.registered_commands):
+    command_info.cls = Command
 
 
 def run() -> int:
@@ -159,27 +199,31 @@ def run() -> int:
         The exit code: 0 done, 1 an error, 2 wrong usage, 3 done but some images could not be read, 130 interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
-        # File names may hold what the terminal's encoding does not; that must not end a run.
+        # A file name that the terminal's encoding cannot represent must not end a run.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    # pymilvus loads a .env that it finds, and one of a stranger's could name a proxy for everything that is sent.
+    # pymilvus loads any .env file it finds; one written by somebody else could redirect traffic to a proxy.
     os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")
     log.show_warnings()
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # those of dependencies; they say nothing to users
+        warnings.simplefilter("ignore")  # warnings of dependencies
     try:
         app(prog_name="mgm")
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else ERROR
-    except Exception as exc:  # noqa: BLE001 - the last resort: a traceback helps nobody but a developer
-        if os.environ.get("MGM_DEBUG") == "1" and not log.is_json():
-            print(log.redact(traceback.format_exc()), end="", file=sys.stderr)
-        else:
-            debug = {"traceback": log.redact(traceback.format_exc())} if os.environ.get("MGM_DEBUG") == "1" else {}
-            complain(
-                f"unexpected {type(exc).__name__}: {log.redact(str(exc))}. A bug in mg-milvus: run it again with "
-                "MGM_DEBUG=1 and report the traceback as an issue of the project",
-                error=type(exc).__name__,
-                **debug,
-            )
+    except Exception as exc:  # noqa: BLE001 - the last resort: users get one line, developers the traceback
+        _report_bug(exc)
         return ERROR
     return 0
+
+
+def _report_bug(exc: Exception) -> None:
+    trace = log.redact(traceback.format_exc()) if os.environ.get("MGM_DEBUG") == "1" else ""
+    if trace and not log.is_json():
+        print(trace, end="", file=sys.stderr)
+        return
+    log_error(
+        f"unexpected {type(exc).__name__}: {log.redact(str(exc))}. This is a bug in mg-milvus: run the command again "
+        "with MGM_DEBUG=1 and report the traceback as an issue of the project",
+        error=type(exc).__name__,
+        **({"traceback": trace} if trace else {}),
+    )

@@ -11,7 +11,7 @@ import typer
 
 from mg_milvus.cli import options
 from mg_milvus.cli.console import INTERRUPTED, UNREADABLE, ProgressView, print_failures
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from mg_milvus.bulk.transfer import TransferReport
@@ -117,7 +117,7 @@ def encode(
             f"{report.finished:,} finished before, {len(report.failures):,} failed "
             f"({report.images_per_second:.1f} images/s, {report.seconds:.1f} s)"
         )
-        print(f"encoder {report.fingerprint}, kept in {printable(out)}")
+        print(f"encoder {report.fingerprint}, kept in {escape_controls(out)}")
         if report.interrupted:
             print("Interrupted: what is counted here is written; run the same command again to go on.")
     print_failures(report.failures, as_json=as_json)
@@ -187,7 +187,7 @@ def _tell(report: TransferReport, what: str, *, as_json: bool) -> None:
         return
     files = f"{report.files:,} file" + ("" if report.files == 1 else "s")
     rate = f"{report.rows / report.seconds:,.0f} rows/s" if report.seconds else ""
-    print(f"{report.rows:,} rows {printable(what)}, {files} ({rate}, {report.seconds:.1f} s)")
+    print(f"{report.rows:,} rows {escape_controls(what)}, {files} ({rate}, {report.seconds:.1f} s)")
     print(f"encoder {report.fingerprint}")
 
 

@@ -1,4 +1,4 @@
-"""Exit codes, and what all commands print: tables, failures, progress."""
+"""Exit codes, and what commands print: files, tables, unreadable images, progress."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from mg_milvus.cli.log import emit, is_json, log_unreadable
-from mg_milvus.files import printable
+from mg_milvus.cli.log import is_json, log_event, log_failures
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ QUIET_SECONDS = 10.0
 
 
 def shorten(path: str, width: int) -> str:
-    """Cut a path from the left to fit into ``width`` columns, so that the file's name stays visible."""
+    """Cut a path at the left to ``width`` columns, so that the file name stays visible."""
     from rich.cells import cell_len
 
     if cell_len(path) <= width:
@@ -44,7 +44,7 @@ def shorten(path: str, width: int) -> str:
 
 
 def console(*, error: bool = False) -> Console:
-    """Return a rich console for standard output or standard error; lines are not wrapped outside of terminals."""
+    """Return a rich console for standard output or standard error; it wraps lines on terminals only."""
     from rich.console import Console
 
     made = Console(stderr=error, highlight=False, markup=False, emoji=False, soft_wrap=False)
@@ -54,20 +54,20 @@ def console(*, error: bool = False) -> Console:
 
 
 def print_failures(failures: Sequence[Failure], *, as_json: bool = False) -> None:
-    """Print the files that could not be read, a line each, unless standard output holds JSON; log them as JSON."""
-    log_unreadable(failures)
+    """Log the unreadable images, and print one line for each unless standard output is for JSON."""
+    log_failures(failures)
     if as_json:
         return
     if failures:
         print(f"\n{len(failures):,} could not be read:")
     for failure in failures:
-        print(f"  {printable(failure.path)}: {printable(failure.reason)}")
+        print(f"  {escape_controls(failure.path)}: {escape_controls(failure.reason)}")
 
 
 class ProgressView:
-    """Shows progress on standard error: a bar on a terminal, otherwise occasional lines or JSON.
+    """Shows progress on standard error: a bar on a terminal, otherwise a line every ten seconds, or JSON.
 
-    A context manager, and the ``progress`` callback of the library.
+    A context manager whose instance is the ``progress`` callback of the library.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class ProgressView:
         self._log_skipped()
 
     def __call__(self, progress: Progress, note: str = "") -> None:
-        """Show the progress of a stage, and a note beside it that may change."""
+        """Show the progress of a stage, with a note beside it."""
         begins = progress.stage != self._stage
         if begins:
             self._log_skipped()
@@ -102,14 +102,14 @@ class ProgressView:
             self._show_bar(self._bar, progress, note, begins=begins)
         else:
             self._show_line(progress, note, begins=begins)
-        log_unreadable(progress.failures)
+        log_failures(progress.failures)
 
-    def line(self, text: str, event: str = "note", **fields: Any) -> None:
-        """Write a line; on a terminal it replaces the bar of its stage. ``event`` and ``fields`` are in JSON only."""
+    def print_line(self, text: str, event: str = "note", **fields: Any) -> None:
+        """Print a line, which replaces the bar of its stage; ``event`` and ``fields`` appear in JSON only."""
         if is_json():
-            emit(logging.INFO, event, message=text, **fields)
+            log_event(logging.INFO, event, message=text, **fields)
             return
-        text = "\n".join(map(printable, text.splitlines()))
+        text = "\n".join(map(escape_controls, text.splitlines()))
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -149,11 +149,11 @@ class ProgressView:
         )
 
     def _log_skipped(self, note: str = "") -> None:
-        """Log the last state that was skipped, so that the log has the end of each stage."""
+        """Log the last state that was skipped, so that the log contains the end of each stage."""
         if self._skipped:
             last, self._skipped = self._skipped, None
             seconds = round(time.monotonic() - self._started, 3)
-            emit(
+            log_event(
                 logging.INFO, "progress", stage=last.stage, done=last.done, total=last.total, failed=last.failed,
                 seconds=seconds, **({"note": note} if note else {}),
             )  # fmt: skip
@@ -165,7 +165,7 @@ def _bar(target: Console) -> Bar:
     from rich.text import Text
 
     class Rate(ProgressColumn):
-        """Images a second."""
+        """Images per second."""
 
         def render(self, task: object) -> Text:
             speed = getattr(task, "finished_speed", None) or getattr(task, "speed", None)

@@ -13,8 +13,8 @@ import typer
 
 from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
 from mg_milvus.cli.console import ProgressView, console, shorten
-from mg_milvus.cli.log import tell
-from mg_milvus.files import printable
+from mg_milvus.cli.log import log_info
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport
@@ -117,9 +117,9 @@ def duplicates(
         print(json.dumps(report.as_dict()))
     elif keep:
         for member in report.could_go:
-            print(printable(member.path))
+            print(escape_controls(member.path))
         for line in _summary(report, schema):
-            tell(line)
+            log_info(line)
     else:
         for number, group in enumerate(report.groups, 1):
             _print_group(number, group, report)
@@ -157,7 +157,7 @@ def _print_group(number: int, group: DuplicateGroup, report: DuplicateReport) ->
     for member in group.members:
         pixels = f"{member.width}x{member.height}"
         apart = "keep" if member.keep else str(member.distances["fine"])
-        print(f"  {apart:>4}  {pixels:>11}  {file_size(member.size):>9}  {shorten(printable(member.path), room)}")
+        print(f"  {apart:>4}  {pixels:>11}  {file_size(member.size):>9}  {shorten(escape_controls(member.path), room)}")
     print()
 
 
@@ -168,4 +168,4 @@ def _write_page(file: Path, report: DuplicateReport, schema: Schema) -> None:
         file.write_text(duplicates_page(report, collection=schema.collection, bits=schema.bits), encoding="utf-8")
     except OSError as exc:
         raise typer.BadParameter(f"'{file}' cannot be written: {exc.strerror}", param_hint="--html") from exc
-    tell(f"wrote {file}", "wrote", file=str(file))
+    log_info(f"wrote {file}", "wrote", file=str(file))

@@ -11,7 +11,7 @@ import typer
 
 from mg_milvus.cli import options
 from mg_milvus.cli.console import UNREADABLE, ProgressView, console, print_failures
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,8 +62,8 @@ def evaluate(
         Protocol,
         typer.Option(
             "--protocol",
-            help="leave-one-out: each against all others; split: a share of each class is asked; cifar10-1, cifar10-2: "
-            "as in papers; copies: edited versions",
+            help="leave-one-out: each against all others; split: a share of each class as queries; cifar10-1, "
+            "cifar10-2: as in papers; copies: edited versions",
             rich_help_panel=PROTOCOL,
         ),
     ] = Protocol.leave_one_out,
@@ -137,7 +137,8 @@ def evaluate(
     """
     from mg_milvus.cli.settings import local_settings, settings_from
     from mg_milvus.evaluation.evaluate import evaluate as run
-    from mg_milvus.evaluation.report import check_report, write_report
+    from mg_milvus.evaluation.report import report_data, write_evaluation_report
+    from mg_milvus.html.report import check_report
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.ingest.pipeline import Settings
 
@@ -175,42 +176,40 @@ def evaluate(
         show(evaluation)
     print_failures(evaluation.failures, as_json=as_json)
     if report is not None:
-        from mg_milvus.evaluation.report import report_data
-
-        page = write_report(report_data(evaluation, f"How well the images of {folder} are found"), report)
+        page = write_evaluation_report(report_data(evaluation, f"How well the images of {folder} are found"), report)
         if not as_json:
-            print(f"\nReport: {printable(str(page))}")
+            print(f"\nReport: {escape_controls(str(page))}")
     if evaluation.failures:
         raise typer.Exit(UNREADABLE)
 
 
 def show(evaluation: Evaluation) -> None:
-    """Print the figures as tables on standard output."""
-    from mg_milvus.evaluation.report import copies_table, figure_table, health_table, setup
+    """Print the metrics as tables on standard output."""
+    from mg_milvus.evaluation.report import copies_table, health_table, metrics_table, setup_lines
 
-    figures = evaluation.to_json()
-    for line in setup(figures):
-        print(printable(line))
+    metrics = evaluation.to_json()
+    for line in setup_lines(metrics):
+        print(escape_controls(line))
     for title, table in (
-        ("", figure_table(figures)),
-        ("recall@1 of edited copies", copies_table(figures)),
-        ("the codes of the database", health_table(figures)),
-        ("through the index", _index_table(figures)),
+        ("", metrics_table(metrics)),
+        ("recall@1 of edited copies", copies_table(metrics)),
+        ("the codes of the database", health_table(metrics)),
+        ("through the index", _index_table(metrics)),
     ):
         if table:
             print()
-            print_figures(title, table)
-    if "through_index" in figures:
-        through = figures["through_index"]
+            print_table(title, table)
+    if "through_index" in metrics:
+        through = metrics["through_index"]
         same = "the same" if through["same_encoder"] else "ANOTHER"
         print(
-            f"The index fitted {same} hash heads; asked {through['depth']} candidates deep, its figures differ from "
+            f"The index fitted {same} hash heads; with a depth of {through['depth']}, its metrics differ from "
             f"those in memory by {through['largest_difference']:.6f} at most."
         )
 
 
-def _index_table(figures: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    through = figures.get("through_index", {})
+def _index_table(metrics: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    through = metrics.get("through_index", {})
     rows = through.get("granularities", {}) | through.get("fused", {})
     return {
         name: {f"P@{k}": value for k, value in found["precision"].items()}
@@ -219,20 +218,20 @@ def _index_table(figures: Mapping[str, Any]) -> dict[str, dict[str, float | None
     }
 
 
-def print_figures(title: str, rows: Mapping[str, Mapping[str, float | None]]) -> None:
+def print_table(title: str, rows: Mapping[str, Mapping[str, float | None]]) -> None:
     """A table on standard output, cut into several where the terminal is narrower."""
     from rich import box
     from rich.table import Table
 
     out = console()
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    for part in _parts(columns, out.width - max(len(printable(name)) for name in rows) - _MARGIN):
+    for part in _parts(columns, out.width - max(len(escape_controls(name)) for name in rows) - _MARGIN):
         table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold")
         table.add_column("", no_wrap=True)
         for column in part:
-            table.add_column(printable(column), justify="right", no_wrap=True)
+            table.add_column(escape_controls(column), justify="right", no_wrap=True)
         for name, row in rows.items():
-            table.add_row(printable(name), *(_text(row.get(column)) for column in part))
+            table.add_row(escape_controls(name), *(_text(row.get(column)) for column in part))
         out.print(table)
         title = ""
 
@@ -391,7 +390,9 @@ def summary(report: TuneReport) -> str:
         )
         lines.append(f"Nothing was changed: {reason}.")
     if report.file is not None:
-        lines.append(f"Written to {printable(report.file)}.")
+        lines.append(f"Written to {escape_controls(report.file)}.")
     if report.collection is not None:
-        lines.append(f"Kept in the collection '{printable(report.collection)}': its queries use them from now on.")
+        lines.append(
+            f"Kept in the collection '{escape_controls(report.collection)}': its queries use them from now on."
+        )
     return "\n".join(lines)

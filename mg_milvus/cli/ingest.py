@@ -1,4 +1,4 @@
-"""``mgm ingest``: images into the index."""
+"""``mgm ingest``, ``mgm fit`` and ``mgm refit``: images into the index, and hash heads fitted to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from mg_milvus.cli import options
 from mg_milvus.cli.console import INTERRUPTED, UNREADABLE, ProgressView, print_failures
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from mg_milvus.results import IngestReport
@@ -22,21 +22,27 @@ EXAMPLES = """Examples:
 
 mgm ingest ~/Pictures
 
-mgm ingest ~/Pictures --prune      (later: what is unchanged is skipped)
+mgm ingest ~/Pictures --prune      (again: skips unchanged images)
 
 mgm ingest photos/ --schema schema.yaml --metadata captions.csv
 
-mgm ingest photos/ --log-json --metrics-file mgm.prom      (as a service that is watched)"""
+mgm ingest photos/ --log-json --metrics-file mgm.prom      (under monitoring)"""
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the commands to the application."""
     app.command(epilog=EXAMPLES)(ingest)
+    app.command(
+        epilog="Example:\n\nmgm fit photos/ --backbone resnet50 --out resnet50.safetensors\n\n"
+        "mgm ingest photos/ --encoder resnet50.safetensors"
+    )(fit)
+    app.command(epilog="Example:\n\nmgm refit --to images2\n\nmgm query cat.jpg --collection images2")(refit)
 
 
 def ingest(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER_OR_FILE", help="Folders, walked to the bottom, and image files")
+        list[Path],
+        typer.Argument(metavar="FOLDER_OR_FILE", help="Folders, read with their subfolders, and image files"),
     ],
     uri: options.Uri = None,
     token: options.Token = None,
@@ -45,10 +51,11 @@ def ingest(
     schema: options.SchemaFile = None,
     metadata: options.Metadata = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Also remove rows whose file is gone: mgm ingest photos/ --prune")
+        bool, typer.Option("--prune", help="Also delete rows whose file no longer exists: mgm ingest photos/ --prune")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write nothing, say what would be done: mgm ingest photos/ --dry-run")
+        bool,
+        typer.Option("--dry-run", help="Report what would be done, and write nothing: mgm ingest photos/ --dry-run"),
     ] = False,
     metrics_file: Annotated[
         Path | None,
@@ -56,7 +63,7 @@ def ingest(
             "--metrics-file",
             metavar="FILE",
             dir_okay=False,
-            help="Keep counts, queues and latencies there in Prometheus' text format: /var/lib/node_exporter/mgm.prom",
+            help="Write counts, queues and latencies to this file for Prometheus: /var/lib/node_exporter/mgm.prom",
         ),
     ] = None,
     as_json: options.AsJson = False,
@@ -66,20 +73,20 @@ def ingest(
     workers: options.Workers = None,
     max_pixels: options.MaxPixels = None,
 ) -> None:
-    """Encode the images of folders and files into the index.
+    """Encode images and store their codes in the index.
 
-    Broken files are listed at the end and stop nothing; the exit code is 3 then.
+    Unreadable files are skipped and listed at the end; the exit code is then 3.
     """
     from mg_milvus.cli.settings import open_index, settings_from
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.ingest.metrics import IngestMetrics, MetricsFile
 
     if metrics_file is not None and dry_run:
-        raise typer.BadParameter("--metrics-file tells what an ingest does, and --dry-run does nothing; leave one out")
+        raise options.UsageError("--metrics-file measures an ingest, and --dry-run performs none; give one of them")
     settings = settings_from(uri, token, collection, device, schema, encoder, batch_size, workers)
     metrics = IngestMetrics()
-    watched = MetricsFile(metrics_file, metrics) if metrics_file is not None else nullcontext()
-    with open_index(settings, timeout=timeout) as index, watched:
+    metrics_writer = MetricsFile(metrics_file, metrics) if metrics_file is not None else nullcontext()
+    with open_index(settings, timeout=timeout) as index, metrics_writer:
         with ProgressView() as view:
             report = index.ingest(
                 *sources,
@@ -96,7 +103,7 @@ def ingest(
 
 
 def finish(report: IngestReport, *, as_json: bool) -> None:
-    """Print what an ingest did, and end the command with the exit code that belongs to it."""
+    """Print the report of an ingest, and exit with its exit code."""
     print(json.dumps(report.as_dict()) if as_json else summary(report))
     print_failures(report.failures, as_json=as_json)
     if report.interrupted:
@@ -106,48 +113,38 @@ def finish(report: IngestReport, *, as_json: bool) -> None:
 
 
 def summary(report: IngestReport) -> str:
-    """What an ingest did, in one to three lines."""
+    """Return the report of an ingest as one to three lines."""
+    rate = f"{report.images_per_second:.1f} images/s, " if report.added + report.updated else ""
     lines = [
         f"{report.seen:,} seen: {report.added:,} added, {report.updated:,} updated, {report.unchanged:,} unchanged, "
         f"{report.removed:,} removed, {report.failed:,} failed "
-        f"({report.images_per_second:.1f} images/s, {report.seconds:.1f} s)"
+        f"({rate}{report.seconds:.1f} s)"
     ]
     if report.dry_run:
-        lines.append("Dry run: nothing was written; this is what would have been done.")
+        lines.append("Dry run: nothing was written; these are the changes that an ingest would make.")
     if report.adapted_on:
         lines.append(f"The hash heads were fitted on {report.adapted_on:,} of these images.")
     if report.interrupted:
-        lines.append("Interrupted: what is counted here is stored and stays; run the same command again to go on.")
+        lines.append("Interrupted: the images counted here are stored; run the same command again to continue.")
     return "\n".join(lines)
 
 
 class Method(enum.StrEnum):
-    """How ``mgm fit`` makes hash heads."""
+    """How ``mgm fit`` fits hash heads."""
 
     ADAPTIVE = "adaptive"
     ITQ = "itq"
     LSH = "lsh"
 
 
-def register_fit(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command(
-        epilog="Example:\n\nmgm fit photos/ --backbone resnet50 --out resnet50.safetensors\n\n"
-        "mgm ingest photos/ --encoder resnet50.safetensors"
-    )(fit)
-    app.command(epilog="Example:\n\nmgm refit --to images2\n\nmgm query cat.jpg --collection images2")(refit)
-
-
 def fit(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Images like those you want to search")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Images similar to those you want to search")],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", dir_okay=False, help="The encoder file, e.g. mine.safetensors")
+        Path, typer.Option("--out", metavar="FILE", dir_okay=False, help="Encoder file to write, e.g. mine.safetensors")
     ],
     backbone: Annotated[
         str,
-        typer.Option(
-            "--backbone", metavar="NAME", help="The network: resnet50, convnext_tiny, … or the one that ships"
-        ),
+        typer.Option("--backbone", metavar="NAME", help="Network: resnet50, convnext_tiny, … or the built-in one"),
     ] = "builtin",
     bits: Annotated[
         str | None,
@@ -159,18 +156,26 @@ def fit(
     ] = None,
     schema: Annotated[
         str | None,
-        typer.Option("--schema", metavar="FILE", help="Fit what this schema holds, regions too: schema.yaml, parts"),
+        typer.Option(
+            "--schema",
+            metavar="FILE",
+            help="Fit the granularities of this schema, with regions: schema.yaml, or a preset such as regions",
+        ),
     ] = None,
-    sample: Annotated[int, typer.Option("--sample", min=1, help="Fit on at most so many images, e.g. 20000")] = 5000,
+    sample: Annotated[
+        int, typer.Option("--sample", metavar="NUMBER", min=1, help="Most images to fit on, e.g. 20000")
+    ] = 5000,
     weights: Annotated[
         Path | None,
         typer.Option(
-            "--weights", metavar="FILE", help="The backbone's weights, where they are not downloaded: resnet50.pth"
+            "--weights",
+            metavar="FILE",
+            help="File with the backbone's weights, instead of downloading them: resnet50.pth",
         ),
     ] = None,
     method: Annotated[
         Method,
-        typer.Option("--method", help="adaptive; or, to compare with: itq, lsh (random hyperplanes)"),
+        typer.Option("--method", help="adaptive, or a baseline: itq, lsh (random hyperplanes)"),
     ] = Method.ADAPTIVE,
     as_json: options.AsJson = False,
     device: options.DeviceOption = None,
@@ -178,7 +183,7 @@ def fit(
     workers: options.Workers = None,
     max_pixels: options.MaxPixels = None,
 ) -> None:
-    """Fit hash heads over a backbone to a folder of images, without labels, into an encoder file."""
+    """Fit the hash heads of a backbone to images without labels, and write an encoder file."""
     from mg_milvus.cli.settings import local_settings
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.ingest.fit_heads import FitOptions, fit_encoder
@@ -186,7 +191,7 @@ def fit(
     from mg_milvus.schema.models import Schema
 
     if bits and schema:
-        raise typer.BadParameter("give --bits or --schema, and not both")
+        raise options.UsageError("give --bits or --schema, not both")
     lengths = options.code_lengths(bits) if bits else None
     settings = local_settings(device=device, batch_size=batch_size, workers=workers)
     with ProgressView() as view:
@@ -217,7 +222,7 @@ def fit(
         )  # fmt: skip
     else:
         print(
-            f"{printable(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, heads fitted on "
+            f"{escape_controls(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, heads fitted on "
             f"{report.images:,} images in {report.seconds:.1f} s"
         )
     print_failures(report.failures, as_json=as_json)
@@ -226,7 +231,7 @@ def fit(
 
 
 def refit(
-    to: Annotated[str, typer.Option("--to", metavar="NAME", help="The collection to build, e.g. images2")],
+    to: Annotated[str, typer.Option("--to", metavar="NAME", help="Name of the new collection, e.g. images2")],
     as_json: options.AsJson = False,
     uri: options.Uri = None,
     token: options.Token = None,
@@ -236,7 +241,7 @@ def refit(
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
 ) -> None:
-    """Fit the hash heads again, on the collection as it has grown, and build a new one beside the old."""
+    """Fit the hash heads to all images of a collection again, and build a new collection with them."""
     from mg_milvus.cli.settings import open_index, settings_from
 
     settings = settings_from(uri, token, collection, device, batch_size=batch_size, workers=workers)

@@ -1,4 +1,4 @@
-"""Messages on standard error, by ``logging``: a line for people, or a JSON object a line with ``--log-json``."""
+"""Messages on standard error through ``logging``: plain lines, or one JSON object per line with ``--log-json``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mg_milvus.config import hide
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,21 +25,18 @@ VARIABLE = "MGM_LOG_JSON"
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a record as one line that cannot steer the terminal."""
+    """Formats a record as one line, with control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return ``mgm: message``."""
-        return "mgm: " + " ".join(map(printable, record.getMessage().splitlines()))
+        return "mgm: " + " ".join(map(escape_controls, record.getMessage().splitlines()))
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as a JSON object: time, level, event, and the event's fields.
-
-    ASCII only, so that no file name can break a line or an encoding.
-    """
+    """Formats a record as a JSON object in ASCII: time, level, event, and the event's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the object, in one line."""
+        """Return the object on one line."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         fields = getattr(record, "fields", {"message": record.getMessage()})
         head = {"time": time, "level": record.levelname.lower(), "event": getattr(record, "event", "warning")}
@@ -66,20 +63,20 @@ _logger.setLevel(logging.INFO)
 _logger.propagate = False
 _logger.addHandler(_handler)
 _reported: set[Failure] = set()
-"""Unreadable images that are in the log of this command."""
+"""Unreadable images that this command has logged."""
 _tokens: set[str] = set()
-"""Tokens of this command, which no report of a bug may hold: those are pasted into issues."""
+"""Tokens of this command. Tracebacks must not contain them, because they are pasted into issues."""
 
 
 def show_warnings() -> None:
-    """Show the warnings of the library, too."""
+    """Also write the warnings of the library."""
     logging.getLogger("mg_milvus").addHandler(_handler)
 
 
 def configure(arguments: list[str]) -> list[str]:
-    """Choose the format of a new command's messages, and return its arguments without the flag.
+    """Choose the format of a command's messages, and return its arguments without ``--log-json``.
 
-    The flag may stand anywhere before ``--``, since every command has it.
+    The flag may stand anywhere before ``--``.
 
     Raises:
         typer.BadParameter: the environment variable is neither 0 nor 1.
@@ -91,46 +88,46 @@ def configure(arguments: list[str]) -> list[str]:
     variable = os.environ.get(VARIABLE) or "0"
     _handler.setFormatter(JsonFormatter() if len(rest) < len(arguments) or variable == "1" else LineFormatter())
     if variable not in {"0", "1"}:
-        raise typer.BadParameter(f"{VARIABLE} is '{variable}', expected 1 for structured logs, 0 or nothing for none")
+        raise typer.BadParameter(f"{VARIABLE} is '{variable}', expected 1 for JSON messages, or 0")
     return rest
 
 
 def is_json() -> bool:
-    """Whether standard error holds JSON."""
+    """Return whether messages are JSON."""
     return isinstance(_handler.formatter, JsonFormatter)
 
 
-def emit(level: int, event: str, **fields: Any) -> None:
-    """Log an event; without ``--log-json`` its line is the field ``message``."""
+def log_event(level: int, event: str, **fields: Any) -> None:
+    """Log an event and its fields; a plain line is the field ``message`` only."""
     _logger.log(level, "%s", fields.get("message", event), extra={"event": event, "fields": fields})
 
 
-def complain(message: str, **fields: Any) -> None:
-    """Log an error; ``fields`` are in JSON only."""
-    emit(logging.ERROR, "error", message=message, **fields)
+def log_error(message: str, **fields: Any) -> None:
+    """Log an error; ``fields`` appear in JSON only."""
+    log_event(logging.ERROR, "error", message=message, **fields)
 
 
-def tell(message: str, event: str = "note", **fields: Any) -> None:
-    """Log what was done; ``event`` and ``fields`` are in JSON only."""
-    emit(logging.INFO, event, message=message, **fields)
+def log_info(message: str, event: str = "note", **fields: Any) -> None:
+    """Log a message; ``event`` and ``fields`` appear in JSON only."""
+    log_event(logging.INFO, event, message=message, **fields)
 
 
-def log_unreadable(failures: Iterable[Failure]) -> None:
-    """Log each image that could not be read, once; without ``--log-json`` they are printed at the end."""
+def log_failures(failures: Iterable[Failure]) -> None:
+    """Log each unreadable image once, as JSON; without ``--log-json`` the command prints them at its end."""
     for failure in failures:
         if is_json() and failure not in _reported:
             _reported.add(failure)
-            emit(logging.WARNING, "unreadable", path=failure.path, reason=failure.reason)
+            log_event(logging.WARNING, "unreadable", path=failure.path, reason=failure.reason)
 
 
 def register_token(token: str | None) -> None:
-    """Let ``redact`` remove a token until the next command begins."""
+    """Remember a token of this command for ``redact``."""
     if token:
         _tokens.add(token)
 
 
 def redact(text: str) -> str:
-    """Remove the tokens from a text of a library's or a traceback."""
+    """Replace the tokens in a traceback or in a library's message."""
     for token in _tokens:
         text = hide(text, token)
     return text

@@ -1,4 +1,4 @@
-"""The options of TLS, which every command that reaches a Milvus server has: added to all of them in one place."""
+"""Options that several commands share, and the parsing of their values."""
 
 from __future__ import annotations
 
@@ -11,76 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 
-_given: ContextVar[dict[str, Any] | None] = ContextVar("mg_milvus_tls_options", default=None)
-
-
-def _keep(parameter: typer.CallbackParam, value: Any) -> Any:
-    kept = _given.get()
-    if kept is not None:
-        kept[str(parameter.name)] = value
-    return value
-
-
-def _option(name: str, help_text: str, metavar: str | None = None) -> Any:
-    return typer.Option(
-        name, metavar=metavar, help=help_text, rich_help_panel=CONNECTION, expose_value=False, callback=_keep
-    )
-
-
-def _options(
-    secure: Annotated[bool | None, _option("--secure", "Reach it with TLS, as https:// does. Env: MGM_SECURE")] = None,
-    ca_cert: Annotated[
-        str | None,
-        _option("--ca-cert", "PEM file of who signed the server's certificate: ca.pem. Env: MGM_CA_CERT", "FILE"),
-    ] = None,
-    client_cert: Annotated[
-        str | None,
-        _option(
-            "--client-cert", "PEM file of your own certificate, if asked for: me.pem. Env: MGM_CLIENT_CERT", "FILE"
-        ),
-    ] = None,
-    client_key: Annotated[
-        str | None, _option("--client-key", "PEM file of its key, e.g. me.key. Env: MGM_CLIENT_KEY", "FILE")
-    ] = None,
-    server_name: Annotated[
-        str | None,
-        _option("--server-name", "The name in its certificate, e.g. milvus.local. Env: MGM_SERVER_NAME", "NAME"),
-    ] = None,
-) -> None:
-    pass
-
-
-def add_to(commands: Mapping[str, Any]) -> None:
-    """Give the options to each command, also of groups, that says where Milvus is."""
-    for command in commands.values():
-        if hasattr(command, "commands"):
-            add_to(command.commands)
-        elif any(parameter.name == "uri" for parameter in command.params):
-            maker = typer.Typer(add_completion=False)
-            maker.command()(_options)
-            command.params += [p for p in typer.main.get_command(maker).params if p.name != "help"]
-
-
-@contextmanager
-def collected() -> Iterator[None]:
-    """While a command runs: keep what it is given, for ``given``."""
-    before = _given.set({})
-    try:
-        yield
-    finally:
-        _given.reset(before)
-
-
-def given() -> dict[str, Any]:
-    """The values that the running command was given, by the name of the setting; None: not given."""
-    return dict(_given.get() or {})
-
-
-CONNECTION = "Where"
+CONNECTION = "Connection"
 ENCODING = "Encoding"
+
+
+class UsageError(typer.BadParameter):
+    """An error in the arguments that concerns no single one of them."""
+
+    def format_message(self) -> str:
+        """Return the message without Typer's prefix "Invalid value"."""
+        return self.message
 
 
 class Device(StrEnum):
@@ -93,7 +36,7 @@ class Device(StrEnum):
 
 
 class Profile(StrEnum):
-    """The weight profiles of ``schema.models.PROFILES``, named here so that help and completion are instant."""
+    """The weight profiles of ``schema.models.PROFILES``; repeated here because importing those is slow."""
 
     category = "category"
     object = "object"
@@ -110,7 +53,7 @@ class Fusion(StrEnum):
 
 
 class Plan(StrEnum):
-    """How candidates are found, as in the schema."""
+    """The query plans of the schema."""
 
     auto = "auto"
     full = "full"
@@ -118,7 +61,7 @@ class Plan(StrEnum):
 
 
 def complete_granularity(incomplete: str) -> list[str]:
-    """The names of the default schema's granularities that begin like this."""
+    """Return the names of the default schema's granularities that start with ``incomplete``."""
     from mg_milvus.schema.models import Schema
 
     return [name for name in Schema().bits if name.startswith(incomplete)]
@@ -129,7 +72,7 @@ Uri = Annotated[
     typer.Option(
         "--uri",
         metavar="URI",
-        help="A file for Milvus Lite, or a server: photos.db, http://localhost:19530. Env: MGM_URI; default: mgm.db",
+        help="Milvus Lite file or Milvus server: photos.db, http://localhost:19530. Env: MGM_URI; default: mgm.db",
         rich_help_panel=CONNECTION,
     ),
 ]
@@ -138,7 +81,7 @@ Token = Annotated[
     typer.Option(
         "--token",
         metavar="TOKEN",
-        help="What the server asks for: user:password, or an API key. Env: MGM_TOKEN (better: no history)",
+        help="The server's token: user:password, or an API key. Env: MGM_TOKEN, which stays out of the shell history",
         rich_help_panel=CONNECTION,
     ),
 ]
@@ -147,7 +90,7 @@ Collection = Annotated[
     typer.Option(
         "--collection",
         metavar="NAME",
-        help="The Milvus collection, e.g. holidays. Env: MGM_COLLECTION; default: the schema's, images",
+        help="Name of the Milvus collection, e.g. holidays. Env: MGM_COLLECTION; default: the schema's, images",
         rich_help_panel=CONNECTION,
     ),
 ]
@@ -156,7 +99,7 @@ SchemaFile = Annotated[
     typer.Option(
         "--schema",
         metavar="FILE",
-        help="What a new collection holds: schema.yaml from mgm schema init, or a preset such as regions. "
+        help="Schema of a new collection: schema.yaml from mgm schema init, or a preset such as regions. "
         "Env: MGM_SCHEMA",
     ),
 ]
@@ -165,7 +108,7 @@ Metadata = Annotated[
     typer.Option(
         "--metadata",
         metavar="FILE",
-        help="Values of the schema's own fields, matched by path: captions.csv, captions.jsonl or captions.parquet",
+        help="Values of the schema's extra fields, matched by path: captions.csv, captions.jsonl or captions.parquet",
     ),
 ]
 LabelTable = Annotated[
@@ -180,7 +123,7 @@ Timeout = Annotated[
         "--timeout",
         metavar="SECONDS",
         min=0.1,
-        help="How long to wait for a server, e.g. 30",
+        help="Seconds to wait for a server, e.g. 30",
         rich_help_panel=CONNECTION,
     ),
 ]
@@ -195,8 +138,8 @@ EncoderOption = Annotated[
     typer.Option(
         "--encoder",
         metavar="FILE",
-        help="An encoder file, e.g. resnet50.safetensors from mgm fit. Env: MGM_ENCODER; default: what the collection "
-        "remembers, or else the one that ships",
+        help="Encoder file, e.g. resnet50.safetensors from mgm fit. Env: MGM_ENCODER; default: the collection's, or "
+        "the built-in one",
         rich_help_panel=ENCODING,
     ),
 ]
@@ -204,8 +147,9 @@ BatchSize = Annotated[
     int | None,
     typer.Option(
         "--batch-size",
+        metavar="NUMBER",
         min=1,
-        help="Images per pass of the network, e.g. 32 when memory is short. Env: MGM_BATCH_SIZE; default: 64",
+        help="Images per forward pass, e.g. 32 to use less memory. Env: MGM_BATCH_SIZE; default: 64",
         rich_help_panel=ENCODING,
     ),
 ]
@@ -213,8 +157,9 @@ Workers = Annotated[
     int | None,
     typer.Option(
         "--workers",
+        metavar="NUMBER",
         min=1,
-        help="Threads that read images, e.g. 4. Env: MGM_WORKERS; default: the number of cores",
+        help="Threads that decode images, e.g. 4. Env: MGM_WORKERS; default: the number of cores",
         rich_help_panel=ENCODING,
     ),
 ]
@@ -222,8 +167,9 @@ MaxPixels = Annotated[
     int | None,
     typer.Option(
         "--max-pixels",
+        metavar="NUMBER",
         min=1,
-        help="Refuse images of more pixels than this, e.g. 500000000 for huge scans",
+        help="Refuse images with more pixels, e.g. 500000000 to accept huge scans",
         rich_help_panel=ENCODING,
     ),
 ]
@@ -231,37 +177,108 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs: 
 
 
 def numbers(text: str, option: str, example: str) -> dict[str, float]:
-    """``coarse=1,fine=3`` -> names and numbers, in the order given.
+    """Parse ``coarse=1,fine=3`` into names and numbers, in the given order.
 
     Raises:
-        typer.BadParameter: it is written otherwise, or a name comes twice.
+        typer.BadParameter: the text has another form, or names a granularity twice.
     """
-    found: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, number = (piece.strip() for piece in part.partition("="))
+    values: dict[str, float] = {}
+    for item in text.split(","):
+        name, equals, number = (part.strip() for part in item.partition("="))
         try:
             value = float(number)
         except ValueError:
             value = -1.0
         if not (name and equals and 0 <= value < float("inf")):
             raise typer.BadParameter(
-                f"'{part.strip()}' is not GRANULARITY=NUMBER with a number from 0 up; write it as {example}",
+                f"'{item.strip()}' is not GRANULARITY=NUMBER with a number of 0 or more; write it as {example}",
                 param_hint=option,
             )
-        if name in found:
+        if name in values:
             raise typer.BadParameter(f"'{name}' comes twice in '{text}'", param_hint=option)
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def code_lengths(text: str) -> dict[str, int]:
-    """``coarse=64,fine=256`` as given with ``--bits``."""
+    """Parse the value of ``--bits``, such as ``coarse=64,fine=256``.
+
+    Raises:
+        typer.BadParameter: as ``numbers``, or a number is not a possible code length.
+    """
     example = "coarse=64,fine=256"
-    found = numbers(text, "--bits", example)
-    for name, number in found.items():
+    values = numbers(text, "--bits", example)
+    for name, number in values.items():
         if number % 8 or not 8 <= number <= 4096:
             raise typer.BadParameter(
-                f"{name}={number:g} is no code length: a multiple of 8 from 8 to 4096, such as {example}",
+                f"{name}={number:g} is not a code length: expected a multiple of 8 from 8 to 4096, such as {example}",
                 param_hint="--bits",
             )
-    return {name: int(number) for name, number in found.items()}
+    return {name: int(number) for name, number in values.items()}
+
+
+_tls_values: ContextVar[dict[str, Any] | None] = ContextVar("mg_milvus_tls_values", default=None)
+
+
+def _store_tls(parameter: typer.CallbackParam, value: Any) -> Any:
+    values = _tls_values.get()
+    if values is not None:
+        values[str(parameter.name)] = value
+    return value
+
+
+def _tls_option(name: str, help_text: str, metavar: str | None = None) -> Any:
+    return typer.Option(
+        name, metavar=metavar, help=help_text, rich_help_panel=CONNECTION, expose_value=False, callback=_store_tls
+    )
+
+
+def _tls_options(
+    secure: Annotated[
+        bool | None, _tls_option("--secure", "Connect with TLS, as https:// does. Env: MGM_SECURE")
+    ] = None,
+    ca_cert: Annotated[
+        str | None,
+        _tls_option("--ca-cert", "PEM file of the server certificate's authority: ca.pem. Env: MGM_CA_CERT", "FILE"),
+    ] = None,
+    client_cert: Annotated[
+        str | None,
+        _tls_option(
+            "--client-cert",
+            "PEM file of your certificate, if the server requires one: me.pem. Env: MGM_CLIENT_CERT",
+            "FILE",
+        ),
+    ] = None,
+    client_key: Annotated[
+        str | None, _tls_option("--client-key", "PEM file of its private key: me.key. Env: MGM_CLIENT_KEY", "FILE")
+    ] = None,
+    server_name: Annotated[
+        str | None,
+        _tls_option(
+            "--server-name", "Name in the server's certificate, e.g. milvus.local. Env: MGM_SERVER_NAME", "NAME"
+        ),
+    ] = None,
+) -> None:
+    """Declare the TLS options for ``tls_parameters``."""
+
+
+def tls_parameters() -> list[Any]:
+    """Return the TLS options as parameters of a command."""
+    declaring = typer.Typer(add_completion=False)
+    declaring.command()(_tls_options)
+    return [parameter for parameter in typer.main.get_command(declaring).params if parameter.name != "help"]
+
+
+@contextmanager
+def tls_scope() -> Iterator[None]:
+    """While a command runs: collect the TLS options for ``tls_values``."""
+    before = _tls_values.set({})
+    try:
+        yield
+    finally:
+        _tls_values.reset(before)
+
+
+def tls_values() -> dict[str, Any]:
+    """Return the TLS options of the running command: name of the setting -> value, None where it is not given."""
+    return dict(_tls_values.get() or {})

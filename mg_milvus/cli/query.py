@@ -11,9 +11,9 @@ import typer
 
 from mg_milvus.cli import options
 from mg_milvus.cli.console import console, shorten
-from mg_milvus.cli.log import tell
+from mg_milvus.cli.log import log_info
 from mg_milvus.cli.show import show_hits
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ MIN_PATH = 28
 GAP = 2
 """Columns between two columns of a table."""
 
-NO_HITS = "Nothing was found."
+NO_HITS = "No images found."
 
 FORMULAS = {
     "rank": "the score is the sum of weight / ({rrf_k} + rank)",
@@ -83,11 +83,11 @@ def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "")
     stacked = room < MIN_PATH
     if stacked:
         room = out.width - left
-    table = _table("rank", "score", "path", *([] if stacked else map(printable, names)), left=("path",))
+    table = _table("rank", "score", "path", *([] if stacked else map(escape_controls, names)), left=("path",))
     for place, hit in enumerate(hits):
         row = [column[place] for column in columns]
         cells = [Text(number) for number in row]
-        path = Text(shorten(printable(hit.path), room))
+        path = Text(shorten(escape_controls(hit.path), room))
         if stacked:
             below = "  ".join(f"{name} {number}" for name, number in zip(names, row, strict=True))
             path.append("\n" + below, style="dim")
@@ -118,10 +118,10 @@ def print_explanation(explanation: Explanation, *, title: str = "") -> None:
     out = console()
     _print_title(title, out)
     query = explanation.query
-    out.print(Text(f"plan {explanation.plan}: {printable(explanation.reason)}"))
+    out.print(Text(f"plan {explanation.plan}: {escape_controls(explanation.reason)}"))
     out.print(Text(f"fusion {query.fusion}: {FORMULAS[query.fusion].format(rrf_k=query.rrf_k)}"))
     if query.where:
-        out.print(Text(f"filter: {printable(query.where)}"))
+        out.print(Text(f"filter: {escape_controls(query.where)}"))
     out.print(Text())
     out.print(_fields(explanation))
     if explanation.candidates is not None:
@@ -136,7 +136,7 @@ def _print_title(title: str, out: Console) -> None:
     from rich.text import Text
 
     if title:
-        out.print(Text(shorten(printable(title), out.width), style="bold"), soft_wrap=True)
+        out.print(Text(shorten(escape_controls(title), out.width), style="bold"), soft_wrap=True)
 
 
 def _table(*columns: str, left: tuple[str, ...] = ()) -> Table:
@@ -155,7 +155,7 @@ def _fields(explanation: Explanation) -> Table:
     for name, field in explanation.fields.items():
         numbers = (field.depth, field.candidates, field.nearest, field.farthest)
         table.add_row(
-            printable(name), f"{field.weight:g}", str(field.bits),
+            escape_controls(name), f"{field.weight:g}", str(field.bits),
             *("" if number is None else f"{number:,}" for number in numbers),
             "" if field.seconds is None else _time(field.seconds),
         )  # fmt: skip
@@ -168,10 +168,10 @@ def _hits(explanation: Explanation, out: Console) -> Table:
     table = _table("rank", "image", "distance", "position", "of all", "score", left=("image",))
     room = out.width - 4 - 8 - 8 - 6 - 6 - 5 * GAP
     for hit, contributions in zip(explanation.hits, explanation.contributions, strict=True):
-        path = Text(shorten(printable(hit.path), room), style="bold")
+        path = Text(shorten(escape_controls(hit.path), room), style="bold")
         table.add_row(str(hit.rank), path, "", "", "", Text(f"{hit.score:.4f}", style="bold"))
         for name, contribution in contributions.items():
-            table.add_row("", f"  {printable(name)}", *_contribution(contribution))
+            table.add_row("", f"  {escape_controls(name)}", *_contribution(contribution))
     return table
 
 
@@ -187,7 +187,7 @@ def _contribution(contribution: Contribution) -> tuple[str, str, str, str]:
 def _times(explanation: Explanation) -> Table:
     table = _table("step", "time", left=("step",))
     for step, seconds in explanation.seconds.items():
-        table.add_row(printable(step), _time(seconds))
+        table.add_row(escape_controls(step), _time(seconds))
     table.add_row("total", _time(explanation.total_seconds), style="bold")
     return table
 
@@ -211,7 +211,7 @@ def query(
         typer.Option(
             "--like",
             metavar="ID_OR_PATH",
-            help="Ask with an image that is indexed already, e.g. photos/cat.jpg; it is not encoded again",
+            help="Query with an indexed image and its stored codes, e.g. photos/cat.jpg",
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Number of results, e.g. -k 20")] = 10,
@@ -249,11 +249,11 @@ def query(
     ] = None,
     where: Annotated[
         str | None,
-        typer.Option("--filter", metavar="EXPR", help="A Milvus expression on the rows, e.g. 'width >= 800'"),
+        typer.Option("--filter", metavar="EXPR", help="Milvus filter expression, e.g. 'width >= 800'"),
     ] = None,
     crop: Annotated[
         str | None,
-        typer.Option("--crop", metavar="X,Y,W,H", help="Search with a part of the image, in pixels: 40,60,200,150"),
+        typer.Option("--crop", metavar="X,Y,W,H", help="Search with this area of the image, in pixels: 40,60,200,150"),
     ] = None,
     contains: Annotated[
         bool,
@@ -275,7 +275,7 @@ def query(
     ] = False,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="Explain the scores: candidates, ranks, shares, times"),
+        typer.Option("--explain", help="Explain the scores: candidates, ranks, contributions, times"),
     ] = False,
     show: Annotated[
         bool,
@@ -292,7 +292,7 @@ def query(
     encoder: options.EncoderOption = None,
     device: options.DeviceOption = None,
 ) -> None:
-    """Find the images that look like the given ones."""
+    """Find the images most similar to the query images."""
     from mg_milvus.cli.settings import open_index, settings_from
     from mg_milvus.images.discover import text_path
 
@@ -300,9 +300,9 @@ def query(
     area = _crop(crop) if crop else None
     _refuse_conflicts(names, like, crop, (weights, profile, granularity))
     if contains and overlap:
-        raise typer.BadParameter("--contains and --overlap are two ways to search regions; give one of them")
+        raise options.UsageError("--contains and --overlap are two ways to search regions; give one of them")
     if show and as_json:
-        raise typer.BadParameter("--show and --json both write to standard output; give one of them")
+        raise options.UsageError("--show and --json both write to standard output; give one of them")
     query_options: QueryOptions = {
         "k": k,
         "weights": options.numbers(weights, "--weights", "coarse=1,fine=3") if weights else None,
@@ -356,13 +356,13 @@ def _refuse_conflicts(
     names: Sequence[str], like: str | None, crop: str | None, weights: Sequence[object | None]
 ) -> None:
     if bool(names) == (like is not None):
-        raise typer.BadParameter("give image files (or - for standard input), or --like ID_OR_PATH, and not both")
+        raise options.UsageError("give image files (or - for standard input), or --like ID_OR_PATH, not both")
     if names.count("-") > 1:
-        raise typer.BadParameter("standard input holds one image, so - can be given once")
+        raise options.UsageError("standard input holds one image, so - can be given once")
     if crop and like is not None:
-        raise typer.BadParameter("--crop needs the image itself; give its path instead of --like")
+        raise options.UsageError("--crop needs the image itself; give its path instead of --like")
     if sum(given is not None for given in weights) > 1:
-        raise typer.BadParameter("--weights, --profile and --granularity all set the weights; give one of them")
+        raise options.UsageError("--weights, --profile and --granularity all set the weights; give one of them")
 
 
 def _crop(text: str) -> Crop:
@@ -399,4 +399,4 @@ def _write_page(
         file.write_text(page, encoding="utf-8")
     except OSError as exc:
         raise typer.BadParameter(f"'{file}' cannot be written: {exc.strerror}", param_hint="--html") from exc
-    tell(f"wrote {file}", "wrote", file=str(file))
+    log_info(f"wrote {file}", "wrote", file=str(file))

@@ -14,7 +14,7 @@ import typer
 from mg_milvus.cli import log, options
 from mg_milvus.cli.console import ERROR
 from mg_milvus.errors import SchemaError
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from mg_milvus.schema.models import Schema
@@ -81,7 +81,7 @@ def init(
         raise SchemaError(f"{out} exists; choose another name with --out, or overwrite it with --force") from error
     except (OSError, ValueError) as error:
         raise SchemaError(f"{out} cannot be written: {error}; choose another place with --out") from error
-    print(f"wrote {printable(out)}; edit it, then: mgm schema check {printable(out)}")
+    print(f"wrote {escape_controls(out)}; edit it, then: mgm schema check {escape_controls(out)}")
 
 
 @app.command(epilog="Example: mgm schema check mgm-schema.yaml")
@@ -94,14 +94,14 @@ def check(file: SchemaFile) -> None:
     except SchemaError as error:
         for line in str(error).splitlines():
             if log.is_json():
-                log.emit(logging.ERROR, "error", message=line, error="SchemaError", file=str(file))
+                log.log_event(logging.ERROR, "error", message=line, error="SchemaError", file=str(file))
             else:
-                print(printable(line), file=sys.stderr)
+                print(escape_controls(line), file=sys.stderr)
         raise typer.Exit(ERROR) from error
     codes = " + ".join(f"{name} {bits}" for name, bits in schema.bits.items())
     print(
-        f"ok: {printable(file)}: collection {schema.collection}, {codes} bits = {schema.bytes_per_image} bytes per "
-        f"image, index {schema.storage.index}"
+        f"ok: {escape_controls(file)}: collection {schema.collection}, {codes} bits = {schema.bytes_per_image} bytes "
+        f"per image, index {schema.storage.index}"
     )
 
 
@@ -143,7 +143,7 @@ def diff(
         if as_json:
             print(json.dumps(asdict(d)))
         else:
-            print(printable(f"{d.key}: {json.dumps(d.old)} -> {json.dumps(d.new)}"))
+            print(escape_controls(f"{d.key}: {json.dumps(d.old)} -> {json.dumps(d.new)}"))
             print(f"    {d.consequence}: {d.reason}")
     if not as_json:
         _summarise([d.consequence for d in differences])

@@ -1,4 +1,4 @@
-"""``mgm serve``: the web page."""
+"""``mgm serve``, ``mgm up`` and ``mgm down``: the web page, and the server of a Milvus Lite file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import typer
 
 from mg_milvus.cli import log, options
 from mg_milvus.cli.console import ERROR
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from mg_milvus.store.lite_server import Served
@@ -32,26 +32,31 @@ MGM_WEB_TOKEN=... mgm serve --host 0.0.0.0 --read-only"""
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the commands to the application."""
     app.command(epilog=EXAMPLES)(serve)
+    app.command(epilog="Examples:\n\nmgm up\n\nmgm up --data photos.db --port 0\n\nmgm up --status --show-token")(up)
+    app.command(epilog="Example: mgm down --data photos.db")(down)
 
 
 def serve(
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; beyond this machine, e.g. 0.0.0.0, --token is needed")
+        str,
+        typer.Option("--host", metavar="ADDRESS", help="Address to listen on, e.g. 0.0.0.0, which requires --token"),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port, e.g. 8080; 0: any that is free")] = 8000,
+    port: Annotated[
+        int, typer.Option("--port", metavar="NUMBER", min=0, max=65535, help="Port, e.g. 8080; 0: any free port")
+    ] = 8000,
     read_only: Annotated[
         bool,
-        typer.Option("--read-only", help="Nothing can be changed from the page: mgm serve --read-only"),
+        typer.Option("--read-only", help="Allow no changes from the page: mgm serve --read-only"),
     ] = False,
     token: Annotated[
         str | None,
         typer.Option(
             "--token",
             metavar="TOKEN",
-            help="What the page asks of its visitors. Env: MGM_WEB_TOKEN (better: no history). "
-            "That of a Milvus server: MGM_TOKEN or mgm.yaml",
+            help="Token that visitors of the page need. Env: MGM_WEB_TOKEN, which stays out of the shell history. "
+            "The Milvus server's token is read from MGM_TOKEN or mgm.yaml",
         ),
     ] = None,
     allow_ingest: Annotated[
@@ -61,7 +66,7 @@ def serve(
             metavar="FOLDER",
             exists=True,
             file_okay=False,
-            help="A folder that may be ingested from the page, e.g. ~/Pictures; several times for several",
+            help="Folder that the page may ingest, e.g. ~/Pictures; can be repeated",
         ),
     ] = None,
     upload_to: Annotated[
@@ -70,7 +75,7 @@ def serve(
             "--upload-to",
             metavar="FOLDER",
             file_okay=False,
-            help="Where images uploaded into the index are kept; default for photos.db: photos-uploads",
+            help="Folder for images uploaded into the index; default for photos.db: photos-uploads",
         ),
     ] = None,
     uri: options.Uri = None,
@@ -79,7 +84,7 @@ def serve(
     encoder: options.EncoderOption = None,
     device: options.DeviceOption = None,
 ) -> None:
-    """Serve a web page and an API for searching the index, until Ctrl-C."""
+    """Serve a web page and an HTTP API for searching the index, until Ctrl-C."""
     from mg_milvus.cli.settings import open_index, settings_from
     from mg_milvus.errors import MissingPackageError
 
@@ -91,27 +96,29 @@ def serve(
             f"mgm serve needs the package {exc.name}, which is not installed: pip install 'mg-milvus[web]'"
         ) from exc
     settings = settings_from(uri, None, collection, device, encoder=encoder)
-    asked = token or os.environ.get("MGM_WEB_TOKEN") or None
-    log.register_token(asked)
+    web_token = token or os.environ.get("MGM_WEB_TOKEN") or None
+    log.register_token(web_token)
     file = Path(settings.uri)
     beside = file.with_name(f"{file.stem}-uploads") if file.suffix == ".db" and "://" not in settings.uri else None
     folder = upload_to or beside
-    taken = app.bind(host, port, asked)
-    # Where this line does not go to a terminal it goes into a log, which is not to hold the token.
-    where = app.address(host, taken) + (f"?token={quote(token)}" if token and sys.stdout.isatty() else "")
-    with closing(taken), open_index(settings, timeout=timeout) as index:
+    listener = app.bind(host, port, web_token)
+    # Without a terminal this line goes to a log, which must not contain the token.
+    address = app.address(host, listener) + (f"?token={quote(token)}" if token and sys.stdout.isatty() else "")
+    with closing(listener), open_index(settings, timeout=timeout) as index:
         rows = index.count() if index.exists else 0
         app.serve(
             index,
             WebSettings(
                 read_only=read_only,
-                token=asked,
+                token=web_token,
                 ingest_folders=tuple(path.absolute() for path in allow_ingest or ()),
                 upload_folder=folder.absolute() if folder else None,
                 thumbnail_folder=media.default_folder(),
             ),
-            taken,
-            started=lambda: print(f"{where} · {rows:,} images of '{index.collection}' · Ctrl-C ends it", flush=True),
+            listener,
+            started=lambda: print(
+                f"{address} · {rows:,} images in '{index.collection}' · press Ctrl-C to stop", flush=True
+            ),
         )
 
 
@@ -119,38 +126,35 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data",
-        metavar="PLACE",
-        help="A Milvus Lite file, photos.db, or a folder for mgm.db; default: what MGM_URI or mgm.yaml name, or mgm.db",
+        metavar="FILE",
+        help="Milvus Lite file, e.g. photos.db, or a folder that contains mgm.db; default: MGM_URI, mgm.yaml's uri, or "
+        "mgm.db",
     ),
 ]
-
-
-def register_up(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command(epilog="Examples:\n\nmgm up\n\nmgm up --data photos.db --port 0\n\nmgm up --status --show-token")(up)
-    app.command(epilog="Example: mgm down --data photos.db")(down)
 
 
 def up(
     data: Data = None,
     port: Annotated[
         int | None,
-        typer.Option("--port", min=0, max=65535, help="Port, e.g. 20000; 0: any that is free; default: 19530"),
+        typer.Option(
+            "--port", metavar="NUMBER", min=0, max=65535, help="Port, e.g. 20000; 0: any free port; default: 19530"
+        ),
     ] = None,
     status: Annotated[
-        bool, typer.Option("--status", help="Only say whether it runs: mgm up --status || mgm up")
+        bool, typer.Option("--status", help="Only report whether the server runs: mgm up --status || mgm up")
     ] = False,
     show_token: Annotated[
         bool,
-        typer.Option("--show-token", help="Print the token that Milvus programs other than mgm need, nothing else"),
+        typer.Option("--show-token", help="Print only the token, which programs other than mgm need"),
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Share a Milvus Lite file: serve it to all your programs on this machine, until mgm down."""
+    """Serve a Milvus Lite file to all your programs on this machine, until mgm down."""
     from mg_milvus.store import lite_server
 
     if show_token and as_json:
-        raise typer.BadParameter("give --json or --show-token: the token is in no JSON")
+        raise options.UsageError("give --json or --show-token, not both: the JSON does not contain the token")
     file = _file(data)
     if status:
         running = lite_server.served(file)
@@ -166,17 +170,20 @@ def up(
     if as_json:
         print(json.dumps({"running": True, "started": fresh} | _facts(running)))
         return
-    print(f"{printable(running.file)} is {'' if fresh else 'already '}served at {running.uri}, to your programs only")
-    print(f"log: {printable(running.log)}\n")
+    print(
+        f"{escape_controls(running.file)} is {'' if fresh else 'already '}served at {running.uri}, "
+        "for your own programs only"
+    )
+    print(f"log: {escape_controls(running.log)}\n")
     print(f"mgm ingest photos/ --uri {running.uri}")
     print(f"mgm serve --uri {running.uri}")
     print(f"mgm down{_named(data)}\n")
-    print(f"Programs that name {printable(Path(running.file).name)} instead of the URI are led there too.")
-    print(f"Milvus programs other than mgm need a token: mgm up --status --show-token{_named(data)}")
+    print(f"Commands that open {escape_controls(Path(running.file).name)} by its name use this server, too.")
+    print(f"Other Milvus clients need a token: mgm up --status --show-token{_named(data)}")
 
 
 def down(data: Data = None, as_json: options.AsJson = False) -> None:
-    """Stop the server that mgm up started; everything stays in the file."""
+    """Stop the server that mgm up started; the data stays in the file."""
     from mg_milvus.store import lite_server
 
     file = _file(data)
@@ -184,19 +191,21 @@ def down(data: Data = None, as_json: options.AsJson = False) -> None:
     if as_json:
         print(json.dumps({"file": str(file), "stopped": stopped is not None}))
     elif stopped:
-        print(f"{printable(stopped.file)} is no longer served at {stopped.uri}")
+        print(f"{escape_controls(stopped.file)} is no longer served at {stopped.uri}")
     else:
-        print(f"{printable(str(file))} is not served: nothing to stop")
+        print(f"{escape_controls(str(file))} is not served: nothing to stop")
 
 
 def _print_status(file: Path, running: Served | None, data: str | None, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"running": True} | _facts(running) if running else {"running": False, "file": str(file)}))
     elif running:
-        print(f"{printable(running.file)} is served at {running.uri} since {running.since} by process {running.pid}")
-        print(f"log: {printable(running.log)}")
+        print(
+            f"{escape_controls(running.file)} is served at {running.uri} since {running.since} by process {running.pid}"
+        )
+        print(f"log: {escape_controls(running.log)}")
     else:
-        print(f"{printable(str(file))} is not served: mgm up{_named(data)}")
+        print(f"{escape_controls(str(file))} is not served: mgm up{_named(data)}")
     if not running:
         raise typer.Exit(ERROR)
 
@@ -208,7 +217,7 @@ def _print_token(running: Served) -> None:
 
 
 def _facts(running: Served) -> dict[str, object]:
-    return {name: value for name, value in asdict(running).items() if name != "socket"}  # mgm finds it by itself
+    return {name: value for name, value in asdict(running).items() if name != "socket"}  # an implementation detail
 
 
 def _named(data: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Where a command's settings come from: option, environment, ``mgm.yaml`` in the current folder, default."""
+"""Settings of a command: from its options, the environment, ``mgm.yaml`` in the current folder, or the defaults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mg_milvus.cli import log, options
-from mg_milvus.cli.log import tell
+from mg_milvus.cli.log import log_info
 from mg_milvus.errors import SchemaError
 from mg_milvus.files import open_plain
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 SETTINGS_FILE = "mgm.yaml"
 _SECRETS = ("token", "client_cert", "client_key")
-"""What shows a server who one is."""
+"""Settings that authenticate the user to a server."""
 _PEER = ("uri", "ca_cert", "server_name")
-"""What decides which server that is, and who passes for it."""
+"""Settings that decide which server is used, and whose certificate is accepted for it."""
 _CONNECTION = frozenset({*_SECRETS, *_PEER, "secure"})
 
 Home = Annotated[str, AfterValidator(lambda text: str(Path(text).expanduser()) if text.startswith("~") else text)]
-"""A path or a URI; ``~`` is the home folder also where no shell has replaced it."""
+"""A path or a URI; a leading ``~`` is replaced by the home folder."""
 
 
 class Settings(BaseModel):
-    """What the commands share. None means: what the collection remembers, or else the library's default."""
+    """Settings that commands share; None means the collection's own value, or else the library's default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,7 +72,7 @@ class Settings(BaseModel):
 
 
 NAMES = tuple(field.alias or name for name, field in Settings.model_fields.items())
-"""The keys of ``mgm.yaml``; the environment variable of each is ``MGM_`` and the name in capitals."""
+"""The keys of ``mgm.yaml``; the environment variable of each is ``MGM_`` and the key in capitals."""
 
 
 def settings_from(
@@ -85,29 +85,29 @@ def settings_from(
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> Settings:
-    """Settings for a command that reaches Milvus.
+    """Read the settings of a command that connects to Milvus.
 
-    Each argument that is not None wins, then ``MGM_*``, then ``mgm.yaml``, then defaults. The options of TLS, which
-    every such command has, are taken from the command that runs. An environment variable that is set but empty counts
-    as not set. User and password in the URI become the token.
+    Arguments that are not None come first, then ``MGM_*``, then ``mgm.yaml``, then the defaults. The TLS options are
+    those of the running command. An empty environment variable counts as not set. User and password in the URI become
+    the token.
 
-    Whoever leaves a ``mgm.yaml`` in a folder gets no secret by it: those of the options and of the environment are sent
-    to no server that the file chose or vouches for, and what the file says of its own server holds for no other.
+    A ``mgm.yaml`` written by somebody else must not obtain secrets: those of options and environment are never sent to
+    a server that the file chose or vouches for, and the file's settings of its own server apply to no other.
 
     Raises:
-        typer.BadParameter: a value of the environment or of the file cannot be used, the file has an unknown key or can
-            be written by others, or it chose the server that a secret would be sent to.
+        typer.BadParameter: a value of the environment or of the file is invalid, the file has an unknown key or can be
+            written by others, or it chose the server that would receive a secret.
     """
     chosen = {
         "uri": uri, "token": token, "collection": collection, "device": device, "schema": schema, "encoder": encoder,
-        "batch_size": batch_size, "workers": workers, **options.given(),
+        "batch_size": batch_size, "workers": workers, **options.tls_values(),
     }  # fmt: skip
     layers = _Layers(chosen)
-    layers.part_servers()
+    layers.drop_other_server()
     settings = layers.settings()
-    layers.refuse_to_send(settings)
+    layers.check_recipient(settings)
     log.register_token(settings.token)
-    layers.tell(settings)
+    layers.log_origin(settings)
     return settings
 
 
@@ -118,7 +118,7 @@ def local_settings(
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> Settings:
-    """Settings for a command that reaches no Milvus server; they hold no secret.
+    """Read the settings of a command that connects to no Milvus server; they contain no secret.
 
     Raises:
         typer.BadParameter: as ``settings_from``.
@@ -127,12 +127,12 @@ def local_settings(
     layers = _Layers(options)
     layers.drop(_CONNECTION - {"uri"})
     settings = layers.settings()
-    layers.tell(settings)
+    layers.log_origin(settings)
     return settings
 
 
 class _Layers:
-    """The values of all origins: of the options, of the environment, of the file."""
+    """The values of file, environment and options; later ones override earlier ones."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._file = _read(Path(SETTINGS_FILE))
@@ -151,13 +151,13 @@ class _Layers:
                     self._origins[name] = origin(name)
 
     def drop(self, names: frozenset[str]) -> None:
-        """Take settings out again."""
+        """Remove settings."""
         for name in names:
             self._values.pop(name, None)
             self._origins.pop(name, None)
 
-    def part_servers(self) -> None:
-        """Drop what the file says of its server where another is asked, and its token where the URI holds one."""
+    def drop_other_server(self) -> None:
+        """Drop the file's connection settings if another server is used, and its token if the URI contains one."""
         from mg_milvus.config import split_token
 
         uri, own = self._values.get("uri"), self._file.get("uri")
@@ -171,10 +171,10 @@ class _Layers:
             unused = {"token"}
         self.drop(frozenset(unused))
         if unused:
-            self._note = f"; not its {_words(unused)}, for this is another server"
+            self._note = f"; ignored, because this is another server: {_words(unused)}"
 
     def settings(self) -> Settings:
-        """All of them, checked."""
+        """Return the validated settings."""
         try:
             return Settings.model_validate(self._values)
         except ValidationError as exc:
@@ -183,10 +183,14 @@ class _Layers:
             got = "not shown" if name in {"uri", "token"} else repr(first["input"])  # they may hold a password
             raise typer.BadParameter(f"{self._origins[name]} is {got}: {_sentence(first['msg'])}") from None
 
-    def refuse_to_send(self, settings: Settings) -> None:
-        """Secrets from elsewhere are for no server that the file chose, or whose certificate it vouches for."""
+    def check_recipient(self, settings: Settings) -> None:
+        """Refuse to send secrets of options and environment to a server that the file chose or vouches for.
+
+        Raises:
+            typer.BadParameter: a secret would be sent there.
+        """
         if "://" not in settings.uri:
-            return  # a file of this machine is sent none
+            return  # a local file receives no secrets
         chosen = [name for name in _PEER if self._from_file(name)]
         sent = [self._origins[name] for name in _SECRETS if name in self._values and not self._from_file(name)]
         if settings.token is not None and "token" not in self._values and not self._from_file("uri"):
@@ -199,13 +203,13 @@ class _Layers:
                 "that server is yours; otherwise leave the secret out, or remove the file"
             )
 
-    def tell(self, settings: Settings) -> None:
-        """Say once that a file was used: nobody need know that one lies in the current folder."""
+    def log_origin(self, settings: Settings) -> None:
+        """Log that ``mgm.yaml`` was used; the user may not know that the folder contains one."""
         used = [name for name in NAMES if self._from_file(name)]
         if used or self._note:
             uri = f" (uri: {settings.uri})" if "uri" in used else ""
             keys = _words(used) if used else "nothing"
-            tell(f"settings from {_place()}: {keys}{uri}{self._note}", "settings")
+            log_info(f"settings from {_place()}: {keys}{uri}{self._note}", "settings")
 
     def _from_file(self, name: str) -> bool:
         return self._origins.get(name) == f"'{name}' in {SETTINGS_FILE}"
@@ -220,7 +224,7 @@ def _words(names: Iterable[str]) -> str:
 
 
 def open_index(settings: Settings, *, timeout: float = 10.0) -> ImageIndex:
-    """The index that the settings describe, opened; use it as a context manager."""
+    """Open the index that the settings describe, as a context manager."""
     from mg_milvus.index import ImageIndex
 
     return ImageIndex.from_config(settings.milvus(timeout), settings.schema_source, settings.encoder, settings.device)
@@ -260,10 +264,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _check_owner(file: Path, stream: BinaryIO) -> None:
-    """Settings decide which server is asked: nobody else may write them, nor put a link to others in their place.
+    """Check that no other user can write the settings, or replace them by a link.
 
     Raises:
-        typer.BadParameter: somebody else may.
+        typer.BadParameter: another user can.
     """
     if os.name != "posix":
         return
@@ -271,13 +275,13 @@ def _check_owner(file: Path, stream: BinaryIO) -> None:
     for owner in (status.st_uid, os.lstat(file).st_uid):
         if owner not in {0, os.geteuid()}:
             raise typer.BadParameter(
-                f"{_place()} belongs to the user with the number {owner}, expected you ({os.geteuid()}) or root: it "
-                "decides where images and secrets go; copy it, if it is right, or remove it"
+                f"{_place()} belongs to user id {owner}, expected yours ({os.geteuid()}) or root, because it "
+                "decides where images and secrets are sent; copy it if you trust it, or remove it"
             )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise typer.BadParameter(
             f"{_place()} can be written by others (mode {stat.S_IMODE(status.st_mode):o}), and it decides where "
-            f"images and secrets go: look at it, then chmod go-w {file}"
+            f"images and secrets are sent: check it, then chmod go-w {file}"
         )
 
 

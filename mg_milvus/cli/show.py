@@ -1,4 +1,4 @@
-"""Query results as thumbnails in the terminal, drawn by the library textual-image."""
+"""Thumbnails of query results in the terminal, drawn by the library textual-image."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from mg_milvus.cli.console import console, shorten
-from mg_milvus.cli.log import tell
+from mg_milvus.cli.log import log_info
 from mg_milvus.errors import UnsupportedError
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,14 +30,14 @@ METHODS = {"kitty": "TGPImage", "sixel": "SixelImage", "blocks": "HalfcellImage"
 GAP = 2
 """Columns between two images."""
 _CELLS = {"blocks": (25, 9)}
-"""Columns and rows of one image; half blocks are coarse and need more room than the other methods."""
+"""Columns and rows of one image; half blocks have the lowest resolution, so they need more space."""
 _USUAL_CELLS = (18, 7)
 _CELL_PIXELS = (20, 40)
 """Pixels drawn for a character cell; textual-image scales them to the terminal's own."""
 
 
 def show_hits(hits: Sequence[Hit], *, title: str = "") -> None:
-    """Print hits as rows of thumbnails with rank, score and file name, or a line that says why none are shown.
+    """Print hits as rows of thumbnails with rank, score and file name, or log why there are none.
 
     Args:
         hits: best first.
@@ -46,37 +46,37 @@ def show_hits(hits: Sequence[Hit], *, title: str = "") -> None:
     Raises:
         UnsupportedError: textual-image is not installed.
     """
-    with _terminal_replies_only():
-        _show(hits, title)
+    with _terminal_input_only():
+        method = _method()
+        if method is not None:
+            _print_thumbnails(hits, title, method)
+            return
+    log_info(
+        "--show draws no images: standard output is not a terminal with colours. Use --html FILE for a page with "
+        f"images, or set {VARIABLE} to kitty, sixel or blocks"
+    )
 
 
-def _show(hits: Sequence[Hit], title: str) -> None:
-    method = _method()
-    if method is None:
-        tell(
-            "no images: standard output is not a terminal with colours. --html FILE writes a page with them; "
-            f"{VARIABLE}=kitty, sixel or blocks shows them nevertheless"
-        )
-        return
+def _print_thumbnails(hits: Sequence[Hit], title: str, method: str) -> None:
     out = _image_console(method)
     if title:
-        print(printable(title))
+        print(escape_controls(title))
     columns, rows = _CELLS.get(method, _USUAL_CELLS)
     across = max(1, (out.width + GAP) // (columns + GAP))
     for start in range(0, len(hits), across):
         row = hits[start : start + across]
-        # The library writes kitty's sequences directly to the terminal, past what is buffered here.
+        # The library writes kitty's sequences to the terminal directly, so flush what is buffered here first.
         sys.stdout.flush()
         out.print(_renderable(method, _sheet(row, columns, rows), len(row) * (columns + GAP) - GAP, rows))
-        names = (shorten(printable(os.path.basename(hit.path) or hit.path), columns) for hit in row)
+        names = (shorten(escape_controls(os.path.basename(hit.path) or hit.path), columns) for hit in row)
         for texts in ([f"{hit.rank}  {hit.score:.4f}" for hit in row], names):
             print((" " * GAP).join(_padded(text, columns) for text in texts).rstrip())
         print()
 
 
 @contextmanager
-def _terminal_replies_only() -> Iterator[None]:
-    """Hide a standard input that is not a terminal: textual-image reads the terminal's replies from it."""
+def _terminal_input_only() -> Iterator[None]:
+    """Hide a standard input that is not a terminal, because textual-image reads the terminal's replies from it."""
     stdin = sys.__stdin__
     if stdin is not None and not stdin.isatty():
         sys.__stdin__ = None  # type: ignore[misc]
@@ -87,7 +87,7 @@ def _terminal_replies_only() -> Iterator[None]:
 
 
 def _method() -> str | None:
-    """Return the method of ``MGM_SHOW``, or the best that the terminal supports; None where it shows no images.
+    """Return the method of ``MGM_SHOW``, or the best one of the terminal; None if it has none.
 
     Raises:
         typer.BadParameter: ``MGM_SHOW`` is none of the methods.
@@ -99,7 +99,7 @@ def _method() -> str | None:
         return forced
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         return None
-    # Importing the library asks the terminal what it supports.
+    # Importing the library queries the terminal's capabilities.
     detected = _library().Image
     supported = next((method for method, name in METHODS.items() if getattr(_library(), name) is detected), None)
     return None if supported == "blocks" and os.environ.get("NO_COLOR") else supported
@@ -122,14 +122,14 @@ def _renderable(method: str, image: Image.Image, columns: int, rows: int) -> Ren
 def _image_console(method: str) -> Console:
     from rich.console import Console
 
-    # kitty reads an image's number from an exact colour; half blocks take what the terminal has.
+    # kitty encodes the image id in an exact colour; half blocks use the terminal's own colours.
     system: Literal["auto", "truecolor"] = "auto" if method == "blocks" else "truecolor"
     width = console().width if sys.stdout.isatty() else 80
     return Console(file=sys.stdout, force_terminal=True, color_system=system, no_color=False, width=width)
 
 
 def _sheet(hits: Sequence[Hit], columns: int, rows: int) -> Image.Image:
-    """Draw the images beside each other, each centred in its room of ``columns`` by ``rows`` cells."""
+    """Draw the images side by side, each centred in a box of ``columns`` by ``rows`` cells."""
     from PIL import Image
 
     width, height = columns * _CELL_PIXELS[0], rows * _CELL_PIXELS[1]
@@ -141,8 +141,8 @@ def _sheet(hits: Sequence[Hit], columns: int, rows: int) -> Image.Image:
     return sheet
 
 
-def _image(hit: Hit, room: tuple[int, int]) -> Image.Image:
-    """Read the image of a hit at the size of its room; one that cannot be read is a crossed-out grey box."""
+def _image(hit: Hit, box: tuple[int, int]) -> Image.Image:
+    """Read the image of a hit, scaled to its box; an unreadable one becomes a crossed-out grey box."""
     from PIL import Image, ImageDraw, ImageOps
 
     from mg_milvus.errors import ImageError
@@ -150,13 +150,13 @@ def _image(hit: Hit, room: tuple[int, int]) -> Image.Image:
     from mg_milvus.images.thumbnails import small
 
     try:
-        image, _, _ = small(text_path(hit.path), max(room), hit.box)
+        image, _, _ = small(text_path(hit.path), max(box), hit.box)
     except ImageError:
-        image = Image.new("RGB", room, "#808080")
+        image = Image.new("RGB", box, "#808080")
         draw = ImageDraw.Draw(image)
-        for ends in ((0, 0, *room), (0, room[1], room[0], 0)):
-            draw.line(ends, fill="#404040", width=max(1, min(room) // 20))
-    return ImageOps.contain(image.convert("RGB"), room, Image.Resampling.LANCZOS)
+        for ends in ((0, 0, *box), (0, box[1], box[0], 0)):
+            draw.line(ends, fill="#404040", width=max(1, min(box) // 20))
+    return ImageOps.contain(image.convert("RGB"), box, Image.Resampling.LANCZOS)
 
 
 def _padded(text: str, columns: int) -> str:

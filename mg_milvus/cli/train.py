@@ -11,8 +11,8 @@ import typer
 
 from mg_milvus.cli import options
 from mg_milvus.cli.console import UNREADABLE, ProgressView, print_failures
-from mg_milvus.cli.log import tell
-from mg_milvus.files import printable
+from mg_milvus.cli.log import log_info
+from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,10 +136,10 @@ def train(
     Without label folders, clusters take the place of labels.
     """
     from mg_milvus.cli.settings import local_settings
-    from mg_milvus.evaluation.report import check_report
+    from mg_milvus.html.report import check_report
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.training.config import TrainingConfiguration as Configuration
-    from mg_milvus.training.report import curves
+    from mg_milvus.training.report import tensorboard_writer
     from mg_milvus.training.train import train as run
 
     given: dict[str, Any] = {"backbone": backbone, "init": init, "seed": seed}
@@ -152,11 +152,11 @@ def train(
     settings = local_settings(device=device, workers=workers)
     if report_folder is not None:
         check_report(report_folder)
-    with ProgressView() as view, curves(tensorboard) as write:
+    with ProgressView() as view, tensorboard_writer(tensorboard) as write:
 
         def on_epoch(record: Mapping[str, float]) -> None:
             write(record)
-            view.line(epoch_line(record, configuration.epochs), "epoch", **record)
+            view.print_line(epoch_line(record, configuration.epochs), "epoch", **record)
 
         report = run(
             folder, out, configuration, labels=labels, resume=resume, stop_after=stop_after,
@@ -171,16 +171,16 @@ def train(
 
 def epoch_line(record: Mapping[str, float], epochs: int) -> str:
     """One epoch in a line: its losses, the mAP on held-out images, seconds."""
-    figures = {name.removeprefix("map_"): value for name, value in record.items() if name.startswith("map_")}
+    metrics = {name.removeprefix("map_"): value for name, value in record.items() if name.startswith("map_")}
     rest = {k: v for k, v in record.items() if k not in {"epoch", "held_out", "seconds"} and not k.startswith("map_")}
     losses = ", ".join(f"{name} {value:.3f}" for name, value in rest.items())
-    found = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-    judged = f"; held-out mAP {found}" if figures else ""
+    found = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+    judged = f"; held-out mAP {found}" if metrics else ""
     return f"epoch {int(record['epoch'])} of {epochs}: loss {losses}{judged} ({record['seconds']:.0f} s)"
 
 
 def _write_page(report: TrainReport, folder: Path, out: Path, configuration: TrainingConfiguration) -> None:
-    from mg_milvus.training.report import write_training_page
+    from mg_milvus.training.report import write_training_report
 
     setup = [
         ("backbone", configuration.backbone),
@@ -190,8 +190,8 @@ def _write_page(report: TrainReport, folder: Path, out: Path, configuration: Tra
     ]
     if report.labels:
         setup.append(("learned by", configuration.supervised))
-    page = write_training_page(report, folder, title=f"How {out.name} was trained", setup=setup)
-    tell(f"wrote {page}", "wrote", file=str(page))
+    page = write_training_report(report, folder, title=f"How {out.name} was trained", setup=setup)
+    log_info(f"wrote {page}", "wrote", file=str(page))
 
 
 def _progress(step: StepReport) -> Any:
@@ -213,7 +213,7 @@ def _finish(report: TrainReport, out: Path, *, as_json: bool) -> None:
     else:
         learned = " and ".join(f"{count:,} {level}" for level, count in report.labels.items()) or "clusters, no labels"
         print(
-            f"{printable(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, trained on "
+            f"{escape_controls(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, trained on "
             f"{report.images:,} images ({learned}) in {report.seconds:.0f} s; weights of "
             f"epoch {report.best_epoch} of {report.epochs}"
         )

@@ -1,6 +1,6 @@
 """The protocol ``copies``: whether the original of an edited image is found.
 
-Every image of a folder is in the database; some are asked for in edited versions (``edits``), one edit at a time. The
+Every image of a folder is in the database; edited versions of some, one edit at a time, are the queries. The
 rank of the original is the worst inside its tie, so a tie with another image counts as missed by recall@1. One
 image is relevant to a query, so ``map`` is the mean reciprocal rank. Labels are not looked at.
 """
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mg_milvus.codes import hamming
 from mg_milvus.errors import ImageError
-from mg_milvus.evaluation.encoded import encode_labelled, heads_text, with_heads
+from mg_milvus.evaluation.encoded import Setup, encode_labelled, heads_text, with_heads
 from mg_milvus.evaluation.labels import Labelled
-from mg_milvus.evaluation.scoring import FLOAT, FUSED, float_rankings, fused_keys, health_figures, recipes_of
+from mg_milvus.evaluation.scoring import FLOAT, FUSED, float_rankings, fused_keys, health_metrics, recipes_of
 from mg_milvus.images.augment import AUGMENTATIONS, STRENGTHS
 from mg_milvus.images.decode import opening
 from mg_milvus.images.discover import discover, text_path
@@ -25,7 +26,7 @@ from mg_milvus.records import Failure, Progress
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from PIL import Image
@@ -33,81 +34,79 @@ if TYPE_CHECKING:
     from mg_milvus.codes import Codes
     from mg_milvus.encoder.base import Encoder, Features, Pixels
     from mg_milvus.images.discover import Found
-    from mg_milvus.ingest.pipeline import Settings
     from mg_milvus.schema.models import Schema
 
     Version = tuple[str, str]
     Ranks = dict[Version, dict[str, list[int]]]
 
 COPIES = 200
-"""Images that are edited and asked for, at most."""
+"""Images that are edited and queried, at most."""
 CUTS = (1, 10)
 AT_ONCE = 8
 """Originals held in memory at a time, in full size."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Database:
+    """The originals: codes and features by granularity, and how to fuse them."""
+
+    codes: Mapping[str, Codes]
+    features: Features
+    schema: Schema
+
+
 def evaluate_copies(
     folder: str | os.PathLike[str],
-    encoder: Encoder,
-    schema: Schema,
-    *,
-    sample: int,
+    setup: Setup,
     most: int = COPIES,
     seed: int = 0,
-    settings: Settings,
-    progress: Callable[[Progress], None] | None = None,
 ) -> tuple[dict[str, Any], tuple[Failure, ...]]:
     """Ask for edited versions of the images of a folder.
 
     Args:
         folder: all its images are the database.
-        encoder: as loaded; its heads become those of an ingest.
-        schema: granularities, weights, heads.
-        sample: images that the heads are fitted on, at most.
-        most: images asked for, at most; they are drawn at random.
+        setup: the encoder, whose heads become those of an ingest, the schema and the settings.
+        most: images queried, at most; they are drawn at random.
         seed: of that draw.
-        settings: batch size, threads, largest image.
-        progress: called after each batch.
 
     Returns:
-        The figures in the stable form, with ``copies``: edit -> strength -> ranking -> recall@1, recall@10; and the
+        The metrics in the stable form, with ``copies``: edit -> strength -> ranking -> recall@1, recall@10; and the
         images that could not be read or edited.
 
     Raises:
         ImageError: there are fewer than two readable images.
     """
+    schema, settings, progress = setup.schema, setup.settings, setup.progress
     failed: list[Failure] = []
     found = tuple(sorted(discover([folder], failed.append), key=lambda image: image.path))
-    encoded = encode_labelled(Labelled(found, None, None), encoder, settings, progress)
+    encoded = encode_labelled(Labelled(found, None, None), setup.encoder, settings, progress)
     failed += encoded.failures
     images = encoded.labelled.images
     if len(images) < 2:
         raise ImageError(f"there is one readable image in {folder}, expected at least two; it would always be found")
-    fitted, fitted_on = with_heads(
-        encoder, encoded.features, images, found, schema.bits, heads=schema.encoder.heads, sample=sample
-    )
+    fitted, fitted_on = with_heads(setup, encoded.features, images, found)
     features = {name: encoded.features[name] for name in schema.bits}
-    database = fitted.codes(features)
-    asked = np.sort(np.random.default_rng(seed).permutation(len(images))[:most])
+    database = _Database(fitted.codes(features), features, schema)
+    queries = np.sort(np.random.default_rng(seed).permutation(len(images))[:most])
     ranks: Ranks = defaultdict(lambda: defaultdict(list))
     with ThreadPoolExecutor(settings.workers, "mgm-edit") as pool:
-        for start in range(0, len(asked), AT_ONCE):
-            rows = asked[start : start + AT_ONCE]
+        for start in range(0, len(queries), AT_ONCE):
+            rows = queries[start : start + AT_ONCE]
             originals = [images[row] for row in rows]
             versions = list(pool.map(lambda own: _versions(own, fitted, settings.max_pixels), originals))
             failed += [failure for _, failures in versions for failure in failures]
             flat = [(row, *version) for row, (made, _) in zip(rows, versions, strict=True) for version in made]
-            _count(flat, fitted, schema, database, features, ranks)
+            _count(flat, fitted, database, ranks)
             if progress:
-                progress(Progress("asking for edited copies", start + len(rows), len(asked), len(failed)))
+                progress(Progress("querying edited copies", start + len(rows), len(queries), len(failed)))
     every = {
         ranking: [rank for own in ranks.values() for rank in own[ranking]] for ranking in next(iter(ranks.values()))
     }
     floats = {name: _summary(every[FLOAT + name]) for name in schema.bits}
     best = max(floats, key=lambda name: float(floats[name]["map"]))
-    codes = health_figures(database)
-    figures = {
-        "queries": len(asked),
+    codes = health_metrics(database.codes)
+    metrics = {
+        "queries": len(queries),
         "database": len(images),
         "granularities": {name: own | _summary(every[name]) for name, own in codes["granularities"].items()},
         "fused": {name: _summary(every[FUSED + name]) for name in recipes_of(schema)},
@@ -123,11 +122,11 @@ def evaluate_copies(
         "collisions": codes["collisions"],
         "bytes_per_image": schema.bytes_per_image,
         "protocol": "copies",
-        "about": f"copies: {len(asked)} images, each in {len(ranks)} edited versions, against all",
+        "about": f"copies: {len(queries)} images, each in {len(ranks)} edited versions, against all",
         "heads": heads_text(fitted_on),
         "fingerprint": fitted.fingerprint,
     }
-    return figures, tuple(failed)
+    return metrics, tuple(failed)
 
 
 def _versions(original: Found, encoder: Encoder, max_pixels: int) -> tuple[list[tuple[Version, Pixels]], list[Failure]]:
@@ -154,20 +153,19 @@ def _edited(image: Image.Image, path: str, encoder: Encoder) -> tuple[list[tuple
 def _count(
     versions: Sequence[tuple[int, Version, Pixels]],
     encoder: Encoder,
-    schema: Schema,
-    database: Mapping[str, Codes],
-    features: Features,
+    database: _Database,
     ranks: Ranks,
 ) -> None:
     """Add the rank of each version's original, in every ranking."""
     if not versions:
         return
-    asked = encoder.features([pixels for *_, pixels in versions])
-    asked = {name: asked[name] for name in features}
-    distances = {name: hamming(codes, database[name]) for name, codes in encoder.codes(asked).items()}
+    features = encoder.features([pixels for *_, pixels in versions])
+    features = {name: features[name] for name in database.features}
+    distances = {name: hamming(codes, database.codes[name]) for name, codes in encoder.codes(features).items()}
+    schema = database.schema
     recipes = recipes_of(schema)
     nothing = np.empty((0, 0), np.uint8)
-    cosines = dict(float_rankings(asked, features)(slice(None), nothing))
+    cosines = dict(float_rankings(features, database.features)(slice(None), nothing))
     for place, (row, version, _) in enumerate(versions):
         own = {name: values[place] for name, values in distances.items()}
         keys = fused_keys(own, schema.bits, list(recipes.values()))

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg_milvus.errors import EncoderError, ImageError
+from mg_milvus.errors import ImageError
 from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE, random_sample, sample_features
 from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.records import Failure, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from mg_milvus.encoder.base import Encoder, Features
     from mg_milvus.evaluation.labels import Labelled
     from mg_milvus.images.discover import Found
+    from mg_milvus.schema.models import Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What an evaluation of any protocol needs.
+
+    Attributes:
+        encoder: as loaded, before its heads are fitted.
+        schema: granularities, weights, heads.
+        sample: images that the heads are fitted on, at most.
+        settings: batch size, threads, largest image.
+        progress: called after each batch.
+    """
+
+    encoder: Encoder
+    schema: Schema
+    sample: int = SAMPLE_SIZE
+    settings: Settings = field(default_factory=Settings)
+    progress: Callable[[Progress], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +50,7 @@ class Encoded:
         labelled: those that could be read.
         features: granularity -> (n, d) float32, before hashing, in the order of ``labelled``.
         failures: those that could not be read, which are left out.
-        broken: (n,) bool of the images that were asked for: which of them could not be read.
+        broken: (n,) bool of all images: which of them could not be read.
     """
 
     labelled: Labelled
@@ -56,10 +76,10 @@ def encode_labelled(
     Raises:
         ImageError: not one of them can be read.
     """
-    told = progress or (lambda _: None)
+    report = progress or (lambda _: None)
     read, features = sample_features(
         labelled.images, encoder, settings or Settings(),
-        lambda done: told(Progress("encoding", done, len(labelled), 0)),
+        lambda done: report(Progress("encoding", done, len(labelled), 0)),
     )  # fmt: skip
     failures = tuple(Failure(image.file.path, image.failure) for image in read if image.failure is not None)
     if len(failures) == len(read):
@@ -70,42 +90,31 @@ def encode_labelled(
 
 
 def with_heads(
-    encoder: Encoder,
-    features: Features,
-    readable: Sequence[Found],
-    database: Sequence[Found],
-    bits: Mapping[str, int],
-    *,
-    heads: str = "adapt",
-    sample: int = SAMPLE_SIZE,
+    setup: Setup, features: Features, readable: Sequence[Found], database: Sequence[Found]
 ) -> tuple[Encoder, int]:
     """The encoder with the hash heads that a first ingest of a database gives it.
 
     Args:
-        encoder: as loaded.
+        setup: the encoder, the schema with its code lengths and kind of heads, and the size of the sample.
         features: granularity -> (n, d) of ``readable``.
         readable: images of the database that could be read, in its order.
         database: all its images, in the order of the ingest; the sample is drawn from these, as the ingest draws it.
-        bits: granularity -> code length.
-        heads: ``adapt``: fitted on the sample when it is large enough; ``fixed``: the encoder's own.
-        sample: images fitted on, at most.
 
     Returns:
         The encoder, and the number of images that its heads were fitted on: 0 for its own.
 
     Raises:
-        EncoderError: the encoder does not offer one of the granularities, or ``heads`` is something else.
+        EncoderError: the encoder does not offer one of the granularities.
     """
-    if heads not in {"adapt", "fixed"}:
-        raise EncoderError(f"heads is '{heads}', expected adapt or fixed")
+    encoder, bits = setup.encoder, setup.schema.bits
     encoder.check(bits)
-    chosen = {found.path for found in random_sample(database, sample)[0]}
+    chosen = {found.path for found in random_sample(database, setup.sample)[0]}
     rows = [row for row, found in enumerate(readable) if found.path in chosen]
-    # As ingest/first.py decides it.
-    if heads == "fixed" or len(rows) < FEWEST_TO_FIT:
+    # As the first ingest decides it.
+    if setup.schema.encoder.heads == "fixed" or len(rows) < FEWEST_TO_FIT:
         return encoder.with_bits(bits), 0
     fitted = encoder.adapted({name: values[rows] for name, values in features.items()}, bits)
-    # Trained heads stay what they are, whatever is asked.
+    # Trained heads are never fitted again.
     return fitted, 0 if fitted.fingerprint == encoder.with_bits(bits).fingerprint else len(rows)
 
 

@@ -1,30 +1,31 @@
-"""``evaluate``: how well the images of a folder are found, from the folder to the figures."""
+"""``evaluate``: metrics of image search on a labelled folder."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import QueryError, SchemaError
 from mg_milvus.evaluation.copies import COPIES, evaluate_copies
-from mg_milvus.evaluation.encoded import encode_labelled, heads_text, with_heads
+from mg_milvus.evaluation.encoded import Setup, encode_labelled, heads_text, with_heads
 from mg_milvus.evaluation.protocols import read_split
 from mg_milvus.evaluation.report import Details, Evaluation
 from mg_milvus.evaluation.scoring import (
     FLOAT,
     KS,
-    code_figures,
+    ScoringOptions,
+    code_metrics,
     curve_ranks,
     float_rankings,
     graded,
     recipes_of,
     score_all,
     score_codes,
-    told_as,
-    with_something_to_find,
+    with_relevant_images,
 )
-from mg_milvus.evaluation.through_index import Place, ask_index, depth_of
+from mg_milvus.evaluation.through_index import Place, depth_of, evaluate_index
 from mg_milvus.ingest.fit_heads import SAMPLE_SIZE
 from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.schema.models import Granularity, Schema
@@ -80,12 +81,12 @@ def evaluate(
         seed: of the choice of queries.
         sample: images that the heads are fitted on, at most.
         ks: ranks of P@k, R@k and NDCG@k.
-        through_index: also ingest the database into a collection and ask that; ``through_index`` of the figures.
+        through_index: also ingest the database into a collection and query it; ``through_index`` of the metrics.
         milvus: where that collection is created, and dropped again; default: a temporary Milvus Lite file.
-        depth: candidates asked of each granularity there; default: the whole database, up to Milvus' 16,384.
+        depth: candidates retrieved by each granularity there; default: the whole database, up to Milvus' 16,384.
         device: where the network runs.
         settings: batch size, threads, largest image.
-        copies: images that ``copies`` edits and asks for, at most.
+        copies: images that ``copies`` edits and queries, at most.
         curves: also score at many ranks, for the curves of a report.
         progress: called after each batch.
 
@@ -111,11 +112,9 @@ def evaluate(
     if protocol == "copies":
         if queries is not None or labels is not None or through_index:
             raise QueryError("copies makes its own queries, needs no labels and asks in memory; leave those out")
-        base = _encoder(encoder, schema, device)
-        figures, failures = evaluate_copies(
-            folder, base, schema, sample=sample, most=copies, seed=seed, settings=settings, progress=progress
-        )
-        return Evaluation(figures, schema, failures)
+        setup = Setup(_encoder(encoder, schema, device), schema, sample, settings, progress)
+        metrics, failures = evaluate_copies(folder, setup, copies, seed)
+        return Evaluation(metrics, schema, failures)
 
     split = read_split(
         folder, protocol=protocol, queries=queries, labels=labels, share=share, seed=seed, failed=failed.append
@@ -123,36 +122,23 @@ def evaluate(
     if through_index:
         depth_of(Place(milvus, depth), len(split.database), ks)
     # Known from the labels alone, so said before the images are encoded.
-    with_something_to_find(split)
-    base = _encoder(encoder, schema, device)
+    with_relevant_images(split)
+    setup = Setup(_encoder(encoder, schema, device), schema, sample, settings, progress)
     to_ingest = [split.images.images[row] for row in split.database]
-    encoded = encode_labelled(split.images, base, settings, progress)
+    encoded = encode_labelled(split.images, setup.encoder, settings, progress)
     failed += encoded.failures
     split = split.without(encoded.broken)
     database_features = {name: values[split.database] for name, values in encoded.features.items()}
     fitted, fitted_on = with_heads(
-        base, database_features, [split.images.images[row] for row in split.database], to_ingest, schema.bits,
-        heads=schema.encoder.heads, sample=sample,
+        setup, database_features, [split.images.images[row] for row in split.database], to_ingest
     )  # fmt: skip
-    split, alone = with_something_to_find(split)
-    details, figures = _figures(
-        split,
-        encoded.features,
-        database_features,
-        fitted,
-        schema,
-        ks=ks,
-        curves=curves,
-        threads=settings.workers,
-        progress=progress,
-    )
+    split, alone = with_relevant_images(split)
+    details, metrics = _metrics(split, encoded.features, replace(setup, encoder=fitted), ks, curves=curves)
     about = {"protocol": protocol if queries is None else "split", "about": split.about, "alone": alone}
-    figures |= about | {"heads": heads_text(fitted_on), "fingerprint": fitted.fingerprint}
+    metrics |= about | {"heads": heads_text(fitted_on), "fingerprint": fitted.fingerprint}
     if through_index:
-        figures["through_index"] = ask_index(
-            details, to_ingest, base, schema, Place(milvus, depth), ks=ks, settings=settings, progress=progress
-        )
-    return Evaluation(figures, schema, tuple(failed), details)
+        metrics["through_index"] = evaluate_index(details, to_ingest, setup, Place(milvus, depth), ks)
+    return Evaluation(metrics, schema, tuple(failed), details)
 
 
 def _encoder(given: Encoder | PathLike | None, schema: Schema, device: str) -> Encoder:
@@ -181,37 +167,29 @@ def with_lengths(schema: Schema, bits: Mapping[str, int] | None) -> Schema:
     return schema.model_copy(update={"granularities": granularities})
 
 
-def _figures(
-    split: Split,
-    features: Features,
-    database_features: Features,
-    encoder: Encoder,
-    schema: Schema,
-    *,
-    ks: Sequence[int],
-    curves: bool,
-    threads: int | None,
-    progress: Callable[[Progress], None] | None,
+def _metrics(
+    split: Split, features: Features, setup: Setup, ks: Sequence[int], *, curves: bool
 ) -> tuple[Details, dict[str, Any]]:
+    """Score the rankings by codes and by float features; ``setup.encoder`` has its heads."""
+    encoder, schema = setup.encoder, setup.schema
+    database_features = {name: values[split.database] for name, values in features.items()}
     query_features = {name: values[split.queries] for name, values in features.items()}
     query_codes, database_codes = encoder.codes(query_features), encoder.codes(database_features)
     relevance_of = graded(split)
     groups = split.images.groups is not split.images.classes
     ranks = sorted({*ks, *(curve_ranks(len(split.database)) if curves else ())})
-    scores = score_codes(
-        query_codes, database_codes, relevance_of, recipes=recipes_of(schema), ks=ranks, groups=groups, threads=threads,
-        progress=progress,
-    )  # fmt: skip
+    options = ScoringOptions(ks=ranks, groups=groups, threads=setup.settings.workers, progress=setup.progress)
+    scores = score_codes(query_codes, database_codes, relevance_of, recipes_of(schema), options)
     used = {name: values for name, values in database_features.items() if name in schema.bits}
     floats = score_all(
-        len(split.queries), len(split.database), float_rankings(query_features, used), relevance_of, ks=ranks,
-        groups=groups, threads=threads, told=told_as("scoring features", len(split.queries), progress),
+        (len(split.queries), len(split.database)), float_rankings(query_features, used), relevance_of,
+        "scoring features", options,
     )  # fmt: skip
     best = max(floats, key=lambda name: floats[name].ranking.map)
-    figures = {
+    metrics = {
         "queries": len(split.queries),
         "database": len(split.database),
-        **code_figures(scores, database_codes, ks),
+        **code_metrics(scores, database_codes, ks),
         "float": {"granularity": best, **floats[best].as_dict(ks)}
         | {"granularities": {name: found.as_dict(ks) for name, found in floats.items()}},
         "bytes_per_image": schema.bytes_per_image,
@@ -224,4 +202,4 @@ def _figures(
         found["queries"], found["database"], query_codes, database_codes, relevance_of,
         scores | {FLOAT + name: own for name, own in floats.items()}, encoder.fingerprint,
     )  # fmt: skip
-    return details, figures
+    return details, metrics

@@ -102,8 +102,8 @@ def read_labelled(
         folder: without ``labels``, its folders are the labels, nested ones a hierarchy.
         labels: a table (CSV, JSON lines, Parquet) with a column of paths, relative to the folder or to the table, and
             a column ``label``; several labels of an image are divided by ``|``, or are a list.
-        failed: told of images without a label among others that have one, and of folders that cannot be read; they
-            are left out.
+        failed: called with images without a label among others that have one, and with folders that cannot be read;
+            they are left out.
 
     Raises:
         ImageError: there is no such folder.

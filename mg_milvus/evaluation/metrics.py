@@ -1,4 +1,4 @@
-"""Rankings reduced to their ties, which is all that the figures of ``metrics`` need. Pure numpy.
+"""Metrics of rankings, computed from their ties. Pure numpy.
 
 Integer distances of a small range are counted, without sorting; other distances are sorted.
 """
@@ -134,7 +134,7 @@ class RankingScores:
     """Means over the queries that have relevant rows to find; nan where no query has.
 
     Attributes:
-        queries: how many were asked, those without relevant rows among them.
+        queries: number of queries, those without relevant rows among them.
         map: mean average precision over whole rankings, the precision taken at the end of each tie.
         map_at_r: mean of ``1/R sum_{i<=R} P(i) rel(i)``, R the number of rows relevant to the query (Musgrave et al., A
             Metric Learning Reality Check, ECCV 2020); expectation inside ties.
@@ -295,7 +295,7 @@ def _harmonic(rows: int) -> Floats:
 
 
 def _figures(ties: Ties, ranks: Sequence[int], relevant_from: int) -> _Figures:
-    """The figures of every query, as sums over its ties."""
+    """The metrics of every query, as sums over its ties."""
     queries = len(ties.within)
     discounts, harmonic = _discounts(ties.longest), _harmonic(ties.longest)
 

@@ -1,4 +1,4 @@
-"""Which images are asked for, and which are searched: the protocols of evaluation.
+"""Protocols of evaluation: which images are queries, and which are the database.
 
 Deep hashing papers use CIFAR-10 in two ways. ``cifar10-1`` (Lai et al., CVPR 2015, and most since): all 60,000 images
 in one pool, 100 of each class are queries (1,000), the other 59,000 the database. ``cifar10-2`` (as in GreedyHash,
@@ -45,7 +45,7 @@ CIFAR_CLASS = 6_000
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What is asked and what is searched.
+    """The queries and the database of an evaluation.
 
     Attributes:
         about: the protocol in words, with its sizes.
@@ -91,7 +91,7 @@ def read_split(
         labels: a table of labels, for both folders.
         share: ``split`` without ``queries``: this part of each class becomes queries, at least one of two or more.
         seed: of the images that become queries.
-        failed: told of what cannot be read.
+        failed: called with what cannot be read.
 
     Raises:
         ImageError: a folder is not there, or a part is empty.
@@ -103,12 +103,12 @@ def read_split(
     if queries is not None:
         if protocol not in {"leave-one-out", "split"}:
             raise QueryError(f"{protocol} has queries of its own; leave the folder of queries out, or the protocol")
-        about = f"split: the images of {os.fspath(queries)} are asked, those of {os.fspath(folder)} are the database"
+        about = f"split: the images of {os.fspath(queries)} query those of {os.fspath(folder)}"
         split = _two_folders(about, folder, queries, labels, failed)
     elif protocol == "leave-one-out":
         images = read_labelled(folder, labels, failed)
         every = np.arange(len(images))
-        split = Split("leave-one-out: each image is asked against all others", images, every, every)
+        split = Split("leave-one-out: each image is a query against all others", images, every, every)
     elif protocol == "split":
         if not 0 < share < 1:
             raise QueryError(f"the share of queries is {share}, expected more than 0 and less than 1, such as 0.1")
@@ -305,7 +305,7 @@ def relevance_from_pairs(
         folder: the images that queries choose from; those of the pairs are among them.
         pairs: CSV, JSON lines or Parquet; paths are relative to the folder or to the table, and ``relevant`` may be a
             list of them. A query may have several rows.
-        failed: told of folders that cannot be read.
+        failed: called with folders that cannot be read.
 
     Raises:
         LabelError: a pair names no image of the folder, or the same one twice.

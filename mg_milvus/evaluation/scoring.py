@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -62,7 +62,7 @@ class Recipe:
 
 
 def recipes_of(schema: Schema) -> dict[str, Recipe]:
-    """``rank`` and ``score`` with the schema's weights, and every profile by rank; names as in the figures."""
+    """``rank`` and ``score`` with the schema's weights, and every profile by rank; names as in the metrics."""
     rrf_k = schema.fusion.rrf_k
 
     def recipe(method: Literal["rank", "score"], weights: Mapping[str, float]) -> Recipe:
@@ -160,7 +160,7 @@ class Scores:
     """How good one ranking is.
 
     Attributes:
-        ranking: its figures, for classes.
+        ranking: its metrics, for classes.
         map_group: mAP where images of the same group are relevant; None where there are no groups.
     """
 
@@ -168,7 +168,7 @@ class Scores:
     map_group: float | None
 
     def as_dict(self, ks: Sequence[int]) -> dict[str, Any]:
-        """The figures, ready for JSON, at these ranks; the names of keys are part of the stable form."""
+        """The metrics, ready for JSON, at these ranks; the names of keys are part of the stable form."""
         ranking = self.ranking
         found: dict[str, Any] = {"map": _number(ranking.map), "map_at_r": _number(ranking.map_at_r)}
         if self.map_group is not None:
@@ -190,93 +190,105 @@ def curve_ranks(database: int) -> tuple[int, ...]:
     return tuple(int(k) for k in np.unique(np.geomspace(1, database, CURVE_POINTS).astype(int)))
 
 
+@dataclass(frozen=True, slots=True)
+class ScoringOptions:
+    """What to compute for every ranking, and how.
+
+    Attributes:
+        ks: ranks of P@k, R@k and NDCG@k.
+        with_radius: names of the rankings that have a precision within the Hamming radius.
+        groups: also compute mAP where grades 1 and 2 are relevant.
+        threads: blocks scored in parallel; default: one a core.
+        progress: called after each block.
+    """
+
+    ks: Sequence[int] = KS
+    with_radius: frozenset[str] = frozenset()
+    groups: bool = False
+    threads: int | None = None
+    progress: Callable[[Progress], None] | None = None
+
+
 def score_all(
-    count: int,
-    rows: int,
+    shape: tuple[int, int],
     rankings_of: RankingsOf,
     relevance_of: RelevanceOf,
-    *,
-    ks: Sequence[int] = KS,
-    with_radius: frozenset[str] = frozenset(),
-    groups: bool = False,
-    threads: int | None = None,
-    told: Callable[[int], None] = lambda _: None,
+    stage: str,
+    options: ScoringOptions = ScoringOptions(),
 ) -> dict[str, Scores]:
     """Score every ranking of every query.
 
     Args:
-        count: queries.
-        rows: in the database.
+        shape: number of queries, and of rows in the database.
         rankings_of: makes the rankings of a block of queries.
         relevance_of: slice of the queries -> (q, n) uint8 as ``metrics.relevance`` makes it.
-        ks: ranks of P@k, R@k and NDCG@k.
-        with_radius: names of the rankings that have a precision within the Hamming radius.
-        groups: whether grade 1 occurs, so that mAP for groups means something.
-        threads: blocks at work at once; default: one a core.
-        told: called with the number of queries that are done.
+        stage: name of the work in ``Progress`` records.
+        options: metrics and threads.
 
     Returns:
         Name -> scores, in the order of ``rankings_of``. Queries without a row of their class count nowhere; their
         average precision is nan.
     """
+    count, rows = shape
     step = max(1, PAIRS // max(1, rows))
     slices = [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
     def block(part: slice) -> dict[str, tuple[RankingScores, float]]:
         grades = relevance_of(part)
-        asked = (grades == SAME_CLASS).any(axis=1)
+        counted = (grades == SAME_CLASS).any(axis=1)
         # What would count nowhere is no query: then every mean of a block is over the same queries.
         found = {}
         for name, distances in rankings_of(part, grades):
-            kept = ((distances, grades),) if asked.all() else ((distances[asked], grades[asked]),)
-            radius = RADIUS if name in with_radius else None
-            scores = score_rankings(kept, ks=ks, radius=radius, relevant_from=SAME_CLASS)
-            by_group = score_rankings(kept, ks=(), relevant_from=SAME_GROUP).map if groups else float("nan")
-            found[name] = _spread(scores, asked), by_group
+            kept = ((distances, grades),) if counted.all() else ((distances[counted], grades[counted]),)
+            radius = RADIUS if name in options.with_radius else None
+            scores = score_rankings(kept, ks=options.ks, radius=radius, relevant_from=SAME_CLASS)
+            by_group = score_rankings(kept, ks=(), relevant_from=SAME_GROUP).map if options.groups else float("nan")
+            found[name] = _spread(scores, counted), by_group
         return found
 
     parts: dict[str, list[tuple[RankingScores, float]]] = defaultdict(list)
-    with ThreadPoolExecutor(threads or os.cpu_count(), "mgm-score") as pool:
+    with ThreadPoolExecutor(options.threads or os.cpu_count(), "mgm-score") as pool:
         for part, found in zip(slices, pool.map(block, slices), strict=True):
             for name, scores in found.items():
                 parts[name].append(scores)
-            told(part.stop)
-    return {name: _joined(found, groups=groups) for name, found in parts.items()}
+            if options.progress:
+                options.progress(Progress(stage, part.stop, count, 0))
+    return {name: _joined(found, groups=options.groups) for name, found in parts.items()}
 
 
-def _spread(scores: RankingScores, asked: NDArray[np.bool_]) -> RankingScores:
-    precisions = np.full(len(asked), np.nan)
-    precisions[asked] = scores.average_precisions
+def _spread(scores: RankingScores, counted: NDArray[np.bool_]) -> RankingScores:
+    precisions = np.full(len(counted), np.nan)
+    precisions[counted] = scores.average_precisions
     return RankingScores(
-        int(asked.sum()), scores.map, scores.map_at_r, scores.precision, scores.recall, scores.ndcg,
+        int(counted.sum()), scores.map, scores.map_at_r, scores.precision, scores.recall, scores.ndcg,
         scores.within_radius, precisions,
     )  # fmt: skip
 
 
 def _joined(parts: Sequence[tuple[RankingScores, float]], *, groups: bool) -> Scores:
     """The means over all blocks."""
-    asked = [(scores, by_group) for scores, by_group in parts if scores.queries]
-    share = np.array([scores.queries for scores, _ in asked], np.float64)
+    counted = [(scores, by_group) for scores, by_group in parts if scores.queries]
+    share = np.array([scores.queries for scores, _ in counted], np.float64)
     share /= max(1.0, share.sum())
 
     def mean(values: Sequence[float]) -> float:
-        return float(share @ np.array(values)) if asked else float("nan")
+        return float(share @ np.array(values)) if counted else float("nan")
 
     def means(pick: Callable[[RankingScores], Mapping[int, float]]) -> dict[int, float]:
-        return {k: mean([pick(scores)[k] for scores, _ in asked]) for k in pick(parts[0][0])}
+        return {k: mean([pick(scores)[k] for scores, _ in counted]) for k in pick(parts[0][0])}
 
     within = parts[0][0].within_radius
     ranking = RankingScores(
-        sum(scores.queries for scores, _ in asked),
-        mean([scores.map for scores, _ in asked]),
-        mean([scores.map_at_r for scores, _ in asked]),
+        sum(scores.queries for scores, _ in counted),
+        mean([scores.map for scores, _ in counted]),
+        mean([scores.map_at_r for scores, _ in counted]),
         means(lambda scores: scores.precision),
         means(lambda scores: scores.recall),
         means(lambda scores: scores.ndcg),
-        None if within is None else mean([scores.within_radius or 0.0 for scores, _ in asked]),
+        None if within is None else mean([scores.within_radius or 0.0 for scores, _ in counted]),
         np.concatenate([scores.average_precisions for scores, _ in parts]),
     )
-    return Scores(ranking, mean([by_group for _, by_group in asked]) if groups else None)
+    return Scores(ranking, mean([by_group for _, by_group in counted]) if groups else None)
 
 
 def code_rankings(
@@ -320,11 +332,6 @@ def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def told_as(stage: str, total: int, progress: Callable[[Progress], None] | None) -> Callable[[int], None]:
-    """A callback for the number of queries done, as ``Progress`` records."""
-    return lambda done: progress(Progress(stage, done, total, 0)) if progress else None
-
-
 def graded(split: Split) -> RelevanceOf:
     """Relevance of the database to slices of the queries; an image is no candidate for itself."""
     images = split.images
@@ -339,8 +346,8 @@ def graded(split: Split) -> RelevanceOf:
     own = (column < len(database)) & (database[np.minimum(column, len(database) - 1)] == queries)
 
     def relevance_of(part: slice) -> NDArray[np.uint8]:
-        asked = queries[part]
-        grades = relevance(classes[asked], of_database[0], None if groups is None else groups[asked], of_database[1])
+        rows = queries[part]
+        grades = relevance(classes[rows], of_database[0], None if groups is None else groups[rows], of_database[1])
         rows = np.flatnonzero(own[part])
         grades[rows, column[part][rows]] = NOT_A_CANDIDATE
         return grades
@@ -352,7 +359,7 @@ def _labels(level: Level) -> NDArray[Any]:
     return level.one_hot() if level.several else level.ids()
 
 
-def with_something_to_find(split: Split) -> tuple[Split, int]:
+def with_relevant_images(split: Split) -> tuple[Split, int]:
     """The queries that have an image of their class in the database, and the number of the others."""
     relevance_of = graded(split)
     found = np.concatenate([
@@ -366,65 +373,30 @@ def with_something_to_find(split: Split) -> tuple[Split, int]:
     return Split(split.about, split.images, split.queries[found], split.database), int((~found).sum())
 
 
-def evaluate_codes(
+def score_codes(
     queries: Mapping[str, Codes],
     database: Mapping[str, Codes],
     relevance: NDArray[np.uint8] | RelevanceOf,
-    *,
-    weights: Mapping[str, float] | None = None,
-    recipes: Mapping[str, Recipe] | None = None,
-    rrf_k: int = DEFAULT_RRF_K,
-    ks: Sequence[int] = KS,
-    groups: bool = False,
-    threads: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> dict[str, Any]:
+    recipes: Mapping[str, Recipe],
+    options: ScoringOptions = ScoringOptions(),
+) -> dict[str, Scores]:
     """Score the rankings of codes: each granularity on its own, and fused.
 
     Args:
         queries: granularity -> (q, bits / 8) uint8.
         database: granularity -> (n, bits / 8) uint8.
         relevance: (q, n) uint8 of 0 (not relevant), 1 (same group only), 2 (relevant) and 255 (no candidate, such as
-            the query itself), or a function that makes it for a slice of the queries, which takes less memory;
-            ``metrics.relevance`` makes it from labels. Queries without a 2 count nowhere.
-        weights: granularity -> weight in ``rank`` and ``score`` fusion; default: all 1.
-        recipes: other fusions instead of these two.
-        rrf_k: constant of rank fusion.
-        ks: ranks of P@k, R@k and NDCG@k.
-        groups: also ``map_group``, where grades 1 and 2 are relevant.
-        threads: default: one a core.
-        progress: called after each block.
+            the query itself), or a function that makes it for a slice of the queries, which takes less memory.
+            Queries without a 2 count nowhere.
+        recipes: name -> fusion.
+        options: metrics and threads.
 
     Returns:
-        ``{"queries", "database", "granularities": {name: {"bits", "health", "map", ...}}, "fused": {name: {"map",
-        ...}}, "collisions": {name: share, "joint": share}}``; see ``metrics.RankingScores`` for the figures and for how
-        ties count, ``code_health`` for the health of the database's codes.
+        Name of the ranking -> its scores; fused ones as ``fused:NAME``.
 
     Raises:
         ValueError: the granularities, lengths or shapes do not fit each other.
     """
-    if recipes is None:
-        used = {name: weight for name, weight in (weights or dict.fromkeys(database, 1.0)).items() if weight > 0}
-        recipes = {"rank": Recipe("rank", used, rrf_k), "score": Recipe("score", used, rrf_k)}
-    scores = score_codes(
-        queries, database, relevance, recipes=recipes, ks=ks, groups=groups, threads=threads, progress=progress
-    )
-    asked = next(iter(scores.values())).ranking.queries
-    return {"queries": asked, "database": len(next(iter(database.values())))} | code_figures(scores, database, ks)
-
-
-def score_codes(
-    queries: Mapping[str, Codes],
-    database: Mapping[str, Codes],
-    relevance: NDArray[np.uint8] | RelevanceOf,
-    *,
-    recipes: Mapping[str, Recipe],
-    ks: Sequence[int] = KS,
-    groups: bool = False,
-    threads: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> dict[str, Scores]:
-    """The scores by name of the ranking, fused ones as ``fused:NAME``; arguments as in ``evaluate_codes``."""
     sizes = [{len(codes) for codes in side.values()} for side in (queries, database)]
     if set(queries) != set(database) or any(len(size) != 1 for size in sizes):
         raise ValueError(
@@ -447,22 +419,22 @@ def score_codes(
     same = {name: next(first for first, own in recipes.items() if own == recipe) for name, recipe in recipes.items()}
     different = {name: recipes[name] for name in same.values()}
     scores = score_all(
-        count, rows, code_rankings(queries, database, different), relevance_of, ks=ks, with_radius=frozenset(database),
-        groups=groups, threads=threads, told=told_as("scoring codes", count, progress),
+        (count, rows), code_rankings(queries, database, different), relevance_of, "scoring codes",
+        replace(options, with_radius=frozenset(database)),
     )  # fmt: skip
     return {name: scores[name] for name in database} | {FUSED + name: scores[FUSED + same[name]] for name in recipes}
 
 
-def code_figures(scores: Mapping[str, Scores], database: Mapping[str, Codes], ks: Sequence[int]) -> dict[str, Any]:
+def code_metrics(scores: Mapping[str, Scores], database: Mapping[str, Codes], ks: Sequence[int]) -> dict[str, Any]:
     """The split ``granularities``, ``fused`` and ``collisions`` of the stable form."""
-    found = health_figures(database)
+    found = health_metrics(database)
     for name, own in found["granularities"].items():
         own |= scores[name].as_dict(ks)
     fused = {name.removeprefix(FUSED): own.as_dict(ks) for name, own in scores.items() if name.startswith(FUSED)}
     return found | {"fused": fused}
 
 
-def health_figures(database: Mapping[str, Codes]) -> dict[str, Any]:
+def health_metrics(database: Mapping[str, Codes]) -> dict[str, Any]:
     """``{"granularities": {name: {"bits", "health"}}, "collisions": {name: share, "joint": share}}``."""
     granularities: dict[str, dict[str, Any]] = {}
     collisions: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The same figures through a real index: the database is ingested, the queries are asked, the results are scored."""
+"""The same metrics through a real index: ingest the database, run the queries, score the results."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mg_milvus.encoder.base import Encoder
+    from mg_milvus.evaluation.encoded import Setup
     from mg_milvus.evaluation.report import Details
     from mg_milvus.images.discover import Found
-    from mg_milvus.ingest.pipeline import Settings
     from mg_milvus.records import Hit
     from mg_milvus.schema.models import Schema
     from mg_milvus.search.query import QueryOptions
 
 BATCH = 32
-"""Queries asked in one call."""
+"""Queries in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Place:
 
 
 def depth_of(place: Place, rows: int, ks: Sequence[int]) -> int:
-    """Candidates to ask of each granularity: as many as wanted, there are, and Milvus returns.
+    """Candidates to retrieve by each granularity: the depth, at most the rows of the database and what Milvus returns.
 
     Raises:
         QueryError: that is less than the largest rank to report.
@@ -59,35 +59,28 @@ def depth_of(place: Place, rows: int, ks: Sequence[int]) -> int:
     return depth
 
 
-def ask_index(
+def evaluate_index(
     details: Details,
     database: Sequence[Found],
-    base: Encoder,
-    schema: Schema,
+    setup: Setup,
     place: Place,
-    *,
     ks: Sequence[int],
-    settings: Settings,
-    progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Ingest the database into a collection of its own, ask it, score what it returns, and drop it again.
 
-    A query that is itself in the database is asked with ``ImageIndex.like``, the others with ``query_many``. Results
-    are asked for until the tie at the last rank of ``ks`` is whole, so ties count as in memory.
+    A query that is itself in the database runs through ``ImageIndex.like``, the others with ``query_many``. Results
+    are requested until the tie at the last rank of ``ks`` is whole, so ties count as in memory.
 
     Args:
         details: of the evaluation in memory.
         database: the images to ingest, in their order.
-        base: the encoder before its heads are fitted.
-        schema: of the collection.
+        setup: the encoder before its heads are fitted, the schema of the collection, settings of the ingest.
         place: where it is made.
         ks: ranks of P@k and R@k.
-        settings: of the ingest.
-        progress: called after each batch.
 
     Returns:
         ``granularities`` and ``fused``, each name -> ``precision`` and ``recall``; ``depth``; ``same_encoder``, whether
-        the ingest fitted the same heads; ``largest_difference`` of a figure from the one in memory.
+        the ingest fitted the same heads; ``largest_difference`` of a metric from the one in memory.
 
     Raises:
         QueryError: ``depth`` is smaller than the largest k.
@@ -95,31 +88,34 @@ def ask_index(
     """
     depth = depth_of(place, len(details.database), ks)
     most = min(max(ks), len(details.database))
-    figures: dict[str, Any] = {"depth": depth, "granularities": {}, "fused": {}}
+    metrics: dict[str, Any] = {"depth": depth, "granularities": {}, "fused": {}}
     differences = []
-    with _collection(schema, base, place) as index:
+    schema, settings, progress = setup.schema, setup.settings, setup.progress
+    with _collection(schema, setup.encoder, place) as index:
         index.ingest(
             *(text_path(found.path) for found in database), batch_size=settings.batch_size, workers=settings.workers,
             max_pixels=settings.max_pixels, progress=progress,
         )  # fmt: skip
-        figures["same_encoder"] = index.info().fingerprint == details.fingerprint
+        metrics["same_encoder"] = index.info().fingerprint == details.fingerprint
         known: list[tuple[QueryOptions, RankingScores]] = []
         for number, (name, options) in enumerate(_rankings(schema).items()):
-            scores = next((found for asked, found in known if asked == options), None)
+            scores = next((found for used, found in known if used == options), None)
             if scores is None:
-                told = _told(progress, number, len(details.scores), len(details.queries))
-                blocks = _blocks(index, details, options | {"depth": depth}, most, told)
+                report = _reporter(progress, number, len(details.scores), len(details.queries))
+                bits = {granularity: codes.shape[1] * 8 for granularity, codes in details.database_codes.items()}
+                ranking = _IndexRanking(index, options | {"depth": depth}, bits, most)
+                blocks = _blocks(ranking, details, report)
                 scores = score_rankings(blocks, ks=ks, relevant_from=SAME_CLASS)
                 known.append((options, scores))
             part, plain = ("fused", name.removeprefix(FUSED)) if name.startswith(FUSED) else ("granularities", name)
             in_memory = details.scores[name].ranking
-            figures[part][plain] = {}
-            for figure in ("precision", "recall"):
-                values = getattr(scores, figure)
-                figures[part][plain][figure] = {str(k): round(value, 6) for k, value in values.items()}
-                differences += [abs(value - getattr(in_memory, figure)[k]) for k, value in values.items()]
-    figures["largest_difference"] = round(max(differences), 6)
-    return figures
+            metrics[part][plain] = {}
+            for metric in ("precision", "recall"):
+                values = getattr(scores, metric)
+                metrics[part][plain][metric] = {str(k): round(value, 6) for k, value in values.items()}
+                differences += [abs(value - getattr(in_memory, metric)[k]) for k, value in values.items()]
+    metrics["largest_difference"] = round(max(differences), 6)
+    return metrics
 
 
 @contextmanager
@@ -148,60 +144,60 @@ def _rankings(schema: Schema) -> dict[str, QueryOptions]:
     return found
 
 
-def _blocks(
-    index: ImageIndex,
-    details: Details,
-    options: QueryOptions,
-    most: int,
-    told: Callable[[int], None],
-) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
-    """What the index answers, as distances: the number of the tie, and one large number for what it did not return."""
-    column = {found.path: place for place, found in enumerate(details.database)}
-    bits = {name: codes.shape[1] * 8 for name, codes in details.database_codes.items()}
+@dataclass(frozen=True, slots=True)
+class _IndexRanking:
+    """One ranking of the index. ``bits``: granularity -> code length; ``least``: results that are needed."""
 
-    def standing(hit: Hit) -> tuple[float, float]:
+    index: ImageIndex
+    options: QueryOptions
+    bits: Mapping[str, int]
+    least: int
+
+    def position(self, hit: Hit) -> tuple[float, float]:
         """What orders results before their ids do, as in ``fusion.fuse``."""
-        weights = sorted((options["weights"] or {}).items())
-        nearness = sum(weight * (1 - hit.distances[name] / bits[name]) for name, weight in weights)
+        weights = sorted((self.options["weights"] or {}).items())
+        nearness = sum(weight * (1 - hit.distances[name] / self.bits[name]) for name, weight in weights)
         return round(hit.score, 12), round(nearness, 12)
 
+    def results(self, queries: Sequence[Found], column: Mapping[str, int]) -> list[list[Hit]]:
+        """The results of each query, as many as it takes for the tie at rank ``least`` to be whole."""
+        depth = self.options.get("depth") or MAX_DEPTH
+        k = min(depth, 2 * self.least)
+        while True:
+            options: QueryOptions = self.options | {"k": k}
+            others = [query for query in queries if query.path not in column]
+            of_others = iter(self.index.query_many([text_path(query.path) for query in others], **options))
+            results: list[list[Hit]] = [
+                self.index.like(query.path, **options) if query.path in column else next(of_others) for query in queries
+            ]
+            cut = any(
+                len(hits) == k and self.position(hits[-1]) == self.position(hits[self.least - 1]) for hits in results
+            )
+            if not cut or k == depth:
+                return results
+            k = min(depth, 2 * k)
+
+
+def _blocks(
+    ranking: _IndexRanking, details: Details, report: Callable[[int], None]
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
+    """Results of the index as distances: the number of the tie, and one large number for what it did not return."""
+    column = {found.path: place for place, found in enumerate(details.database)}
     for start in range(0, len(details.queries), BATCH):
         part = slice(start, min(start + BATCH, len(details.queries)))
-        answers = _answers(index, details.queries[part], column, options, standing, most)
-        distances = np.full((len(answers), len(column)), len(column), np.int32)
-        for own, hits in zip(distances, answers, strict=True):
-            for number, (_, tied) in enumerate(groupby(hits, key=standing)):
+        results = ranking.results(details.queries[part], column)
+        distances = np.full((len(results), len(column)), len(column), np.int32)
+        for own, hits in zip(distances, results, strict=True):
+            for number, (_, tied) in enumerate(groupby(hits, key=ranking.position)):
                 own[[column[hit.path] for hit in tied]] = number
-        told(part.stop)
+        report(part.stop)
         yield distances, details.relevance_of(part)
 
 
-def _answers(
-    index: ImageIndex,
-    queries: Sequence[Found],
-    column: Mapping[str, int],
-    options: QueryOptions,
-    standing: Callable[[Hit], tuple[float, float]],
-    most: int,
-) -> list[list[Hit]]:
-    """The results of each query, as many as it takes for the tie at rank ``most`` to be whole."""
-    depth = options.get("depth") or MAX_DEPTH
-    k = min(depth, 2 * most)
-    while True:
-        asked: QueryOptions = options | {"k": k}
-        others = [query for query in queries if query.path not in column]
-        answered = iter(index.query_many([text_path(query.path) for query in others], **asked))
-        answers: list[list[Hit]] = [
-            index.like(query.path, **asked) if query.path in column else next(answered) for query in queries
-        ]
-        cut = any(len(hits) == k and standing(hits[-1]) == standing(hits[most - 1]) for hits in answers)
-        if not cut or k == depth:
-            return answers
-        k = min(depth, 2 * k)
-
-
-def _told(
+def _reporter(
     progress: Callable[[Progress], None] | None, number: int, rankings: int, queries: int
 ) -> Callable[[int], None]:
     total = rankings * queries
-    return lambda done: progress(Progress("asking the index", number * queries + done, total, 0)) if progress else None
+    return lambda done: (
+        progress(Progress("querying the index", number * queries + done, total, 0)) if progress else None
+    )

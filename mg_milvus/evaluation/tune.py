@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mg_milvus.codes import hamming
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import QueryError, SchemaError
-from mg_milvus.evaluation.encoded import encode_labelled, with_heads
+from mg_milvus.evaluation.encoded import Setup, encode_labelled, with_heads
 from mg_milvus.evaluation.metrics import CLASS_GAIN, GROUP_GAIN, NOT_A_CANDIDATE, SAME_CLASS, SAME_GROUP
 from mg_milvus.evaluation.protocols import GroundTruth, relevance_from_labels, relevance_from_pairs
 from mg_milvus.evaluation.scoring import Recipe, fused_keys
@@ -462,8 +462,7 @@ class _OpenTarget:
         encoder = self.encoder
         if self._connection is None:
             encoder, _ = with_heads(
-                encoder, encoded.features, encoded.labelled.images, images, self.schema.bits,
-                heads=self.schema.encoder.heads,
+                Setup(encoder, self.schema), encoded.features, encoded.labelled.images, images
             )  # fmt: skip
         return encoder.codes(encoded.features)
 

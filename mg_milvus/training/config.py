@@ -1,4 +1,4 @@
-"""What a training is asked to do: one YAML file, checked before anything is read."""
+"""The configuration of a training: one YAML file, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class TrainingConfiguration(_Settings):
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     """Share of the images, of every class alike, that is not trained on but judges each epoch; 2,000 at most."""
     patience: Annotated[int, Field(ge=1)] = 10
-    """Epochs without a better held-out figure after which the training stops."""
+    """Epochs without a better held-out mAP after which the training stops."""
     seed: Annotated[int, Field(ge=0, le=100_000_000)] = 1
 
     @property

@@ -226,19 +226,19 @@ class ImageCache:
         *,
         workers: int | None,
         max_pixels: int,
-        failed: Callable[[Failure], None],
-        report: Callable[[int], None],
-    ) -> tuple[ImageCache, list[int]]:
-        """Decode images.
+        report: Callable[[int, int], None],
+    ) -> tuple[ImageCache, list[int], list[Failure]]:
+        """Decode images; ``report`` receives the numbers of images done and failed.
 
         Returns:
-            The cache and the rows of ``images`` that are in it, in order; the others are reported to ``failed``.
+            The cache, the rows of ``images`` that are in it, in order, and the images that cannot be read.
 
         Raises:
             TrainingError: the disk is full.
         """
         cache = cls(tempfile.TemporaryFile(prefix="mgm-"))  # type: ignore[arg-type]  # noqa: SIM115  (the cache owns it)
         kept: list[int] = []
+        failures: list[Failure] = []
 
         def read(found: Found) -> NDArray[np.uint8] | str:
             try:
@@ -255,11 +255,11 @@ class ImageCache:
                 for start in range(0, len(images), _CHUNK):
                     for row, found in enumerate(pool.map(read, images[start : start + _CHUNK]), start):
                         if isinstance(found, str):
-                            failed(Failure(images[row].path, found))
+                            failures.append(Failure(images[row].path, found))
                         else:
                             cache._add(found)
                             kept.append(row)
-                    report(min(start + _CHUNK, len(images)))
+                    report(min(start + _CHUNK, len(images)), len(failures))
             cache._close_file()
         except OSError as error:
             cache.close()
@@ -267,7 +267,7 @@ class ImageCache:
                 f"the decoded images do not fit into {tempfile.gettempdir()}: {error.strerror}; they take "
                 f"{len(images) * side * side * 3 / 1e9:.1f} GB: set TMPDIR to a folder with room, or train smaller"
             ) from error
-        return cache, kept
+        return cache, kept, failures
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,10 +131,22 @@ def poolings_of(configuration: TrainingConfiguration) -> dict[str, Pooling]:
     return {name: offered[name] for name in configuration.bits}
 
 
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights of a training.
+
+    Attributes:
+        base: the backbone's before training; those that training leaves out are taken from it.
+        trained: the state of a ``HashingNetwork``.
+    """
+
+    base: Mapping[str, torch.Tensor]
+    trained: Mapping[str, torch.Tensor]
+
+
 def encoder_of(
     configuration: TrainingConfiguration,
-    weights: Mapping[str, torch.Tensor],
-    base: Mapping[str, torch.Tensor],
+    weights: Weights,
     images: Sequence[Image.Image],
     device: str,
     *,
@@ -143,18 +156,18 @@ def encoder_of(
 
     Args:
         configuration: of the training.
-        weights: the state of a ``HashingNetwork``.
-        base: the backbone's weights before training; those that training leaves out are taken from it.
+        weights: before and after training.
         images: whose features give the statistics that are kept beside the heads.
         device: where the encoder is to run.
-        edited: how many of them are also looked at as edited copies, so that ``fine`` codes can see through edits.
+        edited: how many of them are also encoded as edited copies, to make ``fine`` codes robust to edits.
     """
+    base, after = weights.base, weights.trained
     trained = {
-        name: weights[f"backbone.{name}"].cpu().lerp(first.cpu().float(), configuration.blend)
+        name: after[f"backbone.{name}"].cpu().lerp(first.cpu().float(), configuration.blend)
         if first.is_floating_point()
-        else weights[f"backbone.{name}"]
+        else after[f"backbone.{name}"]
         for name, first in base.items()
-        if f"backbone.{name}" in weights
+        if f"backbone.{name}" in after
     }
     backbone = as_arrays({
         # Half precision halves the file; codes are computed from these very values. Running variances, as all that is
@@ -178,7 +191,7 @@ def encoder_of(
     if configuration.heads == "adaptive":
         return fitted
     learned = {
-        "heads": {name: _head(weights, name) for name in configuration.bits},
+        "heads": {name: _head(after, name) for name in configuration.bits},
         "configuration": settings.model_copy(update={"fixed": True}),
     }
     return TorchEncoder(fitted.state.model_copy(update=learned), device=device)

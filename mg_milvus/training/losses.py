@@ -237,7 +237,7 @@ class GreedyHash(HashLoss):
     Su et al., "Greedy Hash: Towards Fast Optimization for Accurate Hash Coding in CNN", NeurIPS 2018: cross-entropy of
     ``classifier(sign(u))`` plus ``penalty * mean |u - sign(u)|^3``. Weight 0.1 is the authors' for CIFAR-10 (1 for
     ImageNet); their classifier has no bias. Several labels share the target of the cross-entropy equally, which the
-    paper, for single labels, leaves open. The classifier is a parameter of the loss: the optimiser needs it.
+    paper, for single labels, leaves open. The classifier is a parameter of the loss: the optimizer needs it.
 
     Args:
         classes: number of labels.

@@ -19,10 +19,10 @@ from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.records import Failure, Progress
 from mg_milvus.training.config import TrainingConfiguration
 from mg_milvus.training.data import ROOM, ImageCache
-from mg_milvus.training.export import encoder_of, features_of, first_weights, poolings_of
+from mg_milvus.training.export import Weights, encoder_of, features_of, first_weights, poolings_of
 from mg_milvus.training.losses import LEVELS
 from mg_milvus.training.network import HashingNetwork
-from mg_milvus.training.trainer import Material, Trainer, checkpoint_beside, refuse_unfinished, require_checkpoint
+from mg_milvus.training.trainer import Job, Material, Trainer, checkpoint_beside, refuse_unfinished, require_checkpoint
 
 if TYPE_CHECKING:
     import os
@@ -148,9 +148,9 @@ def train(
         workers: decoding threads.
         loaders: processes that make batches; 0: this one, which is best on a CPU.
         max_pixels: larger images are refused.
-        progress: told while the images are read.
-        on_step: told after every step.
-        on_epoch: told after every epoch: its number, losses, held-out figures and seconds.
+        progress: called while the images are read.
+        on_step: called after every step.
+        on_epoch: called after every epoch: its number, losses, held-out metrics and seconds.
 
     Raises:
         ImageError: the folder does not exist.
@@ -171,10 +171,13 @@ def train(
     labelled = read_labelled(folder, labels, failures.append)
     _check(labelled, folder)
     side = round(ROOM * max(settings.side, *(side for phase in settings.phases for side in phase.sides)))
-    cache, kept = ImageCache.fill(
-        labelled.images, side, workers=workers, max_pixels=max_pixels, failed=failures.append,
-        report=lambda done: progress(Progress("reading images", done, len(labelled), len(failures))),
+    cache, kept, unreadable = ImageCache.fill(
+        labelled.images, side, workers=workers, max_pixels=max_pixels,
+        report=lambda done, failed: progress(
+            Progress("reading images", done, len(labelled), len(failures) + failed)
+        ),
     )  # fmt: skip
+    failures += unreadable
     with cache:
         labelled = labelled.subset(kept)
         _check(labelled, folder)
@@ -189,8 +192,7 @@ def train(
             {k: v for k, v in classifiers.items() if k in settings.bits} if settings.weights.softmax else {},
         )  # fmt: skip
         trainer = Trainer(
-            settings, Material(cache, levels, train_rows, held_out), network, base,
-            out=target, device=where, workers=loaders,
+            settings, Material(cache, levels, train_rows, held_out), network, base, Job(target, where, loaders)
         )  # fmt: skip
         setup: dict[str, object] = {
             "configuration": settings.model_dump(mode="json"),
@@ -218,8 +220,8 @@ def split(
     for label in np.unique(first):
         rows = random.permutation(np.flatnonzero(first == label))
         # A class of a few images gives one now and then, so that the share of all is right.
-        wanted = share * len(rows)
-        held += rows[: min(int(wanted + random.random()), len(rows) - 1)].tolist()
+        expected = share * len(rows)
+        held += rows[: min(int(expected + random.random()), len(rows) - 1)].tolist()
     held = held or [int(random.integers(count))]
     return np.setdiff1d(np.arange(count), held), np.array(sorted(held), np.int64)
 
@@ -250,7 +252,8 @@ def _clusters(
     network = HashingNetwork(settings.backbone, base, poolings_of(settings), {}, {})
     adaptive = settings.model_copy(update={"heads": "adaptive"})
     images = [Image.fromarray(cache[row]) for row in range(len(cache))]
-    encoder = encoder_of(adaptive, network.state_dict(), base, images[:MOST_HELD_OUT], str(device))
+    weights = Weights(base, network.state_dict())
+    encoder = encoder_of(adaptive, weights, images[:MOST_HELD_OUT], str(device))
     features = features_of(encoder, images)
     return pseudo_labels(features["mid" if "mid" in features else next(iter(features))], settings.seed)
 

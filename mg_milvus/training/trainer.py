@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights (Polyak and Juditsky 1992), buffers included."""
+"""The training loop: steps, moving average of the weights, held-out metrics, checkpoints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mg_milvus.errors import TrainingError
 from mg_milvus.evaluation.metrics import NOT_A_CANDIDATE, code_blocks, score_rankings
 from mg_milvus.files import read_plain, write_whole
 from mg_milvus.training.data import Batches, mixed
-from mg_milvus.training.export import encoder_of, features_of
+from mg_milvus.training.export import Weights, encoder_of, features_of
 from mg_milvus.training.losses import LEVELS, Objective
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class MovingAverage:
-    """average <- decay * average + (1 - decay) * weights, after every step; early steps use a smaller decay."""
+    """Exponential moving average of weights and buffers (Polyak and Juditsky 1992); early steps use a smaller decay."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self._decay = decay
@@ -96,7 +96,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 _KEY = "mg_milvus_training"
 _MOST_BYTES = 16 << 30
-"""Largest checkpoint that is read: a network, its average and its optimiser's state, of the largest backbone."""
+"""Largest checkpoint that is read: a network, its average and its optimizer's state, of the largest backbone."""
 
 
 @dataclass(slots=True)
@@ -108,9 +108,9 @@ class Course:
             refused.
         epoch: whole epochs done.
         pieces: contents that a batch is divided into so that it fits into memory.
-        best: the best held-out figure.
+        best: the best held-out mAP.
         best_epoch: the epoch it is of, from 1; 0: none yet.
-        history: one record an epoch, with its losses, figures and seconds.
+        history: one record an epoch, with its losses, metrics and seconds.
     """
 
     setup: dict[str, Any]
@@ -208,12 +208,12 @@ def write(file: Path, data: bytes) -> None:
         ) from error
 
 
-def held_out_figures(
+def held_out_metrics(
     codes: Mapping[str, Codes], labels: Mapping[str, NDArray[np.bool_]], held_out: int
 ) -> dict[str, float]:
     """mAP of each granularity on the labels of its own level, and their mean.
 
-    Each held-out image is asked against all others: among themselves alone, a few would have nothing to find.
+    Each held-out image is a query against all others: among themselves alone, a few would have nothing to find.
 
     Args:
         codes: granularity -> (n, bits / 8) uint8, of the held-out images and then of some that were trained on.
@@ -223,7 +223,7 @@ def held_out_figures(
     Returns:
         ``map_<granularity>`` and ``held_out``.
     """
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, values in codes.items():
         level = labels[LEVELS.get(name, "classes")].astype(np.float32)
 
@@ -233,9 +233,9 @@ def held_out_figures(
             return found
 
         blocks = code_blocks(values[:held_out], values, relevance_of)
-        # Where no other image shares a label with one held out there is no figure: 0 for all epochs alike.
-        figures[f"map_{name}"] = float(np.nan_to_num(score_rankings(blocks).map))
-    return figures | {"held_out": float(np.mean(list(figures.values())))}
+        # Where no other image shares a label with one held out there is no mAP: 0 for all epochs alike.
+        metrics[f"map_{name}"] = float(np.nan_to_num(score_rankings(blocks).map))
+    return metrics | {"held_out": float(np.mean(list(metrics.values())))}
 
 
 STATISTICS_SAMPLE = 5_000
@@ -261,6 +261,15 @@ class Material:
     labels: Mapping[str, NDArray[np.bool_]]
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Where a training runs: the encoder file, the device, and the processes that make batches (0: this one)."""
+
+    out: Path
+    device: torch.device
+    workers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,14 +300,12 @@ class Trainer:
         material: Material,
         network: HashingNetwork,
         base: Mapping[str, torch.Tensor],
-        *,
-        out: Path,
-        device: torch.device,
-        workers: int,
+        job: Job,
     ) -> None:
         self._configuration, self._material, self._base = configuration, material, base
-        self._out, self._device, self._workers = out, device, workers
-        self.checkpoint = checkpoint_beside(out)
+        self._out, self._device, self._workers = job.out, job.device, job.workers
+        device = job.device
+        self.checkpoint = checkpoint_beside(job.out)
         self._network = network.to(device).to(memory_format=torch.channels_last)
         self._objective = Objective(configuration, {k: v.shape[1] for k, v in material.labels.items()}).to(device)
         self._frozen = self._freeze()
@@ -336,13 +343,13 @@ class Trainer:
         while self.course.epoch < last and not self._finished():
             started = time.perf_counter()
             losses = self._epoch(self.course.epoch, on_step)
-            encoder, figures = self._judge()
+            encoder, metrics = self._judge()
             self.course.epoch += 1
-            record = {"epoch": self.course.epoch, **losses, **figures, "seconds": time.perf_counter() - started}
+            record = {"epoch": self.course.epoch, **losses, **metrics, "seconds": time.perf_counter() - started}
             self.course.history.append(record)
             # Of epochs that are as good the last one: it has learned longest.
-            if figures["held_out"] >= self.course.best:
-                self.course.best, self.course.best_epoch = figures["held_out"], self.course.epoch
+            if metrics["held_out"] >= self.course.best:
+                self.course.best, self.course.best_epoch = metrics["held_out"], self.course.epoch
                 write(self._out, encoder.to_bytes())
             self._save()
             on_epoch(record)
@@ -381,7 +388,7 @@ class Trainer:
         return means
 
     def _step(self, batch: Batch, seed: int) -> dict[str, float]:
-        """One step of the optimiser; a batch that does not fit into memory is divided, and stays divided."""
+        """One step of the optimizer; a batch that does not fit into memory is divided, and stays divided."""
         while True:
             try:
                 self._optimizer.zero_grad(set_to_none=True)
@@ -423,14 +430,14 @@ class Trainer:
         return found
 
     def _judge(self) -> tuple[TorchEncoder, dict[str, float]]:
-        """The encoder of the averaged weights, and its figures on the held-out images."""
+        """The encoder of the averaged weights, and its metrics on the held-out images."""
         held_out = self._material.held_out
         rows = np.concatenate([held_out, self._some(FEW_MORE)])
         images = self._images(rows)
-        encoder = encoder_of(self._configuration, self._average.weights, self._base, images, str(self._device))
+        encoder = encoder_of(self._configuration, Weights(self._base, self._average.weights), images, str(self._device))
         codes = encoder.codes(features_of(encoder, images))
         labels = {level: values[rows] for level, values in self._material.labels.items()}
-        return encoder, held_out_figures(codes, labels, len(held_out))
+        return encoder, held_out_metrics(codes, labels, len(held_out))
 
     def _some(self, count: int) -> NDArray[np.int64]:
         """Training images drawn at random, always the same."""
@@ -446,7 +453,9 @@ class Trainer:
         """The best encoder once more, with the statistics of many training images."""
         weights = {name.removeprefix("best."): value for name, value in self._best.items()}
         images = self._images(self._some(STATISTICS_SAMPLE))
-        encoder = encoder_of(self._configuration, weights, self._base, images, str(self._device), edited=EDITED_SAMPLE)
+        encoder = encoder_of(
+            self._configuration, Weights(self._base, weights), images, str(self._device), edited=EDITED_SAMPLE
+        )
         write(self._out, encoder.to_bytes())
         return encoder
 

@@ -111,7 +111,7 @@ async def query_image(
 async def query_indexed(
     state: CurrentState, parameters: Annotated[IndexedQueryParameters, QueryParameter()]
 ) -> Response:
-    """Search with an indexed image (stopped out of the hits), with a crop of it, or with codes.
+    """Search with an indexed image (left out of the hits), with a crop of it, or with codes.
 
     For a crop, or when regions are searched, the image's file is read again; otherwise its stored codes are used.
     """
@@ -243,9 +243,9 @@ async def info(state: CurrentState) -> Response:
     return JSONResponse((await _in_thread(state.index.info)).as_dict())
 
 
-@router.get("/health", responses={503: {"description": "The index does not answer.", **ERROR}})
+@router.get("/health", responses={503: {"description": "The index does not respond.", **ERROR}})
 async def health(state: CurrentState) -> dict[str, str]:
-    """Whether the index answers; needs no token."""
+    """Whether the index responds; no token is required."""
     with state.health_slots.take():
         await _in_thread(count_rows, state)
     return {"status": "ok"}

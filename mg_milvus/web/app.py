@@ -270,17 +270,17 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._received = 0
         self._idle_since = self.loop.time()
-        self._body_mark, self._answer_mark = (0, 0.0), (0, 0.0)
+        self._body_mark, self._response_mark = (0, 0.0), (0, 0.0)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept it, and close another one when there are too many."""
-        crowd = cast("set[Connection]", self.connections)
+        connections = cast("set[Connection]", self.connections)
         super().connection_made(transport)
         self._idle_since = self.loop.time()
-        if len(crowd) > self._most:
-            idlest = max(crowd - {self}, key=lambda one: (one._readiness(), -one._idle_since))
+        if len(connections) > self._most:
+            idlest = max(connections - {self}, key=lambda one: (one._readiness(), -one._idle_since))
             if idlest._readiness():
-                idlest._drop("crowd")
+                idlest._drop("limit")
             else:
                 transport.write(_NO_ROOM)
                 self._drop("limit", at_once=False)
@@ -309,7 +309,7 @@ class Connection(H11Protocol):
         super().on_response_complete()
 
     def _readiness(self) -> int:
-        """How readily this connection makes room: 0: it is answered; 1: it sends, or reads the end; 2: neither."""
+        """How readily this connection makes room: 0: a response is due; 1: it sends, or reads the end; 2: neither."""
         if self.cycle is None or self.cycle.response_complete:
             return 1 if self.transport.get_write_buffer_size() else 2
         return 1 if self._sends_body() else 0
@@ -321,16 +321,16 @@ class Connection(H11Protocol):
         now = self.loop.time()
         unsent = self.transport.get_write_buffer_size()
         # Unsent bytes may grow while the response is produced, and must shrink again.
-        least, since = self._answer_mark
+        least, since = self._response_mark
         if unsent == 0 or unsent <= least - STALL_BYTES:
-            self._answer_mark = unsent, now
+            self._response_mark = unsent, now
         else:
-            self._answer_mark = max(unsent, least), since
+            self._response_mark = max(unsent, least), since
         if not self._sends_body() or self._received >= self._body_mark[0] + STALL_BYTES:
             self._body_mark = self._received, now
         if self.conn.states[CLIENT] is not IDLE:
             self._idle_since = now
-        if now - self._answer_mark[1] > STALL_SECONDS:
+        if now - self._response_mark[1] > STALL_SECONDS:
             self._drop("response")
         elif now - self._body_mark[1] > STALL_SECONDS:
             self._drop("body")
@@ -363,8 +363,8 @@ def bind(host: str, port: int, token: str | None) -> socket.socket:
     """
     check_address(host, token)
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, _, _, place = found[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, place = addresses[0]
         taken = socket.socket(family, kind)
     except (OSError, UnicodeError, OverflowError) as error:
         raise ServeError(f"host '{host}' with port {port} is no address: {error}") from error

@@ -202,7 +202,7 @@ class UploadQuota:
 
 
 def check_filter(where: str | None) -> None:
-    """Refuse filters that would keep Milvus busy_response: whoever may ask the page has not to be who runs the server.
+    """Refuse filters that would keep Milvus busy: users of the page need not be trusted with the server.
 
     Raises:
         FilterError: it is too long, or lists or matches too much.

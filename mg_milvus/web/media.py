@@ -294,10 +294,10 @@ class OriginalResponse(StreamingResponse):
 
 def _range(header: str | None, size: int) -> tuple[int, int] | None:
     """Start and stop of a single range, equal when it lies outside the file; None: send the whole file."""
-    found = _RANGE.fullmatch(header or "")
-    if found is None:
+    match = _RANGE.fullmatch(header or "")
+    if match is None:
         return None
-    first, last = found[1], found[2]
+    first, last = match[1], match[2]
     if not first:
         return max(0, size - int(last)), size
     if last and int(last) < int(first):

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from mg_milvus.cli.duplicates import Keep
 from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.report import KEEP
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 from mg_milvus.schema.models import Granularity, Schema
 from mg_milvus.store.base import Description
 from mg_milvus.store.milvus import open_store
@@ -131,7 +131,7 @@ def test_the_page_shows_the_groups_and_a_placeholder_for_what_is_gone(home, tmp_
     assert len(page.all("img")) == len(members) - 1
     assert [attrs["aria-label"] for attrs in page.all("span", "missing")] == ["same.jpg: cannot be read"]
     assert len(page.all("section", "group")) == len(groups)
-    assert [attrs["title"] for attrs in page.all("h3")] == [printable(member["path"]) for member in members]
+    assert [attrs["title"] for attrs in page.all("h3")] == [escape_controls(member["path"]) for member in members]
     assert len(page.all("li", "kept")) == sum(member["keep"] for member in members)
 
 

@@ -82,7 +82,7 @@ def test_what_cannot_be_evaluated_ends_with_one_line(
 def test_a_wrong_code_length_is_wrong_usage(tmp_path: Path) -> None:
     done = RUNNER.invoke(app, ["eval", str(tmp_path), "--bits", "coarse=33"])
     assert done.exit_code == 2
-    assert "coarse=33 is no code length" in " ".join(done.stderr.split())
+    assert "coarse=33 is not a code length" in " ".join(done.stderr.split())
     done = RUNNER.invoke(app, ["eval", str(tmp_path), "--depth", "10"])
     assert (done.exit_code, "--through-index" in done.stderr) == (2, True)
 

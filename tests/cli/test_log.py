@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from mg_milvus.cli import log
 from mg_milvus.cli.app import app
 from mg_milvus.cli.console import ProgressView
-from mg_milvus.cli.log import complain, tell
+from mg_milvus.cli.log import log_error, log_info
 from mg_milvus.records import Failure, Progress
 from tests.cli.test_cli import mgm
 from tests.images import save_image
@@ -131,18 +131,18 @@ def test_a_strange_value_of_the_environment_is_refused() -> None:
 
 def test_lines_for_people_become_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", stderr := io.StringIO())
-    complain("plain")
+    log_error("plain")
     assert stderr.getvalue() == "mgm: plain\n"
     stderr.truncate(stderr.seek(0))
     log.configure(["--log-json"])
-    complain("two\nlines", error="StoreError")
-    tell("wrote page.html", "wrote", file="page.html")
+    log_error("two\nlines", error="StoreError")
+    log_info("wrote page.html", "wrote", file="page.html")
     failure = Failure("/a/\udc80.jpg", "broken")
     with ProgressView() as view:
         view(Progress("encoding", 64, 100, 1, [failure]), "a note")
         view(Progress("encoding", 65, 100, 1, [failure]))  # too soon for another line; the failure is told once
         view(Progress("encoding", 66, 100, 1, [failure]))
-        view.line("epoch 1 of 2", "epoch", epoch=1.0, loss=math.nan)
+        view.print_line("epoch 1 of 2", "epoch", epoch=1.0, loss=math.nan)
     told = [{k: v for k, v in event.items() if k not in {"time", "seconds"}} for event in events(stderr.getvalue())]
     assert told == [
         {"level": "error", "event": "error", "message": "two\nlines", "error": "StoreError"},

@@ -41,7 +41,7 @@ def test_serve_answers_as_query_does_and_ends_quietly_with_ctrl_c(tmp_path: Path
     try:
         line = server.stdout.readline()
         home = line.split()[0]
-        assert line == f"{home} · 12 images of 'images' · Ctrl-C ends it\n"
+        assert line == f"{home} · 12 images in 'images' · press Ctrl-C to stop\n"
         request = urllib.request.Request(f"{home}api/query?k=5&profile=category", image.read_bytes(), method="POST")
         with urllib.request.urlopen(request) as answer:
             hits = json.load(answer)["hits"]

@@ -144,7 +144,9 @@ def test_where_nothing_can_be_shown(asked: None, labelled_photos: Path) -> None:
     image = labelled_photos / "disc" / "03.jpg"
     done = run("query", image, "-k", "1", "--show", TERM="xterm-kitty")
     assert done.exit_code == 0
-    assert done.stderr.startswith("mgm: no images: standard output is not a terminal with colours. --html FILE")
+    assert done.stderr.startswith(
+        "mgm: --show draws no images: standard output is not a terminal with colours. Use --html FILE"
+    )
     assert "\x1b" not in done.stdout
     assert done.stdout == run("query", image, "-k", "1").stdout
     assert run("query", image, "--show", "--json").exit_code == 2

@@ -7,11 +7,11 @@ import re
 import pytest
 
 from mg_milvus.cli.console import ProgressView, print_failures, shorten
-from mg_milvus.cli.evaluate import print_figures
+from mg_milvus.cli.evaluate import print_table
 from mg_milvus.cli.ingest import summary
-from mg_milvus.cli.log import complain
+from mg_milvus.cli.log import log_error
 from mg_milvus.cli.query import print_hits
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 from mg_milvus.records import Failure, Hit, Progress
 from mg_milvus.results import IngestReport
 
@@ -39,7 +39,7 @@ def a_hit(rank: int, path: str) -> Hit:
     ],
 )
 def test_text_cannot_steer_the_terminal(text, shown):
-    assert printable(text) == shown
+    assert escape_controls(text) == shown
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_markup_in_a_path_is_text(capsys):
 
 def test_no_hits_say_so(capsys):
     print_hits([], BITS, title="cat.jpg")
-    assert capsys.readouterr().out == "cat.jpg\nNothing was found.\n"
+    assert capsys.readouterr().out == "cat.jpg\nNo images found.\n"
 
 
 def test_the_summary_tells_all_counts_and_the_rate():
@@ -108,7 +108,7 @@ def test_the_summary_tells_all_counts_and_the_rate():
 
 def test_the_summary_says_what_an_interrupt_and_a_dry_run_mean():
     interrupted = summary(IngestReport(9, 3, 0, 0, 0, (), 1.0, interrupted=True))
-    assert "is stored and stays; run the same command again" in interrupted
+    assert "are stored; run the same command again" in interrupted
     assert "nothing was written" in summary(IngestReport(9, 9, 0, 0, 0, (), 1.0, dry_run=True))
 
 
@@ -124,7 +124,7 @@ def test_failures_are_one_line_each(capsys):
 
 
 def test_a_complaint_is_one_line(capsys):
-    complain("first\nsecond \x1b[31m")
+    log_error("first\nsecond \x1b[31m")
     assert capsys.readouterr().err == "mgm: first second \\x1b[31m\n"
 
 
@@ -162,7 +162,7 @@ def test_wide_tables_are_cut_into_narrow_ones_and_lose_nothing(capsys, monkeypat
     monkeypatch.setenv("TERM", "xterm")
     for width in (40, 60, 200):
         monkeypatch.setenv("COLUMNS", str(width))
-        print_figures("figures", {"rank fusion": columns, "mid": {"mAP": 0.25}})
+        print_table("figures", {"rank fusion": columns, "mid": {"mAP": 0.25}})
         shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
         assert "…" not in shown
         assert max(map(len, shown.splitlines())) <= width

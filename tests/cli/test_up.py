@@ -56,7 +56,7 @@ def test_one_index_for_all_programs_until_it_is_stopped(file: Path) -> None:
     assert (code, errors) == (0, "")
     running = lite_server.served(file)
     assert running is not None
-    assert out.splitlines()[0] == f"{file} is served at {running.uri}, to your programs only"
+    assert out.splitlines()[0] == f"{file} is served at {running.uri}, for your own programs only"
     assert f"mgm ingest photos/ --uri {running.uri}\n" in out
     assert f"mgm down --data {file}\n" in out
 
@@ -75,7 +75,7 @@ def test_one_index_for_all_programs_until_it_is_stopped(file: Path) -> None:
 
     again = mgm("up", "--data", file)
     assert (again[0], again[1].splitlines()[0]) == (
-        0, f"{file} is already served at {running.uri}, to your programs only",
+        0, f"{file} is already served at {running.uri}, for your own programs only",
     )  # fmt: skip
     assert json.loads(mgm("up", "--data", file, "--json")[1]) == {
         "running": True, "started": False, "file": str(file), "uri": running.uri, "pid": running.pid,

@@ -201,7 +201,7 @@ def test_its_user_is_told_the_token_when_asked_and_only_then(running: Served, to
     by_file = ("--data", running.file)
     assert mgm("up", *by_file, "--status", "--show-token") == token + "\n"
     assert mgm("up", *by_file, "--show-token") == token + "\n"
-    assert "the token is in no JSON" in mgm("up", *by_file, "--show-token", "--json")
+    assert "the JSON does not contain the token" in mgm("up", *by_file, "--show-token", "--json")
     printed = [
         mgm("up", *by_file), mgm("up", *by_file, "--json"), mgm("up", *by_file, "--status"),
         mgm("up", *by_file, "--status", "--json"), mgm("info", "--uri", running.uri, "--json"),

@@ -24,18 +24,19 @@ import pytest
 import mg_milvus
 from mg_milvus.cli import log
 from mg_milvus.cli.console import ProgressView, print_failures, shorten
-from mg_milvus.cli.evaluate import print_figures
-from mg_milvus.cli.log import complain, tell
+from mg_milvus.cli.evaluate import print_table
+from mg_milvus.cli.log import log_error, log_info
 from mg_milvus.cli.query import print_hits
 from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport, GroupMember, duplicates_page
-from mg_milvus.evaluation.report import QueryShown, ReportData, ResultShown, write_report
-from mg_milvus.files import file_link, printable
+from mg_milvus.evaluation.report import ReportData, write_evaluation_report
+from mg_milvus.files import escape_controls, file_link
 from mg_milvus.html.pages import QueryResult, QuerySettings, render, result_page
+from mg_milvus.html.report import ExampleQuery, ExampleResult
 from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.records import Failure, Hit
 from mg_milvus.results import Hits, IngestReport
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
-from mg_milvus.training.report import write_training_page
+from mg_milvus.training.report import write_training_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,12 +90,14 @@ def results(name: str, _: Path) -> str:
 def evaluation(name: str, folder: Path) -> str:
     curve = np.array([0, 0.5, 1]), np.array([1, 0.5, 0.2])
     counts = np.array([3, 2, 1]), np.array([1, 2, 3])
-    shown = QueryShown(f"/p/{name}", 0.5, [ResultShown(name, name, True), ResultShown(f"//host/{name}", name, False)])
+    shown = ExampleQuery(
+        f"/p/{name}", 0.5, [ExampleResult(name, name, True), ExampleResult(f"//host/{name}", name, False)]
+    )
     data = ReportData(
         name, (f"protocol: {name}", f"folder: {name}"), {name: {name: 0.5}}, {name: curve}, {name: counts}, {name: 0.5},
         0.4, {name: {name: 0.1}}, (shown,),
     )  # fmt: skip
-    return write_report(data, folder / "out").read_bytes().decode()
+    return write_evaluation_report(data, folder / "out").read_bytes().decode()
 
 
 def training(name: str, folder: Path) -> str:
@@ -102,7 +105,7 @@ def training(name: str, folder: Path) -> str:
         history=[{"epoch": 1.0, name: 2.0, f"map_{name}": 0.5, "map_mid": 0.2, "held_out": 0.4, "seconds": 1.0}],
         best_epoch=1, fingerprint=name, images=3, held_out=1, labels={name: 3}, epochs=1,
     )  # fmt: skip
-    page = write_training_page(report, folder / "out", title=name, setup=[(name, name)])  # type: ignore[arg-type]
+    page = write_training_report(report, folder / "out", title=name, setup=[(name, name)])  # type: ignore[arg-type]
     return page.read_bytes().decode()
 
 
@@ -112,7 +115,7 @@ def ingest(name: str, _: Path) -> str:
 
 def evaluation_in_a_notebook(name: str, _: Path) -> str:
     card = {"path": name, "name": name, "badge": name, "image": {"uri": ""}}
-    return render("evaluation", setup=[name], tables=[([name], [(name, [name])])], shown=[(name, [card])])
+    return render("evaluation", setup=[name], tables=[([name], [(name, [name])])], groups=[(name, [card])])
 
 
 PAGES: dict[str, Callable[[str, Path], str]] = {
@@ -196,9 +199,9 @@ def test_a_page_has_the_same_elements_whatever_the_names(
     assert found.drawn <= DRAWN
     for link in found.links:
         assert re.match(r"file:///(?!/)[!-~]*\Z|#\w+\Z|data:image/jpeg;base64,", link), link
-    assert [char for char in found.text if char != "\n" and printable(char) != char] == []
-    if "\n" not in printable(name):
-        assert printable(name).replace("/", "")[-20:] in found.text.replace("/", "")
+    assert [char for char in found.text if char != "\n" and escape_controls(char) != char] == []
+    if "\n" not in escape_controls(name):
+        assert escape_controls(name).replace("/", "")[-20:] in found.text.replace("/", "")
 
 
 def caught(write: Callable[[], object]) -> str:
@@ -210,7 +213,7 @@ def caught(write: Callable[[], object]) -> str:
 
 def a_line(name: str) -> None:
     with ProgressView() as view:
-        view.line(name)
+        view.print_line(name)
 
 
 def groups(name: str) -> None:
@@ -223,10 +226,10 @@ def groups(name: str) -> None:
 TERMINAL: dict[str, tuple[int, Callable[[str], object]]] = {
     "hits": (4, lambda name: print_hits([a_hit(1, name)], BITS, title=name)),
     "failures": (3, lambda name: print_failures([Failure(name, name)])),
-    "complaint": (1, complain),
-    "what was done": (1, tell),
+    "error": (1, log_error),
+    "message": (1, log_info),
     "group": (5, groups),
-    "figures": (5, lambda name: print_figures("", {name: {name: 0.5}})),
+    "figures": (5, lambda name: print_table("", {name: {name: 0.5}})),
 }
 
 
@@ -254,9 +257,9 @@ def test_a_log_is_one_object_a_line(kind: str, monkeypatch: pytest.MonkeyPatch) 
     log.configure([log.FLAG])
 
     def write() -> None:
-        complain(name, path=name)
-        tell(name, "wrote", file=name)
-        log.log_unreadable([Failure(name, name)])
+        log_error(name, path=name)
+        log_info(name, "wrote", file=name)
+        log.log_failures([Failure(name, name)])
 
     lines = caught(write).splitlines()
     assert len(lines) == 3

@@ -149,8 +149,8 @@ def test_its_own_token_goes_to_its_own_server_only(
         settings = settings_from(uri=other)
         assert (settings.uri, settings.token, settings.milvus().tls) == (other, None, None)
         assert capfd.readouterr().err == (
-            f"mgm: settings from {tmp_path}/mgm.yaml: nothing; not its token, ca_cert, client_cert, client_key, for "
-            "this is another server\n"
+            f"mgm: settings from {tmp_path}/mgm.yaml: nothing; ignored, because this is another server: "
+            "token, ca_cert, client_cert, client_key\n"
         )
     monkeypatch.setenv("MGM_URI", "https://other.test")
     monkeypatch.setenv("MGM_TOKEN", TOKEN)
@@ -229,7 +229,7 @@ def test_a_file_of_another_user_is_refused_and_so_is_the_link_of_one(link: bool,
         file.symlink_to("mine.yaml")
         assert settings_from().collection == "holidays"
     os.chown(file, 12345, 12345, follow_symlinks=False)
-    assert "mgm.yaml belongs to the user with the number 12345, expected you (0) or root" in refusal()
+    assert "mgm.yaml belongs to user id 12345, expected yours (0) or root" in refusal()
 
 
 @pytest.mark.parametrize("key", ["ca_cert", "client_cert", "client_key"])

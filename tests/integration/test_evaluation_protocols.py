@@ -10,7 +10,7 @@ from PIL import Image
 
 from mg_milvus.errors import ImageError, LabelError, QueryError
 from mg_milvus.evaluation.protocols import Split, read_split
-from mg_milvus.evaluation.scoring import graded, with_something_to_find
+from mg_milvus.evaluation.scoring import graded, with_relevant_images
 
 
 def make(folder: Path, sizes: dict[str, int]) -> Path:
@@ -35,7 +35,7 @@ def test_leave_one_out_asks_everything_against_the_rest(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert graded(split)(slice(0, 6)).tolist() == expected
     assert graded(split)(slice(3, 5)).tolist() == expected[3:5]
-    kept, alone = with_something_to_find(split)
+    kept, alone = with_relevant_images(split)
     assert (kept.queries.tolist(), kept.database.tolist(), alone) == ([0, 1, 2, 3, 4], list(range(6)), 1)
     assert graded(kept)(slice(0, 5)).tolist() == expected[:5]
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_evaluated_is_said(
             (folder / label).mkdir(exist_ok=True)
             Image.new("RGB", (2, 2)).save(folder / label / f"{number}.png")
     with pytest.raises(error, match=message):
-        with_something_to_find(read_split(folder, **options))  # type: ignore[arg-type]
+        with_relevant_images(read_split(folder, **options))  # type: ignore[arg-type]
 
 
 def test_one_side_without_labels_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report: one file that asks for nothing, figures that are right, plots whose lengths are the numbers."""
+"""The report: one file that loads nothing else, right numbers, plots whose lengths are the numbers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,8 @@ import pytest
 from PIL import Image
 
 from mg_milvus.errors import MissingPackageError, QueryError
-from mg_milvus.evaluation.report import (
-    QueryShown,
-    ReportData,
-    ResultShown,
-    bar_plot,
-    check_report,
-    curve_plot,
-    histogram_plot,
-    write_report,
-)
+from mg_milvus.evaluation.report import ReportData, write_evaluation_report
+from mg_milvus.html.report import ExampleQuery, ExampleResult, bar_plot, check_report, curve_plot, histogram_plot
 from mg_milvus.images.discover import path_text
 
 if TYPE_CHECKING:
@@ -36,7 +28,7 @@ if TYPE_CHECKING:
 
 VOID = {"meta", "img", "path", "use", "rect", "br"}
 SVG = "{http://www.w3.org/2000/svg}"
-NOTHING = ReportData("Empty", (), {}, {}, {}, {}, None, {}, ())
+NOTHING = ReportData("Empty")
 
 
 class Page(HTMLParser):
@@ -89,7 +81,7 @@ def data(images: list[str]) -> ReportData:
     return ReportData(
         title="Evaluation of holidays",
         setup=("protocol: leave-one-out", "ties by expectation", "queries: 12"),
-        table={
+        metrics={
             "coarse": {"bits": 64, "mAP": 0.5, "P@1": 0.75},
             "fine": {"bits": 1024, "mAP": 0.25, "P@1": None},
             "float": {"mAP": 0.4567, "P@1": float("nan")},
@@ -100,8 +92,8 @@ def data(images: list[str]) -> ReportData:
         float_map=0.4567,
         health={"coarse": {"effective bits": 41.23, "collisions": 0.00004}, "joint": {"collisions": 0.0}},
         queries=(
-            QueryShown(query, 0.2, [ResultShown(far, "3 bits", False), ResultShown(near, "5 bits", True)]),
-            QueryShown(near, 0.9, [ResultShown(query, "1 bit", True)]),
+            ExampleQuery(query, 0.2, [ExampleResult(far, "3 bits", False), ExampleResult(near, "5 bits", True)]),
+            ExampleQuery(near, 0.9, [ExampleResult(query, "1 bit", True)]),
         ),
     )
 
@@ -109,15 +101,15 @@ def data(images: list[str]) -> ReportData:
 @pytest.fixture(scope="module")
 def html(data: ReportData, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of ``data``, made once."""
-    return write_report(data, tmp_path_factory.mktemp("page")).read_text(encoding="utf-8")
+    return write_evaluation_report(data, tmp_path_factory.mktemp("page")).read_text(encoding="utf-8")
 
 
 def page_of(data: ReportData, folder: Path) -> Page:
-    return Page(write_report(data, folder).read_text(encoding="utf-8"))
+    return Page(write_evaluation_report(data, folder).read_text(encoding="utf-8"))
 
 
 def test_the_page_is_one_file_in_a_folder_that_is_made(tmp_path: Path) -> None:
-    file = write_report(NOTHING, tmp_path / "deep" / "report")
+    file = write_evaluation_report(NOTHING, tmp_path / "deep" / "report")
     assert file == tmp_path / "deep" / "report" / "index.html"
     assert list(file.parent.iterdir()) == [file]
 
@@ -154,14 +146,14 @@ def test_the_page_for_phones_and_for_the_dark(html: str) -> None:
 
 def test_the_same_data_give_the_same_bytes(data: ReportData, html: str, tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
-    assert write_report(data, tmp_path).read_text(encoding="utf-8") == html
+    assert write_evaluation_report(data, tmp_path).read_text(encoding="utf-8") == html
     assert dict(matplotlib.rcParams) == before
 
 
 def test_matplotlib_is_loaded_for_a_report_only_and_never_with_its_global_part(tmp_path: Path) -> None:
     script = (
         "import sys, numpy as np\n"
-        "from mg_milvus.evaluation import report\n"
+        "from mg_milvus.html import report\n"
         "before = 'matplotlib' in sys.modules\n"
         "report.curve_plot({'a': (np.arange(2), np.arange(2))}, {'a': ('h0', False)})\n"
         "print(before, 'matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
@@ -178,7 +170,7 @@ def test_heading_and_setup(html: str) -> None:
 
 def test_the_table_of_figures(data: ReportData, tmp_path: Path) -> None:
     """Whole numbers stay whole, what is not known is a dash, the best fraction of a column is bold."""
-    html = write_report(data, tmp_path).read_text(encoding="utf-8")
+    html = write_evaluation_report(data, tmp_path).read_text(encoding="utf-8")
     rows = dict(re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', html)[:3])
     assert rows == {
         "coarse": "<td>64</td><td><b>0.500</b></td><td>0.750</td>",
@@ -199,7 +191,9 @@ def test_the_key_of_the_curves(html: str) -> None:
 
 def test_the_seventh_curve_is_dashed(tmp_path: Path) -> None:
     curve = np.array([0.0, 1.0]), np.array([1.0, 0.5])
-    html = write_report(replace(NOTHING, curves={f"c{n}": curve for n in range(7)}), tmp_path).read_text("utf-8")
+    html = write_evaluation_report(replace(NOTHING, curves={f"c{n}": curve for n in range(7)}), tmp_path).read_text(
+        "utf-8"
+    )
     key = re.findall(r'<li class="([^"]*)">(\w+)</li>', html)
     assert key[0] == ("h0", "c0")
     assert key[5:] == [("h5", "c5"), ("h0 dashed", "c6")]
@@ -235,7 +229,7 @@ def test_best_and_worst_queries(html: str, images: list[str]) -> None:
 
 def test_of_three_queries_two_are_best_and_the_worst_comes_first(images: list[str], tmp_path: Path) -> None:
     def shown(*precisions: float) -> str:
-        queries = [QueryShown(images[0], precision, ()) for precision in precisions]
+        queries = [ExampleQuery(images[0], precision, ()) for precision in precisions]
         return " ".join(
             re.findall(r"(?:Best|Worst|0\.\d00)", page_of(replace(NOTHING, queries=queries), tmp_path).text)
         )
@@ -248,8 +242,8 @@ def test_of_three_queries_two_are_best_and_the_worst_comes_first(images: list[st
 def test_images_that_cannot_be_read_are_placeholders(images: list[str], tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"not an image")
     broken, gone = str(tmp_path / "broken.png"), "/no/such/gone.png"
-    hits = [ResultShown(gone, "1 bit", False), ResultShown(images[0], "2 bits", True)]
-    page = page_of(replace(NOTHING, queries=[QueryShown(broken, 0.5, hits)]), tmp_path)
+    hits = [ExampleResult(gone, "1 bit", False), ExampleResult(images[0], "2 bits", True)]
+    page = page_of(replace(NOTHING, queries=[ExampleQuery(broken, 0.5, hits)]), tmp_path)
     missing = [attrs["aria-label"] for attrs in page.all("span", **{"class": "missing"})]
     assert missing == [f"Query {tmp_path.name}/broken.png: cannot be read", "such/gone.png: cannot be read"]
     assert len(page.all("img")) == 1
@@ -261,7 +255,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     counts = np.array([1, 0]), np.array([0, 1])
     image = tmp_path / "<img src=x onerror=alert(1)>.png"
     Image.new("RGB", (9, 9)).save(image)
-    query = QueryShown(str(image), 0.5, [ResultShown(str(image), evil, True)])
+    query = ExampleQuery(str(image), 0.5, [ExampleResult(str(image), evil, True)])
     page = page_of(
         ReportData(evil, [evil], {evil: {evil: 0.5}}, {evil: curve}, {evil: counts}, {evil: 0.5}, 0.1, {}, [query]),
         tmp_path,
@@ -279,7 +273,7 @@ def test_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
     with open(name, "wb") as file:
         file.write(buffer.getvalue())
     path = path_text(os.fsdecode(name))
-    page = page_of(replace(NOTHING, queries=[QueryShown(path, 0.5, ())]), tmp_path)
+    page = page_of(replace(NOTHING, queries=[ExampleQuery(path, 0.5, ())]), tmp_path)
     assert len(page.all("img")) == 1
     assert "caf\\xe9.png" in page.text
     assert page.all("a")[0]["href"].endswith("/caf%E9.png")
@@ -299,7 +293,7 @@ def test_without_a_float_reference_nothing_is_said_of_it(reference: float | None
 
 
 def test_a_report_replaces_the_one_before(tmp_path: Path) -> None:
-    write_report(replace(NOTHING, title="The older one"), tmp_path)
+    write_evaluation_report(replace(NOTHING, title="The older one"), tmp_path)
     assert "older" not in page_of(NOTHING, tmp_path).text
 
 
@@ -307,7 +301,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, 
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     expected = re.escape("a report needs matplotlib, which is not installed: pip install 'mg-milvus[report]'")
-    for call in (lambda: check_report(tmp_path / "r"), lambda: write_report(NOTHING, tmp_path / "r")):
+    for call in (lambda: check_report(tmp_path / "r"), lambda: write_evaluation_report(NOTHING, tmp_path / "r")):
         with pytest.raises(MissingPackageError, match=expected):
             call()
     assert not (tmp_path / "r").exists()
@@ -319,7 +313,7 @@ def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> N
         check_report(tmp_path / "file")
     (tmp_path / "index.html").mkdir()
     with pytest.raises(QueryError, match=r"index.html' cannot be written: Is a directory"):
-        write_report(NOTHING, tmp_path)
+        write_evaluation_report(NOTHING, tmp_path)
 
 
 def paths_of(svg: str, style: str) -> list[np.ndarray]:

@@ -108,8 +108,8 @@ def test_the_json_has_its_stable_form(evaluation: Evaluation) -> None:
 def test_the_report_shows_what_was_evaluated(evaluation: Evaluation) -> None:
     data = report_data(evaluation, "A title")
     figures = evaluation.to_json()
-    assert data.bars["mid"] == data.table["mid"]["mAP"] == figures["granularities"]["mid"]["map"]
-    assert data.float_map == data.table["float"]["mAP"] == figures["float"]["map"]
+    assert data.bars["mid"] == data.metrics["mid"]["mAP"] == figures["granularities"]["mid"]["map"]
+    assert data.float_map == data.metrics["float"]["mAP"] == figures["float"]["map"]
     recall, precision = data.curves["mid"]
     assert (np.diff(recall) >= 0).all()
     assert (recall[-1], precision[0]) == (
@@ -120,8 +120,8 @@ def test_the_report_shows_what_was_evaluated(evaluation: Evaluation) -> None:
     precisions = [query.average_precision for query in data.queries]
     assert precisions == sorted(precisions, reverse=True)
     worst = data.queries[-1]
-    assert worst.path not in {hit.path for hit in worst.hits}
-    assert {hit.relevant for query in data.queries for hit in query.hits} == {True, False}
+    assert worst.path not in {hit.path for hit in worst.results}
+    assert {hit.relevant for query in data.queries for hit in query.results} == {True, False}
 
 
 def test_heads_are_fitted_on_the_database_and_never_on_queries(tmp_path: Path, encoder: Encoder) -> None:
@@ -165,7 +165,7 @@ def test_copies_find_their_originals(folder: Path, encoder: Encoder) -> None:
     assert figures["granularities"]["mid"]["recall"]["1"] == pytest.approx(
         np.mean([own["recall@1"] for own in versions]), abs=1e-5
     )
-    assert report_data(evaluation, "Copies").table["recall@1, jpeg, mild"]["mid"] == mild["mid"]["recall@1"]
+    assert report_data(evaluation, "Copies").metrics["recall@1, jpeg, mild"]["mid"] == mild["mid"]["recall@1"]
 
 
 def test_the_rank_of_an_original_is_the_worst_of_its_tie() -> None:

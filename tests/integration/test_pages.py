@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 from mg_milvus.html.pages import QueryResult, QuerySettings, result_page
 from mg_milvus.records import Hit
 
@@ -129,7 +129,7 @@ def test_hostile_names_stay_text(tmp_path, name):
     assert not page.all("img")  # neither is a file here, so both are placeholder tiles
     assert not [attrs for _, attrs in page.elements if any(key.startswith("on") for key in attrs)]
     assert all(attrs["href"].startswith("file:///") for attrs in page.all("a"))
-    assert [attrs["title"] for attrs in page.all("h3")] == [printable(path), printable(name)]
+    assert [attrs["title"] for attrs in page.all("h3")] == [escape_controls(path), escape_controls(name)]
     assert "49" not in page.text.split("mg-milvus")[0]
 
 

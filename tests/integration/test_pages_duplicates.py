@@ -6,7 +6,7 @@ import pytest
 
 from mg_milvus.duplicates import report as page_module
 from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport, GroupMember, duplicates_page
-from mg_milvus.files import printable
+from mg_milvus.files import escape_controls
 from tests.integration.test_pages import Page, an_image
 
 BITS = {"coarse": 64, "fine": 256}
@@ -36,7 +36,7 @@ def test_hostile_names_stay_text(tmp_path, name):
     assert not page.all("img")
     assert not [attrs for _, attrs in page.elements if any(key.startswith("on") for key in attrs)]
     assert all(attrs["href"].startswith("file:///") for attrs in page.all("a"))
-    assert [attrs["title"] for attrs in page.all("h3")] == [printable(path), printable(name)]
+    assert [attrs["title"] for attrs in page.all("h3")] == [escape_controls(path), escape_controls(name)]
 
 
 def test_it_says_what_near_means_and_how_sure_it_is(tmp_path):

@@ -26,7 +26,7 @@ from mg_milvus.training.config import Augmentation, TrainingConfiguration
 from mg_milvus.training.data import Augmenter, Batches, ImageCache, mixed, normalised
 from mg_milvus.training.network import HashingNetwork, HashLayer
 from mg_milvus.training.train import pseudo_labels, spherical_kmeans, split, train
-from mg_milvus.training.trainer import MovingAverage, held_out_figures, rate_at
+from mg_milvus.training.trainer import MovingAverage, held_out_metrics, rate_at
 from tests.conftest import make_photos
 from tests.waiting import wait_until
 
@@ -66,7 +66,7 @@ def coloured(folder: Path) -> Path:
 
 def cache_of(folder: Path, side: int = 40) -> ImageCache:
     images = read_labelled(folder).images
-    cache, _ = ImageCache.fill(images, side, workers=1, max_pixels=10**6, failed=lambda _: None, report=lambda _: None)
+    cache, _, _ = ImageCache.fill(images, side, workers=1, max_pixels=10**6, report=lambda *_: None)
     return cache
 
 
@@ -77,14 +77,12 @@ def test_the_cache_keeps_aspect_and_pixels(tmp_path: Path) -> None:
     Image.new("RGB", (10, 20), (200, 30, 60)).save(tmp_path / "a.png")
     Image.new("RGB", (400, 100), (1, 2, 3)).save(tmp_path / "b.png")
     (tmp_path / "c.png").write_bytes(b"broken")
-    failed: list[str] = []
-    cache, kept = ImageCache.fill(
-        read_labelled(tmp_path).images, 50, workers=2, max_pixels=10**6,
-        failed=lambda failure: failed.append(failure.path), report=lambda _: None,
+    cache, kept, failures = ImageCache.fill(
+        read_labelled(tmp_path).images, 50, workers=2, max_pixels=10**6, report=lambda *_: None,
     )  # fmt: skip
     with cache:
         assert kept == [0, 1]
-        assert failed == [str(tmp_path / "c.png")]
+        assert [failure.path for failure in failures] == [str(tmp_path / "c.png")]
         assert cache[0].shape == (20, 10, 3), "small images stay as they are"
         assert (cache[0] == (200, 30, 60)).all()
         assert cache[1].shape == (25, 100, 3), "2,500 pixels, 4:1"
@@ -221,17 +219,17 @@ def test_the_split_is_stratified_and_deterministic() -> None:
     assert len(split(None, 100_000, 0.5, 0)[1]) <= 2_000
 
 
-def test_held_out_figures_by_hand() -> None:
+def test_held_out_metrics_by_hand() -> None:
     codes = {"mid": np.array([[0], [0], [255], [255]], np.uint8)}
     apart = {"classes": np.eye(2, dtype=bool)[[0, 0, 1, 1]]}
-    assert held_out_figures(codes, apart, 4) == {"map_mid": 1, "held_out": 1}
+    assert held_out_metrics(codes, apart, 4) == {"map_mid": 1, "held_out": 1}
     # Asked for the first: the second, of the other class, at 0, the relevant third at 8 with the fourth: 1/3 in 3 rows.
     crossed = {"classes": np.eye(2, dtype=bool)[[0, 1, 0, 1]]}
-    assert held_out_figures(codes, crossed, 4)["held_out"] == pytest.approx(1 / 3)
+    assert held_out_metrics(codes, crossed, 4)["held_out"] == pytest.approx(1 / 3)
     # One alone is held out, and finds the trained image of its class: at 0 beside the other one, 1 of 2.
     mixed_up = {"mid": np.array([[0], [0], [0], [255]], np.uint8)}
-    assert held_out_figures(mixed_up, crossed, 1)["held_out"] == pytest.approx(1 / 2)
-    assert held_out_figures(codes, {"classes": np.eye(4, dtype=bool)}, 1)["held_out"] == 0, "nothing to find"
+    assert held_out_metrics(mixed_up, crossed, 1)["held_out"] == pytest.approx(1 / 2)
+    assert held_out_metrics(codes, {"classes": np.eye(4, dtype=bool)}, 1)["held_out"] == 0, "nothing to find"
 
 
 # Whole trainings
@@ -252,7 +250,7 @@ def test_training_learns_and_the_file_is_an_encoder(tmp_path: Path) -> None:
     images = read_labelled(photos)
     assert images.classes is not None
     codes = encoder.encode([encoder.prepare(Image.open(found.path).convert("RGB")) for found in images.images])
-    figures = held_out_figures(codes, {"classes": images.classes.one_hot()}, len(images))
+    figures = held_out_metrics(codes, {"classes": images.classes.one_hot()}, len(images))
     assert figures["map_mid"] > 0.9, "chance is 0.33"
 
 
@@ -376,7 +374,7 @@ def test_a_resumed_training_gives_the_same_encoder(photos: Path, tmp_path: Path)
 
 def test_early_stop_looks_at_the_held_out_part(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([0.5, 0.7, 0.6, 0.69, 0.9])
-    monkeypatch.setattr(trainer_module, "held_out_figures", lambda *_: {"held_out": next(figures)})
+    monkeypatch.setattr(trainer_module, "held_out_metrics", lambda *_: {"held_out": next(figures)})
     settings = small(patience=2, phases=[{"epochs": 5, "sides": [16]}])
     report = train(photos, tmp_path / "e.safetensors", settings, device="cpu")
     assert (report.epochs, report.best_epoch) == (4, 2)
@@ -385,7 +383,7 @@ def test_early_stop_looks_at_the_held_out_part(photos: Path, tmp_path: Path, mon
 def test_of_epochs_that_are_as_good_the_last_is_kept(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer_module, "held_out_figures", lambda *_: {"held_out": 0.0})
+    monkeypatch.setattr(trainer_module, "held_out_metrics", lambda *_: {"held_out": 0.0})
     settings = small(patience=1, phases=[{"epochs": 3, "sides": [16]}])
     report = train(photos, tmp_path / "e.safetensors", settings, device="cpu")
     assert (report.epochs, report.best_epoch) == (3, 3)

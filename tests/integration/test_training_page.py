@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mg_milvus.errors import QueryError
-from mg_milvus.training.report import write_training_page
+from mg_milvus.training.report import write_training_report
 from mg_milvus.training.train import TrainReport
 
 MAPS = {"mid": [0.2, 0.5, 0.4, 0.7, 0.65], "fine": [0.1, 0.15, 0.3, 0.35, 0.5]}
@@ -44,7 +44,7 @@ def line(svg: str, colour: str) -> np.ndarray:
 
 
 def test_the_lines_are_the_figures(tmp_path: Path) -> None:
-    page = write_training_page(report(), tmp_path / "new", title="t").read_text()
+    page = write_training_report(report(), tmp_path / "new", title="t").read_text()
     drawn = plots(page)
     assert list(drawn) == ["mAP of held-out images", "loss mid", "loss quantisation"]
     found = drawn["mAP of held-out images"]
@@ -62,7 +62,7 @@ def test_the_lines_are_the_figures(tmp_path: Path) -> None:
 
 def test_the_table_and_the_facts(tmp_path: Path) -> None:
     setup = [("backbone", "smallnet"), ("odd", "<b>&")]
-    page = write_training_page(report(), tmp_path, title="How <i> was trained", setup=setup).read_text()
+    page = write_training_report(report(), tmp_path, title="How <i> was trained", setup=setup).read_text()
     heads = re.findall(r'<th scope="col">([^<]+)</th>', page)
     assert heads == ["mid", "quantisation", "mAP mid", "mAP fine", "mean mAP", "seconds"]
     rows = re.findall(r'<tr><th scope="row">(\d+)</th>(.*?)</tr>', page)
@@ -77,13 +77,13 @@ def test_the_table_and_the_facts(tmp_path: Path) -> None:
 
 
 def test_short_and_unjudged_trainings(tmp_path: Path) -> None:
-    page = write_training_page(report(1, best_epoch=1, labels={}), tmp_path, title="t").read_text()
+    page = write_training_report(report(1, best_epoch=1, labels={}), tmp_path, title="t").read_text()
     assert len(line(plots(page)["loss mid"], "h0")) == 1
     assert "clusters in their place" in page
     bare = report(2, best_epoch=2, history=({"epoch": 1.0, "mid": 1.0, "seconds": 1.0},) * 2)
-    page = write_training_page(bare, tmp_path, title="t").read_text()
+    page = write_training_report(bare, tmp_path, title="t").read_text()
     assert list(plots(page)) == ["loss mid"]
     assert "Held-out" not in page
     (tmp_path / "file").write_text("")
     with pytest.raises(QueryError, match="cannot be made"):
-        write_training_page(report(), tmp_path / "file", title="t")
+        write_training_report(report(), tmp_path / "file", title="t")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,15 @@ from sklearn.metrics import average_precision_score, ndcg_score
 
 from mg_milvus.codes import hamming
 from mg_milvus.evaluation import scoring
-from mg_milvus.evaluation.scoring import Recipe, evaluate_codes, fused_keys, recipes_of, score_codes
+from mg_milvus.evaluation.scoring import (
+    Recipe,
+    ScoringOptions,
+    code_metrics,
+    fused_keys,
+    health_metrics,
+    recipes_of,
+    score_codes,
+)
 from mg_milvus.schema.models import PROFILES, Schema
 from mg_milvus.search.fusion import Fusion, fuse
 
@@ -134,8 +144,8 @@ def test_figures_are_those_of_brute_force_however_the_queries_are_cut_into_block
 ) -> None:
     queries, database, grades = asked
     recipes = {f"recipe {i}": recipe for i, recipe in enumerate(RECIPES)}
-    whole = evaluate_codes(queries, database, grades, recipes=recipes, ks=(1, 10), groups=True)
-    assert (whole["queries"], whole["database"]) == (20, 90)
+    options = ScoringOptions(ks=(1, 10), groups=True)
+    whole = code_metrics(score_codes(queries, database, grades, recipes, options), database, (1, 10))
     singles = {name: (Recipe("score", {name: 1.0}), whole["granularities"][name]) for name in BITS}
     fused = {name: (recipe, whole["fused"][name]) for name, recipe in recipes.items()}
     for recipe, figures in (singles | fused).values():
@@ -144,10 +154,8 @@ def test_figures_are_those_of_brute_force_however_the_queries_are_cut_into_block
     assert whole["granularities"]["mid"]["bits"] == 32
 
     monkeypatch.setattr(scoring, "PAIRS", 3 * 90)
-    in_blocks = evaluate_codes(
-        queries, database, grades.__getitem__, recipes=recipes, ks=(1, 10), groups=True, threads=2
-    )
-    assert close(in_blocks, whole)
+    scores = score_codes(queries, database, grades.__getitem__, recipes, replace(options, threads=2))
+    assert close(code_metrics(scores, database, (1, 10)), whole)
 
 
 def close(left: object, right: object) -> bool:
@@ -161,7 +169,7 @@ def test_group_map_counts_the_whole_group(
     asked: tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.uint8]], NDArray[np.uint8]],
 ) -> None:
     queries, database, grades = asked
-    scores = score_codes(queries, database, grades, recipes={"rank": RECIPES[0]}, groups=True)
+    scores = score_codes(queries, database, grades, {"rank": RECIPES[0]}, ScoringOptions(groups=True))
     distances = hamming(queries["mid"], database["mid"])
     expected = [
         average_precision_score(own[own != 255] > 0, -row[own != 255])
@@ -177,10 +185,10 @@ def test_queries_with_nothing_to_find_count_nowhere(
 ) -> None:
     queries, database, grades = asked
     grades[[0, 7]] = np.minimum(grades[[0, 7]], 1)
-    scores = score_codes(queries, database, grades, recipes={"rank": RECIPES[0]})
+    scores = score_codes(queries, database, grades, {"rank": RECIPES[0]})
     rest = np.setdiff1d(np.arange(20), [0, 7])
     without = score_codes(
-        {name: codes[rest] for name, codes in queries.items()}, database, grades[rest], recipes={"rank": RECIPES[0]}
+        {name: codes[rest] for name, codes in queries.items()}, database, grades[rest], {"rank": RECIPES[0]}
     )
     for name, found in scores.items():
         assert found.ranking.queries == 18
@@ -192,14 +200,15 @@ def test_what_does_not_fit_together_is_refused(
     asked: tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.uint8]], NDArray[np.uint8]],
 ) -> None:
     queries, database, grades = asked
+    recipes = {"rank": RECIPES[0]}
     with pytest.raises(ValueError, match="relevance has shape"):
-        evaluate_codes(queries, database, grades[:, 1:])
+        score_codes(queries, database, grades[:, 1:], recipes)
     with pytest.raises(ValueError, match="weights for hue"):
-        evaluate_codes(queries, database, grades, weights={"hue": 1.0})
+        score_codes(queries, database, grades, {"rank": Recipe("rank", {"hue": 1.0})})
     with pytest.raises(ValueError, match="expected the same granularities"):
-        evaluate_codes({"mid": queries["mid"]}, database, grades)
+        score_codes({"mid": queries["mid"]}, database, grades, recipes)
     with pytest.raises(ValueError, match="0 queries"):
-        evaluate_codes({name: codes[:0] for name, codes in queries.items()}, database, grades[:0])
+        score_codes({name: codes[:0] for name, codes in queries.items()}, database, grades[:0], recipes)
 
 
 def test_collisions_are_counted_per_granularity_and_jointly() -> None:
@@ -207,7 +216,7 @@ def test_collisions_are_counted_per_granularity_and_jointly() -> None:
         "coarse": np.array([[1], [1], [1], [2]], np.uint8),
         "fine": np.array([[5], [5], [6], [7]], np.uint8),
     }
-    figures = evaluate_codes(database, database, np.full((4, 4), 2, np.uint8))
+    figures = health_metrics(database)
     assert figures["collisions"] == {"coarse": 0.75, "fine": 0.5, "joint": 0.5}
     assert figures["granularities"]["fine"]["bits"] == 8
     assert figures["granularities"]["fine"]["health"]["collisions"] == 0.5

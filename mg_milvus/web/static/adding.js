@@ -3,7 +3,7 @@
 import { ingest, stopIngest, upload, watchIngest } from "./api.js";
 import { h, number } from "./dom.js";
 
-const AT_ONCE = 3; // uploads on their way
+const CONCURRENT = 3; // concurrent uploads
 
 export class Adding {
   constructor(dialog, about) {
@@ -52,7 +52,7 @@ export class Adding {
     const choice = h("select", { id: "add-served" }, ...this.about.folders.map((folder) => h("option", {}, folder)));
     return h("section", {},
       h("label", { for: "add-served" }, "A folder on the server"), choice,
-      h("button", { class: "button", onclick: () => this.run({ folder: choice.value }) }, "Ingest it"));
+      h("button", { class: "button", onclick: () => this.run({ folder: choice.value }) }, "Ingest"));
   }
 
   begin(text) {
@@ -90,7 +90,7 @@ export class Adding {
         this.showProgress(`${number(done)} of ${number(files.length)} sent`, done, files.length);
       }
     };
-    await Promise.all(Array.from({ length: AT_ONCE }, worker));
+    await Promise.all(Array.from({ length: CONCURRENT }, worker));
     if (kept.length) await this.run({ uploads: kept }, false);
     else this.end("Nothing was added.");
   }
@@ -116,7 +116,7 @@ export class Adding {
     this.changed = report.added + report.updated > 0;
     for (const { path, reason } of report.failures) this.fail(path, reason);
     this.end(`${report.interrupted ? "Stopped: " : ""}${number(report.added)} added, ${number(report.updated)} updated, ` +
-      `${number(report.unchanged)} known already, ${number(report.failed)} failed (${report.seconds.toFixed(1)} s).`);
+      `${number(report.unchanged)} unchanged, ${number(report.failed)} failed (${report.seconds.toFixed(1)} s).`);
     this.bar.value = this.bar.max;
   }
 

@@ -40,10 +40,10 @@ export function fromAddress(search, about) {
 
 function readWeights(text, bits) {
   if (!text) return null;
-  const named = new Map(text.split(",").map((part) => part.split(":")));
+  const given = new Map(text.split(",").map((part) => part.split(":")));
   const weights = {};
   for (const name of Object.keys(bits)) {
-    const weight = Number(named.get(name) ?? 0);
+    const weight = Number(given.get(name) ?? 0);
     weights[name] = Number.isFinite(weight) && weight >= 0 ? weight : 0;
   }
   return weights;

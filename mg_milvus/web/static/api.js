@@ -18,7 +18,7 @@ async function call(path, init = {}) {
     response = await fetch(path, init);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("the server does not answer; is mgm serve still running?");
+    throw new Error("the server does not respond; is mgm serve still running?");
   }
   return parse(response);
 }

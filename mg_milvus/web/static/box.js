@@ -32,7 +32,7 @@ export class BoxDrawer {
   /** Show a box of image pixels, or none. */
   show(pixels) {
     const size = this.size();
-    this.settled = pixels;
+    this.accepted = pixels;
     this.box = pixels && size ? pixels.map((value, i) => value / size[i % 2]) : null;
     this.end();
     this.draw();
@@ -82,13 +82,13 @@ export class BoxDrawer {
     this.move(event);
     this.start = null;
     const { width, height } = this.frame.getBoundingClientRect();
-    if (this.box[2] * width < LEAST || this.box[3] * height < LEAST) this.show(this.settled ?? null);
+    if (this.box[2] * width < LEAST || this.box[3] * height < LEAST) this.show(this.accepted ?? null);
     else this.choose();
   }
 
   cancel() {
     this.start = null;
-    this.show(this.settled ?? null);
+    this.show(this.accepted ?? null);
   }
 
   key(event) {

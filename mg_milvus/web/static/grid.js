@@ -65,11 +65,11 @@ export class Grid {
     const size = this.columns * ROWS;
     const first = block.dataset.place * size;
     block.style.minHeight = "";
-    const wanted = this.entries.slice(first, first + size).map((entry) => this.card(entry));
-    const held = block.children;
-    if (held.length === wanted.length && wanted.every((card, i) => held[i] === card)) return;
+    const cards = this.entries.slice(first, first + size).map((entry) => this.card(entry));
+    const current = block.children;
+    if (current.length === cards.length && cards.every((card, i) => current[i] === card)) return;
     const focused = document.activeElement;
-    block.replaceChildren(...wanted);
+    block.replaceChildren(...cards);
     if (focused !== document.activeElement && block.contains(focused)) focused.focus({ preventScroll: true });
   }
 

@@ -57,7 +57,7 @@ function searchWithRow(row, crop) {
 
 function searchWithImage(file) {
   if (file.size > about.max_upload_bytes) {
-    showProblem(`${file.name} has ${number(file.size)} bytes, more than the ${number(about.max_upload_bytes)} that are taken: send a smaller one.`);
+    showProblem(`${file.name} has ${number(file.size)} bytes, more than the ${number(about.max_upload_bytes)} allowed: send a smaller one.`);
     return;
   }
   const image = { blob: file, name: file.name ?? "pasted image", address: URL.createObjectURL(file) };
@@ -152,9 +152,9 @@ function show() {
 /** Rank the candidates that are here, with the weights as they are. */
 function rank() {
   if (!result?.response) {
-    $("#heading").textContent = about.rows ? "Images at random" : "There are no images yet";
+    $("#heading").textContent = about.rows ? "Random images" : "There are no images yet";
     $("#status").textContent = about.rows
-      ? (result?.rows.length ? "Choose one to see what looks like it." : "None matches the filter.")
+      ? (result?.rows.length ? "Select an image to search with it." : "No image matches the filter.")
       : (about.can_upload || about.folders.length ? "Add some with the button above, or with mgm ingest." : "Add some with mgm ingest.");
     grid.show((result?.rows ?? []).map((row) => ({ row })), about.bits);
     return;
@@ -163,8 +163,8 @@ function rank() {
   $("#heading").textContent = query.crop && !regions.missed(query) ? "Nearest to this crop" : "Nearest images";
   const weightless = !Object.values(settings().weights).some((weight) => weight > 0);
   $("#status").textContent = weightless
-    ? "Every weight is 0: give one of them more."
-    : entries.length ? `${number(entries.length)} candidates in ${Math.round(result.milliseconds)} ms` : "Nothing was found.";
+    ? "Every weight is 0: raise one of them."
+    : entries.length ? `${number(entries.length)} candidates in ${Math.round(result.milliseconds)} ms` : "No results.";
   grid.show(entries, settings().bits);
 }
 

@@ -34,7 +34,7 @@ export class Why {
     const close = () => this.dialog.close();
     this.dialog.replaceChildren(
       h("header", {},
-        h("h2", { id: "why-title" }, `Why `, h("bdi", {}, fileName(row.path)), ` is number ${entry.rank}`),
+        h("h2", { id: "why-title" }, `Why `, h("bdi", {}, fileName(row.path)), ` has rank ${entry.rank}`),
         h("button", { class: "button small", onclick: close, autofocus: true }, "Close")),
       h("div", { class: "pair" },
         h("figure", {},
@@ -72,7 +72,7 @@ export class Why {
         h("td", {}, `#${rankText(entry.ranks[name])}`),
         h("td", {}, weight ? h("span", { class: "formula" }, `${formula} = `) : null, weight ? scores[name].toFixed(4) : "–"));
     });
-    const head = ["granularity", "bits that agree", "bits that differ", "rank", "adds to the score"];
+    const head = ["granularity", "matching bits", "differing bits", "rank", "contribution"];
     return h("div", { class: "scroll" }, h("table", { class: "shares" },
       h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, ...rows),
