@@ -228,6 +228,7 @@ def plan(
     as_json: options.AsJson = False,
 ) -> None:
     """Say what a collection takes: bytes per field, memory, disk, indexes, hours; and what to change to make it fit."""
+    from mg_milvus.capacity import Assumptions
     from mg_milvus.capacity import plan as make
     from mg_milvus.cli.settings import local_settings
     from mg_milvus.schema.models import Schema
@@ -236,12 +237,11 @@ def plan(
     made = make(
         round(_number(images, "--images", {"": 1})),
         Schema.load(source) if source else None,
-        path_bytes=path_bytes,
-        text_bytes=text_bytes,
-        images_per_second=images_per_second,
-        machines=machines,
-        memory=None if memory is None else _number(memory, "--memory", _UNITS),
-    )
+        Assumptions(
+            path_bytes, text_bytes, images_per_second, machines,
+            None if memory is None else _number(memory, "--memory", _UNITS),
+        ),
+    )  # fmt: skip
     print(json.dumps(made.as_dict()) if as_json else "\n".join(_lines(made)))
 
 

@@ -13,7 +13,7 @@ from mg_milvus.files import one_line
 from mg_milvus.schema.models import Granularity
 from mg_milvus.schema.regions import region_id, scale_of
 from mg_milvus.store import collections
-from mg_milvus.store.collections import Column, encode_regions, own_description
+from mg_milvus.store.collections import Column, NewCollection, encode_regions, own_description
 from mg_milvus.store.filters import among
 from mg_milvus.store.lite_workarounds import query_records
 from mg_milvus.store.rows import MAX_DEPTH, hits_of, neighbours
@@ -128,10 +128,8 @@ class RegionTable:
             self.drop()  # left behind by a collection that was dropped in another way
             text = None
         if text is None:
-            collections.create(
-                self._connection, self.name, wanted, _COLUMNS, [Granularity(name=CODE, bits=settings.bits)],
-                description.schema.storage,
-            )  # fmt: skip
+            codes, storage = [Granularity(name=CODE, bits=settings.bits)], description.schema.storage
+            collections.create(self._connection, NewCollection(self.name, wanted, _COLUMNS, codes, storage))
         self._load(description, settings)
 
     def forget(self) -> None:
