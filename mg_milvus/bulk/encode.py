@@ -139,7 +139,7 @@ class EncodeReport:
         }  # fmt: skip
 
 
-def encode(
+def encode(  # noqa: PLR0913 - public: keyword options of the command
     *sources: PathLike,
     out: PathLike,
     encoder: Encoder | PathLike | None = None,
@@ -240,56 +240,60 @@ def _encoder(given: Encoder | PathLike | None, schema: Schema, device: str) -> E
     return base.with_bits(schema.code_bits)
 
 
+@dataclass
 class _Run:
     """One run over one shard, and what it has done so far."""
 
-    def __init__(
-        self, folder: CodeFolder, shard: Shard, encoder: Encoder, description: Description,
-        fields_of: Callable[[str], Mapping[str, Any]], failures: list[Failure], report: Callable[[Progress], None],
-    ) -> None:  # fmt: skip
-        self._folder, self._shard, self._encoder, self._description = folder, shard, encoder, description
-        self._fields_of, self._failures, self._report = fields_of, failures, report
-        self.encoded = self.finished = self.files = 0
+    folder: CodeFolder
+    shard: Shard
+    encoder: Encoder
+    description: Description
+    fields_of: Callable[[str], Mapping[str, Any]]
+    failures: list[Failure]
+    report: Callable[[Progress], None]
+    encoded: int = 0
+    finished: int = 0
+    files: int = 0
 
     def go(self, found: Iterator[Found], settings: Settings, rows_a_file: int) -> None:
         """Encode what is not finished; then mark the shard as finished."""
         files = self._prepare()
         rows: dict[str, Row] = {}
         try:
-            with closing(read_images(self._todo(found, files), self._encoder, settings)) as read:
+            with closing(read_images(self._todo(found, files), self.encoder, settings)) as read:
                 while batch := list(islice(read, settings.batch_size)):
                     rows |= self._rows(batch)
                     if len(rows) >= rows_a_file:
                         self._write(rows, files)
-                    self._report(Progress("encoding", self.encoded + len(rows) + self.finished, 0, len(self._failures)))
+                    self.report(Progress("encoding", self.encoded + len(rows) + self.finished, 0, len(self.failures)))
         except (KeyboardInterrupt, MgMilvusError):
             self._write(rows, files)
             raise
         self._write(rows, files)
-        self._folder.finish(self._shard, files)
+        self.folder.finish(self.shard, files)
 
     def _prepare(self) -> dict[str, int]:
         """Part -> rows of what is finished, after a look at whether the folder is the right one."""
-        others = [str(other) for other in self._folder.shards() if other.count != self._shard.count]
+        others = [str(other) for other in self.folder.shards() if other.count != self.shard.count]
         if others:
             raise CodeFileError(
-                f"{self._folder.name} has files of the shard {others[0]}, this is {self._shard}: use the same count on "
+                f"{self.folder.name} has files of the shard {others[0]}, this is {self.shard}: use the same count on "
                 "all machines, or another folder"
             )
-        mine = self._encoder.fingerprint
-        strangers = [kept for kept in self._folder.encoders() if kept != mine]
+        mine = self.encoder.fingerprint
+        strangers = [kept for kept in self.folder.encoders() if kept != mine]
         if strangers:
             raise CodeFileError(
-                f"{self._folder.name} holds codes of the encoder {strangers[0]}, yours is {mine}: give all shards the "
+                f"{self.folder.name} holds codes of the encoder {strangers[0]}, yours is {mine}: give all shards the "
                 "same --encoder, or use another folder"
             )
-        self._folder.clean(self._shard)
-        if mine not in self._folder.encoders():
-            self._folder.keep_encoder(mine, self._encoder.to_bytes())
+        self.folder.clean(self.shard)
+        if mine not in self.folder.encoders():
+            self.folder.keep_encoder(mine, self.encoder.to_bytes())
         files: dict[str, int] = {}
-        for name in self._folder.files(self._shard):
-            with self._folder.part(name) as part:
-                if part.description != self._description:
+        for name in self.folder.files(self.shard):
+            with self.folder.part(name) as part:
+                if part.description != self.description:
                     raise CodeFileError(
                         f"{part.name} was made with another schema or encoder ({part.description.fingerprint}): "
                         "give the same --schema and --encoder again, or use another folder"
@@ -307,21 +311,21 @@ class _Run:
 
     def _stamps(self, files: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
         for name in files:
-            with self._folder.part(name) as part:
+            with self.folder.part(name) as part:
                 yield from part.stamps()
 
     def _rows(self, batch: Sequence[PreparedImage]) -> dict[str, Row]:
         """The rows of those that could be read."""
-        self._failures += [_shown(Failure(p.file.path, p.failure)) for p in batch if p.failure is not None]
+        self.failures += [_shown(Failure(p.file.path, p.failure)) for p in batch if p.failure is not None]
         good = [image for image in batch if image.pixels is not None]
-        codes = self._encoder.encode([p.pixels for p in good if p.pixels is not None]) if good else {}
-        rows = [p.row(code_bytes(codes, place), self._fields_of(p.file.path)) for place, p in enumerate(good)]
+        codes = self.encoder.encode([p.pixels for p in good if p.pixels is not None]) if good else {}
+        rows = [p.row(code_bytes(codes, place), self.fields_of(p.file.path)) for place, p in enumerate(good)]
         return {row.id: row for row in rows}
 
     def _write(self, rows: dict[str, Row], files: dict[str, int]) -> None:
         """Write a part and empty ``rows``."""
         if rows:
-            files[self._folder.add_part(self._shard, to_parquet(list(rows.values()), self._description))] = len(rows)
+            files[self.folder.add_part(self.shard, to_parquet(list(rows.values()), self.description))] = len(rows)
             self.encoded += len(rows)
             self.files += 1
             rows.clear()

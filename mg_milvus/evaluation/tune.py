@@ -364,7 +364,7 @@ class Target:
     device: str = "auto"
 
 
-def tune(
+def tune(  # noqa: PLR0913 - public: keyword options of the command
     folder: PathLike,
     target: Target,
     *,
