@@ -1,7 +1,4 @@
-"""The border to pymilvus: every call goes through ``Border``, which retries, keeps quiet and maps exceptions.
-
-pymilvus and grpc are at home here as in ``milvus.py``.
-"""
+"""Connections to Milvus: every request goes through ``Connection``, which retries and maps exceptions."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,10 +46,10 @@ T = TypeVar("T")
 
 VENDOR_ERRORS = (vendor.MilvusException, grpc.RpcError, grpc.FutureTimeoutError)
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-"""What taking an answer apart can raise, in pymilvus and here, when a server says what none should."""
+"""What reading a response can raise, in pymilvus and here, if a server sends what no server should."""
 ATTEMPTS = 6
-_MOST_READ = 2_000
-"""Characters of a server's message that are searched for what it means; some patterns take the square of this."""
+_MAX_MESSAGE = 2_000
+"""Characters of a server's message that patterns are matched against; some patterns take quadratic time."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 2.0
 
 _BY_CODE: dict[object, type[StoreError]] = {
@@ -97,8 +94,8 @@ _BUSY = re.compile(
 _inside: ContextVar[bool] = ContextVar("mg_milvus_store_call", default=False)
 
 
-class _OnlyOthers(logging.Filter):
-    """Drops what pymilvus logs about our own calls: we raise it. The user's own calls still log."""
+class _OnlyOtherRequests(logging.Filter):
+    """Drops pymilvus' log records about this package's requests, whose errors are raised; others still log."""
 
     def filter(self, _record: logging.LogRecord) -> bool:
         return not _inside.get()
@@ -107,7 +104,7 @@ class _OnlyOthers(logging.Filter):
 def _silence() -> None:
     for name in ("pymilvus", "pymilvus.milvus_client", "pymilvus.bulk_writer"):
         for handler in logging.getLogger(name).handlers:
-            handler.addFilter(_OnlyOthers())
+            handler.addFilter(_OnlyOtherRequests())
 
 
 _silence()
@@ -135,7 +132,7 @@ def _text(error: BaseException) -> str:
 
 
 def kind_of(error: BaseException) -> type[StoreError]:
-    """The class of ours for an exception of pymilvus or grpc; ``StoreError`` when nothing more is known."""
+    """Return the error class for an exception of pymilvus or grpc; ``StoreError`` if nothing more is known."""
     codes = [_code(e) for e in _chain(error)]
     if any(_BY_CODE.get(code) is AuthenticationError for code in codes):
         return AuthenticationError
@@ -145,151 +142,57 @@ def kind_of(error: BaseException) -> type[StoreError]:
     for vendors, ours in _BY_CLASS.items():
         if isinstance(error, vendors):
             return ours
-    text = _text(error)[:_MOST_READ]
+    text = _text(error)[:_MAX_MESSAGE]
     return next((ours for pattern, ours in _BY_TEXT if pattern.search(text)), StoreError)
 
 
 def translate(error: BaseException, config: MilvusConfig) -> StoreError:
-    """Our exception for one of pymilvus or grpc, with the remedy; the caller raises it ``from`` the other.
+    """Return the error for an exception of pymilvus or grpc, with the remedy; the caller raises it ``from`` that one.
 
-    Servers, and what is before them, may repeat the token; here it is hidden.
+    Servers, and proxies before them, may repeat the token; it is hidden here.
     """
     kind, where, collection = kind_of(error), config.uri, config.collection
-    # pymilvus says of a refused token that the server may be unavailable; the server's own word is further down.
+    # For a refused token pymilvus reports an unavailable server; the server's own message is a cause of that.
     inner = (e for e in _chain(error) if kind is AuthenticationError and _BY_CODE.get(_code(e)) is kind)
-    said = one_line(hide(_text(next(inner, error)), config.token), 500) or type(error).__name__
+    message = one_line(hide(_text(next(inner, error)), config.token), 500) or type(error).__name__
     messages = {
-        AuthenticationError: f"{where} refused the token ({said}): give --token USER:PASSWORD or MGM_TOKEN",
+        AuthenticationError: f"{where} refused the token ({message}): give --token USER:PASSWORD or MGM_TOKEN",
         CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",
-        StoreUnavailableError: f"Milvus at {where} does not answer ({said}): check the URI and that it is running",
-        FilterError: f"Milvus cannot use the filter ({said}): check the names of columns, quotes and parentheses",
-        UnsupportedError: f"{where} cannot do this ({said}): change the storage settings of the schema, or the server",
-        StoreError: f"Milvus at {where} refused: {said}",
+        StoreUnavailableError: f"Milvus at {where} does not answer ({message}): check the URI and that it is running",
+        FilterError: f"Milvus cannot use the filter ({message}): check the names of columns, quotes and parentheses",
+        UnsupportedError: f"{where} cannot do this ({message}): change the storage settings, or the server",
+        StoreError: f"Milvus request to {where} failed: {message}",
     }
     return kind(messages[kind])
 
 
 def _exceeded(error: BaseException) -> bool:
-    """Whether a call has taken more time than it was allowed."""
+    """Whether a request exceeded its deadline."""
     return any(_code(e) is grpc.StatusCode.DEADLINE_EXCEEDED for e in _chain(error))
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed a moment later."""
+    """Whether the same request may succeed a moment later."""
     if _code(error) is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return False  # the time that the caller allowed is already spent
+        return False  # the caller's time is already spent
     return (
         kind_of(error) is StoreUnavailableError
         or _code(error) == vendor.ErrorCode.RATE_LIMIT
-        or bool(_BUSY.search(_text(error)[:_MOST_READ]))
+        or bool(_BUSY.search(_text(error)[:_MAX_MESSAGE]))
     )
 
 
-class Border:
-    """Runs calls of pymilvus: quietly, again when the failure is transient, and raising our errors only.
-
-    Retries wait 0.1 s, then twice as long each time, up to 2 s, shortened by a random half, at most ``ATTEMPTS``
-    times and no longer than ``timeout`` seconds in all.
-    """
-
-    def __init__(self, config: MilvusConfig, check_room: Callable[[], None] = lambda: None) -> None:
-        """``check_room`` raises ``StoreError`` where a write would not be stored."""
-        self._config, self._check_room = config, check_room
-        self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
-        self._closed = threading.Event()
-        self._patience = 0.0
-
-    def be_patient(self, seconds: float) -> None:
-        """From now on, take a call that exceeds its deadline as a sign that the server is busy, for so many seconds.
-
-        It is made again as long. For Milvus Lite, which answers nobody while it reads a collection from its file for
-        one of its clients (a million rows: many seconds). Every call can be made twice.
-        """
-        self._patience = seconds
-
-    def close(self) -> None:
-        """Refuse all later calls."""
-        self._closed.set()
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Around what takes an answer apart.
-
-        Raises:
-            StoreError: the answer is not one that Milvus gives.
-        """
-        try:
-            yield
-        except MgMilvusError:
-            raise
-        except VENDOR_ERRORS as exc:
-            raise translate(exc, self._config) from exc
-        except UNREADABLE as exc:
-            raise self._unreadable(exc) from exc
-
-    def _unreadable(self, error: BaseException) -> StoreError:
-        config = self._config
-        reason = f"{type(error).__name__}: {one_line(hide(str(error), config.token))}".removesuffix(": ")
-        return StoreError(
-            f"the response of Milvus at {config.uri} about '{config.collection}' cannot be read ({reason}): check that "
-            "it is a Milvus server, and that no other program has written into the collection"
-        )
-
-    def write(self, operation: Callable[[], T]) -> T:
-        """``call`` for what changes something. It counts as done only if there was room for it before and after.
-
-        Milvus Lite also says that it has written what did not fit on its disk.
-        """
-        self._check_room()
-        try:
-            return self.call(operation)
-        finally:
-            self._check_room()
-
-    def call(self, operation: Callable[[], T], attempts: int = ATTEMPTS) -> T:
-        """The operation's result.
-
-        Raises:
-            StoreError: or one of its children, from the vendor's exception; or the answer cannot be read.
-        """
-        if self._closed.is_set():
-            raise StoreError(f"the connection to {self._config.uri} was closed: open it again")
-        deadline = time.monotonic() + self._config.timeout
-        patient_until = time.monotonic() + self._patience
-        delay = _FIRST_DELAY
-        while True:
-            attempts -= 1
-            token = _inside.set(True)
-            try:
-                return operation()
-            except VENDOR_ERRORS as exc:
-                if _exceeded(exc) and time.monotonic() < patient_until:
-                    attempts += 1
-                    continue
-                wait = delay * (0.5 + self._random.random() / 2)
-                if attempts <= 0 or time.monotonic() + wait > deadline or not is_transient(exc):
-                    raise translate(exc, self._config) from exc
-            except MgMilvusError:
-                raise
-            except UNREADABLE as exc:
-                raise self._unreadable(exc) from exc
-            finally:
-                _inside.reset(token)
-            time.sleep(wait)
-            delay = min(2 * delay, _LONGEST_DELAY)
-
-
 _CONNECT_ATTEMPTS = 3
-_LITE_PATIENCE = 180.0
-"""Seconds: a slow machine reads three million rows in this time. An engine that is dead, not busy, says so at once."""
-_MOST_BYTES = 512 << 20
-"""Longest answer that is taken: what servers send at most unless set otherwise. pymilvus takes any."""
+_LITE_BUSY_TIMEOUT = 180.0
+"""Seconds: a slow machine reads three million rows in this time. A dead engine is reported at once."""
+_MAX_BYTES = 512 << 20
+"""Largest response accepted, which is the servers' default limit; pymilvus accepts any."""
 Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What answers: Milvus Lite or a server, and its version; None when it says none that can be read."""
+    """What responds: Milvus Lite or a server, and its version; None if that cannot be read."""
 
     lite: bool
     version: Version | None
@@ -300,25 +203,25 @@ class Engine:
         return not self.lite and self.version is not None and self.version < version
 
     def check(self, schema: Schema) -> None:
-        """Refuse a schema that asks for what this Milvus cannot do.
+        """Refuse a schema with settings that this Milvus does not support.
 
-        ``auto`` adapts the index; Milvus Lite is always strongly consistent, which is at least what any
-        consistency level asks. Everything else that was set by hand is done as set, or refused here.
+        ``auto`` adapts the index; Milvus Lite is always strongly consistent, which satisfies every consistency level.
+        All other settings are applied as they are, or refused here.
 
         Raises:
             UnsupportedError: with what to change.
         """
         storage = schema.storage
         mapped = [g.name for g in schema.granularities if g.mmap]
-        asked = {
+        settings = {
             f"index {storage.index}": (storage.index in {"BIN_IVF_FLAT", "HNSW"}, "index: auto"),
             f"{storage.shards} shards": (storage.shards > 1, "shards: 1"),
             f"{storage.replicas} replicas": (storage.replicas > 1, "replicas: 1"),
             f"partition_key {storage.partition_key}": (storage.partition_key is not None, "no partition_key"),
             f"mmap for {', '.join(mapped)}": (bool(mapped), "no mmap"),
         }
-        for what, (is_asked, remedy) in asked.items():
-            if self.lite and is_asked:
+        for what, (is_set, remedy) in settings.items():
+            if self.lite and is_set:
                 raise UnsupportedError(f"Milvus Lite has no {what}: set {remedy} in the schema, or use a Milvus server")
         if storage.index == "HNSW" and self.older_than(2, 6, 4):
             raise UnsupportedError(f"{self.label} has no HNSW for binary vectors (since 2.6.4): set index: auto")
@@ -375,22 +278,129 @@ class Engine:
         return Function("weighted_rrf", FunctionType.RERANK, input_field_names=[], params=settings), 1.0
 
 
-@dataclass(frozen=True, slots=True)
 class Connection:
-    """A connected client, its border, what it talks to, seconds for each request, and how to give it back."""
+    """A connection to Milvus: runs requests, retries transient failures, and raises only this package's errors.
+
+    Retries wait 0.1 s, then twice as long each time, up to 2 s, shortened by a random half, at most ``ATTEMPTS``
+    times and no longer than ``timeout`` seconds in all.
+
+    Attributes:
+        config: how Milvus is reached; with a collection.
+        client: of pymilvus.
+        engine: what responds.
+        busy_timeout: seconds during which a request that exceeds its deadline is repeated, since the server may be
+            busy. For Milvus Lite, which responds to nobody while it reads a collection from its file (a million rows:
+            many seconds). Every request can be repeated.
+    """
 
     client: MilvusClient
-    border: Border
     engine: Engine
-    timeout: float
-    close: Callable[[], None]
+
+    def __init__(self, config: MilvusConfig, check_room: Callable[[], None] = lambda: None) -> None:
+        """``check_room`` raises ``StoreError`` where a write would not be stored."""
+        self.config, self.busy_timeout = config, 0.0
+        self._check_room = check_room
+        self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
+        self._closed = threading.Event()
+        self._on_close = ExitStack()
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for each request."""
+        return self.config.timeout
+
+    def open(self, address: str, tls: Mapping[str, Any] | None = None) -> None:
+        """Connect the client to an address, which may differ from the URI."""
+        # A connection of its own: pymilvus never closes those that it shares between clients.
+        options = {"grpc_options": {"grpc.max_receive_message_length": _MAX_BYTES}, "dedicated": True, **(tls or {})}
+        self.client = self.call(
+            lambda: MilvusClient(address, token=self.config.token or "", timeout=self.timeout, **options),
+            _CONNECT_ATTEMPTS,
+        )
+        self._on_close.callback(self.client.close)
+
+    def on_close(self, operation: Callable[[], None]) -> None:
+        """Run an operation when the connection is closed, after those registered later."""
+        self._on_close.callback(operation)
+
+    def close(self) -> None:
+        """Close the connection and refuse later requests; idempotent."""
+        self._closed.set()
+        self._on_close.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around code that reads a response.
+
+        Raises:
+            StoreError: the response is not one that Milvus gives.
+        """
+        try:
+            yield
+        except MgMilvusError:
+            raise
+        except VENDOR_ERRORS as exc:
+            raise translate(exc, self.config) from exc
+        except UNREADABLE as exc:
+            raise self._unreadable(exc) from exc
+
+    def _unreadable(self, error: BaseException) -> StoreError:
+        config = self.config
+        reason = f"{type(error).__name__}: {one_line(hide(str(error), config.token))}".removesuffix(": ")
+        return StoreError(
+            f"the response of Milvus at {config.uri} about '{config.collection}' cannot be read ({reason}): check that "
+            "it is a Milvus server, and that no other program has written into the collection"
+        )
+
+    def write(self, operation: Callable[[], T]) -> T:
+        """``call`` for a request that writes. It succeeds only if the disk has room before and after.
+
+        Milvus Lite acknowledges writes that did not fit on its disk.
+        """
+        self._check_room()
+        try:
+            return self.call(operation)
+        finally:
+            self._check_room()
+
+    def call(self, operation: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+        """Run a request; its result.
+
+        Raises:
+            StoreError: or one of its children, from the vendor's exception; or the response cannot be read.
+        """
+        if self._closed.is_set():
+            raise StoreError(f"the connection to {self.config.uri} was closed: open it again")
+        deadline = time.monotonic() + self.timeout
+        busy_until = time.monotonic() + self.busy_timeout
+        delay = _FIRST_DELAY
+        while True:
+            attempts -= 1
+            token = _inside.set(True)
+            try:
+                return operation()
+            except VENDOR_ERRORS as exc:
+                if _exceeded(exc) and time.monotonic() < busy_until:
+                    attempts += 1
+                    continue
+                wait = delay * (0.5 + self._random.random() / 2)
+                if attempts <= 0 or time.monotonic() + wait > deadline or not is_transient(exc):
+                    raise translate(exc, self.config) from exc
+            except MgMilvusError:
+                raise
+            except UNREADABLE as exc:
+                raise self._unreadable(exc) from exc
+            finally:
+                _inside.reset(token)
+            time.sleep(wait)
+            delay = min(2 * delay, _LONGEST_DELAY)
 
 
 def connect(config: MilvusConfig) -> Connection:
     """Connect to a Milvus Lite file or a server.
 
-    A file that ``mgm up`` serves is reached through its server. Where a URI without a token is that of a server which
-    this user's ``mgm up`` started, its engine is reached directly, as by the file's name.
+    A file that ``mgm up`` serves is reached through its server. If a URI without a token is that of a server which this
+    user's ``mgm up`` started, its engine is reached directly, as by the file's name.
 
     Raises:
         StoreUnavailableError, AuthenticationError, StoreLockedError, UnsupportedError: see ``errors``.
@@ -398,56 +408,46 @@ def connect(config: MilvusConfig) -> Connection:
     """
     uri = config.uri
     if re.match(r"(https?|tcp)://[^/]", uri, re.IGNORECASE) and not uri.endswith(".db"):
-        border = Border(config)
-        client = _server(border, config)
-        engine = _ask_engine(border, client, config.timeout)
-        border.be_patient(_LITE_PATIENCE if engine.lite else 0)
-        return Connection(client, border, engine, config.timeout, client.close)
-    if "://" in uri or not uri.endswith(".db"):
+        return _connect_server(Connection(config))
+    if not config.is_file or not uri.endswith(".db"):
         raise UnsupportedError(
             f"'{uri}' is not a place for images: give a file ending in .db for Milvus Lite, or the "
             "http://, https:// or tcp:// URI of a Milvus server"
         )
     if sys.platform == "win32":
         raise UnsupportedError("there is no Milvus Lite for Windows: give the URI of a Milvus server")
+    return _connect_file(replace(config, token=None, tls=None))  # files need neither
+
+
+def _connect_file(config: MilvusConfig) -> Connection:
     from mg_milvus.store import lite
-    from mg_milvus.store.lite_server import served
 
-    file = lite.data_path(Path(uri).expanduser())
-    config = replace(config, token=None, tls=None)  # files need neither
-    border = Border(config, partial(lite.check_room, file))
-    border.be_patient(_LITE_PATIENCE)
+    file = lite.data_path(Path(config.uri).expanduser())
+    connection = Connection(config, partial(lite.check_room, file))
+    connection.busy_timeout = _LITE_BUSY_TIMEOUT
     label = f"Milvus Lite {lite.version()}"
-    shared = served(file)
+    served = lite_server.served(file)
+    if served is None:
+        try:
+            address = lite.start(file)
+            connection.on_close(partial(lite.stop, file))
+        except StoreLockedError:
+            served = lite_server.served(file)  # it may have been started a moment ago
+            if served is None:
+                raise
+    if served is not None:
+        address, label = f"unix:{served.socket}", f"{label}, shared at {served.uri}"
     try:
-        address = lite.start(file) if shared is None else f"unix:{shared.socket}"
-    except StoreLockedError:
-        shared = served(file)  # it may have been started a moment ago
-        if shared is None:
-            raise
-        address = f"unix:{shared.socket}"
-
-    def give_back() -> None:
-        if shared is None:
-            lite.stop(file)
-
-    try:
-        client = _client(border, address, config)
+        connection.open(address)
     except StoreError:
-        give_back()
+        connection.close()
         raise
-
-    def close() -> None:
-        client.close()
-        give_back()
-
-    if shared is not None:
-        label += f", shared at {shared.uri}"
-    return Connection(client, border, Engine(True, _version(lite.version()), label), config.timeout, close)
+    connection.engine = Engine(True, _parse_version(lite.version()), label)
+    return connection
 
 
-def _server(border: Border, config: MilvusConfig) -> MilvusClient:
-    uri, tls = config.uri, config.tls
+def _connect_server(connection: Connection) -> Connection:
+    uri, token, tls = connection.config.uri, connection.config.token, connection.config.tls
     try:
         _ = urlsplit(uri).port
     except ValueError as exc:
@@ -455,44 +455,37 @@ def _server(border: Border, config: MilvusConfig) -> MilvusClient:
     if tls is None and uri.lower().startswith("https://"):
         tls = Tls()
     if tls is None:
-        own = lite_server.find(uri) if config.token is None else None
-        return _client(border, uri if own is None else f"unix:{own.socket}", config)
-    tls.check()
-    try:
-        return _client(border, uri, config, tls.options())
-    except StoreUnavailableError as exc:
-        trouble = tls.trouble(uri)
-        if trouble is None:
-            raise
-        raise StoreUnavailableError(f"no TLS with Milvus at {uri}: {trouble}") from exc
-
-
-def _client(border: Border, address: str, config: MilvusConfig, more: Mapping[str, Any] | None = None) -> MilvusClient:
-    # A connection of its own: pymilvus never closes those that it shares between clients.
-    options = {"grpc_options": {"grpc.max_receive_message_length": _MOST_BYTES}, **(more or {})}
-    return border.call(
-        lambda: MilvusClient(address, token=config.token or "", timeout=config.timeout, dedicated=True, **options),
-        _CONNECT_ATTEMPTS,
-    )
-
-
-def _ask_engine(border: Border, client: MilvusClient, timeout: float) -> Engine:
-    def ask() -> str | None:
+        served = lite_server.find(uri) if token is None else None
+        connection.open(uri if served is None else f"unix:{served.socket}")
+    else:
+        tls.check()
         try:
-            return str(client.get_server_version(timeout=timeout))
+            connection.open(uri, tls.options())
+        except StoreUnavailableError as exc:
+            trouble = tls.trouble(uri)
+            if trouble is None:
+                raise
+            raise StoreUnavailableError(f"no TLS with Milvus at {uri}: {trouble}") from exc
+    connection.engine = _server_engine(connection)
+    connection.busy_timeout = _LITE_BUSY_TIMEOUT if connection.engine.lite else 0
+    return connection
+
+
+def _server_engine(connection: Connection) -> Engine:
+    def server_version() -> str | None:
+        try:
+            return str(connection.client.get_server_version(timeout=connection.timeout))
         except grpc.RpcError as exc:
             if exc.code() is grpc.StatusCode.UNIMPLEMENTED:
-                return None  # Milvus Lite over TCP cannot say its version; every server can
+                return None  # Milvus Lite over TCP does not state its version; every server does
             raise
 
-    told = border.call(ask)
-    return (
-        Engine(True, None, "Milvus Lite")
-        if told is None
-        else Engine(False, _version(told), f"Milvus {one_line(told.lstrip('v'), 60)}")
-    )
+    version = connection.call(server_version)
+    if version is None:
+        return Engine(True, None, "Milvus Lite")
+    return Engine(False, _parse_version(version), f"Milvus {one_line(version.lstrip('v'), 60)}")
 
 
-def _version(told: str) -> Version | None:
-    match = re.match(r"v?([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})", told)
+def _parse_version(text: str) -> Version | None:
+    match = re.match(r"v?([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})", text)
     return (int(match[1]), int(match[2]), int(match[3])) if match else None

@@ -241,15 +241,15 @@ _TYPES = {
 def described(connection: Connection, name: str) -> str | None:
     """The description of a collection; None when there is no such collection."""
     try:
-        found = connection.border.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
+        found = connection.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
     except CollectionNotFoundError:
         return None
-    with connection.border.reading():
+    with connection.reading():
         return str(found["description"])
 
 
 def counted(connection: Connection, name: str, where: str = "") -> int:
-    """Rows of a collection, which is loaded, or those that match: for a border to run.
+    """Rows of a collection, which is loaded, or those that match; to be run by ``Connection.call``.
 
     Raises:
         ValueError: the answer is no number of rows.
@@ -268,7 +268,7 @@ def went_on(connection: Connection, last: str, records: Sequence[Mapping[str, An
     Raises:
         StoreError: it is not behind ``last``, the one before: the iterator would repeat itself without an end.
     """
-    with connection.border.reading():
+    with connection.reading():
         if not last < (now := records[-1]["id"]):
             raise ValueError(f"the rows after {last!r} end with {now!r}, which is not behind it")
     return str(now)
@@ -308,7 +308,7 @@ def create(connection: Connection, new: NewCollection) -> None:
         )
     make = connection.client.create_collection
     try:
-        connection.border.write(
+        connection.write(
             lambda: make(
                 new.name,
                 schema=schema,
@@ -336,8 +336,8 @@ def fields(
     Raises:
         StoreError: one is missing, or of another type.
     """
-    found = connection.border.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
-    with connection.border.reading():
+    found = connection.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
+    with connection.reading():
         own = list(found["fields"])
         there = {field["name"]: (field["type"], field["params"].get("dim")) for field in own}
     wanted: dict[str, tuple[DataType, int | None]] = {column.name: (_TYPES[column.type], None) for column in columns}
@@ -368,8 +368,8 @@ def prepare(
     connection: Connection, name: str, vectors: Sequence[str], index: tuple[str, Mapping[str, Any]], replicas: int
 ) -> None:
     """Index and load a collection, where not done yet. Doing it twice, or by two clients at once, is harmless."""
-    client, border = connection.client, connection.border
-    indexed = border.call(lambda: client.list_indexes(name, timeout=_LOAD_TIMEOUT))
+    client = connection.client
+    indexed = connection.call(lambda: client.list_indexes(name, timeout=_LOAD_TIMEOUT))
     missing = [vector for vector in vectors if vector not in indexed]
     if missing:
         kind, parameters = index
@@ -379,10 +379,10 @@ def prepare(
                 vector, index_type=kind, index_name=vector, metric_type="HAMMING", params=dict(parameters)
             )  # fmt: skip
         # sync=False: loading waits for the indexes anyway, while pymilvus would sleep half a second for each.
-        border.write(lambda: client.create_index(name, params, sync=False, timeout=_LOAD_TIMEOUT))
-    state = border.call(lambda: client.get_load_state(name, timeout=_LOAD_TIMEOUT))["state"]
+        connection.write(lambda: client.create_index(name, params, sync=False, timeout=_LOAD_TIMEOUT))
+    state = connection.call(lambda: client.get_load_state(name, timeout=_LOAD_TIMEOUT))["state"]
     if missing or state != LoadState.Loaded:
-        border.call(lambda: client.load_collection(name, replica_number=replicas, timeout=_LOAD_TIMEOUT))
+        connection.call(lambda: client.load_collection(name, replica_number=replicas, timeout=_LOAD_TIMEOUT))
 
 
 def built_nlists(connection: Connection, name: str, vectors: Sequence[str]) -> dict[str, int]:
@@ -391,10 +391,8 @@ def built_nlists(connection: Connection, name: str, vectors: Sequence[str]) -> d
         return {}
     found = {}
     for vector in vectors:
-        told = connection.border.call(
-            partial(connection.client.describe_index, name, vector, timeout=connection.timeout)
-        )
-        with connection.border.reading():
+        told = connection.call(partial(connection.client.describe_index, name, vector, timeout=connection.timeout))
+        with connection.reading():
             if told and told.get("index_type") == "BIN_IVF_FLAT" and "nlist" in told:
                 found[vector] = _nlist(str(told["nlist"]))
     return found

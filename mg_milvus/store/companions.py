@@ -96,7 +96,7 @@ class Companion:
         client = self._connection.client
         for first in range(0, len(rows), _PARTS_A_CALL):
             some = rows[first : first + _PARTS_A_CALL]
-            self._connection.border.write(partial(client.upsert, self.name, some, timeout=self._timeout))
+            self._connection.write(partial(client.upsert, self.name, some, timeout=self._timeout))
 
     def get(self, fingerprint: str) -> bytes | None:
         """The file; None when it, or a part of it, is missing.
@@ -111,7 +111,7 @@ class Companion:
         if 0 not in found:
             return None
         count, size, _ = found[0]
-        with self._connection.border.reading():
+        with self._connection.reading():
             if not 0 <= size <= MOST_BYTES or count != max(1, math.ceil(size / _PART)):
                 raise ValueError(f"an encoder of {size:,} bytes in {count:,} parts, expected at most {MOST_BYTES:,}")
         for first in range(1, count, _PARTS_A_CALL):
@@ -127,12 +127,12 @@ class Companion:
             self._load()
             chosen = f"id like {literal(fingerprint + ':%')}"
             client = self._connection.client
-            self._connection.border.write(lambda: client.delete(self.name, filter=chosen, timeout=self._timeout))
+            self._connection.write(lambda: client.delete(self.name, filter=chosen, timeout=self._timeout))
 
     def _read(self, fingerprint: str, first: int, end: int) -> dict[int, tuple[int, int, bytes]]:
         numbers = {f"{fingerprint}:{number}": number for number in range(first, end)}
         wanted = ",".join(map(literal, numbers))
-        rows = self._connection.border.call(
+        rows = self._connection.call(
             lambda: self._connection.client.query(
                 self.name,
                 filter=f"id in [{wanted}]",
@@ -141,7 +141,7 @@ class Companion:
                 timeout=self._timeout,
             )
         )
-        with self._connection.border.reading():
+        with self._connection.reading():
             return {numbers[row["id"]]: _part(row) for row in rows}
 
     def _load(self) -> None:
@@ -198,7 +198,7 @@ class TunedRecord:
         text = collections.described(self._connection, self.name)
         if text is not None and self._is_own(text):
             client = self._connection.client
-            self._connection.border.write(lambda: client.drop_collection(self.name, timeout=self._timeout))
+            self._connection.write(lambda: client.drop_collection(self.name, timeout=self._timeout))
 
     def _is_own(self, text: str) -> bool:
         return (own_description(text) or {}).get("tuned_of") == self._collection

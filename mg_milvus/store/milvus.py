@@ -56,9 +56,7 @@ class MilvusIndexes:
         for name, vectors in self._vectors(self._ready()).items():
             if lists := collections.built_nlists(self._connection, name, vectors):
                 client = self._connection.client
-                segments = self._connection.border.call(
-                    partial(client.list_persistent_segments, name, timeout=self._timeout)
-                )
+                segments = self._connection.call(partial(client.list_persistent_segments, name, timeout=self._timeout))
                 rows = typical_rows([segment.num_rows for segment in segments])
                 found.append(IndexLists(name, min(lists.values()), rows))
         return found
@@ -67,7 +65,7 @@ class MilvusIndexes:
         """See ``Indexes``. What a crash leaves undone, the next connection does: it makes and loads what is missing."""
         schema = self._ready()
         vectors = self._vectors(schema)[collection]
-        client, call = self._connection.client, self._connection.border.call
+        client, call = self._connection.client, self._connection.call
         call(partial(client.release_collection, collection, timeout=self._timeout))
         for vector in vectors:
             call(partial(client.drop_index, collection, vector, timeout=self._timeout))
@@ -78,7 +76,7 @@ class MilvusIndexes:
     def refresh(self) -> None:
         """See ``Indexes``."""
         for name in self._vectors(self._ready()):
-            self._connection.border.call(partial(self._connection.client.refresh_load, name, timeout=self._timeout))
+            self._connection.call(partial(self._connection.client.refresh_load, name, timeout=self._timeout))
 
     def _vectors(self, schema: Schema) -> dict[str, list[str]]:
         """Collection -> its fields of codes."""
@@ -168,11 +166,9 @@ class MilvusStore:
     def drop(self) -> None:
         """See ``Store``."""
         if self.describe() is not None:
-            self._connection.border.write(lambda: self._client.drop_collection(self.collection, timeout=self._timeout))
+            self._connection.write(lambda: self._client.drop_collection(self.collection, timeout=self._timeout))
         if self._companion.exists():
-            self._connection.border.write(
-                lambda: self._client.drop_collection(self._companion.name, timeout=self._timeout)
-            )
+            self._connection.write(lambda: self._client.drop_collection(self._companion.name, timeout=self._timeout))
         self._tuned.drop()
         self.regions.drop()
         self._layout = self._counted = None
@@ -221,7 +217,7 @@ class MilvusStore:
                     timeout=self._timeout,
                 )
             )
-            with self._connection.border.reading():
+            with self._connection.reading():
                 for _, hits in zip(queries, results, strict=True):
                     found.append(neighbours(hits_of(hits, 8 * layout.bytes[granularity], depth)))
                     if output and known is not None:
@@ -249,7 +245,7 @@ class MilvusStore:
             results = self._call(
                 partial(self._client.hybrid_search, self.collection, requests, ranker, limit=k, timeout=self._timeout)
             )
-            with self._connection.border.reading():
+            with self._connection.reading():
                 for _, hits in zip(some, results, strict=True):
                     pairs = [(i, scale * score) for i, score in zip(hits.ids, hits.distances, strict=True)]
                     _check_fused(pairs, k)
@@ -287,7 +283,7 @@ class MilvusStore:
             while records := self._call(iterator.next):
                 last = collections.went_on(self._connection, last, records)
                 for some in _chunks(records, _ROWS_A_CALL):
-                    with self._connection.border.reading():
+                    with self._connection.reading():
                         rows = [layout.row(record, granularities) for record in some]
                     yield rows
         finally:
@@ -346,13 +342,11 @@ class MilvusStore:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._connection.border.close()
                 self._connection.close()
 
     def _call(self, operation: Callable[[], T], *, writes: bool = False) -> T:
-        border = self._connection.border
         try:
-            return border.write(operation) if writes else border.call(operation)
+            return self._connection.write(operation) if writes else self._connection.call(operation)
         except CollectionNotFoundError:
             self._layout = None  # another client dropped it, and may make another
             raise

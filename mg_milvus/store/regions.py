@@ -142,7 +142,7 @@ class RegionTable:
         text = collections.described(self._connection, self.name)
         if text is not None and self._is_own(text):
             client = self._connection.client
-            self._connection.border.write(lambda: client.drop_collection(self.name, timeout=self._timeout))
+            self._connection.write(lambda: client.drop_collection(self.name, timeout=self._timeout))
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """Write the regions of these images, where they bring some."""
@@ -151,7 +151,7 @@ class RegionTable:
         settings = self._settings()
         for start in range(0, len(rows), size := max(1, _ROWS_A_CALL // settings.count)):
             if records := region_records(rows[start : start + size], settings):
-                self._connection.border.write(collections.upsert(self._connection, self.name, self._fields, records))
+                self._connection.write(collections.upsert(self._connection, self.name, self._fields, records))
 
     def nearest(self, scale: int, codes: Codes, depth: int, images: Sequence[str] | None = None) -> list[Neighbours]:
         """See ``Regions``."""
@@ -187,7 +187,7 @@ class RegionTable:
         try:
             while records := self._call(iterator.next):
                 last = collections.went_on(self._connection, last, records)
-                with self._connection.border.reading():
+                with self._connection.reading():
                     ids = [str(record["id"]) for record in records]
                     for region in ids:
                         check_region_id(region, settings.count)
@@ -208,7 +208,7 @@ class RegionTable:
                     consistency_level="Strong", timeout=self._timeout,
                 )
             )  # fmt: skip
-            with self._connection.border.reading():
+            with self._connection.reading():
                 for record in query_records(answer):
                     found[record["id"]] = code = record[CODE]
                     if type(code) is not bytes or len(code) != settings.bits // 8:
@@ -221,7 +221,7 @@ class RegionTable:
         size = max(1, _ROWS_A_CALL // settings.count)
         for start in range(0, len(images), size):
             ids = [region_id(image, n) for image in images[start : start + size] for n in range(settings.count)]
-            self._connection.border.write(partial(client.delete, self.name, filter=among(ids), timeout=self._timeout))
+            self._connection.write(partial(client.delete, self.name, filter=among(ids), timeout=self._timeout))
 
     def _search(self, codes: Codes, depth: int, where: str) -> list[list[tuple[float, str]]]:
         client = self._connection.client
@@ -233,7 +233,7 @@ class RegionTable:
                 anns_field=CODE, timeout=self._timeout,
             )
         )  # fmt: skip
-        with self._connection.border.reading():
+        with self._connection.reading():
             found = [hits_of(hits, bits, depth) for _, hits in zip(codes, results, strict=True)]
             for _, region in (hit for own in found for hit in own):
                 check_region_id(region, regions)
@@ -271,4 +271,4 @@ class RegionTable:
         return (own_description(text) or {}).get("regions_of") == self._collection
 
     def _call(self, operation: Callable[[], Any]) -> Any:
-        return self._connection.border.call(operation)
+        return self._connection.call(operation)

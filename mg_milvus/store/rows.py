@@ -343,7 +343,7 @@ class ById:
     ) -> None:  # fmt: skip
         """Args: the connection; what to read; the columns that Milvus says it has; and what runs a call of pymilvus."""
         self._connection, self._collection, self._layout, self._call = connection, collection, layout, call
-        self._reading = connection.border.reading
+        self._reading = connection.reading
         self.copied = any(field["name"] == COPY for field in fields)
         """Whether rows hold their codes once more as text: not on servers, nor in files of earlier versions."""
 

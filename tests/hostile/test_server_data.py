@@ -30,7 +30,7 @@ from mg_milvus.schema.models import ExtraField, Granularity, Schema
 from mg_milvus.schema.regions import RegionSettings
 from mg_milvus.store import collections, companions
 from mg_milvus.store.base import Description, HybridSearch, Row
-from mg_milvus.store.client import Border, _ask_engine, _version, translate
+from mg_milvus.store.client import Connection, Engine, _parse_version, _server_engine, translate
 from mg_milvus.store.collections import (
     MOST_BYTES,
     decode_description,
@@ -601,14 +601,18 @@ def test_what_pymilvus_stumbles_over_is_no_bug_of_ours(error: Exception) -> None
         raise error
 
     with pytest.raises(errors.StoreError, match=f"cannot be read .{type(error).__name__}"):
-        Border(MilvusConfig("http://here", collection="images", timeout=5)).call(stumble)
+        Connection(MilvusConfig("http://here", collection="images", timeout=5)).call(stumble)
 
 
 @settings(deadline=None, max_examples=100)
 @given(record=st.dictionaries(st.sampled_from([*ENTITY, "coarse"]), JSON | st.binary(max_size=4)))
 def test_any_record_is_a_row_or_refused(record: dict[str, Any]) -> None:
     layout = Layout(SCHEMA)
-    with Border(MilvusConfig("here", collection="images", timeout=5)).reading() if record else pytest.raises(KeyError):
+    with (
+        Connection(MilvusConfig("here", collection="images", timeout=5)).reading()
+        if record
+        else pytest.raises(KeyError)
+    ):
         try:
             row = layout.row({**ENTITY, "coarse": [b"\0\0"], **record} if record else {}, ["coarse"])
         except (ValueError, TypeError, LookupError):
@@ -622,12 +626,14 @@ def test_any_record_is_a_row_or_refused(record: dict[str, Any]) -> None:
 # --- versions, indexes, messages --------------------------------------------------------------------------------------
 
 
-def test_a_version_is_a_version() -> None:
-    assert _version("v2.6.19-gpu") == (2, 6, 19)
-    assert _version("9" * 5000 + ".1.1") is None
+def test_a_version_is_a_parse_version() -> None:
+    assert _parse_version("v2.6.19-gpu") == (2, 6, 19)
+    assert _parse_version("9" * 5000 + ".1.1") is None
     told = f"v2.6.1{ESCAPE}" + "x" * 2_000_000
     client: Any = SimpleNamespace(get_server_version=lambda **_: told)
-    engine = _ask_engine(Border(MilvusConfig("http://here", collection="images", timeout=5)), client, 5)
+    connection = Connection(MilvusConfig("http://here", collection="images", timeout=5))
+    connection.client = client
+    engine = _server_engine(connection)
     assert is_one_line(engine.label, 100)
     assert engine.label.startswith("Milvus 2.6.1\\x1b")
 
@@ -635,10 +641,10 @@ def test_a_version_is_a_version() -> None:
 @pytest.mark.parametrize("nlist", ["0", "-1", "65537", "9" * 5000, "²", ESCAPE, None, [], 1e9])
 def test_clusters_that_no_index_has(nlist: object) -> None:
     told = {"index_type": "BIN_IVF_FLAT", "nlist": nlist}
-    connection: Any = SimpleNamespace(
-        engine=SimpleNamespace(lite=False), border=Border(MilvusConfig("http://here")), timeout=5,
-        client=SimpleNamespace(describe_index=lambda *_, **__: told),
-    )  # fmt: skip
+    connection = Connection(MilvusConfig("http://here"))
+    connection.engine = Engine(False, None, "Milvus")
+    client: Any = SimpleNamespace(describe_index=lambda *_, **__: told)
+    connection.client = client
     with pytest.raises(errors.StoreError, match="expected 1 to 65536") as error:
         collections.built_nlists(connection, "images", ["coarse"])
     assert is_one_line(str(error.value))
@@ -678,7 +684,7 @@ def test_an_answer_beyond_that_is_an_error_of_ours() -> None:
         raise _Endless
 
     with pytest.raises(errors.StoreError, match="Received message larger than max"):
-        Border(MilvusConfig("http://here", collection="images", timeout=5)).call(ask)
+        Connection(MilvusConfig("http://here", collection="images", timeout=5)).call(ask)
 
 
 # --- import jobs ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from mg_milvus import errors
 from mg_milvus.config import MilvusConfig
 from mg_milvus.schema.models import Granularity, Schema
 from mg_milvus.store.base import Description, Row
-from mg_milvus.store.client import Border
+from mg_milvus.store.client import Connection
 from mg_milvus.store.milvus import MilvusStore
 from tests.servers import lite_server
 
@@ -51,11 +51,11 @@ def test_servers_are_not_waited_for_longer_than_allowed() -> None:
         calls += 1
         raise exceptions.MilvusException(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
-    border = Border(MilvusConfig("here", collection="images", timeout=10))
+    connection = Connection(MilvusConfig("here", collection="images", timeout=10))
     with pytest.raises(errors.StoreUnavailableError, match="Deadline Exceeded"):
-        border.call(exceed)
+        connection.call(exceed)
     assert calls == 1
-    border.be_patient(0.2)
+    connection.busy_timeout = 0.2
     with pytest.raises(errors.StoreUnavailableError, match="Deadline Exceeded"):
-        border.call(exceed)
+        connection.call(exceed)
     assert calls > 2

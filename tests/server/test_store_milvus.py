@@ -34,7 +34,7 @@ from mg_milvus.schema.models import ExtraField, FusionSettings, Granularity, Sch
 from mg_milvus.search.query import Query
 from mg_milvus.search.searcher import Searcher
 from mg_milvus.store.base import Description, Row
-from mg_milvus.store.client import ATTEMPTS, Border, Engine, kind_of, translate
+from mg_milvus.store.client import ATTEMPTS, Connection, Engine, kind_of, translate
 from mg_milvus.store.collections import encode_description
 from mg_milvus.store.filters import literal
 from mg_milvus.store.milvus import MilvusStore, open_store
@@ -623,13 +623,13 @@ def test_transient_failures_are_tried_again(error: Exception, monkeypatch: pytes
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setattr(random.Random, "random", lambda _: 1.0)
-    border = Border(MilvusConfig("here", collection="images", timeout=60))
+    connection = Connection(MilvusConfig("here", collection="images", timeout=60))
     flaky = Flaky(ATTEMPTS - 1, error)
-    assert border.call(flaky) == "done"
+    assert connection.call(flaky) == "done"
     assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
     flaky = Flaky(ATTEMPTS, error)
     with pytest.raises(errors.StoreError) as caught:
-        border.call(flaky)
+        connection.call(flaky)
     assert flaky.calls == ATTEMPTS
     assert caught.value.__cause__ is error
 
@@ -638,7 +638,7 @@ def test_retries_end_with_the_timeout() -> None:
     flaky = Flaky(100, exceptions.MilvusUnavailableException(message="x"))
     start = time.monotonic()
     with pytest.raises(errors.StoreUnavailableError):
-        Border(MilvusConfig("here", collection="images", timeout=0.5)).call(flaky)
+        Connection(MilvusConfig("here", collection="images", timeout=0.5)).call(flaky)
     assert time.monotonic() - start < 2  # all attempts would take three seconds
     assert 1 < flaky.calls < ATTEMPTS
 
@@ -646,11 +646,11 @@ def test_retries_end_with_the_timeout() -> None:
 def test_other_failures_are_not_tried_again() -> None:
     flaky = Flaky(1, exceptions.ParamError(message="wrong"))
     with pytest.raises(errors.StoreError, match="wrong"):
-        Border(MilvusConfig("here", collection="images", timeout=5)).call(flaky)
+        Connection(MilvusConfig("here", collection="images", timeout=5)).call(flaky)
     assert flaky.calls == 1
     ours = Flaky(1, RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
-        Border(MilvusConfig("here", collection="images", timeout=5)).call(ours)
+        Connection(MilvusConfig("here", collection="images", timeout=5)).call(ours)
     assert ours.calls == 1
 
 
