@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.bulk.dataset import CodeFolder
     from mg_milvus.config import MilvusConfig
-    from mg_milvus.session import Connection
+    from mg_milvus.session import Session
     from mg_milvus.store.base import Row
 
 
@@ -214,19 +214,19 @@ _PATIENCE = 120.0
 class Importer:
     """The way into one server by import jobs."""
 
-    def __init__(self, connection: Connection, bucket: str) -> None:
+    def __init__(self, session: Session, bucket: str) -> None:
         """Nothing is asked or written yet.
 
         Args:
-            connection: to the server.
+            session: a collection of the server.
             bucket: URL of a folder in the bucket that the server keeps its own files in.
 
         Raises:
             UnsupportedError: it is no server.
             CodeFileError: the URL is no bucket's.
         """
-        self._connection = connection
-        self._api = ImportApi(connection.config)
+        self._session = session
+        self._api = ImportApi(session.config)
         self._upload = _Upload(bucket, f"import-{secrets.token_hex(8)}")
 
     def load(self, codes: CodeFolder, files: Sequence[str], report: Callable[[Progress], None]) -> int:
@@ -237,7 +237,7 @@ class Importer:
             CodeFileError: the bucket cannot be written, or the folder is damaged.
             UnsupportedError: the server has no import jobs.
         """
-        store, settings = self._connection.store, self._connection.existing().schema.regions
+        store, settings = self._session.store, self._session.existing().schema.regions
         self._check_empty()
         old = superseded(_ids(codes, files))
         total = len(old) - int(old.sum())
@@ -254,7 +254,7 @@ class Importer:
 
     def _check_empty(self) -> None:
         """Refuse a collection that has rows, or gets some: an import would make second rows of the same ids."""
-        store, settings = self._connection.store, self._connection.existing().schema.regions
+        store, settings = self._session.store, self._session.existing().schema.regions
         # In this order: a job that ends between the two queries has left rows.
         for name in (store.collection, *([f"{store.collection}_regions"] if settings else [])):
             for job in self._api.at_work(name):
@@ -269,7 +269,7 @@ class Importer:
         self, rows: Iterator[Row], total: int, report: Callable[[Progress], None]
     ) -> tuple[list[str], list[str]]:
         """Upload all rows; the files of images, and of regions, as the server names them."""
-        schema = self._connection.existing().schema
+        schema = self._session.existing().schema
         images, regions = [], []
         enough, done = min(ROWS_A_FILE, max(1, BYTES_A_FILE // schema.bytes_per_image)), 0
         while some := list(islice(rows, enough)):

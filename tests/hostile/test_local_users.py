@@ -143,7 +143,7 @@ def test_caches_and_uploads_are_for_their_owner_only(tmp_path: Path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     with ImageIndex.open("memory:") as index:
         index.ingest(image)
-        (row,) = [row for batch in index._connection.store.scan() for row in batch]
+        (row,) = [row for batch in index.session.store.scan() for row in batch]
         media.Thumbnails(media.default_folder(), 10_000).of(row, 240)
     session._cache("0123456789abcdef", b"an encoder")
     keep_upload(home / "new" / "uploads", "a.png", image.read_bytes(), 10_000)
