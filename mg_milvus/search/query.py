@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, cast, get_args
 
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import shown
-from mg_milvus.schema.models import PROFILES, Schema
-from mg_milvus.schema.regions import REGIONS
+from mg_milvus.schema.models import PROFILES, REGIONS, Schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -22,11 +22,12 @@ from mg_milvus.schema.models import (
     ExtraField,
     FusionSettings,
     Granularity,
+    RegionScale,
+    RegionSettings,
     Schema,
     StorageSettings,
     json_schema,
 )
-from mg_milvus.schema.regions import RegionScale, RegionSettings
 from mg_milvus.schema.yaml import commented_yaml, presets
 
 PRESET_NAMES = "expected one of default, compact, precise, regions, regions-precise, server"
