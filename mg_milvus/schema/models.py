@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mg_milvus.schema.errors import Model, Problem, refused, refused_all, shown
+from mg_milvus.schema.errors import Model, Problem, field_error, format_value, model_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +126,7 @@ class RegionSettings(Model):
     def _not_too_many(self) -> RegionSettings:
         if self.count > MOST_REGIONS:
             sentence = f"there are {self.count} regions, expected at most {MOST_REGIONS}; use smaller grids"
-            raise refused_all("RegionSettings", [Problem(("scales",), sentence)])
+            raise model_error("RegionSettings", [Problem(("scales",), sentence)])
         return self
 
 
@@ -162,13 +162,13 @@ class ExtraField(Model):
             return value
         if not isinstance(value, kinds[kind]) or (isinstance(value, bool) and kind != "bool"):
             quotes = "; put it in quotes" if kind == "string" and not isinstance(value, dict | list) else ""
-            raise refused(f"got {shown(value)}, expected a value of type {kind} like the field's{quotes}")
+            raise field_error(f"got {format_value(value)}, expected a value of type {kind} like the field's{quotes}")
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-            raise refused(f"got {shown(value)}, expected text without lone surrogates")
+            raise field_error(f"got {format_value(value)}, expected text without lone surrogates")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise refused(f"got {shown(value)}, expected a number that fits into 64 bits")
+            raise field_error(f"got {format_value(value)}, expected a number that fits into 64 bits")
         if isinstance(value, float) and not math.isfinite(value):
-            raise refused(f"got {value}, expected a finite number")
+            raise field_error(f"got {value}, expected a finite number")
         return float(value) if kind == "float" and isinstance(value, int) else value
 
     @model_validator(mode="after")
@@ -178,7 +178,7 @@ class ExtraField(Model):
             sentence = (
                 f"takes {length} bytes, expected at most max_length {self.max_length}; shorten it or raise the limit"
             )
-            raise refused_all("ExtraField", [Problem(("default",), sentence)])
+            raise model_error("ExtraField", [Problem(("default",), sentence)])
         return self
 
 
@@ -215,7 +215,7 @@ class StorageSettings(Model):
         if self.nprobe > self.nlist:
             key = "nprobe" if "nprobe" in self.model_fields_set else "nlist"
             sentence = f"nprobe {self.nprobe} is more than nlist {self.nlist}; expected nprobe to be nlist or less"
-            raise refused_all("StorageSettings", [Problem((key,), sentence)])
+            raise model_error("StorageSettings", [Problem((key,), sentence)])
         return self
 
 
@@ -293,7 +293,7 @@ class Schema(Model):
     @model_validator(mode="after")
     def _is_consistent(self) -> Schema:
         if problems := [*self._name_problems(), *self._other_problems()]:
-            raise refused_all("Schema", problems)
+            raise model_error("Schema", problems)
         return self
 
     def _name_problems(self) -> Iterator[Problem]:
