@@ -18,7 +18,7 @@ from mg_milvus.encoder.torch_runtime import TorchEncoder
 from mg_milvus.encoder.weights import weights_fingerprint
 from mg_milvus.errors import EncoderError, TrainingError
 from mg_milvus.images.augment import AUGMENTATIONS, recompress
-from mg_milvus.schema.regions import REGIONS, RegionSettings, box_of, scale_of, windows
+from mg_milvus.schema.models import REGIONS, RegionSettings, box_of, scale_of, windows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
