@@ -103,7 +103,7 @@ def quality(folder: Path, share: float, edits: list[str], show: Path | None) -> 
                     "precision predicted": 1 - (report.expected_false or 0) / max(1, report.pairs),
                     "precision": right.count(True) / max(1, len(right)),
                     "copies found": {name: round(own, 3) for name, own in shares.items()},
-                    "groups": len(report.groups), "loose": sum(map(report.loose, report.groups)),
+                    "groups": len(report.groups), "chained": sum(map(report.is_chained, report.groups)),
                 })  # fmt: skip
                 if show and options == {"precision": 0.9}:
                     show.write_text(duplicates_page(report, collection=index.collection, bits=index.schema.bits))

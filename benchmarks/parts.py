@@ -31,8 +31,7 @@ from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import discover
 from mg_milvus.index import ImageIndex
-from mg_milvus.schema.models import Schema
-from mg_milvus.schema.regions import REGIONS, RegionScale, RegionSettings, scale_of, windows
+from mg_milvus.schema.models import REGIONS, RegionScale, RegionSettings, Schema, scale_of, windows
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import open_store
 

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.errors import QueryError
-from mg_milvus.schema.models import Schema
-from mg_milvus.schema.regions import REGIONS
+from mg_milvus.schema.models import REGIONS, Schema
 from mg_milvus.store.base import fits, nlist_for, nprobe_for, rows_a_segment
 from mg_milvus.store.lite_workarounds import LARGE
 from mg_milvus.store.rows import COPY, Layout
@@ -20,8 +19,7 @@ from mg_milvus.store.rows import COPY, Layout
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from mg_milvus.schema.models import StorageSettings
-    from mg_milvus.schema.regions import RegionSettings
+    from mg_milvus.schema.models import RegionSettings, StorageSettings
 
 
 # Milvus Lite 2.5.1 keeps a row as a protobuf message with the names of its columns, in pages of SQLite.

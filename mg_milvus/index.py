@@ -17,8 +17,7 @@ from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.ingest.run import Source, run_ingest, run_refit
 from mg_milvus.results import IndexInfo
-from mg_milvus.schema.models import Schema
-from mg_milvus.schema.regions import REGIONS
+from mg_milvus.schema.models import REGIONS, Schema
 from mg_milvus.search import sample
 from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import Query, QueryOptions

@@ -9,7 +9,7 @@ import numpy as np
 
 from mg_milvus.codes import hamming
 from mg_milvus.errors import CollectionNotFoundError, QueryError, StoreError
-from mg_milvus.schema.regions import region_id, split_id
+from mg_milvus.schema.models import region_id, split_id
 from mg_milvus.store import milvus
 from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row
 from mg_milvus.store.collections import decode_description, encode_description, tuned
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.config import MilvusConfig
-    from mg_milvus.schema.models import FusionSettings
-    from mg_milvus.schema.regions import RegionSettings
+    from mg_milvus.schema.models import FusionSettings, RegionSettings
     from mg_milvus.store.base import Store
 
 _BATCH = 1000

@@ -10,8 +10,7 @@ import numpy as np
 from pymilvus import DataType, MilvusClient
 from side_by_side.floats import Binary, Floats, repeated_codes, repeated_floats, row
 
-from mg_milvus.schema.models import Schema
-from mg_milvus.schema.regions import REGIONS
+from mg_milvus.schema.models import REGIONS, Schema
 from mg_milvus.search.query import Query
 from mg_milvus.search.searcher import Searcher
 from mg_milvus.store.rows import Layout

@@ -44,8 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
-    from mg_milvus.schema.models import Schema
-    from mg_milvus.schema.regions import RegionSettings
+    from mg_milvus.schema.models import RegionSettings, Schema
     from mg_milvus.store.base import Description
     from mg_milvus.store.rows import Record
 

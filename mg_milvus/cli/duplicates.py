@@ -1,4 +1,4 @@
-"""``mgm duplicates``: groups of near-identical images, and which of them could go."""
+"""``mgm duplicates``: groups of near-identical images, and which of them are removable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLES = """Examples:
 
 mgm duplicates --html duplicates.html
 
-mgm duplicates --within photos/2024 --keep best > could-go.txt
+mgm duplicates --within photos/2024 --keep best > removable.txt
 
 mgm duplicates --of new.jpg
 
@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
 def duplicates(
     of: Annotated[
         Path | None,
-        typer.Option("--of", metavar="IMAGE", help="Only near-duplicates of this file, indexed or not: new.jpg"),
+        typer.Option("--of", metavar="IMAGE", help="Only near-duplicates of this file, indexed or not, e.g. new.jpg"),
     ] = None,
     within: Annotated[
         Path | None,
@@ -60,34 +60,37 @@ def duplicates(
         typer.Option(
             "--new-since",
             metavar="TIME",
-            help="Only pairs of which a file was modified since then: 2d, 12h, 2026-01-31, 2026-01-31T18:00",
+            help="Only pairs with a file modified since then: 2d, 12h, 2026-01-31, 2026-01-31T18:00",
         ),
     ] = None,
     distance: Annotated[
         int | None,
-        typer.Option("--distance", metavar="BITS", help="How many bits of the fine code may differ, e.g. 16"),
+        typer.Option("--distance", metavar="BITS", help="Most bits of the fine code that may differ, e.g. 16"),
     ] = None,
     precision: Annotated[
         float | None,
         typer.Option(
             "--precision",
             metavar="SHARE",
-            help="Or: share of the pairs that should be no chance, e.g. 0.9 to find more; default: 0.99",
+            help="Instead of --distance: expected share of true copies, e.g. 0.9 to find more; default: 0.99",
         ),
     ] = None,
     keep: Annotated[
         Keep | None,
         typer.Option(
             "--keep",
-            help="Print the paths that could go when this one of each group stays: the one of most pixels, of most "
-            "bytes, the oldest or newest file, or the first path. Nothing is deleted",
+            help="Print only the removable paths, keeping of each group the image with most pixels, with most bytes, "
+            "the oldest or newest file, or the first path. No file is deleted",
         ),
     ] = None,
     as_json: options.AsJson = False,
     html: Annotated[
         Path | None,
         typer.Option(
-            "--html", metavar="FILE", dir_okay=False, help="Also write a page with the groups: duplicates.html"
+            "--html",
+            metavar="FILE",
+            dir_okay=False,
+            help="Also write an HTML page with the groups, e.g. duplicates.html",
         ),
     ] = None,
     uri: options.Uri = None,
@@ -96,13 +99,13 @@ def duplicates(
     timeout: options.Timeout = 10.0,
     device: options.DeviceOption = None,
 ) -> None:
-    """Find groups of near-identical images and say which could go. No file and no row is ever deleted."""
+    """Find groups of near-identical images, and which of them are removable. No file and no row is ever deleted."""
     from mg_milvus.cli.settings import open_index, settings_from
 
     if distance is not None and precision is not None:
-        raise typer.BadParameter("--distance and --precision both say how near; give one of them")
+        raise typer.BadParameter("--distance and --precision exclude each other; give one of them")
     if of is not None and (within is not None or new_since is not None):
-        raise typer.BadParameter("--of compares one image with the whole index; leave --within and --new-since out")
+        raise typer.BadParameter("--of compares one image with the whole index; omit --within and --new-since")
     since = _time(new_since) if new_since is not None else None
     settings = settings_from(uri, token, collection, device)
     with open_index(settings, timeout=timeout) as index, ProgressView() as view:
@@ -116,14 +119,14 @@ def duplicates(
     if as_json:
         print(json.dumps(report.as_dict()))
     elif keep:
-        for member in report.could_go:
+        for member in report.removable:
             print(escape_controls(member.path))
-        for line in _summary(report, schema):
+        for line in report.summary(schema.bits):
             log_info(line)
     else:
         for number, group in enumerate(report.groups, 1):
             _print_group(number, group, report)
-        for line in _summary(report, schema):
+        for line in report.summary(schema.bits):
             print(line)
 
 
@@ -142,22 +145,16 @@ def _time(text: str) -> datetime:
         ) from None
 
 
-def _summary(report: DuplicateReport, schema: Schema) -> list[str]:
-    from mg_milvus.duplicates.report import chance, criterion, headline
-
-    return [line for line in (headline(report), criterion(report, schema.bits), chance(report)) if line]
-
-
 def _print_group(number: int, group: DuplicateGroup, report: DuplicateReport) -> None:
     from mg_milvus.duplicates.report import file_size
 
-    loose = "; held together by images in between" if report.loose(group) else ""
-    print(f"group {number}: {len(group.members)} images, up to {group.spread} bits apart{loose}")
-    room = console().width - 38
+    chained = "; connected through intermediate images" if report.is_chained(group) else ""
+    print(f"group {number}: {len(group.members)} images, up to {group.diameter} bits apart{chained}")
+    width = console().width - 38
     for member in group.members:
-        pixels = f"{member.width}x{member.height}"
-        apart = "keep" if member.keep else str(member.distances["fine"])
-        print(f"  {apart:>4}  {pixels:>11}  {file_size(member.size):>9}  {shorten(escape_controls(member.path), room)}")
+        pixels, path = f"{member.width}x{member.height}", shorten(escape_controls(member.path), width)
+        distance = "keep" if member.keep else str(member.distances["fine"])
+        print(f"  {distance:>4}  {pixels:>11}  {file_size(member.size):>9}  {path}")
     print()
 
 

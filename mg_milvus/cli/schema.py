@@ -1,4 +1,4 @@
-"""``mgm schema``: presets, writing, checking and comparing the descriptions of collections."""
+"""``mgm schema``: list presets; write, check, show and compare schemas."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Write, check and compare schemas: what a collection holds, in YAML.",
-    epilog="Begin with: mgm schema init — then: mgm schema check mgm-schema.yaml",
+    help="Write, check and compare schemas, the YAML descriptions of collections.",
+    epilog="Start with: mgm schema init — then: mgm schema check mgm-schema.yaml",
 )
 
 
@@ -42,12 +42,12 @@ SchemaFile = Annotated[
 
 @app.command(name="presets", epilog="Example: mgm schema presets")
 def list_presets() -> None:
-    """List the presets and what each is for."""
+    """List the presets and their purposes."""
     from mg_milvus.schema.yaml import presets
 
-    found = presets()
-    width = max(map(len, found))
-    for name, purpose in found.items():
+    purposes = presets()
+    width = max(map(len, purposes))
+    for name, purpose in purposes.items():
         print(f"{name:<{width}}  {purpose}")
 
 
@@ -58,16 +58,16 @@ def init(
         typer.Option(
             "--preset",
             metavar="NAME",
-            help="What to start from, e.g. compact; mgm schema presets lists them",
+            help="Preset to start from, e.g. compact; mgm schema presets lists them",
             autocompletion=_complete_preset,
         ),
     ] = "default",
     out: Annotated[
-        str, typer.Option("--out", metavar="FILE", help="Where to write, e.g. holidays.yaml; - prints it")
+        str, typer.Option("--out", metavar="FILE", help="File to write, e.g. holidays.yaml; - prints it")
     ] = "mgm-schema.yaml",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a file: mgm schema init --force")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file: mgm schema init --force")] = False,
 ) -> None:
-    """Write a schema with comments, to be changed in an editor."""
+    """Write a commented schema to edit."""
     from mg_milvus.schema.yaml import commented_yaml
 
     text = commented_yaml(preset)
@@ -80,13 +80,13 @@ def init(
     except FileExistsError as error:
         raise SchemaError(f"{out} exists; choose another name with --out, or overwrite it with --force") from error
     except (OSError, ValueError) as error:
-        raise SchemaError(f"{out} cannot be written: {error}; choose another place with --out") from error
+        raise SchemaError(f"{out} cannot be written: {error}; choose another file with --out") from error
     print(f"wrote {escape_controls(out)}; edit it, then: mgm schema check {escape_controls(out)}")
 
 
 @app.command(epilog="Example: mgm schema check mgm-schema.yaml")
 def check(file: SchemaFile) -> None:
-    """Check a schema; every problem is a line on standard error with file and line number (exit code 1)."""
+    """Check a schema; each problem is one line on standard error with file and line number (exit code 1)."""
     from mg_milvus.schema.models import Schema
 
     try:
@@ -113,7 +113,7 @@ def show(
     timeout: options.Timeout = 10.0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Print the schema a collection was made with, as YAML."""
+    """Print the schema of a collection as YAML."""
     schema = _stored_schema(uri, token, collection, timeout)
     print(json.dumps(schema.model_dump(mode="json")) if as_json else schema.to_yaml(), end="\n" if as_json else "")
 
@@ -127,18 +127,17 @@ def diff(
     timeout: options.Timeout = 10.0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what differs between a collection and a schema file, and which of it needs a re-ingest.
+    """List the differences between a collection and a schema file, and which of them need a re-ingest.
 
-    The collection is the one of the settings, else the one that the file names; the name itself is not compared.
-    Exit code 0: they are the same. 1: they differ, or something went wrong (then with a line on standard error).
-    With --json, one object for each difference.
+    The collection is that of the settings, else the one the file names; the names are not compared. Exit code 0:
+    no differences. 1: differences, or an error (one line on standard error). With --json, one object per difference.
     """
     from mg_milvus.schema.diff import difference
     from mg_milvus.schema.models import Schema
 
-    wanted = Schema.load(file)
-    stored = _stored_schema(uri, token, collection, timeout, otherwise=wanted.collection)
-    differences = difference(stored, wanted.model_copy(update={"collection": stored.collection}))
+    target = Schema.load(file)
+    stored = _stored_schema(uri, token, collection, timeout, default=target.collection)
+    differences = difference(stored, target.model_copy(update={"collection": stored.collection}))
     for d in differences:
         if as_json:
             print(json.dumps(asdict(d)))
@@ -146,30 +145,30 @@ def diff(
             print(escape_controls(f"{d.key}: {json.dumps(d.old)} -> {json.dumps(d.new)}"))
             print(f"    {d.consequence}: {d.reason}")
     if not as_json:
-        _summarise([d.consequence for d in differences])
+        _print_summary([d.consequence for d in differences])
     if differences:
         raise typer.Exit(ERROR)
 
 
-def _summarise(consequences: list[str]) -> None:
+def _print_summary(consequences: list[str]) -> None:
     if not consequences:
-        print("nothing differs")
+        print("no differences")
         return
-    needed = consequences.count("re-ingest")
-    remedy = "; fill a new collection: mgm ingest IMAGES --schema FILE --collection NAME" if needed else ""
-    print(f"\n{len(consequences)} differ, {needed} of them need a re-ingest{remedy}")
+    count, needed = len(consequences), consequences.count("re-ingest")
+    remedy = "; ingest into a new collection: mgm ingest IMAGES --schema FILE --collection NAME" if needed else ""
+    print(f"\n{count} difference{'' if count == 1 else 's'}, {needed} of them need a re-ingest{remedy}")
 
 
 def _stored_schema(
-    uri: str | None, token: str | None, collection: str | None, timeout: float, otherwise: str | None = None
+    uri: str | None, token: str | None, collection: str | None, timeout: float, default: str | None = None
 ) -> Schema:
-    """The schema of a collection; ``otherwise`` is its name where neither option nor settings give one."""
+    """The schema of a collection; ``default`` is its name unless an option or a setting gives one."""
     from mg_milvus.cli.settings import settings_from
     from mg_milvus.index import ImageIndex
 
     settings = settings_from(uri, token, collection)
     config = settings.milvus(timeout)
-    with ImageIndex.from_config(replace(config, collection=config.collection or otherwise)) as index:
+    with ImageIndex.from_config(replace(config, collection=config.collection or default)) as index:
         if not index.exists:
-            index.info()  # raises, and says what there is instead; not asked always, for it loads the encoder
+            index.info()  # raises an error that lists the existing collections; slow otherwise, as it loads the encoder
         return index.schema

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 
 PRECISION = 0.99
-"""Default precision: one of a hundred pairs found may be near by chance."""
-MOST_EACH = 100
-"""Near pairs for each image, on average, up to which the largest distance is looked for."""
+"""Default precision: at most one of a hundred pairs is expected to be near by chance."""
+MAX_PAIRS_PER_IMAGE = 100
+"""Mean number of near pairs of an image that bounds the search for the largest distance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class DuplicateQuery:
 
     Attributes:
         distance: largest distance of near pairs on ``fine``, in bits; None: chosen by the precision.
-        precision: share of the pairs found that should not be near by chance; None: ``PRECISION``.
+        precision: least expected share of the pairs that are not near by chance; None: ``PRECISION``.
         keep: a key of ``KEEP``.
         within: compare only rows under this folder.
         newer_than_ns: only pairs of which at least one file was modified later, in nanoseconds since the epoch.
@@ -78,8 +78,8 @@ class DuplicateQuery:
         bits = schema.bits
         if FINE not in bits:
             raise QueryError(
-                f"near-duplicates are found by the granularity '{FINE}', '{schema.collection}' has {', '.join(bits)}; "
-                f"ingest into a collection whose schema has '{FINE}'"
+                f"near-duplicates need the granularity '{FINE}', '{schema.collection}' has {', '.join(bits)}; ingest "
+                f"into a collection whose schema has '{FINE}'"
             )
         if distance is not None and precision is not None:
             raise QueryError("distance and precision were both given; the distance follows from the precision")
@@ -103,10 +103,10 @@ class DuplicateQuery:
             return self.distance or 0
         if calibration.chance is None:
             raise QueryError(
-                "how near unrelated images are cannot be estimated: there are too few, or nearly all have "
+                "the distances of unrelated images cannot be estimated: there are too few, or nearly all have "
                 "duplicates; give a distance in bits, such as 8 (0 finds equal codes)"
             )
-        allowed = (1 - precision) * MOST_EACH * images
+        allowed = (1 - precision) * MAX_PAIRS_PER_IMAGE * images
         return max(0, int(np.searchsorted(calibration.chance.rates * compared, allowed, side="right")) - 1)
 
     def choose_distance(self, calibration: Calibration, compared: int, counts: NDArray[np.int64]) -> int | None:
@@ -117,8 +117,8 @@ class DuplicateQuery:
         return largest_distance(calibration.chance.rates[: len(counts)] * compared, np.cumsum(counts), precision)
 
 
-_FETCHED = 10_000
-"""Rows of groups to read back in one call, approximately."""
+_FETCH_ROWS = 10_000
+"""Approximate number of rows of groups to fetch in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +163,8 @@ def find_duplicates(
         )
     if not rows.new:
         return DuplicateReport(
-            count, 0, query.distance, {}, query.required_precision, 0, None, query.keep, (),
-            time.perf_counter() - started,
+            rows=count, compared=0, distance=query.distance, limits={}, precision=query.required_precision, pairs=0,
+            expected_false=None, keep=query.keep, groups=(), seconds=time.perf_counter() - started,
         )  # fmt: skip
     calibration = calibrate(_sample(rows), schema.bits)
     radius = query.radius(calibration, compared, rows.new)
@@ -175,9 +175,10 @@ def find_duplicates(
     members = [[rows.ids[row] for row in group] for group in connected_components(ends)]
     group = partial(make_group, distance=near, limits=calibration.limits, rule=query.keep)
     return DuplicateReport(
-        count, compared, distance, calibration.limits, query.required_precision, int(counts[: near + 1].sum()),
-        _expected(calibration, compared, distance), query.keep, _fetch_groups(store, schema, members, group),
-        time.perf_counter() - started,
+        rows=count, compared=compared, distance=distance, limits=calibration.limits,
+        precision=query.required_precision, pairs=int(counts[: near + 1].sum()),
+        expected_false=_expected(calibration, compared, distance), keep=query.keep,
+        groups=_fetch_groups(store, schema, members, group), seconds=time.perf_counter() - started,
     )  # fmt: skip
 
 
@@ -240,12 +241,12 @@ def _fetch_groups(
     for place, ids in enumerate(members, 1):
         waiting.append(ids)
         size += len(ids)
-        if size >= _FETCHED or place == len(members):
+        if size >= _FETCH_ROWS or place == len(members):
             rows = store.fetch([i for some in waiting for i in some], tuple(schema.bits))
             existing = [[rows[i] for i in some if i in rows] for some in waiting]
             groups += [group(some) for some in existing if len(some) > 1]
             waiting, size = [], 0
-    groups.sort(key=lambda group: (-len(group.members), group.spread, group.members[0].path))
+    groups.sort(key=lambda group: (-len(group.members), group.diameter, group.members[0].path))
     return tuple(groups)
 
 
@@ -264,8 +265,8 @@ def find_duplicates_of(
 ) -> DuplicateReport:
     """Find the rows that are near to an image file; see ``ImageIndex.duplicates``.
 
-    Reads a sample of the rows, and the image's neighbours by Milvus' own search: exact on Milvus Lite, as exact as
-    the schema's ``nprobe`` or ``ef`` on servers, and 16,384 rows at most.
+    Reads a sample of the rows, and the image's neighbours by a Milvus search: exact on Milvus Lite, approximate on
+    servers (``nprobe`` or ``ef`` of the schema), and at most 16,384 rows.
 
     Raises:
         QueryError: an option is out of range or does not apply to one image, or there are too few rows.
@@ -274,7 +275,7 @@ def find_duplicates_of(
     started = time.perf_counter()
     query.check(schema)
     if query.within is not None or query.newer_than_ns is not None:
-        raise QueryError("of compares one image with the whole index; leave within and newer_than out")
+        raise QueryError("of compares one image with the whole index; omit within and newer_than")
     own = _row_of(encoder, image)
     indexed = own.id in store.fetch([own.id])
     count = store.count() - indexed
@@ -293,8 +294,9 @@ def find_duplicates_of(
     if distance is not None and near:
         groups = (make_group([own, *near], distance, calibration.limits, query.keep),)
     return DuplicateReport(
-        count, count, distance, calibration.limits, query.required_precision, len(near),
-        _expected(calibration, count, distance), query.keep, groups, time.perf_counter() - started,
+        rows=count, compared=count, distance=distance, limits=calibration.limits, precision=query.required_precision,
+        pairs=len(near), expected_false=_expected(calibration, count, distance), keep=query.keep, groups=groups,
+        seconds=time.perf_counter() - started,
     )  # fmt: skip
 
 

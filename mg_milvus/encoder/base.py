@@ -25,7 +25,7 @@ from mg_milvus.encoder.hash_heads import (
     statistics,
 )
 from mg_milvus.errors import EncoderError
-from mg_milvus.schema.regions import REGIONS
+from mg_milvus.schema.models import REGIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.encoder.hash_heads import Matrix
-    from mg_milvus.schema.regions import Scale
+    from mg_milvus.schema.models import Scale
 
     Pixels = NDArray[np.uint8]
     Features = dict[str, NDArray[np.floating]]

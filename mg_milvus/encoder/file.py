@@ -16,7 +16,7 @@ from mg_milvus.encoder.hash_heads import Head, ManifoldHead, Statistics
 from mg_milvus.encoder.pooling import Pooling, width
 from mg_milvus.encoder.weights import BFLOAT16, from_safetensors, single, to_safetensors, weights_fingerprint
 from mg_milvus.errors import EncoderError
-from mg_milvus.schema.regions import MOST_REGIONS, REGIONS, Scale
+from mg_milvus.schema.models import MOST_REGIONS, REGIONS, Scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

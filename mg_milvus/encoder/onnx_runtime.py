@@ -22,7 +22,7 @@ from mg_milvus.encoder.base import HashEncoder
 from mg_milvus.encoder.pooling import pool, pool_regions
 from mg_milvus.encoder.weights import single
 from mg_milvus.errors import EncoderError, MissingPackageError
-from mg_milvus.schema.regions import REGIONS, windows
+from mg_milvus.schema.models import REGIONS, windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mg_milvus.encoder.base import Features, Pixels
     from mg_milvus.encoder.file import EncoderState
     from mg_milvus.encoder.weights import Weights
-    from mg_milvus.schema.regions import Scale
+    from mg_milvus.schema.models import Scale
 
     Attribute = int | Sequence[int]
     Shape = Sequence[str | int]

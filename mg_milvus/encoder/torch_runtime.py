@@ -15,7 +15,7 @@ from mg_milvus.encoder.base import HashEncoder
 from mg_milvus.encoder.networks import as_tensors, channels_first, extractor
 from mg_milvus.encoder.pooling import GEM_POWER, borders
 from mg_milvus.errors import EncoderError
-from mg_milvus.schema.regions import REGIONS, windows
+from mg_milvus.schema.models import REGIONS, windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mg_milvus.encoder.base import Features, Pixels
     from mg_milvus.encoder.file import EncoderState
     from mg_milvus.encoder.pooling import Pooling
-    from mg_milvus.schema.regions import Scale
+    from mg_milvus.schema.models import Scale
 
     Job = TypeVar("Job")
     Result = TypeVar("Result")

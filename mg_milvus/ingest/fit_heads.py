@@ -19,8 +19,7 @@ from mg_milvus.files import write_whole
 from mg_milvus.images.discover import discover, image_id
 from mg_milvus.ingest.pipeline import Settings, Writer, code_bytes, read_images
 from mg_milvus.records import Failure, Progress
-from mg_milvus.schema.models import Schema
-from mg_milvus.schema.regions import REGIONS
+from mg_milvus.schema.models import REGIONS, Schema
 from mg_milvus.session import encoder_of, keep_encoder
 from mg_milvus.store.base import Description
 

@@ -20,7 +20,7 @@ from mg_milvus.images.discover import Found, content_hash, image_id, is_under, p
 from mg_milvus.images.files import MAX_BYTES, reading
 from mg_milvus.ingest.metrics import IngestMetrics, Tally
 from mg_milvus.records import Failure, Progress
-from mg_milvus.schema.regions import REGIONS
+from mg_milvus.schema.models import REGIONS
 from mg_milvus.store.base import Row
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from mg_milvus.ingest.metadata import default_values
 from mg_milvus.ingest.pipeline import IngestRun, Settings, changed_files, ingest_files, missing_files
 from mg_milvus.records import Failure, Progress
 from mg_milvus.results import IngestReport
-from mg_milvus.schema.regions import split_id
+from mg_milvus.schema.models import split_id
 
 if TYPE_CHECKING:
     import os

@@ -1,4 +1,4 @@
-"""What differs between two schemas, and what each difference costs a collection that is already filled."""
+"""Differences between two schemas, and what each means for a collection that is already filled."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Difference:
 
     Attributes:
         key: ``granularities.fine.bits``; granularities and extra fields go by name.
-        old: its value, None where it is not there.
-        new: its value, None where it is not there.
-        consequence: ``none``: what is stored stays right. ``reload``: Milvus must rebuild an index or load the
-            collection anew, the codes stay. ``re-ingest``: the images must be encoded into a new collection.
+        old: value in the old schema, None where it has none.
+        new: value in the new schema, None where it has none.
+        consequence: ``none``: the stored rows stay valid. ``reload``: Milvus must rebuild an index or reload the
+            collection, the codes stay. ``re-ingest``: the images must be encoded into a new collection.
         reason: one sentence.
     """
 
@@ -34,51 +34,51 @@ class Difference:
     reason: str
 
 
-_CODES = "codes of other hash heads cannot be compared with those that are stored"
-_ASKED = "it acts when a query is asked; what is stored stays as it is"
-_COLUMNS = "Milvus fixes the columns of a collection when it is made"
-_INDEX = "the index is built again from the stored codes"
+_AT_QUERY = "applies at query time; stored rows are unaffected"
+_COLUMNS = "Milvus fixes the columns of a collection at its creation"
+_INDEX = "the index is rebuilt from the stored codes"
+_LENGTH = "codes of different lengths cannot be compared"
 
 # `*` stands for the name of a granularity or extra field.
 CONSEQUENCES: dict[str, tuple[Consequence, str]] = {
-    "version": ("re-ingest", "another version of the format describes another collection"),
-    "collection": ("re-ingest", "another name is another collection, which an ingest of its own must fill"),
-    "encoder.name": ("re-ingest", "codes of two encoders cannot be compared"),
-    "encoder.heads": ("re-ingest", _CODES),
-    "granularities": ("none", "the order of granularities means nothing to queries"),
-    "granularities.*": ("re-ingest", f"{_COLUMNS}; weight 0 leaves a granularity out of queries without that"),
-    "granularities.*.bits": ("re-ingest", "codes of another length are other codes"),
-    "granularities.*.weight": ("none", "weights act when a query is asked (--weights); the codes stay as they are"),
-    "granularities.*.mmap": ("reload", "the codes stay; Milvus must load the field anew to map it"),
-    "regions": ("re-ingest", "regions get their codes when an image is ingested"),
-    "regions.bits": ("re-ingest", "codes of another length are other codes"),
-    "regions.weight": ("none", "weights act when a query is asked (--weights); the codes stay as they are"),
-    "regions.scales": ("re-ingest", "other regions have other codes"),
-    "fusion.method": ("none", f"{_ASKED} (--fusion)"),
-    "fusion.rrf_k": ("none", f"{_ASKED} (--rrf-k)"),
-    "fusion.depth": ("none", f"{_ASKED} (--depth)"),
-    "fusion.plan": ("none", f"{_ASKED} (--plan)"),
-    "fields": ("none", "the order of extra fields means nothing to queries"),
+    "version": ("re-ingest", "another version of the format needs another collection"),
+    "collection": ("re-ingest", "another name is another collection, which needs its own ingest"),
+    "encoder.name": ("re-ingest", "codes of different encoders cannot be compared"),
+    "encoder.heads": ("re-ingest", "codes of different hash heads cannot be compared"),
+    "granularities": ("none", "the order of granularities has no effect on queries"),
+    "granularities.*": ("re-ingest", f"{_COLUMNS}; weight 0 leaves a granularity out of queries"),
+    "granularities.*.bits": ("re-ingest", _LENGTH),
+    "granularities.*.weight": ("none", f"{_AT_QUERY} (--weights)"),
+    "granularities.*.mmap": ("reload", "the codes stay; Milvus must reload the field to map it"),
+    "regions": ("re-ingest", "codes of regions are computed at ingest"),
+    "regions.bits": ("re-ingest", _LENGTH),
+    "regions.weight": ("none", f"{_AT_QUERY} (--weights)"),
+    "regions.scales": ("re-ingest", "different regions have different codes"),
+    "fusion.method": ("none", f"{_AT_QUERY} (--fusion)"),
+    "fusion.rrf_k": ("none", f"{_AT_QUERY} (--rrf-k)"),
+    "fusion.depth": ("none", f"{_AT_QUERY} (--depth)"),
+    "fusion.plan": ("none", f"{_AT_QUERY} (--plan)"),
+    "fields": ("none", "the order of extra fields has no effect on queries"),
     "fields.*": ("re-ingest", _COLUMNS),
     "fields.*.type": ("re-ingest", _COLUMNS),
-    "fields.*.default": ("re-ingest", "rows already stored keep the old default"),
+    "fields.*.default": ("re-ingest", "stored rows keep the old default"),
     "fields.*.max_length": ("re-ingest", _COLUMNS),
     "storage.index": ("reload", _INDEX),
     "storage.nlist": ("reload", _INDEX),
-    "storage.nprobe": ("none", _ASKED),
+    "storage.nprobe": ("none", _AT_QUERY),
     "storage.m": ("reload", _INDEX),
     "storage.ef_construction": ("reload", _INDEX),
-    "storage.ef": ("none", _ASKED),
-    "storage.shards": ("re-ingest", "Milvus fixes the number of shards when a collection is made"),
-    "storage.replicas": ("reload", "the rows stay; Milvus must load the collection anew with that many copies"),
-    "storage.consistency": ("none", _ASKED),
-    "storage.partition_key": ("re-ingest", "Milvus places each row by its partition key when it is written"),
+    "storage.ef": ("none", _AT_QUERY),
+    "storage.shards": ("re-ingest", "Milvus fixes the number of shards of a collection at its creation"),
+    "storage.replicas": ("reload", "the rows stay; Milvus must reload the collection with that many copies"),
+    "storage.consistency": ("none", _AT_QUERY),
+    "storage.partition_key": ("re-ingest", "Milvus places a row by its partition key when the row is written"),
 }
-"""Every setting of the schema -> what a change of it costs, and why."""
+"""Setting of the schema -> consequence of a change, and the reason."""
 
 
 def difference(old: Schema, new: Schema) -> list[Difference]:
-    """List what differs, in the order of the schema; empty exactly when the schemas are equal."""
+    """List the differences in the order of the schema; empty exactly when the schemas are equal."""
     return [
         Difference(key, before, after, *CONSEQUENCES[pattern])
         for key, pattern, before, after in _changes(old.model_dump(), new.model_dump(), "", "")
@@ -93,7 +93,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any], key: str, pattern: str) -
             continue
         if isinstance(before, dict) and isinstance(after, dict):
             yield from _changes(before, after, f"{key}{name}.", f"{pattern}{name}.")
-        elif isinstance(before, tuple) and name != "scales":  # which have no names
+        elif isinstance(before, tuple) and name != "scales":  # whose items have no names
             yield from _changes_of_named(before, after, f"{key}{name}", f"{pattern}{name}")
         else:
             yield f"{key}{name}", f"{pattern}{name}", before, after

@@ -1,4 +1,4 @@
-"""Problems of a schema as sentences: pydantic's errors as location, value got and value expected."""
+"""Validation errors of a schema as sentences: location, actual value, expected value."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ class Problem:
     sentence: str
 
 
-def written(location: Location) -> str:
+def format_location(location: Location) -> str:
     """Format a location as ``granularities[1].bits``; empty for the root."""
-    parts = (f"[{p}]" if isinstance(p, int) else f".{p if p.isidentifier() else shown(p)}" for p in location)
+    parts = (f"[{p}]" if isinstance(p, int) else f".{p if p.isidentifier() else format_value(p)}" for p in location)
     return "".join(parts).removeprefix(".")
 
 
 def suggestion(word: str, valid: Iterable[str]) -> str:
-    """Return ``did you mean 'bits'?``, or the valid words when none is near."""
+    """Return ``did you mean 'bits'?``, or the list of valid words when none is similar."""
     by_folded = {v.casefold(): v for v in valid}
     near = difflib.get_close_matches(word.casefold(), by_folded, n=1)
     return f"did you mean '{by_folded[near[0]]}'?" if near else f"expected one of {', '.join(by_folded.values())}"
 
 
-def shown(value: object) -> str:
-    """Format a value as the user wrote it, shortened; lists and mappings by kind only."""
+def format_value(value: object) -> str:
+    """Format a value as in YAML, shortened; lists and mappings by their kind only."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -62,14 +62,14 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
-def refused(sentence: str) -> PydanticCustomError:
-    """Make the exception that a field validator raises; ``explain`` returns its sentence."""
+def field_error(sentence: str) -> PydanticCustomError:
+    """Make the exception that a field validator raises."""
     return PydanticCustomError("schema", "{sentence}", {"sentence": sentence})
 
 
-def refused_all(title: str, problems: Iterable[Problem]) -> ValidationError:
-    """Make the exception a model validator raises for several problems, each at its own place."""
-    errors = [InitErrorDetails(type=refused(p.sentence), loc=p.location, input=None) for p in problems]
+def model_error(title: str, problems: Iterable[Problem]) -> ValidationError:
+    """Make the exception that a model validator raises for several problems, each with its location."""
+    errors = [InitErrorDetails(type=field_error(p.sentence), loc=p.location, input=None) for p in problems]
     return ValidationError.from_exception_data(title, errors)
 
 
@@ -84,7 +84,7 @@ _EXPECTED = {
     "greater_than_equal": "{ge:g} or more",
     "less_than_equal": "{le:g} or less",
 }
-"""Kind of a pydantic error -> the value expected, where pydantic's own words would not do."""
+"""Type of a pydantic error -> the expected value, where pydantic's message is unclear."""
 
 
 def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
@@ -104,9 +104,9 @@ def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
         return f"has no value, {expected}; remove the key to take the default"
     if kind == "literal_error" and isinstance(value, str):
         near = suggestion(value, re.findall("'([^']*)'", context["expected"]))
-        return f"got {shown(value)}, {expected}" + (f"; {near}" if near.startswith("did you mean") else "")
+        return f"got {format_value(value)}, {expected}" + (f"; {near}" if near.startswith("did you mean") else "")
     quotes = "; put it in quotes" if kind == "string_type" and not isinstance(value, dict | list) else ""
-    return f"got {shown(value)}, {expected}{quotes}"
+    return f"got {format_value(value)}, {expected}{quotes}"
 
 
 def _model_at(model: type[BaseModel], keys: Iterable[int | str]) -> type[BaseModel]:
@@ -118,36 +118,28 @@ def _model_at(model: type[BaseModel], keys: Iterable[int | str]) -> type[BaseMod
     return model
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """List the problems of a failed validation, in the order of the model's fields.
-
-    Args:
-        error: pydantic's exception.
-        model: the model that was validated; its fields are the valid names.
-    """
+def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    """List the problems of a failed validation of ``model``, in the order of its fields."""
     details = error.errors(include_url=False)
-    places = [e["loc"] for e in details]
-
-    def follows(e: ErrorDetails) -> bool:
-        """To pydantic a list whose items are all wrong is empty, and so too short as well."""
-        place = e["loc"]
-        return e["type"] == "too_short" and any(p != place and p[: len(place)] == place for p in places)
-
-    return [Problem(e["loc"], _sentence(e, model)) for e in details if not follows(e)]
+    # pydantic counts valid items only, so a list whose items are all invalid is also reported as too short.
+    parents = {e["loc"][:length] for e in details for length in range(len(e["loc"]))}
+    return [
+        Problem(e["loc"], _sentence(e, model)) for e in details if e["type"] != "too_short" or e["loc"] not in parents
+    ]
 
 
-class _Explaining(ModelMetaclass):
-    """Make ``Granularity(bits=7)`` raise a ``SchemaError``; nested plain data is validated without this call."""
+class _RaisesSchemaError(ModelMetaclass):
+    """Makes ``Granularity(bits=7)`` raise a ``SchemaError``; nested plain data is validated without this call."""
 
     def __call__(cls: type[Any], *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - this is a metaclass
         try:
             return type.__call__(cls, *args, **kwargs)
         except ValidationError as error:
-            problems = [f"{cls.__name__}.{written(p.location)}: {p.sentence}" for p in explain(error, cls)]
+            problems = [f"{cls.__name__}.{format_location(p.location)}: {p.sentence}" for p in problems_of(error, cls)]
             raise SchemaError("\n".join(problems)) from error
 
 
-class Model(BaseModel, metaclass=_Explaining):
-    """The base of the schema's models: frozen; unknown keys are refused."""
+class Model(BaseModel, metaclass=_RaisesSchemaError):
+    """Base of the schema's models: frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,16 +1,27 @@
-"""The schema: what one collection holds and how it is asked. Frozen pydantic models."""
+"""The schema of a collection: its codes, fields, fusion and storage, as frozen pydantic models; windows of regions.
+
+Region ``r`` of every image is window ``r``: scale by scale as the schema lists them, within a scale from top to bottom
+and left to right. A window is a share of the image, so it has the image's shape.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator  # noqa: TC003 - pydantic reads the annotations
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mg_milvus.schema.errors import Model, Problem, refused, refused_all, shown
-from mg_milvus.schema.regions import REGIONS, RegionSettings
+from mg_milvus.schema.errors import Model, Problem, field_error, format_value, model_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mg_milvus.records import Box
 
 PROFILES: dict[str, dict[str, float]] = {
     "category": {"coarse": 3.0, "mid": 2.0, "fine": 0.5},
@@ -18,7 +29,7 @@ PROFILES: dict[str, dict[str, float]] = {
     "instance": {"coarse": 0.0, "mid": 0.0, "fine": 1.0},
     "balanced": {"coarse": 1.0, "mid": 1.0, "fine": 1.0},
 }
-"""Named weights: what kind of thing, which class, this very image, a bit of each."""
+"""Preset weights by what a query is for: the kind of thing, its class, this very image, or all of them equally."""
 
 RESERVED_FIELDS = frozenset({"id", "path", "size", "mtime_ns", "width", "height", "content_hash", "_codes"})
 """Columns that every row has."""
@@ -31,31 +42,35 @@ _MILVUS_WORDS = frozenset({
     "phrase_match", "random_sample", "array_length", "array_contains", "array_contains_all", "array_contains_any",
     "json_contains", "json_contains_all", "json_contains_any",
 })  # fmt: skip
-"""Names, lower case, that Milvus keeps for itself or that no filter expression can speak of."""
+"""Lower-case names that Milvus reserves, or that a filter expression cannot refer to."""
 
 _COMPANIONS = ("_encoder", "_regions", "_tuned")
-"""Endings of the collections kept beside a collection."""
+"""Endings of the names of the companion collections."""
+
+REGIONS = "regions"
+"""Name of the granularity of regions, in weights, distances and ranks."""
+
+MOST_REGIONS = 256
+"""Most regions of one image."""
 
 Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$")]
+Bits = Annotated[int, Field(strict=True, ge=8, le=4096, multiple_of=8)]
+Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+
+
+def _whole(least: int, most: int, description: str) -> Any:
+    return Field(strict=True, ge=least, le=most, description=description)
 
 
 class Granularity(Model):
     """One level of description: a BINARY_VECTOR field of the collection."""
 
-    name: Annotated[Name, Field(description="What the encoder calls it: coarse, mid or fine.")]
-    bits: Annotated[
-        int,
-        Field(strict=True, ge=8, le=4096, multiple_of=8, description="Code length. More bits: finer, bits / 8 bytes."),
-    ]
-    weight: Annotated[
-        float,
-        Field(strict=True, ge=0, allow_inf_nan=False, description="Share in the fusion; 0 leaves it out of queries."),
-    ] = 1.0
+    name: Annotated[Name, Field(description="Name of the granularity in the encoder: coarse, mid or fine.")]
+    bits: Annotated[Bits, Field(description="Code length. More bits: finer distinctions, bits / 8 bytes an image.")]
+    weight: Annotated[Weight, Field(description="Weight in the fusion; 0 leaves it out of queries.")] = 1.0
     mmap: Annotated[
         Annotated[bool, Field(strict=True)] | None,
-        Field(
-            description="Keep this field's codes on disk, mapped into memory (servers only); null: the server's own."
-        ),
+        Field(description="Keep this field's codes on disk, mapped into memory (servers only); null: server default."),
     ] = None
 
 
@@ -67,40 +82,76 @@ class EncoderSettings(Model):
     ] = "builtin"
     heads: Annotated[
         Literal["adapt", "fixed"],
-        Field(description="adapt: fit the hash heads on the first ingest; fixed: use those of the encoder file."),
+        Field(description="adapt: fit the hash heads to the first ingest; fixed: use those of the encoder file."),
     ] = "adapt"
 
 
+class RegionScale(Model):
+    """Windows of one size."""
+
+    size: Annotated[
+        float,
+        Field(strict=True, ge=0.1, le=1, allow_inf_nan=False, description="Side of a window / the image's."),
+    ]
+    grid: Annotated[int, _whole(1, 16, "Windows along each side: grid * grid of them.")]
+
+
+class RegionSettings(Model):
+    """Codes of regions, one row each in a companion collection."""
+
+    bits: Annotated[Bits, Field(description="Code length of one region.")] = 128
+    weight: Annotated[Weight, Field(description="Weight in the fusion; 0: only in queries that search regions.")] = 0.0
+    scales: Annotated[tuple[RegionScale, ...], Field(min_length=1, max_length=8, description="Sizes of windows.")] = (
+        RegionScale(size=0.7, grid=2),
+        RegionScale(size=0.5, grid=3),
+        RegionScale(size=0.33, grid=4),
+    )
+
+    @property
+    def windows(self) -> tuple[tuple[float, int], ...]:
+        """Size and grid of each scale, the argument of the function ``windows``."""
+        return tuple((scale.size, scale.grid) for scale in self.scales)
+
+    @property
+    def count(self) -> int:
+        """Regions of one image."""
+        return sum(scale.grid**2 for scale in self.scales)
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Bytes of the codes of all regions of one image."""
+        return self.count * self.bits // 8
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> RegionSettings:
+        if self.count > MOST_REGIONS:
+            sentence = f"there are {self.count} regions, expected at most {MOST_REGIONS}; use smaller grids"
+            raise model_error("RegionSettings", [Problem(("scales",), sentence)])
+        return self
+
+
 class FusionSettings(Model):
-    """How the rankings of the granularities become one."""
+    """How the rankings of the granularities are fused."""
 
     method: Annotated[
         Literal["rank", "score", "server"],
         Field(description="rank: weighted 1 / (rrf_k + rank); score: weighted 1 - distance / bits; server: Milvus'."),
     ] = "rank"
-    rrf_k: Annotated[
-        int, Field(strict=True, ge=1, le=16_384, description="Constant of rank fusion; small: the first ranks rule.")
-    ] = 60
-    depth: Annotated[int, Field(strict=True, ge=1, le=16_384, description="Candidates asked of each granularity.")] = (
-        100
-    )
+    rrf_k: Annotated[int, _whole(1, 16_384, "Constant of rank fusion; small: the first ranks dominate.")] = 60
+    depth: Annotated[int, _whole(1, 16_384, "Candidates retrieved of each granularity.")] = 100
     plan: Annotated[
         Literal["auto", "full", "cascade"],
-        Field(description="full: ask every field; cascade: the shortest only, then rank what it found; auto: by size."),
+        Field(description="full: search every field; cascade: the shortest, then rank its candidates; auto: by size."),
     ] = "auto"
 
 
 class ExtraField(Model):
-    """A column of the user's own, filled from ``--metadata``; an image without a value gets ``default``."""
+    """A column that the user adds, filled from ``--metadata``; an image without a value gets ``default``."""
 
     name: Annotated[Name, Field(description="Name of the column, as in the metadata file and in filters.")]
-    type: Annotated[Literal["string", "int", "float", "bool"], Field(description="What the column holds.")]
-    default: Annotated[
-        str | int | float | bool | None, Field(description="Value of images that the metadata does not name.")
-    ] = None
-    max_length: Annotated[
-        int, Field(strict=True, ge=1, le=65_535, description="Longest value of a string column, in bytes of UTF-8.")
-    ] = 1024
+    type: Annotated[Literal["string", "int", "float", "bool"], Field(description="Type of the column.")]
+    default: Annotated[str | int | float | bool | None, Field(description="Value of images without metadata.")] = None
+    max_length: Annotated[int, _whole(1, 65_535, "Longest value of a string column, in bytes of UTF-8.")] = 1024
 
     @field_validator("default", mode="before")
     @classmethod
@@ -111,26 +162,28 @@ class ExtraField(Model):
             return value
         if not isinstance(value, kinds[kind]) or (isinstance(value, bool) and kind != "bool"):
             quotes = "; put it in quotes" if kind == "string" and not isinstance(value, dict | list) else ""
-            raise refused(f"got {shown(value)}, expected a value of type {kind} like the field's{quotes}")
+            raise field_error(f"got {format_value(value)}, expected a value of type {kind} like the field's{quotes}")
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-            raise refused(f"got {shown(value)}, expected text without lone surrogates")
+            raise field_error(f"got {format_value(value)}, expected text without lone surrogates")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise refused(f"got {shown(value)}, expected a number that fits into 64 bits")
+            raise field_error(f"got {format_value(value)}, expected a number that fits into 64 bits")
         if isinstance(value, float) and not math.isfinite(value):
-            raise refused(f"got {value}, expected a finite number")
+            raise field_error(f"got {value}, expected a finite number")
         return float(value) if kind == "float" and isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _default_fits_length(self) -> ExtraField:
         length = len(self.default.encode()) if isinstance(self.default, str) else 0
         if length > self.max_length:
-            sentence = f"takes {length} bytes, expected at most max_length {self.max_length}; shorten it or raise that"
-            raise refused_all("ExtraField", [Problem(("default",), sentence)])
+            sentence = (
+                f"takes {length} bytes, expected at most max_length {self.max_length}; shorten it or raise the limit"
+            )
+            raise model_error("ExtraField", [Problem(("default",), sentence)])
         return self
 
 
 class StorageSettings(Model):
-    """How Milvus keeps the collection."""
+    """How Milvus stores the collection."""
 
     index: Annotated[
         Literal["auto", "BIN_FLAT", "BIN_IVF_FLAT", "HNSW"],
@@ -138,37 +191,23 @@ class StorageSettings(Model):
     ] = "auto"
     nlist: Annotated[
         int,
-        Field(
-            strict=True,
-            ge=1,
-            le=65_536,
-            description="BIN_IVF_FLAT: clusters at first, 4 times the root of a segment's rows; see mgm doctor.",
+        _whole(
+            1, 65_536, "BIN_IVF_FLAT: initial number of clusters, 4 times the root of a segment's rows (mgm doctor)."
         ),
     ] = 1024
-    nprobe: Annotated[
-        int,
-        Field(
-            strict=True, ge=1, le=65_536, description="BIN_IVF_FLAT: clusters of nlist searched; more: exacter, slower."
-        ),
-    ] = 32
-    m: Annotated[int, Field(strict=True, ge=2, le=2048, description="HNSW: neighbours kept of each node.")] = 16
-    ef_construction: Annotated[
-        int, Field(strict=True, ge=8, le=2**31 - 1, description="HNSW: candidates looked at while building.")
-    ] = 200
-    ef: Annotated[int, Field(strict=True, ge=1, le=32_768, description="HNSW: candidates looked at in a search.")] = 128
-    shards: Annotated[
-        int, Field(strict=True, ge=1, le=64, description="Streams that writes are spread over; fixed once made.")
-    ] = 1
-    replicas: Annotated[
-        int, Field(strict=True, ge=1, le=64, description="Copies in memory, each on query nodes of its own.")
-    ] = 1
+    nprobe: Annotated[int, _whole(1, 65_536, "BIN_IVF_FLAT: clusters of nlist searched; more: slower, exacter.")] = 32
+    m: Annotated[int, _whole(2, 2048, "HNSW: neighbours of each node.")] = 16
+    ef_construction: Annotated[int, _whole(8, 2**31 - 1, "HNSW: candidates examined while building.")] = 200
+    ef: Annotated[int, _whole(1, 32_768, "HNSW: candidates examined by a search.")] = 128
+    shards: Annotated[int, _whole(1, 64, "Streams that writes are spread over; fixed at creation.")] = 1
+    replicas: Annotated[int, _whole(1, 64, "Copies in memory, each on its own query nodes.")] = 1
     consistency: Annotated[
         Literal["Strong", "Session", "Bounded", "Eventually"],
-        Field(description="How fresh a query's view is. Strong: all that was written; Bounded: some seconds old."),
+        Field(description="How fresh a query's view is. Strong: all writes; Bounded: some seconds old."),
     ] = "Strong"
     partition_key: Annotated[
         Name | None,
-        Field(description="A string or int field of 'fields' that rows are spread by; filters on it search less."),
+        Field(description="A string or int field of 'fields' that partitions the rows; filters on it search fewer."),
     ] = None
 
     @model_validator(mode="after")
@@ -176,7 +215,7 @@ class StorageSettings(Model):
         if self.nprobe > self.nlist:
             key = "nprobe" if "nprobe" in self.model_fields_set else "nlist"
             sentence = f"nprobe {self.nprobe} is more than nlist {self.nlist}; expected nprobe to be nlist or less"
-            raise refused_all("StorageSettings", [Problem((key,), sentence)])
+            raise model_error("StorageSettings", [Problem((key,), sentence)])
         return self
 
 
@@ -195,13 +234,13 @@ class Schema(Model):
         Granularity(name="fine", bits=256),
     )
     regions: Annotated[
-        RegionSettings | None, Field(description="Codes of regions, to find details and say where; null: none.")
+        RegionSettings | None, Field(description="Codes of regions, to search details and locate them; null: none.")
     ] = None
-    fusion: Annotated[FusionSettings, Field(description="How the rankings become one.")] = FusionSettings()
+    fusion: Annotated[FusionSettings, Field(description="How the rankings are fused.")] = FusionSettings()
     fields: Annotated[
-        tuple[ExtraField, ...], Field(max_length=50, description="Columns of your own, filled from --metadata.")
+        tuple[ExtraField, ...], Field(max_length=50, description="Additional columns, filled from --metadata.")
     ] = ()
-    storage: Annotated[StorageSettings, Field(description="How Milvus keeps the collection.")] = StorageSettings()
+    storage: Annotated[StorageSettings, Field(description="How Milvus stores the collection.")] = StorageSettings()
 
     @property
     def bits(self) -> dict[str, int]:
@@ -225,10 +264,10 @@ class Schema(Model):
 
     @classmethod
     def load(cls, source: str | Path) -> Schema:
-        """Read a preset (``"compact"``) or a YAML file; a file with a preset's name is asked for as ``./compact``.
+        """Read a preset (``"compact"``) or a YAML file; ``./compact`` is a file with a preset's name.
 
         Raises:
-            SchemaError: no such preset or file, or not a schema: one line for each problem, ``file:line: key: what``.
+            SchemaError: no such preset or file, or not a schema: a line for each problem, ``file:line: key: sentence``.
         """
         from mg_milvus.schema.yaml import load
 
@@ -236,7 +275,7 @@ class Schema(Model):
 
     @classmethod
     def from_yaml(cls, text: str, name: str = "<text>") -> Schema:
-        """Read YAML text; ``name`` stands before the line numbers of errors.
+        """Read YAML text; ``name`` precedes the line numbers in errors.
 
         Raises:
             SchemaError: as ``load``.
@@ -246,18 +285,18 @@ class Schema(Model):
         return parse(text, name, cls)
 
     def to_yaml(self) -> str:
-        """YAML text with every setting, also those at their default; ``from_yaml`` gives an equal schema back."""
+        """YAML text with every setting, defaults included; ``from_yaml`` is the inverse."""
         from mg_milvus.schema.yaml import dump
 
         return dump(self)
 
     @model_validator(mode="after")
-    def _hangs_together(self) -> Schema:
-        if problems := [*self._problems_of_names(), *self._other_problems()]:
-            raise refused_all("Schema", problems)
+    def _is_consistent(self) -> Schema:
+        if problems := [*self._name_problems(), *self._other_problems()]:
+            raise model_error("Schema", problems)
         return self
 
-    def _problems_of_names(self) -> Iterator[Problem]:
+    def _name_problems(self) -> Iterator[Problem]:
         taken: dict[str, str] = {}
         named = [("granularities", i, g.name) for i, g in enumerate(self.granularities)]
         named += [("fields", i, f.name) for i, f in enumerate(self.fields)]
@@ -270,7 +309,7 @@ class Schema(Model):
             elif section == "fields" and name in _RESULT_KEYS:
                 yield Problem(where, f"'{name}' is a key of every result; choose another name")
             elif name.casefold() in _MILVUS_WORDS:
-                yield Problem(where, f"'{name}' is a word of Milvus' own; choose another name")
+                yield Problem(where, f"'{name}' is a reserved word of Milvus; choose another name")
             elif name in taken:
                 yield Problem(where, f"'{name}' is already the name of {taken[name]}; choose another name")
             else:
@@ -279,9 +318,8 @@ class Schema(Model):
     def _other_problems(self) -> Iterator[Problem]:
         if self.collection.endswith(_COMPANIONS):
             ending = next(e for e in _COMPANIONS if self.collection.endswith(e))
-            sentence = (
-                f"got '{self.collection}', but names ending in '{ending}' are kept for companions; choose another"
-            )
+            reserved = f"names ending in '{ending}' are reserved for companion collections"
+            sentence = f"got '{self.collection}', but {reserved}; choose another"
             yield Problem(("collection",), sentence)
         if not any(self.weights.values()):
             yield Problem(("granularities",), "every weight is 0, expected at least one above 0")
@@ -296,3 +334,43 @@ class Schema(Model):
 def json_schema() -> dict[str, Any]:
     """Describe the format as JSON Schema, for completion in editors; ``schemas/mgm.schema.json`` holds it."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Schema.model_json_schema()
+
+
+Scale = tuple[float, int]
+"""Side of a window as a share of the image's, and windows along each side."""
+
+
+def windows(scales: Sequence[Scale]) -> NDArray[np.float64]:
+    """All windows: (regions, 4) float64 of left, top, width, height as shares of the image's sides."""
+    import numpy as np
+
+    boxes = []
+    for size, grid in scales:
+        starts = np.linspace(0, 1 - size, grid) if grid > 1 else np.array([(1 - size) / 2])
+        boxes += [(left, top, size, size) for top in starts for left in starts]
+    return np.array(boxes).reshape(-1, 4)
+
+
+def scale_of(scales: Sequence[Scale]) -> NDArray[np.int64]:
+    """Index in ``scales`` of each window: (regions,) int64."""
+    import numpy as np
+
+    return np.repeat(np.arange(len(scales)), [grid * grid for _, grid in scales])
+
+
+def box_of(window: NDArray[np.float64], width: int, height: int) -> Box:
+    """A window (4,) of an image as a box in pixels, at least one pixel wide and high and inside the image."""
+    left, top = (min(int(share * side), side - 1) for share, side in zip(window, (width, height), strict=False))
+    across, down = (max(1, round(share * side)) for share, side in zip(window[2:], (width, height), strict=True))
+    return left, top, min(across, width - left), min(down, height - top)
+
+
+def region_id(image: str, number: int) -> str:
+    """Primary key of a region: the image's id and the window's number."""
+    return f"{image}:{number}"
+
+
+def split_id(region: str) -> tuple[str, int]:
+    """Image id and window number of a region's primary key."""
+    image, _, number = region.rpartition(":")
+    return image, int(number)

@@ -1,4 +1,4 @@
-"""Schemas as text: YAML in and out with line numbers, the presets, and the JSON Schema for editors."""
+"""Schemas as YAML text, with line numbers in errors; the presets."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ from pydantic import ValidationError
 
 from mg_milvus.errors import SchemaError
 from mg_milvus.files import open_plain
-from mg_milvus.schema.errors import Location, Model, explain, shown, suggestion, written
+from mg_milvus.schema.errors import Model, format_location, format_value, problems_of, suggestion
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
     from typing import BinaryIO
+
+    from mg_milvus.schema.errors import Location
 
 
 M = TypeVar("M", bound=Model)
 
-_LIMIT = 64 * 1024
-"""Bytes of the largest file that is read."""
+_MAX_BYTES = 64 * 1024
+"""Size of the largest file that is read."""
 
-_DEPTH = 16
-"""Nested lists and mappings; a schema needs three levels."""
+_MAX_DEPTH = 16
+"""Most nested lists and mappings; a schema needs three levels."""
 
 _MAX_PROBLEMS = 20
-"""Problems listed at once; a file that is not a schema at all has thousands."""
+"""Most problems in one message; a file that is not a schema at all has thousands."""
 
-_SCALARS = {"null", "bool", "int", "float", "str", "timestamp"}
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = frozenset({"null", "bool", "int", "float", "str", "timestamp"})
 
 _JSON_SCHEMA = "mgm.schema.json"
 
@@ -48,25 +52,32 @@ def load(source: str | Path, model: type[M]) -> M:
     except (OSError, ValueError) as error:
         raise SchemaError(f"{source}: cannot be read: {error}; expected a YAML file or a preset") from error
     with stream:
-        return parse(_text_of(stream, str(source)), str(source), model)
+        return parse(_read_text(stream, str(source)), str(source), model)
 
 
 def parse(text: str, name: str, model: type[M]) -> M:
     """Read a model from YAML text; see ``Schema.from_yaml``."""
-    document = _Document(text, name)
-    if document.data is None and not document.problems:
+    data, root = _load(text, name)
+    if root is None:
         raise SchemaError(f"{name}: is empty, expected a schema; 'mgm schema init' writes one to start from")
+    first = root.start_mark.line + 1
+    if not isinstance(data, dict):
+        raise SchemaError(f"{name}:{first}: got {format_value(data)}, expected a mapping (lines of 'key: value')")
     try:
-        if isinstance(document.data, dict):
-            schema = model.model_validate(document.data)
-        else:
-            document.add((), f"got {shown(document.data)}, expected a mapping (lines of 'key: value')")
+        return model.model_validate(data)
     except ValidationError as error:
-        for problem in explain(error, model):
-            document.add(problem.location, problem.sentence)
-    if document.problems:
-        raise document.error()
-    return schema
+        lines = {(): first} | dict(_lines(root))
+        problems = []
+        for problem in problems_of(error, model):
+            place = problem.location
+            while place not in lines:  # a missing key has the line of its mapping
+                place = place[:-1]
+            problems.append((lines[place], f"{format_location(problem.location)}: {problem.sentence}"))
+        problems.sort(key=lambda problem: problem[0])
+        messages = [f"{name}:{line}: {sentence}" for line, sentence in problems]
+        if len(messages) > _MAX_PROBLEMS:
+            messages[_MAX_PROBLEMS:] = [f"{name}: ... and {len(messages) - _MAX_PROBLEMS} more problems"]
+        raise SchemaError("\n".join(messages)) from error
 
 
 def read_yaml(file: str | os.PathLike[str]) -> Any:
@@ -80,25 +91,22 @@ def read_yaml(file: str | os.PathLike[str]) -> Any:
 
 
 def parse_yaml(stream: BinaryIO, name: str) -> Any:
-    """Read the plain data of an open YAML file under the limits of schemas; None for an empty file.
+    """Read the plain data of an open YAML file, with the limits of schemas; None for an empty file.
 
     Raises:
-        SchemaError: it cannot be read, or holds aliases, tags, or more than a page. The message names the line and
-            none of its values: one may be a password.
+        SchemaError: it is unreadable, malformed or too long. The message names the line and no value of the file, which
+            may be a password.
     """
-    document = _Document(_text_of(stream, name), name)
-    if document.problems:
-        raise SchemaError(f"line {min(document.problems)[0]} holds a value, a key or a tag that cannot be used")
-    return document.data
+    return _load(_read_text(stream, name), name)[0]
 
 
-def _text_of(stream: BinaryIO, name: str) -> str:
+def _read_text(stream: BinaryIO, name: str) -> str:
     try:
-        data = stream.read(_LIMIT + 1)
+        data = stream.read(_MAX_BYTES + 1)
     except OSError as error:
         raise SchemaError(f"{name}: cannot be read: {error.strerror or error}") from error
-    if len(data) > _LIMIT:
-        raise SchemaError(f"{name}: more than {_LIMIT} bytes, expected a page of YAML")
+    if len(data) > _MAX_BYTES:
+        raise SchemaError(f"{name}: more than {_MAX_BYTES} bytes, expected a page of YAML")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -110,12 +118,12 @@ def dump(schema: Model) -> str:
     """Write a model as YAML text, with every setting."""
     plain = schema.model_dump(mode="json", exclude_none=True)
     text: str = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    # YAML leaves direction characters as they are; text that holds them is in double quotes, where escapes are read.
+    # Text with direction characters, which YAML does not escape, is in double quotes, where escapes are read.
     return "".join(char if char.isprintable() or char == "\n" else f"\\U{ord(char):08x}" for char in text)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts text that is not printable in double quotes: YAML reads other line separators back as spaces."""
+    """Writes text that is not printable in double quotes: YAML would read other line separators back as spaces."""
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
@@ -125,106 +133,82 @@ def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
+def _refusal(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses aliases and deep nesting, which schemas never need and hostile files are made of."""
+    """Builds plain data: mappings with scalar keys as text, lists and scalars.
+
+    Aliases and deep nesting, which exhaust memory, are refused; so are tags, repeated keys and huge numbers.
+    """
 
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not allowed; write the value out", problem_mark=mark
-            )
-        if self.depth == _DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"more than {_DEPTH} levels deep", problem_mark=mark)
+            raise _refusal("aliases (*name) are not allowed; write the value out", mark)
+        if self.depth == _MAX_DEPTH:
+            raise _refusal(f"more than {_MAX_DEPTH} levels deep", mark)
         self.depth += 1
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
-
-class _Document:
-    """YAML text as plain data, with the line of every key and list item.
-
-    Attributes:
-        data: mappings, lists and scalars; None for an empty text.
-        problems: (line, sentence) of everything wrong so far.
-    """
-
-    def __init__(self, text: str, name: str) -> None:
-        self._name = name
-        self._lines: dict[Location, int] = {}
-        self._reported: set[Location] = set()
-        self.problems: list[tuple[int, str]] = []
-        try:
-            self._loader = _Loader(text)
-            root = self._loader.get_single_node()
-        except yaml.reader.ReaderError as error:
-            line = text.count("\n", 0, error.position) + 1
-            sentence = f"character U+{ord(text[error.position]):04X} is not allowed in YAML; remove it"
-            raise SchemaError(f"{name}:{line}: {sentence}") from error
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            sentence = ", ".join(part for part in (error.context, error.problem) if part)
-            raise SchemaError(f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {sentence}") from error
-        self.data = self._plain(root, ()) if root else None
-
-    def add(self, location: Location, sentence: str) -> None:
-        """Note the first problem of a location, at its line or that of the nearest location around it."""
-        if location in self._reported:
-            return
-        self._reported.add(location)
-        present = location
-        while present not in self._lines:
-            present = present[:-1]
-        self._note(self._lines[present], f"{written(location)}: {sentence}" if location else sentence)
-
-    def error(self) -> SchemaError:
-        """All problems in one exception, a line each, in the order of the file."""
-        lines = [f"{self._name}:{line}: {sentence}" for line, sentence in sorted(self.problems, key=lambda p: p[0])]
-        if len(lines) > _MAX_PROBLEMS:
-            lines[_MAX_PROBLEMS:] = [f"{self._name}: ... and {len(lines) - _MAX_PROBLEMS} more problems"]
-        return SchemaError("\n".join(lines))
-
-    def _note(self, line: int, sentence: str) -> None:
-        self.problems.append((line, sentence))
-
-    def _plain(self, node: yaml.Node, location: Location) -> Any:
-        self._lines.setdefault(location, node.start_mark.line + 1)
-        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        kind = node.tag.removeprefix(_TAG)
         if isinstance(node, yaml.MappingNode) and kind == "map":
-            return self._mapping(node, location)
+            return self._mapping(node)
         if isinstance(node, yaml.SequenceNode) and kind == "seq":
-            return [self._plain(item, (*location, i)) for i, item in enumerate(node.value)]
+            return [self.construct_object(item) for item in node.value]
         if not isinstance(node, yaml.ScalarNode) or kind not in _SCALARS:
-            self.add(location, f"the tag {shown(node.tag)} is not allowed; remove it")
-            return None
+            raise _refusal("tags (!name) are not allowed; remove it", node.start_mark)
         try:
-            value = self._loader.construct_object(node)
-        except (ValueError, OverflowError):
-            self.add(location, f"got {shown(node.value)}, which is not a valid {kind}")
-            return None
+            value = super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:  # PyYAML does not check `!!int x`
+            raise _refusal(f"a value is not a valid {kind}", node.start_mark) from error
         if isinstance(value, int) and value.bit_length() > 64:
-            self.add(location, "got a huge number, expected one of at most 64 bits")
-            return None
+            raise _refusal("a number has more than 64 bits", node.start_mark)
         return value
 
-    def _mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:
-        plain: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                self._note(line, "got a list or mapping as a key, expected a name")
-                continue
-            key = key_node.value
-            where = (*location, key)
-            if key in plain:
-                self._note(line, f"{written(where)}: appears twice, first in line {self._lines[where]}; remove one")
-                continue
-            self._lines[where] = line
-            plain[key] = self._plain(value_node, where)
-        return plain
+    def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refusal("a key is a list or a mapping, expected a name", key.start_mark)
+            if key.value in lines:
+                raise _refusal(f"a key appears twice, first in line {lines[key.value]}; remove one", key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        return {key.value: self.construct_object(value) for key, value in node.value}
+
+
+def _load(text: str, name: str) -> tuple[Any, yaml.Node | None]:
+    """Plain data and root node of a YAML text; None and None when it is empty."""
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        return (None if root is None else loader.construct_object(root)), root
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        sentence = f"character U+{ord(text[error.position]):04X} is not allowed in YAML; remove it"
+        raise SchemaError(f"{name}:{line}: {sentence}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        sentence = ", ".join(part for part in (error.context, error.problem) if part)
+        raise SchemaError(f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {sentence}") from error
+
+
+def _lines(node: yaml.Node, location: Location = ()) -> Iterator[tuple[Location, int]]:
+    """Line of every key and list item below a node."""
+    if isinstance(node, yaml.MappingNode):
+        items = [(key.value, key, value) for key, value in node.value]
+    else:
+        items = [(index, item, item) for index, item in enumerate(node.value)]
+    for name, marked, value in items:
+        yield (*location, name), marked.start_mark.line + 1
+        if isinstance(value, yaml.CollectionNode):
+            yield from _lines(value, (*location, name))
 
 
 def _folder() -> Path:
@@ -241,9 +225,9 @@ def _preset_names() -> list[str]:
 
 
 def presets() -> dict[str, str]:
-    """Preset -> one line that says what it is for; ``default`` first, then by name."""
-    first_lines = {name: re.search(rf"^# {name}: (.+)$", commented_yaml(name), re.M) for name in _preset_names()}
-    return {name: found[1] if found else "" for name, found in first_lines.items()}
+    """Preset -> its purpose in one line; ``default`` first, then by name."""
+    matches = {name: re.search(rf"^# {name}: (.+)$", commented_yaml(name), re.M) for name in _preset_names()}
+    return {name: match[1] if match else "" for name, match in matches.items()}
 
 
 def commented_yaml(preset: str) -> str:

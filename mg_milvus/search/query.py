@@ -9,9 +9,8 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, cast, get_args
 
 from mg_milvus.errors import QueryError
-from mg_milvus.schema.errors import shown
-from mg_milvus.schema.models import PROFILES, Schema
-from mg_milvus.schema.regions import REGIONS
+from mg_milvus.schema.errors import format_value
+from mg_milvus.schema.models import PROFILES, REGIONS, Schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -103,7 +102,8 @@ class Query:
         """
         unknown = sorted(set(options) - set(QueryOptions.__annotations__))
         if unknown:
-            raise QueryError(f"unknown option {shown(unknown[0])}{_nearest(unknown[0], QueryOptions.__annotations__)}")
+            hint = _nearest(unknown[0], QueryOptions.__annotations__)
+            raise QueryError(f"unknown option {format_value(unknown[0])}{hint}")
         _check_types(options)
         k = _whole_number("k", options.get("k", 10))
         default_depth = min(max(schema.fusion.depth, k), MAX_DEPTH)
@@ -112,10 +112,10 @@ class Query:
             raise QueryError(f"depth is {depth} and k is {k}; ask for at least as many candidates as results")
         fusion = cast("Method", _or(options.get("fusion"), schema.fusion.method))
         if fusion not in get_args(Method):
-            raise QueryError(f"fusion is {shown(fusion)}, expected {', '.join(get_args(Method))}")
+            raise QueryError(f"fusion is {format_value(fusion)}, expected {', '.join(get_args(Method))}")
         plan = cast("Plan", _or(options.get("plan"), schema.fusion.plan))
         if plan not in get_args(Plan):
-            raise QueryError(f"plan is {shown(plan)}, expected {', '.join(get_args(Plan))}")
+            raise QueryError(f"plan is {format_value(plan)}, expected {', '.join(get_args(Plan))}")
         weights = _weights(schema, options)
         regions = cast("Regions", options.get("regions") or "contains") if REGIONS in weights else None
         if regions and fusion == "server":
@@ -166,13 +166,13 @@ def _check_types(options: QueryOptions) -> None:
     """
     weights, crop = options.get("weights"), options.get("crop")
     if weights is not None and not isinstance(weights, Mapping):
-        raise QueryError(f"weights are {shown(weights)}, expected granularities with a number each")
+        raise QueryError(f"weights are {format_value(weights)}, expected granularities with a number each")
     for name in ("granularity", "profile", "filter"):
         if not isinstance(options.get(name, ""), str | None):
-            raise QueryError(f"{name} is {shown(options.get(name))}, expected text")
+            raise QueryError(f"{name} is {format_value(options.get(name))}, expected text")
     whole = isinstance(crop, list | tuple) and len(crop) == 4 and all(_is_whole(number) for number in crop)
     if crop is not None and not whole:
-        raise QueryError(f"crop is {shown(crop)}, expected four whole numbers: x, y, width and height in pixels")
+        raise QueryError(f"crop is {format_value(crop)}, expected four whole numbers: x, y, width and height in pixels")
 
 
 def _is_whole(value: object) -> bool:
@@ -199,11 +199,11 @@ def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
         if name == REGIONS and schema.regions is None:
             raise QueryError(_NO_REGIONS)
         if name not in known:
-            raise QueryError(
-                f"unknown granularity {shown(name)}{_nearest(name, known)}; this collection has {', '.join(known)}"
-            )
+            unknown = f"{format_value(name)}{_nearest(name, known)}"
+            raise QueryError(f"unknown granularity {unknown}; this collection has {', '.join(known)}")
         if not (isinstance(weight, int | float) and 0 <= weight <= MAX_WEIGHT):
-            raise QueryError(f"the weight of {name} is {shown(weight)}, expected a number from 0 to {MAX_WEIGHT:g}")
+            given = format_value(weight)
+            raise QueryError(f"the weight of {name} is {given}, expected a number from 0 to {MAX_WEIGHT:g}")
     positive = {name: float(weights[name]) for name in known if weights.get(name, 0) > 0}
     if not positive:
         raise QueryError("all weights are 0; give at least one granularity a weight above 0")
@@ -218,7 +218,7 @@ def _searches_regions(schema: Schema, options: QueryOptions) -> bool:
     """
     regions = options.get("regions")
     if regions is not None and regions not in get_args(Regions):
-        raise QueryError(f"regions is {shown(regions)}, expected {' or '.join(get_args(Regions))}")
+        raise QueryError(f"regions is {format_value(regions)}, expected {' or '.join(get_args(Regions))}")
     if regions is not None and schema.regions is None:
         raise QueryError(_NO_REGIONS)
     weighted = any(options.get(name) is not None for name in ("weights", "profile", "granularity"))
@@ -227,7 +227,7 @@ def _searches_regions(schema: Schema, options: QueryOptions) -> bool:
 
 def _profile_weights(schema: Schema, profile: str) -> dict[str, float]:
     if profile not in PROFILES:
-        raise QueryError(f"unknown profile {shown(profile)}, expected {', '.join(PROFILES)}")
+        raise QueryError(f"unknown profile {format_value(profile)}, expected {', '.join(PROFILES)}")
     weights = {name: PROFILES[profile].get(name, weight) for name, weight in schema.weights.items()}
     if not any(weights.values()):
         used = ", ".join(name for name, weight in PROFILES[profile].items() if weight)
@@ -240,7 +240,7 @@ def _profile_weights(schema: Schema, profile: str) -> dict[str, float]:
 
 def _whole_number(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DEPTH:
-        raise QueryError(f"{name} is {shown(value)}, expected a whole number from 1 to {MAX_DEPTH}")
+        raise QueryError(f"{name} is {format_value(value)}, expected a whole number from 1 to {MAX_DEPTH}")
     return value
 
 

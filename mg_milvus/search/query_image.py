@@ -9,7 +9,7 @@ import numpy as np
 
 from mg_milvus.errors import QueryError
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, crop, opening
-from mg_milvus.schema.regions import REGIONS, box_of, windows
+from mg_milvus.schema.models import REGIONS, box_of, windows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg_milvus.schema.regions import box_of, scale_of, split_id, windows
+from mg_milvus.schema.models import box_of, scale_of, split_id, windows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.records import Box
-    from mg_milvus.schema.regions import RegionSettings
+    from mg_milvus.schema.models import RegionSettings
     from mg_milvus.store.base import Store
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mg_milvus.codes import hamming
-from mg_milvus.schema.regions import REGIONS
+from mg_milvus.schema.models import REGIONS
 from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.regions import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mg_milvus.errors import QueryError
 from mg_milvus.records import Hit
 from mg_milvus.results import Hits
-from mg_milvus.schema.regions import REGIONS
+from mg_milvus.schema.models import REGIONS
 from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
 from mg_milvus.search.fusion import Fusion, fuse, shared_ranks
 from mg_milvus.search.query import MAX_DEPTH

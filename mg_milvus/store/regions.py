@@ -10,8 +10,7 @@ import numpy as np
 
 from mg_milvus.errors import ForeignCollectionError, QueryError, StoreError
 from mg_milvus.files import one_line
-from mg_milvus.schema.models import Granularity
-from mg_milvus.schema.regions import region_id, scale_of
+from mg_milvus.schema.models import Granularity, region_id, scale_of
 from mg_milvus.store import collections
 from mg_milvus.store.collections import Column, NewCollection, encode_regions, own_description
 from mg_milvus.store.filters import among
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mg_milvus.codes import Codes
-    from mg_milvus.schema.regions import RegionSettings
+    from mg_milvus.schema.models import RegionSettings
     from mg_milvus.store.base import Description, Neighbours, Row
     from mg_milvus.store.client import Connection
 from mg_milvus.store.rows import Record

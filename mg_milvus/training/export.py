@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ from mg_milvus.encoder.torch_runtime import TorchEncoder
 from mg_milvus.encoder.weights import weights_fingerprint
 from mg_milvus.errors import EncoderError, TrainingError
 from mg_milvus.images.augment import AUGMENTATIONS, recompress
-from mg_milvus.schema.regions import REGIONS, RegionSettings, box_of, scale_of, windows
+from mg_milvus.schema.models import REGIONS, RegionSettings, box_of, scale_of, windows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from mg_milvus.encoder.base import Features
+    from mg_milvus.encoder.base import Features, HashEncoder
     from mg_milvus.encoder.pooling import Pooling
     from mg_milvus.training.config import TrainingConfiguration
 
@@ -108,7 +108,7 @@ def first_weights(configuration: TrainingConfiguration) -> dict[str, torch.Tenso
     if configuration.init == "torchvision":
         return pretrained(configuration.backbone)
     try:
-        encoder = load_encoder(configuration.init, device="cpu")
+        encoder = cast("HashEncoder", load_encoder(configuration.init, device="cpu"))
     except EncoderError:
         if configuration.init == BUILTIN:
             raise

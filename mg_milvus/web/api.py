@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from mg_milvus.duplicates.report import KEEP, chance, criterion, headline
+from mg_milvus.duplicates.report import KEEP
 from mg_milvus.errors import ImageError, MgMilvusError, QueryError, ServeError
 from mg_milvus.images.discover import path_text, text_path
 from mg_milvus.search.query import names_regions
@@ -427,8 +427,7 @@ async def duplicate_events(
     def work() -> None:
         try:
             report = index.duplicates(**options, progress=report_progress)
-            summary = [headline(report), criterion(report, index.schema.bits), chance(report)]
-            job.report, job.state = report.as_dict() | {"summary": [text for text in summary if text]}, "done"
+            job.report, job.state = report.as_dict() | {"summary": report.summary(index.schema.bits)}, "done"
         except MgMilvusError as error:
             job.error, job.state = str(error), "failed"
         except _StoppedError:

@@ -9,8 +9,7 @@ from fastapi import Depends, Request
 from starlette.responses import StreamingResponse
 
 from mg_milvus.errors import CollectionNotFoundError
-from mg_milvus.schema.models import PROFILES
-from mg_milvus.schema.regions import REGIONS
+from mg_milvus.schema.models import PROFILES, REGIONS
 from mg_milvus.web.limits import RETRY_SECONDS, BusyError
 from mg_milvus.web.security import error_response
 

@@ -79,14 +79,14 @@ def test_the_text_names_groups_sizes_and_what_near_means(home):
     assert " near pairs of 2,016 compared; expected by chance: " in lines[-1]
 
 
-def test_keep_prints_only_what_could_go(home):
+def test_keep_prints_only_what_is_removable(home):
     done = mgm("duplicates", "--distance", "12", "--within", "photos/copies", "--keep", "first", cwd=home)
     assert (done.returncode, done.stdout) == (0, b"")
     kept_by = {}
     for rule in ("best", "oldest"):
         done = mgm("duplicates", "--precision", "0.9", "--keep", rule, cwd=home)
         kept_by[rule] = {Path(line).name for line in done.stdout.decode().splitlines()}
-        assert b"could go" in done.stderr
+        assert b"removable" in done.stderr
     assert {"again.jpg", "02.jpg", "same.jpg", "mirrored\\n.jpg"} <= kept_by["best"]
     assert "large.png" not in kept_by["best"]
     assert {"again.jpg", "02.jpg", "same.jpg"} <= kept_by["oldest"]
@@ -147,7 +147,7 @@ def test_over_tcp_too(home, tmp_path):
     ("arguments", "code", "message"),
     [
         (["--distance", "3", "--precision", "0.9"], 2, "give one of them"),
-        (["--of", "a.jpg", "--within", "."], 2, "leave --within and --new-since out"),
+        (["--of", "a.jpg", "--within", "."], 2, "omit --within and --new-since"),
         (["--new-since", "yesterday"], 2, "'yesterday' is neither a time span"),
         (["--new-since", "999999999w"], 2, "is neither a time span"),
         (["--distance", "257"], 1, "distance is 257, expected a number of bits from 0 to 256"),
@@ -178,7 +178,7 @@ def test_a_collection_without_fine_is_refused(tmp_path):
     done = mgm("duplicates", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.decode() == (
-        "mgm: near-duplicates are found by the granularity 'fine', 'images' has coarse, mid; ingest into a "
+        "mgm: near-duplicates need the granularity 'fine', 'images' has coarse, mid; ingest into a "
         "collection whose schema has 'fine'\n"
     )
 

@@ -153,7 +153,7 @@ def test_show_and_diff_of_a_real_collection(folder: Path) -> None:
     assert Schema.model_validate(json.loads(as_json.stdout)) == Schema.load("s.yaml")
 
     same = mgm("schema", "diff", "s.yaml", "--uri", "p.db")
-    assert (same.returncode, same.stdout, same.stderr) == (0, "nothing differs\n", "")
+    assert (same.returncode, same.stdout, same.stderr) == (0, "no differences\n", "")
 
     (folder / "new.yaml").write_text(
         (folder / "s.yaml").read_text().replace("bits: 64, weight: 2", "bits: 128, weight: 1")
@@ -162,11 +162,11 @@ def test_show_and_diff_of_a_real_collection(folder: Path) -> None:
     assert differs.returncode == 1, differs.stderr
     assert differs.stdout.splitlines() == [
         "granularities.fine.bits: 64 -> 128",
-        "    re-ingest: codes of another length are other codes",
+        "    re-ingest: codes of different lengths cannot be compared",
         "granularities.fine.weight: 2.0 -> 1.0",
-        "    none: weights act when a query is asked (--weights); the codes stay as they are",
+        "    none: applies at query time; stored rows are unaffected (--weights)",
         "",
-        "2 differ, 1 of them need a re-ingest; fill a new collection: "
+        "2 differences, 1 of them need a re-ingest; ingest into a new collection: "
         "mgm ingest IMAGES --schema FILE --collection NAME",
     ]
     lines = mgm("schema", "diff", "new.yaml", "--uri", "p.db", "--json").stdout.splitlines()

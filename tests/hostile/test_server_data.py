@@ -26,8 +26,7 @@ from mg_milvus.bulk import import_jobs
 from mg_milvus.bulk.import_jobs import ImportApi
 from mg_milvus.config import MilvusConfig
 from mg_milvus.doctor import examine
-from mg_milvus.schema.models import ExtraField, Granularity, Schema
-from mg_milvus.schema.regions import RegionSettings
+from mg_milvus.schema.models import ExtraField, Granularity, RegionSettings, Schema
 from mg_milvus.store import collections, companions
 from mg_milvus.store.base import Description, HybridSearch, Row
 from mg_milvus.store.client import Connection, Engine, _parse_version, _server_engine, translate

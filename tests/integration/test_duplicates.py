@@ -26,7 +26,7 @@ from mg_milvus.duplicates.pairs import (
     distances_of,
     pairs_within,
 )
-from mg_milvus.duplicates.report import KEEP, chance, criterion, file_size, headline, make_group
+from mg_milvus.duplicates.report import KEEP, file_size, make_group
 from mg_milvus.errors import ImageError, QueryError
 from mg_milvus.images.discover import image_id, is_under
 from mg_milvus.index import ImageIndex
@@ -155,26 +155,30 @@ def chain(*ones: int) -> list[bytes]:
     return [np.packbits(np.arange(64) < n).tobytes() for n in ones]
 
 
-def test_what_could_go_is_near_to_one_that_is_kept_not_only_through_a_chain():
+def test_a_removable_row_is_near_to_a_kept_one_not_only_through_a_chain():
     rows = [
         a_row(f"/{n}.jpg", {"fine": code}, width=100 - n)
         for n, code in enumerate(chain(0, 4, 8, 12, 16))  # 4 bits from one to the next; the ends are 16 apart
     ]
     group = make_group(rows, 4, {}, "best")
-    assert [(m.path, m.like) for m in group.members] == [
+    assert [(m.path, m.duplicate_of) for m in group.members] == [
         ("/0.jpg", None), ("/2.jpg", None), ("/4.jpg", None), ("/1.jpg", "/0.jpg"), ("/3.jpg", "/2.jpg"),
     ]  # fmt: skip
-    assert group.spread == 16
-    assert [m.distances["fine"] for m in group.could_go] == [4, 4]
+    assert group.diameter == 16
+    assert [m.distances["fine"] for m in group.removable] == [4, 4]
 
 
-def test_what_could_go_is_said_to_be_like_the_nearest_that_is_kept():
+def test_a_removable_row_duplicates_the_nearest_kept_one():
     rows = [
         a_row(f"/{n}.jpg", {"fine": code}, width=w)
         for n, (code, w) in enumerate(zip(chain(0, 9, 12), (3, 1, 2), strict=True))
     ]
     group = make_group(rows, 10, {}, "best")
-    assert [(m.path, m.like) for m in group.members] == [("/0.jpg", None), ("/2.jpg", None), ("/1.jpg", "/2.jpg")]
+    assert [(m.path, m.duplicate_of) for m in group.members] == [
+        ("/0.jpg", None),
+        ("/2.jpg", None),
+        ("/1.jpg", "/2.jpg"),
+    ]
     assert group.members[2].distances == {"fine": 3}
 
 
@@ -182,8 +186,12 @@ def test_other_granularities_keep_images_from_going():
     far, near = b"\xff\x00", b"\x00\x00"
     rows = [a_row(f"/{n}.jpg", {"coarse": c, "fine": bytes(8)}) for n, c in enumerate((near, far, near))]
     group = make_group(rows, 0, {"coarse": 7}, "first")
-    assert [(m.path, m.like) for m in group.members] == [("/0.jpg", None), ("/1.jpg", None), ("/2.jpg", "/0.jpg")]
-    assert make_group(rows, 0, {"coarse": 8}, "first").could_go[0].distances == {"fine": 0, "coarse": 8}
+    assert [(m.path, m.duplicate_of) for m in group.members] == [
+        ("/0.jpg", None),
+        ("/1.jpg", None),
+        ("/2.jpg", "/0.jpg"),
+    ]
+    assert make_group(rows, 0, {"coarse": 8}, "first").removable[0].distances == {"fine": 0, "coarse": 8}
 
 
 @pytest.mark.parametrize(
@@ -341,9 +349,9 @@ def test_copies_are_found_and_what_is_expected_by_chance_is_said():
     assert report.expected_false is not None
     assert report.expected_false <= 0.2
     assert report.false_positive_rate == report.expected_false / report.compared
-    assert {m.path for m in report.could_go} == {f"/new/{n:04}.jpg" for n in range(20)}
+    assert {m.path for m in report.removable} == {f"/new/{n:04}.jpg" for n in range(20)}
     assert store.count() == 1020
-    assert not report.loose(report.groups[0])
+    assert not report.is_chained(report.groups[0])
 
 
 def test_a_given_distance_finds_what_brute_force_finds():
@@ -360,7 +368,7 @@ def test_a_given_distance_finds_what_brute_force_finds():
         got = sorted(sorted(m.id for m in group.members) for group in report.groups)
         assert got == [[rows[i].id for i in group] for group in expected]
         assert report.pairs == len(edges)
-        spreads = {min(m.id for m in group.members): group.spread for group in report.groups}
+        spreads = {min(m.id for m in group.members): group.diameter for group in report.groups}
         assert spreads == {rows[group[0]].id: int(hamming(fine[group], fine[group]).max()) for group in expected}
         assert report.precision is None
 
@@ -375,7 +383,7 @@ def test_only_pairs_with_a_new_image():
     assert report.compared == 5 * 505 + 5 * 4 // 2
     nothing = find_duplicates(store, schema, asked(schema, newer_than_ns=9999))
     assert (nothing.groups, nothing.compared) == ((), 0)
-    assert "no image is that new" in criterion(nothing, schema.bits)
+    assert "no image is that new" in nothing.summary(schema.bits)[1]
 
 
 def test_two_old_images_are_a_group_only_through_a_new_one():
@@ -414,7 +422,7 @@ def test_many_equal_images_are_one_group_in_bounded_memory():
     store, schema = a_store(rows, LONG)
     report = find_duplicates(store, schema, asked(schema, distance=0))
     assert [len(group.members) for group in report.groups] == [700]
-    assert (report.pairs, len(report.could_go)) == (700 * 699 // 2, 699)
+    assert (report.pairs, len(report.removable)) == (700 * 699 // 2, 699)
 
 
 def test_rows_deleted_meanwhile_are_left_out(monkeypatch):
@@ -442,7 +450,7 @@ def test_too_little_is_said_clearly():
     assert [[m.path for m in g.members] for g in report.groups] == [["/0.jpg", "/again.jpg"]]
     assert report.expected_false is None
     assert report.false_positive_rate is None
-    assert "too few unrelated images" in chance(report)
+    assert "too few unrelated images" in report.summary(schema.bits)[2]
 
 
 @pytest.mark.parametrize(
@@ -464,7 +472,7 @@ def test_silly_options_are_refused(options, message):
 
 def test_a_schema_without_fine_is_refused():
     _, schema = a_store([], {"coarse": 16})
-    with pytest.raises(QueryError, match=r"by the granularity 'fine', 'images' has coarse; ingest into a collection"):
+    with pytest.raises(QueryError, match=r"need the granularity 'fine', 'images' has coarse; ingest into a collection"):
         asked(schema)
 
 
@@ -544,7 +552,7 @@ def test_the_facade(tmp_path):
         ]
         assert index.duplicates(distance=10, newer_than=datetime(2000, 1, 1, tzinfo=UTC)).groups == report.groups
         assert index.duplicates(of=tmp_path / "p" / "copy.jpg", distance=10).groups == report.groups
-        with pytest.raises(QueryError, match="leave within and newer_than out"):
+        with pytest.raises(QueryError, match="omit within and newer_than"):
             index.duplicates(of=tmp_path / "p" / "4.png", within=tmp_path)
         assert index.count() == 21
     told = report.as_dict()
@@ -555,15 +563,16 @@ def test_the_facade(tmp_path):
 def test_sentences():
     store, schema = a_store(copies_among(1000, 20), LONG)
     report = find_duplicates(store, schema, asked(schema))
-    assert headline(report) == "20 groups of 40 images among 1,020; 20 could go (2.0 kB)"
-    assert criterion(report, schema.bits).startswith(f"near: at most {report.distance} of 256 bits differ on fine, ")
-    assert chance(report).startswith("20 near pairs of 519,690 compared; expected by chance: ")
+    headline, near, pairs = report.summary(schema.bits)
+    assert headline == report.headline == "20 groups of 40 images among 1,020; 20 removable (2.0 kB)"
+    assert near.startswith(f"near: at most {report.distance} of 256 bits differ on fine, ")
+    assert pairs.startswith("20 near pairs of 519,690 compared; expected by chance: ")
     store, schema = a_store(copies_among(500, 0), LONG)
     nothing = find_duplicates(store, schema, asked(schema))
     assert nothing.distance is None
-    assert headline(nothing) == "no near-duplicates among 500 images"
-    assert criterion(nothing, schema.bits).startswith("no pair is near enough to be a copy with 99 % certainty; ")
-    assert chance(nothing) == ""
+    headline, reason = nothing.summary(schema.bits)
+    assert headline == "no near-duplicates among 500 images"
+    assert reason.startswith("no pair is near enough to be a copy with 99 % certainty; ")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from mg_milvus.encoder.torch_runtime import TorchEncoder
 from mg_milvus.encoder.weights import from_safetensors, single, to_safetensors
 from mg_milvus.errors import EncoderError, MissingPackageError
 from mg_milvus.index import ImageIndex
-from mg_milvus.schema.regions import REGIONS, windows
+from mg_milvus.schema.models import REGIONS, windows
 from tests.conftest import KINDS, kind_of_image, make_photos
 from tests.waiting import PATIENCE
 

@@ -12,12 +12,14 @@ from tests.integration.test_pages import Page, an_image
 BITS = {"coarse": 64, "fine": 256}
 
 
-def a_member(path: str, like: str | None = None, fine: int = 0) -> GroupMember:
-    return GroupMember(f"{abs(hash(path)):032x}"[:32], path, 1500, 10**18, 40, 30, like, {"coarse": 0, "fine": fine})
+def a_member(path: str, duplicate_of: str | None = None, fine: int = 0) -> GroupMember:
+    return GroupMember(
+        f"{abs(hash(path)):032x}"[:32], path, 1500, 10**18, 40, 30, duplicate_of, {"coarse": 0, "fine": fine}
+    )
 
 
-def a_report(*groups: tuple[GroupMember, ...], spread: int = 8) -> DuplicateReport:
-    made = tuple(DuplicateGroup(members, spread) for members in groups)
+def a_report(*groups: tuple[GroupMember, ...], diameter: int = 8) -> DuplicateReport:
+    made = tuple(DuplicateGroup(members, diameter) for members in groups)
     return DuplicateReport(50, 1225, 12, {"coarse": 9}, 0.99, 3, 0.02, "best", made, 1.0)
 
 
@@ -30,7 +32,7 @@ def page_of(report: DuplicateReport) -> Page:
 )
 def test_hostile_names_stay_text(tmp_path, name):
     path = f"{tmp_path}/{name}"
-    page = page_of(a_report((a_member(path), a_member(name, path, 3)), spread=20))
+    page = page_of(a_report((a_member(path), a_member(name, path, 3)), diameter=20))
     assert not page.open
     assert not page.all("script")
     assert not page.all("img")
@@ -43,21 +45,21 @@ def test_it_says_what_near_means_and_how_sure_it_is(tmp_path):
     path = an_image(tmp_path / "a.png", (40, 30))
     page = page_of(a_report((a_member(path), a_member(path, path, 64))))
     text = " ".join(page.text.split())
-    assert "1 group of 2 images among 50; 1 could go (1.5 kB)" in text
+    assert "1 group of 2 images among 50; 1 removable (1.5 kB)" in text
     assert "near: at most 12 of 256 bits differ on fine, 9 of 64 on coarse" in text
     assert "3 near pairs of 1,225 compared; expected by chance: 0.02 (rate 1.6e-05)" in text
     assert "40 × 30 1.5 kB 2001-09-09 01:46" in text
     assert [attrs["style"] for attrs in page.all("i") if "style" in attrs] == ["width:100.0%", "width:75.0%"]
     assert len(page.all("img")) == 2
-    assert "held together" not in text
+    assert "connected through" not in text
 
 
-def test_a_loose_group_is_marked_and_says_what_each_image_is_like():
+def test_a_chained_group_is_marked_and_says_what_each_image_duplicates():
     kept = a_member("/a.jpg"), a_member("/b.jpg")
-    page = page_of(a_report((*kept, a_member("/c.jpg", "/b.jpg", 9)), spread=13))
+    page = page_of(a_report((*kept, a_member("/c.jpg", "/b.jpg", 9)), diameter=13))
     text = " ".join(page.text.split())
-    assert "held together by images in between" in text
-    assert "like b.jpg" in text
+    assert "connected through intermediate images" in text
+    assert "duplicate of b.jpg" in text
 
 
 def test_many_groups_and_large_groups_are_cut_off_and_counted(monkeypatch):
@@ -73,4 +75,4 @@ def test_many_groups_and_large_groups_are_cut_off_and_counted(monkeypatch):
 
 
 def test_nothing_found():
-    assert "Nothing was found." in page_of(a_report()).text
+    assert "No near-duplicates." in page_of(a_report()).text

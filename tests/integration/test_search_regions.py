@@ -16,8 +16,7 @@ from mg_milvus.images.decode import open_image
 from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
 from mg_milvus.ingest.run import OutOfStep, delete_orphans, find_out_of_step
-from mg_milvus.schema.models import FusionSettings, Schema
-from mg_milvus.schema.regions import REGIONS, RegionScale, RegionSettings, box_of, windows
+from mg_milvus.schema.models import REGIONS, FusionSettings, RegionScale, RegionSettings, Schema, box_of, windows
 from mg_milvus.store.milvus import open_store
 from tests.conftest import make_photos
 from tests.images import collage

@@ -16,8 +16,7 @@ from pymilvus import MilvusClient
 
 from mg_milvus.config import MilvusConfig
 from mg_milvus.errors import StoreLockedError
-from mg_milvus.schema.models import ExtraField, Granularity, Schema
-from mg_milvus.schema.regions import RegionSettings
+from mg_milvus.schema.models import ExtraField, Granularity, RegionSettings, Schema
 from mg_milvus.store import lite_server, lite_workarounds
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.lite_workarounds import LARGE, index_keys

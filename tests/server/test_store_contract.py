@@ -15,8 +15,7 @@ import pytest
 
 from mg_milvus.config import MilvusConfig
 from mg_milvus.errors import CollectionNotFoundError, FilterError, QueryError, StoreError, UnsupportedError
-from mg_milvus.schema.models import ExtraField, FusionSettings, Granularity, Schema
-from mg_milvus.schema.regions import RegionScale, RegionSettings
+from mg_milvus.schema.models import ExtraField, FusionSettings, Granularity, RegionScale, RegionSettings, Schema
 from mg_milvus.store.base import Description, HybridSearch, Row, Store
 from mg_milvus.store.milvus import open_store
 from tests.servers import lite_server

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mg_milvus.schema.regions import box_of, region_id, scale_of, split_id, windows
+from mg_milvus.schema.models import box_of, region_id, scale_of, split_id, windows
 
 
 def test_windows_go_from_the_upper_left_scale_by_scale() -> None:

@@ -19,10 +19,11 @@ from mg_milvus.schema.models import (
     ExtraField,
     FusionSettings,
     Granularity,
+    RegionScale,
+    RegionSettings,
     Schema,
     StorageSettings,
 )
-from mg_milvus.schema.regions import RegionScale, RegionSettings
 
 TWO = ({"name": "coarse", "bits": 64}, {"name": "fine", "bits": 256})
 
@@ -87,7 +88,7 @@ def test_columns_that_every_row_has_are_not_free(name: str) -> None:
 @pytest.mark.parametrize("name", ["in", "LIKE", "not", "array_length", "RowID", "Timestamp", "null"])
 def test_words_of_milvus_are_not_names(name: str) -> None:
     """Measured on Milvus Lite: filters on such columns fail, and a filter on `array_length` ends its process."""
-    said = f"Schema.fields[0].name: '{name}' is a word of Milvus' own; choose another name"
+    said = f"Schema.fields[0].name: '{name}' is a reserved word of Milvus; choose another name"
     assert problems_of(fields=({"name": name, "type": "int"},)) == [said]
 
 
@@ -175,7 +176,7 @@ def test_a_whole_number_is_a_float_default() -> None:
         ("float", False, "got false, expected a value of type float"),
         ("bool", 0, "got 0, expected a value of type bool"),
         ("string", "\ud800", "expected text without lone surrogates"),
-        ("string", "ä" * 513, "takes 1026 bytes, expected at most max_length 1024; shorten it or raise that"),
+        ("string", "ä" * 513, "takes 1026 bytes, expected at most max_length 1024; shorten it or raise the limit"),
     ],
 )
 def test_defaults_of_another_type_are_refused(kind: Any, default: Any, message: str) -> None:
@@ -244,7 +245,7 @@ def test_the_bytes_of_regions_count() -> None:
 
 
 def test_too_many_regions_are_refused() -> None:
-    with pytest.raises(SchemaError, match="there are 272 regions, expected at most 256; take smaller grids"):
+    with pytest.raises(SchemaError, match="there are 272 regions, expected at most 256; use smaller grids"):
         RegionSettings(scales=(RegionScale(size=0.2, grid=16), RegionScale(size=0.4, grid=4)))
 
 

@@ -22,11 +22,12 @@ from mg_milvus.schema.models import (
     ExtraField,
     FusionSettings,
     Granularity,
+    RegionScale,
+    RegionSettings,
     Schema,
     StorageSettings,
     json_schema,
 )
-from mg_milvus.schema.regions import RegionScale, RegionSettings
 from mg_milvus.schema.yaml import commented_yaml, presets
 
 PRESET_NAMES = "expected one of default, compact, precise, regions, regions-precise, server"
@@ -139,14 +140,17 @@ collection: on
         ),
         (
             "fields:\n- name: taken\n  type: string\n  default: 2024-99-99",
-            "s.yaml:4: fields[0].default: got '2024-99-99', which is not a valid timestamp",
+            "s.yaml:4: not valid YAML: a value is not a valid timestamp",
         ),
         (
             "granularities:\n- {name: a, bits: 8}\n- {name: b, bits: 8}\n- name: a\n  bits: 16",
             "s.yaml:4: granularities[2].name: 'a' is already the name of granularities[0]; choose another name",
         ),
-        ("version: 1\ncollection: a\nversion: 1", "s.yaml:3: version: appears twice, first in line 1; remove one"),
-        ("? [a, b]\n: 1", "s.yaml:1: got a list or mapping as a key, expected a name"),
+        (
+            "version: 1\ncollection: a\nversion: 1",
+            "s.yaml:3: not valid YAML: a key appears twice, first in line 1; remove one",
+        ),
+        ("? [a, b]\n: 1", "s.yaml:1: not valid YAML: a key is a list or a mapping, expected a name"),
         ("- coarse", "s.yaml:1: got a list, expected a mapping (lines of 'key: value')"),
         ("\nimages", "s.yaml:2: got 'images', expected a mapping (lines of 'key: value')"),
         ("", "s.yaml: is empty, expected a schema; 'mgm schema init' writes one to start from"),
@@ -173,13 +177,6 @@ def test_each_mistake_has_its_sentence(text: str, message: str) -> None:
     assert problems_of(text) == [message]
 
 
-def test_structural_problems_do_not_hide_the_others() -> None:
-    assert problems_of("version: 1\nversion: 1\nfusion: {dept: 3}") == [
-        "s.yaml:2: version: appears twice, first in line 1; remove one",
-        "s.yaml:3: fusion.dept: unknown key; did you mean 'depth'?",
-    ]
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -192,8 +189,13 @@ def test_structural_problems_do_not_hide_the_others() -> None:
     ],
 )
 def test_tags_are_refused(text: str) -> None:
-    (problem,) = problems_of(text)
-    assert re.fullmatch(r"s\.yaml:1: .*the tag '.+' is not allowed; remove it", problem)
+    assert problems_of(text) == ["s.yaml:1: not valid YAML: tags (!name) are not allowed; remove it"]
+
+
+@pytest.mark.parametrize("text", ["version: !!int ''", "version: !!int x", "a: !!bool maybe", "a: !!timestamp today"])
+def test_values_that_are_not_of_their_tag_are_refused(text: str) -> None:
+    kind = text.partition("!!")[2].partition(" ")[0]
+    assert problems_of(text) == [f"s.yaml:1: not valid YAML: a value is not a valid {kind}"]
 
 
 def test_a_problem_stays_on_one_line_whatever_the_file_holds() -> None:
@@ -210,11 +212,12 @@ def test_a_file_that_is_no_schema_does_not_flood_the_terminal() -> None:
     assert problems[20] == "s.yaml: ... and 80 more problems"
 
 
-@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "9" * 5000])
-def test_huge_numbers_are_refused(number: str) -> None:
-    (problem,) = problems_of(f"granularities: [{{name: a, bits: {number}}}]")
-    assert problem.startswith("s.yaml:1: granularities[0].bits: got ")
-    assert len(problem) < 200
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [("9" * 5000, "a value is not a valid int"), ("0x" + "9" * 5000, "a number has more than 64 bits")],
+)
+def test_huge_numbers_are_refused(number: str, reason: str) -> None:
+    assert problems_of(f"granularities: [{{name: a, bits: {number}}}]") == [f"s.yaml:1: not valid YAML: {reason}"]
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

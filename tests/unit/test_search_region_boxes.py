@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from mg_milvus.config import MilvusConfig
-from mg_milvus.schema.models import Schema
-from mg_milvus.schema.regions import RegionScale, RegionSettings, scale_of
+from mg_milvus.schema.models import RegionScale, RegionSettings, Schema, scale_of
 from mg_milvus.search.regions import RegionMatches, search_regions
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import open_store

@@ -509,8 +509,8 @@ def test_near_duplicates_are_shown_side_by_side(browser: Browser, copies_home: s
         assert len(expected) == 2
         kept = [member.id for group in report.groups for member in group.members if member.keep]
         assert page.eval_on_selector_all(".kept", "all => all.map(card => card.dataset.id)") == kept
-        assert f"{len(report.could_go)} could go" in page.inner_text("#summary")
-        member = report.could_go[0]
+        assert f"{len(report.removable)} removable" in page.inner_text("#summary")
+        member = report.removable[0]
         assert str(member.distances["fine"]) in page.inner_text(f".card[data-id='{member.id}'] .h2 .number")
         page.select_option("#keep", "newest")
         page.wait_for_url("**/duplicates?distance=10&keep=newest")

@@ -11,10 +11,10 @@ const about = JSON.parse($("#about").textContent);
 function card(member) {
   const name = fileName(member.path);
   const bars = Object.entries(about.bits).filter(([granularity]) => granularity in member.distances);
-  return h("li", { class: `card ${member.keep ? "kept" : "goes"}`, data: { id: member.id } },
+  return h("li", { class: `card ${member.keep ? "kept" : "removable"}`, data: { id: member.id } },
     h("a", { class: "tile", href: `/?id=${member.id}`, title: member.path },
       h("img", { src: thumbnail(member.id, 480), alt: name, loading: "lazy", decoding: "async" }),
-      h("span", { class: "badge" }, member.keep ? "keep" : "could go")),
+      h("span", { class: "badge" }, member.keep ? "keep" : "removable")),
     h("div", { class: "about" },
       h("h3", { class: "name", title: member.path }, h("bdi", {}, name)),
       h("p", { class: "folder", title: member.path }, h("bdi", {}, member.path.slice(0, Math.max(0, member.path.lastIndexOf("/"))))),
@@ -36,9 +36,9 @@ function section(group, place) {
   return h("section", { class: "group", "aria-labelledby": `group-${place}` },
     h("header", {},
       h("h2", { id: `group-${place}` }, h("span", { class: "unseen" }, `Group ${place + 1}: `), `${number(members.length)} images`),
-      h("p", {}, `up to ${group.spread} bits apart on fine`),
-      h("p", {}, `${fileSize(freed)} could go`),
-      group.loose ? h("p", { class: "loose" }, "held together by images in between") : null),
+      h("p", {}, `up to ${group.diameter} bits apart on fine`),
+      h("p", {}, `${fileSize(freed)} removable`),
+      group.chained ? h("p", { class: "chained" }, "connected through intermediate images") : null),
     h("ol", { class: "hits", role: "list" }, ...members.slice(0, MEMBERS).map(card)),
     more > 0 ? h("p", { class: "more" }, `and ${number(more)} more of this group, which mgm duplicates --json lists`) : null);
 }
