@@ -19,7 +19,7 @@ from mg_milvus.cli.console import ERROR
 from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
-    from mg_milvus.store.lite_server import Served
+    from mg_milvus.store.lite_server import Server
 
 
 EXAMPLES = """Examples:
@@ -157,7 +157,7 @@ def up(
         raise options.UsageError("give --json or --show-token, not both: the JSON does not contain the token")
     file = _file(data)
     if status:
-        running = lite_server.served(file)
+        running = lite_server.server_of(file)
         if running and show_token:
             _print_token(running)
             return
@@ -196,7 +196,7 @@ def down(data: Data = None, as_json: options.AsJson = False) -> None:
         print(f"{escape_controls(str(file))} is not served: nothing to stop")
 
 
-def _print_status(file: Path, running: Served | None, data: str | None, *, as_json: bool) -> None:
+def _print_status(file: Path, running: Server | None, data: str | None, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"running": True} | _facts(running) if running else {"running": False, "file": str(file)}))
     elif running:
@@ -210,13 +210,13 @@ def _print_status(file: Path, running: Served | None, data: str | None, *, as_js
         raise typer.Exit(ERROR)
 
 
-def _print_token(running: Served) -> None:
+def _print_token(running: Server) -> None:
     from mg_milvus.store import lite_server
 
     print(lite_server.token_of(running))
 
 
-def _facts(running: Served) -> dict[str, object]:
+def _facts(running: Server) -> dict[str, object]:
     return {name: value for name, value in asdict(running).items() if name != "socket"}  # an implementation detail
 
 

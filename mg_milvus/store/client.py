@@ -426,13 +426,13 @@ def _connect_file(config: MilvusConfig) -> Connection:
     connection = Connection(config, partial(lite.check_room, file))
     connection.busy_timeout = _LITE_BUSY_TIMEOUT
     label = f"Milvus Lite {lite.version()}"
-    served = lite_server.served(file)
+    served = lite_server.server_of(file)
     if served is None:
         try:
             address = lite.start(file)
             connection.on_close(partial(lite.stop, file))
         except StoreLockedError:
-            served = lite_server.served(file)  # it may have been started a moment ago
+            served = lite_server.server_of(file)  # it may have been started a moment ago
             if served is None:
                 raise
     if served is not None:
@@ -455,7 +455,7 @@ def _connect_server(connection: Connection) -> Connection:
     if tls is None and uri.lower().startswith("https://"):
         tls = Tls()
     if tls is None:
-        served = lite_server.find(uri) if token is None else None
+        served = lite_server.server_at(uri) if token is None else None
         connection.open(uri if served is None else f"unix:{served.socket}")
     else:
         tls.check()

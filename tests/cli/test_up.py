@@ -54,7 +54,7 @@ def file(tmp_path: Path) -> Iterator[Path]:
 def test_one_index_for_all_programs_until_it_is_stopped(file: Path) -> None:
     code, out, errors = mgm("up", "--data", file, "--port", "0")
     assert (code, errors) == (0, "")
-    running = lite_server.served(file)
+    running = lite_server.server_of(file)
     assert running is not None
     assert out.splitlines()[0] == f"{file} is served at {running.uri}, for your own programs only"
     assert f"mgm ingest photos/ --uri {running.uri}\n" in out
@@ -129,7 +129,7 @@ def test_the_default_is_the_file_that_commands_use(tmp_path: Path, monkeypatch: 
 
 def test_after_kill_9_of_the_server_all_acknowledged_rows_are_there(file: Path) -> None:
     uri = lite_server.up(file, 0)[0].uri
-    for round_, victim in enumerate(("keeper", "engine", "keeper")):
+    for round_, victim in enumerate(("daemon", "engine", "daemon")):
         running = lite_server.up(file, int(uri.rpartition(":")[2]))[
             0
         ]  # at once, and at the port of the one that was killed
@@ -142,7 +142,7 @@ def test_after_kill_9_of_the_server_all_acknowledged_rows_are_there(file: Path) 
             pid = int(found.stdout)
         os.kill(pid, signal.SIGKILL)
         store.close()
-        wait_until(lambda: lite_server.served(file) is None, "nobody serves the file")
+        wait_until(lambda: lite_server.server_of(file) is None, "nobody serves the file")
         assert mgm("up", "--status", "--data", file)[0] == 1
         alone = open_store(MilvusConfig(str(file), collection="images"))
         assert alone.count() == 100 * (round_ + 1)
@@ -168,13 +168,13 @@ def test_a_record_that_a_crash_left_is_not_a_server(file: Path) -> None:
     record = {"file": str(file), "uri": "http://127.0.0.1:1", "pid": os.getpid(), "log": "", "since": "", "socket": ""}
     for left in (json.dumps(record), "", "{}", '{"pid": "x', "[]", "\0\xff"):
         lite_server.record_of(file).write_text(left)
-        assert lite_server.served(file) is None
+        assert lite_server.server_of(file) is None
         assert mgm("down", "--data", file)[:2] == (0, f"{file} is not served: nothing to stop\n")
     assert lite_server.up(file, 0)[1]
     # Locked, but not by the process that the record names.
     honest = lite_server.record_of(file).read_text()
     lite_server.record_of(file).write_text(json.dumps(record))
-    assert lite_server.served(file) is None
+    assert lite_server.server_of(file) is None
     lite_server.record_of(file).write_text(honest)
 
 
@@ -213,7 +213,7 @@ def test_ports(file: Path) -> None:
         ("my photos.db", "'my photos.db' cannot be the name of a Milvus Lite file"),
         (f"{'x' * 40}.db", "up to 36 letters"),
         ("missing/photos.db", "does not exist: make it first"),
-        ("notes.txt", "cannot be made (File exists): give another folder, or a file that ends in .db"),
+        ("notes.txt", "cannot be created (File exists): give another folder, or a file that ends in .db"),
         ("text.db", "is not a Milvus Lite file, or damaged"),
         ("/proc/mgm.db", "cannot be written"),
     ],
@@ -269,4 +269,4 @@ def test_the_log_stays_short(file: Path) -> None:
     assert set(sizes) == {"photos.db.log", "photos.db.log.1"}
     assert max(sizes.values()) <= lite_server.LOG_BYTES
     assert f" 299 {'x' * 9_000}\n" in lite_server.log_of(file).read_text()
-    assert logging.getLogger("mg_milvus.keeper").handlers == []
+    assert logging.getLogger("mg_milvus.daemon").handlers == []

@@ -13,7 +13,7 @@ import pytest
 
 from mg_milvus.errors import StoreError
 from mg_milvus.store.lite_server import down, up
-from mg_milvus.store.lite_server import served as served_file
+from mg_milvus.store.lite_server import server_of as served_file
 from tests.faults.checker import check_acknowledged, check_file, served
 from tests.faults.harness import (
     FIXED,

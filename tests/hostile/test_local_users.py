@@ -205,7 +205,7 @@ def test_what_is_no_file_is_neither_followed_nor_waited_for(tmp_path: Path, kind
     assert str(put) in str(told.value)
     assert any(reason in str(told.value) for reason in REASONS[kind])
     assert target.read_text() == "precious"
-    assert lite_server.served(tmp_path / "a.db") is None
+    assert lite_server.server_of(tmp_path / "a.db") is None
 
 
 def test_another_user_can_neither_read_what_is_kept_nor_hold_the_lock(shared: Path) -> None:
@@ -312,7 +312,7 @@ def test_the_record_of_another_user_is_not_believed(shared: Path) -> None:
     make(file)
     with staying_user(FORGE, file, lite_server.record_of(file)) as uri:
         assert uri.startswith("http://127.0.0.1:")
-        assert lite_server.served(file) is None
+        assert lite_server.server_of(file) is None
         store = open_store(MilvusConfig(str(file), collection="images"))
         assert (store.count(), "shared" in store.server()) == (0, False)
         store.close()
@@ -331,15 +331,15 @@ def test_a_record_that_another_user_holds_or_may_write_is_not_believed(shared: P
     with staying_user(FORGE, file, record):
         for mode in (0o666, 0o600):
             record.chmod(mode)
-            assert lite_server.served(file) is None
-    with keeper_of(file, {}) as found:
+            assert lite_server.server_of(file) is None
+    with holder_of(file, {}) as found:
         assert found is not None
-    with keeper_of(file, {}, 0o620) as found:
+    with holder_of(file, {}, 0o620) as found:
         assert found is None
 
 
 @contextlib.contextmanager
-def keeper_of(file: Path, changes: dict[str, object], mode: int = 0o600) -> Iterator[lite_server.Served | None]:
+def holder_of(file: Path, changes: dict[str, object], mode: int = 0o600) -> Iterator[lite_server.Server | None]:
     """What is believed of a record that another process of this user's holds."""
     record: dict[str, object] = {
         "file": str(file),
@@ -365,7 +365,7 @@ def keeper_of(file: Path, changes: dict[str, object], mode: int = 0o600) -> Iter
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "held\n"
-            yield lite_server.served(file)
+            yield lite_server.server_of(file)
         finally:
             process.kill()
 
@@ -396,13 +396,13 @@ def keeper_of(file: Path, changes: dict[str, object], mode: int = 0o600) -> Iter
 )
 def test_what_a_record_says_is_checked(tmp_path: Path, changes: dict[str, object]) -> None:
     file = tmp_path / "a.db"
-    with keeper_of(file, changes) as found:
+    with holder_of(file, changes) as found:
         assert found is None
 
 
 def test_a_record_is_as_it_was_written(tmp_path: Path) -> None:
     file = tmp_path / "a.db"
-    with keeper_of(file, {"log": "x" * 8_000}) as found:
+    with holder_of(file, {"log": "x" * 8_000}) as found:
         assert found is not None
         assert (found.file, found.uri, found.log) == (str(file), "http://127.0.0.1:19530", "x" * 8_000)
 
@@ -413,7 +413,7 @@ def test_what_is_no_record_is_none(tmp_path: Path, content: str, monkeypatch: py
     record.write_text(content)
     record.chmod(0o600)
     monkeypatch.setattr(lite_server, "_holder", lambda _: os.getpid())
-    assert lite_server.served(tmp_path / "a.db") is None
+    assert lite_server.server_of(tmp_path / "a.db") is None
 
 
 def test_a_record_that_is_a_link_or_a_pipe_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,10 +430,10 @@ def test_a_record_that_is_a_link_or_a_pipe_is_none(tmp_path: Path, monkeypatch: 
     elsewhere.write_text(json.dumps(found))
     elsewhere.chmod(0o600)
     record.hardlink_to(elsewhere)
-    assert lite_server.served(tmp_path / "a.db") is not None, "else this would prove nothing"
+    assert lite_server.server_of(tmp_path / "a.db") is not None, "else this would prove nothing"
     record.unlink()
     record.symlink_to(elsewhere)
-    assert lite_server.served(tmp_path / "a.db") is None
+    assert lite_server.server_of(tmp_path / "a.db") is None
     record.unlink()
     os.mkfifo(record)
-    assert lite_server.served(tmp_path / "a.db") is None
+    assert lite_server.server_of(tmp_path / "a.db") is None

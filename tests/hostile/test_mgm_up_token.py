@@ -32,7 +32,7 @@ from tests.waiting import PATIENCE, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mg_milvus.store.lite_server import Served
+    from mg_milvus.store.lite_server import Server
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no Milvus Lite for Windows")
 MGM = Path(sysconfig.get_path("scripts")) / "mgm"
@@ -66,7 +66,7 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def running(place: Path) -> Iterator[Served]:
+def running(place: Path) -> Iterator[Server]:
     """A server with a collection of ``COUNT`` rows."""
     file = place / "photos.db"
     found, _ = lite_server.up(file, 0)
@@ -80,24 +80,24 @@ def running(place: Path) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def token(running: Served) -> str:
+def token(running: Server) -> str:
     found = lite_server.token_of(running)
     assert len(found) >= 43  # 32 bytes
     return found
 
 
-def count(running: Served) -> int:
+def count(running: Server) -> int:
     with contextlib.closing(open_store(MilvusConfig(running.file, collection=NAME))) as store:
         return store.count()
 
 
-def entry_of(running: Served) -> Path:
+def entry_of(running: Server) -> Path:
     (found,) = (Path.home() / ".local/state/mg-milvus").glob(f"*-{running.uri.rpartition(':')[2]}.json")
     return found
 
 
 @pytest.mark.parametrize("guess", ["", "wrong", "root:Milvus", "ü", "nearly"])
-def test_without_the_token_nothing_is_read_or_changed(running: Served, token: str, guess: str) -> None:
+def test_without_the_token_nothing_is_read_or_changed(running: Server, token: str, guess: str) -> None:
     sent = token[:-1] + ("A" if token[-1] != "A" else "B") if guess == "nearly" else guess
     with pytest.raises(MilvusException):  # it cannot even connect
         MilvusClient(running.uri, token=sent, timeout=5)
@@ -108,7 +108,7 @@ def test_without_the_token_nothing_is_read_or_changed(running: Served, token: st
 
 @pytest.mark.parametrize("method", ["ShowCollections", "Search", "Query", "Insert", "Delete", "DropCollection", "Xyz"])
 @pytest.mark.parametrize("metadata", [(), (("authorization", "wrong"),), (("authorization", ""),), (("token", "x"),)])
-def test_every_call_is_asked_for_it(running: Served, method: str, metadata: tuple[tuple[str, str], ...]) -> None:
+def test_every_call_is_asked_for_it(running: Server, method: str, metadata: tuple[tuple[str, str], ...]) -> None:
     """Not only the one that pymilvus begins with; and none says what there is."""
     with grpc.insecure_channel(running.uri.removeprefix("http://")) as channel:
         call = channel.unary_unary(f"/milvus.proto.milvus.MilvusService/{method}")
@@ -119,7 +119,7 @@ def test_every_call_is_asked_for_it(running: Served, method: str, metadata: tupl
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
-def test_what_strangers_send_is_not_kept_in_memory(running: Served) -> None:
+def test_what_strangers_send_is_not_kept_in_memory(running: Server) -> None:
     def most() -> int:
         lines = Path(f"/proc/{running.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
@@ -136,7 +136,7 @@ def test_what_strangers_send_is_not_kept_in_memory(running: Served) -> None:
     assert most() - before < 40_000
 
 
-def test_many_calls_of_strangers_keep_nobody_else_out(running: Served, token: str) -> None:
+def test_many_calls_of_strangers_keep_nobody_else_out(running: Server, token: str) -> None:
     with grpc.insecure_channel(running.uri.removeprefix("http://")) as channel:
         call = channel.unary_unary("/milvus.proto.milvus.MilvusService/Search")
         refused = [call.future(b"", timeout=PATIENCE) for _ in range(600)]
@@ -148,7 +148,7 @@ def test_many_calls_of_strangers_keep_nobody_else_out(running: Served, token: st
         assert store.count() == COUNT
 
 
-def test_with_the_token_other_programs_can_do_everything(running: Served, token: str) -> None:
+def test_with_the_token_other_programs_can_do_everything(running: Server, token: str) -> None:
     client = MilvusClient(running.uri, token=token, dedicated=True)  # no time limit, as most programs have none
     with contextlib.closing(client):
         assert NAME in client.list_collections()
@@ -170,7 +170,7 @@ def test_with_the_token_other_programs_can_do_everything(running: Served, token:
         assert store.count() == COUNT
 
 
-def test_calls_of_several_threads_and_of_one_that_gives_up(running: Served, token: str) -> None:
+def test_calls_of_several_threads_and_of_one_that_gives_up(running: Server, token: str) -> None:
     client = MilvusClient(running.uri, token=token, dedicated=True)
 
     def ask(number: int) -> int:
@@ -183,7 +183,7 @@ def test_calls_of_several_threads_and_of_one_that_gives_up(running: Served, toke
         assert list(pool.map(ask, range(COUNT))) == [0] * COUNT
 
 
-def test_programs_of_its_user_need_no_token(running: Served) -> None:
+def test_programs_of_its_user_need_no_token(running: Server) -> None:
     """By the file's name and by the URI, two at once; none of them goes by the port."""
     commands = [[MGM, "info", "--uri", where, "--json"] for where in (running.file, running.uri)]
     programs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
@@ -191,13 +191,13 @@ def test_programs_of_its_user_need_no_token(running: Served) -> None:
     assert [each["rows"] for each in told] == [COUNT, COUNT]
     port = running.uri.rpartition(":")[2]
     for uri in (running.uri, f"http://localhost:{port}", f"tcp://127.0.0.1:{port}", f"{running.uri}/"):
-        assert lite_server.find(uri) == running
+        assert lite_server.server_at(uri) == running
     for uri in (f"https://127.0.0.1:{port}", f"http://127.0.0.2:{port}", f"http://example.org:{port}",
                 "http://127.0.0.1:1", "http://127.0.0.1", f"http://[::1]:{port}"):  # fmt: skip
-        assert lite_server.find(uri) is None
+        assert lite_server.server_at(uri) is None
 
 
-def test_its_user_is_told_the_token_when_asked_and_only_then(running: Served, token: str) -> None:
+def test_its_user_is_told_the_token_when_asked_and_only_then(running: Server, token: str) -> None:
     by_file = ("--data", running.file)
     assert mgm("up", *by_file, "--status", "--show-token") == token + "\n"
     assert mgm("up", *by_file, "--show-token") == token + "\n"
@@ -215,7 +215,7 @@ def test_its_user_is_told_the_token_when_asked_and_only_then(running: Served, to
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
-def test_no_list_of_processes_holds_it(running: Served, token: str) -> None:
+def test_no_list_of_processes_holds_it(running: Server, token: str) -> None:
     seen = 0
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -227,7 +227,7 @@ def test_no_list_of_processes_holds_it(running: Served, token: str) -> None:
     assert seen >= 2  # the engine, and the process before it
 
 
-def test_what_is_kept_is_for_its_user_only(running: Served, token: str) -> None:
+def test_what_is_kept_is_for_its_user_only(running: Server, token: str) -> None:
     entry = entry_of(running)
     assert json.loads(entry.read_text()) == {"file": running.file, "token": token}
     for path, mode in ((entry, 0o600), (lite_server.record_of(Path(running.file)), 0o600), (entry.parent, 0o700),
@@ -257,7 +257,7 @@ for file in files:
         print("read", file, Path(file).read_bytes())
     except PermissionError:
         pass
-print(lite_server.find(uri))
+print(lite_server.server_at(uri))
 try:
     print("rows", open_store(MilvusConfig(uri)).count())
 except MgMilvusError as error:
@@ -268,7 +268,7 @@ except MgMilvusError as error:
 @pytest.mark.skipif(
     not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root, to act as another user: sudo make suite"
 )
-def test_another_user_gets_neither_through_the_socket_nor_through_the_port(running: Served) -> None:
+def test_another_user_gets_neither_through_the_socket_nor_through_the_port(running: Server) -> None:
     files = [entry_of(running), lite_server.record_of(Path(running.file))]
     done = subprocess.run(
         [sys.executable, "-c", STRANGER.format(nobody=NOBODY), running.uri, running.socket,
@@ -290,8 +290,8 @@ def test_clients_find_a_server_again_that_comes_back_with_another_token(place: P
         stores[0].create(DESCRIPTION)
         stores[0].upsert(rows(0, 5))
         os.kill(first.pid, 9)
-        wait_until(lambda: lite_server.served(file) is None, "nobody serves the file")
-        assert lite_server.find(first.uri) is None  # what it left is no server
+        wait_until(lambda: lite_server.server_of(file) is None, "nobody serves the file")
+        assert lite_server.server_at(first.uri) is None  # what it left is no server
         second, _ = lite_server.up(file, int(first.uri.rpartition(":")[2]))
         assert lite_server.token_of(second) != token
         assert [store.count() for store in stores] == [5, 5]
@@ -304,34 +304,34 @@ def test_clients_find_a_server_again_that_comes_back_with_another_token(place: P
         lite_server.down(file)
 
 
-def test_what_a_server_left_is_removed_by_the_next(place: Path, running: Served) -> None:
+def test_what_a_server_left_is_removed_by_the_next(place: Path, running: Server) -> None:
     entry = entry_of(running)
     left = entry.with_name(entry.name.replace(running.uri.rpartition(":")[2], "1"))
     for text in ("", "[]", "{}", '{"file": 1', json.dumps({"file": str(place / "gone.db"), "token": "x"}), "[" * 9000,
                  json.dumps({"file": running.file, "token": "another port's"})):  # fmt: skip
         left.write_text(text)
-        assert lite_server.find("http://127.0.0.1:1") is None
+        assert lite_server.server_at("http://127.0.0.1:1") is None
     left.with_suffix(".sock").symlink_to("/nowhere")
     lite_server.up(place / "next.db", 0)
     lite_server.down(place / "next.db")
     assert not left.exists()
     assert not left.with_suffix(".sock").is_symlink()
-    assert lite_server.find(running.uri) == running
+    assert lite_server.server_at(running.uri) == running
 
 
-def test_a_folder_that_others_can_enter_is_not_believed(running: Served, place: Path) -> None:
+def test_a_folder_that_others_can_enter_is_not_believed(running: Server, place: Path) -> None:
     folder = entry_of(running).parent
     for mode in (0o777, 0o750, 0o701):
         folder.chmod(mode)
         try:
-            assert lite_server.find(running.uri) is None
+            assert lite_server.server_at(running.uri) is None
         finally:
             folder.chmod(0o700)
-    assert lite_server.find(running.uri) == running
+    assert lite_server.server_at(running.uri) == running
     if os.getuid() == 0:
         os.chown(place, NOBODY, NOBODY)  # a home of another's, as sudo leaves it: nothing is made there
         try:
-            assert lite_server.find(running.uri) is None
+            assert lite_server.server_at(running.uri) is None
         finally:
             os.chown(place, 0, 0)
 

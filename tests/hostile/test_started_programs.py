@@ -132,7 +132,7 @@ def test_started_programs_get_no_secrets(tmp_path: Path, monkeypatch: pytest.Mon
     try:
         found = {pid: program for pid, program in _programs().items() if str(tmp_path) in program}
         assert running.pid in found
-        assert len(found) == 3, "the keeper, its engine, and the one of this process"
+        assert len(found) == 3, "the daemon, its engine, and the one of this process"
         for pid, program in found.items():
             given = Path(f"/proc/{pid}/environ").read_text().split("\0")
             names = {name for name, _, _ in (each.partition("=") for each in given)}
@@ -198,7 +198,7 @@ def test_a_python_that_is_started_finds_modules_in_no_current_folder(monkeypatch
 
 
 def _programs() -> dict[int, str]:
-    """The command lines of this machine's Milvus Lite engines and keepers, by process number."""
+    """The command lines of this machine's Milvus Lite engines and daemons, by process number."""
     found = {}
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -46,7 +46,7 @@ def test_ingests_and_queries_of_several_programs_at_once(file: Path, tmp_path: P
             (both / "one" / kind / f"{number:02}.jpg").rename(both / "two" / kind / f"{number:02}.jpg")
     first = sorted((both / "one" / "disc").glob("*.jpg"))[:4]
     files = {str(path) for path in both.rglob("*.jpg")}
-    running = lite_server.served(file)
+    running = lite_server.server_of(file)
     assert running is not None
     with ImageIndex.open(running.uri) as index:
         index.ingest(*first)
