@@ -19,7 +19,7 @@ MgMilvusError
     ├── AuthenticationError (PermissionError)     wrong or missing token
     ├── StoreLockedError                  another process holds the Milvus Lite file
     ├── CollectionNotFoundError (LookupError)
-    ├── ForeignCollectionError (ValueError)       the collection was not made by mg-milvus
+    ├── ForeignCollectionError (ValueError)       the collection was not created by mg-milvus
     ├── FilterError (ValueError)          Milvus could not parse a filter expression
     └── UnsupportedError (ValueError)     not supported by this platform, server or version
 
@@ -106,7 +106,7 @@ class CollectionNotFoundError(StoreError, LookupError):
 
 
 class ForeignCollectionError(StoreError, ValueError):
-    """The collection was not made by mg-milvus."""
+    """The collection was not created by mg-milvus."""
 
 
 class FilterError(StoreError, ValueError):

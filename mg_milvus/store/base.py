@@ -1,4 +1,4 @@
-"""How many clusters (lists) a BIN_IVF_FLAT index should have, and how many a query looks into. Pure arithmetic."""
+"""The ``Store`` protocol and its records, and how many clusters a BIN_IVF_FLAT index should have."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FEWEST_ROWS = 1_024
 """Rows of a segment from which on Milvus builds an index at all."""
 FEW_ROWS = 65_536
-"""Rows of a segment up to which any number of clusters does: comparing with all of them takes about a millisecond."""
+"""Rows of a segment up to which any number of clusters is fine: comparing with all takes about a millisecond."""
 MOST_LISTS = 65_536
 """The most that Milvus takes."""
 _SEGMENT = 1 << 30
@@ -32,9 +32,9 @@ def nlist_for(rows: int) -> int:
 
 
 def fits(nlist: int, rows: int) -> bool:
-    """Whether so many clusters are within a factor of two of what the rows of a segment ask for, or these are few.
+    """Whether ``nlist`` is within a factor of two of the best one for the rows of a segment, or these are few.
 
-    Nearer is no better: recall and time change slowly with it, while an index that is built again is hours of work.
+    Recall and time change slowly with it, while rebuilding an index takes hours.
     """
     return rows <= FEW_ROWS or nlist_for(rows) / 2 <= nlist <= nlist_for(rows) * 2
 
@@ -58,7 +58,7 @@ def typical_rows(segments: Sequence[int]) -> int:
 
 
 def nprobe_for(nlist: int, wanted_nlist: int, wanted_nprobe: int) -> int:
-    """Clusters to look into: the share of them that the schema asks for, whatever their number has become."""
+    """Clusters to search: the share of ``wanted_nprobe`` in ``wanted_nlist``, of the actual number."""
     return min(nlist, max(1, round(nlist * wanted_nprobe / wanted_nlist)))
 
 
@@ -94,10 +94,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a collection knows of itself; kept as JSON in its description.
+    """What a collection stores about itself, as JSON in its description.
 
     Attributes:
-        schema: the schema it was made with, with the weights and the fusion it was tuned to since.
+        schema: the schema it was created with, with the weights and fusion that it was tuned to since.
         fingerprint: of the encoder that fills it.
         adapted_on: images of this collection the heads were fitted on; 0 for shipped heads.
         backbone: name of the encoder's backbone, for people.
@@ -186,7 +186,7 @@ class Regions(Protocol):
         Args:
             scale: its place in the schema.
             codes: (n, bits / 8) uint8.
-            depth: regions found a query, at most.
+            depth: regions returned for each query, at most.
             images: look at the regions of these images only.
 
         Returns:
@@ -207,7 +207,7 @@ class Regions(Protocol):
 
 
 class Store(Protocol):
-    """One collection (and the encoders kept beside it) in some database.
+    """One collection, and the encoders stored beside it, in some database.
 
     Every method raises ``StoreError`` or one of its children, never a vendor's exception. Reads see this client's own
     earlier writes. Queries may come from several threads at once.
@@ -228,22 +228,22 @@ class Store(Protocol):
         """The collection's own description; None when there is no such collection.
 
         Raises:
-            ForeignCollectionError: the collection was not made by mg-milvus.
+            ForeignCollectionError: the collection was not created by mg-milvus.
         """
 
     def create(self, description: Description) -> Description:
-        """Make the collection with its indexes and load it; return what it now says of itself.
+        """Create the collection with its indexes, load it, and return its description.
 
-        When another client made it a moment ago, *its* description is returned: whoever came first wins.
+        If another client has created it in the meantime, its description is returned: the first one wins.
 
         Raises:
             UnsupportedError: the server cannot hold this schema.
         """
 
     def retune(self, weights: Mapping[str, float], fusion: FusionSettings) -> Description:
-        """Record other weights, one for every granularity, and another fusion; return what the collection now says.
+        """Record other weights, one for every granularity, and another fusion; return the new description.
 
-        Rows and codes stay as they are. ``describe`` of every client tells the new ones from now on.
+        Rows and codes stay as they are. ``describe`` of every client returns the new ones from now on.
 
         Raises:
             CollectionNotFoundError: there is no collection.
@@ -251,7 +251,7 @@ class Store(Protocol):
         """
 
     def drop(self) -> None:
-        """Remove the collection and what is kept beside it. No error when there is none."""
+        """Remove the collection and its companions, if there is one."""
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """Write rows with all codes and fields; a row with an existing id replaces it. Returns when acknowledged.
@@ -270,8 +270,8 @@ class Store(Protocol):
     ) -> list[Neighbours]:
         """Search one field with (n, bits / 8) uint8 codes: one ``Neighbours`` a query, at most ``depth`` long.
 
-        With ``known`` (id -> row with all its codes), the rows found come in the same answer where the collection can
-        give them, and those that it lacks are put into it.
+        With ``known`` (id -> row with all its codes), the rows of the hits are returned inline where the collection can
+        return them, and added to ``known``.
         """
 
     def hybrid(self, codes: Mapping[str, Codes], search: HybridSearch) -> list[list[tuple[str, float]]]:
@@ -290,16 +290,16 @@ class Store(Protocol):
         """Number of rows, or of those that match."""
 
     def size(self) -> int:
-        """Number of rows, counted again a minute later or after a write of one's own: to choose how to ask."""
+        """Number of rows, at most a minute old, and counted after this client's writes: to choose a search plan."""
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete rows by id, and then their regions; the number of rows that were there."""
 
     def put_encoder(self, fingerprint: str, data: bytes) -> None:
-        """Keep an encoder file beside the collection, in the companion ``<collection>_encoder``; idempotent."""
+        """Store an encoder file beside the collection, in the companion ``<collection>_encoder``; idempotent."""
 
     def get_encoder(self, fingerprint: str) -> bytes | None:
-        """The encoder file kept under a fingerprint; None when there is none (or only a part of it)."""
+        """The encoder file of a fingerprint; None if it, or a part of it, is missing."""
 
     def drop_encoder(self, fingerprint: str) -> None:
         """Remove one encoder from beside the collection. No error when there is none."""
@@ -308,7 +308,7 @@ class Store(Protocol):
         """Names of all mg-milvus collections at this URI, without companions, sorted."""
 
     def server(self) -> str:
-        """Name and version of what answers, as "Milvus Lite 2.5.1"."""
+        """Name and version of the database, such as "Milvus Lite 2.5.1"."""
 
     def close(self) -> None:
-        """Give the connection back; idempotent."""
+        """Close the connection; idempotent."""

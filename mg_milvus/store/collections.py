@@ -1,7 +1,4 @@
-"""What one collection holds: its columns, what fits into them, and rows to records and back.
-
-Pure: shared by every store, so that the twin and Milvus accept, default and refuse the same things.
-"""
+"""Collections in Milvus: their descriptions as JSON, and how they are created, indexed, loaded and written."""
 
 from __future__ import annotations
 
@@ -49,11 +46,11 @@ COMPANIONS = {
     "tuned_of": "remembers the weights of",
     "regions_of": "holds the regions of",
 }
-"""Key in the description of a collection that is kept beside another -> what it does for that one."""
+"""Key in the description of a companion collection -> its purpose for the collection that the value names."""
 
 
 def encode_description(description: Description) -> str:
-    """The JSON kept in the collection. All settings are written: later versions may have other defaults.
+    """The JSON stored as a collection's description. All settings are written: later versions may have other defaults.
 
     Raises:
         UnsupportedError: it is longer than what is read again.
@@ -70,19 +67,19 @@ def encode_description(description: Description) -> str:
     )
     if len(text) > MOST_BYTES:  # it is ASCII
         raise UnsupportedError(
-            f"the schema takes {len(text):,} bytes in the collection's description, at most {MOST_BYTES:,} are kept: "
+            f"the schema takes {len(text):,} bytes in the collection's description, at most {MOST_BYTES:,} are stored: "
             "use fewer fields, or shorter defaults"
         )
     return text
 
 
 def encode_companion(collection: str) -> str:
-    """The JSON kept in the collection that holds the encoders of another one."""
+    """The description of the companion collection that stores encoders."""
     return json.dumps({"mg_milvus": FORMAT, "encoder_of": collection}, separators=(",", ":"))
 
 
 def encode_regions(collection: str, description: Description) -> str:
-    """The JSON kept in the collection that holds the regions of another one's images."""
+    """The description of the companion collection that stores codes of regions."""
     settings = description.schema.regions
     return json.dumps(
         {
@@ -96,7 +93,7 @@ def encode_regions(collection: str, description: Description) -> str:
 
 
 def encode_tuned(collection: str, description: Description) -> str:
-    """The JSON kept in the collection that remembers how another one was tuned."""
+    """The description of the companion collection that records tuned weights and fusion."""
     return json.dumps(
         {
             "mg_milvus": FORMAT,
@@ -110,10 +107,10 @@ def encode_tuned(collection: str, description: Description) -> str:
 
 
 def decode_tuned(text: str, description: Description) -> Description:
-    """What a collection says of itself, with what ``encode_tuned`` wrote about it.
+    """A collection's description with the weights and fusion that ``encode_tuned`` wrote.
 
-    A record about another encoder or other granularities, such as one left behind by a collection of the same name, is
-    passed over, and so is one that nothing like it was ever written in.
+    A record of another encoder or of other granularities, such as one left by an earlier collection of the same name,
+    is ignored, and so is a malformed one.
     """
     parsed = own_description(text)
     if parsed is None or parsed.get("fingerprint") != description.fingerprint:
@@ -130,10 +127,10 @@ def tuned(description: Description, weights: Mapping[str, float], fusion: Fusion
     Args:
         description: of the collection.
         weights: granularity -> weight, for every granularity.
-        fusion: as it shall be.
+        fusion: the new settings.
 
     Raises:
-        ValueError: weights of other granularities, or that a schema cannot have.
+        ValueError: weights of other granularities, or outside the range of a schema.
     """
     if set(weights) != set(description.schema.bits):
         given = one_line(", ".join(map(str, weights)))
@@ -145,10 +142,10 @@ def tuned(description: Description, weights: Mapping[str, float], fusion: Fusion
 
 
 def own_description(text: str) -> dict[str, Any] | None:
-    """The JSON object of a collection, or of one beside it, made by any mg-milvus; None for anything else.
+    """The JSON object in a description that any mg-milvus has written; None for any other text.
 
-    Every client of the server can write any text there: what is longer or deeper than all that is written here, and
-    numbers that are none, are anything else.
+    Every client of the server can write any text there: JSON that is longer or deeper than mg-milvus writes, or has
+    NaN or infinite numbers, counts as other text.
     """
     if len(text) > MOST_BYTES:
         return None
@@ -165,7 +162,7 @@ def _no_number(name: str) -> float:
 
 
 def _depth(value: object) -> int:
-    """How many lists and objects lie within each other."""
+    """Depth of nested lists and objects."""
     level, depth = [value], 0
     while level := [v for v in level if isinstance(v, dict | list)]:
         depth += 1
@@ -174,7 +171,7 @@ def _depth(value: object) -> int:
 
 
 def is_fingerprint(text: object) -> bool:
-    """Whether it is 16 hexadecimal digits, as every encoder's fingerprint; it becomes a file's name and a filter."""
+    """Whether it is 16 hexadecimal digits, as every fingerprint; it becomes part of a file name and of a filter."""
     return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{16}", text) is not None
 
 
@@ -182,13 +179,13 @@ def decode_description(text: str, collection: str) -> Description:
     """Read what ``encode_description`` wrote.
 
     Raises:
-        ForeignCollectionError: the collection was not made by mg-milvus.
-        UnsupportedError: a newer mg-milvus made it.
+        ForeignCollectionError: the collection was not created by mg-milvus.
+        UnsupportedError: a newer mg-milvus has created it.
     """
     parsed = own_description(text)
     if parsed is None:
         raise ForeignCollectionError(
-            f"collection '{collection}' was not made by mg-milvus: choose another name for yours"
+            f"collection '{collection}' was not created by mg-milvus: choose another name for yours"
         )
     for key, what in COMPANIONS.items():
         if key in parsed:
@@ -196,30 +193,32 @@ def decode_description(text: str, collection: str) -> Description:
             raise ForeignCollectionError(f"collection '{collection}' {what} '{other}': choose another name")
     remedy = "upgrade mg-milvus here"
     if parsed["mg_milvus"] != FORMAT:
-        made = one_line(str(parsed["mg_milvus"]), 20)
-        raise UnsupportedError(f"collection '{collection}' has format {made}, this mg-milvus reads {FORMAT}: {remedy}")
+        version = one_line(str(parsed["mg_milvus"]), 20)
+        raise UnsupportedError(
+            f"collection '{collection}' has format {version}, this mg-milvus reads {FORMAT}: {remedy}"
+        )
     try:
-        found = Description(
+        description = Description(
             Schema.model_validate(parsed["schema"]), parsed["fingerprint"], parsed["adapted_on"], parsed["backbone"]
         )
-        _check(found)
+        _check(description)
     except (ValidationError, KeyError, ValueError) as exc:
         reason = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
         raise UnsupportedError(
             f"the description of collection '{collection}' cannot be read ({one_line(reason, 400)}): {remedy}, or "
             "choose another collection if something else has written it"
         ) from exc
-    return found
+    return description
 
 
-def _check(found: Description) -> None:
-    """Raise ValueError unless what stands beside the schema is what ``encode_description`` writes."""
-    if not is_fingerprint(found.fingerprint):
-        raise ValueError(f"the fingerprint is {_shown(found.fingerprint)}, expected 16 hexadecimal digits")
-    if type(found.adapted_on) is not int or not 0 <= found.adapted_on <= _MOST_ADAPTED:
-        raise ValueError(f"adapted_on is {_shown(found.adapted_on)}, expected a number of images")
-    if type(found.backbone) is not str or len(found.backbone) > _LONGEST_BACKBONE:
-        raise ValueError(f"the backbone is {_shown(found.backbone)}, expected a name")
+def _check(description: Description) -> None:
+    """Raise ValueError unless the values beside the schema are as ``encode_description`` writes them."""
+    if not is_fingerprint(description.fingerprint):
+        raise ValueError(f"the fingerprint is {_shown(description.fingerprint)}, expected 16 hexadecimal digits")
+    if type(description.adapted_on) is not int or not 0 <= description.adapted_on <= _MOST_ADAPTED:
+        raise ValueError(f"adapted_on is {_shown(description.adapted_on)}, expected a number of images")
+    if type(description.backbone) is not str or len(description.backbone) > _LONGEST_BACKBONE:
+        raise ValueError(f"the backbone is {_shown(description.backbone)}, expected a name")
 
 
 def _shown(value: object) -> str:
@@ -227,7 +226,7 @@ def _shown(value: object) -> str:
 
 
 _LOAD_TIMEOUT = 120.0
-"""Seconds: a server with many images loads them from its object storage first."""
+"""Seconds: a server first loads the rows from its object storage."""
 
 _TYPES = {
     "string": DataType.VARCHAR,
@@ -238,21 +237,21 @@ _TYPES = {
 }
 
 
-def described(connection: Connection, name: str) -> str | None:
-    """The description of a collection; None when there is no such collection."""
+def description_of(connection: Connection, name: str) -> str | None:
+    """The description of a collection; None if there is no such collection."""
     try:
-        found = connection.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
+        response = connection.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
     except CollectionNotFoundError:
         return None
     with connection.reading():
-        return str(found["description"])
+        return str(response["description"])
 
 
-def counted(connection: Connection, name: str, where: str = "") -> int:
+def count_rows(connection: Connection, name: str, where: str = "") -> int:
     """Rows of a collection, which is loaded, or those that match; to be run by ``Connection.call``.
 
     Raises:
-        ValueError: the answer is no number of rows.
+        ValueError: the response is no number of rows.
     """
     rows = connection.client.query(
         name, filter=where, output_fields=["count(*)"], consistency_level="Strong", timeout=connection.timeout
@@ -262,16 +261,16 @@ def counted(connection: Connection, name: str, where: str = "") -> int:
     return count
 
 
-def went_on(connection: Connection, last: str, records: Sequence[Mapping[str, Any]]) -> str:
-    """The id that an iterator goes on from after these records.
+def check_progress(connection: Connection, last: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """The last id of an iterator's batch, from which the next batch continues.
 
     Raises:
-        StoreError: it is not behind ``last``, the one before: the iterator would repeat itself without an end.
+        StoreError: it is not greater than ``last``, that of the batch before: the iteration would never end.
     """
     with connection.reading():
-        if not last < (now := records[-1]["id"]):
-            raise ValueError(f"the rows after {last!r} end with {now!r}, which is not behind it")
-    return str(now)
+        if not last < (current := records[-1]["id"]):
+            raise ValueError(f"the rows after {last!r} end with {current!r}, which is not greater")
+    return str(current)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,10 +305,9 @@ def create(connection: Connection, new: NewCollection) -> None:
             dim=granularity.bits,
             **({} if connection.engine.lite else options),
         )
-    make = connection.client.create_collection
     try:
         connection.write(
-            lambda: make(
+            lambda: connection.client.create_collection(
                 new.name,
                 schema=schema,
                 num_shards=storage.shards,
@@ -318,35 +316,35 @@ def create(connection: Connection, new: NewCollection) -> None:
             )
         )
     except StoreError:
-        if described(connection, new.name) is None:
+        if description_of(connection, new.name) is None:
             raise
 
 
-def fields(
+def describe_fields(
     connection: Connection, name: str, columns: Sequence[Column], vectors: Mapping[str, int]
 ) -> list[dict[str, Any]]:
-    """The columns of a collection as Milvus describes them: each has a ``name`` and a ``type``.
+    """The fields of a collection as Milvus describes them: each has a ``name`` and a ``type``.
 
     Args:
-        connection: to ask.
+        connection: to Milvus.
         name: of the collection.
-        columns: that its description promises.
-        vectors: field of codes -> bytes of a code, likewise.
+        columns: expected columns.
+        vectors: expected fields of codes -> bytes of a code.
 
     Raises:
         StoreError: one is missing, or of another type.
     """
-    found = connection.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
+    response = connection.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
     with connection.reading():
-        own = list(found["fields"])
-        there = {field["name"]: (field["type"], field["params"].get("dim")) for field in own}
-    wanted: dict[str, tuple[DataType, int | None]] = {column.name: (_TYPES[column.type], None) for column in columns}
-    wanted |= {vector: (DataType.BINARY_VECTOR, 8 * size) for vector, size in vectors.items()}
-    for column, kind in wanted.items():
-        if there.get(column) != kind:
+        own = list(response["fields"])
+        types = {field["name"]: (field["type"], field["params"].get("dim")) for field in own}
+    expected: dict[str, tuple[DataType, int | None]] = {column.name: (_TYPES[column.type], None) for column in columns}
+    expected |= {vector: (DataType.BINARY_VECTOR, 8 * size) for vector, size in vectors.items()}
+    for column, kind in expected.items():
+        if types.get(column) != kind:
             raise StoreError(
-                f"collection '{name}' has no column '{column}' as its description says, or one of another type: "
-                "something else has made it, choose another collection"
+                f"collection '{name}' has no column '{column}' as in its description, or one of another type: "
+                "another program has created it, choose another collection"
             )
     return own
 
@@ -364,10 +362,10 @@ def upsert(
     return partial(lite_workarounds.upsert, connection.client, name, own, records, connection.timeout)
 
 
-def prepare(
+def index_and_load(
     connection: Connection, name: str, vectors: Sequence[str], index: tuple[str, Mapping[str, Any]], replicas: int
 ) -> None:
-    """Index and load a collection, where not done yet. Doing it twice, or by two clients at once, is harmless."""
+    """Create the missing indexes of a collection, and load it; two clients may do so at once."""
     client = connection.client
     indexed = connection.call(lambda: client.list_indexes(name, timeout=_LOAD_TIMEOUT))
     missing = [vector for vector in vectors if vector not in indexed]
@@ -378,24 +376,24 @@ def prepare(
             params.add_index(
                 vector, index_type=kind, index_name=vector, metric_type="HAMMING", params=dict(parameters)
             )  # fmt: skip
-        # sync=False: loading waits for the indexes anyway, while pymilvus would sleep half a second for each.
+        # sync=False: loading waits for the indexes anyway, and pymilvus would sleep half a second for each.
         connection.write(lambda: client.create_index(name, params, sync=False, timeout=_LOAD_TIMEOUT))
     state = connection.call(lambda: client.get_load_state(name, timeout=_LOAD_TIMEOUT))["state"]
     if missing or state != LoadState.Loaded:
         connection.call(lambda: client.load_collection(name, replica_number=replicas, timeout=_LOAD_TIMEOUT))
 
 
-def built_nlists(connection: Connection, name: str, vectors: Sequence[str]) -> dict[str, int]:
-    """Field -> clusters of its index, where that is BIN_IVF_FLAT, which Milvus Lite has not."""
+def index_nlists(connection: Connection, name: str, vectors: Sequence[str]) -> dict[str, int]:
+    """Field -> clusters of its BIN_IVF_FLAT index; fields with another index are left out. Milvus Lite has none."""
     if connection.engine.lite:
         return {}
-    found = {}
+    nlists = {}
     for vector in vectors:
-        told = connection.call(partial(connection.client.describe_index, name, vector, timeout=connection.timeout))
+        index = connection.call(partial(connection.client.describe_index, name, vector, timeout=connection.timeout))
         with connection.reading():
-            if told and told.get("index_type") == "BIN_IVF_FLAT" and "nlist" in told:
-                found[vector] = _nlist(str(told["nlist"]))
-    return found
+            if index and index.get("index_type") == "BIN_IVF_FLAT" and "nlist" in index:
+                nlists[vector] = _nlist(str(index["nlist"]))
+    return nlists
 
 
 def _nlist(text: str) -> int:

@@ -36,7 +36,7 @@ _PART = 48_000
 _KEY = "base64"  # servers take objects only
 _PARTS_A_CALL = 64
 MOST_BYTES = 256_000_000
-"""Largest encoder file that is kept, and read: eight times those that are kept with their backbone."""
+"""Largest encoder file that is stored and read: eight times the limit for files with their backbone."""
 _COLUMNS = (
     Column("id", "string", 64),
     Column("chunks", "int"),
@@ -44,11 +44,11 @@ _COLUMNS = (
     Column("data", "json"),
 )
 _FIELDS = ["id", "chunks", "size", "data"]
-_VECTOR = Granularity(name="unused", bits=8)  # Milvus wants a vector field in every collection
+_VECTOR = Granularity(name="unused", bits=8)  # Milvus requires a vector field in every collection
 
 
 class Companion:
-    """The encoders kept beside one collection."""
+    """The encoders stored beside one collection."""
 
     def __init__(self, connection: Connection, collection: str, timeout: float) -> None:
         self._connection, self._timeout = connection, timeout
@@ -56,27 +56,27 @@ class Companion:
         self.name = f"{collection}_encoder"
 
     def exists(self) -> bool:
-        """Whether there is one.
+        """Whether the companion collection exists.
 
         Raises:
             ForeignCollectionError: a collection of this name is something else.
         """
-        found = collections.described(self._connection, self.name)
-        if found not in {None, self._description}:
+        description = collections.description_of(self._connection, self.name)
+        if description not in {None, self._description}:
             raise ForeignCollectionError(
-                f"collection '{self.name}' was not made by mg-milvus to keep encoders: choose another collection name"
+                f"collection '{self.name}' was not created by mg-milvus to store encoders: choose another name"
             )
-        return found is not None
+        return description is not None
 
     def put(self, fingerprint: str, data: bytes) -> None:
-        """Write all chunks; a chunk that is there is replaced by the same.
+        """Write all chunks of a file; existing ones are replaced.
 
         Raises:
-            StoreError: the file is larger than what is read again.
+            StoreError: the file is larger than ``MOST_BYTES``.
         """
         if len(data) > MOST_BYTES:
             raise StoreError(
-                f"the encoder {fingerprint} has {len(data):,} bytes, at most {MOST_BYTES:,} are kept in Milvus: use "
+                f"the encoder {fingerprint} has {len(data):,} bytes, at most {MOST_BYTES:,} are stored in Milvus: use "
                 "smaller heads"
             )
         if not self.exists():
@@ -99,26 +99,26 @@ class Companion:
             self._connection.write(partial(client.upsert, self.name, some, timeout=self._timeout))
 
     def get(self, fingerprint: str) -> bytes | None:
-        """The file; None when it, or a part of it, is missing.
+        """The file; None if it, or a part of it, is missing.
 
         Raises:
-            StoreError: what is there is none that ``put`` has written.
+            StoreError: the rows are not as ``put`` writes them.
         """
         if not self.exists():
             return None
         self._load()
-        found = self._read(fingerprint, 0, 1)
-        if 0 not in found:
+        parts = self._read(fingerprint, 0, 1)
+        if 0 not in parts:
             return None
-        count, size, _ = found[0]
+        count, size, _ = parts[0]
         with self._connection.reading():
             if not 0 <= size <= MOST_BYTES or count != max(1, math.ceil(size / _PART)):
                 raise ValueError(f"an encoder of {size:,} bytes in {count:,} parts, expected at most {MOST_BYTES:,}")
         for first in range(1, count, _PARTS_A_CALL):
-            found |= self._read(fingerprint, first, min(first + _PARTS_A_CALL, count))
-        if len(found) != count or any(part[:2] != (count, size) for part in found.values()):
+            parts |= self._read(fingerprint, first, min(first + _PARTS_A_CALL, count))
+        if len(parts) != count or any(part[:2] != (count, size) for part in parts.values()):
             return None
-        data = b"".join(found[number][2] for number in range(count))
+        data = b"".join(parts[number][2] for number in range(count))
         return data if len(data) == size else None
 
     def drop(self, fingerprint: str) -> None:
@@ -131,11 +131,11 @@ class Companion:
 
     def _read(self, fingerprint: str, first: int, end: int) -> dict[int, tuple[int, int, bytes]]:
         numbers = {f"{fingerprint}:{number}": number for number in range(first, end)}
-        wanted = ",".join(map(literal, numbers))
+        ids = ",".join(map(literal, numbers))
         rows = self._connection.call(
             lambda: self._connection.client.query(
                 self.name,
-                filter=f"id in [{wanted}]",
+                filter=f"id in [{ids}]",
                 output_fields=_FIELDS,
                 consistency_level="Strong",
                 timeout=self._timeout,
@@ -145,7 +145,7 @@ class Companion:
             return {numbers[row["id"]]: _part(row) for row in rows}
 
     def _load(self) -> None:
-        collections.prepare(self._connection, self.name, [_VECTOR.name], ("BIN_FLAT", {}), replicas=1)
+        collections.index_and_load(self._connection, self.name, [_VECTOR.name], ("BIN_FLAT", {}), replicas=1)
 
 
 def _part(row: Mapping[str, Any]) -> tuple[int, int, bytes]:
@@ -166,24 +166,24 @@ _TUNED_COLUMNS = (Column("id", "string", 64),)
 
 
 class TunedRecord:
-    """The weights and the fusion that one collection was tuned to, if it was. A read is one call to Milvus."""
+    """The tuned weights and fusion of one collection, if it was tuned. Reading takes one request."""
 
     def __init__(self, connection: Connection, collection: str, timeout: float) -> None:
         self._connection, self._collection, self._timeout = connection, collection, timeout
         self.name = f"{collection}_tuned"
 
     def applied(self, description: Description) -> Description:
-        """The collection's description with what it was tuned to."""
-        text = collections.described(self._connection, self.name)
+        """The collection's description with its tuned weights and fusion."""
+        text = collections.description_of(self._connection, self.name)
         return decode_tuned(text, description) if text is not None and self._is_own(text) else description
 
     def write(self, description: Description) -> None:
-        """Record the weights and the fusion of a description. A failure half-way leaves those of the making.
+        """Record the weights and fusion of a description. A failure half-way restores those of the creation.
 
         Raises:
             ForeignCollectionError: a collection of this name is something else.
         """
-        text = collections.described(self._connection, self.name)
+        text = collections.description_of(self._connection, self.name)
         if text is not None and not self._is_own(text):
             raise ForeignCollectionError(
                 f"collection '{self.name}' is in the way of the record of how '{self._collection}' was tuned: give it "
@@ -194,8 +194,8 @@ class TunedRecord:
         collections.create(self._connection, NewCollection(self.name, text, _TUNED_COLUMNS, [_VECTOR]))
 
     def drop(self) -> None:
-        """Forget. No error when there is nothing to forget."""
-        text = collections.described(self._connection, self.name)
+        """Remove the record, if there is one."""
+        text = collections.description_of(self._connection, self.name)
         if text is not None and self._is_own(text):
             client = self._connection.client
             self._connection.write(lambda: client.drop_collection(self.name, timeout=self._timeout))

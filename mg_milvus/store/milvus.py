@@ -1,4 +1,4 @@
-"""The indexes of a collection on a server: whether BIN_IVF_FLAT has as many clusters as the rows ask for, and anew."""
+"""``Store`` in Milvus: every operation on one collection, its regions and its indexes."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ class MilvusIndexes:
         self, connection: Connection, collection: str, timeout: float, ready: Callable[[], Schema],
         changed: Callable[[], None],
     ) -> None:  # fmt: skip
-        """``ready`` loads the collections and gives their schema; ``changed`` is told of a new index."""
+        """``ready`` loads the collection and returns its schema; ``changed`` is called after an index was rebuilt."""
         self._connection, self._collection, self._timeout = connection, collection, timeout
         self._ready, self._changed = ready, changed
 
     def lists(self) -> list[IndexLists]:
         """See ``Indexes``."""
-        found = []
+        lists = []
         for name, vectors in self._vectors(self._ready()).items():
-            if lists := collections.built_nlists(self._connection, name, vectors):
+            if nlists := collections.index_nlists(self._connection, name, vectors):
                 client = self._connection.client
                 segments = self._connection.call(partial(client.list_persistent_segments, name, timeout=self._timeout))
                 rows = typical_rows([segment.num_rows for segment in segments])
-                found.append(IndexLists(name, min(lists.values()), rows))
-        return found
+                lists.append(IndexLists(name, min(nlists.values()), rows))
+        return lists
 
     def rebuild(self, collection: str, nlist: int) -> None:
-        """See ``Indexes``. What a crash leaves undone, the next connection does: it makes and loads what is missing."""
+        """See ``Indexes``. After a crash the next connection creates and loads what is missing."""
         schema = self._ready()
         vectors = self._vectors(schema)[collection]
         client, call = self._connection.client, self._connection.call
@@ -70,7 +70,7 @@ class MilvusIndexes:
         for vector in vectors:
             call(partial(client.drop_index, collection, vector, timeout=self._timeout))
         index = ("BIN_IVF_FLAT", {"nlist": nlist})
-        collections.prepare(self._connection, collection, vectors, index, schema.storage.replicas)
+        collections.index_and_load(self._connection, collection, vectors, index, schema.storage.replicas)
         self._changed()
 
     def refresh(self) -> None:
@@ -90,9 +90,9 @@ _log = logging.getLogger(__name__)
 _ROWS_A_CALL = 1000
 _RESULTS_A_CALL = 250_000
 _SCANNED_A_CALL = 16_384
-"""Milvus Lite walks through all keys for each call, and returns no more rows at once."""
+"""Milvus Lite reads all keys for each call, and returns at most this number of rows."""
 _COUNTED_FOR = 60.0
-"""Seconds that a number of rows serves to choose a plan."""
+"""Seconds for which a row count is reused to choose a plan."""
 
 
 class MilvusStore:
@@ -101,10 +101,10 @@ class MilvusStore:
     Housekeeping (``fetch``, ``scan``, ``count``, ``delete``) always reads with Strong consistency. ``nearest`` and
     ``hybrid`` read with the schema's: Strong, unless its author traded fresh results for speed.
 
-    Settings that were made by hand are done as set or refused with ``UnsupportedError``; ``index: auto`` is BIN_FLAT on
-    Milvus Lite and BIN_IVF_FLAT on servers. Milvus Lite is always strongly consistent.
+    Explicit settings are applied, or refused with ``UnsupportedError``; ``index: auto`` is BIN_FLAT on Milvus Lite and
+    BIN_IVF_FLAT on servers. Milvus Lite is always strongly consistent.
 
-    Which of several rows at the same distance come last into ``depth`` is up to Milvus.
+    Milvus decides which of several rows at the same distance are the last within ``depth``.
     """
 
     def __init__(self, config: MilvusConfig) -> None:
@@ -132,7 +132,7 @@ class MilvusStore:
 
     def describe(self) -> Description | None:
         """See ``Store``."""
-        text = collections.described(self._connection, self.collection)
+        text = collections.description_of(self._connection, self.collection)
         return None if text is None else self._tuned.applied(decode_description(text, self.collection))
 
     def create(self, description: Description) -> Description:
@@ -142,13 +142,13 @@ class MilvusStore:
             layout, schema = Layout(description.schema), description.schema
             self._connection.engine.check(schema)
             text = encode_description(description)
-            self._tuned.drop()  # left behind by a collection that was dropped in another way
+            self._tuned.drop()  # left by a collection that another program dropped
             columns = (*layout.columns, layout.copy) if self._connection.engine.lite else layout.columns
             new = NewCollection(self.collection, text, columns, schema.granularities, schema.storage)
             collections.create(self._connection, new)
             recorded = self.describe()
         if recorded is None:
-            raise StoreUnavailableError(f"collection '{self.collection}' was removed while it was made: try again")
+            raise StoreUnavailableError(f"collection '{self.collection}' was removed while it was created: try again")
         self.regions.create(recorded)
         self._open(recorded)
         return recorded
@@ -201,7 +201,7 @@ class MilvusStore:
         chosen = validate(where, lite=self._connection.engine.lite)
         parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
         output = [] if known is None else self._by_id.with_a_search()
-        found: list[Neighbours] = []
+        all_neighbours: list[Neighbours] = []
         for some in _chunks(codes, max(1, _RESULTS_A_CALL // depth)):
             queries = [code.tobytes() for code in some]
             results = self._call(
@@ -219,10 +219,10 @@ class MilvusStore:
             )
             with self._connection.reading():
                 for _, hits in zip(queries, results, strict=True):
-                    found.append(neighbours(hits_of(hits, 8 * layout.bytes[granularity], depth)))
+                    all_neighbours.append(neighbours(hits_of(hits, 8 * layout.bytes[granularity], depth)))
                     if output and known is not None:
                         known |= {hit["id"]: self._by_id.row(hit) for hit in hits if hit["id"] not in known}
-        return found
+        return all_neighbours
 
     def hybrid(self, codes: Mapping[str, Codes], search: HybridSearch) -> list[list[tuple[str, float]]]:
         """See ``Store``."""
@@ -256,8 +256,8 @@ class MilvusStore:
         """See ``Store``."""
         layout = self._ready()
         layout.output_fields(granularities)
-        found = {row.id: row for row in self._by_id.rows(ids, granularities)}
-        return {i: found[i] for i in ids if i in found}
+        rows = {row.id: row for row in self._by_id.rows(ids, granularities)}
+        return {i: rows[i] for i in ids if i in rows}
 
     def fetch_codes(self, ids: Sequence[str], granularities: Sequence[str]) -> dict[str, Mapping[str, bytes]]:
         """See ``Store``."""
@@ -281,7 +281,7 @@ class MilvusStore:
         last = ""
         try:
             while records := self._call(iterator.next):
-                last = collections.went_on(self._connection, last, records)
+                last = collections.check_progress(self._connection, last, records)
                 for some in _chunks(records, _ROWS_A_CALL):
                     with self._connection.reading():
                         rows = [layout.row(record, granularities) for record in some]
@@ -293,7 +293,7 @@ class MilvusStore:
         """See ``Store``."""
         self._ready()
         chosen = validate(where, lite=self._connection.engine.lite)
-        return self._call(partial(collections.counted, self._connection, self.collection, chosen))
+        return self._call(partial(collections.count_rows, self._connection, self.collection, chosen))
 
     def size(self) -> int:
         """See ``Store``."""
@@ -307,7 +307,7 @@ class MilvusStore:
         self._ready()
         self._counted = None
         deleted = 0
-        # Servers answer with the number of ids asked for, not of rows that were there.
+        # Servers return the number of ids in the request, not of rows deleted.
         for there in self._by_id.there(ids):
             self._call(
                 partial(self._client.delete, self.collection, filter=among(there), timeout=self._timeout), writes=True
@@ -348,20 +348,20 @@ class MilvusStore:
         try:
             return self._connection.write(operation) if writes else self._connection.call(operation)
         except CollectionNotFoundError:
-            self._layout = None  # another client dropped it, and may make another
+            self._layout = None  # another client dropped it, and may create another
             raise
 
     def _is_usable(self, name: str) -> bool:
-        """Whether it is a collection of images. One that cannot be read keeps nobody from the others."""
+        """Whether it is a collection of images; False for one that cannot be read."""
         try:
             check_collection_name(name)
-            decode_description(collections.described(self._connection, name) or "", name)
+            decode_description(collections.description_of(self._connection, name) or "", name)
         except ForeignCollectionError:
             return False
         except (StoreUnavailableError, AuthenticationError):
             raise
         except StoreError as exc:
-            _log.warning("a collection is passed over: %s", one_line(str(exc), 500))
+            _log.warning("a collection is skipped: %s", one_line(str(exc), 500))
             return False
         return True
 
@@ -369,20 +369,22 @@ class MilvusStore:
         schema = description.schema
         layout = Layout(schema)
         index = self._connection.engine.index(schema)
-        collections.prepare(self._connection, self.collection, list(layout.bytes), index, schema.storage.replicas)
-        self._lists = collections.built_nlists(self._connection, self.collection, list(layout.bytes))
-        self._fields = collections.fields(self._connection, self.collection, layout.columns, layout.bytes)
+        collections.index_and_load(
+            self._connection, self.collection, list(layout.bytes), index, schema.storage.replicas
+        )
+        self._lists = collections.index_nlists(self._connection, self.collection, list(layout.bytes))
+        self._fields = collections.describe_fields(self._connection, self.collection, layout.columns, layout.bytes)
         self._by_id = ById(self._connection, self.collection, layout, self._fields, self._call)
         self._description, self._layout = description, layout
         return layout
 
     def _forget(self) -> None:
-        """Look at the collection anew before the next query."""
+        """Describe the collection again before the next query."""
         self._layout = self._counted = None
         self.regions.forget()
 
     def _described(self) -> Description:
-        """What the collection, which is open now, was made with."""
+        """The description of the collection, which is loaded now."""
         self._ready()
         assert self._description is not None  # noqa: S101 - set by _open
         return self._description

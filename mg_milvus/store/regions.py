@@ -1,4 +1,4 @@
-"""What the rows of regions hold, and what can be looked for among them. Pure: shared by every store."""
+"""Codes of regions: their records, checks shared by every store, and ``RegionTable``, their companion collection."""
 
 from __future__ import annotations
 
@@ -57,23 +57,23 @@ def region_records(rows: Sequence[Row], settings: RegionSettings) -> list[Record
 
 
 def check_region_id(text: str, regions: int) -> None:
-    """Raise ValueError unless it is the id of one of an image's regions, which come in this number."""
+    """Raise ValueError unless it is the id of one of this number of regions of an image."""
     image, _, number = text.rpartition(":")
     if not image or not re.fullmatch("[0-9]{1,6}", number) or int(number) >= regions:
         raise ValueError(f"{text!r} is not the id of a region")
 
 
-def codes_of_regions(images: Sequence[str], found: Mapping[str, bytes], regions: int) -> dict[str, bytes]:
+def codes_of_regions(images: Sequence[str], stored: Mapping[str, bytes], regions: int) -> dict[str, bytes]:
     """Image id -> the codes of all its regions, one behind the other; images that lack some are left out.
 
     Args:
         images: their ids.
-        found: region id -> code.
+        stored: region id -> code.
         regions: of an image.
     """
     whole = {}
     for image in images:
-        codes = [found.get(region_id(image, number)) for number in range(regions)]
+        codes = [stored.get(region_id(image, number)) for number in range(regions)]
         there = [code for code in codes if code is not None]
         if len(there) == regions:
             whole[image] = b"".join(there)
@@ -81,7 +81,7 @@ def codes_of_regions(images: Sequence[str], found: Mapping[str, bytes], regions:
 
 
 def check_details(settings: RegionSettings, scale: int, codes: Codes, depth: int) -> None:
-    """Raise QueryError unless these codes can be looked for among the regions of this scale."""
+    """Raise QueryError unless the regions of this scale can be searched for these codes."""
     if not 0 <= scale < len(settings.scales):
         raise QueryError(f"there is no scale {scale}, expected 0 to {len(settings.scales) - 1}")
     if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != settings.bits // 8:
@@ -89,7 +89,7 @@ def check_details(settings: RegionSettings, scale: int, codes: Codes, depth: int
             f"codes of regions are {codes.dtype} of shape {codes.shape}, expected uint8 of (n, {settings.bits // 8})"
         )
     if not 1 <= depth <= MAX_DEPTH:
-        raise QueryError(f"{depth} regions were asked for, expected 1 to {MAX_DEPTH}")
+        raise QueryError(f"depth is {depth}, expected 1 to {MAX_DEPTH}")
 
 
 _COLUMNS = (Column("id", "string", 64), Column("scale", "int"))
@@ -110,7 +110,7 @@ class RegionTable:
         self._fields: list[dict[str, Any]] = []
 
     def create(self, description: Description) -> None:
-        """Make it for a collection that has regions, or go on with the one that is there.
+        """Create it for a collection with regions, or use the existing one.
 
         Raises:
             ForeignCollectionError: a collection of this name is something else.
@@ -118,13 +118,13 @@ class RegionTable:
         settings, wanted = description.schema.regions, encode_regions(self._collection, description)
         if settings is None:
             return
-        text = collections.described(self._connection, self.name)
+        text = collections.description_of(self._connection, self.name)
         if text is not None and not self._is_own(text):
             raise ForeignCollectionError(
                 f"collection '{self.name}' is in the way of the regions of '{self._collection}': choose another name"
             )
         if text is not None and text != wanted:
-            self.drop()  # left behind by a collection that was dropped in another way
+            self.drop()  # left by a collection that another program dropped
             text = None
         if text is None:
             codes, storage = [Granularity(name=CODE, bits=settings.bits)], description.schema.storage
@@ -132,19 +132,19 @@ class RegionTable:
         self._load(description, settings)
 
     def forget(self) -> None:
-        """Look at the collection anew before the next query."""
+        """Describe the collection again before the next query."""
         self._loaded = None
 
     def drop(self) -> None:
-        """Remove it. No error when there is none, or another's."""
+        """Remove it, if it exists and is this collection's."""
         self._loaded = None
-        text = collections.described(self._connection, self.name)
+        text = collections.description_of(self._connection, self.name)
         if text is not None and self._is_own(text):
             client = self._connection.client
             self._connection.write(lambda: client.drop_collection(self.name, timeout=self._timeout))
 
     def upsert(self, rows: Sequence[Row]) -> None:
-        """Write the regions of these images, where they bring some."""
+        """Write the regions of these images, if they have codes of regions."""
         if not any(row.region_codes for row in rows):
             return
         settings = self._settings()
@@ -159,18 +159,18 @@ class RegionTable:
         if images is None:
             return [neighbours(own) for own in self._search(codes, depth, f"scale == {scale}")]
         numbers = np.flatnonzero(scale_of(settings.windows) == scale).tolist()
-        found: list[list[tuple[float, str]]] = [[] for _ in codes]
+        candidates: list[list[tuple[float, str]]] = [[] for _ in codes]
         size = max(1, MAX_DEPTH // len(numbers))
         for start in range(0, len(images), size):
             ids = [region_id(image, number) for image in images[start : start + size] for number in numbers]
-            for own, more in zip(found, self._search(codes, len(ids), among(ids)), strict=True):
+            for own, more in zip(candidates, self._search(codes, len(ids), among(ids)), strict=True):
                 own += more
-        return [neighbours(own, depth) for own in found]
+        return [neighbours(own, depth) for own in candidates]
 
     def count(self) -> int:
         """See ``Regions``."""
         self._settings()
-        return int(self._call(partial(collections.counted, self._connection, self.name)))
+        return int(self._call(partial(collections.count_rows, self._connection, self.name)))
 
     def scan(self) -> Iterator[list[str]]:
         """See ``Regions``."""
@@ -185,7 +185,7 @@ class RegionTable:
         last = ""
         try:
             while records := self._call(iterator.next):
-                last = collections.went_on(self._connection, last, records)
+                last = collections.check_progress(self._connection, last, records)
                 with self._connection.reading():
                     ids = [str(record["id"]) for record in records]
                     for region in ids:
@@ -195,24 +195,24 @@ class RegionTable:
             iterator.close()
 
     def codes(self, images: Sequence[str]) -> dict[str, bytes]:
-        """See ``Regions``. By ids, which Milvus Lite finds at once, where an iterator looks at every row each time."""
+        """See ``Regions``. By ids, which Milvus Lite looks up, while an iterator reads every row each time."""
         settings, client = self._settings(), self._connection.client
-        found: dict[str, bytes] = {}
+        stored: dict[str, bytes] = {}
         size = max(1, _ROWS_A_CALL // settings.count)
         for start in range(0, len(images), size):
             ids = [region_id(image, n) for image in images[start : start + size] for n in range(settings.count)]
-            answer = self._call(
+            response = self._call(
                 partial(
                     client.query, self.name, filter=among(ids), output_fields=["id", CODE],
                     consistency_level="Strong", timeout=self._timeout,
                 )
             )  # fmt: skip
             with self._connection.reading():
-                for record in query_records(answer):
-                    found[record["id"]] = code = record[CODE]
+                for record in query_records(response):
+                    stored[record["id"]] = code = record[CODE]
                     if type(code) is not bytes or len(code) != settings.bits // 8:
                         raise ValueError(f"region {record['id']!r} has no code of {settings.bits // 8} bytes")
-        return codes_of_regions(images, found, settings.count)
+        return codes_of_regions(images, stored, settings.count)
 
     def delete(self, images: Sequence[str]) -> None:
         """See ``Regions``."""
@@ -239,7 +239,7 @@ class RegionTable:
         return found
 
     def _settings(self) -> RegionSettings:
-        """The regions that the collection has; their table is loaded now."""
+        """The collection's settings of regions; their table is loaded now."""
         description = self._described()
         if description.schema.regions is None:
             raise QueryError(NO_REGIONS)
@@ -250,20 +250,20 @@ class RegionTable:
         wanted = encode_regions(self._collection, description)
         if self._loaded == wanted:
             return
-        text = collections.described(self._connection, self.name)
+        text = collections.description_of(self._connection, self.name)
         remedy = "ingest the images again, or ask without regions"
         if text is None:
             raise StoreError(f"collection '{self.name}', which holds the codes of regions, is missing: {remedy}")
         if text != wanted:
-            made = one_line(str((own_description(text) or {}).get("fingerprint", "something else")), 40)
+            filled_by = one_line(str((own_description(text) or {}).get("fingerprint", "something else")), 40)
             raise StoreError(
-                f"collection '{self.name}' holds regions of the encoder {made}, but '{self._collection}' was filled "
-                f"by {description.fingerprint}: {remedy}"
+                f"collection '{self.name}' holds regions of the encoder {filled_by}, but '{self._collection}' was "
+                f"filled by {description.fingerprint}: {remedy}"
             )
         index = self._connection.engine.index(description.schema)
-        collections.prepare(self._connection, self.name, [CODE], index, description.schema.storage.replicas)
-        self._nlist = collections.built_nlists(self._connection, self.name, [CODE]).get(CODE)
-        self._fields = collections.fields(self._connection, self.name, _COLUMNS, {CODE: settings.bits // 8})
+        collections.index_and_load(self._connection, self.name, [CODE], index, description.schema.storage.replicas)
+        self._nlist = collections.index_nlists(self._connection, self.name, [CODE]).get(CODE)
+        self._fields = collections.describe_fields(self._connection, self.name, _COLUMNS, {CODE: settings.bits // 8})
         self._loaded = wanted
 
     def _is_own(self, text: str) -> bool:

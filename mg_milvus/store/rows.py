@@ -1,7 +1,4 @@
-"""What one collection holds: its columns, what fits into them, and rows to records and back.
-
-Pure: shared by every store, so that the twin and Milvus accept, default and refuse the same things.
-"""
+"""Rows and records: the columns of a schema, checks shared by every store, and reading rows by id."""
 
 from __future__ import annotations
 
@@ -100,7 +97,7 @@ class Layout:
         return {column.name: column.type for column in self.columns}
 
     def output_fields(self, granularities: Sequence[str]) -> list[str]:
-        """Names to ask for: every scalar column and the codes of these granularities.
+        """Output fields of a request: every scalar column and the codes of these granularities.
 
         Raises:
             QueryError: an unknown granularity.
@@ -121,10 +118,10 @@ class Layout:
     def check_depth(self, depth: int) -> None:
         """Raise QueryError unless Milvus can return that many results."""
         if not 1 <= depth <= MAX_DEPTH:
-            raise QueryError(f"{depth} results were asked for, expected 1 to {MAX_DEPTH}")
+            raise QueryError(f"depth is {depth}, expected 1 to {MAX_DEPTH}")
 
     def check_hybrid(self, codes: Mapping[str, Codes], weights: Mapping[str, float], k: int) -> list[str]:
-        """The granularities to ask, in the order of the schema: those of a weight above 0.
+        """The granularities to search, in the order of the schema: those with a weight above 0.
 
         Raises:
             QueryError: none is left, a weight is negative, codes are missing, or the numbers of queries differ.
@@ -183,7 +180,7 @@ class Layout:
         return records
 
     def copied(self, record: Record) -> str:
-        """What ``COPY`` holds for a record: its codes one behind the other in the order of the schema, in base64."""
+        """The value of ``COPY``: a record's codes, concatenated in the order of the schema, in base64."""
         return b2a_base64(b"".join(record[name] for name in self.bytes), newline=False).decode()
 
     def row(self, record: Mapping[str, Any], granularities: Sequence[str]) -> Row:
@@ -229,10 +226,10 @@ class Layout:
         return Row(row_id, path, size, mtime_ns, width, height, content_hash, codes, fields)
 
     def codes_of_copy(self, text: str) -> dict[str, bytes]:
-        """The codes that ``copied`` has put into ``COPY``.
+        """The codes in a value of ``COPY``.
 
         Raises:
-            ValueError: it has not put this there.
+            ValueError: ``copied`` has not written it.
         """
         packed = a2b_base64(text)
         if len(packed) != sum(self.bytes.values()):
@@ -250,15 +247,15 @@ class Layout:
 
 
 def hits_of(hits: Any, bits: int, depth: int) -> list[tuple[float, str]]:
-    """One query's part of a search's answer as pairs (distance, id), as they came.
+    """The hits of one query as pairs (distance, id), in the order of the response.
 
     Args:
         hits: has ``distances`` and ``ids``.
         bits: of the codes: the longest distance.
-        depth: hits that were asked for.
+        depth: hits in the request.
 
     Raises:
-        ValueError: there are more, or what they say cannot be.
+        ValueError: there are more hits, or one is impossible.
     """
     pairs = list(zip(hits.distances, hits.ids, strict=True))
     if len(pairs) > depth:
@@ -271,15 +268,15 @@ def hits_of(hits: Any, bits: int, depth: int) -> list[tuple[float, str]]:
 
 
 def check_hit_id(row_id: object) -> None:
-    """Raise ValueError unless a search's answer may name this id."""
+    """Raise ValueError unless a row can have this id."""
     if not isinstance(row_id, str) or not could_be_id(row_id):
         raise ValueError(f"{one_line(repr(row_id))} is not an id")
 
 
 def neighbours(found: Iterable[tuple[float, str]], depth: int | None = None) -> Neighbours:
-    """Pairs (distance, id) as ``Neighbours``. Milvus orders by distance; the order within a tie is made ours: by id.
+    """Pairs (distance, id) as ``Neighbours``, ordered by distance, ties by id.
 
-    An id that comes twice, as after an import into rows that were there, counts once, where it is nearest.
+    A duplicate id, as after an import into existing rows, counts once, where it is nearest.
     """
     ordered = sorted(found)
     if len({i for _, i in ordered}) < len(ordered):

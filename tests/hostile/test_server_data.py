@@ -92,7 +92,7 @@ BROKEN = {
 def test_descriptions_that_nobody_here_has_written_are_anothers(text: str) -> None:
     start = time.monotonic()
     assert own_description(text) is None
-    with pytest.raises(errors.ForeignCollectionError, match="was not made by mg-milvus") as told:
+    with pytest.raises(errors.ForeignCollectionError, match="was not created by mg-milvus") as told:
         decode_description(text, "images")
     assert is_one_line(str(told.value))
     assert decode_tuned(text, MADE) is MADE
@@ -148,7 +148,7 @@ def test_a_schema_that_could_not_be_read_again_is_not_written() -> None:
         ExtraField(name=f"f{n}", type="string", default="x" * 30_000, max_length=30_000) for n in range(3)
     )  # fmt: skip
     large = Description(SCHEMA.model_copy(update={"fields": fields}), MADE.fingerprint)
-    with pytest.raises(errors.UnsupportedError, match="at most 65,536 are kept: use fewer fields"):
+    with pytest.raises(errors.UnsupportedError, match="at most 65,536 are stored: use fewer fields"):
         encode_description(large)
     assert MOST_BYTES == 65_536
 
@@ -262,7 +262,7 @@ def test_a_collection_that_cannot_be_read_keeps_nobody_from_the_others(
     with caplog.at_level(logging.WARNING, "mg_milvus"):
         assert store.collections() == ["images"]
     (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("mg_milvus")]
-    assert told.startswith("a collection is passed over: the description of collection 'way_out' cannot be read")
+    assert told.startswith("a collection is skipped: the description of collection 'way_out' cannot be read")
     assert is_one_line(told)
     assert store.describe() == MADE
     assert store.count() == 2
@@ -270,7 +270,7 @@ def test_a_collection_that_cannot_be_read_keeps_nobody_from_the_others(
         bad.describe()
     (found,) = [check for check in examine(MilvusConfig(uri, collection="brackets")) if check.name == "collection"]
     assert not found.ok
-    assert "was not made by mg-milvus" in found.message
+    assert "was not created by mg-milvus" in found.message
     (found,) = [check for check in examine(MilvusConfig(uri, collection="nothing")) if check.name == "collection"]
     assert found.message.endswith("(there are images)")
 
@@ -370,7 +370,7 @@ def test_chunks_that_were_not_asked_for_or_hold_no_text(store: MilvusStore, monk
 def test_an_encoder_that_is_too_large_is_not_written(store: MilvusStore, monkeypatch: pytest.MonkeyPatch) -> None:
     assert companions.MOST_BYTES == 256_000_000
     monkeypatch.setattr(companions, "MOST_BYTES", 4)
-    with pytest.raises(errors.StoreError, match="has 5 bytes, at most 4 are kept in Milvus"):
+    with pytest.raises(errors.StoreError, match="has 5 bytes, at most 4 are stored in Milvus"):
         store.put_encoder(MADE.fingerprint, b"right")
 
 
@@ -645,10 +645,10 @@ def test_clusters_that_no_index_has(nlist: object) -> None:
     client: Any = SimpleNamespace(describe_index=lambda *_, **__: told)
     connection.client = client
     with pytest.raises(errors.StoreError, match="expected 1 to 65536") as error:
-        collections.built_nlists(connection, "images", ["coarse"])
+        collections.index_nlists(connection, "images", ["coarse"])
     assert is_one_line(str(error.value))
     told["nlist"] = "128"
-    assert collections.built_nlists(connection, "images", ["coarse"]) == {"coarse": 128}
+    assert collections.index_nlists(connection, "images", ["coarse"]) == {"coarse": 128}
 
 
 @pytest.mark.parametrize("said", [ESCAPE, f"{ESCAPE}\n" * 300_000, "index type " * 300_000, "vector field" * 300_000])

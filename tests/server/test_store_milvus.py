@@ -321,7 +321,7 @@ def test_collections_of_others_are_left_alone(raw: MilvusStore) -> None:
     make_collection(raw, "images", "somebody's")
     make_collection(raw, "images_encoder", '{"also": "theirs"}')
     for ask in (raw.describe, raw.count, raw.drop, lambda: raw.create(DESCRIPTION)):
-        with pytest.raises(errors.ForeignCollectionError, match="'images' was not made by mg-milvus"):
+        with pytest.raises(errors.ForeignCollectionError, match="'images' was not created by mg-milvus"):
             ask()
     for ask in (lambda: raw.put_encoder("f", b""), lambda: raw.get_encoder("f")):
         with pytest.raises(errors.ForeignCollectionError, match="'images_encoder'"):
