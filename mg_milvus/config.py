@@ -13,10 +13,10 @@ from mg_milvus.errors import StoreError
 from mg_milvus.files import read_plain
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""What an HTTP/2 client says first, with empty settings; every server answers it."""
-_MOST = 1 << 20
-"""Bytes of the longest file of certificates that is read."""
-_LONGEST = 5.0
+"""The preface of an HTTP/2 client, with empty settings; every server responds to it."""
+_MAX_FILE = 1 << 20
+"""Bytes of the largest certificate file that is read."""
+_DIAGNOSIS_TIMEOUT = 5.0
 """Seconds for finding out why a server was not reached."""
 
 
@@ -26,10 +26,10 @@ class Tls:
 
     Attributes:
         ca_cert: PEM file of the authority that signed the server's certificate, or of the certificate itself; None:
-            the authorities that gRPC brings along.
-        client_cert: PEM file of a certificate of our own, for a server that asks for one; needs ``ca_cert``.
-        client_key: PEM file of its key.
-        server_name: the name in the server's certificate, where it is reached by another.
+            the authorities included in gRPC.
+        client_cert: PEM file of the client's certificate, for servers that require one; needs ``ca_cert``.
+        client_key: PEM file of the client's key.
+        server_name: the name in the server's certificate, if it differs from the host in the URI.
     """
 
     ca_cert: str | None = None
@@ -38,14 +38,14 @@ class Tls:
     server_name: str | None = None
 
     def check(self) -> None:
-        """Look at the files.
+        """Check the files.
 
         Raises:
-            StoreError: one is missing, is no PEM file, or does not go with the others.
+            StoreError: one is missing, is no PEM file, or does not match the others.
         """
         if (self.client_cert is None) != (self.client_key is None):
-            given, wanted = ("key", "certificate") if self.client_cert is None else ("certificate", "key")
-            raise StoreError(f"a client {given} was given for TLS without its {wanted}: give both, or neither")
+            given, missing = ("key", "certificate") if self.client_cert is None else ("certificate", "key")
+            raise StoreError(f"a client {given} was given for TLS without its {missing}: give both, or neither")
         if self.client_cert is not None and self.ca_cert is None:
             raise StoreError(
                 "a client certificate was given for TLS without the server's authority: give --ca-cert (ca_cert) too"
@@ -55,37 +55,37 @@ class Tls:
             if path is None:
                 continue
             try:
-                read_plain(path, _MOST)
+                read_plain(path, _MAX_FILE)
             except (OSError, ValueError) as exc:
                 reason = getattr(exc, "strerror", None) or exc
                 raise StoreError(f"{option.name} {path!r} cannot be read: {reason}") from exc
         self.context()
 
     def options(self) -> dict[str, Any]:
-        """The same for ``MilvusClient``."""
-        named: dict[str, str | None] = {"server_name": self.server_name}
+        """Options of ``MilvusClient``."""
+        options: dict[str, str | None] = {"server_name": self.server_name}
         if self.client_cert is None:
-            named["server_pem_path"] = self.ca_cert  # pymilvus' name for it, when the client has no certificate
+            options["server_pem_path"] = self.ca_cert  # pymilvus' name if the client has no certificate
         else:
-            named |= {
+            options |= {
                 "ca_pem_path": self.ca_cert, "client_pem_path": self.client_cert, "client_key_path": self.client_key
             }  # fmt: skip
-        return {"secure": True} | {name: value for name, value in named.items() if value is not None}
+        return {"secure": True} | {name: value for name, value in options.items() if value is not None}
 
     def trouble(self, uri: str) -> str | None:
-        """Why TLS with a server fails, with the remedy; None when it does not, or nobody answers. Talks to the server.
+        """Connect to a server to find out why TLS fails, with the remedy; None if it works, or nothing responds.
 
-        pymilvus and gRPC say no more than that they could not connect.
+        pymilvus and gRPC report only that they could not connect.
         """
         try:
             parts = urlsplit(uri)
             host, port = parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 19530)
             with (
-                socket.create_connection((host, port), timeout=_LONGEST) as plain,
+                socket.create_connection((host, port), timeout=_DIAGNOSIS_TIMEOUT) as plain,
                 self.context("h2").wrap_socket(plain, server_hostname=self.server_name or host) as encrypted,
             ):
                 encrypted.sendall(_PREFACE)
-                encrypted.recv(1)  # where the client's certificate is missing or refused, it is said now
+                encrypted.recv(1)  # a missing or refused client certificate is reported here
         except ssl.SSLCertVerificationError as exc:
             return (
                 f"its certificate is not trusted ({exc.verify_message}): give --ca-cert FILE with the authority that "
@@ -100,7 +100,7 @@ class Tls:
         return None
 
     def context(self, protocol: str = "http/1.1") -> ssl.SSLContext:
-        """The same for Python's own TLS, for what is spoken inside of it.
+        """The same certificates for Python's own TLS, with the protocol inside of it.
 
         Raises:
             StoreError: a file is no PEM file, or certificate and key do not belong together.
@@ -154,17 +154,17 @@ class MilvusConfig:
 def split_token(uri: str, token: str | None) -> tuple[str, str | None]:
     """The URI without user and password, which are the token unless one is given.
 
-    From here on the URI may be shown; the token never is.
+    The URI can be shown then; the token never is.
     """
     scheme, sign, rest = uri.partition("://")
-    held, at, place = rest.rpartition("@")  # no parser: a password may hold what ends a host for it
+    held, at, place = rest.rpartition("@")  # not by a parser: passwords may contain what ends a host
     if not sign or not at:
         return uri, token
     return f"{scheme}://{place}", token or unquote(held) or None
 
 
 def hide(text: str, token: str | None) -> str:
-    """Text of a server's, or of a library's, without the token or its password, plain or as they are sent."""
+    """Replace the token and its password, plain or encoded, in a text from a server or a library."""
     if not token:
         return text
     held = {token, token.partition(":")[2]}

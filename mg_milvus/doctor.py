@@ -1,4 +1,4 @@
-"""How much of the truth an index finds: its answers against distances to every row."""
+"""``mgm doctor``: checks of packages, device, encoder and collection, each with its remedy; recall of the indexes."""
 
 from __future__ import annotations
 
@@ -29,58 +29,7 @@ if TYPE_CHECKING:
 
 
 _SEED = 7
-
-
-def index_recall(store: Store, granularities: tuple[str, ...], *, k: int = 10, queries: int = 100) -> dict[str, float]:
-    """Recall at ``k`` of each granularity's index, asked with codes of rows drawn at random.
-
-    An answer is right when it is no farther away than the k-th nearest row is, so that ties do not count as misses. All
-    rows are read twice; memory does not grow with them.
-
-    Args:
-        store: has the collection.
-        granularities: names of the fields.
-        k: nearest rows asked for; fewer where there are fewer rows.
-        queries: rows to draw, at most.
-
-    Returns:
-        Granularity -> share of right answers, 0 to 1; empty without rows.
-    """
-    asked = _drawn(store, granularities, queries)
-    if not asked:
-        return {}
-    codes = {name: _codes(asked, name) for name in granularities}
-    nearest: dict[str, NDArray[np.int32]] = {name: np.empty((len(asked), 0), np.int32) for name in granularities}
-    for rows in store.scan(granularities=granularities):
-        for name in granularities:
-            seen = np.hstack([nearest[name], hamming(codes[name], _codes(rows, name))])
-            nearest[name] = np.sort(seen, axis=1)[:, :k]
-    found = {}
-    for name in granularities:
-        answers = store.nearest(name, codes[name], nearest[name].shape[1])
-        right = [int((a.distances <= far).sum()) for a, far in zip(answers, nearest[name][:, -1], strict=True)]
-        found[name] = sum(right) / nearest[name].size
-    return found
-
-
-def _drawn(store: Store, granularities: tuple[str, ...], size: int) -> list[Row]:
-    """A uniform random sample of the rows (Vitter 1985)."""
-    chosen: list[Row] = []
-    randomness = random.Random(_SEED)  # noqa: S311  (reproducible, not secret)
-    count = 0
-    for rows in store.scan(granularities=granularities):
-        for row in rows:
-            count += 1
-            if len(chosen) < size:
-                chosen.append(row)
-            elif (place := randomness.randrange(count)) < size:
-                chosen[place] = row
-    return chosen
-
-
-def _codes(rows: list[Row], name: str) -> Codes:
-    return np.stack([np.frombuffer(row.codes[name], np.uint8) for row in rows])
-
+"""Of the random sample of queries, so that a recall can be measured again."""
 
 RANGES = {
     "pymilvus": ((3, 0, 2), (4,)),
@@ -98,25 +47,25 @@ RANGES = {
 LITE_SYSTEMS = ("Linux", "Darwin")
 
 ENOUGH_RECALL = 0.95
-"""Share of the nearest rows that an index should find: what it misses, fusion cannot bring back."""
+"""Recall that an index should have: fusion cannot add the rows that it misses."""
 
 REMEDIES: dict[type[MgMilvusError], str] = {
     StoreUnavailableError: "start the server, or correct --uri or MGM_URI; a file such as mgm.db needs no server",
     AuthenticationError: "pass --token user:password, or set MGM_TOKEN",
     StoreLockedError: "end the other program that has the file open, then mgm up: all programs share it",
 }
-"""Error -> remedy, where the message's own words are not about the command line."""
+"""Error -> remedy, where the message does not name one for the command line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """One check and its result.
 
     Attributes:
-        name: what it is.
-        ok: whether it is as it should be.
-        message: what was found, in one line.
-        remedy: what to do; empty when nothing needs doing.
+        name: of the check.
+        ok: whether it passed.
+        message: the result, in one line.
+        remedy: what to do; empty if nothing.
     """
 
     name: str
@@ -148,9 +97,9 @@ def examine(
     yield from _milvus(config, device, recall=recall, repair=repair)
 
 
-def _attempt(name: str, look: Callable[[], Check], remedy: str = "see the message") -> Check:
+def _attempt(name: str, check: Callable[[], Check], remedy: str = "see the message") -> Check:
     try:
-        return look()
+        return check()
     except MgMilvusError as exc:
         return Check(name, False, _line(exc), REMEDIES.get(type(exc), remedy))
     except Exception as exc:  # noqa: BLE001 - a broken installation can raise anything
@@ -162,13 +111,12 @@ def _line(exc: Exception) -> str:
 
 
 def _python() -> Check:
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Check("python", True, found)
+    return Check("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
 
 
 def _package(package: str) -> Check:
     first, end = RANGES[package]
-    wanted = f'pip install "{package}>={_dotted(first)},<{_dotted(end)}"'
+    remedy = f'pip install "{package}>={_dotted(first)},<{_dotted(end)}"'
     try:
         version = metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -179,9 +127,9 @@ def _package(package: str) -> Check:
                 f"Milvus Lite does not run on {platform.system()}",
                 "use a server: --uri http://localhost:19530",
             )
-        return Check(package, False, "not installed", wanted)
+        return Check(package, False, "not installed", remedy)
     if not first <= _numbers(version) < end:
-        return Check(package, False, f"{version}, expected {_dotted(first)} or newer, before {_dotted(end)}", wanted)
+        return Check(package, False, f"{version}, expected {_dotted(first)} or newer, before {_dotted(end)}", remedy)
     return Check(package, True, version)
 
 
@@ -212,9 +160,9 @@ def _formats() -> Check:
 def _device(device: str) -> Check:
     from mg_milvus.encoder.torch_runtime import has_bfloat16, resolve_device
 
-    found = resolve_device(device)
-    precision = "bfloat16" if has_bfloat16(found) else "float32 (no fast bfloat16 here)"
-    return Check("device", True, f"{device} is {found}, {precision}")
+    resolved = resolve_device(device)
+    precision = "bfloat16" if has_bfloat16(resolved) else "float32 (no fast bfloat16 here)"
+    return Check("device", True, f"{device} is {resolved}, {precision}")
 
 
 def _encoder(device: str) -> Check:
@@ -252,7 +200,7 @@ def _milvus(config: MilvusConfig, device: str, *, recall: bool, repair: bool) ->
             "collection", lambda: _collection(opened[0], device), "name another --collection, or ingest into a new one"
         )
         yield from _regions(opened[0], repair=repair)
-        yield from _lists(opened[0], repair=repair)
+        yield from _indexes(opened[0], repair=repair)
         if recall:
             yield _attempt("recall", lambda: _recall(opened[0]))
     finally:
@@ -267,32 +215,32 @@ def _collection(store: Store, device: str) -> Check:
         others = store.collections()
         there = f"there are {', '.join(others)}" if others else "there is none"
         return Check("collection", True, f"no collection '{store.collection}' yet: mgm ingest makes it ({there})")
-    kept = store.get_encoder(description.fingerprint)
+    stored = store.get_encoder(description.fingerprint)
     rows = f"'{store.collection}', {store.count():,} rows"
-    if kept is None:
+    if stored is None:
         return Check(
             "collection",
             False,
-            f"{rows}, but its encoder {description.fingerprint} is not kept beside it",
+            f"{rows}, but its encoder {description.fingerprint} is not stored beside it",
             "pass the encoder's file with --encoder, or ingest into a new collection",
         )
-    found = load_encoder(kept, device=device).fingerprint
-    if found != description.fingerprint:
+    fingerprint = load_encoder(stored, device=device).fingerprint
+    if fingerprint != description.fingerprint:
         return Check(
             "collection",
             False,
-            f"{rows}, filled by encoder {description.fingerprint}, but {found} is kept beside it",
+            f"{rows}, filled by encoder {description.fingerprint}, but {fingerprint} is stored beside it",
             "ingest into a new collection",
         )
-    return Check("collection", True, f"{rows}, encoder {found} is kept with it")
+    return Check("collection", True, f"{rows}, encoder {fingerprint} is stored with it")
 
 
 def _regions(store: Store, *, repair: bool) -> Iterator[Check]:
-    """Whether images and the codes of their regions are in step; nothing where the schema has no regions."""
+    """Check that every image has its regions and every region its image; no check without regions in the schema."""
     try:
         description = store.describe()
     except MgMilvusError:
-        return  # the check before this one has said it
+        return  # the check before this one reports it
     if description is None or description.schema.regions is None:
         return
     remedy = "mgm ingest FOLDER encodes what is missing"
@@ -302,10 +250,10 @@ def _regions(store: Store, *, repair: bool) -> Iterator[Check]:
 def _in_step(store: Store, schema: Schema, *, repair: bool) -> Check:
     from mg_milvus.ingest.run import delete_orphans, find_out_of_step
 
-    found = find_out_of_step(store, schema, thorough=True)
+    out_of_step = find_out_of_step(store, schema, thorough=True)
     if repair:
-        delete_orphans(store, found)
-    orphans, incomplete = len(found.orphans), len(found.incomplete)
+        delete_orphans(store, out_of_step)
+    orphans, incomplete = len(out_of_step.orphans), len(out_of_step.incomplete)
     removed = f"the regions of {orphans:,} images that are gone were removed" if repair and orphans else ""
     if incomplete or (orphans and not repair):
         return Check(
@@ -317,48 +265,98 @@ def _in_step(store: Store, schema: Schema, *, repair: bool) -> Check:
     return Check("regions", True, removed or f"{store.regions.count():,} codes of regions, in step with the images")
 
 
-def _lists(store: Store, *, repair: bool) -> Iterator[Check]:
-    """Whether each BIN_IVF_FLAT index has as many clusters as its rows ask for; nothing where there is none."""
+def _indexes(store: Store, *, repair: bool) -> Iterator[Check]:
+    """Check the number of clusters of each BIN_IVF_FLAT index against its rows; no check without such an index."""
     from mg_milvus.store.base import fits, nlist_for
 
     try:
-        found = [] if store.describe() is None else store.indexes.lists()
+        indexes = [] if store.describe() is None else store.indexes.lists()
     except MgMilvusError:
-        return  # a check before this one has said it
-    for index in found:
+        return  # a check before this one reports it
+    for index in indexes:
         what = f"'{index.collection}', nlist {index.nlist}"
-        wanted = nlist_for(index.rows)
+        expected = nlist_for(index.rows)
         if fits(index.nlist, index.rows):
             rows = f"segments of {index.rows:,} rows" if index.rows else "no segment is large enough for an index yet"
-            yield Check("index", True, f"{what}, {rows}: that will do")
+            yield Check("index", True, f"{what}, {rows}: fits")
         elif repair:
 
-            def again(collection: str = index.collection, nlist: int = wanted) -> Check:
+            def rebuild(collection: str = index.collection, nlist: int = expected) -> Check:
                 store.indexes.rebuild(collection, nlist)
                 return Check(
                     "index", True, f"'{collection}' gets its index again with nlist {nlist}; the server builds"
                 )
 
-            yield _attempt("index", again)
+            yield _attempt("index", rebuild)
         else:
             yield Check(
                 "index",
                 False,
-                f"{what}, but segments of {index.rows:,} rows ask for about {wanted} (4 times the root)",
+                f"{what}, but segments of {index.rows:,} rows need about {expected} (4 times the root)",
                 "mgm doctor --repair builds it again; nprobe keeps its share, and queries fail for some seconds",
             )
 
 
 def _recall(store: Store) -> Check:
-
     description = store.describe()
     if description is None:
         return Check("recall", True, f"no collection '{store.collection}' yet")
     storage = description.schema.storage
-    found = index_recall(store, tuple(description.schema.bits))
-    told = ", ".join(f"{name} {value:.3f}" for name, value in found.items()) or "no rows yet"
+    recalls = index_recall(store, tuple(description.schema.bits))
+    values = ", ".join(f"{name} {value:.3f}" for name, value in recalls.items()) or "no rows yet"
     remedy = (
         f"a higher nprobe than {storage.nprobe}: mgm export, then mgm load --schema with it, into another --collection"
     )
-    ok = min(found.values(), default=1.0) >= ENOUGH_RECALL
-    return Check("recall", ok, f"of the 10 nearest, the index finds: {told}", "" if ok else remedy)
+    ok = min(recalls.values(), default=1.0) >= ENOUGH_RECALL
+    return Check("recall", ok, f"of the 10 nearest, the index finds: {values}", "" if ok else remedy)
+
+
+def index_recall(store: Store, granularities: tuple[str, ...], *, k: int = 10, queries: int = 100) -> dict[str, float]:
+    """Recall at ``k`` of each granularity's index, with a random sample of the rows as queries.
+
+    A candidate is correct if it is no farther away than the k-th nearest row, so ties do not count as misses. All rows
+    are read twice; memory does not grow with them.
+
+    Args:
+        store: has the collection.
+        granularities: names of the fields.
+        k: nearest rows per query; fewer if there are fewer rows.
+        queries: size of the sample, at most.
+
+    Returns:
+        Granularity -> share of correct candidates, 0 to 1; empty without rows.
+    """
+    sample = _random_sample(store, granularities, queries)
+    if not sample:
+        return {}
+    codes = {name: _codes(sample, name) for name in granularities}
+    nearest: dict[str, NDArray[np.int32]] = {name: np.empty((len(sample), 0), np.int32) for name in granularities}
+    for rows in store.scan(granularities=granularities):
+        for name in granularities:
+            seen = np.hstack([nearest[name], hamming(codes[name], _codes(rows, name))])
+            nearest[name] = np.sort(seen, axis=1)[:, :k]
+    recalls = {}
+    for name in granularities:
+        candidates = store.nearest(name, codes[name], nearest[name].shape[1])
+        pairs = zip(candidates, nearest[name][:, -1], strict=True)
+        recalls[name] = sum(int((own.distances <= far).sum()) for own, far in pairs) / nearest[name].size
+    return recalls
+
+
+def _random_sample(store: Store, granularities: tuple[str, ...], size: int) -> list[Row]:
+    """A uniform random sample of the rows (Vitter 1985)."""
+    chosen: list[Row] = []
+    randomness = random.Random(_SEED)  # noqa: S311  (reproducible, not secret)
+    count = 0
+    for rows in store.scan(granularities=granularities):
+        for row in rows:
+            count += 1
+            if len(chosen) < size:
+                chosen.append(row)
+            elif (place := randomness.randrange(count)) < size:
+                chosen[place] = row
+    return chosen
+
+
+def _codes(rows: list[Row], name: str) -> Codes:
+    return np.stack([np.frombuffer(row.codes[name], np.uint8) for row in rows])

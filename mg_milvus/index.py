@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class ImageIndex:
-    """Images in one Milvus collection, found by their likeness.
+    """Images in one Milvus collection, searched by similarity.
 
     Make one with ``open``; use it as a context manager. Queries may come from several threads at once.
     """
@@ -69,17 +69,17 @@ class ImageIndex:
         timeout: float = 10.0,
         tls: Tls | None = None,
     ) -> Self:
-        """Open an index. Nothing is connected or made before it is needed.
+        """Open an index. Nothing is connected or created before it is needed.
 
         Args:
             uri: a Milvus Lite file ``*.db`` or a server ``http://host:19530``.
-            schema: preset name, YAML file or ``Schema``. A collection that exists knows its own; a given one may change
-                weights and fusion only.
-            encoder: ``builtin``, an encoder file, or an ``Encoder``. A collection that exists brings its own.
-            token: ``user:password`` or an API key, where the server asks for one; default: what the URI holds.
+            schema: preset name, YAML file or ``Schema``. An existing collection has its own; a given schema may differ
+                from that in weights and fusion only.
+            encoder: ``builtin``, an encoder file, or an ``Encoder``. An existing collection has its own.
+            token: ``user:password`` or an API key, for servers that require one; default: user and password of the URI.
             collection: its name; default: the schema's, or the only one there is.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-            timeout: seconds that one call to the server may take.
+            timeout: seconds allowed for connecting and for each request.
             tls: certificates, for a server that is reached with TLS; ``https://`` alone trusts public authorities.
 
         Raises:
@@ -124,12 +124,12 @@ class ImageIndex:
 
     @property
     def schema(self) -> Schema:
-        """The collection's schema, or the one it will be made with."""
+        """The collection's schema, or the one it will be created with."""
         return self._session.schema
 
     @property
     def session(self) -> Session:
-        """What the index asks through: its store, its encoder, and what its collection says of itself."""
+        """The open collection: its store, schema and encoder."""
         return self._session
 
     @property
@@ -171,7 +171,7 @@ class ImageIndex:
             max_pixels: larger images are refused.
             progress: called after each batch.
             metrics: counts and durations; one for each ingest, whose text any thread can read meanwhile.
-            inside: what links lead to is taken only where it lies in this folder; the rest is reported.
+            inside: links are followed only to files in this folder; others are reported as failures.
 
         Raises:
             ImageError: a source does not exist; nothing was done.
@@ -223,11 +223,11 @@ class ImageIndex:
         self, folder: PathLike, *, partial: bool = False, bucket: str | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> TransferReport:  # fmt: skip
-        """Put a folder of codes, as ``bulk.encode`` and ``export`` write it, into the collection.
+        """Load a folder of codes, as ``bulk.encode`` and ``export`` write it, into the collection.
 
-        A collection that does not exist is made with the codes' own schema and encoder, and their name unless one was
-        given when the index was opened; a schema that was given may have other weights, fusion and storage. Rows that
-        are there already are replaced, so after a failure, just load again.
+        A missing collection is created with the schema and encoder of the codes, and their collection name unless one
+        was given when the index was opened; a given schema may have other weights, fusion and storage. Existing rows
+        are replaced, so after a failure, load again.
 
         Args:
             folder: here or in a bucket.
@@ -275,7 +275,7 @@ class ImageIndex:
 
         Returns:
             At most k hits for each image, best first; equal scores are ordered by the weighted distance, then by id.
-            Each answer is a list that shows itself in a notebook.
+            Each ``Hits`` is a list with a notebook view.
 
         Raises:
             ImageError: an image cannot be read.
@@ -520,7 +520,7 @@ class ImageIndex:
         return self._session.store.count(filter)
 
     def info(self) -> IndexInfo:
-        """Tell what the collection is.
+        """Describe the collection.
 
         Raises:
             CollectionNotFoundError: there is none.
@@ -541,7 +541,7 @@ class ImageIndex:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Give the session back; idempotent."""
+        """Close the index; idempotent."""
         self._session.close()
 
     def __enter__(self) -> Self:

@@ -1,8 +1,7 @@
-"""Milvus Lite's engine for one file: started when first needed, shared inside the process, stopped by the last user.
+"""Milvus Lite's engine for one file: started at first use, shared within the process, stopped by its last user.
 
-The engine is a program inside the milvus-lite package. It is started here rather than by that package because the
-package lets it write on the terminal and in the reach of Ctrl-C, waits half a second, and warns at import.
-The lock file is the package's own, so that other programs and this one keep each other out.
+The engine is a program inside the milvus-lite package; see ``lite_workarounds.engine_program`` for why it is started
+here. The lock file is that package's, so that other programs and this one exclude each other.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from mg_milvus import files
 from mg_milvus.errors import StoreError, StoreLockedError, UnsupportedError
 from mg_milvus.store.lite_workarounds import could_be_lite, engine_command, engine_program, index_keys, is_known
 
-_LOCK_PATIENCE = 2.0
-_START_PATIENCE = 10.0
-_ROOM = 32_000_000
-"""Bytes: several times what a call writes at most, with its journal."""
-_LONGEST_FOLDER = 100
+_LOCK_TIMEOUT = 2.0
+_START_TIMEOUT = 10.0
+_MIN_FREE = 32_000_000
+"""Bytes: several times the most that one request writes, with its journal."""
+_MAX_FOLDER_PATH = 100
 """Bytes of a folder's path; with a socket in it 107 on Linux, 103 on macOS."""
 _PASSED_ON = (
     "HOME", "LANG", "LC_ALL", "LC_CTYPE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TMPDIR", "TZ",
 )  # fmt: skip
-"""What started programs get of this one's environment, which may hold secrets and names that run foreign code."""
+"""Environment variables passed on to started programs: others may hold secrets, or names of foreign code."""
 _PATHS = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _SERVER_REMEDY = "give the URI of a Milvus server instead, such as http://localhost:19530"
 
@@ -55,7 +54,7 @@ class _Engine:
         return f"unix:{self.folder / 's'}"
 
     def stop(self) -> None:
-        # Only when the program has ended is the lock given back: the next one must not meet it still writing.
+        # The lock is released after the program has ended: the next engine must not start while it still writes.
         self.process.terminate()
         try:
             self.process.wait(timeout=5)
@@ -78,17 +77,17 @@ def version() -> str:
         UnsupportedError: none is installed, or one without binary vectors.
     """
     try:
-        found = importlib.metadata.version("milvus-lite")
+        installed = importlib.metadata.version("milvus-lite")
     except importlib.metadata.PackageNotFoundError as exc:
         raise UnsupportedError(
             "milvus-lite is not installed: pip install 'milvus-lite>=2.5.1,<3'; there is none for Windows and Alpine "
             f"Linux, there {_SERVER_REMEDY}"
         ) from exc
-    if int(found.split(".")[0]) >= 3:
+    if int(installed.split(".")[0]) >= 3:
         raise UnsupportedError(
-            f"milvus-lite {found} is installed, which has no binary vectors: pip install 'milvus-lite>=2.5.1,<3'"
+            f"milvus-lite {installed} is installed, which has no binary vectors: pip install 'milvus-lite>=2.5.1,<3'"
         )
-    return found
+    return installed
 
 
 def program() -> Path:
@@ -97,11 +96,11 @@ def program() -> Path:
     Raises:
         UnsupportedError: see ``version``; or the package holds no program for this platform.
     """
-    found, program = version(), engine_program()
+    installed, program = version(), engine_program()
     if program is None and not is_known("milvus-lite"):
         raise UnsupportedError(
-            f"mgm up starts the engine of milvus-lite 2.5, and {found} is installed: pip install 'milvus-lite==2.5.*', "
-            f"or {_SERVER_REMEDY}"
+            f"mgm up starts the engine of milvus-lite 2.5, and {installed} is installed: "
+            f"pip install 'milvus-lite==2.5.*', or {_SERVER_REMEDY}"
         )
     if program is None:
         raise UnsupportedError(f"milvus-lite has no engine for this platform: {_SERVER_REMEDY}")
@@ -126,7 +125,7 @@ def start(file: Path) -> str:
     """The address of the engine that serves this file, for ``MilvusClient``; every call needs a ``stop``.
 
     Raises:
-        UnsupportedError: no milvus-lite here, or a file name that it cannot have.
+        UnsupportedError: milvus-lite is not installed, or does not support the file's name.
         StoreLockedError: another process holds the file, and still does after two seconds.
         StoreError: the folder is missing, or the file is something else or damaged.
     """
@@ -138,7 +137,7 @@ def start(file: Path) -> str:
         engine, users = _engines.pop(file, None), 1
         if engine is not None:
             users += engine.users
-            if engine.process.poll() is not None:  # it crashed: its users' `stop` calls will still come
+            if engine.process.poll() is not None:  # it crashed; its users still call `stop`
                 engine.stop()
                 engine = None
         if engine is None:
@@ -163,7 +162,7 @@ def _leave_to_pymilvus(file: Path) -> str:
 
 
 def stop(file: Path) -> None:
-    """Give the engine of this file back; the last one stops it and unlocks the file."""
+    """End one use of a file's engine; the last one stops it and unlocks the file."""
     file = data_path(file)
     with _guard:
         engine = _engines.get(file)
@@ -187,24 +186,24 @@ def _stop_all() -> None:
 
 
 def check_room(file: Path) -> None:
-    """Raise StoreError unless the file's disk has room for whatever one call writes.
+    """Raise StoreError unless the file's disk has room for one request.
 
-    The engine (2.5.1, measured) acknowledges writes that a full disk did not take: they are gone when it stops.
+    The engine (2.5.1, measured) acknowledges writes that did not fit on a full disk; they are lost when it stops.
     """
     free = shutil.disk_usage(file.parent).free
-    if free < _ROOM:
+    if free < _MIN_FREE:
         raise StoreError(
-            f"the disk of {file} is full: {free:,} bytes are free, {_ROOM:,} are needed to write safely. Make room, "
-            "then run the same command again; what was stored stays"
+            f"the disk of {file} is full: {free:,} bytes are free, {_MIN_FREE:,} are needed to write safely. Make "
+            "room, then run the same command again; what was stored stays"
         )
 
 
 def check_file(file: Path) -> None:
-    """Refuse what cannot be a Milvus Lite file.
+    """Refuse a path that cannot be a Milvus Lite file.
 
     Raises:
         UnsupportedError: its name.
-        StoreError: the folder is missing, or it is something else, or damaged.
+        StoreError: its folder is missing, or the file is another one, or damaged.
     """
     if len(file.name) > 36 or not re.fullmatch(r"[A-Za-z0-9._-]+", file.name):
         raise UnsupportedError(
@@ -229,18 +228,18 @@ def _launch(binary: Path, file: Path) -> _Engine:
     engine = _Engine(
         subprocess.Popen(  # noqa: S603  (the program of an installed package)
             engine_command(binary, file, f"unix:{folder / 's'}", lock_file(file)),
-            cwd=folder,  # never a folder of data: what lies there may be a stranger's
+            cwd=folder,  # never a folder of data, where anybody's files may lie
             env=environment(binary),
             umask=files.UMASK,  # a new data file is for this user only
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for us: the engine must live to acknowledge the last batch
+            start_new_session=True,  # Ctrl-C must not stop the engine before it acknowledges the last batch
         ),
         locked,
         folder,
     )
-    give_up = time.monotonic() + _START_PATIENCE
+    give_up = time.monotonic() + _START_TIMEOUT
     while not (folder / "s").exists():
         if engine.process.poll() is not None or time.monotonic() > give_up:
             engine.stop()
@@ -250,9 +249,9 @@ def _launch(binary: Path, file: Path) -> _Engine:
 
 
 def socket_folder(file: Path) -> Path:
-    """A new folder for the engine's socket. Those of earlier engines of this file, which a kill left, are removed.
+    """Create a folder for the engine's socket, and remove those that killed engines of this file left.
 
-    For who holds the file's lock. Never the same name again: an engine that is still ending removes its own socket.
+    Only for the holder of the file's lock. Each name is new: an engine that is still ending removes its own socket.
     """
     prefix = f"mgm-{hashlib.blake2b(os.fsencode(file), digest_size=4).hexdigest()}-"
     try:
@@ -260,30 +259,30 @@ def socket_folder(file: Path) -> Path:
             shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=prefix))
     except OSError as exc:
-        raise StoreError(f"no temporary folder can be made ({exc}): set TMPDIR to a folder with room") from exc
-    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        raise StoreError(f"no temporary folder can be created ({exc}): set TMPDIR to a folder with room") from exc
+    if len(os.fsencode(folder)) > _MAX_FOLDER_PATH:
         folder.rmdir()
         raise StoreError(f"{folder} is too long a path for Milvus Lite's socket: set TMPDIR to a shorter one")
     return folder
 
 
 def environment(binary: Path) -> dict[str, str]:
-    """The environment that the engine needs."""
+    """The environment of the engine."""
     libraries = {name: os.pathsep.join((str(binary.parent), *absolute_parts(name))) for name in _PATHS}
-    # Else it leaves a log file in the folder for temporary files at every start.
+    # Otherwise it leaves a log file in the folder for temporary files at every start.
     return _passed_on() | libraries | {"GLOG_logtostderr": "1"}
 
 
 def python_environment() -> dict[str, str]:
-    """The environment that a Python started with this package needs: it finds modules where this one does."""
+    """The environment of a Python process with this package: it imports modules from the same places."""
     paths = (*_PATHS, *(() if sys.flags.ignore_environment else ("PYTHONPATH",)))
     return _passed_on() | {name: os.pathsep.join(parts) for name in paths if (parts := absolute_parts(name))}
 
 
 def absolute_parts(name: str) -> list[str]:
-    """The parts of a path in the environment that mean the same wherever a program is started.
+    """The absolute folders of a search path in the environment.
 
-    An empty part, or a relative one, is the current folder, or in it, where anybody's files may lie.
+    An empty or relative one means the current folder, or one in it, where anybody's files may lie.
     """
     return [part for part in os.environ.get(name, "").split(os.pathsep) if os.path.isabs(part)]
 
@@ -293,17 +292,17 @@ def _passed_on() -> dict[str, str]:
 
 
 def cannot_open(file: Path) -> str:
-    """What to say when the engine does not come up."""
+    """The message for an engine that does not start."""
     return f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to"
 
 
 def lock_file(file: Path) -> Path:
-    """Whoever has a lock on this one has the data file; the engine ends when its starter no longer has it."""
+    """The lock file of a data file; the engine ends when its starter no longer holds the lock."""
     return file.with_name(f".{file.name}.lock")
 
 
 def lock(file: Path) -> IO[str]:
-    """The lock on a data file, given back when it is closed or this process ends.
+    """Lock a data file until the returned file is closed or this process ends.
 
     Raises:
         StoreLockedError: another process holds it, and still does after two seconds.
@@ -315,7 +314,7 @@ def lock(file: Path) -> IO[str]:
         raise StoreError(
             f"{lock_file(file)} cannot be written ({exc.strerror}): choose a folder you may write to"
         ) from exc
-    give_up = time.monotonic() + _LOCK_PATIENCE
+    give_up = time.monotonic() + _LOCK_TIMEOUT
     while True:
         try:
             fcntl.lockf(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -333,12 +332,12 @@ def lock(file: Path) -> IO[str]:
 
 
 def _open_lock(file: Path) -> IO[str]:
-    """The lock file, which is made where it is missing; another user's is taken only where the data is theirs, too."""
+    """Open or create the lock file; another user's is accepted only if the data file is theirs, too."""
     owner = file.stat().st_uid if file.exists() else None
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     locked = os.fdopen(files.open_private(lock_file(file), flags, also=owner), "a")
-    found = os.fstat(locked.fileno())
-    if found.st_uid == os.geteuid() and not found.st_mode & 0o022:
-        # Made by another program. Those who may only read it have no use of it but to keep the owner out.
+    status = os.fstat(locked.fileno())
+    if status.st_uid == os.geteuid() and not status.st_mode & 0o022:
+        # Another program created it. Who can only read it could use it only to keep the owner out.
         os.fchmod(locked.fileno(), files.FILE)
     return locked

@@ -73,13 +73,13 @@ class Indexed(MemoryStore):
 
 def test_the_doctor_asks_for_another_index_and_builds_it():
     store = Indexed(IndexLists("images", 1024, 5_000_000), IndexLists("images_regions", 1024, 90_000))
-    first, second = doctor._lists(store, repair=False)
+    first, second = doctor._indexes(store, repair=False)
     assert (first.ok, second.ok) == (False, True)
-    assert first.message == "'images', nlist 1024, but segments of 5,000,000 rows ask for about 8944 (4 times the root)"
+    assert first.message == "'images', nlist 1024, but segments of 5,000,000 rows need about 8944 (4 times the root)"
     assert first.remedy.startswith("mgm doctor --repair builds it again")
-    assert [check.ok for check in doctor._lists(store, repair=True)] == [True, True]
+    assert [check.ok for check in doctor._indexes(store, repair=True)] == [True, True]
     assert [index.nlist for index in store.found] == [8944, 1024]
-    assert [check.ok for check in doctor._lists(store, repair=False)] == [True, True]
+    assert [check.ok for check in doctor._indexes(store, repair=False)] == [True, True]
 
 
 def test_a_load_makes_the_index_for_the_rows_to_come():
@@ -94,5 +94,5 @@ def test_a_load_makes_the_index_for_the_rows_to_come():
 
 
 def test_where_there_is_no_such_index_nothing_is_said():
-    assert list(doctor._lists(MemoryStore("images"), repair=True)) == []
-    assert list(doctor._lists(Indexed(), repair=True)) == []
+    assert list(doctor._indexes(MemoryStore("images"), repair=True)) == []
+    assert list(doctor._indexes(Indexed(), repair=True)) == []
