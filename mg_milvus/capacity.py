@@ -1,7 +1,7 @@
-"""Bytes of one row of a collection, on Milvus Lite, on a server, and in files of codes. Pure arithmetic.
+"""``mgm plan``: bytes of a collection on Milvus Lite, on a server and in files of codes, and hours of encoding.
 
-Each constant says where it comes from; ``benchmarks/capacity.py`` fills Milvus Lite with up to a million rows and holds
-what follows from them against what is there.
+Each constant states its source; ``benchmarks/capacity.py`` fills Milvus Lite with up to a million rows and compares
+the predictions with measurements.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ _LITE_COLUMN = 14
 _LITE_INT, _LITE_LONG = 3, 9
 """Bytes of numbers there: of sizes, which are written without their zeros; of times in nanoseconds, and of any."""
 _LITE_ROW = 62 + 12
-"""Bytes of a row beside its columns and its key, which comes once more: RowID and Timestamp, SQLite's own (counted)."""
+"""Bytes of a row beside its columns and a second copy of its key: RowID, Timestamp, and SQLite's own (counted)."""
 _LITE_PAGE = 4096
 _LITE_KEY, _LITE_KEYS_FULL = 9, 0.75
-"""Bytes of a key beside itself in the index over the keys, and how full its pages are: keys come in no order."""
+"""Overhead in bytes of a key in the index over the keys, and the fill factor of its pages: keys are unordered."""
 _LITE_MEMORY_ROW, _LITE_MEMORY_TEXT, _LITE_MEMORY_COLUMN, _LITE_MEMORY_BYTE = 34, 76, 25, 2.5
-"""Bytes of memory of a row, of each text that is always there (id, path, hash), of each column, and of each byte in
-them, while a file is opened (fitted to five schemas with 20,000 and 60,000 rows, and to 290,000 regions). Half of it is
-the rows; the other half is what they were read through."""
+"""Bytes of memory of a row, of each fixed text (id, path, hash), of each column, and of each byte in them, while a file
+is opened (fitted to five schemas with 20,000 and 60,000 rows, and to 290,000 regions). Half of it is the rows, the
+other half the buffers they are read through."""
 
 # A Milvus server.
 _IVF_ID = 8
 """Bytes of a row's number in a list of BIN_IVF_FLAT (counted: a FAISS index, serialised)."""
 _SERVER_ROW, _SERVER_TEXT = 92, 33
 """Bytes of a row in memory beside its values, by the types that Milvus keeps them in: 16 for times and numbers, 72 for
-the place of a key, 4 for the filter of keys; and of each text as an object. What comes of it was within 30 % of Milvus
-2.3.5 with 200,000 and with a million rows of one code, whose own memory for loading hides the rest."""
+the place of a key, 4 for the filter of keys; and of each text as an object. Predictions were within 30 % of Milvus
+2.3.5 with 200,000 and with a million rows of one code; its memory for loading hides the rest."""
 
 _PARQUET_ROW = 50
 """Bytes of the columns that every image has but the path, compressed: two random hashes of 16 bytes, size, time."""
@@ -73,9 +73,9 @@ class Table:
     """One row of a collection.
 
     Attributes:
-        columns: what it holds; the first is the key.
+        columns: the first is the key.
         listed: bytes of a row's number in the index of each code.
-        copy: what Milvus Lite holds besides.
+        copy: additional columns in Milvus Lite.
     """
 
     columns: tuple[Column, ...]
@@ -186,20 +186,20 @@ REGIONS_RATE = 0.92
 _LITE_MEMORY = 10e6
 """Bytes of private memory of the process that serves an empty file of Milvus Lite."""
 _LITE_MEMORY_READING = 100e6
-"""Bytes that what rows are read through takes there at most (seen with 200,000 and with a million)."""
+"""Most bytes of the buffers that rows are read through (measured with 200,000 and with a million rows)."""
 _SERVER = 0.7e9
-"""Bytes of memory of a server that holds next to nothing (Milvus 2.3.5: 0.4 to 0.8 GB, by what it last did)."""
+"""Bytes of memory of a nearly empty server (Milvus 2.3.5: 0.4 to 0.8 GB, depending on its recent work)."""
 _HEADROOM = 1.3
-"""Memory that a query node should have over what it holds: answers, growing segments, compaction."""
+"""Memory of a query node relative to its data: results, growing segments, compaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that makes a server need less memory.
+    """A change of the schema that reduces a server's memory.
 
     Attributes:
-        what: a sentence.
-        memory: bytes of memory that a server then needs.
+        what: the change, in words.
+        memory: bytes of memory that the server then needs.
         disk: bytes that it then maps from its local disk.
     """
 
@@ -227,7 +227,7 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What images take; bytes, of all of them, with their regions, unless it says otherwise.
+    """What a collection takes; in bytes, for all images with their regions, unless stated otherwise.
 
     Attributes:
         images: their number.
@@ -239,8 +239,8 @@ class Plan:
         server_disk: of codes that are mapped into memory from the nodes' own disks, all replicas.
         index: granularity -> bytes of its index on a server, one replica.
         encode_hours: wall time of all machines together.
-        changes: what would make it fit into the memory that was given; empty when it fits.
-        notes: what else to set, in sentences.
+        changes: changes that reduce the memory; empty if the plan fits into the given memory.
+        notes: further advice, in sentences.
     """
 
     images: int
@@ -307,14 +307,14 @@ def plan(images: int, schema: Schema | None = None, assumptions: Assumptions | N
     sizes = _Sizes(schema, images, assumptions.path_bytes, assumptions.text_bytes)
     collections = tuple(_collection(table, rows) for table, rows in sizes.filled)
     rate = assumptions.images_per_second or IMAGES_PER_SECOND * (REGIONS_RATE if schema.regions else 1)
-    made = Plan(
+    draft = Plan(
         images, collections, images * parquet_row(schema, sizes.table), sizes.lite_file,
         sizes.lite_memory, sizes.memory, sizes.disk, sizes.index, images / rate / assumptions.machines / 3600,
     )  # fmt: skip
     changes: tuple[Change, ...] = ()
-    if memory is not None and made.server_memory > memory:
-        changes = tuple(change for change in _changes(sizes) if change.memory < made.server_memory)
-    return replace(made, changes=changes, notes=tuple(_notes(made, schema, memory)))
+    if memory is not None and draft.server_memory > memory:
+        changes = tuple(change for change in _changes(sizes) if change.memory < draft.server_memory)
+    return replace(draft, changes=changes, notes=tuple(_notes(draft, schema, memory)))
 
 
 def _collection(table: Table, rows: int) -> Collection:
@@ -411,10 +411,10 @@ def _changes(sizes: _Sizes) -> Iterator[Change]:
         )
 
 
-def _notes(made: Plan, schema: Schema, memory: float | None) -> Iterator[str]:
+def _notes(draft: Plan, schema: Schema, memory: float | None) -> Iterator[str]:
     if memory is not None:
-        if made.server_memory > memory:
-            nodes = math.ceil(made.server_memory / memory)
+        if draft.server_memory > memory:
+            nodes = math.ceil(draft.server_memory / memory)
             yield f"or {nodes} query nodes with that memory each; Milvus spreads the segments over them"
             yield (
                 "most of it are keys and columns, not codes: since Milvus 2.4 queryNode.mmap.scalarField: true in the "
@@ -422,18 +422,18 @@ def _notes(made: Plan, schema: Schema, memory: float | None) -> Iterator[str]:
             )
         else:
             yield "it fits into the memory of the server"
-        if made.lite_memory > memory:
+        if draft.lite_memory > memory:
             yield "Milvus Lite does not fit into that memory"
     yield "the figures of a server are calculated; Milvus 2.3.5 was within 30 % of them at a million rows of one code"
-    if made.images > 2_000_000:
+    if draft.images > 2_000_000:
         yield "Milvus Lite compares a query with every row: beyond some millions of images take a server"
     if schema.storage.index in {"auto", "BIN_IVF_FLAT"}:
-        yield from _notes_of_lists(made, schema.storage)
+        yield from _notes_of_lists(draft, schema.storage)
 
 
-def _notes_of_lists(made: Plan, storage: StorageSettings) -> Iterator[str]:
+def _notes_of_lists(draft: Plan, storage: StorageSettings) -> Iterator[str]:
     """What ``nlist`` should be, where the schema says something else."""
-    for collection, which in zip(made.collections, ("storage.nlist", "for regions storage.nlist"), strict=False):
+    for collection, which in zip(draft.collections, ("storage.nlist", "for regions storage.nlist"), strict=False):
         rows = collection.rows // collection.segments
         if not fits(storage.nlist, rows):
             share = nprobe_for(collection.nlist, storage.nlist, storage.nprobe)

@@ -57,15 +57,15 @@ def file_link(path: PurePath) -> str:
 
 
 def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading; what is looked at is what was opened, whatever its name leads to a moment later.
+    """Open a regular file for reading; the checks hold for the opened file, even if its name is replaced.
 
     Raises:
-        OSError: it cannot be opened, or is a pipe, a socket or a device: reading one may wait for ever or never end.
+        OSError: it cannot be opened, or is a pipe, a socket or a device, whose reading may block or never end.
     """
-    _check_plain(os.stat(path).st_mode, path)  # opening some devices has effects: those are not even opened
+    _check_plain(os.stat(path).st_mode, path)  # before opening it: opening some devices has effects
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
-        _check_plain(os.fstat(descriptor).st_mode, path)  # the name may lead to another file by now
+        _check_plain(os.fstat(descriptor).st_mode, path)  # the name may have been replaced
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -144,17 +144,20 @@ UMASK = 0o077
 
 
 def open_private(file: Path, flags: int, also: int | None = None) -> int:
-    """A descriptor of a regular file of this user's own, which is made, if ``flags`` say so, for this user only.
+    """Open a regular file of this user; if ``flags`` create it, then for this user only.
 
-    The rights of a file that is there already stay as they are.
+    An existing file keeps its mode.
 
     Args:
-        file: is not followed where it is a link, nor waited for where it is a pipe.
+        file: its path; links are not followed, and pipes do not block.
         flags: for ``os.open``.
-        also: the number of another user whose file it may be.
+        also: uid of another permitted owner.
+
+    Returns:
+        The file descriptor.
 
     Raises:
-        OSError: it cannot be opened, or is something else; ``strerror`` says what.
+        OSError: it cannot be opened, or is not such a file; ``strerror`` gives the reason.
     """
     try:
         descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, FILE)
@@ -173,10 +176,10 @@ def open_private(file: Path, flags: int, also: int | None = None) -> int:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, for this user only. One that is there stays as it is.
+    """Create a folder and its missing parents, for this user only. Existing ones keep their mode.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     if folder.is_dir():
         return
@@ -206,25 +209,25 @@ def _of_another(owner: int) -> str:
 
 
 def write_private(file: Path, data: bytes) -> None:
-    """``write_whole`` for this user of the machine only, with the folders that are missing.
+    """``write_whole`` for this user only; missing folders are created.
 
     Raises:
-        OSError: it cannot be written; what was there before stays.
+        OSError: it cannot be written; an existing file stays unchanged.
     """
     make_folder(file.parent)
     write_whole(file, data, FILE)
 
 
 def write_whole(file: Path, data: bytes, rights: int = 0o666) -> None:
-    """Write a file whole or not at all: a reader, or a crash, also of the machine, never meets half of it.
+    """Write a file atomically: neither a reader nor a crash, even of the machine, leaves or sees a part of it.
 
     Args:
-        file: is replaced where it is there.
-        data: all that is to be in it.
-        rights: of the file, of which the umask takes some.
+        file: replaced if it exists.
+        data: its content.
+        rights: mode of the file, reduced by the umask.
 
     Raises:
-        OSError: it cannot be written; what was there before stays.
+        OSError: it cannot be written; an existing file stays unchanged.
     """
     part = file.with_name(f".{file.name}-{secrets.token_hex(6)}")
     try:
