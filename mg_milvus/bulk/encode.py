@@ -285,7 +285,7 @@ class _Run:
             )
         self._folder.clean(self._shard)
         if mine not in self._folder.encoders():
-            self._folder.keep_encoder(mine, self._encoder.to_bytes())
+            self._folder.add_encoder(mine, self._encoder.to_bytes())
         files: dict[str, int] = {}
         for name in self._folder.files(self._shard):
             with self._folder.part(name) as part:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mg_milvus.bulk.dataset import CodeFolder, Shard, to_parquet
+from mg_milvus.bulk.dataset import CodeFolder, Shard, rows_per_file, to_parquet
 from mg_milvus.bulk.import_jobs import Importer
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import CodeFileError, EncoderMismatchError, SchemaMismatchError, StoreError, WeightsNotFoundError
@@ -165,11 +165,6 @@ def _fixed_differences(old: Schema, new: Schema) -> list[str]:
     ]
 
 
-ROWS_A_FILE = 100_000
-BYTES_A_FILE = 64 << 20
-"""Rows, and bytes of codes, of one file of an export, at most."""
-
-
 @dataclass(frozen=True, slots=True)
 class TransferReport:
     """What a load or an export did.
@@ -229,7 +224,7 @@ def export(
     if codes.shards():
         raise CodeFileError(f"{codes.name} has files of codes already: choose an empty folder, or remove them first")
     data = store.get_encoder(description.fingerprint)
-    codes.keep_encoder(description.fingerprint, connection.encoder.to_bytes() if data is None else data)
+    codes.add_encoder(description.fingerprint, connection.encoder.to_bytes() if data is None else data)
     total, done = store.count(), 0
     files: dict[str, int] = {}
     waiting: list[Row] = []
@@ -238,7 +233,7 @@ def export(
         files[codes.add_part(shard, to_parquet(waiting, description))] = len(waiting)
         waiting.clear()
 
-    enough = min(ROWS_A_FILE, max(1, BYTES_A_FILE // description.schema.bytes_per_image))
+    enough = rows_per_file(description.schema)
     for rows in store.scan(granularities=tuple(description.schema.bits)):
         waiting += rows if description.schema.regions is None else _with_regions(store, rows)
         done += len(rows)

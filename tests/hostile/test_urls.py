@@ -433,7 +433,7 @@ def test_import_jobs_hand_no_token_to_where_a_server_redirects_to() -> None:
         with serving(moved(f"http://127.0.0.1:{target.server_port}/")) as server:
             api = ImportApi(MilvusConfig(f"http://127.0.0.1:{server.port}", "me:hunter22"))
             with pytest.raises(errors.UnsupportedError, match="answers 302 Moved"):
-                api.at_work("images")
+                api.running("images")
         target.timeout = 0.2
         asked: list[object] = []
         target.process_request = lambda *args: asked.append(args)  # type: ignore[method-assign]

@@ -247,7 +247,7 @@ def test_other_files_are_no_codes(codes, tmp_path):
     part = parts(codes)[0]
     foreign = pq.read_table(part).replace_schema_metadata(None)
     pq.write_table(foreign, part)
-    assert "is Parquet, but no file of codes" in refusal(codes, tmp_path / "x.db")
+    assert "is Parquet, but not a file of codes" in refusal(codes, tmp_path / "x.db")
     empty = tmp_path / "empty"
     empty.mkdir()
     assert f"CodeFileError: {empty} has no files of codes" in refusal(empty, tmp_path / "x.db")

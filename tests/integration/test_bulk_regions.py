@@ -85,7 +85,7 @@ def test_loaded_shards_are_what_one_ingest_makes(home):
 
 
 def test_export_and_load_move_regions_to_a_server_exactly(home, tmp_path, monkeypatch):
-    monkeypatch.setattr("mg_milvus.bulk.transfer.BYTES_A_FILE", 500)  # several files
+    monkeypatch.setattr("mg_milvus.bulk.dataset.BYTES_PER_FILE", 500)  # several files
     monkeypatch.setattr("mg_milvus.store.milvus._ROWS_A_CALL", 4)
     with ImageIndex.open(home / "one.db") as here, lite_server(tmp_path / "server.db") as server:
         assert here.export(tmp_path / "backup").files > 1
