@@ -17,7 +17,7 @@ import pytest
 from mg_milvus import errors
 from mg_milvus.bulk import remote
 from mg_milvus.bulk.dataset import Shard
-from mg_milvus.bulk.encode import encode
+from mg_milvus.bulk.encode import EncodeOptions, encode
 from mg_milvus.bulk.import_jobs import ImportApi
 from mg_milvus.bulk.sources import images
 from mg_milvus.config import MilvusConfig
@@ -185,9 +185,8 @@ def test_allow_private_is_for_lists_of_ones_own(tmp_path: Path) -> None:
         assert "which is no public address: use --allow-private" in done.stdout
         assert "hunter22" not in done.stdout + done.stderr
         assert mgm(*options, "--allow-private", cwd=tmp_path).returncode == 0
-        report = encode(
-            tmp_path / "list.txt", out=tmp_path / "more", encoder=load_encoder(), allow_private=True
-        )  # fmt: skip
+        options = EncodeOptions(allow_private=True)
+        report = encode(tmp_path / "list.txt", out=tmp_path / "more", encoder=load_encoder(), options=options)
         assert report.encoded == 1
 
 

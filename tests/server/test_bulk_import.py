@@ -20,10 +20,12 @@ import pytest
 
 from mg_milvus import errors
 from mg_milvus.bulk import dataset, import_jobs, remote
-from mg_milvus.bulk.encode import encode, superseded
+from mg_milvus.bulk.encode import EncodeOptions, encode, superseded
 from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.index import ImageIndex
+from mg_milvus.ingest.pipeline import Settings
+from mg_milvus.schema.models import Schema
 from mg_milvus.store.milvus import open_store
 from mg_milvus.store.rows import COPY, Layout
 from tests.conftest import make_photos
@@ -132,10 +134,11 @@ def codes(tmp_path_factory) -> Path:
     for number in range(6):
         collage(number).save(folder / "photos" / f"{number}.png")
     (folder / "schema.yaml").write_text(SCHEMA)
-    settings = {"out": folder / "codes", "encoder": load_encoder(), "schema": folder / "schema.yaml"}
-    encode(folder / "photos", rows_a_file=4, batch_size=2, **settings)
+    settings = {"out": folder / "codes", "encoder": load_encoder()}
+    options = EncodeOptions(schema=Schema.load(folder / "schema.yaml"), rows_per_file=4, settings=Settings(2))
+    encode(folder / "photos", options=options, **settings)
     collage(17).save(folder / "photos" / "1.png")
-    assert encode(folder / "photos", **settings).encoded == 1
+    assert encode(folder / "photos", options=options, **settings).encoded == 1
     return folder / "codes"
 
 
