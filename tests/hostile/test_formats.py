@@ -408,7 +408,7 @@ def test_a_tar_of_headers_of_headers(kind: bytes, tmp_path: Path) -> None:
     failures: list = []
     assert list(images([file], Shard(), failures.append)) == []
     assert [failure.path for failure in failures] == [str(file)]
-    assert "headers of headers" in failures[0].reason
+    assert "nested headers" in failures[0].reason
 
 
 # Folders of codes

@@ -185,7 +185,7 @@ def header(name: bytes, size: bytes, kind: bytes) -> bytes:
         (header(b"long", b"77777777777\0", b"L"), "a header claims 8589934592 bytes"),
         (header(b"pax", b"77777777777\0", b"x"), "a header claims 8589934592 bytes"),
         # Negative sizes: such members would lead back to themselves for ever.
-        (header(b"a.txt", b"\xff" * 10 + b"\xfc\x00", b"0") * 4, "its headers lead backwards"),
+        (header(b"a.txt", b"\xff" * 10 + b"\xfc\x00", b"0") * 4, "its headers point backwards"),
         (header(b"pax", b"\xff" * 10 + b"\xfc\x00", b"x") * 4, "a header claims -1024 bytes"),
         (b"\x1f\x8b" + bytes(600), "is not an uncompressed tar"),
         (b"", "is not an uncompressed tar"),
@@ -234,7 +234,7 @@ def test_tables_without_images_and_damaged_ones_are_listed(tmp_path):
     there, failed = found(tmp_path)
     assert there == {}
     reasons = [failed[f"{tmp_path}/{name}.parquet"] for name in "abc"]
-    assert reasons[0].startswith("has no column of images ('caption'): expected one of the name image, jpg, ")
+    assert reasons[0].startswith("has no column of images ('caption'): expected one named image, jpg, ")
     assert reasons[1].startswith("has several binary columns ('b', 'c'): ")
     assert reasons[2].startswith("is damaged: ")
 
