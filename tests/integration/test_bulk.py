@@ -238,7 +238,7 @@ def test_a_flipped_bit_is_noticed(codes, tmp_path):
 def test_what_is_lost_is_named(codes, tmp_path):
     lost = parts(codes)[1]
     lost.unlink()
-    assert f"CodeFileError: {codes} has lost {lost.name}: put it back" in refusal(codes, tmp_path / "x.db")
+    assert f"CodeFileError: {codes} has lost {lost.name}: restore it" in refusal(codes, tmp_path / "x.db")
     (codes / "shard-0002-of-0002.json").unlink()
     assert f"{codes} is not finished, it lacks the shards 2/2: run mgm encode" in refusal(codes, tmp_path / "x.db")
     with ImageIndex.open(tmp_path / "y.db") as index:
