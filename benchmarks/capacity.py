@@ -22,7 +22,7 @@ import numpy as np
 from processes import engine_pid, memory
 from result_file import write_result
 
-from mg_milvus.capacity import plan
+from mg_milvus.capacity import Assumptions, plan
 from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import image_id
@@ -106,7 +106,7 @@ def main() -> int:
                 store.nearest(first.name, np.zeros((1, first.bits // 8), np.uint8), 100)
             asked = (time.perf_counter() - begin) / 5
             store.close()
-            made = plan(size, schema, path_bytes=options.path_bytes, text_bytes=options.text_bytes)
+            made = plan(size, schema, Assumptions(options.path_bytes, options.text_bytes))
             results.append(compared(size, "file", file.stat().st_size - kept, made.lite_file))
             results.append(compared(size, "memory", resident, made.lite_memory))
             codes = Path(folder) / f"codes{size}"

@@ -102,7 +102,7 @@ class MixedWork:
     def check(self) -> None:
         """Raise unless the index holds the files of the folder as they are, and nothing else."""
         self.reopen()
-        store, schema = self.index.connection.store, self.index.schema
+        store, schema = self.index.session.store, self.index.schema
         rows = {row.path: row.content_hash for batch in store.scan() for row in batch}
         there = {
             str(file): hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in self._folder.iterdir()

@@ -57,7 +57,7 @@ def queries(index: ImageIndex) -> Actions:
 
 def scans(index: ImageIndex) -> Actions:
     """The searches of these queries and nothing else, in bare calls of pymilvus."""
-    store: Any = index.connection.store
+    store: Any = index.session.store
     asked, shortest = Asked(index), min(index.schema.bits, key=lambda name: index.schema.bits[name])
 
     def search(fields: Sequence[str], depth: int, where: str | None) -> None:
@@ -78,7 +78,7 @@ def scans(index: ImageIndex) -> Actions:
 
 def others(index: ImageIndex, rows: int) -> Actions:
     """What needs no scan: rows from all over the collection are read, written, removed and put back."""
-    store, number = index.connection.store, count(1)
+    store, number = index.session.store, count(1)
     names = tuple(index.schema.bits)
 
     def some(many: int) -> list[str]:

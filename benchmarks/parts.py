@@ -113,7 +113,7 @@ def quality(folder: Path, name: str, schema: Schema, queries: int) -> dict[str, 
         report = index.ingest(folder)
         result["images_per_second"] = report.images_per_second
         result["bytes_on_disk"] = (Path(place) / "parts.db").stat().st_size / report.added
-        encoder = index.connection.encoder
+        encoder = index.session.encoder
         everything: list[Any] = []
         for start in range(0, len(found), 64):
             images = [Image.open(own.path).convert("RGB") for own in found[start : start + 64]]

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mg_milvus.results import Hits, IndexInfo, IngestReport
     from mg_milvus.schema.models import Granularity, Schema
     from mg_milvus.search.explain import Explanation
-    from mg_milvus.search.fusion import Fused, fuse
+    from mg_milvus.search.fusion import Fused, Fusion, fuse
     from mg_milvus.search.query import QueryOptions
     from mg_milvus.training.config import TrainingConfiguration
     from mg_milvus.training.train import TrainReport, train
@@ -63,6 +63,7 @@ _HOMES = {
     "Explanation": "search.explain",
     "Failure": "records",
     "Fused": "search.fusion",
+    "Fusion": "search.fusion",
     "Granularity": "schema.models",
     "GroupMember": "duplicates.report",
     "Hit": "records",
@@ -105,6 +106,7 @@ __all__ = [
     "FilterError",
     "ForeignCollectionError",
     "Fused",
+    "Fusion",
     "Granularity",
     "GroupMember",
     "Hit",

@@ -7,9 +7,10 @@ import sys
 
 def main() -> None:
     """Run the command line; ends the process with the exit code of the command."""
-    # pymilvus would load SciPy, which takes a third of a second, to ask whether our codes are its sparse matrices.
-    sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]  # documented: such an import fails
     from mg_milvus.cli.app import run
+    from mg_milvus.store.lite_workarounds import skip_scipy
+
+    skip_scipy()
 
     sys.exit(run())
 

@@ -7,7 +7,7 @@ what follows from them against what is there.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.errors import QueryError
@@ -97,7 +97,7 @@ class Table:
 
     @property
     def lite_key(self) -> float:
-        """In the index over the keys of a large collection in Milvus Lite's file; see ``store.lite_keys``."""
+        """In the index over the keys of a large collection in Milvus Lite's file."""
         return (self.columns[0].lite + _LITE_KEY) / _LITE_KEYS_FULL
 
     @property
@@ -268,43 +268,48 @@ class Plan:
         }  # fmt: skip
 
 
-def plan(
-    images: int,
-    schema: Schema | None = None,
-    *,
-    path_bytes: int = 60,
-    text_bytes: int = 32,
-    images_per_second: float | None = None,
-    machines: int = 1,
-    memory: float | None = None,
-) -> Plan:
-    """What a collection of so many images takes.
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What a plan assumes about the images and the machines.
 
-    Args:
-        images: rows.
-        schema: what it holds; default: the default schema.
-        path_bytes: of a typical path.
-        text_bytes: of a typical value of a string field of one's own.
-        images_per_second: that one machine encodes; default: what was measured.
-        machines: that encode at once.
-        memory: bytes that there are, of one server's query nodes together.
+    Attributes:
+        path_bytes: length of a typical path.
+        text_bytes: length of a typical value of a string field of the schema's own.
+        images_per_second: images that one machine encodes; None: as measured.
+        machines: that encode at the same time.
+        memory: bytes of memory of the server's query nodes together; None: not known.
+    """
+
+    path_bytes: int = 60
+    text_bytes: int = 32
+    images_per_second: float | None = None
+    machines: int = 1
+    memory: float | None = None
+
+    def check(self) -> None:
+        """Raise QueryError unless all numbers are above 0 (``text_bytes``: not below)."""
+        for name, value in asdict(self).items():
+            if value is not None and value <= 0 and (name, value) != ("text_bytes", 0):
+                raise QueryError(f"{name} is {value}, expected a number above 0")
+
+
+def plan(images: int, schema: Schema | None = None, assumptions: Assumptions | None = None) -> Plan:
+    """Compute what a collection of so many images takes; ``schema`` defaults to the default schema.
 
     Raises:
-        QueryError: a number that makes no sense.
+        QueryError: a number that is not above 0.
     """
-    schema = schema or Schema()
-    numbers = (images, path_bytes, text_bytes + 1, machines)
-    if min(*numbers, 1 if images_per_second is None else images_per_second, 1 if memory is None else memory) <= 0:
-        raise QueryError(
-            f"images {images}, path_bytes {path_bytes}, text_bytes {text_bytes}, images_per_second "
-            f"{images_per_second}, machines {machines}, memory {memory}: expected numbers above 0"
-        )
-    sizes = _Sizes(schema, images, path_bytes, text_bytes)
+    schema, assumptions = schema or Schema(), assumptions or Assumptions()
+    if images <= 0:
+        raise QueryError(f"images is {images}, expected a number above 0")
+    assumptions.check()
+    memory = assumptions.memory
+    sizes = _Sizes(schema, images, assumptions.path_bytes, assumptions.text_bytes)
     collections = tuple(_collection(table, rows) for table, rows in sizes.filled)
-    rate = images_per_second or IMAGES_PER_SECOND * (REGIONS_RATE if schema.regions else 1)
+    rate = assumptions.images_per_second or IMAGES_PER_SECOND * (REGIONS_RATE if schema.regions else 1)
     made = Plan(
         images, collections, images * parquet_row(schema, sizes.table), sizes.lite_file,
-        sizes.lite_memory, sizes.memory, sizes.disk, sizes.index, images / rate / machines / 3600,
+        sizes.lite_memory, sizes.memory, sizes.disk, sizes.index, images / rate / assumptions.machines / 3600,
     )  # fmt: skip
     changes: tuple[Change, ...] = ()
     if memory is not None and made.server_memory > memory:

@@ -11,10 +11,11 @@ import os
 import secrets
 import stat
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path, PurePath
+    from pathlib import PurePath
     from typing import BinaryIO
 
 
@@ -76,6 +77,51 @@ def _check_plain(mode: int, path: str | os.PathLike[str]) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is a pipe or a device, expected a plain file", os.fspath(path))
+
+
+_MOST_LINKS = 40
+"""Links on one path, as Linux limits them."""
+
+
+def resolve_trusted(path: Path) -> Path:
+    """``path.resolve()``, for paths whose links nobody else chose.
+
+    In a folder that everybody can write to, any user can create a link under a name that is expected there. Linux with
+    ``fs.protected_symlinks`` refuses to follow it; ``resolve`` follows it before Linux is asked.
+
+    Returns:
+        The absolute path without links; its last parts need not exist.
+
+    Raises:
+        PermissionError: a link in such a folder belongs neither to this user, the owner of the folder, nor root.
+        OSError: the links go round in circles.
+    """
+    path = path.absolute()
+    resolved, parts, links = Path(path.anchor), list(reversed(path.parts[1:])), 0
+    while parts:
+        part = parts.pop()
+        if part == "..":
+            resolved = resolved.parent
+            continue
+        candidate = resolved / part
+        try:
+            found = candidate.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        if found is None or not stat.S_ISLNK(found.st_mode):
+            resolved = candidate
+            continue
+        folder = resolved.stat()
+        if folder.st_mode & stat.S_IWOTH and found.st_uid not in {os.geteuid(), folder.st_uid, 0}:
+            reason = f"{_of_another(found.st_uid)}, and is a link in a folder that everybody can write to"
+            raise PermissionError(errno.EPERM, reason, str(candidate))
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        target = Path(os.readlink(candidate))
+        resolved = Path(target.anchor) if target.is_absolute() else resolved
+        parts += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+    return resolved
 
 
 def read_plain(path: str | os.PathLike[str], most: int) -> bytes:

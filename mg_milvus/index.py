@@ -23,7 +23,7 @@ from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import Query, QueryOptions
 from mg_milvus.search.query_image import QueryArea, check_codes, decode_query_image, encode_query_images
 from mg_milvus.search.searcher import Searcher
-from mg_milvus.session import Connection
+from mg_milvus.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -53,8 +53,8 @@ class ImageIndex:
     Make one with ``open``; use it as a context manager. Queries may come from several threads at once.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     @classmethod
     def open(
@@ -110,37 +110,37 @@ class ImageIndex:
             schema = Schema.load(str(schema))
         if isinstance(encoder, os.PathLike):
             encoder = Path(encoder)
-        return cls(Connection(config, schema, encoder, device))
+        return cls(Session(config, schema, encoder, device))
 
     @property
     def uri(self) -> str:
         """Where the collection lives."""
-        return self._connection.uri
+        return self._session.uri
 
     @property
     def collection(self) -> str:
         """Its name."""
-        return self._connection.collection
+        return self._session.collection
 
     @property
     def schema(self) -> Schema:
         """The collection's schema, or the one it will be made with."""
-        return self._connection.schema
+        return self._session.schema
 
     @property
-    def connection(self) -> Connection:
+    def session(self) -> Session:
         """What the index asks through: its store, its encoder, and what its collection says of itself."""
-        return self._connection
+        return self._session
 
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the encoder that filled the collection."""
-        return self._connection.existing().fingerprint
+        return self._session.existing().fingerprint
 
     @property
     def exists(self) -> bool:
         """Whether there is a collection already."""
-        return self._connection.description() is not None
+        return self._session.description() is not None
 
     def ingest(
         self,
@@ -186,7 +186,7 @@ class ImageIndex:
             return defaults if row is None else row.fields
 
         return run_ingest(
-            self._connection,
+            self._session,
             Source(
                 lambda on_failure: discover(sources, on_failure, inside=inside), fields_of, sources if prune else ()
             ),
@@ -217,7 +217,7 @@ class ImageIndex:
         Raises:
             QueryError: ``to`` exists already.
         """
-        return run_refit(self._connection, to, Settings(batch_size, workers), progress=progress)
+        return run_refit(self._session, to, Settings(batch_size, workers), progress=progress)
 
     def load(
         self, folder: PathLike, *, partial: bool = False, bucket: str | None = None,
@@ -244,7 +244,7 @@ class ImageIndex:
         """
         from mg_milvus.bulk import transfer  # with all that reads from the web, which few commands need
 
-        return transfer.load(self._connection, folder, partial=partial, bucket=bucket, progress=progress)
+        return transfer.load(self._session, folder, partial=partial, bucket=bucket, progress=progress)
 
     def export(self, folder: PathLike, *, progress: Callable[[Progress], None] | None = None) -> TransferReport:
         """Write the collection into a folder of codes: all rows, the schema as it is tuned, and the encoder's file.
@@ -259,7 +259,7 @@ class ImageIndex:
         """
         from mg_milvus.bulk import transfer
 
-        return transfer.export(self._connection, folder, progress=progress)
+        return transfer.export(self._session, folder, progress=progress)
 
     def query(self, image: ImageSource, **options: Unpack[QueryOptions]) -> Hits:
         """Find the images that look like one; see ``query_many``."""
@@ -285,7 +285,7 @@ class ImageIndex:
         query = self.check_query(**options)
         if not images:
             return []
-        encoder, area = self._connection.encoder, QueryArea(options.get("crop"), query.regions)
+        encoder, area = self._session.encoder, QueryArea(options.get("crop"), query.regions)
         decoded = [decode_query_image(encoder, image, area) for image in images]
         return self._searcher.search(encode_query_images(encoder, decoded), query)
 
@@ -299,7 +299,7 @@ class ImageIndex:
         Raises:
             QueryError: a granularity is missing, or a code has the wrong length.
         """
-        self._connection.existing()
+        self._session.existing()
         return self.search(check_codes(self.schema, codes), **options).hits
 
     def like(self, id_or_path: PathLike, **options: Unpack[QueryOptions]) -> Hits:
@@ -336,7 +336,7 @@ class ImageIndex:
                 row_id, codes = self._stored_codes(like or "")
             return self._searcher.explain(codes, query, [row_id], trace)
         with trace.timed("load encoder"):
-            encoder = self._connection.encoder
+            encoder = self._session.encoder
         with trace.timed("decode"):
             decoded = decode_query_image(encoder, image, QueryArea(options.get("crop"), query.regions))
         with trace.timed("encode"):
@@ -350,7 +350,7 @@ class ImageIndex:
             CollectionNotFoundError: there is no collection.
             QueryError: an option is unknown or out of range.
         """
-        self._connection.existing()
+        self._session.existing()
         return Query.of(self.schema, options)
 
     def decode_query(
@@ -363,7 +363,7 @@ class ImageIndex:
             QueryError: an option is out of range, or the crop does not lie inside the image.
         """
         area = QueryArea(options.get("crop"), self.check_query(**options).regions)
-        return decode_query_image(self._connection.encoder, image, area, max_pixels)
+        return decode_query_image(self._session.encoder, image, area, max_pixels)
 
     def encode(self, images: Sequence[QueryImage]) -> list[dict[str, Codes]]:
         """Encode decoded query images in one batch.
@@ -375,7 +375,7 @@ class ImageIndex:
         codes: list[dict[str, Codes]] = [{} for _ in images]
         for count in {len(image.regions) for image in images}:  # none, one, or every region of an image
             places = [place for place, image in enumerate(images) if len(image.regions) == count]
-            batch = encode_query_images(self._connection.encoder, [images[place] for place in places])
+            batch = encode_query_images(self._session.encoder, [images[place] for place in places])
             names = [name for name in self.schema.code_bits if name in batch]
             for i, place in enumerate(places):
                 codes[place] = {name: batch[name][i : i + 1] for name in names}
@@ -387,7 +387,7 @@ class ImageIndex:
         Raises:
             NotIndexedError: it is not indexed.
         """
-        self._connection.existing()
+        self._session.existing()
         return self._stored_codes(id_or_path)[1]
 
     def search(
@@ -416,10 +416,10 @@ class ImageIndex:
 
     @property
     def _searcher(self) -> Searcher:
-        return Searcher(self._connection.store, self.schema)
+        return Searcher(self._session.store, self.schema)
 
     def _stored_codes(self, id_or_path: PathLike) -> tuple[str, dict[str, Codes]]:
-        row = self._connection.rows([id_or_path], tuple(self.schema.bits))[0]
+        row = self._session.rows([id_or_path], tuple(self.schema.bits))[0]
         return row.id, check_codes(self.schema, row.codes)
 
     def duplicates(
@@ -452,13 +452,13 @@ class ImageIndex:
             QueryError: an option is out of range, the schema has no ``fine``, or there are too few rows.
             ImageError: ``of`` cannot be read.
         """
-        self._connection.existing()
+        self._session.existing()
         since = None if newer_than is None else int(newer_than.timestamp() * 1e9)
         query = DuplicateQuery(distance=distance, precision=precision, keep=keep, within=within, newer_than_ns=since)
         query.check(self.schema)
-        store = self._connection.store
+        store = self._session.store
         if of is not None:
-            return find_duplicates_of(store, self.schema, self._connection.encoder, of, query)
+            return find_duplicates_of(store, self.schema, self._session.encoder, of, query)
         return find_duplicates(store, self.schema, query, progress or (lambda _: None))
 
     def row(self, id_or_path: PathLike) -> Row:
@@ -467,8 +467,8 @@ class ImageIndex:
         Raises:
             NotIndexedError: it is not indexed.
         """
-        self._connection.existing()
-        return self._connection.rows([id_or_path])[0]
+        self._session.existing()
+        return self._session.rows([id_or_path])[0]
 
     def path(self, id_or_path: PathLike) -> str:
         """The path (or URI) that an indexed image was ingested from.
@@ -485,8 +485,8 @@ class ImageIndex:
             QueryError: ``count`` is out of range.
             FilterError: Milvus does not understand the filter.
         """
-        self._connection.existing()
-        return sample.sample_rows(self._connection.store, self.schema, count, filter)
+        self._session.existing()
+        return sample.sample_rows(self._session.store, self.schema, count, filter)
 
     def facets(self) -> dict[str, Any]:
         """Values of the schema's own fields to filter by, from a sample of up to 1,000 rows.
@@ -495,8 +495,8 @@ class ImageIndex:
             Name -> sorted values of a string field (empty when there are more than 50), or [least, greatest] of a
             number field. Boolean fields, and number fields without a value, are left out.
         """
-        self._connection.existing()
-        return sample.facets(self._connection.store, self.schema)
+        self._session.existing()
+        return sample.facets(self._session.store, self.schema)
 
     def delete(self, ids_or_paths: Sequence[PathLike]) -> int:
         """Delete rows, by id or by the path they were ingested from; the files stay. The number of rows deleted.
@@ -504,20 +504,20 @@ class ImageIndex:
         Raises:
             NotIndexedError: one of them is not indexed; nothing was deleted.
         """
-        self._connection.existing()
-        return self._connection.store.delete([row.id for row in self._connection.rows(ids_or_paths)])
+        self._session.existing()
+        return self._session.store.delete([row.id for row in self._session.rows(ids_or_paths)])
 
     def delete_where(self, filter: str) -> int:  # noqa: A002
         """Delete the rows that match a Milvus expression; the number of rows deleted."""
-        self._connection.existing()
-        store = self._connection.store
+        self._session.existing()
+        store = self._session.store
         ids = [row.id for rows in store.scan(filter) for row in rows]
         return store.delete(ids)
 
     def count(self, filter: str | None = None) -> int:  # noqa: A002
         """Count the rows, or those that match a Milvus expression."""
-        self._connection.existing()
-        return self._connection.store.count(filter)
+        self._session.existing()
+        return self._session.store.count(filter)
 
     def info(self) -> IndexInfo:
         """Tell what the collection is.
@@ -525,8 +525,8 @@ class ImageIndex:
         Raises:
             CollectionNotFoundError: there is none.
         """
-        description = self._connection.existing()
-        store = self._connection.store
+        description = self._session.existing()
+        store = self._session.store
         rows, fitted = store.count(), description.adapted_on
         advice: tuple[str, ...] = ()
         if description.schema.encoder.heads == "adapt" and rows >= FEWEST_TO_FIT:
@@ -541,8 +541,8 @@ class ImageIndex:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Give the connection back; idempotent."""
-        self._connection.close()
+        """Give the session back; idempotent."""
+        self._session.close()
 
     def __enter__(self) -> Self:
         return self

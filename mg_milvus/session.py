@@ -1,4 +1,4 @@
-"""The encoder of a collection: kept beside it in the store, and a copy of it on this machine."""
+"""An open collection: its store, schema and encoder; encoder files in the store, and their local cache."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ if TYPE_CHECKING:
 
 
 WHOLE_FILE_LIMIT = 32_000_000
-"""Encoder files up to this many bytes are kept whole in the store; of larger ones the heads only."""
+"""Encoder files of at most this many bytes are stored whole beside the collection; of larger ones the heads only."""
 
 
 def cache_folder() -> Path:
-    """Where copies of encoders are kept: under ``$XDG_CACHE_HOME``, else ``~/.cache``."""
+    """Folder of the local encoder cache: under ``$XDG_CACHE_HOME``, else ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mg-milvus" / "encoders"
 
 
 def keep_encoder(store: Store, encoder: Encoder) -> None:
-    """Put an encoder beside the collection, so that a URI is all that a client needs.
+    """Store an encoder beside the collection, so that a client needs the URI only.
 
-    One that is too large to be kept whole is also put into the cache, where its own backbone is not lost.
+    If it is too large to be stored whole, the local cache keeps it with its backbone.
     """
     data = encoder.to_bytes()
     if len(data) > WHOLE_FILE_LIMIT:
@@ -60,74 +60,74 @@ def keep_encoder(store: Store, encoder: Encoder) -> None:
 def encoder_of(store: Store, fingerprint: str, *, device: str, base: Encoder | None = None) -> Encoder:
     """The encoder that filled the store's collection.
 
-    A copy in the cache is used when its fingerprint is right, otherwise it is replaced by the store's. ``base`` lends
-    its backbone to what is kept without one.
+    Loaded from the local cache if its fingerprint matches, else from the store. ``base`` provides the backbone of an
+    encoder that is stored without one.
 
     Raises:
-        EncoderMismatchError: the store does not have it, or what it has is another one.
-        EncoderError: what it has is no encoder, or the fingerprint is none.
+        EncoderMismatchError: the store does not have it, or has another one under its fingerprint.
+        EncoderError: the stored data is no encoder, or the fingerprint is invalid.
     """
     if not is_fingerprint(fingerprint):  # it becomes the name of a file
         raise EncoderError(f"{one_line(repr(fingerprint), 60)} is not a fingerprint, expected 16 hexadecimal digits")
     with suppress(EncoderError):
-        cached = load_encoder(_copy(fingerprint), device=device, base=base)
+        cached = load_encoder(_cache_file(fingerprint), device=device, base=base)
         if cached.fingerprint == fingerprint:
             return cached
     data = store.get_encoder(fingerprint)
     if data is None:
         raise EncoderMismatchError(
-            f"collection '{store.collection}' was filled by the encoder {fingerprint}, which is not kept beside it any "
-            "more; give that encoder's file, or ingest into a new collection"
+            f"collection '{store.collection}' was filled by the encoder {fingerprint}, which is no longer stored "
+            "beside it; give that encoder's file, or ingest into a new collection"
         )
     encoder = load_encoder(data, device=device, base=base)
     if encoder.fingerprint != fingerprint:
         raise EncoderMismatchError(
             f"collection '{store.collection}' was filled by the encoder {fingerprint}, but {encoder.fingerprint} is "
-            "kept beside it; give the right encoder's file, or ingest into a new collection"
+            "stored beside it; give the right encoder's file, or ingest into a new collection"
         )
     _cache(fingerprint, data)
     return encoder
 
 
 def cached_encoders() -> dict[Path, int]:
-    """The copies on this machine, with their bytes."""
-    found = {}
+    """Files of the local encoder cache and their sizes in bytes."""
+    sizes = {}
     for file in sorted(cache_folder().glob("*.safetensors")):
         with suppress(OSError):
-            found[file] = file.stat().st_size
-    return found
+            sizes[file] = file.stat().st_size
+    return sizes
 
 
 def clear_encoders() -> list[Path]:
-    """Remove the copies that collections hold whole, too.
+    """Remove cached encoders that are stored whole beside their collections.
 
     Returns:
-        Those that were kept: of larger ones a collection holds the heads only, so the copy may be the last one.
+        The files that stay: collections store only the heads of larger ones, so the file may be the last whole copy.
     """
     kept = []
     for file, size in cached_encoders().items():
         if size > WHOLE_FILE_LIMIT:
             kept.append(file)
         else:
-            with suppress(OSError):  # it goes on to be among cached_encoders
+            with suppress(OSError):  # cached_encoders still lists it
                 file.unlink()
     return kept
 
 
-def _copy(fingerprint: str) -> Path:
+def _cache_file(fingerprint: str) -> Path:
     return cache_folder() / f"{fingerprint}.safetensors"
 
 
 def _cache(fingerprint: str, data: bytes) -> None:
     with suppress(OSError):  # a cache that cannot be written is no reason to fail
-        write_private(_copy(fingerprint), data)
+        write_private(_cache_file(fingerprint), data)
 
 
-class Connection:
-    """Opens the store when it is first needed, and remembers what the collection says of itself.
+class Session:
+    """One collection in use: its store, description, schema and encoder, each loaded at first use.
 
     Attributes:
-        config: how the collection is reached, as it was given: perhaps without a name.
+        config: how the collection is reached; its ``collection`` may be None.
         device: where encoders run.
     """
 
@@ -145,7 +145,7 @@ class Connection:
 
     @property
     def collection(self) -> str:
-        """Name of the collection: as given, the schema's, or the only one there is."""
+        """Name of the collection: as given, the schema's, or that of the only collection at the URI."""
         with self._lock:
             if self._collection is None:
                 self._collection = self._given_schema.collection if self._given_schema else Schema().collection
@@ -158,77 +158,77 @@ class Connection:
 
     @property
     def given_schema(self) -> Schema | None:
-        """The schema that was given when this was opened."""
+        """The schema given when the session was opened."""
         return self._given_schema
 
     @property
     def uri(self) -> str:
-        """``*.db`` or a server's, without user and password."""
+        """URI of the file or the server, without user and password."""
         return self.config.uri
 
     def prefer(self, collection: str) -> None:
-        """Use this collection, unless one was named, by itself or in a schema, when this was opened."""
+        """Set the collection's name, unless a name or a schema was given when the session was opened."""
         with self._lock:
             if self._collection is None and self._given_schema is None:
                 self._collection = collection
 
     @property
     def store(self) -> Store:
-        """The open store; a Milvus Lite file is made when it is not there."""
+        """The open store; a missing Milvus Lite file is created."""
         with self._lock:
             if self._closed:
                 raise StoreError(f"this index ({self.uri}) is closed; open it again")
-            collection = self.collection if self._store is None else ""  # to find it out may open the store
+            collection = self.collection if self._store is None else ""  # finding the name may open the store
             if self._store is None:
                 self._store = open_store(replace(self.config, collection=collection))
             return self._store
 
     def description(self) -> Description | None:
-        """What the collection says of itself; None when there is none. Nothing is made by asking."""
+        """The collection's description; None if there is no collection. Nothing is created."""
         with self._lock:
             if self._description is None and not self._is_absent():
                 collection = self.collection
-                found = self.store.describe()
-                if found is not None and self._given_schema is not None:
-                    _check_schema(collection, found.schema, self._given_schema)
-                self._description = found
+                description = self.store.describe()
+                if description is not None and self._given_schema is not None:
+                    _check_schema(collection, description.schema, self._given_schema)
+                self._description = description
             return self._description
 
     def existing(self) -> Description:
-        """What the collection says of itself.
+        """The collection's description.
 
         Raises:
-            CollectionNotFoundError: there is none.
+            CollectionNotFoundError: there is no collection.
         """
-        found = self.description()
-        if found is None:
+        description = self.description()
+        if description is None:
             place = f"at {self.uri}" if self._is_absent() else f"named '{self.collection}' at {self.uri}"
             others = [] if self._is_absent() else self.store.collections()
             hint = f"; there are {', '.join(others)}: choose one with --collection" if others else ""
             raise CollectionNotFoundError(f"there is no index {place}{hint or '; make it with mgm ingest FOLDER'}")
-        return found
+        return description
 
     @property
     def schema(self) -> Schema:
-        """The collection's schema, with the weights and the fusion of the given one; before the first ingest, that."""
-        found, given = self.description(), self._given_schema
-        if found is None:
+        """The collection's schema with the weights and fusion of the given one; without a collection, the given one."""
+        description, given = self.description(), self._given_schema
+        if description is None:
             schema = (given or Schema()).model_copy(update={"collection": self.collection})
             if isinstance(self._given_encoder, str | Path):
                 name = str(self._given_encoder)
                 schema = schema.model_copy(update={"encoder": schema.encoder.model_copy(update={"name": name})})
             return schema
         if given is None:
-            return found.schema
+            return description.schema
         granularities = tuple(
             granularity.model_copy(update={"weight": given.weights[granularity.name]})
-            for granularity in found.schema.granularities
+            for granularity in description.schema.granularities
         )
-        regions = found.schema.regions
+        regions = description.schema.regions
         if regions is not None and given.regions is not None:
             regions = regions.model_copy(update={"weight": given.regions.weight})
         changed = {"granularities": granularities, "regions": regions, "fusion": given.fusion}
-        return found.schema.model_copy(update=changed)
+        return description.schema.model_copy(update=changed)
 
     @property
     def encoder(self) -> Encoder:
@@ -245,28 +245,28 @@ class Connection:
                 if given is not None and given.fingerprint == recorded:
                     self._encoder = given
                     return given
-                found = encoder_of(self.store, recorded, device=self.device, base=given)
-                if given is not None and given.fingerprint not in found.ancestors:
+                encoder = encoder_of(self.store, recorded, device=self.device, base=given)
+                if given is not None and given.fingerprint not in encoder.ancestors:
                     raise EncoderMismatchError(
                         f"collection '{self.collection}' was filled by the encoder {recorded}, you gave "
                         f"{given.fingerprint}: leave it out to use the collection's own, or ingest into a new "
                         "collection with --collection"
                     )
-                self._encoder = found
+                self._encoder = encoder
             return self._encoder
 
     def base_encoder(self) -> Encoder:
-        """The encoder that a new collection starts from: the given one, else the schema's."""
+        """The encoder a new collection starts from: the given one, else the schema's."""
         given = self._given_encoder if self._given_encoder is not None else self.schema.encoder.name
         return load_encoder(given, device=self.device) if isinstance(given, str | Path) else given
 
-    def beside(self, collection: str, schema: Schema) -> Connection:
-        """Another collection at the same place, to be made from the same base encoder."""
+    def sibling(self, collection: str, schema: Schema) -> Session:
+        """A session for another collection at the same URI, with the same base encoder."""
         config = replace(self.config, collection=collection)
-        return Connection(config, schema, self._given_encoder or self.encoder, self.device)
+        return Session(config, schema, self._given_encoder or self.encoder, self.device)
 
     def rows(self, ids_or_paths: Sequence[PathLike], granularities: tuple[str, ...] = ()) -> list[Row]:
-        """The rows of all, in order, without doubles.
+        """The rows of images, in order, without duplicates.
 
         Raises:
             NotIndexedError: one of them is not indexed.
@@ -282,8 +282,8 @@ class Connection:
             )
         return [rows[key] for key in keys]
 
-    def made(self, description: Description, encoder: Encoder) -> None:
-        """Remember a collection that this client has just made or found made."""
+    def remember(self, description: Description, encoder: Encoder) -> None:
+        """Set description and encoder after this client has created the collection, or found it created."""
         with self._lock:
             self._description, self._encoder = description, encoder
 
@@ -299,7 +299,7 @@ class Connection:
             store.close()
 
     def _is_absent(self) -> bool:
-        """Whether the URI is a Milvus Lite file that is not there: opening it would make one."""
+        """Whether the URI is a Milvus Lite file that does not exist; opening it would create it."""
         return self._store is None and self.config.is_file and self.uri.endswith(".db") and not Path(self.uri).exists()
 
 
@@ -312,9 +312,9 @@ def _key(id_or_path: PathLike) -> str:
 
 
 def _check_schema(collection: str, recorded: Schema, given: Schema) -> None:
-    """Refuse a given schema whose differences a filled collection cannot take on.
+    """Refuse a given schema that differs from the collection's in more than weights and fusion.
 
-    The encoder is not compared here: its fingerprint says more than its name.
+    Encoders are compared elsewhere, by their fingerprints.
     """
     given = given.model_copy(update={"collection": recorded.collection, "encoder": recorded.encoder})
     costly = [d for d in difference(recorded, given) if d.consequence != "none"]

@@ -11,7 +11,7 @@ from mg_milvus.codes import hamming
 from mg_milvus.errors import CollectionNotFoundError, QueryError, StoreError
 from mg_milvus.schema.models import region_id, split_id
 from mg_milvus.store import milvus
-from mg_milvus.store.base import Description, IndexLists, Neighbours, Row
+from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row
 from mg_milvus.store.collections import decode_description, encode_description, tuned
 from mg_milvus.store.regions import CODE, NO_REGIONS, check_details, codes_of_regions, region_records
 from mg_milvus.store.rows import Layout, Record, check_collection_name, neighbours
@@ -121,18 +121,15 @@ class MemoryStore:
                 known |= {ids[i]: layout.row(records[i], tuple(layout.bytes)) for i in order if ids[i] not in known}
         return found
 
-    def hybrid(
-        self, codes: Mapping[str, Codes], weights: Mapping[str, float], *, k: int, depth: int, rrf_k: int,
-        where: str | None = None,
-    ) -> list[list[tuple[str, float]]]:  # fmt: skip
+    def hybrid(self, codes: Mapping[str, Codes], search: HybridSearch) -> list[list[tuple[str, float]]]:
         """See ``Store``."""
-        layout = self._layout()
+        layout, weights, k = self._layout(), search.weights, search.k
         used = layout.check_hybrid(codes, weights, k)
         scores: list[dict[str, float]] = [{} for _ in range(len(codes[used[0]]))]
         for name in used:
-            for score, found in zip(scores, self.nearest(name, codes[name], depth, where), strict=True):
+            for score, found in zip(scores, self.nearest(name, codes[name], search.depth, search.where), strict=True):
                 for rank, row_id in enumerate(found.ids, 1):
-                    score[row_id] = score.get(row_id, 0.0) + weights[name] / (rrf_k + rank)
+                    score[row_id] = score.get(row_id, 0.0) + weights[name] / (search.rrf_k + rank)
         return [sorted(score.items(), key=lambda item: (-item[1], item[0]))[:k] for score in scores]
 
     def fetch(self, ids: Sequence[str], granularities: Sequence[str] = ()) -> dict[str, Row]:

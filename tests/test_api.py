@@ -19,7 +19,7 @@ API = Path(__file__).parent.parent / "docs" / "api.md"
 ERRORS = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
 NAMES = sorted(set(mg_milvus.__all__) - ERRORS - {"__version__"})
 
-INTERNAL = {"Connection", "Query", "QueryImage", "Row", "SearchResult", "Settings"}
+INTERNAL = {"Session", "Query", "QueryImage", "Row", "SearchResult", "Settings"}
 """Types in signatures of the facade that only the web page and the command line use."""
 
 

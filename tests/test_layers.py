@@ -264,9 +264,10 @@ def test_public_names() -> None:
         name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)
     }
     others = {
-        "DuplicateGroup", "DuplicateReport", "Encoder", "Evaluation", "Explanation", "Failure", "Fused", "Granularity",
+        "DuplicateGroup", "DuplicateReport", "Encoder", "Evaluation", "Explanation", "Failure", "Fused",
+        "Fusion", "Granularity",
         "GroupMember", "Hit", "Hits", "ImageIndex", "IndexInfo", "IngestMetrics", "IngestReport", "Progress",
-        "QueryOptions", "Schema", "StepReport", "Target", "Tls", "TrainReport", "TrainingConfiguration",
+        "MilvusConfig", "QueryOptions", "Schema", "StepReport", "Target", "Tls", "TrainReport", "TrainingConfiguration",
         "TransferReport", "TuneReport", "__version__", "evaluate", "fuse", "load_encoder", "train", "tune",
     }  # fmt: skip
     assert sorted(mg_milvus.__all__) == sorted(error_names | others)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.bulk.dataset import CodeFolder
     from mg_milvus.config import MilvusConfig
-    from mg_milvus.session import Connection
+    from mg_milvus.session import Session
     from mg_milvus.store.base import Row
 
 
@@ -205,19 +205,19 @@ def base_url(uri: str) -> str:
 class Importer:
     """Imports codes into one server."""
 
-    def __init__(self, connection: Connection, bucket: str) -> None:
+    def __init__(self, session: Session, bucket: str) -> None:
         """Make no request yet.
 
         Args:
-            connection: to the server.
+            session: a collection of the server.
             bucket: URL of a folder in the bucket where the server keeps its own files.
 
         Raises:
-            UnsupportedError: the connection is not to a server.
+            UnsupportedError: the session is not with a server.
             CodeFileError: the URL is not that of a bucket.
         """
-        self._connection = connection
-        self._api = ImportApi(connection.config)
+        self._session = session
+        self._api = ImportApi(session.config)
         try:
             self._uploads = BucketFolder(bucket, f"import-{secrets.token_hex(8)}")
         except ImageError as error:
@@ -231,7 +231,7 @@ class Importer:
             CodeFileError: the bucket cannot be written, or the folder is damaged.
             UnsupportedError: the server has no import jobs.
         """
-        store, settings = self._connection.store, self._connection.existing().schema.regions
+        store, settings = self._session.store, self._session.existing().schema.regions
         self._check_empty()
         old = superseded(_ids(codes, files))
         total = len(old) - int(old.sum())
@@ -248,7 +248,7 @@ class Importer:
 
     def _check_empty(self) -> None:
         """Refuse a collection with rows or running jobs: an import would add second rows of the same ids."""
-        store, settings = self._connection.store, self._connection.existing().schema.regions
+        store, settings = self._session.store, self._session.existing().schema.regions
         # Jobs first: a job that ends between the two requests has left rows.
         for name in (store.collection, *([f"{store.collection}_regions"] if settings else [])):
             for job in self._api.running(name):
@@ -263,7 +263,7 @@ class Importer:
         self, rows: Iterator[Row], total: int, report: Callable[[Progress], None]
     ) -> tuple[list[str], list[str]]:
         """Upload all rows; returns the paths of the files of images, and of regions, in the bucket."""
-        schema = self._connection.existing().schema
+        schema = self._session.existing().schema
         images, regions = [], []
         done = 0
         while chunk := list(islice(rows, rows_per_file(schema))):

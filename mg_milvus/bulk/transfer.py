@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mg_milvus.schema.models import Schema
-    from mg_milvus.session import Connection
+    from mg_milvus.session import Session
     from mg_milvus.store.base import Description, Row, Store
 
     PathLike = str | os.PathLike[str]
@@ -50,7 +50,7 @@ class TransferReport:
 
 
 def load(
-    connection: Connection, folder: PathLike, *, partial: bool = False, bucket: str | None = None,
+    session: Session, folder: PathLike, *, partial: bool = False, bucket: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TransferReport:  # fmt: skip
     """Load a folder of codes into a collection; see ``ImageIndex.load``."""
@@ -58,34 +58,32 @@ def load(
     codes = CodeFolder(folder)
     files = complete_files(codes, partial=partial)
     description, total = _describe(codes, files)
-    connection.prefer(description.schema.collection)
-    importer = None if bucket is None else Importer(connection, bucket)
-    _prepare_collection(connection, codes, description, total)
+    session.prefer(description.schema.collection)
+    importer = None if bucket is None else Importer(session, bucket)
+    _prepare_collection(session, codes, description, total)
     done = 0 if importer is None else importer.load(codes, files, progress or (lambda _: None))
     for name in files if importer is None else ():
         with codes.part(name) as part:
             for rows in part.read():
                 newest: dict[str, Row] = {row.id: row for row in rows}
-                connection.store.upsert(list(newest.values()))
+                session.store.upsert(list(newest.values()))
                 done += len(rows)
                 if progress is not None:
                     progress(Progress("loading", done, total, 0))
     return TransferReport(
-        connection.collection, done, len(files), description.fingerprint, time.perf_counter() - started
+        session.collection, done, len(files), description.fingerprint, time.perf_counter() - started
     )  # fmt: skip
 
 
-def export(
-    connection: Connection, folder: PathLike, *, progress: Callable[[Progress], None] | None = None
-) -> TransferReport:
+def export(session: Session, folder: PathLike, *, progress: Callable[[Progress], None] | None = None) -> TransferReport:
     """Export a collection into an empty folder of codes; see ``ImageIndex.export``."""
     started = time.perf_counter()
-    description, store = connection.existing(), connection.store
+    description, store = session.existing(), session.store
     codes, shard = CodeFolder(folder), Shard()
     if codes.shards():
         raise CodeFileError(f"{codes.name} has files of codes already: choose an empty folder, or remove them first")
     data = store.get_encoder(description.fingerprint)
-    codes.add_encoder(description.fingerprint, connection.encoder.to_bytes() if data is None else data)
+    codes.add_encoder(description.fingerprint, session.encoder.to_bytes() if data is None else data)
     total, done = store.count(), 0
     files: dict[str, int] = {}
     waiting: list[Row] = []
@@ -106,7 +104,7 @@ def export(
         write()
     codes.finish(shard, files)
     return TransferReport(
-        connection.collection, done, len(files), description.fingerprint, time.perf_counter() - started
+        session.collection, done, len(files), description.fingerprint, time.perf_counter() - started
     )  # fmt: skip
 
 
@@ -172,38 +170,38 @@ def _describe(codes: CodeFolder, files: list[str]) -> tuple[Description, int]:
     return first, total
 
 
-def _prepare_collection(connection: Connection, codes: CodeFolder, description: Description, rows: int) -> None:
+def _prepare_collection(session: Session, codes: CodeFolder, description: Description, rows: int) -> None:
     """Create the collection with its encoder, or check that the existing one accepts the codes.
 
     Raises:
         EncoderMismatchError, SchemaMismatchError: it does not.
     """
-    recorded = connection.description()
+    recorded = session.description()
     is_new = recorded is None
     if recorded is None:
-        schema = (connection.given_schema or description.schema).model_copy(
-            update={"collection": connection.collection, "encoder": description.schema.encoder}
+        schema = (session.given_schema or description.schema).model_copy(
+            update={"collection": session.collection, "encoder": description.schema.encoder}
         )
         if changed := _fixed_differences(description.schema, schema):
             raise SchemaMismatchError(
                 f"the codes in {codes.name} were made with another schema: {changed[0]}; omit the schema, or change "
                 "weights, fusion and storage only"
             )
-        _put_encoder(connection, codes, description.fingerprint)
+        _put_encoder(session, codes, description.fingerprint)
         recorded = replace(description, schema=schema)
     # Also if it exists: a killed load may have created it without the collection of its regions.
-    recorded = connection.store.create(recorded)
+    recorded = session.store.create(recorded)
     if is_new and recorded.schema.storage.index == "auto":
-        fit_index(connection.store, recorded.schema, rows)
+        fit_index(session.store, recorded.schema, rows)
     if recorded.fingerprint != description.fingerprint:
         raise EncoderMismatchError(
             f"the codes in {codes.name} are of the encoder {description.fingerprint}, collection "
-            f"'{connection.collection}' was filled by {recorded.fingerprint}, and these cannot be compared: load into "
+            f"'{session.collection}' was filled by {recorded.fingerprint}, and these cannot be compared: load into "
             "another --collection, or encode with the encoder of the collection, which mgm export writes to a file"
         )
     if changed := _fixed_differences(recorded.schema, description.schema):
         raise SchemaMismatchError(
-            f"the codes in {codes.name} do not fit into collection '{connection.collection}': {changed[0]}; load into "
+            f"the codes in {codes.name} do not fit into collection '{session.collection}': {changed[0]}; load into "
             "another --collection"
         )
 
@@ -223,20 +221,20 @@ def fit_index(store: Store, schema: Schema, images: int) -> None:
             store.indexes.rebuild(index.collection, nlist_for(expected))
 
 
-def _put_encoder(connection: Connection, codes: CodeFolder, fingerprint: str) -> None:
+def _put_encoder(session: Session, codes: CodeFolder, fingerprint: str) -> None:
     data = codes.encoder(fingerprint)
     try:
-        encoder = load_encoder(data, device=connection.device)
+        encoder = load_encoder(data, device=session.device)
     except WeightsNotFoundError:
         # Only hash heads, as collections store large encoders: queries need the weights, a load does not.
-        connection.store.put_encoder(fingerprint, data)
+        session.store.put_encoder(fingerprint, data)
         return
     if encoder.fingerprint != fingerprint:
         raise CodeFileError(
             f"{codes.name}/encoder-{fingerprint}.safetensors is the encoder {encoder.fingerprint}: put the right file "
             "there"
         )
-    keep_encoder(connection.store, encoder)
+    keep_encoder(session.store, encoder)
 
 
 def _fixed_differences(old: Schema, new: Schema) -> list[str]:

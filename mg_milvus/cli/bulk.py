@@ -227,6 +227,7 @@ def plan(
     as_json: options.AsJson = False,
 ) -> None:
     """Estimate the bytes per field, memory, disk, indexes and hours of a collection, and changes that make it fit."""
+    from mg_milvus.capacity import Assumptions
     from mg_milvus.capacity import plan as estimate
     from mg_milvus.cli.settings import local_settings
     from mg_milvus.schema.models import Schema
@@ -235,12 +236,11 @@ def plan(
     estimated = estimate(
         round(_number(images, "--images", {"": 1})),
         Schema.load(source) if source else None,
-        path_bytes=path_bytes,
-        text_bytes=text_bytes,
-        images_per_second=images_per_second,
-        machines=machines,
-        memory=None if memory is None else _number(memory, "--memory", _UNITS),
-    )
+        Assumptions(
+            path_bytes, text_bytes, images_per_second, machines,
+            None if memory is None else _number(memory, "--memory", _UNITS),
+        ),
+    )  # fmt: skip
     print(json.dumps(estimated.as_dict()) if as_json else "\n".join(_lines(estimated)))
 
 

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from mg_milvus.encoder.base import Encoder
 
 
-def load_encoder(
-    source: str | Path | bytes = BUILTIN, *, device: str = "auto", base: Encoder | None = None
-) -> HashEncoder:
+def load_encoder(source: str | Path | bytes = BUILTIN, *, device: str = "auto", base: Encoder | None = None) -> Encoder:
     """Load an encoder: ``builtin`` (ships with the package, works offline), an encoder file, or a file's bytes.
 
     Args:

@@ -10,7 +10,7 @@ from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import QueryError, SchemaError
 from mg_milvus.evaluation.copies import COPIES, evaluate_copies
 from mg_milvus.evaluation.encoded import Setup, encode_labelled, heads_text, with_heads
-from mg_milvus.evaluation.protocols import read_split
+from mg_milvus.evaluation.protocols import SplitOptions, read_split
 from mg_milvus.evaluation.report import Details, Evaluation
 from mg_milvus.evaluation.scoring import (
     FLOAT,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     PathLike = str | os.PathLike[str]
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - public: keyword options of the command
     folder: PathLike,
     *,
     queries: PathLike | None = None,
@@ -116,9 +116,7 @@ def evaluate(
         metrics, failures = evaluate_copies(folder, setup, copies, seed)
         return Evaluation(metrics, schema, failures)
 
-    split = read_split(
-        folder, protocol=protocol, queries=queries, labels=labels, share=share, seed=seed, failed=failed.append
-    )
+    split = read_split(folder, SplitOptions(protocol, queries, labels, share, seed), failed.append)
     if through_index:
         depth_of(Place(milvus, depth), len(split.database), ks)
     # Known from the labels alone, so said before the images are encoded.

@@ -72,32 +72,40 @@ class Split:
         return Split(self.about, self.images.subset(np.flatnonzero(~broken)), queries, database)
 
 
-def read_split(
-    folder: PathLike,
-    *,
-    protocol: str = "leave-one-out",
-    queries: PathLike | None = None,
-    labels: PathLike | None = None,
-    share: float = 0.1,
-    seed: int = 0,
-    failed: Failed = lambda _: None,
-) -> Split:
+@dataclass(frozen=True, slots=True)
+class SplitOptions:
+    """How labelled images are divided into queries and a database.
+
+    Attributes:
+        protocol: one of ``PROTOCOLS``.
+        queries: a folder of labelled queries; the protocol is then a split into these two.
+        labels: a table of labels, for both folders.
+        share: ``split`` without ``queries``: this share of each class becomes queries, at least one of two or more.
+        seed: of the random choice of queries.
+    """
+
+    protocol: str = "leave-one-out"
+    queries: PathLike | None = None
+    labels: PathLike | None = None
+    share: float = 0.1
+    seed: int = 0
+
+
+def read_split(folder: PathLike, options: SplitOptions = SplitOptions(), failed: Failed = lambda _: None) -> Split:
     """Find the images of a protocol other than ``copies``, and their labels.
 
     Args:
         folder: the labelled images; with ``queries`` the database alone.
-        protocol: one of ``PROTOCOLS``.
-        queries: a folder of labelled queries; the protocol is then a split into these two.
-        labels: a table of labels, for both folders.
-        share: ``split`` without ``queries``: this part of each class becomes queries, at least one of two or more.
-        seed: of the images that become queries.
-        failed: called with what cannot be read.
+        options: the protocol and its settings.
+        failed: called with each image that cannot be read.
 
     Raises:
         ImageError: a folder is not there, or a part is empty.
         LabelError: no labels, or only one class.
         QueryError: an argument is not one of these.
     """
+    protocol, queries, labels = options.protocol, options.queries, options.labels
+    share, seed = options.share, options.seed
     if protocol not in PROTOCOLS or protocol == "copies":
         raise QueryError(f"the protocol is '{protocol}', expected {', '.join(PROTOCOLS)}")
     if queries is not None:

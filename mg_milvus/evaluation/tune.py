@@ -27,7 +27,7 @@ from mg_milvus.evaluation.protocols import GroundTruth, relevance_from_labels, r
 from mg_milvus.evaluation.scoring import Recipe, fused_keys
 from mg_milvus.files import write_whole
 from mg_milvus.schema.models import Schema
-from mg_milvus.session import Connection
+from mg_milvus.session import Session
 
 if TYPE_CHECKING:
     import os
@@ -364,7 +364,7 @@ class Target:
     device: str = "auto"
 
 
-def tune(
+def tune(  # noqa: PLR0913 - public: keyword options of the command
     folder: PathLike,
     target: Target,
     *,
@@ -420,15 +420,15 @@ def tune(
 
 
 class _OpenTarget:
-    """A target's schema, encoder and connection. Nothing is opened before it is needed."""
+    """A target's schema, encoder and session. Nothing is opened before it is needed."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
         self._given = None if target.schema is None else Schema.load(str(target.schema))
         self._file = _file_to_write(target)
-        self._connection: Connection | None = None
+        self._session: Session | None = None
         if target.milvus is not None:
-            self._connection = Connection(target.milvus, self._given, target.encoder, target.device)
+            self._session = Session(target.milvus, self._given, target.encoder, target.device)
 
     @cached_property
     def schema(self) -> Schema:
@@ -438,11 +438,11 @@ class _OpenTarget:
             CollectionNotFoundError: there is no such collection.
             QueryError: it has only one granularity.
         """
-        if self._connection is None:
+        if self._session is None:
             schema = self._given or Schema()
         else:
-            self._connection.existing()
-            schema = self._connection.schema
+            self._session.existing()
+            schema = self._session.schema
         if len(schema.bits) < 2:
             only = next(iter(schema.bits))
             raise QueryError(f"the only granularity is {only}, expected two or more to weigh against each other")
@@ -451,8 +451,8 @@ class _OpenTarget:
     @cached_property
     def encoder(self) -> Encoder:
         """The collection's encoder; without a collection the one that a new collection would start from."""
-        if self._connection is not None:
-            return self._connection.encoder
+        if self._session is not None:
+            return self._session.encoder
         encoder = load_encoder(self._target.encoder or self.schema.encoder.name, device=self._target.device)
         encoder.check(self.schema.bits)
         return encoder
@@ -460,7 +460,7 @@ class _OpenTarget:
     def codes(self, encoded: Encoded, images: Sequence[Found]) -> dict[str, Codes]:
         """The codes that the collection's encoder, or a first ingest of these images, gives."""
         encoder = self.encoder
-        if self._connection is None:
+        if self._session is None:
             encoder, _ = with_heads(
                 Setup(encoder, self.schema), encoded.features, encoded.labelled.images, images
             )  # fmt: skip
@@ -469,21 +469,21 @@ class _OpenTarget:
     def write(self, tuning: Tuning) -> tuple[Schema, str | None, str | None]:
         """Write the learned setting; return the tuned schema, and the file and the collection that were written."""
         new = _tuned(self.schema, tuning)
-        if self._connection is not None:
-            self._connection.store.retune(new.weights, new.fusion)
+        if self._session is not None:
+            self._session.store.retune(new.weights, new.fusion)
         if self._file is not None:
             text = _tuned(self._given or self.schema, tuning).to_yaml()
             try:
                 write_whole(self._file, text.encode())
             except OSError as error:
                 raise SchemaError(f"{self._file} cannot be written: {error.strerror}; choose another --out") from error
-        collection = None if self._connection is None else self._connection.collection
+        collection = None if self._session is None else self._session.collection
         return new, None if self._file is None else str(self._file), collection
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
-        if self._connection is not None:
-            self._connection.close()
+        """Close the session, if there is one."""
+        if self._session is not None:
+            self._session.close()
 
 
 def _file_to_write(target: Target) -> Path | None:

@@ -90,8 +90,8 @@ def first_ingest(run: IngestRun, sample: Sequence[Found]) -> tuple[Encoder, Desc
     Returns:
         The collection's encoder and description, and the ids of the files that are ingested or have failed.
     """
-    store, schema = run.store, run.connection.schema
-    base = run.connection.base_encoder().with_regions(schema.regions.windows if schema.regions else ())
+    store, schema = run.store, run.session.schema
+    base = run.session.base_encoder().with_regions(schema.regions.windows if schema.regions else ())
     bits = schema.code_bits
     base.check(bits)
     images: list[PreparedImage] = []
@@ -109,7 +109,7 @@ def first_ingest(run: IngestRun, sample: Sequence[Found]) -> tuple[Encoder, Desc
     )
     if recorded.fingerprint != encoder.fingerprint:
         store.drop_encoder(encoder.fingerprint)
-        return encoder_of(store, recorded.fingerprint, device=run.connection.device), recorded, set()
+        return encoder_of(store, recorded.fingerprint, device=run.session.device), recorded, set()
 
     run.tally.failures += [Failure(image.file.path, image.failure) for image in images if image.failure is not None]
     codes = encoder.codes(features) if good else {}

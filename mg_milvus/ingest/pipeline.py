@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.encoder.base import Encoder, Pixels
-    from mg_milvus.session import Connection
+    from mg_milvus.session import Session
     from mg_milvus.store.base import Store
 
     FieldsOf = Callable[[Found, "Row | None"], "Mapping[str, Any]"]
@@ -62,14 +62,14 @@ class IngestRun:
     """What the steps of one ingest share.
 
     Attributes:
-        connection: to the collection, which may not exist yet.
+        session: the collection, which may not exist yet.
         settings: see ``Settings``.
         fields_of: extra fields of a file, given its row if there is one.
         progress: called after each batch.
         tally: counts and failures, updated by the steps.
     """
 
-    connection: Connection
+    session: Session
     settings: Settings
     fields_of: FieldsOf
     progress: Callable[[Progress], None]
@@ -78,7 +78,7 @@ class IngestRun:
     @property
     def store(self) -> Store:
         """The store, opened at first use."""
-        return self.connection.store
+        return self.session.store
 
     def report(self) -> None:
         """Call ``progress`` with the counts so far."""

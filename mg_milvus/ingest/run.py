@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.ingest.pipeline import FieldsOf
     from mg_milvus.schema.models import Schema
-    from mg_milvus.session import Connection
+    from mg_milvus.session import Session
     from mg_milvus.store.base import Store
 
     Files = Callable[[Callable[[Failure], None]], Iterator[Found]]
@@ -88,7 +88,7 @@ class Source:
 
 
 def run_ingest(
-    connection: Connection,
+    session: Session,
     source: Source,
     settings: Settings,
     *,
@@ -98,7 +98,7 @@ def run_ingest(
     """Bring the rows of files up to date; see ``ImageIndex.ingest``.
 
     Args:
-        connection: to the collection, which may not exist yet.
+        session: the collection, which may not exist yet.
         source: see ``Source``.
         settings: see ``Settings``.
         dry_run: only count what would be done.
@@ -108,7 +108,7 @@ def run_ingest(
         raise QueryError(
             f"batch_size is {settings.batch_size} and workers is {settings.workers}, expected both to be 1 or more"
         )
-    ingest = _Ingest(connection, source, settings, progress or (lambda _: None))
+    ingest = _Ingest(session, source, settings, progress or (lambda _: None))
     tally = ingest.run.tally
     started = time.perf_counter()
     interrupted = False
@@ -127,12 +127,10 @@ def run_ingest(
     )  # fmt: skip
 
 
-def run_refit(
-    connection: Connection, to: str, settings: Settings, *, progress: OnProgress | None = None
-) -> IngestReport:
+def run_refit(session: Session, to: str, settings: Settings, *, progress: OnProgress | None = None) -> IngestReport:
     """Ingest the images of a collection into a new one; see ``ImageIndex.refit``."""
-    store, schema = connection.store, connection.existing().schema
-    new = connection.beside(to, schema.model_copy(update={"collection": to}))
+    store, schema = session.store, session.existing().schema
+    new = session.sibling(to, schema.model_copy(update={"collection": to}))
     try:
         if new.description() is not None:
             raise QueryError(f"there is a collection '{to}' already; choose another name, or fill it with mgm ingest")
@@ -153,39 +151,39 @@ def run_refit(
 class _Ingest:
     """The steps of an ingest, and their counts."""
 
-    def __init__(self, connection: Connection, source: Source, settings: Settings, progress: OnProgress) -> None:
-        self._connection, self._source = connection, source
-        self.run = IngestRun(connection, settings, source.fields_of, progress)
+    def __init__(self, session: Session, source: Source, settings: Settings, progress: OnProgress) -> None:
+        self._session, self._source = session, source
+        self.run = IngestRun(session, settings, source.fields_of, progress)
         settings.metrics.tally = self.run.tally
         self.removed = 0
         self.adapted_on = 0
 
     def ingest(self) -> None:
         """Make the collection if there is none, and bring its rows up to date."""
-        connection, tally = self._connection, self.run.tally
+        session, tally = self._session, self.run.tally
         sample, tally.total = random_sample(self._source.files(lambda _: None), SAMPLE_SIZE)
         done: set[str] = set()
-        recorded = connection.description()
+        recorded = session.description()
         if recorded is not None and recorded.schema.regions is not None:
-            connection.store.create(recorded)  # a first ingest that was killed may have left it without its regions
+            session.store.create(recorded)  # a first ingest that was killed may have left it without its regions
         if recorded is None and sample:
             encoder, description, done = first_ingest(self.run, sample)
-            connection.made(description, encoder)
+            session.remember(description, encoder)
             self.adapted_on = description.adapted_on if done else 0
         files = self._source.files(tally.failures.append)
         if not sample:
             for _ in files:  # without a single image, too, the walk reports failures
                 pass
             return
-        out_of_step = find_out_of_step(connection.store, connection.schema)
-        delete_orphans(connection.store, out_of_step)
-        ingest_files(self.run, connection.encoder, files, done, out_of_step.incomplete)
+        out_of_step = find_out_of_step(session.store, session.schema)
+        delete_orphans(session.store, out_of_step)
+        ingest_files(self.run, session.encoder, files, done, out_of_step.incomplete)
 
     def compare(self) -> None:
         """Compare files with rows; nothing is read or written."""
         tally = self.run.tally
         files = self._source.files(tally.failures.append)
-        if self._connection.description() is None:
+        if self._session.description() is None:
             tally.added = tally.total = sum(1 for _ in files)
             return
         for _, row in changed_files(self.run, self._count(files)):
@@ -198,7 +196,7 @@ class _Ingest:
         Raises:
             StoreError: the folders hold no image at all, as when a disk is not mounted.
         """
-        if self._connection.description() is None:
+        if self._session.description() is None:
             return
         for ids in missing_files(self.run.store, self._source.prune):
             if ids and not self.run.tally.total:

@@ -13,6 +13,7 @@ from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Tra
 from mg_milvus.search.fusion import Fusion, fuse, shared_ranks
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.retrieve import Candidates, SearchRequest, exact_distances, retrieve
+from mg_milvus.store.base import HybridSearch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,11 +126,9 @@ class Searcher:
         codes, query, trace = request.codes, request.query, request.trace
         trace.plan = ("server", "the server searches and fuses in one call")
         with trace.timed("search"):
-            results = self._store.hybrid(
-                {name: codes[name] for name in query.weights}, query.weights,
-                k=min(query.k + len(request.exclude), MAX_DEPTH), depth=query.depth, rrf_k=query.rrf_k,
-                where=query.where,
-            )  # fmt: skip
+            k = min(query.k + len(request.exclude), MAX_DEPTH)
+            search = HybridSearch(query.weights, k, query.depth, query.rrf_k, query.where)
+            results = self._store.hybrid({name: codes[name] for name in query.weights}, search)
         bits = self._schema.bits
         with trace.timed("fetch"):
             rows = self._store.fetch(list(dict.fromkeys(key for own in results for key, _ in own)), tuple(bits))

@@ -123,6 +123,25 @@ class Neighbours:
 
 
 @dataclass(frozen=True, slots=True)
+class HybridSearch:
+    """A search of several granularities, whose results the server fuses.
+
+    Attributes:
+        weights: granularity -> weight in the fusion, 0 or more.
+        k: results returned for each query.
+        depth: candidates retrieved from each granularity.
+        rrf_k: constant in 1 / (rrf_k + rank).
+        where: a filter.
+    """
+
+    weights: Mapping[str, float]
+    k: int
+    depth: int
+    rrf_k: int
+    where: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class IndexLists:
     """The clusters of a BIN_IVF_FLAT index.
 
@@ -255,17 +274,8 @@ class Store(Protocol):
         give them, and those that it lacks are put into it.
         """
 
-    def hybrid(
-        self,
-        codes: Mapping[str, Codes],
-        weights: Mapping[str, float],
-        *,
-        k: int,
-        depth: int,
-        rrf_k: int,
-        where: str | None = None,
-    ) -> list[list[tuple[str, float]]]:
-        """The server's own rank fusion: per query up to ``k`` pairs (id, score), best first."""  # fmt: skip
+    def hybrid(self, codes: Mapping[str, Codes], search: HybridSearch) -> list[list[tuple[str, float]]]:
+        """The server's own rank fusion: per query up to ``k`` pairs (id, score), best first."""
 
     def fetch(self, ids: Sequence[str], granularities: Sequence[str] = ()) -> dict[str, Row]:
         """Rows by id, with the codes of the named granularities only. Unknown ids are left out."""

@@ -413,7 +413,7 @@ def connect(config: MilvusConfig) -> Connection:
     from mg_milvus.store import lite
     from mg_milvus.store.lite_server import served
 
-    file = Path(uri).expanduser()
+    file = lite.data_path(Path(uri).expanduser())
     config = replace(config, token=None, tls=None)  # files need neither
     border = Border(config, partial(lite.check_room, file))
     border.be_patient(_LITE_PATIENCE)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,14 @@ from pymilvus.client.types import LoadState
 
 from mg_milvus.errors import CollectionNotFoundError, ForeignCollectionError, StoreError, UnsupportedError
 from mg_milvus.files import one_line
-from mg_milvus.schema.models import FusionSettings, Schema
+from mg_milvus.schema.models import FusionSettings, Schema, StorageSettings
+from mg_milvus.store import lite_workarounds
 from mg_milvus.store.base import MOST_LISTS, Description
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mg_milvus.schema.models import Granularity, StorageSettings
+    from mg_milvus.schema.models import Granularity
     from mg_milvus.store.client import Connection
 
 
@@ -273,26 +274,31 @@ def went_on(connection: Connection, last: str, records: Sequence[Mapping[str, An
     return str(now)
 
 
-def create(
-    connection: Connection,
-    name: str,
-    description: str,
-    columns: Sequence[Column],
-    granularities: Sequence[Granularity],
-    storage: StorageSettings,
-) -> None:
-    """Make a collection; no error when another client made it in the meantime.
+@dataclass(frozen=True, slots=True)
+class NewCollection:
+    """A collection to create: its name, description, columns, fields of codes, and how the server stores it."""
+
+    name: str
+    description: str
+    columns: Sequence[Column]
+    granularities: Sequence[Granularity]
+    storage: StorageSettings = field(default_factory=StorageSettings)
+
+
+def create(connection: Connection, new: NewCollection) -> None:
+    """Create a collection; no error when another client created it in the meantime.
 
     Raises:
         StoreError: Milvus refused, and there is no such collection.
     """
-    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
-    for column in columns:
+    storage = new.storage
+    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=new.description)
+    for column in new.columns:
         options: dict[str, Any] = {"max_length": column.max_bytes} if column.type == "string" else {}
         if column.name == storage.partition_key:
             options["is_partition_key"] = True
         schema.add_field(column.name, _TYPES[column.type], is_primary=column.name == "id", **options)
-    for granularity in granularities:
+    for granularity in new.granularities:
         options = {} if granularity.mmap is None else {"mmap_enabled": granularity.mmap}
         schema.add_field(
             granularity.name,
@@ -304,7 +310,7 @@ def create(
     try:
         connection.border.write(
             lambda: make(
-                name,
+                new.name,
                 schema=schema,
                 num_shards=storage.shards,
                 consistency_level=storage.consistency,
@@ -312,7 +318,7 @@ def create(
             )
         )
     except StoreError:
-        if described(connection, name) is None:
+        if described(connection, new.name) is None:
             raise
 
 
@@ -348,25 +354,14 @@ def fields(
 def upsert(
     connection: Connection, name: str, own: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]
 ) -> Callable[[], Any]:
-    """What writes records, for a border to run; they have just the columns of the collection (its ``fields``).
-
-    They go to pymilvus as columns, the way of its ORM: ``MilvusClient.upsert`` takes rows and packs them value by
-    value, which takes more time than all the rest together (benchmarks/store_overhead.py).
-    """
-    for field in own:
-        if field["name"] not in records[0]:
+    """The call that writes records; they have exactly the columns of the collection (its ``fields``)."""
+    for column in own:
+        if column["name"] not in records[0]:
             raise StoreError(
-                f"collection '{name}' has a column {one_line(repr(field['name']), 80)}, which is none of its schema's: "
+                f"collection '{name}' has a column {one_line(repr(column['name']), 80)}, which its schema lacks: "
                 "another program has added it, remove it"
             )
-    columns = [
-        {"name": field["name"], "type": field["type"], "values": [record[field["name"]] for record in records]}
-        for field in own
-    ]
-    client = connection.client
-    return lambda: client._get_connection().upsert(
-        name, columns, timeout=connection.timeout, context=client._generate_call_context(), schema={"fields": own}
-    )
+    return partial(lite_workarounds.upsert, connection.client, name, own, records, connection.timeout)
 
 
 def prepare(
@@ -409,21 +404,3 @@ def _nlist(text: str) -> int:
     if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= MOST_LISTS:
         raise ValueError(f"nlist is {one_line(text, 40)}, expected 1 to {MOST_LISTS}")
     return int(text)
-
-
-def records(result: Any) -> list[dict[str, Any]]:
-    """The rows of a query with their codes as bytes.
-
-    pymilvus cuts codes out of the answer one by one as rows are read, which takes twice as long as the query itself
-    (300 rows, 3 codes: 20 of 30 ms). Here each field is cut at once; should pymilvus keep them elsewhere one day, its
-    own way serves.
-    """
-    packed = getattr(result, "_lazy_field_data", None)
-    if packed is None:
-        return list(result)
-    rows = list(list.__iter__(result))
-    for field in packed:
-        name, data, width = field.field_name, field.vectors.binary_vector, field.vectors.dim // 8
-        for number, row in enumerate(rows):
-            row[name] = data[number * width : (number + 1) * width]
-    return rows

@@ -12,9 +12,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.errors import ForeignCollectionError, StoreError
-from mg_milvus.schema.models import Granularity, StorageSettings
+from mg_milvus.schema.models import Granularity
 from mg_milvus.store import collections
-from mg_milvus.store.collections import Column, decode_tuned, encode_companion, encode_tuned, own_description
+from mg_milvus.store.collections import (
+    Column,
+    NewCollection,
+    decode_tuned,
+    encode_companion,
+    encode_tuned,
+    own_description,
+)
 from mg_milvus.store.filters import literal
 
 if TYPE_CHECKING:
@@ -72,11 +79,8 @@ class Companion:
                 f"the encoder {fingerprint} has {len(data):,} bytes, at most {MOST_BYTES:,} are kept in Milvus: use "
                 "smaller heads"
             )
-        storage = StorageSettings()
         if not self.exists():
-            collections.create(
-                self._connection, self.name, self._description, _COLUMNS, [_VECTOR], storage
-            )  # fmt: skip
+            collections.create(self._connection, NewCollection(self.name, self._description, _COLUMNS, [_VECTOR]))
         self._load()
         starts = range(0, max(len(data), 1), _PART)
         rows = [
@@ -159,7 +163,6 @@ def _part(row: Mapping[str, Any]) -> tuple[int, int, bytes]:
 
 
 _TUNED_COLUMNS = (Column("id", "string", 64),)
-_TUNED_VECTOR = Granularity(name="unused", bits=8)  # Milvus wants a vector field in every collection
 
 
 class TunedRecord:
@@ -187,10 +190,8 @@ class TunedRecord:
                 "another name, or give the weights with each query"
             )
         self.drop()
-        collections.create(
-            self._connection, self.name, encode_tuned(self._collection, description), _TUNED_COLUMNS, [_TUNED_VECTOR],
-            StorageSettings(),
-        )  # fmt: skip
+        text = encode_tuned(self._collection, description)
+        collections.create(self._connection, NewCollection(self.name, text, _TUNED_COLUMNS, [_VECTOR]))
 
     def drop(self) -> None:
         """Forget. No error when there is nothing to forget."""

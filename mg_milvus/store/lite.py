@@ -11,25 +11,23 @@ import atexit
 import fcntl
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import re
 import shlex
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import closing
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from mg_milvus import files
 from mg_milvus.errors import StoreError, StoreLockedError, UnsupportedError
-from mg_milvus.store.lite_workarounds import index_keys
+from mg_milvus.store.lite_workarounds import could_be_lite, engine_command, engine_program, index_keys, is_known
 
 _LOCK_PATIENCE = 2.0
 _START_PATIENCE = 10.0
@@ -69,6 +67,7 @@ class _Engine:
 
 
 _engines: dict[Path, _Engine] = {}
+_left_to_pymilvus: set[Path] = set()
 _guard = threading.Lock()
 
 
@@ -98,23 +97,43 @@ def program() -> Path:
     Raises:
         UnsupportedError: see ``version``; or the package holds no program for this platform.
     """
-    version()
-    spec = importlib.util.find_spec("milvus_lite")
-    found = Path(str(spec.origin)).resolve().parent / "lib" / "milvus" if spec else Path("milvus")
-    if not found.exists():
+    found, program = version(), engine_program()
+    if program is None and not is_known("milvus-lite"):
+        raise UnsupportedError(
+            f"mgm up starts the engine of milvus-lite 2.5, and {found} is installed: pip install 'milvus-lite==2.5.*', "
+            f"or {_SERVER_REMEDY}"
+        )
+    if program is None:
         raise UnsupportedError(f"milvus-lite has no engine for this platform: {_SERVER_REMEDY}")
-    return found
+    return program
+
+
+def data_path(file: Path) -> Path:
+    """The absolute path of a data file, with links followed.
+
+    Raises:
+        StoreError: another user's link leads there; see ``files.resolve_trusted``.
+    """
+    try:
+        return files.resolve_trusted(file)
+    except OSError as exc:
+        raise StoreError(
+            f"{file} cannot be used: {exc.filename}: {exc.strerror}. Give the path of the file itself, or another"
+        ) from exc
 
 
 def start(file: Path) -> str:
-    """The URI of the engine that serves this file; every call needs a ``stop``.
+    """The address of the engine that serves this file, for ``MilvusClient``; every call needs a ``stop``.
 
     Raises:
         UnsupportedError: no milvus-lite here, or a file name that it cannot have.
         StoreLockedError: another process holds the file, and still does after two seconds.
         StoreError: the folder is missing, or the file is something else or damaged.
     """
-    file = file.resolve()
+    file = data_path(file)
+    version()
+    if not is_known("milvus-lite"):
+        return _leave_to_pymilvus(file)
     with _guard:
         engine, users = _engines.pop(file, None), 1
         if engine is not None:
@@ -130,9 +149,22 @@ def start(file: Path) -> str:
         return engine.uri
 
 
+def _leave_to_pymilvus(file: Path) -> str:
+    """The file itself: ``MilvusClient`` starts the engine, and stops it when this process ends."""
+    check_file(file)
+    with _guard:
+        if file not in _left_to_pymilvus:  # closing the lock file would give up the lock that milvus-lite holds then
+            lock(file).close()
+            _left_to_pymilvus.add(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of its own imports
+        importlib.import_module("milvus_lite")
+    return str(file)
+
+
 def stop(file: Path) -> None:
     """Give the engine of this file back; the last one stops it and unlocks the file."""
-    file = file.resolve()
+    file = data_path(file)
     with _guard:
         engine = _engines.get(file)
         if engine is None:
@@ -144,6 +176,7 @@ def stop(file: Path) -> None:
 
 
 os.register_at_fork(after_in_child=_engines.clear)  # they are the parent's
+os.register_at_fork(after_in_child=_left_to_pymilvus.clear)
 
 
 @atexit.register
@@ -181,20 +214,8 @@ def check_file(file: Path) -> None:
         raise StoreError(f"the folder {file.parent} for {file.name} does not exist: make it first (mkdir -p)")
     if file.is_dir():
         raise StoreError(f"{file} is a folder, expected a Milvus Lite file: give the name of a file in it")
-    if file.exists() and file.stat().st_size and not _is_milvus(file):
+    if file.exists() and file.stat().st_size and not could_be_lite(file):
         raise StoreError(f"{file} is not a Milvus Lite file, or damaged: choose another name, or restore a copy")
-
-
-def _is_milvus(file: Path) -> bool:
-    """Whether an existing file is Milvus Lite's: it would put its tables into any other SQLite file."""
-    try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=0.2)) as database:
-            query = "SELECT count(*) FROM sqlite_master WHERE name = 'collection_meta'"
-            return bool(database.execute(query).fetchone()[0])
-    except sqlite3.OperationalError:
-        return True  # busy or not readable now: the engine will tell
-    except sqlite3.DatabaseError:
-        return False
 
 
 def _launch(binary: Path, file: Path) -> _Engine:
@@ -207,7 +228,7 @@ def _launch(binary: Path, file: Path) -> _Engine:
     index_keys(file)
     engine = _Engine(
         subprocess.Popen(  # noqa: S603  (the program of an installed package)
-            [binary, file, f"unix:{folder / 's'}", "ERROR", lock_file(file)],
+            engine_command(binary, file, f"unix:{folder / 's'}", lock_file(file)),
             cwd=folder,  # never a folder of data: what lies there may be a stranger's
             env=environment(binary),
             umask=files.UMASK,  # a new data file is for this user only

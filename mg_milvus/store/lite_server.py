@@ -37,7 +37,7 @@ from mg_milvus import errors, files
 from mg_milvus.errors import MgMilvusError, StoreError, StoreLockedError, UnsupportedError
 from mg_milvus.files import open_private, read_plain
 from mg_milvus.store import lite
-from mg_milvus.store.lite_workarounds import index_keys
+from mg_milvus.store.lite_workarounds import engine_command, index_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,11 +104,12 @@ def data_file(place: str | os.PathLike[str]) -> Path:
     """The data file that a name stands for: itself when it ends in .db, else ``mgm.db`` in the folder of that name.
 
     Raises:
-        StoreError: the folder cannot be made.
+        StoreError: the folder cannot be created, or another user's link leads there.
     """
-    path = Path(place).expanduser().absolute()
-    if path.suffix == ".db" and not path.is_dir():
-        return path.resolve()
+    named = Path(place).expanduser()
+    path = lite.data_path(named)
+    if named.suffix == ".db" and not path.is_dir():
+        return path
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -116,7 +117,7 @@ def data_file(place: str | os.PathLike[str]) -> Path:
             f"the folder {path} for {DEFAULT_NAME} cannot be made ({exc.strerror}): give another folder, or a file "
             "that ends in .db"
         ) from exc
-    return (path / DEFAULT_NAME).resolve()
+    return lite.data_path(path / DEFAULT_NAME)
 
 
 def served(file: Path) -> Served | None:
@@ -236,7 +237,7 @@ def _start(file: Path, port: int) -> Served:
     lite.check_file(file)
     lite.program()
     launcher = subprocess.Popen(  # noqa: S603  (this program)
-        [sys.executable, "-P", "-m", "mg_milvus.store.lite_server", str(file.resolve()), str(port)],
+        [sys.executable, "-P", "-m", "mg_milvus.store.lite_server", str(lite.data_path(file)), str(port)],
         cwd="/",  # never a folder of data: what lies there may be a stranger's
         env=lite.python_environment(),
         umask=files.UMASK,  # also for the engine, which makes the data file
@@ -494,7 +495,7 @@ def _open(proxy: Proxy, report: Callable[[Served], None], told: Served) -> None:
 def _run(told: Served, address: str, log: logging.Logger, report: Callable[[Served], None]) -> None:
     file, binary = Path(told.file), lite.program()
     engine = subprocess.Popen(  # noqa: S603  (the program of an installed package)
-        [binary, file, address, "ERROR", lite.lock_file(file)],
+        engine_command(binary, file, address, lite.lock_file(file)),
         cwd="/",
         env=lite.environment(binary),
         stdin=subprocess.DEVNULL,

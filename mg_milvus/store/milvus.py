@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from dataclasses import replace
@@ -23,9 +22,9 @@ from mg_milvus.errors import (
 from mg_milvus.files import one_line
 from mg_milvus.schema.models import Schema
 from mg_milvus.store import collections
-from mg_milvus.store.base import Description, IndexLists, Neighbours, Row, Store, typical_rows
+from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row, Store, typical_rows
 from mg_milvus.store.client import connect
-from mg_milvus.store.collections import decode_description, encode_description, tuned
+from mg_milvus.store.collections import NewCollection, decode_description, encode_description, tuned
 from mg_milvus.store.companions import Companion, TunedRecord
 from mg_milvus.store.filters import among, validate
 from mg_milvus.store.regions import CODE, RegionTable
@@ -87,9 +86,6 @@ class MilvusIndexes:
         return {self._collection: list(schema.bits), **of_regions}
 
 
-# gRPC's C core writes on the terminal by itself, and reads this once, when it is imported.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -150,9 +146,8 @@ class MilvusStore:
             text = encode_description(description)
             self._tuned.drop()  # left behind by a collection that was dropped in another way
             columns = (*layout.columns, layout.copy) if self._connection.engine.lite else layout.columns
-            collections.create(
-                self._connection, self.collection, text, columns, schema.granularities, schema.storage
-            )  # fmt: skip
+            new = NewCollection(self.collection, text, columns, schema.granularities, schema.storage)
+            collections.create(self._connection, new)
             recorded = self.describe()
         if recorded is None:
             raise StoreUnavailableError(f"collection '{self.collection}' was removed while it was made: try again")
@@ -233,25 +228,21 @@ class MilvusStore:
                         known |= {hit["id"]: self._by_id.row(hit) for hit in hits if hit["id"] not in known}
         return found
 
-    def hybrid(
-        self, codes: Mapping[str, Codes], weights: Mapping[str, float], *, k: int, depth: int, rrf_k: int,
-        where: str | None = None,
-    ) -> list[list[tuple[str, float]]]:  # fmt: skip
+    def hybrid(self, codes: Mapping[str, Codes], search: HybridSearch) -> list[list[tuple[str, float]]]:
         """See ``Store``."""
-        layout = self._ready()
-        used = layout.check_hybrid(codes, weights, k)
+        layout, engine, k, depth = self._ready(), self._connection.engine, search.k, search.depth
+        used = layout.check_hybrid(codes, search.weights, k)
         layout.check_depth(depth)
-        chosen = validate(where, lite=self._connection.engine.lite)
-        ranker, scale = self._connection.engine.ranker([weights[name] for name in used], rrf_k)
-        search = self._connection.engine.search
-        parameters = {name: search(layout.schema, depth, self._lists.get(name)) for name in used}
+        where = validate(search.where, lite=engine.lite)
+        ranker, scale = engine.ranker([search.weights[name] for name in used], search.rrf_k)
+        parameters = {name: engine.search(layout.schema, depth, self._lists.get(name)) for name in used}
         fused: list[list[tuple[str, float]]] = []
         # Milvus Lite counts the ranks of a second query on from the first's: one query a call.
-        size = 1 if self._connection.engine.lite else max(1, _RESULTS_A_CALL // max(k, depth))
+        size = 1 if engine.lite else max(1, _RESULTS_A_CALL // max(k, depth))
         for some in _chunks(range(len(codes[used[0]])), size):
             requests = [
                 AnnSearchRequest(
-                    [codes[name][i].tobytes() for i in some], name, parameters[name], depth, expr=chosen or None
+                    [codes[name][i].tobytes() for i in some], name, parameters[name], depth, expr=where or None
                 )
                 for name in used
             ]

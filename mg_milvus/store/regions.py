@@ -12,8 +12,9 @@ from mg_milvus.errors import ForeignCollectionError, QueryError, StoreError
 from mg_milvus.files import one_line
 from mg_milvus.schema.models import Granularity, region_id, scale_of
 from mg_milvus.store import collections
-from mg_milvus.store.collections import Column, encode_regions, own_description
+from mg_milvus.store.collections import Column, NewCollection, encode_regions, own_description
 from mg_milvus.store.filters import among
+from mg_milvus.store.lite_workarounds import query_records
 from mg_milvus.store.rows import MAX_DEPTH, hits_of, neighbours
 
 if TYPE_CHECKING:
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from mg_milvus.schema.models import RegionSettings
     from mg_milvus.store.base import Description, Neighbours, Row
     from mg_milvus.store.client import Connection
-    from mg_milvus.store.rows import Record
-
+from mg_milvus.store.rows import Record
 
 CODE = "code"
 NO_REGIONS = "this collection has no codes of regions; ingest with a schema that has a section 'regions'"
@@ -127,10 +127,8 @@ class RegionTable:
             self.drop()  # left behind by a collection that was dropped in another way
             text = None
         if text is None:
-            collections.create(
-                self._connection, self.name, wanted, _COLUMNS, [Granularity(name=CODE, bits=settings.bits)],
-                description.schema.storage,
-            )  # fmt: skip
+            codes, storage = [Granularity(name=CODE, bits=settings.bits)], description.schema.storage
+            collections.create(self._connection, NewCollection(self.name, wanted, _COLUMNS, codes, storage))
         self._load(description, settings)
 
     def forget(self) -> None:
@@ -210,7 +208,7 @@ class RegionTable:
                 )
             )  # fmt: skip
             with self._connection.border.reading():
-                for record in collections.records(answer):
+                for record in query_records(answer):
                     found[record["id"]] = code = record[CODE]
                     if type(code) is not bytes or len(code) != settings.bits // 8:
                         raise ValueError(f"region {record['id']!r} has no code of {settings.bits // 8} bytes")

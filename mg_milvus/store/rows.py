@@ -15,10 +15,10 @@ import numpy as np
 
 from mg_milvus.errors import QueryError, StoreError
 from mg_milvus.files import one_line
-from mg_milvus.store import collections
 from mg_milvus.store.base import Neighbours, Row
 from mg_milvus.store.collections import Column
 from mg_milvus.store.filters import among
+from mg_milvus.store.lite_workarounds import query_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -410,7 +410,7 @@ class ById:
                     )
                 )  # fmt: skip
                 with self._reading():
-                    records = collections.records(found)
+                    records = query_records(found)
                 yield from records
                 continue
             shortest = min(self._layout.bytes, key=self._layout.bytes.__getitem__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from PIL import Image
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from mg_milvus.encoder.base import Features
+    from mg_milvus.encoder.base import Features, HashEncoder
     from mg_milvus.encoder.pooling import Pooling
     from mg_milvus.training.config import TrainingConfiguration
 
@@ -108,7 +108,7 @@ def first_weights(configuration: TrainingConfiguration) -> dict[str, torch.Tenso
     if configuration.init == "torchvision":
         return pretrained(configuration.backbone)
     try:
-        encoder = load_encoder(configuration.init, device="cpu")
+        encoder = cast("HashEncoder", load_encoder(configuration.init, device="cpu"))
     except EncoderError:
         if configuration.init == BUILTIN:
             raise

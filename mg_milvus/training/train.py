@@ -119,7 +119,7 @@ class TrainReport:
     bytes: int
 
 
-def train(
+def train(  # noqa: PLR0913 - public: keyword options of the command
     folder: str | os.PathLike[str],
     out: str | os.PathLike[str],
     configuration: TrainingConfiguration | None = None,

@@ -21,6 +21,8 @@ from tests.servers import free_port, refusing_server
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mg_milvus.config import MilvusConfig
+
 PASSWORD = "hunter22secret"
 TOKEN = f"who:{PASSWORD}"
 NEVER = (PASSWORD, *(base64.b64encode(text.encode()).decode() for text in (TOKEN, PASSWORD)))
@@ -120,12 +122,12 @@ def test_no_report_of_a_bug_shows_the_token(
     debug: str, flags: list[str], way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    def fail(uri: str, *, token: str, **_: object) -> None:
-        assert token == TOKEN
-        raise RuntimeError(f"{uri} was not made for {token!r}, {' or '.join(NEVER)}")
+    def fail(config: MilvusConfig, *_: object) -> None:
+        assert config.token == TOKEN
+        raise RuntimeError(f"{config.uri} was not made for {config.token!r}, {' or '.join(NEVER)}")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ImageIndex, "open", fail)
+    monkeypatch.setattr(ImageIndex, "from_config", fail)
     monkeypatch.setenv("MGM_DEBUG", debug)
     code, text = told(["info", *given(way, "http://there", monkeypatch), *flags], monkeypatch, capfd)
     assert code == 1

@@ -79,7 +79,7 @@ def work(uri: str, photos: Path) -> None:
         assert (first.path, set(first.distances.values())) == (str(image), {0})
         ask(index, image, 10)
         assert len(index.query(image, k=2, crop=(8, 8, 40, 40), filter="width > 10")) == 2
-        assert sum(len(rows) for rows in index.connection.store.scan()) == index.count() == 15
+        assert sum(len(rows) for rows in index.session.store.scan()) == index.count() == 15
         assert index.delete([image]) == 1
 
 

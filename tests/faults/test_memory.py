@@ -20,7 +20,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         "import sys, resource; from tests.memory_store import install; install();"
         "from mg_milvus import ImageIndex, Schema;"
         "s = Schema.from_yaml('encoder: {heads: fixed}'); i = ImageIndex.open('memory:', s);"
-        "i._connection.store.upsert = lambda rows: None;"
+        "i.session.store.upsert = lambda rows: None;"
         "r = i.ingest(*sys.argv[1:], batch_size=32); assert r.added in (200, 1200), r;"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

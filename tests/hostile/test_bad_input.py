@@ -123,7 +123,7 @@ def test_a_row_that_another_client_deletes_meanwhile_is_reported(
         index.ingest(kept, deleted)
         for file in (kept, deleted):
             os.utime(file, ns=(1, 1))
-        store, gone = index._connection.store, index.query(deleted, k=1)[0].id
+        store, gone = index.session.store, index.query(deleted, k=1)[0].id
 
         def deleting(text: str) -> Path:
             store.delete([gone])

@@ -134,7 +134,7 @@ def test_the_cache_is_shown_and_cleared(tmp_path: Path, monkeypatch: pytest.Monk
     ]  # fmt: skip
     cleared = mgm("cache", "--clear", cwd=tmp_path)
     assert cleared.returncode == 0
-    assert cleared.stdout.splitlines()[0].startswith(f"kept {large}: no collection holds this encoder whole")
+    assert cleared.stdout.splitlines()[0].startswith(f"kept {large}: no collection has a complete copy of this encoder")
     assert [line.split()[:4] for line in cleared.stdout.splitlines()[1:]] == [
         ["thumbnails", "0", "files", "0.0"], ["encoders", "1", "file", "3.0"],
     ]  # fmt: skip

@@ -329,7 +329,7 @@ def test_an_ingest_of_large_images_holds_few_at_once(tmp_path: Path, monkeypatch
 
     with ImageIndex.open("memory:") as index:
         index.ingest(tmp_path / "0.png")
-        kind = type(index.connection.encoder)
+        kind = type(index.session.encoder)
         real = kind.prepare
         monkeypatch.setattr(kind, "prepare", prepare)
         assert index.ingest(tmp_path, workers=8).added == 11

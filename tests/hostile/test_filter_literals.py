@@ -125,13 +125,13 @@ def test_a_hostile_path_deletes_exactly_its_row(tmp_path: Path) -> None:
         for each in rows()[:: len(rows()) // 25]:
             assert index.delete([each.path]) == 1
             left.remove(each.path)
-            assert {kept.path for batch in index.connection.store.scan() for kept in batch} == left
+            assert {kept.path for batch in index.session.store.scan() for kept in batch} == left
             with pytest.raises(errors.NotIndexedError):
                 index.delete([each.path])
         label = LABELS[30]
         expected = {each.path for each in rows() if each.fields["label"] == label} & left
         assert index.delete_where(f"label == {literal(label)}") == len(expected)
-        assert {kept.path for batch in index.connection.store.scan() for kept in batch} == left - expected
+        assert {kept.path for batch in index.session.store.scan() for kept in batch} == left - expected
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,7 @@ def test_no_file_is_left_open(tmp_path: Path) -> None:
 
 
 USED = """
+from tests import memory_store; memory_store.install()
 import json, os, sys, time
 from pathlib import Path
 from fastapi.testclient import TestClient
@@ -229,6 +230,7 @@ def test_whatever_a_file_becomes_every_command_goes_on(tmp_path: Path) -> None:
 
 
 SERVED = """
+from tests import memory_store; memory_store.install()
 import sys
 from pathlib import Path
 from mg_milvus import ImageIndex

@@ -143,7 +143,7 @@ def test_caches_and_uploads_are_for_their_owner_only(tmp_path: Path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     with ImageIndex.open("memory:") as index:
         index.ingest(image)
-        (row,) = [row for batch in index._connection.store.scan() for row in batch]
+        (row,) = [row for batch in index.session.store.scan() for row in batch]
         media.Thumbnails(media.default_folder(), 10_000).of(row, 240)
     session._cache("0123456789abcdef", b"an encoder")
     keep_upload(home / "new" / "uploads", "a.png", image.read_bytes(), 10_000)
@@ -253,6 +253,47 @@ def test_a_log_of_another_user_is_refused(shared: Path) -> None:
     done = mgm("up", "--data", file, "--port", "0", cwd=shared)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert f"{lite_server.log_of(file)} cannot be written (it belongs to another user" in done.stderr
+
+
+LINK = "os.symlink(sys.argv[1], sys.argv[2])"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_data_file_that_is_a_link_of_another_user_is_refused(shared: Path, tmp_path: Path, exists: bool) -> None:
+    target, link = tmp_path / "own.db", shared / "a.db"
+    if exists:
+        make(target)
+    before = rights(tmp_path)
+    other_user(LINK, target, link)
+    with pytest.raises(StoreError, match=r"a\.db: it belongs to another user, .*, and is a link in a folder"):
+        make(link)
+    for command in (("info", "--uri", link), ("up", "--data", link, "--port", "0"), ("down", "--data", link)):
+        done = mgm(*command, cwd=tmp_path)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), command
+        assert exists is False or f"{link}: it belongs to another user" in done.stderr
+    assert rights(tmp_path) == before
+
+
+def test_a_folder_that_is_a_link_of_another_user_is_refused(shared: Path, tmp_path: Path) -> None:
+    other_user(LINK, tmp_path, shared / "data")
+    for place in ("data", "data/deeper", "data/a.db"):
+        with pytest.raises(StoreError, match="it belongs to another user"):
+            lite_server.data_file(shared / place)
+    assert rights(tmp_path) == {}
+
+
+def test_links_of_this_user_and_in_folders_of_one_user_are_followed(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    target = tmp_path / "deep" / "own.db"
+    (shared / "a.db").symlink_to(target)
+    (tmp_path / "relative.db").symlink_to("deep/../deep/own.db")
+    (tmp_path / "theirs.db").symlink_to(target)
+    os.chown(tmp_path / "theirs.db", 65534, 65534, follow_symlinks=False)
+    for link in (shared / "a.db", tmp_path / "relative.db", tmp_path / "theirs.db"):
+        assert lite_server.data_file(link) == target.resolve()
+    (tmp_path / "round.db").symlink_to("round.db")
+    with pytest.raises(StoreError, match="Too many levels"):
+        lite_server.data_file(tmp_path / "round.db")
 
 
 FORGE = """

@@ -136,7 +136,7 @@ def test_a_link_that_was_ingested_is_sent(row: Row, tmp_path: Path) -> None:
 
 def test_two_letters_are_no_image(row: Row) -> None:
     """A row that claims the content of a file which begins as a bitmap does: its header is read as a whole."""
-    store = row.index.connection.store
+    store = row.index.session.store
     for data in (b"BM, said the letter, and was a secret", b"P3 is a secret plan", b"\xff\xd8\xff secret"):
         row.file.unlink()
         row.file.write_bytes(data)

@@ -28,7 +28,7 @@ from mg_milvus.config import MilvusConfig
 from mg_milvus.doctor import examine
 from mg_milvus.schema.models import ExtraField, Granularity, RegionSettings, Schema
 from mg_milvus.store import collections, companions
-from mg_milvus.store.base import Description, Row
+from mg_milvus.store.base import Description, HybridSearch, Row
 from mg_milvus.store.client import Border, _ask_engine, _version, translate
 from mg_milvus.store.collections import (
     MOST_BYTES,
@@ -503,7 +503,7 @@ def test_fusions_that_cannot_be(
     store.count()
     monkeypatch.setattr(store._client, "hybrid_search", lambda *_, **__: [Hits(pairs)])
     with pytest.raises(errors.StoreError, match="cannot be read"):
-        store.hybrid({"coarse": CODE}, {"coarse": 1.0}, k=3, depth=5, rrf_k=60)
+        store.hybrid({"coarse": CODE}, HybridSearch({"coarse": 1.0}, k=3, depth=5, rrf_k=60))
 
 
 FALSE_ROWS = {

@@ -182,7 +182,7 @@ def test_a_stream_of_events_stays_when_there_is_no_news(monkeypatch: pytest.Monk
         app.state.mgm.ingests.job = jobs.Job("long", stage="at work")
         with connect(port, f"GET /api/ingest/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()) as stream:
             said = b""
-            while said.count(b"still at it") < 4:  # twice what a stalled body gets
+            while said.count(b": running") < 4:  # twice what a stalled body gets
                 came = stream.recv(4096)
                 assert came, said
                 said += came

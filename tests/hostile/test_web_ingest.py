@@ -53,7 +53,7 @@ def ingest(client: TestClient, folder: Path | str) -> dict:
 
 
 def paths(index: ImageIndex) -> list[str]:
-    return sorted(row.path for batch in index.connection.store.scan(None) for row in batch)
+    return sorted(row.path for batch in index.session.store.scan(None) for row in batch)
 
 
 @pytest.mark.parametrize(

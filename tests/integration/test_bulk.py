@@ -134,7 +134,7 @@ def test_loaded_shards_are_what_one_ingest_makes(home):
 def test_export_and_load_move_a_collection_to_a_server_exactly(home, tmp_path):
     file = shutil.copy(home / "one.db", tmp_path / "tuned.db")
     with ImageIndex.open(file) as index:
-        index._connection.store.retune({"coarse": 3, "mid": 1, "fine": 0.5}, index.schema.fusion)
+        index.session.store.retune({"coarse": 3, "mid": 1, "fine": 0.5}, index.schema.fusion)
     assert mgm("export", "backup", "--uri", "tuned.db", cwd=tmp_path).returncode == 0
     with lite_server(tmp_path / "server.db") as server:
         done = mgm("load", "backup", "--uri", server.uri, cwd=tmp_path)

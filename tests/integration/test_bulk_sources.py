@@ -308,7 +308,7 @@ def test_a_bucket_that_machines_share(bucket, tmp_path):
     assert len(CodeFolder("memory://codes").files()) > 2
     with ImageIndex.open(tmp_path / "x.db") as index:
         assert index.load("memory://codes").rows == 7
-        paths = {row.path for rows in index._connection.store.scan() for row in rows}
+        paths = {row.path for rows in index.session.store.scan() for row in rows}
         index.export("memory://backup/x")
     expected = {f"memory:///shop/{'deep/' if n % 2 else ''}{n}.jpg" for n in range(6)} | {"memory:///shop/a.tar#a.jpg"}
     assert {path.replace("memory://shop", "memory:///shop") for path in paths} == expected

@@ -9,7 +9,7 @@ import pytest
 
 from mg_milvus import errors
 from mg_milvus.bulk import dataset
-from mg_milvus.capacity import plan
+from mg_milvus.capacity import Assumptions, plan
 from mg_milvus.config import MilvusConfig
 from mg_milvus.images.discover import image_id
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
@@ -31,7 +31,9 @@ def test_bytes_of_the_default_schema():
     assert held.segments == 198
     assert held.nlist == round(4 * 5_064_815**0.5)
     assert made.encode_hours == pytest.approx(1e9 / 195 / 3600)
-    assert plan(10**9, machines=4, images_per_second=1000).encode_hours == pytest.approx(1e9 / 4000 / 3600)
+    assert plan(10**9, None, Assumptions(machines=4, images_per_second=1000)).encode_hours == pytest.approx(
+        1e9 / 4000 / 3600
+    )
     # 14 + name + value bytes a column, 106 a row: 497; the copy of 56 bytes of codes is 76 of text, 14 + 6 +
     # 76 bytes. Of 593, 6 fit into a page of 4,096.
     # In the index over the keys, 32 bytes and 9 more a row, in pages that are full to three quarters.
@@ -40,7 +42,7 @@ def test_bytes_of_the_default_schema():
 
 def test_fields_replicas_mmap_and_index_count():
     wide = Schema(fields=(ExtraField(name="caption", type="string"), ExtraField(name="year", type="int")))
-    assert plan(10, wide, text_bytes=200).collections[0].fields["caption"] == 200
+    assert plan(10, wide, Assumptions(text_bytes=200)).collections[0].fields["caption"] == 200
     plain, twice = Schema(), Schema.model_validate({"storage": {"replicas": 2}})
     assert plan(1000, twice).server_memory == 2 * plan(1000, plain).server_memory
     mapped = Schema.model_validate({"granularities": [{"name": "fine", "bits": 256, "mmap": True}]})
@@ -54,7 +56,7 @@ def test_fields_replicas_mmap_and_index_count():
 
 def test_what_to_change_when_it_does_not_fit():
     schema = Schema.model_validate({"storage": {"replicas": 2}, "fields": [{"name": "caption", "type": "string"}]})
-    made = plan(10**8, schema, memory=64e9)
+    made = plan(10**8, schema, Assumptions(memory=64e9))
     assert made.server_memory > 64e9
     told = [change.what.partition(":")[0] for change in made.changes]
     assert told == [
@@ -68,14 +70,16 @@ def test_what_to_change_when_it_does_not_fit():
     assert all(change.memory < made.server_memory for change in made.changes)
     assert made.changes[0].disk == 10**8 * 40 * 2
     assert f"or {-(-made.server_memory // 64e9):.0f} query nodes" in made.notes[0]
-    roomy = plan(10**6, memory=64e9)
+    roomy = plan(10**6, None, Assumptions(memory=64e9))
     assert (roomy.changes, roomy.notes[0]) == ((), "it fits into the memory of the server")
 
 
-@pytest.mark.parametrize("bad", [{"images": 0}, {"machines": 0}, {"memory": -1.0}, {"path_bytes": 0}])
+@pytest.mark.parametrize("bad", [{"machines": 0}, {"memory": -1.0}, {"path_bytes": 0}, {"text_bytes": -1}])
 def test_numbers_that_make_no_sense(bad):
-    with pytest.raises(errors.QueryError, match="expected numbers above 0"):
-        plan(**({"images": 10} | bad))
+    with pytest.raises(errors.QueryError, match=f"{next(iter(bad))} is .*, expected a number above 0"):
+        plan(10, None, Assumptions(**bad))
+    with pytest.raises(errors.QueryError, match="images is 0"):
+        plan(0)
 
 
 ROWS = 3_000
@@ -108,7 +112,7 @@ def test_predictions_hold_on_milvus_lite(tmp_path, schema):
         rows.append(Row(image_id(path), path, *map(int, numbers), random.bytes(16).hex(), codes, fields, parts))
     store.upsert(rows)
     store.close()
-    made = plan(ROWS, schema, text_bytes=80)
+    made = plan(ROWS, schema, Assumptions(text_bytes=80))
     assert made.lite_file == pytest.approx((tmp_path / "mgm.db").stat().st_size, rel=0.15)
     assert made.codes_folder == pytest.approx(len(dataset.to_parquet(rows, description)), rel=0.15)
 
@@ -145,4 +149,6 @@ def test_regions_are_counted_by_hand():
     assert made.index == plain.index | {"regions": 13_000 * (16 + 8)}
     assert made.server_memory - plain.server_memory == pytest.approx(1.3 * 13_000 * (92 + 33 + 33 + 16 / 13 + 8 + 24))
     assert made.encode_hours > plain.encode_hours
-    assert "no regions: no search for details" in [change.what for change in plan(10**8, schema, memory=1e9).changes]
+    assert "no regions: no search for details" in [
+        change.what for change in plan(10**8, schema, Assumptions(memory=1e9)).changes
+    ]

@@ -132,7 +132,7 @@ def test_regions_are_checked_and_repaired(photos, tmp_path):
     uri = tmp_path / "mgm.db"
     with ImageIndex.open(uri, "regions") as index:
         index.ingest(photos / "disc")
-        store = index.connection.store
+        store = index.session.store
         (row,) = store.fetch([index.query(photos / "disc/00.jpg", k=1)[0].id], ("coarse", "mid", "fine")).values()
         stray = replace(row, id="e" * 32, region_codes=bytes(464))
         store.regions.upsert([stray])
@@ -145,7 +145,7 @@ def test_regions_are_checked_and_repaired(photos, tmp_path):
     assert check.message == "the regions of 1 images that are gone were removed"
     assert check_of("regions", uri).message == "580 codes of regions, in step with the images"
     with ImageIndex.open(uri) as index:
-        index.connection.store.regions.delete([row.id])
+        index.session.store.regions.delete([row.id])
     check = check_of("regions", uri, repair=True)
     assert not check.ok
     assert check.message == "0 images are gone but for their regions, 1 lack regions"

@@ -271,7 +271,7 @@ def test_ingest_and_query_from_the_shell_load_no_torch_and_leave_nothing(tmp_pat
     assert not loaded & {"torch", "torchvision", "onnx", "sympy"}
     assert list(temporary.iterdir()) == []  # onnxruntime would keep its telemetry there
     with ImageIndex.open(tmp_path / "a.db", device="cpu") as index:
-        assert index.connection.encoder.adapted_on == 51
+        assert index.session.encoder.adapted_on == 51
 
     image = photos / "disc" / "02.jpg"
     loaded, said = imports_of("query", str(image), "-k", "1", *place, TMPDIR=str(temporary))

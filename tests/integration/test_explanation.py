@@ -20,7 +20,7 @@ WEIGHTS = {"coarse": 1.0, "mid": 2.0, "fine": 0.5}
 
 def all_codes(index: ImageIndex) -> tuple[list[str], dict[str, np.ndarray]]:
     """Ids, and granularity -> (n, bits) zeros and ones of all rows."""
-    rows = [row for batch in index.connection.store.scan(granularities=tuple(BITS)) for row in batch]
+    rows = [row for batch in index.session.store.scan(granularities=tuple(BITS)) for row in batch]
     rows.sort(key=lambda row: row.id)
     bits = {
         name: np.unpackbits(np.array([np.frombuffer(row.codes[name], np.uint8) for row in rows]), axis=1)

@@ -47,7 +47,7 @@ def read_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ImageI
 
 def rows(index: ImageIndex) -> dict[str, dict[str, bytes]]:
     """Path -> codes of all rows."""
-    store = index._connection.store
+    store = index.session.store
     return {row.path: dict(row.codes) for batch in store.scan(granularities=("coarse", "mid", "fine")) for row in batch}
 
 

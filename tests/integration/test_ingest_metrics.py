@@ -82,7 +82,7 @@ def test_queues_and_state_while_it_runs(images: Path, monkeypatch: pytest.Monkey
     """The store is held up: what has been sent waits there, and the file tells so before the ingest ends."""
     metrics, file = IngestMetrics(), tmp_path / "mgm.prom"
     with ImageIndex.open("memory:") as index, MetricsFile(file, metrics, every=0.02):
-        store = index.connection.store
+        store = index.session.store
         upsert, free, reached = store.upsert, threading.Event(), threading.Event()
 
         def held(rows: object) -> None:
@@ -114,7 +114,7 @@ def test_a_failure_is_told(images: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
         def failing(_: object) -> None:
             raise StoreError("the disk is full")
 
-        monkeypatch.setattr(index.connection.store, "upsert", failing)
+        monkeypatch.setattr(index.session.store, "upsert", failing)
         metrics = IngestMetrics()
         with pytest.raises(StoreError, match="disk is full"), MetricsFile(file, metrics):
             index.ingest(images, metrics=metrics)

@@ -22,7 +22,7 @@ def index() -> Iterator[ImageIndex]:
     schema = Schema.from_yaml("version: 1\nfields: [{name: kind, type: string}]")
     codes = {name: bytes(bits // 8) for name, bits in schema.bits.items()}
     with ImageIndex.open("memory:", schema=schema) as opened:
-        store = opened.connection.store
+        store = opened.session.store
         store.create(Description(schema, "0123456789abcdef"))
         store.upsert([
             Row(image_id(f"/{n}.jpg"), f"/{n}.jpg", n, n, n, 1, "", codes, {"kind": f"{n % 7}"}) for n in range(ROWS)
@@ -33,7 +33,7 @@ def index() -> Iterator[ImageIndex]:
 @pytest.fixture
 def read(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows that each call of the store gave."""
-    store, counted = index.connection.store, []
+    store, counted = index.session.store, []
     nearest, fetch = store.nearest, store.fetch
 
     def finding(*arguments: Any) -> list[Neighbours]:

@@ -148,7 +148,7 @@ def test_a_cascade_ranks_what_the_shortest_codes_found(index: ImageIndex, collag
 def test_a_cascade_names_as_the_full_search_would(index: ImageIndex, collages: Path) -> None:
     """Begun with everything it is the full search, also where each granularity names only a few."""
     few = Schema(regions=SETTINGS, fusion=FusionSettings(depth=5))
-    index.connection._given_schema = few  # weights and fusion of a given schema count
+    index.session._given_schema = few  # weights and fusion of a given schema count
     try:
         for name in ("03.png", "20.png", "44.png"):
             full = index.query(collages / name, k=5, plan="full")
@@ -157,7 +157,7 @@ def test_a_cascade_names_as_the_full_search_would(index: ImageIndex, collages: P
             ]
             assert index.query(collages / name, k=5, plan="cascade", depth=60) == full
     finally:
-        index.connection._given_schema = SCHEMA
+        index.session._given_schema = SCHEMA
 
 
 def test_auto_cascades_from_many_images_on(index: ImageIndex, collages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +303,7 @@ def test_images_and_regions_stay_in_step(tmp_path: Path) -> None:
     folder = make_photos(tmp_path / "photos", 3)
     with ImageIndex.open(tmp_path / "step.db", SCHEMA) as index:
         index.ingest(folder)
-        store = index.connection.store
+        store = index.session.store
         assert store.regions.count() == 9 * SETTINGS.count
         before = store.regions.nearest(0, np.zeros((1, 16), np.uint8), 36)
         collage(77).save(folder / "disc/00.jpg")
@@ -321,7 +321,7 @@ def test_what_a_crash_left_behind_is_mended_by_the_next_ingest(tmp_path: Path) -
     folder = make_photos(tmp_path / "photos", 3)
     with ImageIndex.open(tmp_path / "step.db", SCHEMA) as index:
         index.ingest(folder)
-        store = index.connection.store
+        store = index.session.store
         gone, short = (image_id(str(folder / name)) for name in ("disc/00.jpg", "disc/01.jpg"))
         row = store.fetch([gone], tuple(SCHEMA.bits))[gone]
         store.upsert([replace(row, id="f" * 32, path="/nowhere.jpg", region_codes=bytes(SETTINGS.bytes_per_image))])
@@ -346,13 +346,13 @@ def test_a_collection_that_a_kill_left_without_its_regions_gets_them_with_the_ne
     folder = make_photos(tmp_path / "photos", 3)
     with ImageIndex.open(tmp_path / "half.db", SCHEMA) as index:
         index.ingest(folder / "disc")
-        store: Any = index.connection.store
+        store: Any = index.session.store
         store._client.drop_collection("images_regions")
     with ImageIndex.open(tmp_path / "half.db") as index:
         report = index.ingest(folder)
         assert (report.added, report.failed) == (9, 0)
-        assert find_out_of_step(index.connection.store, SCHEMA, thorough=True) == OutOfStep()
-        assert index.connection.store.regions.count() == 9 * SETTINGS.count
+        assert find_out_of_step(index.session.store, SCHEMA, thorough=True) == OutOfStep()
+        assert index.session.store.regions.count() == 9 * SETTINGS.count
 
 
 def test_regions_that_are_missing_or_of_another_encoder(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_rows_that_are_there_are_not_made_twice(milvus, codes):
         index.load(codes)
         with pytest.raises(errors.StoreError, match=f"'images' has {6 + 6 * REGIONS} rows already, and an import re"):
             index.load(codes, bucket="memory://a-bucket/mgm")
-        index.delete([row.id for rows in index.connection.store.scan() for row in rows])
+        index.delete([row.id for rows in index.session.store.scan() for row in rows])
         milvus.jobs["7"] = {"jobId": "7", "collectionName": "images_regions", "state": "Importing"}
         with pytest.raises(errors.StoreError, match="the import job 7 into 'images_regions' is still running"):
             index.load(codes, bucket="memory://a-bucket/mgm")
@@ -188,16 +188,16 @@ def test_an_import_that_fails_says_why_and_can_be_done_again(milvus, codes):
         with pytest.raises(errors.StoreError, match="into 'images' ended as Failed: no space left"):
             index.load(codes, bucket="memory://a-bucket")
         assert fsspec.filesystem("memory").find("/a-bucket") == []
-        assert (index.count(), index.connection.store.regions.count()) == (0, 6 * REGIONS)
+        assert (index.count(), index.session.store.regions.count()) == (0, 6 * REGIONS)
         # What the message of the next import names: without the bucket, or after a repair.
         with pytest.raises(errors.StoreError, match="mgm doctor --repair removes its rows"):
             index.load(codes, bucket="memory://a-bucket")
         from mg_milvus.ingest.run import delete_orphans, find_out_of_step
 
-        delete_orphans(index.connection.store, find_out_of_step(index.connection.store, index.schema))
+        delete_orphans(index.session.store, find_out_of_step(index.session.store, index.schema))
         milvus.failing = ""
         assert index.load(codes, bucket="memory://a-bucket").rows == 6
-        assert (index.count(), index.connection.store.regions.count()) == (6, 6 * REGIONS)
+        assert (index.count(), index.session.store.regions.count()) == (6, 6 * REGIONS)
 
 
 def test_wrong_tokens_and_places_are_refused(milvus, codes, tmp_path, monkeypatch):

@@ -171,8 +171,7 @@ def test_tokens(server: RealMilvus, tmp_path: Path) -> None:
         root.grant_role("anna", "admin")
         with closing(open_rows(server, StorageSettings())) as store:
             store.upsert(make_rows(np.zeros((3, 8), np.uint8)))
-            anna = MilvusConfig(server.uri, collection=store.collection, token="anna:Good-Pa55word")
-            with closing(open_store(anna)) as hers:
+            with closing(open_store(MilvusConfig(server.uri, "anna:Good-Pa55word", store.collection))) as hers:
                 assert hers.count() == 3
     finally:
         root.drop_user("anna")
@@ -275,7 +274,7 @@ def test_kill_9_in_the_middle_of_an_ingest(server: RealMilvus, schema: Path, tmp
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as ingest:
-        store = open_store(MilvusConfig(server.uri, collection=name, token=TOKEN, timeout=PATIENCE))
+        store = open_store(MilvusConfig(server.uri, TOKEN, name, PATIENCE))
         wait_until(
             lambda: ingest.poll() is not None or (store.describe() is not None and store.count() >= 10),
             "10 rows are stored",

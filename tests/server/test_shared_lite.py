@@ -82,7 +82,7 @@ def test_ingests_and_queries_of_several_programs_at_once(file: Path, tmp_path: P
         assert sorted(sizes)[0] >= len(first)
 
         assert index.info().fingerprint == fingerprint
-        rows = [row for batch in index._connection.store.scan() for row in batch]
+        rows = [row for batch in index.session.store.scan() for row in batch]
         assert sorted(row.path for row in rows) == sorted(files)
         hits = index.query_many([text_path(row.path) for row in rows], k=1)
         assert [sum(hit[0].distances.values()) for hit in hits] == [0] * len(rows)  # as a fresh encoding has it

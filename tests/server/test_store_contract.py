@@ -16,7 +16,7 @@ import pytest
 from mg_milvus.config import MilvusConfig
 from mg_milvus.errors import CollectionNotFoundError, FilterError, QueryError, StoreError, UnsupportedError
 from mg_milvus.schema.models import ExtraField, FusionSettings, Granularity, RegionScale, RegionSettings, Schema
-from mg_milvus.store.base import Description, Row, Store
+from mg_milvus.store.base import Description, HybridSearch, Row, Store
 from mg_milvus.store.milvus import open_store
 from tests.servers import lite_server
 
@@ -381,18 +381,20 @@ def test_hybrid_is_reciprocal_rank_fusion(store: Store) -> None:
     queries = {g: np.zeros((2, bits[g] // 8), np.uint8) for g in bits}
     if len(bits) == 1:
         with pytest.raises(UnsupportedError):
-            store.hybrid(queries, {"coarse": 1}, k=3, depth=5, rrf_k=10)
+            store.hybrid(queries, HybridSearch({"coarse": 1}, k=3, depth=5, rrf_k=10))
         return
     expected = {row.id: 2 / (11 + orders["coarse"][n]) + 2 / (11 + orders["fine"][n]) for n, row in enumerate(rows)}
     best = sorted(expected.items(), key=lambda item: (-item[1], item[0]))[:4]
-    answers = store.hybrid(queries, {"coarse": 2.0, "fine": 2.0}, k=4, depth=5, rrf_k=10)
+    answers = store.hybrid(queries, HybridSearch({"coarse": 2.0, "fine": 2.0}, k=4, depth=5, rrf_k=10))
     assert len(answers) == 2
     for answer in answers:
         assert [i for i, _ in answer] == [i for i, _ in best]
         assert [s for _, s in answer] == pytest.approx([s for _, s in best], rel=1e-5)
-    alone = store.hybrid(queries, {"coarse": 0.0, "fine": 1.0}, k=2, depth=5, rrf_k=10)
+    alone = store.hybrid(queries, HybridSearch({"coarse": 0.0, "fine": 1.0}, k=2, depth=5, rrf_k=10))
     assert [i for i, _ in alone[0]] == [rows[2].id, rows[3].id]
-    filtered = store.hybrid(queries, {"coarse": 1, "fine": 1}, k=5, depth=5, rrf_k=10, where="size == 1004")
+    filtered = store.hybrid(
+        queries, HybridSearch({"coarse": 1, "fine": 1}, k=5, depth=5, rrf_k=10, where="size == 1004")
+    )
     assert [i for i, _ in filtered[0]] == [rows[4].id]
 
 
@@ -408,9 +410,9 @@ def test_wrong_queries_are_refused(store: Store) -> None:
             store.nearest("coarse", wrong, 5)
     for weights in ({"coarse": 0.0}, {"coarse": -1.0}, {"texture": 1.0}, {}):
         with pytest.raises(QueryError):
-            store.hybrid({"coarse": query}, weights, k=3, depth=5, rrf_k=60)
+            store.hybrid({"coarse": query}, HybridSearch(weights, k=3, depth=5, rrf_k=60))
     with pytest.raises(QueryError, match="are missing"):
-        store.hybrid({}, {"coarse": 1.0}, k=3, depth=5, rrf_k=60)
+        store.hybrid({}, HybridSearch({"coarse": 1.0}, k=3, depth=5, rrf_k=60))
 
 
 def test_without_a_collection_every_verb_says_so(empty: Store) -> None:
@@ -418,7 +420,7 @@ def test_without_a_collection_every_verb_says_so(empty: Store) -> None:
     for ask in (
         lambda: empty.upsert([]),
         lambda: empty.nearest("coarse", query, 3),
-        lambda: empty.hybrid({"coarse": query}, {"coarse": 1}, k=1, depth=1, rrf_k=60),
+        lambda: empty.hybrid({"coarse": query}, HybridSearch({"coarse": 1}, k=1, depth=1, rrf_k=60)),
         lambda: empty.fetch(["a"]),
         lambda: list(empty.scan()),
         lambda: empty.count(),

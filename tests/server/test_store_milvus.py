@@ -137,7 +137,6 @@ def test_a_file_in_use_by_another_process_is_named(file: Path) -> None:
     script = f"""
         import sys
         from mg_milvus.config import MilvusConfig
-        from mg_milvus.config import MilvusConfig
         from mg_milvus.store.milvus import open_store
         store = open_store(MilvusConfig({str(file)!r}, collection="images"))
         print("open", flush=True)
@@ -153,7 +152,7 @@ def test_a_file_in_use_by_another_process_is_named(file: Path) -> None:
         with pytest.raises(errors.StoreLockedError, match=r"images\.db is open in another process.*http"):
             open_store(MilvusConfig(str(file), collection="images"))
         assert 1.5 < time.monotonic() - start < 15
-        waiting = ThreadPoolExecutor(1).submit(open_store, MilvusConfig(str(file), collection="images"))
+        waiting = ThreadPoolExecutor(1).submit(open_store, MilvusConfig(str(file)))
         time.sleep(0.3)
         holder.stdin.close()  # type: ignore[union-attr]
         waiting.result(timeout=PATIENCE).close()
