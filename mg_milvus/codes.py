@@ -1,6 +1,6 @@
 """Binary codes: packing, Hamming distances, bit statistics. Pure numpy.
 
-A code is ``bits / 8`` bytes, most significant bit first, as ``np.packbits`` makes it and as Milvus wants it.
+A code is ``bits / 8`` bytes, most significant bit first, as ``np.packbits`` writes it and Milvus expects it.
 """
 
 from __future__ import annotations

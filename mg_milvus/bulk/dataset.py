@@ -1,12 +1,11 @@
-"""Codes in Parquet files, as Milvus' bulk import wants them: one column a field, a code as ``list<uint8>``.
+"""Codes in Parquet files, and folders of such files, on this machine or in a bucket.
 
-A file is one part of a shard. The codes of an image's regions are one more column, all of them one behind the other:
-so an image and its regions are written whole or not at all, are never out of step, and take no ids. Import jobs want
-rows of the companion collection in files of their own, and the newest row of each image only; both are made from
-these files when they are needed (``bulk.imports``).
+A file is one part of a shard: one column a field, a code as ``list<uint8>``, as the bulk import of Milvus expects. All
+codes of an image's regions are one more column, so that an image and its regions are written together. Import jobs
+need one file for each collection, which ``images_file`` and ``regions_file`` make from the rows.
 
-A file's metadata holds, under ``mg_milvus``, the description that a collection keeps of itself: schema, fingerprint,
-backbone, and the number of its format, so that what a later version adds to the rows is never passed over in silence.
+The metadata of a file holds, under ``mg_milvus``, the description of the collection: schema, fingerprint, backbone, and
+the version of the format.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,13 +50,20 @@ if TYPE_CHECKING:
 
 _KEY = b"mg_milvus"
 _REGIONS = "$regions"
-"""The column of regions' codes; no field and no granularity can have this name."""
+"""Column of the codes of all regions; no field and no granularity can have this name."""
 GROUP_ROWS = 5_000
-"""Rows of one row group, which are read and loaded together."""
+"""Rows of a row group, which are read and loaded together."""
+ROWS_PER_FILE = 100_000
+BYTES_PER_FILE = 64 << 20
+"""Most rows, and bytes of codes, of a file of an export or an import job."""
+_MAX_MARK_BYTES = 32 << 20
+"""Size of the largest mark that is read; that of a shard of a billion images has half of it."""
+_MAX_ENCODER_BYTES = 4 << 30
+"""Size of the largest encoder that is read."""
 
 
 def arrow() -> Any:
-    """The package pyarrow, with its Parquet part.
+    """The package pyarrow, with its module parquet.
 
     Raises:
         MissingPackageError: it is not installed.
@@ -72,15 +78,20 @@ def arrow() -> Any:
     return pyarrow
 
 
+def rows_per_file(schema: Schema) -> int:
+    """Rows of one file of an export or an import job."""
+    return min(ROWS_PER_FILE, max(1, BYTES_PER_FILE // schema.bytes_per_image))
+
+
 def to_parquet(rows: Sequence[Row], description: Description) -> bytes:
-    """A whole file of codes.
+    """The content of a file of codes.
 
     Args:
-        rows: with all codes, also those of their regions, and fields.
-        description: of the collection they are meant for.
+        rows: with all codes, those of their regions included, and fields.
+        description: of the collection that the rows are for.
 
     Raises:
-        StoreError: a value that its column cannot hold.
+        StoreError: a value does not fit into its column.
     """
     schema, widths = description.schema, _widths(description.schema)
     records = Layout(schema).records(rows)
@@ -92,50 +103,50 @@ def to_parquet(rows: Sequence[Row], description: Description) -> bytes:
                 )
             record[_REGIONS] = row.region_codes
     chunks = (records[start : start + GROUP_ROWS] for start in range(0, max(len(records), 1), GROUP_ROWS))
-    return _written(chunks, _columns(schema, widths), widths, _texts(schema), {_KEY: encode_description(description)})
+    return _write(chunks, _columns(schema, widths), widths, _texts(schema), {_KEY: encode_description(description)})
 
 
 def images_file(rows: Sequence[Row], schema: Schema) -> bytes:
-    """A file for an import job: exactly the columns of the collection of images."""
+    """A file for an import job, with exactly the columns of the collection of images."""
     layout = Layout(schema)
     chunks = (layout.records(rows[start : start + GROUP_ROWS]) for start in range(0, len(rows), GROUP_ROWS))
-    return _written(chunks, _columns(schema, layout.bytes), layout.bytes, _texts(schema))
+    return _write(chunks, _columns(schema, layout.bytes), layout.bytes, _texts(schema))
 
 
 def regions_file(rows: Sequence[Row], settings: RegionSettings) -> bytes:
-    """A file for an import job: exactly the columns of the collection of regions, a row a region of these images."""
+    """A file for an import job, with exactly the columns of the collection of regions: one row a region of the rows."""
     pa = arrow()
     columns = pa.schema([("id", pa.string()), ("scale", pa.int64()), (CODE, pa.list_(pa.uint8()))])
     size = max(1, GROUP_ROWS // settings.count)
     chunks = (region_records(rows[start : start + size], settings) for start in range(0, len(rows), size))
-    return _written(chunks, columns, {CODE: settings.bits // 8}, ())
+    return _write(chunks, columns, {CODE: settings.bits // 8}, ())
 
 
-def _written(
+def _write(
     chunks: Iterable[Sequence[Record]], columns: Any, widths: Mapping[str, int], texts: Sequence[str],
     metadata: Mapping[bytes, str] | None = None,
 ) -> bytes:  # fmt: skip
     """A Parquet file of records.
 
     Args:
-        chunks: flat dictionaries, those of a row group together.
-        columns: their names and types, as pyarrow's schema.
-        widths: bytes of those columns that are codes.
-        texts: columns of texts that come again and again.
+        chunks: the records of one row group each.
+        columns: names and types, as a pyarrow schema.
+        widths: column of codes -> bytes of a code.
+        texts: columns of text that may repeat.
         metadata: of the file.
     """
     pa = arrow()
     sink = pa.BufferOutputStream()
-    # Parquet has no numbers of one byte: a code's would take four each, and do take one as places in a dictionary.
+    # Parquet stores uint8 in four bytes, as indices of a dictionary in one.
     repeated = [*(f"{name}.list.element" for name in widths), *texts]
     with pa.parquet.ParquetWriter(
         sink, columns.with_metadata(metadata), compression="zstd", write_page_checksum=True, use_dictionary=repeated
     ) as writer:
-        for some in chunks:
+        for records in chunks:
             arrays = [
-                _code_array([record[field.name] for record in some], widths[field.name])
+                _code_array([record[field.name] for record in records], widths[field.name])
                 if field.name in widths
-                else pa.array([record[field.name] for record in some], field.type)
+                else pa.array([record[field.name] for record in records], field.type)
                 for field in columns
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=columns))
@@ -146,39 +157,39 @@ class CodeFile:
     """An open file of codes.
 
     Attributes:
-        name: what to call it in errors.
+        name: its name in errors.
         description: schema and encoder of its codes.
         rows: their number.
     """
 
     def __init__(self, name: str, file: BinaryIO) -> None:
-        """Read what the file says of itself; ``file`` is open and seekable.
+        """Read the metadata of ``file``, which is open and seekable.
 
         Raises:
             CodeFileError: it is damaged, cut off, or no file of codes.
-            UnsupportedError: a newer mg-milvus wrote it.
+            UnsupportedError: a newer version of mg-milvus wrote it.
         """
         self.name = name
         self._file = self._guarded(lambda: arrow().parquet.ParquetFile(file, page_checksum_verification=True))
-        kept = (self._file.metadata.metadata or {}).get(_KEY)
+        metadata = (self._file.metadata.metadata or {}).get(_KEY, b"")
         try:
-            self.description = decode_description((kept or b"").decode("utf-8", "replace"), name)
+            self.description = decode_description(metadata.decode("utf-8", "replace"), name)
         except ForeignCollectionError as error:
-            raise CodeFileError(f"{name} is Parquet, but no file of codes, as mgm encode makes them") from error
+            raise CodeFileError(f"{name} is Parquet, but not a file of codes made by mgm encode") from error
         except UnsupportedError as error:
             raise UnsupportedError(f"{name}: {error}") from error
         schema = self.description.schema
         if not self._file.schema_arrow.equals(_columns(schema, _widths(schema)), check_metadata=False):
-            raise CodeFileError(f"{name} does not have the columns that its own schema names: make it again")
+            raise CodeFileError(f"{name} does not have the columns of its own schema: encode it again")
         lengths = dict.fromkeys(self._file.schema_arrow.names, 1) | _widths(schema)
-        self._together = self._guarded(lambda: rows_at_once(self._file.metadata, lengths, GROUP_ROWS))
+        self._batch_rows = self._guarded(lambda: rows_at_once(self._file.metadata, lengths, GROUP_ROWS))
         self.rows = int(self._file.metadata.num_rows)
 
     def read(self) -> Iterator[list[Row]]:
-        """Its rows, in order, in lists of at most ``GROUP_ROWS``.
+        """The rows in order, in lists of at most ``GROUP_ROWS``.
 
         Raises:
-            CodeFileError: it is damaged, or a row has the id of another image.
+            CodeFileError: the file is damaged, or a row has the id of another image.
         """
         widths = _widths(self.description.schema)
         extras = [field.name for field in self.description.schema.fields]
@@ -188,8 +199,8 @@ class CodeFile:
             }
             codes = {name: self._codes(batch.column(name), name, width) for name, width in widths.items()}
             for key, path in zip(plain["id"], plain["path"], strict=True):
-                if key != image_id(path):  # it would take the place of another image's row
-                    raise CodeFileError(f"{self.name}: {key!r} is not the id of {path!r}: make the file again")
+                if key != image_id(path):  # the row would replace that of another image
+                    raise CodeFileError(f"{self.name}: {key!r} is not the id of {path!r}: encode it again")
             yield [
                 Row(
                     plain["id"][place], plain["path"][place], plain["size"][place], plain["mtime_ns"][place],
@@ -202,12 +213,12 @@ class CodeFile:
             ]  # fmt: skip
 
     def stamps(self) -> Iterator[tuple[str, int, int]]:
-        """Id, size and mtime_ns of each row; nothing else is read."""
+        """Id, size and mtime_ns of each row; only these columns are read."""
         for batch in self._batches(["id", "size", "mtime_ns"]):
             yield from zip(*(batch.column(name).to_pylist() for name in ("id", "size", "mtime_ns")), strict=True)
 
     def _batches(self, columns: list[str] | None) -> Iterator[Any]:
-        batches = self._guarded(lambda: self._file.iter_batches(batch_size=self._together, columns=columns))
+        batches = self._guarded(lambda: self._file.iter_batches(batch_size=self._batch_rows, columns=columns))
         while (batch := self._guarded(lambda: next(batches, None))) is not None:
             for column, field in zip(batch.columns, batch.schema, strict=True):
                 if column.null_count:
@@ -218,7 +229,7 @@ class CodeFile:
         values = column.flatten()
         lengths = np.diff(column.offsets.to_numpy(zero_copy_only=False))
         if values.null_count or (lengths != width).any():
-            raise CodeFileError(f"{self.name}: a code of {name} is not {width} bytes long: make the file again")
+            raise CodeFileError(f"{self.name}: a code of {name} is not {width} bytes long: encode it again")
         data = values.to_numpy(zero_copy_only=False).tobytes()
         return [data[start : start + width] for start in range(0, len(data), width)]
 
@@ -228,8 +239,8 @@ class CodeFile:
             return action()
         except (pa.ArrowException, OSError, ValueError) as error:  # also text that is not UTF-8
             raise CodeFileError(
-                f"{self.name} is damaged or was cut off ({' '.join(str(error).split())}): delete it and run the mgm "
-                "encode --shard that made it again, which makes up for it"
+                f"{self.name} is damaged or was cut off ({' '.join(str(error).split())}): delete it and run its mgm "
+                "encode --shard again"
             ) from error
 
 
@@ -243,12 +254,12 @@ def _columns(schema: Schema, widths: Mapping[str, int]) -> Any:
 
 
 def _texts(schema: Schema) -> list[str]:
-    """Columns whose texts may come again and again."""
+    """Columns of text that may repeat."""
     return [field.name for field in schema.fields if field.type == "string"]
 
 
 def _widths(schema: Schema) -> dict[str, int]:
-    """Column -> bytes of each code, or of all codes of an image's regions."""
+    """Column -> bytes of a code, or of the codes of all regions of an image."""
     return Layout(schema).bytes | ({_REGIONS: schema.regions.bytes_per_image} if schema.regions else {})
 
 
@@ -260,30 +271,26 @@ def _code_array(codes: Sequence[bytes], width: int) -> Any:
 
 _SHARD = r"shard-(\d{4,6})-of-(\d{4,6})"
 _PART = re.compile(rf"({_SHARD})-(\d{{6,12}})-[0-9a-f]{{8}}\.parquet")
-_MARK_BYTES = 32 << 20
-"""Longest mark that is read; one of a shard of a billion images has half of it."""
-_ENCODER_BYTES = 4 << 30
-"""Longest encoder that is read."""
 _ENCODER = re.compile(r"encoder-([0-9a-f]{16})\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One share of the images: number ``number``, from 1, of ``count``."""
+    """One of ``count`` shares of the images; ``number`` counts from 1."""
 
     number: int = 1
     count: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
-            raise QueryError(f"there is no shard {self.number}/{self.count}: expected NUMBER from 1 to COUNT")
+            raise QueryError(f"there is no shard {self.number}/{self.count}: expected a number from 1 to {self.count}")
 
     @classmethod
     def parse(cls, text: str) -> Shard:
         """``2/4`` -> the second of four.
 
         Raises:
-            QueryError: it is written otherwise.
+            QueryError: another form.
         """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if match is None:
@@ -292,35 +299,19 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """How its files begin."""
+        """Beginning of the names of its files."""
         return f"shard-{self.number:04}-of-{self.count:04}"
 
     def holds(self, path: str) -> bool:
-        """Whether the image file, tar or table at this path is of this share. A hash of the path decides."""
+        """Whether the image file, tar or table at this path belongs to the shard, by a hash of the path."""
         return int(image_id(path), 16) % self.count == self.number - 1
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
 
-class Place(Protocol):
-    """A folder that holds files, not folders."""
-
-    def names(self) -> list[str]:
-        """The names of its files, sorted; none where there is no such folder."""
-
-    def open(self, name: str) -> BinaryIO:
-        """A file, open for reading at any position."""
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all; makes the folder."""
-
-    def remove(self, name: str) -> None:
-        """Remove a file."""
-
-
-class _Local:
-    """A folder of this machine."""
+class _LocalFolder:
+    """The files of a folder of this machine. ``write`` makes the folder and writes a file whole or not at all."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -339,97 +330,120 @@ class _Local:
         (self._path / name).unlink(missing_ok=True)
 
 
-class _Bucket:
-    """A folder in a bucket, where a file appears when it is whole."""
+class BucketFolder:
+    """The files of a folder in a bucket, where a file appears once it is whole."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, subfolder: str = "") -> None:
+        """Open the file system of a URL.
+
+        Raises:
+            ImageError: it is not the URL of a bucket.
+        """
         self._system, path = bucket(url)
-        self._path = path.rstrip("/")
+        self.path = f"{path.rstrip('/')}/{subfolder}".rstrip("/")
 
     def names(self) -> list[str]:
+        """Names of the files, sorted; none where there is no such folder."""
         self._system.invalidate_cache()
         try:
-            entries = self._system.ls(self._path, detail=True)
+            entries = self._system.ls(self.path, detail=True)
         except FileNotFoundError:
             return []
         return sorted(entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file")
 
     def open(self, name: str) -> BinaryIO:
-        # Parts are small, and reading one takes many small steps.
-        return io.BytesIO(self._system.cat_file(f"{self._path}/{name}"))
+        """A file, open for reading at any position."""
+        # In memory: files are small, and Parquet is read in many small steps.
+        return io.BytesIO(self._system.cat_file(f"{self.path}/{name}"))
 
     def write(self, name: str, data: bytes) -> None:
-        self._system.pipe_file(f"{self._path}/{name}", data)
+        """Write a file."""
+        self._system.pipe_file(f"{self.path}/{name}", data)
 
     def remove(self, name: str) -> None:
-        self._system.rm_file(f"{self._path}/{name}")
+        """Remove a file."""
+        self._system.rm_file(f"{self.path}/{name}")
+
+    def remove_all(self) -> None:
+        """Remove the folder, if there is one."""
+        if self._system.exists(self.path):
+            self._system.rm(self.path, recursive=True)
+
+
+@contextmanager
+def folder_errors(folder: str, action: str) -> Iterator[None]:
+    """Turn the errors of file systems into CodeFileError: "``folder`` cannot be ``action``"."""
+    try:
+        yield
+    except Exception as error:  # each protocol's library has its own exceptions
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise CodeFileError(f"{folder} cannot be {action}: {reason}") from error
 
 
 class CodeFolder:
-    """The files of codes in one folder.
+    """A folder of files of codes, with the mark of each finished shard and the encoder.
 
-    Every method raises CodeFileError when the folder cannot be read or written.
+    Methods raise CodeFileError when the folder cannot be read or written.
     """
 
     def __init__(self, name: str | os.PathLike[str]) -> None:
         self.name = str(name)
-        self._place: Place = _Bucket(self.name) if is_url(self.name) else _Local(Path(self.name))
+        self._folder = BucketFolder(self.name) if is_url(self.name) else _LocalFolder(Path(self.name))
 
     def files(self, shard: Shard | None = None) -> list[str]:
-        """Names of the parts, of one shard or of all, in the order they were written; of all: shard after shard."""
-        found = [(match, name) for name in self._names() if (match := _PART.fullmatch(name))]
-        return [name for match, name in found if shard is None or match[1] == shard.name]
+        """Names of the parts of one shard, or of all shard by shard, in the order they were written."""
+        parts = [(match[1], name) for name in self._names() if (match := _PART.fullmatch(name))]
+        return [name for owner, name in parts if shard is None or owner == shard.name]
 
     def shards(self) -> set[Shard]:
-        """The shards that there are parts or marks of."""
+        """The shards with parts or marks."""
         pattern = re.compile(rf"{_SHARD}(-.*\.parquet|\.json)")
         matches = [match for name in self._names() if (match := pattern.fullmatch(name))]
         try:
             return {Shard(int(match[1]), int(match[2])) for match in matches}
         except QueryError as error:
-            raise CodeFileError(f"{self.name}: {error}, but a file has such a name: remove it") from error
+            raise CodeFileError(f"{self.name}: {error}, but a file is named so: remove it") from error
 
     @contextmanager
     def part(self, name: str) -> Iterator[CodeFile]:
-        """One part, opened."""
-        with self._guarded("read"):
-            file = self._place.open(name)
+        """Open a part."""
+        with folder_errors(self.name, "read"):
+            file = self._folder.open(name)
         with file:
             yield CodeFile(f"{self.name.rstrip('/')}/{name}", file)
 
     def add_part(self, shard: Shard, data: bytes) -> str:
-        """Write another part of a shard; its name."""
-        mine = self.files(shard)
-        number = 1 + max((int(match[4]) for name in mine if (match := _PART.fullmatch(name))), default=-1)
+        """Write another part of a shard; returns its name."""
+        matches = [_PART.fullmatch(name) for name in self.files(shard)]
+        number = 1 + max((int(match[4]) for match in matches if match), default=-1)
         name = f"{shard.name}-{number:06}-{hashlib.blake2b(data, digest_size=4).hexdigest()}.parquet"
-        with self._guarded("written"):
-            self._place.write(name, data)
+        self._write(name, data)
         return name
 
     def finish(self, shard: Shard, rows: Mapping[str, int]) -> None:
-        """Mark a shard as finished, with these parts and their rows."""
+        """Mark a shard as finished; ``rows`` holds part -> rows."""
         text = json.dumps({"mg_milvus": 1, "shard": str(shard), "files": dict(rows)}, indent=1)
-        with self._guarded("written"):
-            self._place.write(f"{shard.name}.json", text.encode())
+        self._write(f"{shard.name}.json", text.encode())
 
     def finished(self, shard: Shard) -> dict[str, int] | None:
-        """Part -> rows of a shard that is finished; None when it is not."""
+        """Part -> rows of a finished shard; None when it is not finished."""
         name = f"{shard.name}.json"
         if name not in self._names():
             return None
         try:
-            with self._guarded("read"), self._place.open(name) as file:
-                text = file.read(_MARK_BYTES + 1)
-            told: Any = json.loads(text) if len(text) <= _MARK_BYTES else None
-            files: dict[str, int] = told["files"]
+            data = self._read(name, _MAX_MARK_BYTES)
+            mark: Any = json.loads(data) if data is not None else None
+            files: dict[str, int] = mark["files"]
             if not all(type(rows) is int and rows >= 0 for rows in files.values()):
                 raise TypeError
             return files
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            if isinstance(error, CodeFileError):
+                raise
             raise CodeFileError(f"{self.name}/{name} is damaged: run mgm encode --shard {shard} again") from error
 
     def encoders(self) -> list[str]:
-        """Fingerprints of the encoders that are kept in the folder."""
+        """Fingerprints of the encoders in the folder."""
         return [match[1] for name in self._names() if (match := _ENCODER.fullmatch(name))]
 
     def encoder(self, fingerprint: str) -> bytes:
@@ -441,32 +455,32 @@ class CodeFolder:
         name = f"encoder-{fingerprint}.safetensors"
         if name not in self._names():
             raise CodeFileError(f"{self.name} has codes of the encoder {fingerprint}, but no {name}: put it there")
-        with self._guarded("read"), self._place.open(name) as file:
-            data = file.read(_ENCODER_BYTES + 1)
-        if len(data) > _ENCODER_BYTES:
-            raise CodeFileError(f"{self.name}/{name} has more than {_ENCODER_BYTES:,} bytes, which no encoder has")
+        data = self._read(name, _MAX_ENCODER_BYTES)
+        if data is None:
+            raise CodeFileError(f"{self.name}/{name} has more than {_MAX_ENCODER_BYTES:,} bytes, which no encoder has")
         return data
 
-    def keep_encoder(self, fingerprint: str, data: bytes) -> None:
-        """Put the file of an encoder into the folder."""
-        with self._guarded("written"):
-            self._place.write(f"encoder-{fingerprint}.safetensors", data)
+    def add_encoder(self, fingerprint: str, data: bytes) -> None:
+        """Write the file of an encoder."""
+        self._write(f"encoder-{fingerprint}.safetensors", data)
 
     def clean(self, shard: Shard) -> None:
-        """Remove what a run of this shard left half-written when it was killed."""
-        with self._guarded("written"):
+        """Remove the incomplete files of a killed run of this shard."""
+        with folder_errors(self.name, "written"):
             for name in self._names():
                 if name.startswith(f".{shard.name}"):
-                    self._place.remove(name)
+                    self._folder.remove(name)
 
     def _names(self) -> list[str]:
-        with self._guarded("read"):
-            return self._place.names()
+        with folder_errors(self.name, "read"):
+            return self._folder.names()
 
-    @contextmanager
-    def _guarded(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # each protocol's library has exceptions of its own
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-            raise CodeFileError(f"{self.name} cannot be {what}: {reason}") from error
+    def _read(self, name: str, most: int) -> bytes | None:
+        """The content of a file; None when it has more than ``most`` bytes."""
+        with folder_errors(self.name, "read"), self._folder.open(name) as file:
+            data = file.read(most + 1)
+        return data if len(data) <= most else None
+
+    def _write(self, name: str, data: bytes) -> None:
+        with folder_errors(self.name, "written"):
+            self._folder.write(name, data)

@@ -1,11 +1,13 @@
-"""Which images of a shard are encoded already, and which of its rows are out of date."""
+"""Encode the images of a shard into files of codes; a later run skips the images that are already encoded."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
+from array import array
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,6 @@ from mg_milvus.bulk.remote import without_query
 from mg_milvus.bulk.sources import images
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import CodeFileError, EncoderError, MgMilvusError, QueryError
-from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import image_id, is_url, path_text
 from mg_milvus.ingest.metadata import default_values, read_metadata
 from mg_milvus.ingest.pipeline import Settings, code_bytes, read_images
@@ -37,87 +38,106 @@ if TYPE_CHECKING:
     PathLike = str | os.PathLike[str]
 
 
-_ROW = np.dtype([("high", np.uint64), ("low", np.uint64), ("size", np.int64), ("mtime_ns", np.int64)])
-_CHUNK = 65_536
-
-
 def superseded(ids: Iterable[str]) -> NDArray[np.bool_]:
     """Whether a later row has the same id: (n,) in the order of the rows. 24 bytes of memory a row.
 
     Raises:
-        CodeFileError: what is no id.
+        CodeFileError: a text is not an id.
     """
-    chunks = [np.empty((0, 2), np.uint64)]
-    rest = iter(ids)
-    while some := list(islice(rest, _CHUNK)):
-        chunks.append(np.array([_halves(key) for key in some], np.uint64))
-    table = np.concatenate(chunks)
-    order = np.lexsort((table[:, 1], table[:, 0]))  # stable: those of one id stay in order
-    found = np.zeros(len(table), np.bool_)
-    found[order[:-1]] = (table[order[1:]] == table[order[:-1]]).all(axis=1)
-    return found
+    keys = _keys(ids)
+    order = np.argsort(keys, kind="stable")
+    old = np.zeros(len(keys), np.bool_)
+    old[order[:-1]] = keys[order[1:]] == keys[order[:-1]]
+    return old
 
 
-def _halves(key: str) -> tuple[int, int]:
-    try:
-        return int(key[:16], 16), int(key[16:], 16)
-    except ValueError as error:
-        raise CodeFileError(f"{key!r} is not the id of an image: expected 32 hexadecimal digits") from error
+def _keys(ids: Iterable[str]) -> NDArray[np.bytes_]:
+    """Ids as an array (n,) of 16 bytes each."""
+    data = bytearray()
+    for key in ids:
+        if not re.fullmatch("[0-9a-f]{32}", key):
+            raise CodeFileError(f"{key!r} is not the id of an image: expected 32 hexadecimal digits")
+        data += bytes.fromhex(key)
+    return np.frombuffer(data, "S16")
 
 
-class Finished:
-    """The images that the files of one shard have: 32 bytes of memory an image."""
+class EncodedImages:
+    """The images in the files of one shard: 32 bytes of memory an image."""
 
     def __init__(self, stamps: Iterable[tuple[str, int, int]]) -> None:
-        """Read id, size and mtime_ns of each row, in the order of the files; of several of one id the last counts."""
-        chunks, rows = [], []
-        for key, size, mtime_ns in stamps:
-            rows.append((*_halves(key), size, mtime_ns))
-            if len(rows) == _CHUNK:
-                chunks.append(np.array(rows, _ROW))
-                rows = []
-        table = np.concatenate([*chunks, np.array(rows, _ROW)])
-        self._table = table[np.lexsort((table["low"], table["high"]))]  # stable: those of one id stay in order
+        """Read id, size and mtime_ns of each row in the order of the files; of equal ids the last row counts."""
+        values = array("q")
 
-    def __len__(self) -> int:
-        return len(self._table)
+        def ids() -> Iterator[str]:
+            for key, size, mtime_ns in stamps:
+                values.extend((size, mtime_ns))
+                yield key
 
-    def has(self, key: str, found: Found) -> bool:
-        """Whether an image is there as it is now: of the same size, where that is known, and the same time."""
-        high, low = np.uint64(int(key[:16], 16)), np.uint64(int(key[16:], 16))
-        end = int(np.searchsorted(self._table["high"], high, side="right"))
-        while end and self._table["high"][end - 1] == high:
-            row = self._table[end - 1]
-            if row["low"] == low:
-                return bool(found.size in (-1, row["size"]) and found.mtime_ns == row["mtime_ns"])
-            end -= 1
-        return False
+        keys = _keys(ids())
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._stamps = keys[order], np.frombuffer(values, np.int64).reshape(-1, 2)[order]
+
+    def has(self, file: Found) -> bool:
+        """Whether an image is encoded in its present state: same time, and same size where that is known."""
+        key = _keys([image_id(file.path)])[0]
+        place = int(np.searchsorted(self._keys, key, side="right")) - 1
+        if place < 0 or self._keys[place] != key:
+            return False
+        size, mtime_ns = self._stamps[place]
+        return bool(file.size in (-1, size) and file.mtime_ns == mtime_ns)
 
 
-ROWS_A_FILE = 20_000
-"""Images of one part: what a run that is killed has to do again, at most."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeOptions:
+    """Options of ``encode``.
+
+    Attributes:
+        schema: of the collection that the codes are for.
+        shard: the share of this machine.
+        metadata: as in ``ImageIndex.ingest``.
+        rows_per_file: images of one file; a killed run encodes at most as many again.
+        settings: batch size, decoding threads, largest image.
+        device: of the network.
+        allow_private: http(s) URLs may lead to private, loopback and link-local addresses. A list from a stranger could
+            then reach services that only this machine reaches.
+    """
+
+    schema: Schema = field(default_factory=Schema)
+    shard: Shard = field(default_factory=Shard)
+    metadata: PathLike | None = None
+    rows_per_file: int = 20_000
+    settings: Settings = field(default_factory=Settings)
+    device: str = "auto"
+    allow_private: bool = False
+
+    def __post_init__(self) -> None:
+        batch_size, workers = self.settings.batch_size, self.settings.workers
+        if min(batch_size, self.rows_per_file, workers or 1) < 1:
+            raise QueryError(
+                f"batch_size {batch_size}, rows_per_file {self.rows_per_file}, workers {workers}: expected 1 or more"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeReport:
-    """What one run of ``encode`` did, in images of its shard.
+    """Result of one run of ``encode``, in numbers of images of its shard.
 
     Attributes:
         shard: number and count.
         seen: images found, unreadable ones included.
-        encoded: written by this run.
-        finished: written by an earlier run, and not changed since.
+        encoded: images written by this run.
+        unchanged: images written by an earlier run and not changed since.
         failures: images, and files of images, that could not be read.
         files: files written by this run.
         fingerprint: of the encoder.
         seconds: wall time.
-        interrupted: stopped by the user; what is counted is written.
+        interrupted: stopped by the user; the images counted are written.
     """
 
     shard: Shard
     seen: int
     encoded: int
-    finished: int
+    unchanged: int
     failures: tuple[Failure, ...]
     files: int
     fingerprint: str
@@ -132,106 +152,89 @@ class EncodeReport:
     def as_dict(self) -> dict[str, Any]:
         """A dictionary, ready for JSON."""
         return {
-            "shard": str(self.shard), "seen": self.seen, "encoded": self.encoded, "finished": self.finished,
+            "shard": str(self.shard), "seen": self.seen, "encoded": self.encoded, "unchanged": self.unchanged,
             "failed": len(self.failures), "failures": [{"path": f.path, "reason": f.reason} for f in self.failures],
             "files": self.files, "fingerprint": self.fingerprint, "seconds": round(self.seconds, 3),
             "images_per_second": round(self.images_per_second, 1), "interrupted": self.interrupted,
         }  # fmt: skip
 
 
-def encode(  # noqa: PLR0913 - public: keyword options of the command
+def encode(
     *sources: PathLike,
     out: PathLike,
     encoder: Encoder | PathLike | None = None,
-    schema: Schema | PathLike | None = None,
-    shard: Shard | str = "1/1",
-    metadata: PathLike | None = None,
-    rows_a_file: int = ROWS_A_FILE,
-    batch_size: int = 64,
-    workers: int | None = None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    device: str = "auto",
-    allow_private: bool = False,
+    options: EncodeOptions | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> EncodeReport:
-    """Encode the images of one shard into a folder of codes, which ``ImageIndex.load`` puts into Milvus.
+    """Encode the images of one shard into a folder of codes, which ``ImageIndex.load`` loads into Milvus.
 
-    Run again it goes on where it was killed or stopped: files are written whole or not at all, and what they have is
-    not done again. An image that changed since is encoded anew, and its newer row wins when the folder is loaded.
+    A run that was killed or stopped can be repeated: files are written whole or not at all, and their images are
+    skipped. An image that has changed since is encoded again, and its newer row wins when the folder is loaded.
 
     Args:
         *sources: see ``bulk.sources.images``.
-        out: the folder; n machines may share it, also in a bucket.
-        encoder: an encoder file, or ``builtin`` for the one that ships; taken with the heads that it has.
-        schema: what the collection will hold.
-        shard: this machine's share, ``2/4`` for the second of four.
-        metadata: as in ``ImageIndex.ingest``.
-        rows_a_file: images of one part.
-        batch_size: images per batch.
-        workers: decoding threads; default: one a core.
-        max_pixels: larger images are refused.
-        device: where the network runs.
-        allow_private: http(s) URLs may lead to private, loopback and link-local addresses. A list that a stranger wrote
-            would reach what only this machine can.
+        out: the folder, which the machines of all shards may share, also in a bucket.
+        encoder: an encoder file, or ``builtin`` for the one that ships; used with the heads that it has.
+        options: see ``EncodeOptions``.
         progress: called after each batch.
 
     Raises:
-        EncoderError: there is no encoder given, or it does not make the codes of the schema.
+        EncoderError: no encoder is given, or it does not make the codes of the schema.
         ImageError: a source does not exist.
         CodeFileError: the folder holds other codes, is damaged, or cannot be written.
     """
     started = time.perf_counter()
-    if min(batch_size, rows_a_file, workers or 1) < 1:
-        raise QueryError(f"batch_size {batch_size}, rows_a_file {rows_a_file}, workers {workers}: expected 1 or more")
-    shard = Shard.parse(shard) if isinstance(shard, str) else shard
-    schema = schema if isinstance(schema, Schema) else Schema() if schema is None else Schema.load(str(schema))
-    table = (
-        read_metadata(metadata, schema.fields, [s if is_url(s) else path_text(s) for s in map(str, sources)])
-        if metadata
-        else None
-    )
-    defaults = default_values(schema.fields)
+    options = options or EncodeOptions()
+    values_of = _metadata(options, sources)
     failures: list[Failure] = []
-    found = images(
-        sources, shard, lambda failure: failures.append(_shown(failure)), allow_private=allow_private
-    )  # fmt: skip
-    codes = _encoder(encoder, schema, device)
-    run = _Run(
-        CodeFolder(out), shard, codes, Description(schema, codes.fingerprint, codes.adapted_on, codes.backbone),
-        lambda path: defaults if table is None else table.values(path), failures, progress or (lambda _: None),
-    )  # fmt: skip
+    files = images(
+        sources, options.shard, lambda failure: failures.append(_public(failure)), allow_private=options.allow_private
+    )
+    used = _encoder(encoder, options.schema, options.device)
+    description = Description(options.schema, used.fingerprint, used.adapted_on, used.backbone)
+    run = _Run(CodeFolder(out), options.shard, used, description, values_of, failures, progress or (lambda _: None))
     interrupted = False
     try:
-        run.go(found, Settings(batch_size, workers, max_pixels), rows_a_file)
+        run.encode(files, options.settings, options.rows_per_file)
     except KeyboardInterrupt:
         interrupted = True
     return EncodeReport(
-        shard, run.encoded + run.finished + len(failures), run.encoded, run.finished, tuple(failures), run.files,
-        codes.fingerprint, time.perf_counter() - started, interrupted,
+        shard=options.shard, seen=run.encoded + run.unchanged + len(failures), encoded=run.encoded,
+        unchanged=run.unchanged, failures=tuple(failures), files=run.files, fingerprint=used.fingerprint,
+        seconds=time.perf_counter() - started, interrupted=interrupted,
     )  # fmt: skip
 
 
-def _shown(failure: Failure) -> Failure:
-    """As it is reported and logged: without the queries of URLs."""
+def _metadata(options: EncodeOptions, sources: Sequence[PathLike]) -> Callable[[str], Mapping[str, Any]]:
+    """The function from the path of an image to the values of its extra fields."""
+    fields, defaults = options.schema.fields, default_values(options.schema.fields)
+    if options.metadata is None:
+        return lambda _: defaults
+    roots = [source if is_url(source) else path_text(source) for source in map(str, sources)]
+    return read_metadata(options.metadata, fields, roots).values
+
+
+def _public(failure: Failure) -> Failure:
+    """The failure for reports and logs, without the query of its URL."""
     return Failure(without_query(failure.path), failure.reason)
 
 
 def _encoder(given: Encoder | PathLike | None, schema: Schema, device: str) -> Encoder:
-    """The one encoder of all shards, with the heads it has: no machine sees all that heads could adapt to."""
+    """The encoder of all shards, with its own heads: no machine sees all images that heads could adapt to."""
     if given is None and (schema.encoder.name != "builtin" or schema.encoder.heads == "fixed"):
         given = schema.encoder.name
     if given is None:
         raise EncoderError(
-            "no encoder is given, expected the one that all shards share: make it from a sample of the images with "
-            "mgm fit SAMPLE --out mine.safetensors (and --schema, if you have one) and give --encoder mine.safetensors "
-            "to each; or give --encoder builtin, whose heads fit your images less well"
+            "no encoder is given, expected the one that all shards share: fit it to a sample of the images with mgm "
+            "fit SAMPLE --out mine.safetensors (and --schema, if you have one) and give --encoder mine.safetensors to "
+            "each; or give --encoder builtin, whose heads fit your images less well"
         )
     base = load_encoder(str(given), device=device) if isinstance(given, str | os.PathLike) else given
     base = base.with_regions(schema.regions.windows if schema.regions else ())
     base.check(schema.code_bits)
     wrong = [name for name, bits in schema.bits.items() if base.bits.get(name) != bits]
     if wrong:
-        # Heads of other lengths would be fitted here, and may come out different on another machine.
+        # Heads of other lengths would have to be fitted here, with a different result on another machine.
         lengths = ",".join(f"{name}={bits}" for name, bits in schema.bits.items())
         raise EncoderError(
             f"the encoder {base.fingerprint} has {base.bits.get(wrong[0])} bits of '{wrong[0]}', the schema asks for "
@@ -240,57 +243,57 @@ def _encoder(given: Encoder | PathLike | None, schema: Schema, device: str) -> E
     return base.with_bits(schema.code_bits)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Run:
-    """One run over one shard, and what it has done so far."""
+    """One run over one shard, with its counts."""
 
     folder: CodeFolder
     shard: Shard
     encoder: Encoder
     description: Description
-    fields_of: Callable[[str], Mapping[str, Any]]
+    values_of: Callable[[str], Mapping[str, Any]]
     failures: list[Failure]
     report: Callable[[Progress], None]
     encoded: int = 0
-    finished: int = 0
+    unchanged: int = 0
     files: int = 0
 
-    def go(self, found: Iterator[Found], settings: Settings, rows_a_file: int) -> None:
-        """Encode what is not finished; then mark the shard as finished."""
-        files = self._prepare()
+    def encode(self, images: Iterator[Found], settings: Settings, rows_per_file: int) -> None:
+        """Encode the images that are new or changed; then mark the shard as finished."""
+        parts = self._prepare()
         rows: dict[str, Row] = {}
         try:
-            with closing(read_images(self._todo(found, files), self.encoder, settings)) as read:
-                while batch := list(islice(read, settings.batch_size)):
+            with closing(read_images(self._todo(images, parts), self.encoder, settings)) as prepared:
+                while batch := list(islice(prepared, settings.batch_size)):
                     rows |= self._rows(batch)
-                    if len(rows) >= rows_a_file:
-                        self._write(rows, files)
-                    self.report(Progress("encoding", self.encoded + len(rows) + self.finished, 0, len(self.failures)))
+                    if len(rows) >= rows_per_file:
+                        self._write(rows, parts)
+                    done = self.encoded + len(rows) + self.unchanged
+                    self.report(Progress("encoding", done, 0, len(self.failures)))
         except (KeyboardInterrupt, MgMilvusError):
-            self._write(rows, files)
+            self._write(rows, parts)
             raise
-        self._write(rows, files)
-        self.folder.finish(self.shard, files)
+        self._write(rows, parts)
+        self.folder.finish(self.shard, parts)
 
     def _prepare(self) -> dict[str, int]:
-        """Part -> rows of what is finished, after a look at whether the folder is the right one."""
-        others = [str(other) for other in self.folder.shards() if other.count != self.shard.count]
-        if others:
+        """Check that the folder belongs to this run; returns part -> rows of the existing parts of the shard."""
+        if others := [str(other) for other in self.folder.shards() if other.count != self.shard.count]:
             raise CodeFileError(
                 f"{self.folder.name} has files of the shard {others[0]}, this is {self.shard}: use the same count on "
                 "all machines, or another folder"
             )
-        mine = self.encoder.fingerprint
-        strangers = [kept for kept in self.folder.encoders() if kept != mine]
-        if strangers:
+        fingerprint = self.encoder.fingerprint
+        encoders = self.folder.encoders()
+        if different := [other for other in encoders if other != fingerprint]:
             raise CodeFileError(
-                f"{self.folder.name} holds codes of the encoder {strangers[0]}, yours is {mine}: give all shards the "
-                "same --encoder, or use another folder"
+                f"{self.folder.name} holds codes of the encoder {different[0]}, yours is {fingerprint}: give all "
+                "shards the same --encoder, or use another folder"
             )
         self.folder.clean(self.shard)
-        if mine not in self.folder.encoders():
-            self.folder.keep_encoder(mine, self.encoder.to_bytes())
-        files: dict[str, int] = {}
+        if not encoders:
+            self.folder.add_encoder(fingerprint, self.encoder.to_bytes())
+        parts: dict[str, int] = {}
         for name in self.folder.files(self.shard):
             with self.folder.part(name) as part:
                 if part.description != self.description:
@@ -298,34 +301,33 @@ class _Run:
                         f"{part.name} was made with another schema or encoder ({part.description.fingerprint}): "
                         "give the same --schema and --encoder again, or use another folder"
                     )
-                files[name] = part.rows
-        return files
+                parts[name] = part.rows
+        return parts
 
-    def _todo(self, found: Iterator[Found], files: Mapping[str, int]) -> Iterator[tuple[Found, None]]:
-        finished = Finished(self._stamps(files))
-        for image in found:
-            if finished.has(image_id(image.path), image):
-                self.finished += 1
+    def _todo(self, images: Iterator[Found], parts: Iterable[str]) -> Iterator[tuple[Found, None]]:
+        known = EncodedImages(stamp for name in parts for stamp in self._stamps(name))
+        for image in images:
+            if known.has(image):
+                self.unchanged += 1
             else:
                 yield image, None
 
-    def _stamps(self, files: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
-        for name in files:
-            with self.folder.part(name) as part:
-                yield from part.stamps()
+    def _stamps(self, name: str) -> Iterator[tuple[str, int, int]]:
+        with self.folder.part(name) as part:
+            yield from part.stamps()
 
     def _rows(self, batch: Sequence[PreparedImage]) -> dict[str, Row]:
-        """The rows of those that could be read."""
-        self.failures += [_shown(Failure(p.file.path, p.failure)) for p in batch if p.failure is not None]
+        """Id -> row of the readable images."""
+        self.failures += [_public(Failure(p.file.path, p.failure)) for p in batch if p.failure is not None]
         good = [image for image in batch if image.pixels is not None]
         codes = self.encoder.encode([p.pixels for p in good if p.pixels is not None]) if good else {}
-        rows = [p.row(code_bytes(codes, place), self.fields_of(p.file.path)) for place, p in enumerate(good)]
+        rows = [p.row(code_bytes(codes, place), self.values_of(p.file.path)) for place, p in enumerate(good)]
         return {row.id: row for row in rows}
 
-    def _write(self, rows: dict[str, Row], files: dict[str, int]) -> None:
-        """Write a part and empty ``rows``."""
+    def _write(self, rows: dict[str, Row], parts: dict[str, int]) -> None:
+        """Write the rows as another part, and clear them."""
         if rows:
-            files[self.folder.add_part(self.shard, to_parquet(list(rows.values()), self.description))] = len(rows)
+            parts[self.folder.add_part(self.shard, to_parquet(list(rows.values()), self.description))] = len(rows)
             self.encoded += len(rows)
             self.files += 1
             rows.clear()

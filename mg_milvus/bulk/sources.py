@@ -1,7 +1,7 @@
-"""Images inside of files: tars (WebDataset), and Parquet tables (img2dataset, Hugging Face).
+"""The images of a shard: in folders, lists and buckets, in tars (WebDataset) and in Parquet tables.
 
-An image in ``shots.tar`` is ``/data/shots.tar#cat.jpg``, one in a table ``/data/shots.parquet#17``, rows from 0.
-Nothing is unpacked into the file system, and no more than one image a thread is in memory.
+An image in ``shots.tar`` has the path ``/data/shots.tar#cat.jpg``, one in a table ``/data/shots.parquet#17``, with rows
+from 0. Nothing is unpacked, and at most one image per thread is in memory.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 
 _HEADER_BYTES = 1 << 20
-"""Longest read for a tar's own headers: names that claim to be longer would fill the memory."""
+"""Largest read of a header of a tar, so that a false length cannot fill the memory."""
 _ROWS = 16
-"""Rows of a table that are in memory together."""
-_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image")
+"""Rows of a table in memory at a time."""
+_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
 
 
 class OpenFile:
-    """A file of this machine, read at any position from any thread; closed when nobody needs it any more."""
+    """A local file, read at any position from any thread; closed with its last reference."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Keep a descriptor of ``file`` of our own; it may be closed, and its name removed."""
+        """Duplicate the descriptor of ``file``, which may then be closed and removed."""
         self._descriptor = os.dup(file.fileno())
 
     def read(self, start: int, size: int) -> bytes:
-        """``size`` bytes from ``start``; fewer where the file ends."""
+        """``size`` bytes from ``start``; fewer at the end of the file."""
         chunks = []
         while size > 0 and (chunk := os.pread(self._descriptor, size, start)):
             chunks.append(chunk)
@@ -58,7 +58,7 @@ class OpenFile:
 
 @dataclass(frozen=True, slots=True)
 class Member(Found):
-    """An image that lies at ``start`` in a file."""
+    """An image at ``start`` in a file."""
 
     file: OpenFile
     start: int
@@ -76,15 +76,15 @@ def in_tar(container: Found, file: BinaryIO, on_failure: Callable[[Failure], Non
 
     Args:
         container: the tar.
-        file: the same, open; may be closed when the walk is over.
-        on_failure: told of members that are no plain files, or too long, and where the tar is damaged.
+        file: the same, open.
+        on_failure: called with members that are not plain files or too long, and when the tar is damaged.
     """
     opened = OpenFile(file)
     count = 0
     try:
-        with tarfile.open(fileobj=_Guarded(opened), mode="r:") as tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=_TarReader(opened), mode="r:") as tar:  # type: ignore[call-overload]
             while (member := tar.next()) is not None:
-                tar.members = []  # or they would all stay in memory
+                tar.members = []  # otherwise all members stay in memory
                 count += 1
                 name = member.name.rpartition("/")[2]
                 if os.path.splitext(name)[1].lower() not in SUFFIXES or name.startswith("."):
@@ -97,13 +97,13 @@ def in_tar(container: Found, file: BinaryIO, on_failure: Callable[[Failure], Non
                 else:
                     yield Member(path, member.size, _nanoseconds(member.mtime), opened, member.offset_data)
     except (tarfile.TarError, ImageError, ValueError, OverflowError, RecursionError) as error:
-        # tarfile calls itself for each long name, or extended header, that stands before another one.
-        reason = "headers of headers" if isinstance(error, RecursionError) else error
+        # tarfile recurses for each long name or extended header that precedes another one.
+        reason = "nested headers" if isinstance(error, RecursionError) else error
         on_failure(Failure(container.path, f"is not an uncompressed tar, or damaged after {count} members: {reason}"))
 
 
-class _Guarded:
-    """What tarfile reads headers from: never much at once, never backwards, so that no tar fills memory or loops."""
+class _TarReader:
+    """File object for the headers of a tar: small reads, no seeks backwards, so that no tar fills memory or loops."""
 
     def __init__(self, file: OpenFile) -> None:
         self._file = file
@@ -117,9 +117,9 @@ class _Guarded:
         return data
 
     def seek(self, position: int) -> int:
-        # tarfile looks at the byte before the next header, to see whether the last member is whole.
+        # tarfile reads the byte before the next header to check that the last member is complete.
         if position + 1 < self._furthest:
-            raise ImageError("its headers lead backwards")
+            raise ImageError("its headers point backwards")
         self._position = position
         self._furthest = max(self._furthest, position)
         return position
@@ -131,13 +131,13 @@ class _Guarded:
 def in_table(container: Found, file: BinaryIO, on_failure: Callable[[Failure], None]) -> Iterator[Member]:
     """The images in a Parquet table, one a row.
 
-    They are in a binary column (img2dataset: ``jpg``), or in a struct's ``bytes`` (Hugging Face: ``image``); of several
-    columns the first of ``image``, ``jpg``, ``jpeg``, ``png``, ``webp``, ``img`` and ``image``, or the only one.
+    The column is binary (img2dataset: ``jpg``), or a struct with ``bytes`` (Hugging Face: ``image``): the first of
+    ``image``, ``jpg``, ``jpeg``, ``png``, ``webp`` and ``img``, or else the only one.
 
     Args:
         container: the table.
         file: the same, open.
-        on_failure: told of empty cells, and where the table is damaged or has no images.
+        on_failure: called with empty and too long cells, and when the table is damaged or has no images.
 
     Raises:
         MissingPackageError: pyarrow is not installed.
@@ -147,17 +147,17 @@ def in_table(container: Found, file: BinaryIO, on_failure: Callable[[Failure], N
     try:
         table = pa.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
         column = _image_column(pa, table.schema_arrow)
-        together = rows_at_once(table.metadata, {column: 1}, _ROWS)
-        for batch in table.iter_batches(batch_size=together, columns=[column]):
+        batch_rows = rows_at_once(table.metadata, {column: 1}, _ROWS)
+        for batch in table.iter_batches(batch_size=batch_rows, columns=[column]):
             values = batch.column(column).to_pylist()
             images = [value.get("bytes") if isinstance(value, dict) else value for value in values]
-            for place, held in enumerate(_spooled(container, row, images)):
-                if held is None:
+            for place, member in enumerate(_spooled(container, row, images)):
+                if member is None:
                     on_failure(Failure(f"{container.path}#{row + place}", f"has no bytes in the column {column!r}"))
-                elif held.size > MAX_BYTES:
-                    on_failure(Failure(held.path, f"has {held.size} bytes, at most {MAX_BYTES} are read"))
+                elif member.size > MAX_BYTES:
+                    on_failure(Failure(member.path, f"has {member.size} bytes, at most {MAX_BYTES} are read"))
                 else:
-                    yield held
+                    yield member
             row += len(images)
     except (pa.ArrowException, OSError, ValueError) as error:  # ImageError is one, too
         reason = " ".join(str(error).split())
@@ -165,7 +165,7 @@ def in_table(container: Found, file: BinaryIO, on_failure: Callable[[Failure], N
 
 
 def _image_column(pa: Any, schema: Any) -> str:
-    """Which column holds the images."""
+    """Name of the column of images."""
 
     def is_binary(kind: Any) -> bool:
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
@@ -183,12 +183,12 @@ def _image_column(pa: Any, schema: Any) -> str:
         return str(possible[0])
     raise ImageError(
         f"has {'several binary columns' if possible else 'no column of images'} ({listed(schema.names)}): "
-        f"expected one of the name {', '.join(_IMAGE_COLUMNS)}, binary or a struct with 'bytes'"
+        f"expected one named {', '.join(_IMAGE_COLUMNS)}, binary or a struct with 'bytes'"
     )
 
 
 def _spooled(container: Found, first: int, images: list[bytes | None]) -> list[Member | None]:
-    """Images put into a file without a name, from where the threads that decode read them one by one."""
+    """Write images to an unnamed file, from which the decoding threads read them one by one; None for an empty cell."""
     with tempfile.TemporaryFile() as spool:
         opened, start, members = OpenFile(spool), 0, list[Member | None]()
         for place, data in enumerate(images):
@@ -204,7 +204,7 @@ def _spooled(container: Found, first: int, images: list[bytes | None]) -> list[M
 
 
 def _text(name: str) -> str:
-    """The name of a member as text that is valid UTF-8."""
+    """The name of a member as valid UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -213,20 +213,20 @@ def _text(name: str) -> str:
 
 
 def _nanoseconds(seconds: float) -> int:
-    """A member's time; 0 for what is no time."""
+    """Modification time of a member; 0 if invalid."""
     return int(seconds * 1e9) if 0 <= seconds < 2**33 else 0
 
 
 _LIST = ".txt"
 _CONTAINERS = {".tar": in_tar, ".parquet": in_table}
-_TAKEN = frozenset(SUFFIXES | set(_CONTAINERS))
-_LONGEST = 16_384
-"""Bytes of a path that fit into its column."""
+_SUFFIXES = frozenset(SUFFIXES | set(_CONTAINERS))
+_MAX_PATH = 16_384
+"""Bytes of the longest path that fits into its column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remote(Found):
-    """An image on the web or in a bucket; its time is not asked for and 0.
+    """An image on the web or in a bucket; its modification time is not requested, and 0.
 
     Attributes:
         allow_private: it may be at an address that is not public.
@@ -245,14 +245,14 @@ def images(
 ) -> Iterator[Found]:  # fmt: skip
     """Find the images of one shard.
 
-    First the folders and files of this machine, as ``discover`` orders them, then lists and URLs in the order given. In
-    a folder, a table beside a tar of its name (as img2dataset writes them) tells about the tar and is passed over.
+    Folders and files of this machine come first, as ``discover`` orders them, then lists and URLs in the order given.
+    In a folder, a table with the name of a tar beside it (as img2dataset writes them) describes the tar and is skipped.
 
     Args:
-        sources: folders, ``.txt`` files with a path or URL a line (paths from the list's folder), tars, Parquet tables,
-            images; or URLs of these, of folders in buckets only.
+        sources: folders, ``.txt`` files with one path (relative to the list's folder) or URL per line, tars, Parquet
+            tables, images; or URLs of these, of folders in buckets only.
         shard: which share of the files.
-        on_failure: told of what cannot be looked at or opened; the walk goes on.
+        on_failure: called with each file that cannot be accessed; the walk continues.
         allow_private: URLs may lead to private, loopback and link-local addresses.
 
     Raises:
@@ -264,63 +264,67 @@ def images(
     lists = [path for path in paths if _suffix(os.fspath(path)) == _LIST and not os.path.isdir(path)]
     for path in lists:
         if not os.path.isfile(path):
-            raise ImageError(f"{os.fspath(path)!r} does not exist: expected a text file with a path or URL a line")
+            raise ImageError(f"{os.fspath(path)!r} does not exist: expected a text file with one path or URL per line")
     for url in urls:
         try:
             check_url(url)
         except ImageError as error:
             raise ImageError(f"'{without_query(url)}' {error}") from error
-    walked = discover([path for path in paths if path not in lists], on_failure, _TAKEN)
-
-    named = {path_text(path) for path in paths}
+    local = discover([path for path in paths if path not in lists], on_failure, _SUFFIXES)
+    sources_themselves = {path_text(path) for path in paths}
 
     def files() -> Iterator[Found]:
-        yield from (file for file in walked if file.path in named or not _tells_of_a_tar(file))
+        yield from (file for file in local if file.path in sources_themselves or not _describes_tar(file))
         for path in lists:
             with open_plain(path) as lines:
-                yield from _listed(lines, os.path.abspath(path), on_failure, allow_private=allow_private)
+                yield from _read_list(lines, os.path.abspath(path), on_failure, allow_private=allow_private)
         for url in urls:
-            yield from _named_by(url, on_failure, allow_private=allow_private)
+            yield from _expand_url(url, on_failure, allow_private=allow_private)
 
-    return _shared(files(), shard, on_failure)
+    return _images_of_shard(files(), shard, on_failure)
 
 
-def _shared(files: Iterator[Found], shard: Shard, on_failure: Callable[[Failure], None]) -> Iterator[Found]:
-    """The images that the files of one shard are or hold."""
+def _images_of_shard(files: Iterator[Found], shard: Shard, on_failure: Callable[[Failure], None]) -> Iterator[Found]:
+    """The images among the files of one shard, and inside of these files."""
+
+    def fits(image: Found) -> bool:
+        if len(image.path.encode()) <= _MAX_PATH:
+            return True
+        on_failure(Failure(image.path[:100] + "…", f"has a path longer than {_MAX_PATH} bytes"))
+        return False
+
     for file in files:
-        if len(file.path.encode()) > _LONGEST:
-            on_failure(Failure(file.path[:100] + "…", f"has a path longer than {_LONGEST} bytes"))
-        elif not shard.holds(file.path):
-            pass
-        elif (read := _CONTAINERS.get(_suffix(file.path))) is None:
+        if not fits(file) or not shard.holds(file.path):
+            continue
+        read = _CONTAINERS.get(_suffix(file.path))
+        if read is None:
             yield file
-        else:
-            try:
-                with _whole(file) as content:
-                    for image in read(file, content, on_failure):
-                        if len(image.path.encode()) > _LONGEST:
-                            on_failure(Failure(image.path[:100] + "…", f"has a path longer than {_LONGEST} bytes"))
-                        else:
-                            yield image
-            except MissingPackageError:
-                raise
-            except (ImageError, OSError) as error:
-                reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-                on_failure(Failure(file.path, reason))
+            continue
+        try:
+            with _open_container(file) as content:
+                yield from filter(fits, read(file, content, on_failure))
+        except MissingPackageError:
+            raise
+        except (ImageError, OSError) as error:
+            on_failure(Failure(file.path, _reason(error)))
 
 
-def _tells_of_a_tar(file: Found) -> bool:
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _describes_tar(file: Found) -> bool:
     return _suffix(file.path) == ".parquet" and text_path(file.path).with_suffix(".tar").exists()
 
 
-def _whole(file: Found) -> AbstractContextManager[BinaryIO]:
-    """A tar or table, open on this machine."""
-    return _fetched(file) if isinstance(file, Remote) else open_plain(text_path(file.path))
+def _open_container(file: Found) -> AbstractContextManager[BinaryIO]:
+    """Open a tar or table, after a download if it is remote."""
+    return _downloaded(file) if isinstance(file, Remote) else open_plain(text_path(file.path))
 
 
 @contextmanager
-def _fetched(file: Remote) -> Iterator[BinaryIO]:
-    """A remote file copied into one without a name, which is gone when nobody reads from it any more."""
+def _downloaded(file: Remote) -> Iterator[BinaryIO]:
+    """Copy a remote file to an unnamed local file, which ends with its last reference."""
     with tempfile.TemporaryFile() as copy:
         download(file.path, copy, allow_private=file.allow_private)
         copy.flush()
@@ -328,34 +332,34 @@ def _fetched(file: Remote) -> Iterator[BinaryIO]:
         yield copy
 
 
-def _named_by(url: str, on_failure: Callable[[Failure], None], *, allow_private: bool) -> Iterator[Found]:
-    """The files that a URL names: itself, those it lists, or those in the bucket's folder."""
+def _expand_url(url: str, on_failure: Callable[[Failure], None], *, allow_private: bool) -> Iterator[Found]:
+    """The files of a URL: itself, those of a list, or those of a folder in a bucket."""
     suffix = _suffix(url)
     if suffix == _LIST:
         try:
-            # Whole before the first line is used: images are encoded between two lines, which may take days.
-            with _fetched(Remote(url, -1, 0, allow_private)) as lines:
-                yield from _listed(lines, url, on_failure, allow_private=allow_private)
+            # Downloaded first: images are encoded between two lines, which may take days.
+            with _downloaded(Remote(url, -1, 0, allow_private)) as lines:
+                yield from _read_list(lines, url, on_failure, allow_private=allow_private)
         except ImageError as error:
             on_failure(Failure(url, str(error)))
-    elif suffix in _TAKEN or is_web(url):
+    elif suffix in _SUFFIXES or is_web(url):
         yield Remote(url, -1, 0, allow_private)
     else:
         for name, size in listing(url):
-            if _suffix(name) in _TAKEN:
+            if _suffix(name) in _SUFFIXES:
                 yield Remote(name, size, 0)
 
 
-def _listed(
+def _read_list(
     lines: BinaryIO, origin: str, on_failure: Callable[[Failure], None], *, allow_private: bool
 ) -> Iterator[Found]:
-    """The files that a list names, one a line; empty lines are passed over."""
+    """The files of a list, one per line; empty lines are skipped."""
     number = 0
-    while line := lines.readline(_LONGEST + 2):
+    while line := lines.readline(_MAX_PATH + 2):
         number += 1
         place = f"{path_text(origin) if not is_url(origin) else without_query(origin)}, line {number}"
-        if not line.endswith(b"\n") and len(line) > _LONGEST:
-            on_failure(Failure(place, f"is longer than {_LONGEST} bytes"))
+        if not line.endswith(b"\n") and len(line) > _MAX_PATH:
+            on_failure(Failure(place, f"is longer than {_MAX_PATH} bytes"))
             while line and not line.endswith(b"\n"):
                 line = lines.readline(1 << 20)
             continue
@@ -368,7 +372,7 @@ def _listed(
                 text.encode()
                 check_url(text)
                 if "@" in urlsplit(text).netloc:
-                    # The keys of the environment would go to the account that the list names.
+                    # The credentials of the environment would be sent to that account.
                     raise ImageError("names an account, which a list may not: give the URL to mgm encode itself")
                 if is_web(origin) and not is_web(text):
                     raise ImageError("is in a bucket, which a list on the web may not name: your keys would open it")
@@ -380,9 +384,8 @@ def _listed(
                 status = os.stat(path)
                 yield Found(path_text(path), status.st_size, status.st_mtime_ns)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            name_shown = without_query(text)
-            on_failure(Failure(f"{place}: {name_shown if name_shown.isprintable() else ascii(name_shown)}", reason))
+            public = without_query(text)
+            on_failure(Failure(f"{place}: {public if public.isprintable() else ascii(public)}", _reason(error)))
 
 
 def _suffix(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether a folder of codes is whole, and whether its codes fit into a collection; makes the collection."""
+"""Load a folder of codes into a collection, and export a collection into a folder of codes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mg_milvus.bulk.dataset import CodeFolder, Shard, to_parquet
+from mg_milvus.bulk.dataset import CodeFolder, Shard, rows_per_file, to_parquet
 from mg_milvus.bulk.import_jobs import Importer
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import CodeFileError, EncoderMismatchError, SchemaMismatchError, StoreError, WeightsNotFoundError
@@ -26,157 +26,13 @@ if TYPE_CHECKING:
     PathLike = str | os.PathLike[str]
 
 
-ROW_BYTES, REGION_BYTES = 212, 59
-"""Of a usual row on a server, as mgm plan counts them: the number of clusters goes with their root only."""
-
-
-def checked_files(codes: CodeFolder, *, partial: bool) -> list[str]:
-    """The files of a folder in which nothing is missing.
-
-    Raises:
-        CodeFileError: there are none; or, unless ``partial``, a shard is not finished or a part of it is gone.
-    """
-    files = codes.files()
-    if not files:
-        raise CodeFileError(f"{codes.name} has no files of codes: expected a folder made by mgm encode or mgm export")
-    shards = codes.shards()
-    count = max(shard.count for shard in shards)
-    mixed = [shard for shard in shards if shard.count != count]
-    if mixed:
-        raise CodeFileError(f"{codes.name} has files of the shards {mixed[0]} and n/{count}: expected one count")
-    if partial:
-        return files
-    finished = {shard.number: codes.finished(shard) for shard in sorted(shards, key=lambda shard: shard.number)}
-    missing = [f"{number}/{count}" for number in range(1, count + 1) if finished.get(number) is None]
-    if missing:
-        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise CodeFileError(
-            f"{codes.name} is not finished, it lacks the shards {listed}: run mgm encode --shard (again) for these, or "
-            "load what there is with --partial"
-        )
-    present = set(files)
-    for number, marked in finished.items():
-        for name in marked or {}:
-            if name not in present:
-                raise CodeFileError(
-                    f"{codes.name} has lost {name}: put it back, or run mgm encode --shard {number}/{count} again; or "
-                    "load what there is with --partial"
-                )
-    return files
-
-
-def common(codes: CodeFolder, files: list[str]) -> tuple[Description, int]:
-    """What all files say of themselves, and the number of their rows. Every part is opened.
-
-    Raises:
-        CodeFileError: they do not agree, or one is damaged.
-    """
-    first: Description | None = None
-    total = 0
-    for name in files:
-        with codes.part(name) as part:
-            total += part.rows
-            if first is None:
-                first = part.description
-            elif part.description.fingerprint != first.fingerprint:
-                raise CodeFileError(
-                    f"{part.name} has codes of the encoder {part.description.fingerprint}, {files[0]} of "
-                    f"{first.fingerprint}, and these cannot be compared: give all shards the same --encoder"
-                )
-            elif changed := _fixed_differences(first.schema, part.description.schema):
-                raise CodeFileError(f"{part.name} has another schema than {files[0]}: {changed[0]}")
-    assert first is not None  # noqa: S101  (there is a part)
-    return first, total
-
-
-def settle(session: Session, codes: CodeFolder, description: Description, rows: int) -> None:
-    """Make the collection with its encoder, or make sure that the one that is there can take the codes.
-
-    Raises:
-        EncoderMismatchError, SchemaMismatchError: it cannot.
-    """
-    recorded = session.description()
-    is_new = recorded is None
-    if recorded is None:
-        schema = (session.given_schema or description.schema).model_copy(
-            update={"collection": session.collection, "encoder": description.schema.encoder}
-        )
-        if changed := _fixed_differences(description.schema, schema):
-            raise SchemaMismatchError(
-                f"the codes in {codes.name} were made with another schema: {changed[0]}; leave the schema out, or "
-                "change weights, fusion and storage only"
-            )
-        _put_encoder(session, codes, description.fingerprint)
-        recorded = replace(description, schema=schema)
-    # Again where it is there: a load that was killed may have made it without the collection of its regions.
-    recorded = session.store.create(recorded)
-    if is_new and recorded.schema.storage.index == "auto":
-        fit_index(session.store, recorded.schema, rows)
-    if recorded.fingerprint != description.fingerprint:
-        raise EncoderMismatchError(
-            f"the codes in {codes.name} are of the encoder {description.fingerprint}, collection "
-            f"'{session.collection}' was filled by {recorded.fingerprint}, and these cannot be compared: load into "
-            "another --collection, or encode with the collection's own encoder, which mgm export writes into a file"
-        )
-    if changed := _fixed_differences(recorded.schema, description.schema):
-        raise SchemaMismatchError(
-            f"the codes in {codes.name} do not fit into collection '{session.collection}': {changed[0]}; load into "
-            "another --collection"
-        )
-
-
-def fit_index(store: Store, schema: Schema, images: int) -> None:
-    """Give the indexes of an empty collection as many clusters as the rows to come ask for, where it has clusters.
-
-    Args:
-        store: has the collection.
-        schema: the collection's.
-        images: rows to come.
-    """
-    for index in store.indexes.lists():
-        of_images = index.collection == store.collection
-        rows = images * (1 if of_images or schema.regions is None else schema.regions.count)
-        if not fits(index.nlist, expected := rows_a_segment(rows, ROW_BYTES if of_images else REGION_BYTES)):
-            store.indexes.rebuild(index.collection, nlist_for(expected))
-
-
-def _put_encoder(session: Session, codes: CodeFolder, fingerprint: str) -> None:
-    data = codes.encoder(fingerprint)
-    try:
-        encoder = load_encoder(data, device=session.device)
-    except WeightsNotFoundError:
-        # Heads without their network, as a collection keeps large encoders: whoever asks needs the weights, not we.
-        session.store.put_encoder(fingerprint, data)
-        return
-    if encoder.fingerprint != fingerprint:
-        raise CodeFileError(
-            f"{codes.name}/encoder-{fingerprint}.safetensors is the encoder {encoder.fingerprint}: put the right file "
-            "there"
-        )
-    keep_encoder(session.store, encoder)
-
-
-def _fixed_differences(old: Schema, new: Schema) -> list[str]:
-    """What differs between two schemas in the columns of a row, as sentences; weights, fusion and storage may."""
-    return [
-        f"{d.key} is {d.old} there, {d.new} here"
-        for d in difference(old, new)
-        if d.consequence == "re-ingest" and d.key.startswith(("granularities", "fields", "regions"))
-    ]
-
-
-ROWS_A_FILE = 100_000
-BYTES_A_FILE = 64 << 20
-"""Rows, and bytes of codes, of one file of an export, at most."""
-
-
 @dataclass(frozen=True, slots=True)
 class TransferReport:
-    """What a load or an export did.
+    """Result of a load or an export.
 
     Attributes:
         collection: its name.
-        rows: read and written; an image that two files have counts twice.
+        rows: rows read and written; an image in two files counts twice.
         files: files read or written.
         fingerprint: of the encoder.
         seconds: wall time.
@@ -197,14 +53,14 @@ def load(
     session: Session, folder: PathLike, *, partial: bool = False, bucket: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TransferReport:  # fmt: skip
-    """Put a folder of codes into a collection; see ``ImageIndex.load``."""
+    """Load a folder of codes into a collection; see ``ImageIndex.load``."""
     started = time.perf_counter()
     codes = CodeFolder(folder)
-    files = checked_files(codes, partial=partial)
-    description, total = common(codes, files)
+    files = complete_files(codes, partial=partial)
+    description, total = _describe(codes, files)
     session.prefer(description.schema.collection)
     importer = None if bucket is None else Importer(session, bucket)
-    settle(session, codes, description, total)
+    _prepare_collection(session, codes, description, total)
     done = 0 if importer is None else importer.load(codes, files, progress or (lambda _: None))
     for name in files if importer is None else ():
         with codes.part(name) as part:
@@ -220,14 +76,14 @@ def load(
 
 
 def export(session: Session, folder: PathLike, *, progress: Callable[[Progress], None] | None = None) -> TransferReport:
-    """Write a collection into an empty folder of codes; see ``ImageIndex.export``."""
+    """Export a collection into an empty folder of codes; see ``ImageIndex.export``."""
     started = time.perf_counter()
     description, store = session.existing(), session.store
     codes, shard = CodeFolder(folder), Shard()
     if codes.shards():
         raise CodeFileError(f"{codes.name} has files of codes already: choose an empty folder, or remove them first")
     data = store.get_encoder(description.fingerprint)
-    codes.keep_encoder(description.fingerprint, session.encoder.to_bytes() if data is None else data)
+    codes.add_encoder(description.fingerprint, session.encoder.to_bytes() if data is None else data)
     total, done = store.count(), 0
     files: dict[str, int] = {}
     waiting: list[Row] = []
@@ -236,7 +92,7 @@ def export(session: Session, folder: PathLike, *, progress: Callable[[Progress],
         files[codes.add_part(shard, to_parquet(waiting, description))] = len(waiting)
         waiting.clear()
 
-    enough = min(ROWS_A_FILE, max(1, BYTES_A_FILE // description.schema.bytes_per_image))
+    enough = rows_per_file(description.schema)
     for rows in store.scan(granularities=tuple(description.schema.bits)):
         waiting += rows if description.schema.regions is None else _with_regions(store, rows)
         done += len(rows)
@@ -252,6 +108,144 @@ def export(session: Session, folder: PathLike, *, progress: Callable[[Progress],
     )  # fmt: skip
 
 
+ROW_BYTES, REGION_BYTES = 212, 59
+"""Approximate bytes of a row on a server (mgm plan); the number of clusters grows only with their square root."""
+
+
+def complete_files(codes: CodeFolder, *, partial: bool) -> list[str]:
+    """The files of a folder, after a check that none is missing.
+
+    Raises:
+        CodeFileError: there are none; or, unless ``partial``, a shard is not finished or one of its parts is missing.
+    """
+    files = codes.files()
+    if not files:
+        raise CodeFileError(f"{codes.name} has no files of codes: expected a folder made by mgm encode or mgm export")
+    shards = codes.shards()
+    count = max(shard.count for shard in shards)
+    if mixed := [shard for shard in shards if shard.count != count]:
+        raise CodeFileError(f"{codes.name} has files of the shards {mixed[0]} and n/{count}: expected one count")
+    if partial:
+        return files
+    finished = {shard.number: codes.finished(shard) for shard in sorted(shards, key=lambda shard: shard.number)}
+    missing = [f"{number}/{count}" for number in range(1, count + 1) if finished.get(number) is None]
+    if missing:
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise CodeFileError(
+            f"{codes.name} is not finished, it lacks the shards {listed}: run mgm encode --shard for these, or load "
+            "the existing files with --partial"
+        )
+    present = set(files)
+    for number, parts in finished.items():
+        for name in parts or {}:
+            if name not in present:
+                raise CodeFileError(
+                    f"{codes.name} has lost {name}: restore it, or run mgm encode --shard {number}/{count} again; or "
+                    "load the existing files with --partial"
+                )
+    return files
+
+
+def _describe(codes: CodeFolder, files: list[str]) -> tuple[Description, int]:
+    """The description that all files share, and the number of their rows.
+
+    Raises:
+        CodeFileError: the descriptions differ, or a file is damaged.
+    """
+    first: Description | None = None
+    total = 0
+    for name in files:
+        with codes.part(name) as part:
+            total += part.rows
+            if first is None:
+                first = part.description
+            elif part.description.fingerprint != first.fingerprint:
+                raise CodeFileError(
+                    f"{part.name} has codes of the encoder {part.description.fingerprint}, {files[0]} of "
+                    f"{first.fingerprint}, and these cannot be compared: give all shards the same --encoder"
+                )
+            elif changed := _fixed_differences(first.schema, part.description.schema):
+                raise CodeFileError(f"{part.name} has another schema than {files[0]}: {changed[0]}")
+    assert first is not None  # noqa: S101  (there is a part)
+    return first, total
+
+
+def _prepare_collection(session: Session, codes: CodeFolder, description: Description, rows: int) -> None:
+    """Create the collection with its encoder, or check that the existing one accepts the codes.
+
+    Raises:
+        EncoderMismatchError, SchemaMismatchError: it does not.
+    """
+    recorded = session.description()
+    is_new = recorded is None
+    if recorded is None:
+        schema = (session.given_schema or description.schema).model_copy(
+            update={"collection": session.collection, "encoder": description.schema.encoder}
+        )
+        if changed := _fixed_differences(description.schema, schema):
+            raise SchemaMismatchError(
+                f"the codes in {codes.name} were made with another schema: {changed[0]}; omit the schema, or change "
+                "weights, fusion and storage only"
+            )
+        _put_encoder(session, codes, description.fingerprint)
+        recorded = replace(description, schema=schema)
+    # Also if it exists: a killed load may have created it without the collection of its regions.
+    recorded = session.store.create(recorded)
+    if is_new and recorded.schema.storage.index == "auto":
+        fit_index(session.store, recorded.schema, rows)
+    if recorded.fingerprint != description.fingerprint:
+        raise EncoderMismatchError(
+            f"the codes in {codes.name} are of the encoder {description.fingerprint}, collection "
+            f"'{session.collection}' was filled by {recorded.fingerprint}, and these cannot be compared: load into "
+            "another --collection, or encode with the encoder of the collection, which mgm export writes to a file"
+        )
+    if changed := _fixed_differences(recorded.schema, description.schema):
+        raise SchemaMismatchError(
+            f"the codes in {codes.name} do not fit into collection '{session.collection}': {changed[0]}; load into "
+            "another --collection"
+        )
+
+
+def fit_index(store: Store, schema: Schema, images: int) -> None:
+    """Rebuild the indexes with clusters of an empty collection for the expected row count.
+
+    Args:
+        store: of the collection.
+        schema: of the collection.
+        images: expected number of images.
+    """
+    for index in store.indexes.lists():
+        of_images = index.collection == store.collection
+        rows = images * (1 if of_images or schema.regions is None else schema.regions.count)
+        if not fits(index.nlist, expected := rows_a_segment(rows, ROW_BYTES if of_images else REGION_BYTES)):
+            store.indexes.rebuild(index.collection, nlist_for(expected))
+
+
+def _put_encoder(session: Session, codes: CodeFolder, fingerprint: str) -> None:
+    data = codes.encoder(fingerprint)
+    try:
+        encoder = load_encoder(data, device=session.device)
+    except WeightsNotFoundError:
+        # Only hash heads, as collections store large encoders: queries need the weights, a load does not.
+        session.store.put_encoder(fingerprint, data)
+        return
+    if encoder.fingerprint != fingerprint:
+        raise CodeFileError(
+            f"{codes.name}/encoder-{fingerprint}.safetensors is the encoder {encoder.fingerprint}: put the right file "
+            "there"
+        )
+    keep_encoder(session.store, encoder)
+
+
+def _fixed_differences(old: Schema, new: Schema) -> list[str]:
+    """The differences between two schemas in the columns of a row, as text; weights, fusion and storage may differ."""
+    return [
+        f"{d.key} is {d.old} there, {d.new} here"
+        for d in difference(old, new)
+        if d.consequence == "re-ingest" and d.key.startswith(("granularities", "fields", "regions"))
+    ]
+
+
 def _with_regions(store: Store, rows: list[Row]) -> list[Row]:
     """The rows with the codes of their regions.
 
@@ -262,7 +256,7 @@ def _with_regions(store: Store, rows: list[Row]) -> list[Row]:
     for row in rows:
         if row.id not in codes:
             raise StoreError(
-                f"{row.path} lacks codes of its regions, which a crash or another program left behind: mgm ingest of "
-                "its folder encodes them again, mgm doctor says how many there are"
+                f"{row.path} lacks codes of its regions after a crash or a change by another program: mgm ingest of "
+                "its folder encodes them again, mgm doctor counts them"
             )
     return [replace(row, region_codes=codes[row.id]) for row in rows]

@@ -1,4 +1,4 @@
-"""``mgm encode``, ``mgm load`` and ``mgm export``: images by the million, and moving house."""
+"""``mgm encode``, ``load`` and ``export``: files of codes; ``mgm plan``: the size of a collection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ mgm encode s3://shop/images --encoder mine.safetensors --shard 2/4 --out s3://sh
 mgm load s3://shop/codes --uri http://localhost:19530"""
 
 Folder = Annotated[
-    str, typer.Argument(metavar="FOLDER", help="A folder of codes: codes/, s3://bucket/codes", show_default=False)
+    str, typer.Argument(metavar="FOLDER", help="Folder of codes: codes/, s3://bucket/codes", show_default=False)
 ]
 
 
@@ -46,27 +46,27 @@ def encode(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Folders, images, tars, Parquet tables, .txt files with a path or URL a line; or http(s)://, s3:// "
-            "and gs:// URLs of them",
+            help="Folders, images, tars, Parquet tables, .txt files with one path or URL per line; or http(s)://, "
+            "s3:// and gs:// URLs of them",
         ),
     ],
-    out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="Where the codes go: codes/, s3://bucket/codes")],
+    out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="Folder to write to: codes/, s3://bucket/codes")],
     shard: Annotated[
-        str, typer.Option("--shard", metavar="I/N", help="This machine's share, e.g. 2/4 for the second of four")
+        str, typer.Option("--shard", metavar="I/N", help="Share of this machine, e.g. 2/4 for the second of four")
     ] = "1/1",
     schema: options.SchemaFile = None,
     metadata: options.Metadata = None,
-    rows_a_file: Annotated[
+    rows_per_file: Annotated[
         int,
         typer.Option(
-            "--rows-a-file", min=1, help="Images of one file; what a killed run does again at most, e.g. 5000"
+            "--rows-per-file", min=1, help="Images of one file; a killed run encodes at most as many again, e.g. 5000"
         ),
     ] = 20_000,
     allow_private: Annotated[
         bool,
         typer.Option(
             "--allow-private",
-            help="URLs may lead to private, loopback and link-local addresses: mgm encode mine.txt --allow-private …",
+            help="Allow URLs of private, loopback and link-local addresses: mgm encode mine.txt --allow-private …",
         ),
     ] = False,
     as_json: options.AsJson = False,
@@ -75,7 +75,7 @@ def encode(
         typer.Option(
             "--encoder",
             metavar="FILE",
-            help="The encoder of all shards: mine.safetensors from mgm fit, or builtin. Env: MGM_ENCODER",
+            help="Encoder of all shards: mine.safetensors from mgm fit, or builtin. Env: MGM_ENCODER",
             rich_help_panel=options.ENCODING,
         ),
     ] = None,
@@ -84,42 +84,41 @@ def encode(
     workers: options.Workers = None,
     max_pixels: options.MaxPixels = None,
 ) -> None:
-    """Encode images into files of codes, without Milvus and on many machines; run again, it goes on.
+    """Encode images into files of codes, without Milvus, on one or many machines.
 
-    Broken images are listed at the end and stop nothing; the exit code is 3 then.
+    A repeated run skips the images that are already encoded. Unreadable images are listed at the end, with exit code 3.
     """
+    from mg_milvus.bulk.dataset import Shard
+    from mg_milvus.bulk.encode import EncodeOptions
     from mg_milvus.bulk.encode import encode as run
     from mg_milvus.cli.settings import local_settings
     from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
+    from mg_milvus.ingest.pipeline import Settings
+    from mg_milvus.schema.models import Schema
 
     settings = local_settings(device, schema, encoder, batch_size, workers)
+    encode_options = EncodeOptions(
+        schema=Schema.load(settings.schema_source) if settings.schema_source else Schema(),
+        shard=Shard.parse(shard),
+        metadata=metadata,
+        rows_per_file=rows_per_file,
+        settings=Settings(settings.batch_size, settings.workers, max_pixels or DEFAULT_MAX_PIXELS),
+        device=settings.device,
+        allow_private=allow_private,
+    )
     with ProgressView() as view:
-        report = run(
-            *sources,
-            out=out,
-            encoder=settings.encoder,
-            schema=settings.schema_source,
-            shard=shard,
-            metadata=metadata,
-            rows_a_file=rows_a_file,
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-            max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
-            device=settings.device,
-            allow_private=allow_private,
-            progress=view,
-        )
+        report = run(*sources, out=out, encoder=settings.encoder, options=encode_options, progress=view)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
         print(
             f"shard {report.shard}: {report.seen:,} seen: {report.encoded:,} encoded into {report.files:,} files, "
-            f"{report.finished:,} finished before, {len(report.failures):,} failed "
+            f"{report.unchanged:,} unchanged, {len(report.failures):,} failed "
             f"({report.images_per_second:.1f} images/s, {report.seconds:.1f} s)"
         )
-        print(f"encoder {report.fingerprint}, kept in {escape_controls(out)}")
+        print(f"encoder {report.fingerprint}, stored in {escape_controls(out)}")
         if report.interrupted:
-            print("Interrupted: what is counted here is written; run the same command again to go on.")
+            print("Interrupted: the images counted are written; run the same command again to continue.")
     print_failures(report.failures, as_json=as_json)
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
@@ -130,15 +129,15 @@ def encode(
 def load(
     folder: Folder,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Load what there is, even where a shard is not finished")
+        bool, typer.Option("--partial", help="Load the existing files, even if a shard is not finished")
     ] = False,
     bucket: Annotated[
         str | None,
         typer.Option(
             "--bucket",
             metavar="URL",
-            help="Import by the server's own jobs, into an empty collection: a folder in the bucket that the server "
-            "keeps its files in, e.g. s3://a-bucket/imports",
+            help="Import by jobs of the server into an empty collection: a folder in the bucket where the server keeps "
+            "its files, e.g. s3://a-bucket/imports",
         ),
     ] = None,
     schema: Annotated[
@@ -155,13 +154,13 @@ def load(
     collection: options.Collection = None,
     timeout: options.Timeout = 10.0,
 ) -> None:
-    """Put a folder of codes into Milvus, with its schema and encoder; again, it replaces the same rows."""
+    """Load a folder of codes into Milvus, with its schema and encoder; repeated, it replaces the same rows."""
     from mg_milvus.cli.settings import open_index, settings_from
 
     settings = settings_from(uri, token, collection, schema=schema)
     with open_index(settings, timeout=timeout) as index, ProgressView() as view:
         report = index.load(folder, partial=partial, bucket=bucket, progress=view)
-    _tell(report, f"loaded into '{report.collection}' at {settings.uri}", as_json=as_json)
+    _print_report(report, f"loaded into '{report.collection}' at {settings.uri}", as_json=as_json)
 
 
 def export(
@@ -172,16 +171,16 @@ def export(
     collection: options.Collection = None,
     timeout: options.Timeout = 10.0,
 ) -> None:
-    """Write a collection into an empty folder of codes: a backup, and the way to another Milvus."""
+    """Write a collection into an empty folder of codes, as a backup or to move it to another Milvus."""
     from mg_milvus.cli.settings import open_index, settings_from
 
     settings = settings_from(uri, token, collection)
     with open_index(settings, timeout=timeout) as index, ProgressView() as view:
         report = index.export(folder, progress=view)
-    _tell(report, f"of '{report.collection}' written to {folder}", as_json=as_json)
+    _print_report(report, f"of '{report.collection}' written to {folder}", as_json=as_json)
 
 
-def _tell(report: TransferReport, what: str, *, as_json: bool) -> None:
+def _print_report(report: TransferReport, what: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report.as_dict()))
         return
@@ -203,38 +202,38 @@ def register_plan(app: typer.Typer) -> None:
 
 
 def plan(
-    images: Annotated[str, typer.Option("--images", metavar="NUMBER", help="How many, e.g. 2500000 or 1e9")],
+    images: Annotated[str, typer.Option("--images", metavar="NUMBER", help="Number of images, e.g. 2500000 or 1e9")],
     schema: options.SchemaFile = None,
     memory: Annotated[
         str | None,
         typer.Option(
-            "--memory", metavar="BYTES", help="Of the server, e.g. 64GB: say what to change if it is too little"
+            "--memory", metavar="BYTES", help="Memory of the server, e.g. 64GB: lists changes that fit into it"
         ),
     ] = None,
-    machines: Annotated[int, typer.Option("--machines", min=1, help="Machines that encode at once, e.g. 4")] = 1,
+    machines: Annotated[int, typer.Option("--machines", min=1, help="Machines that encode in parallel, e.g. 4")] = 1,
     images_per_second: Annotated[
         float | None,
         typer.Option(
             "--images-per-second",
             metavar="NUMBER",
             min=0.01,
-            help="That one machine encodes, as mgm encode says, e.g. 2000; default: what two cores do",
+            help="Encoding rate of one machine, as mgm encode reports it, e.g. 2000; default: that of two cores",
         ),
     ] = None,
     path_bytes: Annotated[int, typer.Option("--path-bytes", min=1, help="Length of a typical path, e.g. 90")] = 60,
     text_bytes: Annotated[
-        int, typer.Option("--text-bytes", min=0, help="Length of a typical text in your own fields, e.g. 200")
+        int, typer.Option("--text-bytes", min=0, help="Length of a typical text in additional fields, e.g. 200")
     ] = 32,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what a collection takes: bytes per field, memory, disk, indexes, hours; and what to change to make it fit."""
+    """Estimate the bytes per field, memory, disk, indexes and hours of a collection, and changes that make it fit."""
     from mg_milvus.capacity import Assumptions
-    from mg_milvus.capacity import plan as make
+    from mg_milvus.capacity import plan as estimate
     from mg_milvus.cli.settings import local_settings
     from mg_milvus.schema.models import Schema
 
     source = local_settings(schema=schema).schema_source
-    made = make(
+    estimated = estimate(
         round(_number(images, "--images", {"": 1})),
         Schema.load(source) if source else None,
         Assumptions(
@@ -242,28 +241,28 @@ def plan(
             None if memory is None else _number(memory, "--memory", _UNITS),
         ),
     )  # fmt: skip
-    print(json.dumps(made.as_dict()) if as_json else "\n".join(_lines(made)))
+    print(json.dumps(estimated.as_dict()) if as_json else "\n".join(_lines(estimated)))
 
 
-def _lines(made: Plan) -> list[str]:
+def _lines(plan: Plan) -> list[str]:
     lines = [
-        *(_rows(held, what) for held, what in zip(made.collections, ("images", "regions"), strict=False)),
+        *(_rows(table, what) for table, what in zip(plan.collections, ("images", "regions"), strict=False)),
         "",
-        f"files of codes   {_bytes(made.codes_folder)}, encoded in {made.encode_hours:,.1f} hours",
-        f"Milvus Lite      {_bytes(made.lite_file)} file, {_bytes(made.lite_memory)} memory",
-        f"Milvus server    {_bytes(made.server_memory)} memory, {_bytes(made.server_disk)} mapped from disk, "
-        f"{sum(held.segments for held in made.collections):,} segments",
-        "indexes          " + ", ".join(f"{name} {_bytes(size)}" for name, size in made.index.items()),
+        f"files of codes   {_bytes(plan.codes_folder)}, encoded in {plan.encode_hours:,.1f} hours",
+        f"Milvus Lite      {_bytes(plan.lite_file)} file, {_bytes(plan.lite_memory)} memory",
+        f"Milvus server    {_bytes(plan.server_memory)} memory, {_bytes(plan.server_disk)} mapped from disk, "
+        f"{sum(table.segments for table in plan.collections):,} segments",
+        "indexes          " + ", ".join(f"{name} {_bytes(size)}" for name, size in plan.index.items()),
     ]
-    if made.changes:
+    if plan.changes:
         lines += ["", "To fit into the memory, one of:"]
-        lines += [f"  {_bytes(c.memory)} memory, {_bytes(c.disk)} disk: {c.what}" for c in made.changes]
-    return [*lines, *([""] if made.notes else []), *(f"note: {note}" for note in made.notes)]
+        lines += [f"  {_bytes(c.memory)} memory, {_bytes(c.disk)} disk: {c.what}" for c in plan.changes]
+    return [*lines, *([""] if plan.notes else []), *(f"note: {note}" for note in plan.notes)]
 
 
-def _rows(held: Collection, what: str) -> str:
-    fields = ", ".join(f"{name} {size:.4g}" for name, size in held.fields.items())
-    return f"{held.rows:,} {what}, {sum(held.fields.values()):.4g} bytes each: {fields}"
+def _rows(table: Collection, what: str) -> str:
+    fields = ", ".join(f"{name} {size:.4g}" for name, size in table.fields.items())
+    return f"{table.rows:,} {what}, {sum(table.fields.values()):.4g} bytes each: {fields}"
 
 
 def _number(text: str, option: str, units: dict[str, float]) -> float:

@@ -25,7 +25,7 @@ from mg_milvus import errors
 from mg_milvus.bulk.dataset import CodeFolder, Shard
 from mg_milvus.bulk.encode import encode
 from mg_milvus.bulk.sources import images
-from mg_milvus.bulk.transfer import checked_files
+from mg_milvus.bulk.transfer import complete_files
 from mg_milvus.cli.settings import settings_from
 from mg_milvus.encoder import file, weights
 from mg_milvus.encoder.hash_heads import ManifoldHead
@@ -408,7 +408,7 @@ def test_a_tar_of_headers_of_headers(kind: bytes, tmp_path: Path) -> None:
     failures: list = []
     assert list(images([file], Shard(), failures.append)) == []
     assert [failure.path for failure in failures] == [str(file)]
-    assert "headers of headers" in failures[0].reason
+    assert "nested headers" in failures[0].reason
 
 
 # Folders of codes
@@ -429,7 +429,7 @@ def test_names_of_shards_that_lie(name: str, message: str, tmp_path: Path) -> No
     if "999999." in name:
         (tmp_path / name).unlink()
     with pytest.raises(errors.CodeFileError, match=message) as caught:
-        checked_files(CodeFolder(tmp_path), partial=False)
+        complete_files(CodeFolder(tmp_path), partial=False)
     one_line(caught.value)
 
 
@@ -440,7 +440,7 @@ def test_a_mark_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     (folder / "shard-0001-of-0001-000000-00000000.parquet").write_bytes(b"")
     (folder / "shard-0001-of-0001.json").write_text(json.dumps({"files": {"../secret.parquet": 1}}))
     with pytest.raises(errors.CodeFileError, match=r"has lost ../secret.parquet"):
-        checked_files(CodeFolder(folder), partial=False)
+        complete_files(CodeFolder(folder), partial=False)
 
 
 def test_nothing_reads_pickles_or_arrays_of_numpy() -> None:

@@ -744,7 +744,7 @@ FALSE_JOBS = {
 def test_answers_about_import_jobs_that_cannot_be(answer: bytes) -> None:
     with rest(answer) as (uri, _):
         api = ImportApi(MilvusConfig(uri, "root:hunter22", timeout=30))
-        for ask in (lambda: api.at_work("images"), lambda: api.start("images", ["a"]), lambda: api.job("7")):
+        for ask in (lambda: api.running("images"), lambda: api.start("images", ["a"]), lambda: api.job("7")):
             found, told = outcome(ask)
             assert found is None
             assert told
@@ -755,7 +755,7 @@ def test_what_a_job_says_is_short_and_steers_nothing() -> None:
     told = {"state": ESCAPE * 99, "progress": 10**30, "reason": ESCAPE * 100_000}
     with rest(json.dumps({"code": 0, "data": told}).encode()) as (uri, _):
         job = ImportApi(MilvusConfig(uri, None, timeout=30)).job("7")
-    assert (job.percent, job.at_work) == (100, False)
+    assert (job.percent, job.is_running) == (100, False)
     assert is_one_line(job.state + job.reason)
 
 
@@ -766,6 +766,6 @@ def test_the_token_does_not_follow_a_redirect() -> None:
                 rest(b"", code, {"Location": f"{elsewhere}/mine"}) as (uri, _),
                 pytest.raises(errors.UnsupportedError, match=f"answers {code}"),
             ):
-                ImportApi(MilvusConfig(uri, "root:hunter22", timeout=30)).at_work("images")
+                ImportApi(MilvusConfig(uri, "root:hunter22", timeout=30)).running("images")
         assert asked == []
-    assert import_jobs._MOST_BYTES == 16 << 20
+    assert import_jobs._MAX_RESPONSE_BYTES == 16 << 20

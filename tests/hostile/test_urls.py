@@ -17,7 +17,7 @@ import pytest
 from mg_milvus import errors
 from mg_milvus.bulk import remote
 from mg_milvus.bulk.dataset import Shard
-from mg_milvus.bulk.encode import encode
+from mg_milvus.bulk.encode import EncodeOptions, encode
 from mg_milvus.bulk.import_jobs import ImportApi
 from mg_milvus.bulk.sources import images
 from mg_milvus.config import MilvusConfig
@@ -131,8 +131,8 @@ def test_addresses_that_are_not_of_the_internet(address: str, monkeypatch: pytes
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     found = [(family, socket.SOCK_STREAM, 6, "", (each, 80)) for each in ("8.8.8.8", address)]
     monkeypatch.setattr(remote, "resolve", lambda *_: found)
-    monkeypatch.setattr(remote._Connection, "reach", lambda *_: pytest.fail("connected"))
-    assert f"leads to {address}, which is no public address: --allow-private" in refusal("http://images.test/a.jpg")
+    monkeypatch.setattr(remote._Connection, "connect_to", lambda *_: pytest.fail("connected"))
+    assert f"leads to {address}, which is no public address: use --allow-private" in refusal("http://images.test/a.jpg")
 
 
 @pytest.mark.parametrize("address", PUBLIC)
@@ -182,12 +182,11 @@ def test_allow_private_is_for_lists_of_ones_own(tmp_path: Path) -> None:
         options = ("encode", "list.txt", "--encoder", "builtin", "--out", "codes", "--json")
         done = mgm(*options, cwd=tmp_path)
         assert (done.returncode, server.asked) == (3, [])
-        assert "which is no public address: --allow-private" in done.stdout
+        assert "which is no public address: use --allow-private" in done.stdout
         assert "hunter22" not in done.stdout + done.stderr
         assert mgm(*options, "--allow-private", cwd=tmp_path).returncode == 0
-        report = encode(
-            tmp_path / "list.txt", out=tmp_path / "more", encoder=load_encoder(), allow_private=True
-        )  # fmt: skip
+        options = EncodeOptions(allow_private=True)
+        report = encode(tmp_path / "list.txt", out=tmp_path / "more", encoder=load_encoder(), options=options)
         assert report.encoded == 1
 
 
@@ -287,19 +286,19 @@ def test_a_server_that_drips_is_left(begin: bytes, public: None, monkeypatch: py
     monkeypatch.setattr(remote, "_IMAGE_SECONDS", 0.5)
     with serving(drip(b"0", begin)) as server:
         begun = time.monotonic()
-        assert refusal(f"http://127.0.0.1:{server.port}/a.jpg") == "cannot be fetched: 0.5 seconds are over"
+        assert refusal(f"http://127.0.0.1:{server.port}/a.jpg") == "cannot be fetched: the limit of 0.5 seconds is over"
         assert time.monotonic() - begun < 20
 
 
 def test_a_server_that_is_silent_is_left(public: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_SILENCE", 0.3)
+    monkeypatch.setattr(remote, "_READ_TIMEOUT", 0.3)
 
     def silent(_: str, taken: socket.socket) -> bytes:
         taken.recv(1)
         return b""
 
     with serving(silent) as server:
-        assert refusal(f"http://127.0.0.1:{server.port}/a.jpg") == "cannot be fetched: the server keeps silent"
+        assert refusal(f"http://127.0.0.1:{server.port}/a.jpg") == "cannot be fetched: the server does not answer"
 
 
 @pytest.mark.parametrize(
@@ -433,7 +432,7 @@ def test_import_jobs_hand_no_token_to_where_a_server_redirects_to() -> None:
         with serving(moved(f"http://127.0.0.1:{target.server_port}/")) as server:
             api = ImportApi(MilvusConfig(f"http://127.0.0.1:{server.port}", "me:hunter22"))
             with pytest.raises(errors.UnsupportedError, match="answers 302 Moved"):
-                api.at_work("images")
+                api.running("images")
         target.timeout = 0.2
         asked: list[object] = []
         target.process_request = lambda *args: asked.append(args)  # type: ignore[method-assign]

@@ -14,11 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from mg_milvus import errors
-from mg_milvus.bulk.encode import encode
+from mg_milvus.bulk.dataset import Shard
+from mg_milvus.bulk.encode import EncodeOptions, encode
 from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
+from mg_milvus.ingest.pipeline import Settings
+from mg_milvus.schema.models import Schema
 from mg_milvus.store.milvus import open_store
 from tests.cli.test_cli import ENVIRONMENT, MGM
 from tests.conftest import kind_of_image, make_photos
@@ -158,7 +161,7 @@ def test_a_killed_run_goes_on_and_no_half_file_counts(home, tmp_path):
         "builtin",
         "--out",
         "codes",
-        "--rows-a-file",
+        "--rows-per-file",
         "4",
         "--batch-size",
         "4",
@@ -180,7 +183,7 @@ def test_a_killed_run_goes_on_and_no_half_file_counts(home, tmp_path):
     done = mgm(*command, "--json", cwd=tmp_path)
     report = json.loads(done.stdout)
     assert done.returncode == 3  # the broken image
-    assert (report["finished"], report["encoded"], report["failed"]) == (survived, 30 - survived, 1)
+    assert (report["unchanged"], report["encoded"], report["failed"]) == (survived, 30 - survived, 1)
     assert {name: (tmp_path / "codes" / name).read_bytes() for name in before} == before
     assert list((tmp_path / "codes").glob(".*")) == []
     columns = ("path", "size", "content_hash", "coarse", "mid", "fine")
@@ -235,7 +238,7 @@ def test_a_flipped_bit_is_noticed(codes, tmp_path):
 def test_what_is_lost_is_named(codes, tmp_path):
     lost = parts(codes)[1]
     lost.unlink()
-    assert f"CodeFileError: {codes} has lost {lost.name}: put it back" in refusal(codes, tmp_path / "x.db")
+    assert f"CodeFileError: {codes} has lost {lost.name}: restore it" in refusal(codes, tmp_path / "x.db")
     (codes / "shard-0002-of-0002.json").unlink()
     assert f"{codes} is not finished, it lacks the shards 2/2: run mgm encode" in refusal(codes, tmp_path / "x.db")
     with ImageIndex.open(tmp_path / "y.db") as index:
@@ -247,7 +250,7 @@ def test_other_files_are_no_codes(codes, tmp_path):
     part = parts(codes)[0]
     foreign = pq.read_table(part).replace_schema_metadata(None)
     pq.write_table(foreign, part)
-    assert "is Parquet, but no file of codes" in refusal(codes, tmp_path / "x.db")
+    assert "is Parquet, but not a file of codes" in refusal(codes, tmp_path / "x.db")
     empty = tmp_path / "empty"
     empty.mkdir()
     assert f"CodeFileError: {empty} has no files of codes" in refusal(empty, tmp_path / "x.db")
@@ -279,7 +282,8 @@ def test_codes_of_another_encoder_or_schema_are_refused(home, tmp_path, encoder,
     noise = np.random.default_rng(0)
     features = {name: values + noise.normal(size=(60, values.shape[1])) for name, values in one.items()}
     stranger = encoder.adapted({name: some.astype(np.float32) for name, some in features.items()}, encoder.bits)
-    encode(home / "photos/disc", out=other, encoder=stranger, schema=home / "schema.yaml")
+    schema = Schema.load(home / "schema.yaml")
+    encode(home / "photos/disc", out=other, encoder=stranger, options=EncodeOptions(schema=schema))
     target = tmp_path / "one.db"
     shutil.copy(home / "one.db", target)
     told = refusal(other, target)
@@ -292,11 +296,11 @@ def test_codes_of_another_encoder_or_schema_are_refused(home, tmp_path, encoder,
     )
     # One folder takes the codes of one encoder, and one count of shards.
     with pytest.raises(errors.CodeFileError, match=f"holds codes of the encoder {encoder.fingerprint}, yours is"):
-        encode(home / "photos", out=codes, encoder=stranger, schema=home / "schema.yaml", shard="1/2")
+        encode(home / "photos", out=codes, encoder=stranger, options=EncodeOptions(schema=schema, shard=Shard(1, 2)))
     with pytest.raises(errors.CodeFileError, match="use the same count on all machines"):
-        encode(home / "photos", out=codes, encoder=encoder, schema=home / "schema.yaml", shard="1/3")
+        encode(home / "photos", out=codes, encoder=encoder, options=EncodeOptions(schema=schema, shard=Shard(1, 3)))
     with pytest.raises(errors.CodeFileError, match="was made with another schema or encoder"):
-        encode(home / "photos", out=codes, encoder=encoder, shard="1/2")
+        encode(home / "photos", out=codes, encoder=encoder, options=EncodeOptions(shard=Shard(1, 2)))
     # Also when somebody puts two folders into one.
     for part in parts(other):
         shutil.copy(part, codes / part.name.replace("shard-0001-of-0001", "shard-0002-of-0002"))
@@ -316,24 +320,30 @@ def test_a_wrong_encoder_file_beside_the_codes_is_refused(codes, tmp_path, encod
 def test_encode_asks_for_the_one_encoder(home, tmp_path):
     done = mgm("encode", home / "photos", "--out", "codes", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("mgm: no encoder is given, expected the one that all shards share: make it")
+    assert done.stderr.startswith("mgm: no encoder is given, expected the one that all shards share: fit it")
     assert not (tmp_path / "codes").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shard": "0/4"}, "there is no shard 0/4"),
-        ({"shard": "5/4"}, "there is no shard 5/4"),
-        ({"shard": "half"}, "'half' is not a shard: expected NUMBER/COUNT"),
-        ({"rows_a_file": 0}, "expected 1 or more"),
-        ({"schema": "compact"}, "has 64 bits of 'coarse', the schema asks for 32: make one with mgm fit"),
+        (["--shard", "0/4"], "there is no shard 0/4"),
+        (["--shard", "5/4"], "there is no shard 5/4"),
+        (["--shard", "half"], "'half' is not a shard: expected NUMBER/COUNT"),
+        (["--schema", "compact"], "has 64 bits of 'coarse', the schema asks for 32: make one with mgm fit"),
     ],
 )
-def test_bad_options(home, tmp_path, encoder, options, message):
-    with pytest.raises(errors.MgMilvusError, match=message):
-        encode(home / "photos", **({"out": tmp_path / "codes", "encoder": encoder} | options))
+def test_bad_options(home, tmp_path, options, message):
+    done = mgm("encode", home / "photos", "--out", "codes", "--encoder", "builtin", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr
     assert not (tmp_path / "codes").exists()
+
+
+@pytest.mark.parametrize("options", [{"rows_per_file": 0}, {"settings": Settings(0)}, {"settings": Settings(8, -1)}])
+def test_options_below_one_are_refused(options):
+    with pytest.raises(errors.QueryError, match="expected 1 or more"):
+        EncodeOptions(**options)
 
 
 def test_a_changed_image_is_encoded_again_and_its_new_row_wins(tmp_path, encoder):
@@ -341,7 +351,7 @@ def test_a_changed_image_is_encoded_again_and_its_new_row_wins(tmp_path, encoder
     encode(folder, out=tmp_path / "codes", encoder=encoder)
     shutil.copy(folder / "disc/00.jpg", folder / "stripes/00.jpg")
     report = encode(folder, out=tmp_path / "codes", encoder=encoder)
-    assert (report.encoded, report.finished, report.files) == (1, 5, 1)
+    assert (report.encoded, report.unchanged, report.files) == (1, 5, 1)
     with ImageIndex.open(tmp_path / "x.db") as index:
         assert index.load(tmp_path / "codes").rows == 7
         assert index.count() == 6
@@ -354,16 +364,18 @@ def test_a_changed_image_is_encoded_again_and_its_new_row_wins(tmp_path, encoder
 def test_ctrl_c_keeps_what_was_encoded(tmp_path, encoder):
     folder = make_photos(tmp_path / "photos", per_kind=4)
 
+    options = EncodeOptions(settings=Settings(batch_size=2))
+
     def stop(progress):
         if progress.done >= 4:
             raise KeyboardInterrupt
 
-    report = encode(folder, out=tmp_path / "codes", encoder=encoder, batch_size=2, progress=stop)
+    report = encode(folder, out=tmp_path / "codes", encoder=encoder, options=options, progress=stop)
     assert report.interrupted
     assert report.encoded == len(table(tmp_path / "codes")) == 4
     assert not (tmp_path / "codes/shard-0001-of-0001.json").exists()
     report = encode(folder, out=tmp_path / "codes", encoder=encoder)
-    assert (report.finished, report.encoded, report.interrupted) == (4, 8, False)
+    assert (report.unchanged, report.encoded, report.interrupted) == (4, 8, False)
 
 
 def test_loading_takes_the_storage_settings_of_a_given_schema(codes, tmp_path):

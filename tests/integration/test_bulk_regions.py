@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from mg_milvus import errors
-from mg_milvus.bulk.encode import encode
+from mg_milvus.bulk.encode import EncodeOptions, encode
 from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
+from mg_milvus.ingest.pipeline import Settings
+from mg_milvus.schema.models import Schema
 from mg_milvus.store.milvus import open_store
 from tests.conftest import make_photos
 from tests.images import collage
@@ -50,7 +52,7 @@ def home(tmp_path_factory) -> Path:
     assert mgm("ingest", *common, "--uri", "one.db", cwd=folder).returncode == 0
     for shard in ("1/2", "2/2"):
         done = mgm(
-            "encode", *common, "--encoder", "builtin", "--out", "codes", "--shard", shard, "--rows-a-file", "3",
+            "encode", *common, "--encoder", "builtin", "--out", "codes", "--shard", shard, "--rows-per-file", "3",
             "--batch-size", "3", cwd=folder,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -85,7 +87,7 @@ def test_loaded_shards_are_what_one_ingest_makes(home):
 
 
 def test_export_and_load_move_regions_to_a_server_exactly(home, tmp_path, monkeypatch):
-    monkeypatch.setattr("mg_milvus.bulk.transfer.BYTES_A_FILE", 500)  # several files
+    monkeypatch.setattr("mg_milvus.bulk.dataset.BYTES_PER_FILE", 500)  # several files
     monkeypatch.setattr("mg_milvus.store.milvus._ROWS_A_CALL", 4)
     with ImageIndex.open(home / "one.db") as here, lite_server(tmp_path / "server.db") as server:
         assert here.export(tmp_path / "backup").files > 1
@@ -109,10 +111,11 @@ def test_a_run_that_was_stopped_goes_on(home, tmp_path):
         if progress.done >= 4:
             raise KeyboardInterrupt
 
-    settings = {"out": tmp_path / "codes", "encoder": "builtin", "schema": home / "schema.yaml", "batch_size": 2}
+    options = EncodeOptions(schema=Schema.load(home / "schema.yaml"), settings=Settings(batch_size=2))
+    settings = {"out": tmp_path / "codes", "encoder": "builtin", "options": options}
     assert encode(home / "photos", progress=stop, **settings).interrupted
     report = encode(home / "photos", **settings)
-    assert (report.finished, report.encoded) == (4, 6)
+    assert (report.unchanged, report.encoded) == (4, 6)
     assert {key: row["$regions"] for key, row in table(tmp_path / "codes").items()} == {
         key: row["$regions"] for key, row in table(home / "codes").items()
     }
@@ -125,7 +128,7 @@ def test_an_encoder_fitted_for_a_schema_is_the_same_on_every_machine(tmp_path):
     fitted = json.loads(done.stdout)["fingerprint"]
     report = encode(
         tmp_path / "photos/disc", out=tmp_path / "codes", encoder=tmp_path / "mine.safetensors",
-        schema=tmp_path / "schema.yaml",
+        options=EncodeOptions(schema=Schema.load(tmp_path / "schema.yaml")),
     )  # fmt: skip
     # Its head of regions is taken as it is: what is fitted twice could differ in the last bit.
     assert report.fingerprint == fitted

@@ -20,11 +20,13 @@ import pytest
 from mg_milvus import errors
 from mg_milvus.bulk import remote
 from mg_milvus.bulk.dataset import CodeFolder, Shard
-from mg_milvus.bulk.encode import encode
+from mg_milvus.bulk.encode import EncodeOptions, encode
 from mg_milvus.bulk.sources import images
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
+from mg_milvus.ingest.pipeline import Settings
+from mg_milvus.schema.models import Schema
 from tests.images import encoded, image, save_image
 from tests.in_process import mgm
 from tests.integration.test_bulk import table
@@ -101,7 +103,7 @@ def test_every_local_source_through_the_command(tmp_path):
     assert (member["id"], member["size"]) == (image_id(f"{shots}#sub/001.jpg"), len(JPEGS[1]))
     assert (member["mtime_ns"], member["width"], member["height"]) == (1_700_000_000 * 10**9, 64, 48)
     report = done.stdout
-    assert "shard 1/1: 9 seen: 5 encoded into 1 files, 0 finished before, 4 failed" in report
+    assert "shard 1/1: 9 seen: 5 encoded into 1 files, 0 unchanged, 4 failed" in report
     assert f"{shots}#bad.jpg: is not an image that can be read" in report
     assert f"{tmp_path}/in/0.parquet#1: has no bytes in the column 'jpg'" in report
     assert "some.txt, line 3: missing.png: No such file or directory" in report
@@ -121,14 +123,14 @@ def test_codes_do_not_depend_on_where_an_image_lies(tmp_path):
     pq.write_table(pa.table({"image": images, "label": list(range(6))}), tmp_path / "a.parquet", row_group_size=4)
     codes = []
     for number, source in enumerate(("folder", "a.tar", "a.parquet")):
-        encode(tmp_path / source, out=tmp_path / f"out{number}", encoder=encoder, batch_size=4)
+        encode(tmp_path / source, out=tmp_path / f"out{number}", encoder=encoder)
         rows = sorted(table(tmp_path / f"out{number}").values(), key=lambda row: str(row["path"]))
         codes.append([(row["content_hash"], row["coarse"], row["mid"], row["fine"]) for row in rows])
     assert len(codes[0]) == 6
     assert codes[0] == codes[1] == codes[2]
     # And a run over a tar goes on like any other.
     again = encode(tmp_path / "a.tar", out=tmp_path / "out1", encoder=encoder)
-    assert (again.encoded, again.finished) == (0, 6)
+    assert (again.encoded, again.unchanged) == (0, 6)
 
 
 def test_a_tar_or_table_is_of_one_shard_with_all_that_is_in_it(tmp_path):
@@ -183,7 +185,7 @@ def header(name: bytes, size: bytes, kind: bytes) -> bytes:
         (header(b"long", b"77777777777\0", b"L"), "a header claims 8589934592 bytes"),
         (header(b"pax", b"77777777777\0", b"x"), "a header claims 8589934592 bytes"),
         # Negative sizes: such members would lead back to themselves for ever.
-        (header(b"a.txt", b"\xff" * 10 + b"\xfc\x00", b"0") * 4, "its headers lead backwards"),
+        (header(b"a.txt", b"\xff" * 10 + b"\xfc\x00", b"0") * 4, "its headers point backwards"),
         (header(b"pax", b"\xff" * 10 + b"\xfc\x00", b"x") * 4, "a header claims -1024 bytes"),
         (b"\x1f\x8b" + bytes(600), "is not an uncompressed tar"),
         (b"", "is not an uncompressed tar"),
@@ -232,7 +234,7 @@ def test_tables_without_images_and_damaged_ones_are_listed(tmp_path):
     there, failed = found(tmp_path)
     assert there == {}
     reasons = [failed[f"{tmp_path}/{name}.parquet"] for name in "abc"]
-    assert reasons[0].startswith("has no column of images ('caption'): expected one of the name image, jpg, ")
+    assert reasons[0].startswith("has no column of images ('caption'): expected one named image, jpg, ")
     assert reasons[1].startswith("has several binary columns ('b', 'c'): ")
     assert reasons[2].startswith("is damaged: ")
 
@@ -259,7 +261,8 @@ def test_the_web(tmp_path):
         assert [(failure.path, failure.reason[:20]) for failure in failures] == [
             (f"{url}/list.txt, line 3", "'a.jpg' is not a URL")
         ]
-        report = encode(f"{url}/list.txt", out=tmp_path / "codes", encoder=load_encoder(), allow_private=True)
+        options = EncodeOptions(allow_private=True)
+        report = encode(f"{url}/list.txt", out=tmp_path / "codes", encoder=load_encoder(), options=options)
         assert (report.encoded, len(report.failures)) == (1, 2)
         row = next(iter(table(tmp_path / "codes").values()))
         assert (row["id"], row["size"], row["mtime_ns"]) == (image_id(f"{url}/a.jpg?x=1"), len(JPEGS[0]), 0)
@@ -298,8 +301,9 @@ def test_a_bucket_that_machines_share(bucket, tmp_path):
     with tar_of(tmp_path / "a.tar", {"a.jpg": JPEGS[0]}).open("rb") as tar:
         bucket.pipe_file("/shop/a.tar", tar.read())
     for number in (1, 2):
-        encode("memory://shop", out="memory://codes", encoder=encoder, shard=f"{number}/2", rows_a_file=2, batch_size=2)
-    again = encode("memory://shop", out="memory://codes", encoder=encoder, shard="2/2")
+        options = EncodeOptions(shard=Shard(number, 2), rows_per_file=2, settings=Settings(batch_size=2))
+        encode("memory://shop", out="memory://codes", encoder=encoder, options=options)
+    again = encode("memory://shop", out="memory://codes", encoder=encoder, options=options)
     assert again.encoded == 0
     assert len(CodeFolder("memory://codes").files()) > 2
     with ImageIndex.open(tmp_path / "x.db") as index:
@@ -322,7 +326,7 @@ def test_metadata_of_urls_and_members(bucket, tmp_path):
         "path,caption\nmemory://shop/0.jpg,one\nmemory:///shop/0.jpg,one\na.tar#a.jpg,two\n"
     )
     encode(
-        "memory://shop", tar, out=tmp_path / "codes", encoder=load_encoder(), schema=tmp_path / "schema.yaml",
-        metadata=tmp_path / "captions.csv",
+        "memory://shop", tar, out=tmp_path / "codes", encoder=load_encoder(),
+        options=EncodeOptions(schema=Schema.load(tmp_path / "schema.yaml"), metadata=tmp_path / "captions.csv"),
     )  # fmt: skip
     assert sorted(str(row["caption"]) for row in table(tmp_path / "codes").values()) == ["one", "two"]

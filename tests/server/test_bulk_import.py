@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from mg_milvus import errors
-from mg_milvus.bulk import import_jobs, remote
-from mg_milvus.bulk.encode import encode, superseded
+from mg_milvus.bulk import dataset, import_jobs, remote
+from mg_milvus.bulk.encode import EncodeOptions, encode, superseded
 from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.index import ImageIndex
+from mg_milvus.ingest.pipeline import Settings
+from mg_milvus.schema.models import Schema
 from mg_milvus.store.milvus import open_store
 from mg_milvus.store.rows import COPY, Layout
 from tests.conftest import make_photos
@@ -93,7 +95,7 @@ class Milvus:
 def milvus(tmp_path, monkeypatch):
     """A server, its REST API and its bucket ``memory://a-bucket``."""
     monkeypatch.setitem(remote.BUCKETS, "memory", "fsspec")
-    monkeypatch.setattr(import_jobs, "_SECONDS", 0.01)
+    monkeypatch.setattr(import_jobs, "_POLL_SECONDS", 0.01)
     with lite_server(tmp_path / "server.db") as lite, rest(Milvus(lite.uri)) as (server, url):
         monkeypatch.setattr(import_jobs, "base_url", lambda _: url)
         yield server
@@ -132,10 +134,11 @@ def codes(tmp_path_factory) -> Path:
     for number in range(6):
         collage(number).save(folder / "photos" / f"{number}.png")
     (folder / "schema.yaml").write_text(SCHEMA)
-    settings = {"out": folder / "codes", "encoder": load_encoder(), "schema": folder / "schema.yaml"}
-    encode(folder / "photos", rows_a_file=4, batch_size=2, **settings)
+    settings = {"out": folder / "codes", "encoder": load_encoder()}
+    options = EncodeOptions(schema=Schema.load(folder / "schema.yaml"), rows_per_file=4, settings=Settings(2))
+    encode(folder / "photos", options=options, **settings)
     collage(17).save(folder / "photos" / "1.png")
-    assert encode(folder / "photos", **settings).encoded == 1
+    assert encode(folder / "photos", options=options, **settings).encoded == 1
     return folder / "codes"
 
 
@@ -144,8 +147,8 @@ def opened(server: Milvus, token: str = "root:Milvus") -> ImageIndex:
 
 
 def test_an_import_makes_what_upserts_make(milvus, codes, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_jobs, "ROWS_A_FILE", 4)
-    monkeypatch.setattr(import_jobs, "MOST_FILES", 1)
+    monkeypatch.setattr(dataset, "ROWS_PER_FILE", 4)
+    monkeypatch.setattr(import_jobs, "FILES_PER_JOB", 1)
     with ImageIndex.open(tmp_path / "plain.db") as index:
         index.load(codes)
     stages = []
@@ -173,7 +176,7 @@ def test_rows_that_are_there_are_not_made_twice(milvus, codes):
             index.load(codes, bucket="memory://a-bucket/mgm")
         index.delete([row.id for rows in index.session.store.scan() for row in rows])
         milvus.jobs["7"] = {"jobId": "7", "collectionName": "images_regions", "state": "Importing"}
-        with pytest.raises(errors.StoreError, match="the import job 7 into 'images_regions' is still at work"):
+        with pytest.raises(errors.StoreError, match="the import job 7 into 'images_regions' is still running"):
             index.load(codes, bucket="memory://a-bucket/mgm")
     assert [verb for verb, _, _ in milvus.requests if verb != "list"] == []
     assert fsspec.filesystem("memory").find("/") == []
@@ -187,7 +190,7 @@ def test_an_import_that_fails_says_why_and_can_be_done_again(milvus, codes):
         assert fsspec.filesystem("memory").find("/a-bucket") == []
         assert (index.count(), index.session.store.regions.count()) == (0, 6 * REGIONS)
         # What the message of the next import names: without the bucket, or after a repair.
-        with pytest.raises(errors.StoreError, match="mgm doctor --repair removes what it left"):
+        with pytest.raises(errors.StoreError, match="mgm doctor --repair removes its rows"):
             index.load(codes, bucket="memory://a-bucket")
         from mg_milvus.ingest.run import delete_orphans, find_out_of_step
 
@@ -205,14 +208,17 @@ def test_wrong_tokens_and_places_are_refused(milvus, codes, tmp_path, monkeypatc
         index.load(codes, bucket="bucket/x")
     with (
         ImageIndex.open(tmp_path / "x.db") as index,
-        pytest.raises(errors.UnsupportedError, match=r"import jobs are a server's, and .*x.db is none: leave --bucket"),
+        pytest.raises(errors.UnsupportedError, match=r"import jobs need a server, got .*x.db: omit --bucket"),
     ):
         index.load(codes, bucket="memory://a-bucket")
     done = mgm("load", codes, "--bucket", "memory://a-bucket", "--uri", "x.db", cwd=tmp_path)
-    assert (done.returncode, done.stderr.startswith("mgm: import jobs are a server's, and x.db")) == (1, True)
+    assert (done.returncode, done.stderr.startswith("mgm: import jobs need a server, got x.db")) == (1, True)
     assert not (tmp_path / "x.db").exists()
     monkeypatch.setattr(import_jobs, "base_url", lambda uri: uri)  # Milvus Lite's own port speaks no REST
-    with opened(milvus) as index, pytest.raises(errors.UnsupportedError, match=r"cannot be asked .* from 2.4 on"):
+    with (
+        opened(milvus) as index,
+        pytest.raises(errors.UnsupportedError, match=r"the request to .* failed .* from 2.4 on"),
+    ):
         index.load(codes, bucket="memory://a-bucket")
 
 

@@ -114,12 +114,12 @@ def test_import_jobs_are_asked_for_with_the_same_certificates(pems: Path, scheme
                         )
                     )
 
-                assert api("ca.pem", NAME).at_work("images") == []
-                with pytest.raises(errors.StoreError, match=r"refuses an import job \(7\): no job of Bearer \*\*\*$"):
+                assert api("ca.pem", NAME).running("images") == []
+                with pytest.raises(errors.StoreError, match=r"refused an import job \(7\): no job of Bearer \*\*\*$"):
                     api("ca.pem", NAME).job("1")
                 for ca, name in (("other.pem", NAME), ("ca.pem", "wrong.test"), ("ca.pem", None)):
-                    with pytest.raises(errors.UnsupportedError, match=r"cannot be asked \(.*certificate verify failed"):
-                        api(ca, name).at_work("images")
+                    with pytest.raises(errors.UnsupportedError, match=r"failed \(.*certificate verify failed"):
+                        api(ca, name).running("images")
         finally:
             server.shutdown()
 
