@@ -39,7 +39,7 @@ from mg_milvus.schema.models import ExtraField, Granularity, Schema
 from mg_milvus.training.report import write_training_report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 NAMES = {
     "element": "<script>alert(1)</script>",
@@ -231,13 +231,6 @@ TERMINAL: dict[str, tuple[int, Callable[[str], object]]] = {
     "group": (5, groups),
     "figures": (5, lambda name: print_table("", {name: {name: 0.5}})),
 }
-
-
-@pytest.fixture(autouse=True)
-def _lines() -> Iterator[None]:
-    log.configure([])
-    yield
-    log.configure([])
 
 
 @pytest.mark.parametrize("kind", NAMES)

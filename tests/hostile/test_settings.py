@@ -60,18 +60,26 @@ def told(
     return code, printed.out, printed.err
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["info"], ["doctor", "--json"], ["ingest", "."], ["query", "a.jpg"], ["serve", "--port", "0"], ["schema", "show"],
-     ["load", "codes", "--bucket", "s3://a/b"], ["export", "out"], ["duplicates"], ["delete", "x"], ["tune", "."]],
-    ids=lambda command: command[0],
+WITH_TOKEN = (
+    ["info"], ["doctor", "--json"], ["ingest", "."], ["query", "a.jpg"], ["load", "codes", "--bucket", "s3://a/b"],
+    ["export", "out"], ["duplicates"], ["delete", "x"], ["tune", "."],
 )  # fmt: skip
-@pytest.mark.parametrize("way", ["variable", "option"])
+"""Commands whose --token is that of the Milvus server."""
+
+
+@pytest.mark.parametrize(
+    ("command", "way"),
+    [
+        *((command, way) for way in ("variable", "option") for command in WITH_TOKEN),
+        (["serve", "--port", "0"], "variable"),  # its --token is the page's
+        (["schema", "show"], "variable"),
+        (["schema", "show"], "option"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
 def test_no_command_sends_a_token_to_the_server_that_a_file_in_the_folder_chose(
     command: list[str], way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if way == "option" and command[0] in {"serve", "schema"}:
-        pytest.skip("its --token is the page's" if command[0] == "serve" else "the same way as the others")
     with listener() as server:
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
         write(tmp_path, f"uri: {uri}\n")
