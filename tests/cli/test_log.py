@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,6 @@ from mg_milvus.cli.log import log_error, log_info
 from mg_milvus.records import Failure, Progress
 from tests.cli.test_cli import mgm
 from tests.images import save_image
-
-
-@pytest.fixture(autouse=True)
-def _lines() -> Iterator[None]:
-    log.configure([])
-    yield
-    log.configure([])
 
 
 def run(*arguments: str | Path, **environment: str) -> Result:
