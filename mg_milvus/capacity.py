@@ -424,7 +424,7 @@ def _notes(draft: Plan, schema: Schema, memory: float | None) -> Iterator[str]:
             yield "it fits into the memory of the server"
         if draft.lite_memory > memory:
             yield "Milvus Lite does not fit into that memory"
-    yield "the figures of a server are calculated; Milvus 2.3.5 was within 30 % of them at a million rows of one code"
+    yield "server values are calculated; Milvus 2.3.5 was within 30 % of them at a million rows of one code"
     if draft.images > 2_000_000:
         yield "Milvus Lite compares a query with every row: beyond some millions of images take a server"
     if schema.storage.index in {"auto", "BIN_IVF_FLAT"}:

@@ -185,8 +185,8 @@ def score_rankings(
         raise ValueError(f"relevant_from is {relevant_from}, expected {SAME_GROUP} or {SAME_CLASS}")
     parts = [_nothing(len(ranks))]
     for distances, relevance in blocks:
-        parts += [_figures(ties, ranks, relevant_from) for ties in ties_of(distances, relevance, radius)]
-    joined = _Figures(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        parts += [_query_metrics(ties, ranks, relevant_from) for ties in ties_of(distances, relevance, radius)]
+    joined = _QueryMetrics(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     scored = joined.relevant > 0
     graded = joined.graded > 0
     return RankingScores(
@@ -261,7 +261,7 @@ def _shared(queries: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.bool_]:
     )
 
 
-class _Figures(NamedTuple):
+class _QueryMetrics(NamedTuple):
     """What each of q queries scores; 0 where it has nothing to find."""
 
     relevant: Floats
@@ -274,8 +274,8 @@ class _Figures(NamedTuple):
     ndcg: Floats
 
 
-def _nothing(ranks: int) -> _Figures:
-    return _Figures(*(np.empty(0) for _ in range(5)), *(np.empty((0, ranks)) for _ in range(3)))
+def _nothing(ranks: int) -> _QueryMetrics:
+    return _QueryMetrics(*(np.empty(0) for _ in range(5)), *(np.empty((0, ranks)) for _ in range(3)))
 
 
 def _mean(values: Floats) -> float:
@@ -294,7 +294,7 @@ def _harmonic(rows: int) -> Floats:
     return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, rows + 1))])
 
 
-def _figures(ties: Ties, ranks: Sequence[int], relevant_from: int) -> _Figures:
+def _query_metrics(ties: Ties, ranks: Sequence[int], relevant_from: int) -> _QueryMetrics:
     """The metrics of every query, as sums over its ties."""
     queries = len(ties.within)
     discounts, harmonic = _discounts(ties.longest), _harmonic(ties.longest)
@@ -336,7 +336,7 @@ def _figures(ties: Ties, ranks: Sequence[int], relevant_from: int) -> _Figures:
         best = (CLASS_GAIN - GROUP_GAIN) * _upto(cut, classes) + GROUP_GAIN * _upto(cut, classes + groups)
         ndcg[:, column] = share(reached, best)
     within = share(ties.within[:, relevant_from:].sum(axis=1), ties.within.sum(axis=1))
-    return _Figures(relevant, groups + classes, average_precision, at_r, within, precision, recall, ndcg)
+    return _QueryMetrics(relevant, groups + classes, average_precision, at_r, within, precision, recall, ndcg)
 
 
 def _upto(sums: Floats, rank: Floats | Ints) -> Floats:

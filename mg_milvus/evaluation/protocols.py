@@ -165,8 +165,8 @@ def _two_folders(about: str, database: PathLike, queries: PathLike, labels: Path
     new = [row for row, image in enumerate(second.images) if image.path not in place]
     place |= {second.images[row].path: len(first) + i for i, row in enumerate(new)}
     images = _joined(first, second.subset(new))
-    asked = np.array(sorted(place[image.path] for image in second.images), np.intp)
-    return Split(about, images, asked, np.arange(len(first)))
+    query_rows = np.array(sorted(place[image.path] for image in second.images), np.intp)
+    return Split(about, images, query_rows, np.arange(len(first)))
 
 
 def _joined(first: Labelled, second: Labelled) -> Labelled:
@@ -195,13 +195,13 @@ def _split(images: Labelled, queries_of: Callable[[int], int], seed: int, about:
     if images.classes is None:
         return Split(about, images, every, every)
     random = np.random.default_rng(seed)
-    asked = np.zeros(len(images), np.bool_)
+    is_query = np.zeros(len(images), np.bool_)
     ids = images.classes.ids()
     for label in np.unique(ids):
         own = np.flatnonzero(ids == label)
         count = min(max(1, queries_of(len(own))), len(own) - 1)
-        asked[random.permutation(own)[:count]] = True
-    return Split(about, images, every[asked], every[~asked])
+        is_query[random.permutation(own)[:count]] = True
+    return Split(about, images, every[is_query], every[~is_query])
 
 
 def _cifar_folders(folder: PathLike) -> tuple[Path, Path]:

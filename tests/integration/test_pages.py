@@ -166,7 +166,7 @@ def test_the_crop_is_drawn_where_it_was_on_the_whole_image(tmp_path):
     path = an_image(tmp_path / "big.jpg", (4000, 2000))
     page = Page(page_of(QueryResult(path, path, [], crop=(1000, 500, 2000, 250))))
     assert [attrs["style"] for attrs in page.all("span", "crop")] == ["left:25.0%;top:25.0%;width:50.0%;height:12.5%"]
-    assert "asked with 2000 × 250 at 1000, 500" in page.text
+    assert "crop of 2000 × 250 px at 1000, 500" in page.text
     assert "Nothing was found." in page.text
 
 
