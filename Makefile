@@ -77,7 +77,7 @@ unit: $(VENV)/.dev ## pytest: the unit tests
 
 # A file's tests stay together, for they share what is costly to make; the slow files go first (tests/conftest.py).
 suite: $(VENV)/.dev ## pytest: all tests, as many at once as there are cores
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
 
 # What depends on the encoder's numbers, computed in each of the three ways; a CPU without VNNI leaves the 8-bit one out.
 RUNTIME_TESTS := $(addprefix tests/integration/test_,encoder.py encoder_onnx.py explanation.py search_regions.py \
