@@ -202,6 +202,10 @@ class Engine:
         """Whether it is a server known to be older."""
         return not self.lite and self.version is not None and self.version < version
 
+    def since(self, *version: int) -> bool:
+        """Whether it is a server known to be of this version or newer."""
+        return not self.lite and self.version is not None and self.version >= version
+
     def check(self, schema: Schema) -> None:
         """Refuse a schema with settings that this Milvus does not support.
 
@@ -270,7 +274,7 @@ class Engine:
             raise UnsupportedError(f"{self.label} has no hybrid_search, which came with Milvus 2.4: use --fusion rank")
         if len(set(weights)) == 1:
             return RRFRanker(rrf_k), weights[0]
-        if self.lite or self.version is None or self.older_than(3, 0, 1):
+        if not self.since(3, 0, 1):
             raise UnsupportedError(
                 f"{self.label} fuses with equal weights only, got {list(weights)}: use --fusion rank, or equal weights"
             )

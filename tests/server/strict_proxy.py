@@ -26,7 +26,7 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 from tests.servers import free_port, lite_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from google.protobuf.message import Message
@@ -542,30 +542,25 @@ class StrictProxy(grpc.GenericRpcHandler):
             raise _Refusal(INVALID, f"rank param weight should be in range [0, 1]: {given['weights']}")
         if pairs.get("strategy", "rrf") == "rrf" and not 0 < given.get("k", 60) < MOST_HITS:
             raise _Refusal(INVALID, f"The rank params k should be in range (0, 16384), got {given['k']}")
-        response = self._forward("HybridSearch", request)
-        if self.version < (2, 6) and response.results.num_queries > 1:
-            single = [self._forward("Search", each) for each in request.requests]
-            _count_ranks_on(response.results, [each.results for each in single], given.get("k", 60))
-        return response  # type: ignore[no-any-return]
+        queries = request.requests[0].nq
+        if self.version < (2, 6) or queries == 1:
+            return self._forward("HybridSearch", request)  # type: ignore[no-any-return]  # the engine counts on as well
+        merged = self._forward("HybridSearch", _only(request, 0))
+        for number in range(1, queries):
+            merged.results.MergeFrom(self._forward("HybridSearch", _only(request, number)).results)
+        merged.results.num_queries = queries
+        return merged  # type: ignore[no-any-return]
 
 
-def _count_ranks_on(results: Any, fields: Sequence[Any], k: int) -> None:
-    """Replace scores by those of ranks that go on from query to query, and order each query's hits by them."""
-    begin = 0
-    for query, count in enumerate(results.topks):
-        scores: Counter[str] = Counter()
-        for each in fields:
-            before = sum(each.topks[:query])
-            for rank, key in enumerate(each.ids.str_id.data[before : before + each.topks[query]], before + 1):
-                scores[key] += 1 / (k + rank)  # type: ignore[assignment]
-        keys = list(results.ids.str_id.data[begin : begin + count])
-        order = sorted(range(count), key=lambda hit: -scores[keys[hit]])
-        columns = [results.ids.str_id.data]
-        columns += [getattr(f.scalars, f.scalars.WhichOneof("data")).data for f in results.fields_data]
-        for column in columns:
-            column[begin : begin + count] = [column[begin + hit] for hit in order]
-        results.scores[begin : begin + count] = [scores[keys[hit]] for hit in order]
-        begin += count
+def _only(request: Any, number: int) -> Any:
+    """A hybrid search for one of its queries."""
+    single = milvus_pb2.HybridSearchRequest.FromString(request.SerializeToString())
+    for each in single.requests:
+        group = common_pb2.PlaceholderGroup.FromString(each.placeholder_group)
+        for placeholder in group.placeholders:
+            placeholder.values[:] = [placeholder.values[number]]
+        each.placeholder_group, each.nq = group.SerializeToString(), 1
+    return single
 
 
 def _done() -> common_pb2.Status:
