@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mg_milvus.encoder.backbones import find_backbone
 from mg_milvus.encoder.hash_heads import Head, ManifoldHead, Statistics
+from mg_milvus.encoder.imagenet import PACKAGES, imagenet_weights
 from mg_milvus.encoder.pooling import Pooling, width
 from mg_milvus.encoder.weights import BFLOAT16, from_safetensors, single, to_safetensors, weights_fingerprint
 from mg_milvus.errors import EncoderError
@@ -121,6 +122,8 @@ def _fault(head: Head | ManifoldHead) -> object:
 _KEY = "mg_milvus_encoder"
 _FINGERPRINT = "fingerprint"
 BUILTIN = "builtin"
+SHIPPED = (BUILTIN,)
+"""Encoders whose heads ship with the package; the weights of their networks are in packages, see ``imagenet.py``."""
 MAX_BYTES = 4 << 30
 """Largest encoder file to read, in bytes: four times the largest backbone of the table."""
 
@@ -184,7 +187,7 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
     Args:
         data: its content.
         origin: its name in errors.
-        shared: the backbone's weights for a heads-only file; default: torchvision's.
+        shared: the backbone's weights for a heads-only file; default: the ImageNet weights.
 
     Raises:
         EncoderError: not an encoder file, damaged, or from a newer version.
@@ -244,7 +247,9 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
 
 
 def pretrained_weights(backbone: str) -> dict[str, NDArray[Any]]:
-    """torchvision's weights of a backbone; see ``networks.pretrained``."""
+    """ImageNet weights of a backbone; without torch those that a package has, see also ``networks.pretrained``."""
+    if backbone in PACKAGES:
+        return imagenet_weights(backbone)
     from mg_milvus.encoder.networks import as_arrays, pretrained
 
     return as_arrays(pretrained(backbone))
@@ -253,14 +258,16 @@ def pretrained_weights(backbone: str) -> dict[str, NDArray[Any]]:
 def default_poolings(backbone: str) -> dict[str, Pooling]:
     """How granularities pool a backbone: ``coarse`` the last stage, smoothed most; ``mid`` and ``fine`` the last two.
 
-    Regions pool the earlier stages, which keep positions.
+    Regions pool the earlier stages, which keep positions. The backbone's row may name other stages.
     """
-    stages = find_backbone(backbone).stages
+    row = find_backbone(backbone)
+    stages = {"coarse": row.stages[-1:], "mid": row.stages[-2:], "fine": row.stages[-2:], REGIONS: row.stages[:-1]}
+    stages |= row.roles
     return {
-        "coarse": Pooling(stages=stages[-1:], smoothing=4),
-        "mid": Pooling(stages=stages[-2:], smoothing=2),
-        "fine": Pooling(stages=stages[-2:], kind="mirrored", cells=2),
-        REGIONS: Pooling(stages=stages[:-1]),
+        "coarse": Pooling(stages=stages["coarse"], smoothing=4),
+        "mid": Pooling(stages=stages["mid"], smoothing=2),
+        "fine": Pooling(stages=stages["fine"], kind="mirrored", cells=2),
+        REGIONS: Pooling(stages=stages[REGIONS]),
     }
 
 

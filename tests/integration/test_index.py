@@ -186,7 +186,12 @@ def test_threads_get_the_answers_one_thread_gets(read_only: tuple[ImageIndex, Pa
 def test_info_tells_what_it_is(read_only: tuple[ImageIndex, Path]) -> None:
     index, _ = read_only
     info = index.info()
-    assert (info.rows, info.bytes_per_image, info.heads, info.backbone) == (60, 56, "adapted on 60 images", "mgnet")
+    assert (info.rows, info.bytes_per_image, info.heads, info.backbone) == (
+        60,
+        56,
+        "adapted on 60 images",
+        "efficientnet_lite0",
+    )
     assert info.advice == ()
 
 
