@@ -122,7 +122,7 @@ def _fault(head: Head | ManifoldHead) -> object:
 _KEY = "mg_milvus_encoder"
 _FINGERPRINT = "fingerprint"
 BUILTIN = "builtin"
-SHIPPED = (BUILTIN,)
+SHIPPED = (BUILTIN, "large")
 """Encoders whose heads ship with the package; the weights of their networks are in packages, see ``imagenet.py``."""
 MAX_BYTES = 4 << 30
 """Largest encoder file to read, in bytes: four times the largest backbone of the table."""

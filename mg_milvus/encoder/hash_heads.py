@@ -30,7 +30,7 @@ FACTOR_RANK = 256
 """Directions kept of the covariance that ships inside an encoder."""
 NUISANCE_RANK = 96
 """Directions kept of the covariance of augmentation."""
-NUISANCE_FLOOR = 0.2
+NUISANCE_FLOOR = 0.1
 """Variance under augmentation that scales a direction by 1 / sqrt(2), as a share of the kept directions' mean."""
 MAX_AXES = 512
 """Principal axes used at most: an ITQ step costs the cube of their number."""

@@ -63,7 +63,10 @@ class EncoderSettings(Model):
     """Which encoder fills the collection."""
 
     name: Annotated[
-        str, Field(strict=True, min_length=1, description="'builtin', or the path of an encoder file (.safetensors).")
+        str,
+        Field(
+            strict=True, min_length=1, description="'builtin', 'large', or the path of an encoder file (.safetensors)."
+        ),
     ] = "builtin"
     heads: Annotated[
         Literal["adapt", "fixed"],

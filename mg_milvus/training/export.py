@@ -204,13 +204,12 @@ def features_of(encoder: HashEncoder, images: Sequence[Image.Image]) -> Features
 
 
 def _moved(encoder: HashEncoder, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-    """How ``fine`` features change with every strong edit: (edits * n, d)."""
+    """How ``fine`` features change with every strong edit, and with all edits at once at two strengths: (m, d)."""
     # Edits are in pixels, as of photographs; thumbnails would be destroyed by them.
     enlarged = [_enlarged(image) for image in images]
     plain = features_of(encoder, enlarged)["fine"]
-    versions = [
-        features_of(encoder, [edit.apply(p, "strong") for p in enlarged])["fine"] for edit in AUGMENTATIONS.values()
-    ]
+    edits = [(edit, "strong") for edit in AUGMENTATIONS.values()] + [(AUGMENTATIONS["all"], "medium")]
+    versions = [features_of(encoder, [edit.apply(p, strength) for p in enlarged])["fine"] for edit, strength in edits]
     return np.concatenate([version - plain for version in versions])
 
 
