@@ -66,7 +66,7 @@ def test_copies_are_found_and_told_in_json(home):
     missed = [pair for pair in EXPECTED if not any(set(pair) <= group for group in together)]
     assert missed in ([], MIRRORED)
     near = json.loads(mgm("duplicates", "--distance", "24", "--json", cwd=home).stdout)
-    assert names(near) == [pair for pair in EXPECTED if pair not in MIRRORED]
+    assert sorted(map(sorted, names(near))) == sorted(sorted(pair) for pair in EXPECTED if pair not in MIRRORED)
     assert (report["rows"], report["compared"], report["precision"]) == (64, 64 * 63 // 2, 0.9)
     assert report["expected_false"] <= 0.1 * report["pairs"]
     assert before == {file: file.stat().st_mtime_ns for file in (home / "photos").rglob("*.*")}
