@@ -94,6 +94,11 @@ def check_moments(moments: Mapping[str, Statistics], origin: str) -> None:
         EncoderError: they hold values that are not finite, or no rows.
     """
     for name, own in moments.items():
+        if not 0 < own.floor <= 1:
+            raise EncoderError(
+                f"{origin}: the statistics of {name} have the floor {own.floor}, expected 0 to 1: make the file again "
+                "with mgm fit"
+            )
         matrices = [matrix for matrix in (own.factor, own.nuisance) if matrix is not None]
         if any(matrix.ndim != 2 or not matrix.size for matrix in matrices):
             raise EncoderError(
@@ -212,11 +217,12 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
                 fitted[f"statistics.{g}.mean"],
                 fitted[f"statistics.{g}.factor"],
                 fitted.get(f"statistics.{g}.nuisance"),
+                float(fitted[f"statistics.{g}.floor"]),
             )
             for g in configuration.poolings
             if g != REGIONS or f"statistics.{g}.mean" in fitted
         }
-    except (ValidationError, KeyError) as error:
+    except (ValidationError, KeyError, TypeError) as error:
         detail = str(error)
         if isinstance(error, ValidationError):
             detail = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
