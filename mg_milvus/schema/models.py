@@ -195,7 +195,7 @@ class Schema(Model):
     ] = (
         Granularity(name="coarse", bits=64),
         Granularity(name="mid", bits=128),
-        Granularity(name="fine", bits=256),
+        Granularity(name="fine", bits=256, weight=0.25),
     )
     regions: Annotated[
         RegionSettings | None, Field(description="Codes of regions, to find details and say where; null: none.")

@@ -282,7 +282,7 @@ def test_a_given_schema_may_change_the_weight_of_regions(collages: Path, tmp_pat
     heavier = Schema(regions=SETTINGS.model_copy(update={"weight": 2.0}))
     with ImageIndex.open(uri, heavier) as index:
         (hit,) = index.query(collages / "29.png", k=1)
-        assert hit.score == pytest.approx(3 / 61 + 2 / (60 + hit.ranks[REGIONS]))
+        assert hit.score == pytest.approx(2.25 / 61 + 2 / (60 + hit.ranks[REGIONS]))
     with ImageIndex.open(uri, Schema()) as index, pytest.raises(SchemaMismatchError, match="regions is"):
         index.query(collages / "05.png")
 
