@@ -186,7 +186,12 @@ def test_threads_get_the_answers_one_thread_gets(read_only: tuple[ImageIndex, Pa
 def test_info_tells_what_it_is(read_only: tuple[ImageIndex, Path]) -> None:
     index, _ = read_only
     info = index.info()
-    assert (info.rows, info.bytes_per_image, info.heads, info.backbone) == (60, 56, "adapted on 60 images", "mgnet")
+    assert (info.rows, info.bytes_per_image, info.heads, info.backbone) == (
+        60,
+        56,
+        "adapted on 60 images",
+        "efficientnet_lite0",
+    )
     assert info.advice == ()
 
 
@@ -442,7 +447,7 @@ def test_progress_reaches_the_end_and_an_unknown_source_stops_at_once(photos: Pa
 def test_server_fusion_finds_the_image_itself(lite: ImageIndex, photos: Path) -> None:
     lite.ingest(photos)
     file = photos / "stripes" / "04.jpg"
-    hits = lite.query(file, k=10, fusion="server")
+    hits = lite.query(file, k=10, fusion="server", profile="balanced")
     assert (hits[0].path, sum(hits[0].distances.values())) == (str(file), 0)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     near = {hit.path for hit in lite.query(file, k=20)}
