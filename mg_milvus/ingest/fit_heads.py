@@ -127,7 +127,7 @@ class FitOptions:
     Attributes:
         backbone: ``builtin``, an encoder file (whose network is used), or a name of the table in
             ``encoder/backbones.py``.
-        weights: the backbone's weights; None: torchvision's pretrained ones.
+        weights: the backbone's weights; None: those of ImageNet.
         bits: granularity -> code length; None: the schema's.
         schema: what the codes are for; with its regions, unless ``bits`` are given.
         method: ``adaptive`` heads, which every collection fits again to its own images; or, to compare with, those of
@@ -160,7 +160,7 @@ class FitOptions:
         """
         base: Encoder
         if self.backbone == BUILTIN and self.weights is not None:
-            raise EncoderError("the built-in encoder has its weights; name a backbone (mgnet) to use others")
+            raise EncoderError("the built-in encoder has its weights; name a backbone to use others")
         if self.backbone == BUILTIN or Path(self.backbone).suffix == ".safetensors":
             base = load_encoder(self.backbone, device=self.device)
         else:
