@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
 from mg_milvus.errors import ImageError
+from mg_milvus.files import disk_path
 from mg_milvus.images.files import read_file
 from mg_milvus.records import Failure
 
@@ -123,8 +124,8 @@ def discover(
     named: set[_FileIdentity] = set()
     todo: list[tuple[str, bool]] = []
     for source in sources:
-        folder = _is_folder(source)
-        path = os.path.abspath(source)
+        path = disk_path(source)
+        folder = _is_folder(path, source)
         if not folder:
             identity = _file_identity(path)
             if identity in named:
@@ -134,9 +135,9 @@ def discover(
     return _Walk(named, on_failure, suffixes, None if inside is None else os.path.realpath(inside)).run(todo)
 
 
-def _is_folder(source: str | os.PathLike[str]) -> bool:
+def _is_folder(path: str, source: str | os.PathLike[str]) -> bool:
     try:
-        mode = os.stat(source).st_mode
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         raise ImageError(f"{os.fspath(source)!r} does not exist: expected a folder or an image file") from None
     except (OSError, ValueError) as error:
