@@ -113,7 +113,7 @@ def finish(report: IngestReport, *, as_json: bool) -> None:
 
 
 def summary(report: IngestReport) -> str:
-    """Return the report of an ingest as one to three lines."""
+    """Return the report of an ingest as a few lines."""
     rate = f"{report.images_per_second:.1f} images/s, " if report.added + report.updated else ""
     lines = [
         f"{report.seen:,} seen: {report.added:,} added, {report.updated:,} updated, {report.unchanged:,} unchanged, "
@@ -124,6 +124,11 @@ def summary(report: IngestReport) -> str:
         lines.append("Dry run: nothing was written; these are the changes that an ingest would make.")
     if report.adapted_on:
         lines.append(f"The hash heads were fitted on {report.adapted_on:,} of these images.")
+    if report.passed_over:
+        kinds = (
+            f"{p.count:,} {escape_controls(p.kind)}" + f" ({p.remedy})" * bool(p.remedy) for p in report.passed_over
+        )
+        lines.append("Passed over: " + ", ".join(kinds))
     if report.interrupted:
         lines.append("Interrupted: the images counted here are stored; run the same command again to continue.")
     return "\n".join(lines)
