@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -10,7 +11,7 @@ from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
 from mg_milvus.errors import QueryError
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
-from mg_milvus.images.discover import discover
+from mg_milvus.images.discover import SUFFIXES, Tally, discover
 from mg_milvus.images.paths import stored_path
 from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE
 from mg_milvus.ingest.metadata import default_values, read_metadata
@@ -188,15 +189,19 @@ class ImageIndex:
                 return table.values(found.path)
             return defaults if row is None else row.fields
 
-        return run_ingest(
+        passed = Tally()
+        report = run_ingest(
             self._session,
             Source(
-                lambda on_failure: discover(sources, on_failure, inside=inside), fields_of, sources if prune else ()
+                lambda on_failure: discover(sources, on_failure, SUFFIXES, inside, passed),
+                fields_of,
+                sources if prune else (),
             ),
             Settings(batch_size, workers, max_pixels, metrics or IngestMetrics()),
             dry_run=dry_run,
             progress=progress,
         )
+        return replace(report, passed_over=passed.records())
 
     def refit(
         self,

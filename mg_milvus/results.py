@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from mg_milvus.html.pages import SIDE, bars_of, render
 from mg_milvus.images.discover import text_path
-from mg_milvus.records import FAILURES_SHOWN, Failure, Hit
+from mg_milvus.records import FAILURES_SHOWN, Failure, Hit, PassedOver
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -76,6 +76,7 @@ class IngestReport:
         dry_run: nothing was written; the counts are those of a real ingest.
         moved: rows that were moved to the path where their file is now.
         away: rows that ``prune`` kept although their file is not found, since its disk may be not mounted.
+        passed_over: what the folders hold that was not taken, by kind.
     """
 
     seen: int
@@ -90,6 +91,7 @@ class IngestReport:
     dry_run: bool = False
     moved: int = 0
     away: int = 0
+    passed_over: tuple[PassedOver, ...] = ()
 
     @property
     def failed(self) -> int:
@@ -110,6 +112,7 @@ class IngestReport:
             "seconds": round(self.seconds, 3), "images_per_second": round(self.images_per_second, 1),
             "adapted_on": self.adapted_on, "interrupted": self.interrupted, "dry_run": self.dry_run,
             "moved": self.moved, "away": self.away,
+            "passed_over": [{"kind": p.kind, "count": p.count, "remedy": p.remedy} for p in self.passed_over],
         }  # fmt: skip
 
     def _repr_html_(self) -> str:

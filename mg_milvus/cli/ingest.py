@@ -113,7 +113,7 @@ def finish(report: IngestReport, *, as_json: bool) -> None:
 
 
 def summary(report: IngestReport) -> str:
-    """Return the report of an ingest as one to three lines."""
+    """Return the report of an ingest as a few lines."""
     rate = f"{report.images_per_second:.1f} images/s, " if report.added + report.updated else ""
     moved = f"{report.moved:,} moved, " if report.moved else ""
     lines = [
@@ -130,6 +130,11 @@ def summary(report: IngestReport) -> str:
         )
     if report.adapted_on:
         lines.append(f"The hash heads were fitted on {report.adapted_on:,} of these images.")
+    if report.passed_over:
+        kinds = (
+            f"{p.count:,} {escape_controls(p.kind)}" + f" ({p.remedy})" * bool(p.remedy) for p in report.passed_over
+        )
+        lines.append("Passed over: " + ", ".join(kinds))
     if report.interrupted:
         lines.append("Interrupted: the images counted here are stored; run the same command again to continue.")
     return "\n".join(lines)
