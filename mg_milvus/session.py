@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from contextlib import suppress
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mg_milvus import files
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import (
     CollectionNotFoundError,
@@ -27,6 +27,7 @@ from mg_milvus.store.collections import is_fingerprint
 from mg_milvus.store.milvus import open_store
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from mg_milvus.config import MilvusConfig
@@ -41,8 +42,8 @@ WHOLE_FILE_LIMIT = 32_000_000
 
 
 def cache_folder() -> Path:
-    """Folder of the local encoder cache: under ``$XDG_CACHE_HOME``, else ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mg-milvus" / "encoders"
+    """Folder of the local encoder cache; see ``files.cache_folder``."""
+    return files.cache_folder("encoders")
 
 
 def keep_encoder(store: Store, encoder: Encoder) -> None:

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -31,7 +30,7 @@ from mg_milvus.errors import (
     StoreUnavailableError,
     UnsupportedError,
 )
-from mg_milvus.files import one_line
+from mg_milvus.files import expand_home, one_line
 from mg_milvus.store import lite_server
 from mg_milvus.store.base import nprobe_for
 
@@ -422,7 +421,7 @@ def connect(config: MilvusConfig) -> Connection:
 def _connect_file(config: MilvusConfig) -> Connection:
     from mg_milvus.store import lite
 
-    file = lite.data_path(Path(config.uri).expanduser())
+    file = lite.data_path(expand_home(config.uri))
     connection = Connection(config, partial(lite.check_room, file))
     connection.busy_timeout = _LITE_BUSY_TIMEOUT
     label = f"Milvus Lite {lite.version()}"

@@ -269,8 +269,9 @@ def socket_folder(file: Path) -> Path:
 def environment(binary: Path) -> dict[str, str]:
     """The environment of the engine."""
     libraries = {name: os.pathsep.join((str(binary.parent), *absolute_parts(name))) for name in _PATHS}
-    # Otherwise it leaves a log file in the folder for temporary files at every start.
-    return _passed_on() | libraries | {"GLOG_logtostderr": "1"}
+    # Without a home folder the engine aborts, though it stores nothing there. Without the other variable it leaves a
+    # log file in the folder for temporary files at every start.
+    return {"HOME": tempfile.gettempdir()} | _passed_on() | libraries | {"GLOG_logtostderr": "1"}
 
 
 def python_environment() -> dict[str, str]:
@@ -288,7 +289,7 @@ def absolute_parts(name: str) -> list[str]:
 
 
 def _passed_on() -> dict[str, str]:
-    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
 
 
 def cannot_open(file: Path) -> str:

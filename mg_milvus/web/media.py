@@ -18,6 +18,7 @@ import anyio
 from fastapi.responses import StreamingResponse
 from PIL import Image
 
+from mg_milvus import files
 from mg_milvus.errors import ImageError, ServeError
 from mg_milvus.files import write_private
 from mg_milvus.images.decode import check_header, decode, decoding
@@ -223,8 +224,8 @@ def _read_cached(file: Path | None) -> bytes | None:
 
 
 def default_folder() -> Path:
-    """Default folder of the thumbnails: under ``$XDG_CACHE_HOME``, else ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mg-milvus" / "thumbnails"
+    """Default folder of the thumbnails; see ``files.cache_folder``."""
+    return files.cache_folder("thumbnails")
 
 
 _BLOCK = 1 << 18
