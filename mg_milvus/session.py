@@ -144,6 +144,12 @@ class Session:
         self._encoder: Encoder | None = None
         self._closed = False
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle what the session was opened with, the token included; the copy connects anew at first use."""
+        given = self._given_encoder
+        encoder = given if given is None or isinstance(given, str | Path) else given.to_bytes()
+        return _reopened, (replace(self.config, collection=self._collection), self._given_schema, encoder, self.device)
+
     @property
     def collection(self) -> str:
         """Name of the collection: as given, the schema's, or that of the only collection at the URI."""
@@ -302,6 +308,12 @@ class Session:
     def _is_absent(self) -> bool:
         """Whether the URI is a Milvus Lite file that does not exist; opening it would create it."""
         return self._store is None and self.config.is_file and self.uri.endswith(".db") and not Path(self.uri).exists()
+
+
+def _reopened(config: MilvusConfig, schema: Schema | None, encoder: bytes | str | Path | None, device: str) -> Session:
+    return Session(
+        config, schema, load_encoder(encoder, device=device) if isinstance(encoder, bytes) else encoder, device
+    )
 
 
 def _key(id_or_path: PathLike) -> str:

@@ -66,7 +66,10 @@ async def read_body(request: Request, most: int, body: Body | None = None) -> by
     Raises:
         TooLargeError: it has more than ``most`` bytes; the rest is not read.
         BusyError: too many bytes are in memory.
+        ImageError: it is a form, as ``curl -F`` sends.
     """
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
+        raise ImageError("the body is a form, expected the image itself: curl --data-binary @x.jpg instead of curl -F")
     stated = request.headers.get("content-length", "0")
     if stated.isdecimal() and int(stated) > most:
         raise TooLargeError
