@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
@@ -103,6 +104,23 @@ def _name_on_disk(folder: str, name: str) -> str | None:
 def plain_name(text: str) -> str:
     """A name or path in the normal form that names are compared in: NFC."""
     return unicodedata.normalize("NFC", text)
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """The path with a leading ``~`` replaced, if the home folder is known; as it is otherwise."""
+    return Path(os.path.expanduser(path))
+
+
+def cache_folder(name: str) -> Path:
+    """Folder ``name`` of this package's caches: under ``$XDG_CACHE_HOME``, else ``~/.cache``.
+
+    A user without a home folder has one of their own beside the temporary files.
+    """
+    home = expand_home("~")
+    base = os.environ.get("XDG_CACHE_HOME") or (home / ".cache" if home.is_absolute() else None)
+    if base is None:
+        base = Path(tempfile.gettempdir()) / f"mg-milvus-cache-{os.geteuid()}"
+    return Path(base) / "mg-milvus" / name
 
 
 def open_plain(path: str | os.PathLike[str]) -> BinaryIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import re
@@ -12,11 +13,12 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from mg_milvus.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from PIL.ImageFile import ImageFile
@@ -284,6 +286,55 @@ def read_opened(file: io.FileIO) -> bytes:
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
     return content.getvalue()
+
+
+def read_stream(read: Callable[[int], object]) -> bytes:
+    """Read an encoded image from the ``read`` of a binary file or stream, from where it stands to its end.
+
+    Raises:
+        ImageError: it gives text, more than ``MAX_BYTES``, or cannot be read.
+    """
+    content = bytearray()
+    try:
+        while block := read(_BLOCK):
+            if not isinstance(block, bytes | bytearray | memoryview):
+                raise ImageError(f"gives {type(block).__name__}, expected bytes: open it in binary mode, 'rb'")
+            content += block
+            _check_bytes(len(content))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not content:
+        raise ImageError("is at its end: rewind it first, with seek(0)")
+    return bytes(content)
+
+
+def data_uri(text: str) -> bytes | None:
+    """The content of a ``data:image/...;base64,`` URI; None for any other text.
+
+    Raises:
+        ImageError: it is a data URI and holds no base64.
+    """
+    head, comma, body = text.partition(",")
+    if not comma or not re.match(r"data:(image/[\w.+-]+)?(;[^,]*)?$", head, re.IGNORECASE):
+        return None
+    if not head.lower().endswith(";base64"):
+        raise ImageError("cannot be read: expected data:image/...;base64,...")
+    try:
+        return base64.b64decode("".join(unquote(body).split()), validate=True)
+    except ValueError as error:
+        raise ImageError(f"cannot be read: {error}; expected data:image/...;base64,...") from error
+
+
+def refuse_url(path: str) -> None:
+    """Refuse a URL: nothing is fetched from the network, so that no query depends on it or tells of it.
+
+    Raises:
+        ImageError: with the way that works.
+    """
+    if re.match(r"(https?|ftp|s3|gs)://?[^/]", path, re.IGNORECASE):
+        raise ImageError("is a URL, expected a file; fetch it: curl -sSL URL | mgm query -, or give its bytes")
 
 
 @contextmanager
