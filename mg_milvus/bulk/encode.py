@@ -304,13 +304,13 @@ class _Run:
                 parts[name] = part.rows
         return parts
 
-    def _todo(self, images: Iterator[Found], parts: Iterable[str]) -> Iterator[tuple[Found, None]]:
+    def _todo(self, images: Iterator[Found], parts: Iterable[str]) -> Iterator[tuple[Found, frozenset[str]]]:
         known = EncodedImages(stamp for name in parts for stamp in self._stamps(name))
         for image in images:
             if known.has(image):
                 self.unchanged += 1
             else:
-                yield image, None
+                yield image, frozenset()
 
     def _stamps(self, name: str) -> Iterator[tuple[str, int, int]]:
         with self.folder.part(name) as part:
