@@ -154,7 +154,7 @@ def test_over_tcp_too(home, tmp_path):
         (["--precision", "nan"], 1, "precision is nan, expected a number between 0 and 1"),
         (["--within", "/nowhere"], 1, "there is no image in 'images' under /nowhere"),
         (["--keep", "me"], 2, "'me' is not one of"),
-        (["--distance", "0", "--html", "/nowhere/page.html"], 2, "'/nowhere/page.html' cannot be written"),
+        (["--distance", "0", "--html", "/dev/null/page.html"], 2, "'/dev/null/page.html' cannot be written"),
         (["--uri", "other.db"], 1, "there is no index at other.db"),
     ],
 )

@@ -103,8 +103,9 @@ def test_no_command_shows_the_token(
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(folder)
-    timeout = ["--timeout", "0.2"] if "timeout" in COMMANDS[command] else []
-    for number, (uri, expected) in enumerate(zip(servers, ("does not answer", "refused the token"), strict=True)):
+    answers = (("does not answer", "0.2"), ("refused the token", "20"))  # the first is waited for
+    for number, (uri, (expected, seconds)) in enumerate(zip(servers, answers, strict=True)):
+        timeout = ["--timeout", seconds] if "timeout" in COMMANDS[command] else []
         as_log = (number + WAYS.index(way)) % 2 == 1
         monkeypatch.setenv("MGM_DEBUG", str(int(as_log)))
         options = [*given(way, uri, monkeypatch), *timeout, *(["--log-json"] if as_log else [])]
