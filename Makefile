@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
-# Images that the encoder which ships is trained on: group/class/image.
+# Images whose statistics the encoder ships with.
 TRAIN ?= tiny-imagenet/train
 
 # The demo's own images, or with IMAGES=~/Pictures those of a folder (an index of its own, nothing is copied).
@@ -96,7 +96,7 @@ build/lowest/.made: pyproject.toml .ci/constraints.py | $(VENV)/.dev
 	@$(PYTHON) -m venv --clear build/lowest
 	@$(BIN)/python .ci/constraints.py --lowest > build/lowest/constraints.txt
 	@build/lowest/bin/python -m pip --disable-pip-version-check install --quiet --quiet -c build/lowest/constraints.txt \
-	  -e '.[parquet,remote,report,tensorboard,terminal,web]' httpx hypothesis packaging pytest pytest-xdist scikit-learn
+	  -e '.[large,parquet,remote,report,tensorboard,terminal,web]' efficientnet-lite-pytorch httpx hypothesis packaging pytest pytest-xdist scikit-learn
 	@touch $@
 
 coverage: $(VENV)/.dev ## pytest with coverage (a third slower)
@@ -118,11 +118,8 @@ build/peers/.made: pyproject.toml
 bench: $(VENV)/.dev ## ratios of speed and bytes beside the committed ones; IMAGES=folder: your own, KEEP=1: commit these
 	$(BIN)/python benchmarks/bench.py $(if $(OWN),--images $(FOLDER),$(if $(KEEP),--runs 3 --json benchmarks/results/bench.json))
 
-encoder: $(VENV)/.demo ## train the encoder that ships, from nothing, on TRAIN=folder (hours)
-	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/1-shapes.yaml --out encoder-1.safetensors
-	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/2-styles.yaml --out encoder-2.safetensors --stop-after 3
-	$(BIN)/mgm train '$(TRAIN)' --config benchmarks/encoder/3-edits.yaml --out encoder-3.safetensors
-	@echo "encoder-3.safetensors goes to mg_milvus/encoder/weights/builtin.safetensors"
+encoder: $(VENV)/.dev ## make the heads, statistics and ranges that ship again, from images in TRAIN=folder
+	$(BIN)/python benchmarks/make_encoder.py '$(TRAIN)'
 
 reference: $(VENV)/.dev ## write docs/cli.md again, from the help of the commands
 	$(BIN)/python docs/cli.py

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
 import socket
 import ssl
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -149,6 +151,37 @@ class MilvusConfig:
     def is_file(self) -> bool:
         """Whether the URI is a file of Milvus Lite rather than a server."""
         return "://" not in self.uri
+
+
+def is_loopback(uri: str) -> bool:
+    """Whether a URI leads to this machine: ``localhost``, 127.0.0.0/8, ``::1``, a socket file."""
+    try:
+        parts = urlsplit(uri)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    if parts.scheme == "unix" or host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def proxy_note(uri: str) -> str:
+    """What to add to a message about an unreachable server if gRPC goes through a proxy; empty if it does not."""
+    if "://" not in uri or is_loopback(uri):
+        return ""
+    names = ("grpc_proxy", "https_proxy", "http_proxy")  # in gRPC's own order
+    used = next((name for name in names if os.environ.get(name)), None)
+    try:
+        host = urlsplit(uri).hostname or ""
+    except ValueError:
+        return ""
+    excepted = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112 - as gRPC reads it
+    if used is None or any(part.strip() and host.endswith(part.strip()) for part in excepted.split(",")):
+        return ""
+    return f". The variable {used} sends it through a proxy; for a direct way: no_proxy={host}"
 
 
 def split_token(uri: str, token: str | None) -> tuple[str, str | None]:

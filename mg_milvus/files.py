@@ -10,6 +10,8 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
+import unicodedata
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +56,71 @@ def file_link(path: PurePath) -> str:
         return path.as_uri() if path.is_absolute() and not str(path).startswith("//") else ""
     except UnicodeEncodeError:  # no file system has such a name
         return ""
+
+
+def disk_path(path: str | os.PathLike[str]) -> str:
+    """The absolute path, each name spelled as the disk has it; what does not exist stays as it is given.
+
+    Links stay, but for one before ``..``, which leads out of the folder behind it. Where a name does not exist, one
+    that differs in the Unicode normal form only is meant; on a disk that ignores case or form, the name it lists.
+    """
+    text = os.fsdecode(path)
+    done = "/" if os.path.isabs(text) else os.getcwd()
+    parts = [part for part in text.split("/") if part not in {"", "."}]
+    for place, part in enumerate(parts):
+        if part == "..":
+            done = os.path.dirname(os.path.realpath(done) if os.path.islink(done) else done)
+            continue
+        name = _name_on_disk(done, part)
+        if name is None:
+            return os.path.normpath(os.path.join(done, *parts[place:]))
+        done = os.path.join(done, name)
+    return done
+
+
+def _name_on_disk(folder: str, name: str) -> str | None:
+    """The entry of a folder that a name means; None when there is none, or the folder cannot be read."""
+    path = os.path.join(folder, name)
+    others = {name.swapcase(), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))} - {name}
+    exists = os.path.lexists(path)
+    if exists and not any(os.path.lexists(os.path.join(folder, other)) for other in others):
+        return name
+    if not exists and name.isascii():
+        return None
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return name if exists else None
+    if name in names:
+        return name
+    same = sorted((other for other in names if plain_name(other) == plain_name(name)), key=str)
+    if exists:
+        folded = plain_name(name).casefold()
+        alike = (other for other in names if plain_name(other).casefold() == folded)
+        same = [other for other in alike if os.path.samefile(os.path.join(folder, other), path)] or [name]
+    return same[0] if same else None
+
+
+def plain_name(text: str) -> str:
+    """A name or path in the normal form that names are compared in: NFC."""
+    return unicodedata.normalize("NFC", text)
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """The path with a leading ``~`` replaced, if the home folder is known; as it is otherwise."""
+    return Path(os.path.expanduser(path))
+
+
+def cache_folder(name: str) -> Path:
+    """Folder ``name`` of this package's caches: under ``$XDG_CACHE_HOME``, else ``~/.cache``.
+
+    A user without a home folder has one of their own beside the temporary files.
+    """
+    home = expand_home("~")
+    base = os.environ.get("XDG_CACHE_HOME") or (home / ".cache" if home.is_absolute() else None)
+    if base is None:
+        base = Path(tempfile.gettempdir()) / f"mg-milvus-cache-{os.geteuid()}"
+    return Path(base) / "mg-milvus" / name
 
 
 def open_plain(path: str | os.PathLike[str]) -> BinaryIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -10,7 +11,8 @@ from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
 from mg_milvus.errors import QueryError
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
-from mg_milvus.images.discover import discover, path_text
+from mg_milvus.images.discover import SUFFIXES, Tally, discover
+from mg_milvus.images.paths import stored_path
 from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE
 from mg_milvus.ingest.metadata import default_values, read_metadata
 from mg_milvus.ingest.metrics import IngestMetrics
@@ -157,7 +159,8 @@ class ImageIndex:
     ) -> IngestReport:
         """Bring the index up to date with folders and files of images.
 
-        Files whose size and time, or content, are those of their row are not encoded again. The first ingest into a
+        Files whose size and time, or content, are those of their row are not encoded again. A new file with the content
+        of a row whose file is gone takes over that row, with its fields. The first ingest into a
         new collection fits the hash heads to a sample of the images. A file that cannot be read is reported and
         keeps the row it may have. Ctrl-C ends it with a report; what Milvus acknowledged stays.
 
@@ -166,8 +169,9 @@ class ImageIndex:
             metadata: CSV, JSON lines or Parquet file with the schema's extra fields.
             batch_size: images per batch.
             workers: decoding threads; default: one a core.
-            prune: also delete the rows under the given folders whose file is gone.
-            dry_run: write nothing, read no image; say what would be done.
+            prune: also delete the rows under the given folders whose file is gone; not those whose file may be on a
+                disk that is not mounted, or in a folder that cannot be read.
+            dry_run: write nothing, decode no image; say what would be done.
             max_pixels: larger images are refused.
             progress: called after each batch.
             metrics: counts and durations; one for each ingest, whose text any thread can read meanwhile.
@@ -177,7 +181,7 @@ class ImageIndex:
             ImageError: a source does not exist; nothing was done.
             StoreError: Milvus failed; what was acknowledged stays.
         """
-        table = read_metadata(metadata, self.schema.fields, [path_text(s) for s in sources]) if metadata else None
+        table = read_metadata(metadata, self.schema.fields, [stored_path(s) for s in sources]) if metadata else None
         defaults = default_values(self.schema.fields)
 
         def fields_of(found: Found, row: Row | None) -> Mapping[str, Any]:
@@ -185,15 +189,19 @@ class ImageIndex:
                 return table.values(found.path)
             return defaults if row is None else row.fields
 
-        return run_ingest(
+        passed = Tally()
+        report = run_ingest(
             self._session,
             Source(
-                lambda on_failure: discover(sources, on_failure, inside=inside), fields_of, sources if prune else ()
+                lambda on_failure: discover(sources, on_failure, SUFFIXES, inside, passed),
+                fields_of,
+                sources if prune else (),
             ),
             Settings(batch_size, workers, max_pixels, metrics or IngestMetrics()),
             dry_run=dry_run,
             progress=progress,
         )
+        return replace(report, passed_over=passed.records())
 
     def refit(
         self,

@@ -59,6 +59,21 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedOver:
+    """Files of one kind that a walk through folders did not take.
+
+    Attributes:
+        kind: their ending, or why they were left out.
+        count: how many; a folder counts once.
+        remedy: what to do about images among them; empty for what is no image.
+    """
+
+    kind: str
+    count: int
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Progress of an ingest, a fit or a refit; passed to the ``progress`` callback after every batch.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from mg_milvus.html.pages import SIDE, bars_of, render
 from mg_milvus.images.discover import text_path
-from mg_milvus.records import FAILURES_SHOWN, Failure, Hit
+from mg_milvus.records import FAILURES_SHOWN, Failure, Hit, PassedOver
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -74,6 +74,9 @@ class IngestReport:
         adapted_on: images that the hash heads were fitted on; 0 when they were not fitted in this ingest.
         interrupted: stopped by the user; the counts hold what Milvus acknowledged.
         dry_run: nothing was written; the counts are those of a real ingest.
+        moved: rows that were moved to the path where their file is now.
+        away: rows that ``prune`` kept although their file is not found, since its disk may be not mounted.
+        passed_over: what the folders hold that was not taken, by kind.
     """
 
     seen: int
@@ -86,6 +89,9 @@ class IngestReport:
     adapted_on: int = 0
     interrupted: bool = False
     dry_run: bool = False
+    moved: int = 0
+    away: int = 0
+    passed_over: tuple[PassedOver, ...] = ()
 
     @property
     def failed(self) -> int:
@@ -105,6 +111,8 @@ class IngestReport:
             "failures": [{"path": f.path, "reason": f.reason} for f in self.failures],
             "seconds": round(self.seconds, 3), "images_per_second": round(self.images_per_second, 1),
             "adapted_on": self.adapted_on, "interrupted": self.interrupted, "dry_run": self.dry_run,
+            "moved": self.moved, "away": self.away,
+            "passed_over": [{"kind": p.kind, "count": p.count, "remedy": p.remedy} for p in self.passed_over],
         }  # fmt: skip
 
     def _repr_html_(self) -> str:
@@ -116,6 +124,7 @@ class IngestReport:
         if self.adapted_on:
             notes.append(f"hash heads fitted on {self.adapted_on:,} of them")
         counts = {"added": self.added, "updated": self.updated, "unchanged": self.unchanged, "removed": self.removed}
+        counts |= {"moved": self.moved} if self.moved else {}
         return render(
             "ingest", headline=f"{self.seen:,} images seen", notes=" · ".join(notes), columns=["", *counts, "failed"],
             row=("images", [f"{count:,}" for count in (*counts.values(), self.failed)]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from contextlib import suppress
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mg_milvus import files
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import (
     CollectionNotFoundError,
@@ -27,6 +27,7 @@ from mg_milvus.store.collections import is_fingerprint
 from mg_milvus.store.milvus import open_store
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from mg_milvus.config import MilvusConfig
@@ -41,8 +42,8 @@ WHOLE_FILE_LIMIT = 32_000_000
 
 
 def cache_folder() -> Path:
-    """Folder of the local encoder cache: under ``$XDG_CACHE_HOME``, else ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mg-milvus" / "encoders"
+    """Folder of the local encoder cache; see ``files.cache_folder``."""
+    return files.cache_folder("encoders")
 
 
 def keep_encoder(store: Store, encoder: Encoder) -> None:
@@ -142,6 +143,12 @@ class Session:
         self._description: Description | None = None
         self._encoder: Encoder | None = None
         self._closed = False
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle what the session was opened with, the token included; the copy connects anew at first use."""
+        given = self._given_encoder
+        encoder = given if given is None or isinstance(given, str | Path) else given.to_bytes()
+        return _reopened, (replace(self.config, collection=self._collection), self._given_schema, encoder, self.device)
 
     @property
     def collection(self) -> str:
@@ -301,6 +308,12 @@ class Session:
     def _is_absent(self) -> bool:
         """Whether the URI is a Milvus Lite file that does not exist; opening it would create it."""
         return self._store is None and self.config.is_file and self.uri.endswith(".db") and not Path(self.uri).exists()
+
+
+def _reopened(config: MilvusConfig, schema: Schema | None, encoder: bytes | str | Path | None, device: str) -> Session:
+    return Session(
+        config, schema, load_encoder(encoder, device=device) if isinstance(encoder, bytes) else encoder, device
+    )
 
 
 def _key(id_or_path: PathLike) -> str:

@@ -26,7 +26,7 @@ def collage(seed: int) -> Image.Image:
     """Four different images beside and below each other, 240 x 160."""
     made = Image.new("RGB", (240, 160))
     for place in range(4):
-        cells = np.random.default_rng([seed, place]).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        cells = np.random.default_rng([seed, place]).integers(0, 256, (12, 12, 3), dtype=np.uint8)
         made.paste(
             Image.fromarray(cells).resize((120, 80), Image.Resampling.BICUBIC), (place % 2 * 120, place // 2 * 80)
         )

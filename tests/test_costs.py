@@ -109,7 +109,7 @@ def calls_of(index: ImageIndex, photos: Path) -> dict[str, Callable[[], Any]]:
         "a query with a filter": lambda: index.query(disc[0], plan="full", filter="width > 5"),
         "a query of one granularity": lambda: index.query(disc[0], weights={"fine": 1}),
         "a query from coarse to fine": lambda: index.query(disc[0], plan="cascade"),
-        "a query that Milvus fuses": lambda: index.query(disc[0], fusion="server"),
+        "a query that Milvus fuses": lambda: index.query(disc[0], fusion="server", profile="balanced"),
         "more like an image of the index": lambda: index.like(disc[0]),
         "five images deleted": lambda: index.delete(disc[:5]),
     }

@@ -65,6 +65,7 @@ def test_the_wheel_holds_what_the_program_reads(wheel: Path) -> None:
     assert expected - names == set()
     assert any(name.startswith("mg_milvus/encoder/weights/") and name.endswith(".safetensors") for name in names)
     assert "mg_milvus/py.typed" in names
+    assert any(name.endswith("/NOTICE") for name in names)
     assert any(name.endswith(".jinja") for name in names)
     assert not any(name.startswith(("tests/", "benchmarks/", "docker/")) for name in names)
 

@@ -16,6 +16,7 @@ import numpy as np
 from mg_milvus.bulk.dataset import CodeFolder, Shard, to_parquet
 from mg_milvus.bulk.remote import without_query
 from mg_milvus.bulk.sources import images
+from mg_milvus.encoder.file import SHIPPED
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import CodeFileError, EncoderError, MgMilvusError, QueryError
 from mg_milvus.images.discover import image_id, is_url, path_text
@@ -221,7 +222,7 @@ def _public(failure: Failure) -> Failure:
 
 def _encoder(given: Encoder | PathLike | None, schema: Schema, device: str) -> Encoder:
     """The encoder of all shards, with its own heads: no machine sees all images that heads could adapt to."""
-    if given is None and (schema.encoder.name != "builtin" or schema.encoder.heads == "fixed"):
+    if given is None and (schema.encoder.name not in SHIPPED or schema.encoder.heads == "fixed"):
         given = schema.encoder.name
     if given is None:
         raise EncoderError(
@@ -304,13 +305,13 @@ class _Run:
                 parts[name] = part.rows
         return parts
 
-    def _todo(self, images: Iterator[Found], parts: Iterable[str]) -> Iterator[tuple[Found, None]]:
+    def _todo(self, images: Iterator[Found], parts: Iterable[str]) -> Iterator[tuple[Found, frozenset[str]]]:
         known = EncodedImages(stamp for name in parts for stamp in self._stamps(name))
         for image in images:
             if known.has(image):
                 self.unchanged += 1
             else:
-                yield image, None
+                yield image, frozenset()
 
     def _stamps(self, name: str) -> Iterator[tuple[str, int, int]]:
         with self.folder.part(name) as part:

@@ -19,11 +19,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
 from mg_milvus.bulk.dataset import BucketFolder, folder_errors, images_file, regions_file, rows_per_file
 from mg_milvus.bulk.encode import superseded
-from mg_milvus.config import Tls, hide
+from mg_milvus.config import Tls, hide, is_loopback
 from mg_milvus.errors import AuthenticationError, CodeFileError, ImageError, StoreError, UnsupportedError
 from mg_milvus.files import one_line
 from mg_milvus.records import Progress
@@ -84,7 +84,9 @@ class ImportApi:
         if url.scheme not in {"http", "https", "tcp"} or not url.hostname:
             raise UnsupportedError(f"import jobs need a server, got {uri.rpartition('@')[2]}: omit --bucket")
         self._base = base_url(f"https://{uri.partition('://')[2]}" if tls else uri)
-        self._opener = build_opener(_TlsHandler(tls or Tls()), _NoRedirects())
+        # Without a proxy on the way to this machine; elsewhere those of the environment.
+        own = (ProxyHandler({}),) if is_loopback(self._base) else ()
+        self._opener = build_opener(_TlsHandler(tls or Tls()), _NoRedirects(), *own)
         self._token, self._timeout = config.token, config.timeout
         self._database = {"dbName": url.path.strip("/")} if url.path.strip("/") else {}
 

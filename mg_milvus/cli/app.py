@@ -15,8 +15,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from mg_milvus import __version__
-from mg_milvus.cli import bulk, duplicates, evaluate, ingest, log, manage, options, query, schema, serve, train
-from mg_milvus.cli.console import ERROR, INTERRUPTED, USAGE
+from mg_milvus.cli import bulk, duplicates, evaluate, ingest, log, manage, options, query, schema, serve, streams, train
+from mg_milvus.cli.console import ERROR, INTERRUPTED, UNREADABLE, USAGE
 from mg_milvus.cli.log import log_error
 from mg_milvus.errors import MgMilvusError
 from mg_milvus.files import escape_controls
@@ -126,9 +126,11 @@ class MainGroup(Group):
             log_error("interrupted", error="KeyboardInterrupt")
             raise typer.Exit(INTERRUPTED) from exc
         except BrokenPipeError as exc:
-            # The reader has closed the pipe, such as head. The flush at exit would fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            streams.abandon_output()  # the reader has closed the pipe, such as head
             raise typer.Exit from exc
+        except (OSError, MemoryError) as exc:
+            _report_system_error(exc)
+            raise typer.Exit(ERROR) from exc
         return result
 
 
@@ -198,32 +200,55 @@ def run() -> int:
     Returns:
         The exit code: 0 done, 1 an error, 2 wrong usage, 3 done but some images could not be read, 130 interrupted.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # A file name that the terminal's encoding cannot represent must not end a run.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    streams.prepare()
     # pymilvus loads any .env file it finds; one written by somebody else could redirect traffic to a proxy.
     os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")
     log.show_warnings()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # warnings of dependencies
+    code = _exit_code()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        streams.abandon_output()
+    except OSError as exc:
+        _report_system_error(exc)
+        return ERROR if code in {0, UNREADABLE} else code
+    return code
+
+
+def _exit_code() -> int:
     try:
         app(prog_name="mgm")
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else ERROR
+    except (OSError, MemoryError) as exc:  # of the help, for example
+        _report_system_error(exc)
+        return ERROR
     except Exception as exc:  # noqa: BLE001 - the last resort: users get one line, developers the traceback
         _report_bug(exc)
         return ERROR
     return 0
 
 
+def _report_system_error(exc: OSError | MemoryError) -> None:
+    """Log what the system refused: a full disk, a closed stream, a limit. It is no bug."""
+    message = streams.sentence(exc) if isinstance(exc, OSError) else f"not enough memory: {exc}".removesuffix(": ")
+    _report(exc, log.redact(message))
+
+
 def _report_bug(exc: Exception) -> None:
-    trace = log.redact(traceback.format_exc()) if os.environ.get("MGM_DEBUG") == "1" else ""
+    _report(
+        exc,
+        f"unexpected {type(exc).__name__}: {log.redact(str(exc))}. This is a bug in mg-milvus: run the command again "
+        "with MGM_DEBUG=1 and report the traceback as an issue of the project",
+    )
+
+
+def _report(exc: BaseException, message: str) -> None:
+    """Log an error in one line, or with ``MGM_DEBUG=1`` its traceback."""
+    trace = log.redact("".join(traceback.format_exception(exc))) if os.environ.get("MGM_DEBUG") == "1" else ""
     if trace and not log.is_json():
         print(trace, end="", file=sys.stderr)
         return
-    log_error(
-        f"unexpected {type(exc).__name__}: {log.redact(str(exc))}. This is a bug in mg-milvus: run the command again "
-        "with MGM_DEBUG=1 and report the traceback as an issue of the project",
-        error=type(exc).__name__,
-        **({"traceback": trace} if trace else {}),
-    )
+    log_error(message, error=type(exc).__name__, **({"traceback": trace} if trace else {}))

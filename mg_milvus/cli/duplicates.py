@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mg_milvus.cli import options  # noqa: TC001 - typer reads the annotations
+from mg_milvus.cli import options
 from mg_milvus.cli.console import ProgressView, console, shorten
 from mg_milvus.cli.log import log_info
+from mg_milvus.cli.streams import print_names
 from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
@@ -83,6 +84,13 @@ def duplicates(
             "the oldest or newest file, or the first path. No file is deleted",
         ),
     ] = None,
+    print0: Annotated[
+        bool,
+        typer.Option(
+            "--print0",
+            help="With --keep: end each path with a null byte: mgm duplicates --keep best --print0 | xargs -0",
+        ),
+    ] = False,
     as_json: options.AsJson = False,
     html: Annotated[
         Path | None,
@@ -101,11 +109,14 @@ def duplicates(
 ) -> None:
     """Find groups of near-identical images, and which of them are removable. No file and no row is ever deleted."""
     from mg_milvus.cli.settings import open_index, settings_from
+    from mg_milvus.images.discover import text_path
 
     if distance is not None and precision is not None:
         raise typer.BadParameter("--distance and --precision exclude each other; give one of them")
     if of is not None and (within is not None or new_since is not None):
         raise typer.BadParameter("--of compares one image with the whole index; omit --within and --new-since")
+    if print0 and (keep is None or as_json):
+        raise options.UsageError("--print0 prints the paths of --keep RULE, and not with --json; give --keep best")
     since = _time(new_since) if new_since is not None else None
     settings = settings_from(uri, token, collection, device)
     with open_index(settings, timeout=timeout) as index, ProgressView() as view:
@@ -119,8 +130,10 @@ def duplicates(
     if as_json:
         print(json.dumps(report.as_dict()))
     elif keep:
-        for member in report.removable:
-            print(escape_controls(member.path))
+        paths = [str(text_path(member.path)) for member in report.removable]
+        print_names(paths, null=print0)
+        if not print0 and any("\n" in path for path in paths):
+            log_info("some of these paths contain line breaks; --print0 keeps them apart")
         for line in report.summary(schema.bits):
             log_info(line)
     else:

@@ -113,17 +113,28 @@ def finish(report: IngestReport, *, as_json: bool) -> None:
 
 
 def summary(report: IngestReport) -> str:
-    """Return the report of an ingest as one to three lines."""
+    """Return the report of an ingest as a few lines."""
     rate = f"{report.images_per_second:.1f} images/s, " if report.added + report.updated else ""
+    moved = f"{report.moved:,} moved, " if report.moved else ""
     lines = [
         f"{report.seen:,} seen: {report.added:,} added, {report.updated:,} updated, {report.unchanged:,} unchanged, "
-        f"{report.removed:,} removed, {report.failed:,} failed "
+        f"{moved}{report.removed:,} removed, {report.failed:,} failed "
         f"({rate}{report.seconds:.1f} s)"
     ]
     if report.dry_run:
         lines.append("Dry run: nothing was written; these are the changes that an ingest would make.")
+    if report.away:
+        lines.append(
+            f"{report.away:,} rows were kept though their files are not found: their folder is empty or cannot be "
+            "read, as when a disk is not mounted. If none is missing, remove the empty folder and prune again."
+        )
     if report.adapted_on:
         lines.append(f"The hash heads were fitted on {report.adapted_on:,} of these images.")
+    if report.passed_over:
+        kinds = (
+            f"{p.count:,} {escape_controls(p.kind)}" + f" ({p.remedy})" * bool(p.remedy) for p in report.passed_over
+        )
+        lines.append("Passed over: " + ", ".join(kinds))
     if report.interrupted:
         lines.append("Interrupted: the images counted here are stored; run the same command again to continue.")
     return "\n".join(lines)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mg_milvus.cli import options
+from mg_milvus.cli import options, streams
 from mg_milvus.cli.console import console, shorten
 from mg_milvus.cli.log import log_info
 from mg_milvus.cli.show import show_hits
@@ -323,7 +323,7 @@ def query(
         if like is not None:
             names, sources = [like], [text_path(index.path(like))]
         else:
-            sources = [sys.stdin.buffer.read() if name == "-" else Path(name) for name in names]
+            sources = [_source(name) for name in names]
         if explain or html:  # the page shows the weights and the fusion that were used
             explanations = [
                 index.explain(None if like is not None else source, like=like, **query_options) for source in sources
@@ -350,6 +350,13 @@ def query(
             print_explanation(explanations[place], title=title)
         else:
             print_hits(hits, bits, title=title)
+
+
+def _source(name: str) -> ImageSource:
+    """What an argument stands for: standard input, a data URI or a URL as it is, or the path of a file."""
+    if name == "-":
+        return streams.read_input()
+    return name if re.match(r"data:|[A-Za-z][A-Za-z0-9+.-]*://", name) else Path(name)
 
 
 def _refuse_conflicts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from contextlib import closing
@@ -78,6 +79,12 @@ def serve(
             help="Folder for images uploaded into the index; default for photos.db: photos-uploads",
         ),
     ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(
+            "--root-path", metavar="PATH", help="Path of the page behind a proxy, e.g. /images for https://HOST/images/"
+        ),
+    ] = "",
     uri: options.Uri = None,
     collection: options.Collection = None,
     timeout: options.Timeout = 10.0,
@@ -114,12 +121,21 @@ def serve(
                 ingest_folders=tuple(path.absolute() for path in allow_ingest or ()),
                 upload_folder=folder.absolute() if folder else None,
                 thumbnail_folder=media.default_folder(),
+                root_path=_root_path(root_path),
             ),
             listener,
             started=lambda: print(
                 f"{address} · {rows:,} images in '{index.collection}' · press Ctrl-C to stop", flush=True
             ),
         )
+
+
+def _root_path(text: str) -> str:
+    """A path without the slash at its end."""
+    path = text.rstrip("/")
+    if path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path):
+        raise typer.BadParameter(f"'{text}' is not a path such as /images", param_hint="--root-path")
+    return path
 
 
 Data = Annotated[

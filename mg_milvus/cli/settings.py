@@ -30,7 +30,7 @@ _PEER = ("uri", "ca_cert", "server_name")
 """Settings that decide which server is used, and whose certificate is accepted for it."""
 _CONNECTION = frozenset({*_SECRETS, *_PEER, "secure"})
 
-Home = Annotated[str, AfterValidator(lambda text: str(Path(text).expanduser()) if text.startswith("~") else text)]
+Home = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path or a URI; a leading ``~`` is replaced by the home folder."""
 
 

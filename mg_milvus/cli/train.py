@@ -65,14 +65,14 @@ def train(
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option("--backbone", metavar="NAME", help="mgnet, resnet50, convnext_tiny, …", rich_help_panel=_WHAT),
+        typer.Option("--backbone", metavar="NAME", help="efficientnet_lite0, resnet50, …", rich_help_panel=_WHAT),
     ] = None,
     init: Annotated[
         str | None,
         typer.Option(
             "--init",
             metavar="SOURCE",
-            help="builtin, torchvision, scratch, or a file of weights",
+            help="imagenet, scratch, or a file of weights",
             rich_help_panel=_WHAT,
         ),
     ] = None,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from mg_milvus.errors import EncoderError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,9 @@ class Backbone:
         multiple: input width and height are multiples of this, and the aspect of the image is kept; 0 for a network
             that takes squares only.
         layout: axes of a stage's output: channels first, channels last, or a sequence of tokens with a class token.
+        mean: of the channels red, green and blue, subtracted from pixels between 0 and 1.
+        std: what the differences are divided by.
+        roles: granularity -> stages that it pools, where they are not the usual ones; see ``file.default_poolings``.
     """
 
     name: str
@@ -31,12 +38,30 @@ class Backbone:
     side: int = 224
     multiple: int = 32
     layout: Literal["nchw", "nhwc", "tokens"] = "nchw"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def _lite(size: int, side: int, blocks: tuple[int, int], channels: tuple[int, int]) -> Backbone:
+    """EfficientNet-Lite: the expansions of two blocks, one that keeps places and one that survives edits, and the head.
+
+    Expansions end in ReLU6 and are non-negative, which suits generalised means; projections are linear.
+    """
+    places, edits = (f"block{block}_expand" for block in blocks)
+    return Backbone(
+        f"efficientnet_lite{size}", (places, edits, "head"), (*channels, 1280), side=side,
+        mean=_LITE_MEAN, std=_LITE_STD,
+        roles={"coarse": ("head",), "mid": (edits, "head"), "fine": (edits,), "regions": (places,)},
+    )  # fmt: skip
 
 
 BACKBONES: dict[str, Backbone] = {
     row.name: row
     for row in (
-        Backbone("mgnet", ("stage2", "stage3", "stage4"), (80, 160, 320), side=112, multiple=16),
+        _lite(0, 224, (8, 11), (480, 672)),
+        _lite(1, 240, (11, 15), (480, 672)),
+        _lite(2, 256, (11, 15), (528, 720)),
         Backbone("smallnet", ("stage1", "stage2", "stage3"), (64, 256, 256), side=32, multiple=8),
         Backbone("resnet18", ("layer2", "layer3", "layer4"), (128, 256, 512)),
         Backbone("resnet50", ("layer2", "layer3", "layer4"), (512, 1024, 2048)),

@@ -15,6 +15,7 @@ from mg_milvus.encoder import file
 from mg_milvus.encoder.backbones import find_backbone
 from mg_milvus.encoder.hash_heads import (
     BASELINES,
+    EDIT_FLOOR,
     Head,
     ManifoldHead,
     Statistics,
@@ -362,7 +363,7 @@ class HashEncoder(ABC):
         for name, values in sample.items():
             moments = statistics(values)
             nuisance = augmentation_covariance(moved[name]) if name in moved else None
-            all_moments[name] = Statistics(moments.mean, moments.factor, nuisance)
+            all_moments[name] = Statistics(moments.mean, moments.factor, nuisance, EDIT_FLOOR)
         heads = {name: shipped_head(all_moments[name], length) for name, length in bits.items()}
         state = self.state.model_copy(update={"heads": heads, "statistics": all_moments})
         return type(self)(state, device=self.device)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mg_milvus.encoder.backbones import find_backbone
 from mg_milvus.encoder.hash_heads import Head, ManifoldHead, Statistics
+from mg_milvus.encoder.imagenet import PACKAGES, imagenet_weights
 from mg_milvus.encoder.pooling import Pooling, width
 from mg_milvus.encoder.weights import BFLOAT16, from_safetensors, single, to_safetensors, weights_fingerprint
 from mg_milvus.errors import EncoderError
@@ -93,6 +94,11 @@ def check_moments(moments: Mapping[str, Statistics], origin: str) -> None:
         EncoderError: they hold values that are not finite, or no rows.
     """
     for name, own in moments.items():
+        if not 0 < own.floor <= 1:
+            raise EncoderError(
+                f"{origin}: the statistics of {name} have the floor {own.floor}, expected 0 to 1: make the file again "
+                "with mgm fit"
+            )
         matrices = [matrix for matrix in (own.factor, own.nuisance) if matrix is not None]
         if any(matrix.ndim != 2 or not matrix.size for matrix in matrices):
             raise EncoderError(
@@ -121,6 +127,8 @@ def _fault(head: Head | ManifoldHead) -> object:
 _KEY = "mg_milvus_encoder"
 _FINGERPRINT = "fingerprint"
 BUILTIN = "builtin"
+SHIPPED = (BUILTIN, "large")
+"""Encoders whose heads ship with the package; the weights of their networks are in packages, see ``imagenet.py``."""
 MAX_BYTES = 4 << 30
 """Largest encoder file to read, in bytes: four times the largest backbone of the table."""
 
@@ -184,7 +192,7 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
     Args:
         data: its content.
         origin: its name in errors.
-        shared: the backbone's weights for a heads-only file; default: torchvision's.
+        shared: the backbone's weights for a heads-only file; default: the ImageNet weights.
 
     Raises:
         EncoderError: not an encoder file, damaged, or from a newer version.
@@ -209,11 +217,12 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
                 fitted[f"statistics.{g}.mean"],
                 fitted[f"statistics.{g}.factor"],
                 fitted.get(f"statistics.{g}.nuisance"),
+                float(fitted[f"statistics.{g}.floor"]),
             )
             for g in configuration.poolings
             if g != REGIONS or f"statistics.{g}.mean" in fitted
         }
-    except (ValidationError, KeyError) as error:
+    except (ValidationError, KeyError, TypeError) as error:
         detail = str(error)
         if isinstance(error, ValidationError):
             detail = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
@@ -244,7 +253,9 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
 
 
 def pretrained_weights(backbone: str) -> dict[str, NDArray[Any]]:
-    """torchvision's weights of a backbone; see ``networks.pretrained``."""
+    """ImageNet weights of a backbone; without torch those that a package has, see also ``networks.pretrained``."""
+    if backbone in PACKAGES:
+        return imagenet_weights(backbone)
     from mg_milvus.encoder.networks import as_arrays, pretrained
 
     return as_arrays(pretrained(backbone))
@@ -253,14 +264,16 @@ def pretrained_weights(backbone: str) -> dict[str, NDArray[Any]]:
 def default_poolings(backbone: str) -> dict[str, Pooling]:
     """How granularities pool a backbone: ``coarse`` the last stage, smoothed most; ``mid`` and ``fine`` the last two.
 
-    Regions pool the earlier stages, which keep positions.
+    Regions pool the earlier stages, which keep positions. The backbone's row may name other stages.
     """
-    stages = find_backbone(backbone).stages
+    row = find_backbone(backbone)
+    stages = {"coarse": row.stages[-1:], "mid": row.stages[-2:], "fine": row.stages[-2:], REGIONS: row.stages[:-1]}
+    stages |= row.roles
     return {
-        "coarse": Pooling(stages=stages[-1:], smoothing=4),
-        "mid": Pooling(stages=stages[-2:], smoothing=2),
-        "fine": Pooling(stages=stages[-2:], kind="mirrored", cells=2),
-        REGIONS: Pooling(stages=stages[:-1]),
+        "coarse": Pooling(stages=stages["coarse"], smoothing=4),
+        "mid": Pooling(stages=stages["mid"], smoothing=2),
+        "fine": Pooling(stages=stages["fine"], kind="mirrored", cells=2),
+        REGIONS: Pooling(stages=stages[REGIONS]),
     }
 
 

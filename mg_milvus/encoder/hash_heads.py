@@ -31,7 +31,9 @@ FACTOR_RANK = 256
 NUISANCE_RANK = 96
 """Directions kept of the covariance of augmentation."""
 NUISANCE_FLOOR = 0.2
-"""Variance under augmentation that scales a direction by 1 / sqrt(2), as a share of the kept directions' mean."""
+EDIT_FLOOR = 0.1
+"""Variance under augmentation that scales a direction by 1 / sqrt(2), as a share of the kept directions' mean: for
+regions that are cut out, and for images that are edited."""
 MAX_AXES = 512
 """Principal axes used at most: an ITQ step costs the cube of their number."""
 _SEED = 20_110_620
@@ -48,11 +50,13 @@ class Statistics:
         factor: (r, d) float32, values of half precision, with ``factor.T @ factor`` close to the (d, d) covariance.
         nuisance: (s, d) float32, values of half precision, likewise for the differences that augmentation makes; its
             rows are orthogonal. None: unknown.
+        floor: see ``NUISANCE_FLOOR``.
     """
 
     mean: Matrix
     factor: Matrix
     nuisance: Matrix | None = None
+    floor: float = NUISANCE_FLOOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,7 @@ def suppress_nuisance(rows: NDArray[np.floating], shipped: Statistics | None) ->
     if not len(variances):
         return rows.astype(np.float32)
     axes = directions.T / np.sqrt(variances)
-    floor = NUISANCE_FLOOR * variances.mean()
+    floor = shipped.floor * variances.mean()
     removed = 1 - np.sqrt(floor / (variances + floor))
     suppressed: Matrix = (rows - ((rows @ axes) * removed) @ axes.T).astype(np.float32)
     return suppressed

@@ -11,6 +11,7 @@ from mg_milvus.encoder.base import HashEncoder
 from mg_milvus.encoder.file import (
     BUILTIN,
     MAX_BYTES,
+    SHIPPED,
     Configuration,
     EncoderState,
     check_numbers,
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 
 
 def load_encoder(source: str | Path | bytes = BUILTIN, *, device: str = "auto", base: Encoder | None = None) -> Encoder:
-    """Load an encoder: ``builtin`` (ships with the package, works offline), an encoder file, or a file's bytes.
+    """Load an encoder: one of ``SHIPPED`` (they work offline), an encoder file, or a file's bytes.
 
     Args:
         source: name, path or content.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        base: an encoder whose backbone a heads-only file may share; default: torchvision's pretrained weights.
+        base: an encoder whose backbone a heads-only file may share; default: the ImageNet weights on this machine.
 
     Raises:
         EncoderError: not an encoder file, or damaged; the message says which.
@@ -44,9 +45,9 @@ def load_encoder(source: str | Path | bytes = BUILTIN, *, device: str = "auto", 
     shared = base.state.backbone if isinstance(base, HashEncoder) else None
     if isinstance(source, bytes):
         return make_encoder(from_bytes(source, "the encoder", shared), device)
-    if source == BUILTIN:
-        shipped = resources.files("mg_milvus.encoder") / "weights" / "builtin.safetensors"
-        return make_encoder(from_bytes(shipped.read_bytes(), "the built-in encoder"), device)
+    if source in SHIPPED:
+        shipped = resources.files("mg_milvus.encoder") / "weights" / f"{source}.safetensors"
+        return make_encoder(from_bytes(shipped.read_bytes(), f"the encoder '{source}'"), device)
     path = Path(source)
     if not path.is_file():
         raise EncoderError(f"there is no encoder file {path}; give '{BUILTIN}' or a .safetensors file made by mgm fit")
@@ -62,7 +63,7 @@ def untrained_encoder(backbone: str, weights: str | os.PathLike[str] | None, *, 
 
     Args:
         backbone: a name of the table in ``backbones.py``.
-        weights: a file with its weights (``.safetensors``, or PyTorch's); None: torchvision's pretrained ones.
+        weights: a file with its weights (``.safetensors``, or PyTorch's); None: those of ImageNet.
         device: as for ``load_encoder``.
 
     Raises:

@@ -1,8 +1,4 @@
-"""The project's own networks: ``mgnet``, ResNet-18's shape at a quarter of its size, and ``smallnet`` for thumbnails.
-
-``mgnet``: two basic blocks a stage (He et al. 2015), a stem of one 3x3 convolution of stride 2 without max pooling, and
-average-pool shortcuts (ResNet-D, He et al. 2018), so that small images keep their detail.
-"""
+"""Backbones in torch: the project's own networks from their table of layers, torchvision's, and their weights."""
 
 from __future__ import annotations
 
@@ -16,111 +12,99 @@ from torch import nn
 from torch.nn import functional as F
 
 from mg_milvus.encoder.backbones import find_backbone
+from mg_milvus.encoder.imagenet import PACKAGES, imagenet_weights
+from mg_milvus.encoder.layers import OWN, network_of
 from mg_milvus.encoder.weights import BFLOAT16
 from mg_milvus.errors import EncoderError, WeightsNotFoundError
 from mg_milvus.files import open_plain
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
+    from mg_milvus.encoder.layers import Layer
     from mg_milvus.encoder.weights import Weights
 
 
-WIDTH = 40
-"""Channels of the first stage; each later stage has twice as many as the one before."""
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu6": F.relu6,
+    "gelu": F.gelu,
+    "none": lambda x: x,
+}
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-    )
+class _ConvNorm(nn.Module):
+    """One row of the table: see ``layers.Layer``."""
 
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: (n, inputs, h, w) -> (n, outputs, h/stride, w/stride)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, layer: Layer, epsilon: float) -> None:
         super().__init__()
-        self.conv1 = _conv(inputs, outputs, stride)
-        self.conv2 = _conv(outputs, outputs)
-        shortcut: list[nn.Module] = []
-        if stride > 1:
-            shortcut.append(nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False))
-        if inputs != outputs:
-            shortcut += [nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
-        self.shortcut = nn.Sequential(*shortcut)
+        self._layer = layer
+        self.conv = nn.Conv2d(
+            layer.inputs, layer.outputs, layer.kernel, layer.stride, groups=layer.groups, bias=False
+        )  # fmt: skip
+        self.norm = nn.BatchNorm2d(layer.outputs, eps=epsilon)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
+        height, width = (_same_padding(side, self._layer) for side in x.shape[2:])
+        if any((*height, *width)):
+            x = F.pad(x, (*width, *height))
+        x = self.conv(x)
+        if self._layer.pool > 1:
+            x = F.max_pool2d(x, self._layer.pool)
+        x = self.norm(x)
+        return _ACTIVATIONS[self._layer.activation](x)
 
 
-class MgNet(nn.Module):
-    """Four stages at 1/2, 1/4, 1/8 and 1/16 of the input: (n, 3, h, w) -> {stage: (n, c, h', w')}."""
+def _same_padding(side: int, layer: Layer) -> tuple[int, int]:
+    """Places of TensorFlow's "SAME" padding before and after a side."""
+    places = max(0, (-(-side // layer.stride) - 1) * layer.stride + layer.kernel - side)
+    return places // 2, places - places // 2
 
-    def __init__(self, width: int = WIDTH) -> None:
+
+class OwnNetwork(nn.Module):
+    """A network of ``layers.py``: (n, 3, h, w) -> {stage of the backbone's row: (n, c, h', w')}."""
+
+    def __init__(self, backbone: str) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_conv(3, width, 2), nn.ReLU())
-        self.stage1 = self._stage(width, width, 1)
-        self.stage2 = self._stage(width, 2 * width, 2)
-        self.stage3 = self._stage(2 * width, 4 * width, 2)
-        self.stage4 = self._stage(4 * width, 8 * width, 2)
-
-    @staticmethod
-    def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(BasicBlock(inputs, outputs, stride), BasicBlock(outputs, outputs, 1))
+        network = network_of(backbone)
+        self._layers = network.layers
+        self._stages = find_backbone(backbone).stages
+        self._shortcuts = frozenset(layer.shortcut for layer in network.layers)
+        for layer in network.layers:
+            self.add_module(layer.name, _ConvNorm(layer, network.epsilon))
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        maps = {"stage1": self.stage1(self.stem(x))}
-        maps["stage2"] = self.stage2(maps["stage1"])
-        maps["stage3"] = self.stage3(maps["stage2"])
-        maps["stage4"] = self.stage4(maps["stage3"])
-        return maps
-
-
-class SmallNet(nn.Module):
-    """Three stages at 1/2, 1/4 and 1/8 of the input, for 32 pixels: (n, 3, h, w) -> {stage: (n, c, h', w')}.
-
-    Seven 3x3 convolutions, the first of each stage followed by max pooling, begun as identities as far as channels
-    allow (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024).
-    """
-
-    def __init__(self, widths: tuple[int, int, int] = (64, 256, 256), stem: int = 32) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(*_conv(3, stem), nn.GELU())
-        self.stage1 = self._stage(stem, widths[0])
-        self.stage2 = self._stage(widths[0], widths[1])
-        self.stage3 = self._stage(widths[1], widths[2])
-
-    @staticmethod
-    def _stage(inputs: int, outputs: int) -> nn.Sequential:
-        first, second = _conv(inputs, outputs), _conv(outputs, outputs)
-        for convolution, channels in ((first[0], inputs), (second[0], outputs)):
-            nn.init.dirac_(cast("torch.Tensor", convolution.weight).data[:channels])
-        return nn.Sequential(first[0], nn.MaxPool2d(2), first[1], nn.GELU(), *second, nn.GELU())
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        maps = {"stage1": self.stage1(self.stem(x))}
-        maps["stage2"] = self.stage2(maps["stage1"])
-        maps["stage3"] = self.stage3(maps["stage2"])
-        return maps
-
-
-OWN: dict[str, type[nn.Module]] = {"mgnet": MgNet, "smallnet": SmallNet}
-"""Networks of this project; all others are torchvision's."""
+        kept: dict[str, torch.Tensor] = {}
+        for layer in self._layers:
+            x = self.get_submodule(layer.name)(x)
+            if layer.shortcut:
+                x = x + kept[layer.shortcut]
+            if layer.name in self._stages or layer.name in self._shortcuts:
+                kept[layer.name] = x
+        return {stage: kept[stage] for stage in self._stages}
 
 
 def build(name: str) -> nn.Module:
     """The network of a backbone with untrained weights."""
     find_backbone(name)
     if name in OWN:
-        return OWN[name]()
-    from torchvision.models import get_model  # takes two seconds, and mgnet does not need it
+        network = OwnNetwork(name)
+        if name == "smallnet":
+            _begin_as_identities(network)
+        return network
+    from torchvision.models import get_model  # takes two seconds, and the own networks do not need it
 
     return cast("nn.Module", get_model(name, weights=None))
+
+
+def _begin_as_identities(network: OwnNetwork) -> None:
+    """Initialise all convolutions but the stem's as identities, as far as their channels allow (Jordan 2024)."""
+    for name, module in network.named_children():
+        if name != "stem":
+            kernel = cast("_ConvNorm", module).conv.weight.data
+            nn.init.dirac_(kernel[: kernel.shape[1]])
 
 
 def extractor(name: str, weights: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -180,14 +164,16 @@ def channels_first(maps: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def pretrained(name: str) -> dict[str, torch.Tensor]:
-    """torchvision's weights of a backbone, from its cache or downloaded into it.
+    """ImageNet weights of a backbone: of its package, or torchvision's, from its cache or downloaded into it.
 
     Raises:
         WeightsNotFoundError: not in the cache, and no network.
     """
     find_backbone(name)
+    if name in PACKAGES:
+        return as_tensors(imagenet_weights(name))
     if name in OWN:
-        raise EncoderError(f"torchvision has no weights for {name}; the encoder 'builtin' is mgnet with its weights")
+        raise EncoderError(f"there are no pretrained weights of {name}: train it with --init scratch")
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(name).DEFAULT

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD, find_backbone
+from mg_milvus.encoder.backbones import find_backbone
 from mg_milvus.encoder.base import HashEncoder
 from mg_milvus.encoder.networks import as_tensors, channels_first, extractor
 from mg_milvus.encoder.pooling import GEM_POWER, borders
@@ -196,11 +196,11 @@ class TorchEncoder(HashEncoder):
             images = np.repeat(images, 2, axis=0)
         with torch.inference_mode():
             x = torch.from_numpy(images).to(self._device).to(memory_format=torch.channels_last).float() / 255
-            x = (x - _constant(IMAGENET_MEAN, self._device)) / _constant(IMAGENET_STD, self._device)
+            row = find_backbone(self.backbone)
+            x = (x - _constant(row.mean, self._device)) / _constant(row.std, self._device)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=has_bfloat16(self._device)):
                 maps = self._network(x)
-            layout = find_backbone(self.backbone).layout
-            maps = {stage: channels_first(output, layout) for stage, output in maps.items()}
+            maps = {stage: channels_first(output, row.layout) for stage, output in maps.items()}
             poolings = self.state.configuration.poolings
             features: Features = {name: pool(maps, poolings[name])[:count].numpy() for name in names}
             if regions:

@@ -13,7 +13,7 @@ import sys
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from PIL import (
 )
 
 from mg_milvus.errors import ImageError, QueryError
-from mg_milvus.images.files import MemoryBudget, content_of, kind_of, memory_needed
+from mg_milvus.images.files import MemoryBudget, content_of, data_uri, kind_of, memory_needed, read_stream, refuse_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -261,7 +261,18 @@ class TensorLike(Protocol):
         """The tensor without its gradient."""
 
 
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | TensorLike
+ImageSource: TypeAlias = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | BinaryIO
+    | io.BytesIO
+    | Image.Image
+    | NDArray[Any]
+    | TensorLike
+)
 
 DEFAULT_MAX_PIXELS = 200_000_000
 
@@ -393,14 +404,23 @@ def opening(
                 with _pillow_errors():
                     _check_size(source, max_pixels)
                     decoded = _upright(source, source.size, own=False)
-            elif isinstance(source, bytes):
-                decoded = stack.enter_context(decoding(source, least=least, max_pixels=max_pixels))
+            elif isinstance(source, bytes | bytearray | memoryview):
+                decoded = stack.enter_context(decoding(bytes(source), least=least, max_pixels=max_pixels))
+            elif isinstance(source, str) and (data := data_uri(source)) is not None:
+                name = "the data URI"
+                decoded = stack.enter_context(decoding(data, least=least, max_pixels=max_pixels))
             elif isinstance(source, str | os.PathLike):
                 name = repr(os.fspath(source))
+                refuse_url(os.fspath(source))
                 data = stack.enter_context(content_of(source))
                 decoded = stack.enter_context(decoding(data, least=least, max_pixels=max_pixels))
+            elif callable(read := getattr(source, "read", None)):
+                data = read_stream(read)
+                decoded = stack.enter_context(decoding(data, least=least, max_pixels=max_pixels))
             else:
-                raise ImageError(f"cannot be read: expected a path, encoded bytes, a PIL image, or {LAYOUTS}")
+                raise ImageError(
+                    f"cannot be read: expected a path, encoded bytes, a binary file, a PIL image, or {LAYOUTS}"
+                )
         except ImageError as error:
             raise ImageError(f"{name} {error}") from error
         yield decoded

@@ -6,15 +6,16 @@ import hashlib
 import os
 import re
 import stat
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter, deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
 from mg_milvus.errors import ImageError
-from mg_milvus.images.files import read_file
-from mg_milvus.records import Failure
+from mg_milvus.files import disk_path
+from mg_milvus.images.files import head_of, read_file, unread_kind
+from mg_milvus.records import Failure, PassedOver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,7 +24,10 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif"}
 )
-"""Lower-case endings of the files to take from folders."""
+"""Lower-case endings of the files to take from folders; others are taken if their first bytes are those of an image."""
+
+EXCLUDED = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", ".thumbnails", "lost+found"})
+"""Folders, in lower case, that systems make beside images for previews and deleted files."""
 
 _URI = "file://"
 
@@ -55,6 +59,22 @@ class Found:
             ImageError: it cannot be read.
         """
         return read_file(text_path(self.path))
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts what a walk passes over, by kind."""
+
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, kind: str, remedy: str = "") -> None:
+        """Count one."""
+        self.counts[kind, remedy] += 1
+
+    def records(self) -> tuple[PassedOver, ...]:
+        """The counts, those with a remedy first, then the most frequent."""
+        order = sorted(self.counts.items(), key=lambda own: (not own[0][1], -own[1], own[0]))
+        return tuple(PassedOver(kind, count, remedy) for (kind, remedy), count in order)
 
 
 def path_text(path: str | os.PathLike[str]) -> str:
@@ -101,13 +121,14 @@ def content_hash(data: bytes) -> str:
 
 def discover(
     sources: Sequence[str | os.PathLike[str]], on_failure: Callable[[Failure], None],
-    suffixes: Collection[str] = SUFFIXES, inside: str | os.PathLike[str] | None = None,
+    suffixes: Collection[str] = SUFFIXES, inside: str | os.PathLike[str] | None = None, passed: Tally | None = None,
 ) -> Iterator[Found]:  # fmt: skip
     """Yield the image files in folders, and the files among the sources.
 
     Every file comes once, however often its folder is given or linked to. Sources come in the given order, a folder's
     entries sorted by name. Links to folders are followed last, so that an image is found by its own path whenever that
-    is among the sources. Hidden entries (``.name``) and files with other suffixes are skipped unless they are sources
+    is among the sources. A file with another suffix is taken if its first bytes are those of an image. Hidden entries
+    (``.name``), folders of ``EXCLUDED`` and all other files are passed over, and counted, unless they are sources
     themselves. Memory grows with the number of folders, not of files.
 
     Args:
@@ -116,6 +137,7 @@ def discover(
         suffixes: lower-case endings of the files to take from folders.
         inside: a folder; whatever lies outside of it when all links are followed is a failure. Checked for each folder
             and file when the walk reaches it.
+        passed: counts what is passed over; emptied when the walk begins.
 
     Raises:
         ImageError: a source does not exist, or is neither a folder nor a file. Raised before any work.
@@ -123,20 +145,23 @@ def discover(
     named: set[_FileIdentity] = set()
     todo: list[tuple[str, bool]] = []
     for source in sources:
-        folder = _is_folder(source)
-        path = os.path.abspath(source)
+        path = disk_path(source)
+        folder = _is_folder(path, source)
         if not folder:
             identity = _file_identity(path)
             if identity in named:
                 continue
             named.add(identity)
         todo.append((path, folder))
-    return _Walk(named, on_failure, suffixes, None if inside is None else os.path.realpath(inside)).run(todo)
+    top = None if inside is None else os.path.realpath(inside)
+    passed = Tally() if passed is None else passed
+    passed.counts.clear()
+    return _Walk(named, on_failure, suffixes, top, passed).run(todo)
 
 
-def _is_folder(source: str | os.PathLike[str]) -> bool:
+def _is_folder(path: str, source: str | os.PathLike[str]) -> bool:
     try:
-        mode = os.stat(source).st_mode
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         raise ImageError(f"{os.fspath(source)!r} does not exist: expected a folder or an image file") from None
     except (OSError, ValueError) as error:
@@ -164,12 +189,13 @@ class _Walk:
 
     def __init__(
         self, named: set[_FileIdentity], on_failure: Callable[[Failure], None], suffixes: Collection[str],
-        inside: str | None,
+        inside: str | None, passed: Tally,
     ) -> None:  # fmt: skip
         self._named = named
         self._on_failure = on_failure
         self._suffixes = suffixes
         self._inside = inside
+        self._passed = passed
         self._entered: set[_Identity] = set()
         self._linked: deque[str] = deque()
 
@@ -202,22 +228,44 @@ class _Walk:
                 return
             self._entered.add(identity)
             with os.scandir(folder) as scan:
-                entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: e.name)
+                entries = sorted(scan, key=lambda e: e.name)
         except OSError as error:
             self._fail(folder, f"the folder cannot be read: {_reason(error)}")
             return
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
+            if entry.name.lower() in EXCLUDED and entry.is_dir():
+                self._passed.add(f"folder {entry.name}")
+            elif entry.name.startswith("."):
+                self._passed.add("hidden")
+            elif entry.is_dir(follow_symlinks=False):
                 yield entry.path
             elif entry.is_symlink() and os.path.isdir(entry.path):
                 self._linked.append(entry.path)
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 self._fail(entry.path, "is a link to nothing")
-            elif self._has_suffix(entry.name) and (identity, entry.name) not in self._named:
+            elif (identity, entry.name) not in self._named and self._takes(entry):
                 yield from self._file(entry.path)
 
-    def _has_suffix(self, name: str) -> bool:
-        return os.path.splitext(name)[1].lower() in self._suffixes
+    def _takes(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a file is taken, by its name or else by its first bytes; counts it otherwise."""
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if suffix in self._suffixes:
+            return True
+        kind = suffix.encode("utf-8", "replace").decode() or "files without an ending"
+        if not entry.is_file():
+            self._passed.add("pipes, sockets and devices")
+            return False
+        if self._inside is not None and self._leads_out(entry.path):
+            return False
+        try:
+            unread = unread_kind(head_of(entry.path))
+        except ImageError as error:
+            self._fail(entry.path, str(error))
+            return False
+        if unread is None:
+            return True
+        self._passed.add(kind, unread)
+        return False
 
     def _leads_out(self, path: str) -> bool:
         """Whether a path lies outside of ``inside``, which is reported as a failure."""

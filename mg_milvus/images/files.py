@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import re
@@ -12,11 +13,12 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from mg_milvus.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from PIL.ImageFile import ImageFile
@@ -133,7 +135,7 @@ READ_SECONDS = 120.0
 """Limit on the time to read one file, checked between blocks: a single call that hangs is not interrupted."""
 
 _BLOCK = 4 * 2**20
-_HEAD = 32
+_HEAD = 512
 """Bytes that identify the kind of an image."""
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -170,6 +172,19 @@ KINDS = (
 )
 """The formats that ``decode`` reads. Pillow's others are left out: for EPS it starts Ghostscript."""
 
+_CONVERT = "not read; convert to JPEG first"
+_UNREAD = (
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms])", re.DOTALL), "HEIC, " + _CONVERT),
+    (re.compile(rb"....ftyp(crx )|II\*\0.{4}CR|IIU\0|IIR[OS]|MMOR|FUJIFILMCCD-RAW|FOVb", re.DOTALL),
+     "camera RAW, " + _CONVERT),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL, " + _CONVERT),
+    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000, " + _CONVERT),
+    (re.compile(rb"8BPS\0[\1\2]"), "Photoshop, not read; export as JPEG or PNG first"),
+    (re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*|<!--.*?-->\s*|<!DOCTYPE[^>]*>\s*)*<svg[\s>]", re.DOTALL),
+     "a drawing (SVG), not read; export as PNG first"),
+)  # fmt: skip
+"""First bytes of images that are not read, and what to do with them."""
+
 reading = MemoryBudget(2 * MAX_BYTES)
 """Memory of the encoded files that this process holds at once."""
 
@@ -186,6 +201,28 @@ def kind_of(data: bytes) -> Kind:
         if kind.start.match(data):
             return kind
     raise ImageError(f"is not an image that can be read: expected one of {', '.join(kind.name for kind in KINDS)}")
+
+
+def unread_kind(head: bytes) -> str | None:
+    """What to do with a file that is not read, by its first bytes; empty when it is no image, None when it is read."""
+    for start, remedy in _UNREAD:
+        if start.match(head):
+            return remedy
+    sure = (kind for kind in KINDS if kind.name not in {"BMP", "PPM"})  # whose first bytes begin many a text
+    return None if any(kind.start.match(head) for kind in sure) else ""
+
+
+def head_of(path: str | os.PathLike[str]) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        ImageError: as ``open_file``.
+    """
+    with open_file(path) as file:
+        try:
+            return file.read(_HEAD)
+        except OSError as error:
+            raise ImageError(f"cannot be read: {error.strerror or error}") from error
 
 
 def open_file(path: str | os.PathLike[str]) -> io.FileIO:
@@ -249,6 +286,55 @@ def read_opened(file: io.FileIO) -> bytes:
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
     return content.getvalue()
+
+
+def read_stream(read: Callable[[int], object]) -> bytes:
+    """Read an encoded image from the ``read`` of a binary file or stream, from where it stands to its end.
+
+    Raises:
+        ImageError: it gives text, more than ``MAX_BYTES``, or cannot be read.
+    """
+    content = bytearray()
+    try:
+        while block := read(_BLOCK):
+            if not isinstance(block, bytes | bytearray | memoryview):
+                raise ImageError(f"gives {type(block).__name__}, expected bytes: open it in binary mode, 'rb'")
+            content += block
+            _check_bytes(len(content))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not content:
+        raise ImageError("is at its end: rewind it first, with seek(0)")
+    return bytes(content)
+
+
+def data_uri(text: str) -> bytes | None:
+    """The content of a ``data:image/...;base64,`` URI; None for any other text.
+
+    Raises:
+        ImageError: it is a data URI and holds no base64.
+    """
+    head, comma, body = text.partition(",")
+    if not comma or not re.match(r"data:(image/[\w.+-]+)?(;[^,]*)?$", head, re.IGNORECASE):
+        return None
+    if not head.lower().endswith(";base64"):
+        raise ImageError("cannot be read: expected data:image/...;base64,...")
+    try:
+        return base64.b64decode("".join(unquote(body).split()), validate=True)
+    except ValueError as error:
+        raise ImageError(f"cannot be read: {error}; expected data:image/...;base64,...") from error
+
+
+def refuse_url(path: str) -> None:
+    """Refuse a URL: nothing is fetched from the network, so that no query depends on it or tells of it.
+
+    Raises:
+        ImageError: with the way that works.
+    """
+    if re.match(r"(https?|ftp|s3|gs)://?[^/]", path, re.IGNORECASE):
+        raise ImageError("is a URL, expected a file; fetch it: curl -sSL URL | mgm query -, or give its bytes")
 
 
 @contextmanager

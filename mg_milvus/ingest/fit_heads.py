@@ -17,7 +17,7 @@ from mg_milvus.encoder.load import load_encoder, untrained_encoder
 from mg_milvus.errors import EncoderError, ImageError
 from mg_milvus.files import write_whole
 from mg_milvus.images.discover import discover, image_id
-from mg_milvus.ingest.pipeline import Settings, Writer, code_bytes, read_images
+from mg_milvus.ingest.pipeline import Counts, Settings, Writer, code_bytes, read_images
 from mg_milvus.records import Failure, Progress
 from mg_milvus.schema.models import REGIONS, Schema
 from mg_milvus.session import encoder_of, keep_encoder
@@ -70,7 +70,7 @@ def sample_features(
     """
     read: list[PreparedImage] = []
     chunks: list[Features] = []
-    with closing(read_images(((file, None) for file in files), encoder, settings)) as images:
+    with closing(read_images(((file, frozenset[str]()) for file in files), encoder, settings)) as images:
         while batch := list(islice(images, settings.batch_size)):
             pixels = [image.pixels for image in batch if image.pixels is not None]
             if pixels:
@@ -116,7 +116,7 @@ def first_ingest(run: IngestRun, sample: Sequence[Found]) -> tuple[Encoder, Desc
     rows = (image.row(code_bytes(codes, place), run.fields_of(image.file, None)) for place, image in enumerate(good))
     with Writer(run) as writer:
         while batch := list(islice(rows, _ROWS)):
-            writer.put(batch, added=len(batch), updated=0, unchanged=0)
+            writer.put(batch, Counts(added=len(batch)))
     return encoder, recorded, {image_id(image.file.path) for image in images}
 
 
@@ -127,7 +127,7 @@ class FitOptions:
     Attributes:
         backbone: ``builtin``, an encoder file (whose network is used), or a name of the table in
             ``encoder/backbones.py``.
-        weights: the backbone's weights; None: torchvision's pretrained ones.
+        weights: the backbone's weights; None: those of ImageNet.
         bits: granularity -> code length; None: the schema's.
         schema: what the codes are for; with its regions, unless ``bits`` are given.
         method: ``adaptive`` heads, which every collection fits again to its own images; or, to compare with, those of
@@ -160,7 +160,7 @@ class FitOptions:
         """
         base: Encoder
         if self.backbone == BUILTIN and self.weights is not None:
-            raise EncoderError("the built-in encoder has its weights; name a backbone (mgnet) to use others")
+            raise EncoderError("the built-in encoder has its weights; name a backbone to use others")
         if self.backbone == BUILTIN or Path(self.backbone).suffix == ".safetensors":
             base = load_encoder(self.backbone, device=self.device)
         else:

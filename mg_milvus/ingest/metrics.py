@@ -41,11 +41,12 @@ class Tally:
     added: int = 0
     updated: int = 0
     unchanged: int = 0
+    moved: int = 0
     failures: list[Failure] = field(default_factory=list)
 
     def progress(self, stage: str) -> Progress:
         """The state for a progress callback."""
-        done = self.added + self.updated + self.unchanged + len(self.failures)
+        done = self.added + self.updated + self.unchanged + self.moved + len(self.failures)
         return Progress(stage, done, max(self.total, done), len(self.failures), self.failures)
 
 

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Self
 
 from mg_milvus.errors import ImageError, StoreError
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, decoding
-from mg_milvus.images.discover import Found, content_hash, image_id, is_under, path_text, text_path
+from mg_milvus.images.discover import Found, content_hash, image_id
 from mg_milvus.images.files import MAX_BYTES, reading
+from mg_milvus.images.paths import Disks, Folders
 from mg_milvus.ingest.metrics import IngestMetrics, Tally
+from mg_milvus.ingest.moves import Moves, moved_to, regions_of
 from mg_milvus.records import Failure, Progress
 from mg_milvus.schema.models import REGIONS
 from mg_milvus.store.base import Row
@@ -67,6 +69,7 @@ class IngestRun:
         fields_of: extra fields of a file, given its row if there is one.
         progress: called after each batch.
         tally: counts and failures, updated by the steps.
+        moves: rows whose file may be elsewhere now; None where there are no rows yet.
     """
 
     session: Session
@@ -74,6 +77,7 @@ class IngestRun:
     fields_of: FieldsOf
     progress: Callable[[Progress], None]
     tally: Tally = field(default_factory=Tally)
+    moves: Moves | None = None
 
     @property
     def store(self) -> Store:
@@ -106,12 +110,12 @@ class PreparedImage:
 
 
 def read_images(
-    files: Iterable[tuple[Found, str | None]], encoder: Encoder, settings: Settings
+    files: Iterable[tuple[Found, AbstractSet[str]]], encoder: Encoder, settings: Settings
 ) -> Generator[PreparedImage]:
     """Read and prepare files in worker threads, in order, a few batches ahead of the consumer.
 
     Args:
-        files: each with the content hash of its row, if it has one; unchanged content is not decoded.
+        files: each with the content hashes that have a row already, its own or one to move; those are not decoded.
         encoder: prepares the images.
         settings: batch size and threads.
     """
@@ -119,9 +123,9 @@ def read_images(
     waiting: deque[Future[PreparedImage]] = deque()
     metrics = settings.metrics
 
-    def read(file: Found, known_hash: str | None) -> PreparedImage:
+    def read(file: Found, known: AbstractSet[str]) -> PreparedImage:
         with metrics.time("decode"):
-            image = _read(file, known_hash, encoder, settings.max_pixels)
+            image = _read(file, known, encoder, settings.max_pixels)
         metrics.queue("decode", -1)
         metrics.queue("encode", 1)
         return image
@@ -132,9 +136,9 @@ def read_images(
         return image
 
     try:
-        for file, known_hash in files:
+        for file, known in files:
             metrics.queue("decode", 1)
-            waiting.append(pool.submit(read, file, known_hash))
+            waiting.append(pool.submit(read, file, known))
             if len(waiting) >= 3 * settings.batch_size:
                 yield first()
         while waiting:
@@ -142,6 +146,16 @@ def read_images(
     finally:
         pool.shutdown(cancel_futures=True)
         metrics.clear_queues()
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a batch of rows is, in numbers of images, and ids of the rows that it replaces at another path."""
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    moved_from: Sequence[str] = ()
 
 
 class Writer:
@@ -153,7 +167,7 @@ class Writer:
     def __init__(self, run: IngestRun) -> None:
         self._run, self._metrics = run, run.settings.metrics
         self._pool = ThreadPoolExecutor(1, "mgm-upsert")
-        self._flight: tuple[Future[None], tuple[int, int, int]] | None = None
+        self._flight: tuple[Future[None], Counts] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -168,16 +182,21 @@ class Writer:
         finally:
             self._pool.shutdown()
 
-    def put(self, rows: Sequence[Row], *, added: int, updated: int, unchanged: int) -> None:
-        """Send rows after waiting for the batch before; they are counted when the store has acknowledged them."""
+    def put(self, rows: Sequence[Row], counts: Counts) -> None:
+        """Send rows after waiting for the batch before; they are counted when the store has acknowledged them.
+
+        Rows that moved are deleted at their old path afterwards: a crash leaves both.
+        """
         self._wait()
         self._metrics.queue("upsert", len(rows))
-        self._flight = (self._pool.submit(self._upsert, rows), (added, updated, unchanged))
+        self._flight = (self._pool.submit(self._upsert, rows, counts.moved_from), counts)
 
-    def _upsert(self, rows: Sequence[Row]) -> None:
+    def _upsert(self, rows: Sequence[Row], moved_from: Sequence[str]) -> None:
         try:
             with self._metrics.time("upsert"):
                 self._run.store.upsert(rows)
+                if moved_from:
+                    self._run.store.delete(moved_from)
             self._metrics.count_written(len(rows))
         finally:
             self._metrics.queue("upsert", -len(rows))
@@ -186,12 +205,13 @@ class Writer:
         """Wait for the batch in flight."""
         flight, self._flight = self._flight, None
         if flight is not None:
-            written, (added, updated, unchanged) = flight
+            written, counts = flight
             written.result()
             tally = self._run.tally
-            tally.added += added
-            tally.updated += updated
-            tally.unchanged += unchanged
+            tally.added += counts.added
+            tally.updated += counts.updated
+            tally.unchanged += counts.unchanged
+            tally.moved += len(counts.moved_from)
             self._run.report()
 
 
@@ -214,23 +234,29 @@ def changed_files(
     todo = (file for file in files if image_id(file.path) not in skip)
     while chunk := list(islice(todo, _LOOKUP)):
         rows = run.store.fetch([image_id(file.path) for file in chunk])
+        changed: list[tuple[Found, Row | None]] = []
         for file in chunk:
             row = rows.get(image_id(file.path))
             same_file = row is not None and (row.size, row.mtime_ns) == (file.size, file.mtime_ns)
             if image_id(file.path) in incomplete:
-                yield file, None
+                changed.append((file, None))
             elif row is not None and same_file and dict(row.fields) == dict(run.fields_of(file, row)):
                 run.tally.unchanged += 1
             else:
-                yield file, row
+                changed.append((file, row))
+        if run.moves is not None:
+            run.moves.look_up([file for file, row in changed if row is None])
         run.report()
+        yield from changed
 
 
-def missing_files(store: Store, roots: Sequence[str | os.PathLike[str]]) -> Iterator[list[str]]:
-    """Yield ids, in batches, of the rows under the given folders whose file no longer exists."""
-    folders = [path_text(root) for root in roots]
+def missing_files(store: Store, roots: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield, in batches, ids of the rows under the given folders whose file is gone, and of those that may be away."""
+    disks = Disks()
+    folders = Folders(roots, disks)
     for rows in store.scan():
-        yield [row.id for row in rows if is_under(row.path, folders) and not _exists(row.path)]
+        states = {row.id: disks.state(row.path) for row in rows if folders.holds(row.path)}
+        yield [i for i, state in states.items() if state == "gone"], [i for i in states if states[i] == "away"]
 
 
 def ingest_files(
@@ -252,15 +278,20 @@ def ingest_files(
     before: dict[str, Row] = {}
     names = tuple(name for name in encoder.bits if name != REGIONS)
 
-    def known_hashes() -> Iterator[tuple[Found, str | None]]:
+    def known_hashes() -> Iterator[tuple[Found, AbstractSet[str]]]:
         for file, row in changed_files(run, files, skip, incomplete):
             if row is not None:
                 before[row.id] = row
-            yield file, row.content_hash if row else None
+                yield file, {row.content_hash}
+            elif run.moves is not None and image_id(file.path) not in incomplete:
+                yield file, run.moves.hashes(file)
+            else:
+                yield file, frozenset()
 
     metrics = run.settings.metrics
     with closing(read_images(known_hashes(), encoder, run.settings)) as images, Writer(run) as writer:
         while batch := list(islice(images, run.settings.batch_size)):
+            moved, batch = _find_moved(run, encoder, batch, before)
             for image in batch:
                 if image.failure is not None:
                     run.tally.failures.append(Failure(image.file.path, image.failure))
@@ -289,8 +320,39 @@ def ingest_files(
                 unchanged += dict(fields) == dict(row.fields)
                 updated += dict(fields) != dict(row.fields)
                 rows.append(replace(row, size=image.file.size, mtime_ns=image.file.mtime_ns, fields=fields))
-            if rows:
-                writer.put(rows, added=len(rows) - updated - unchanged, updated=updated, unchanged=unchanged)
+            added = len(rows) - updated - unchanged
+            if rows or moved:
+                writer.put([*rows, *moved.values()], Counts(added, updated, unchanged, list(moved)))
+
+
+def _find_moved(
+    run: IngestRun, encoder: Encoder, batch: Sequence[PreparedImage], before: Mapping[str, Row]
+) -> tuple[dict[str, Row], list[PreparedImage]]:
+    """The rows that files of a batch had at another path, by their old ids, at the new one; and the other images."""
+    known = [
+        (image, run.moves.take(image.file, image.content_hash))
+        for image in batch
+        if run.moves is not None
+        and image.pixels is None
+        and image.failure is None
+        and image_id(image.file.path) not in before
+    ]
+    if not known:
+        return {}, list(batch)
+    names = tuple(name for name in encoder.bits if name != REGIONS)
+    rows = run.store.fetch([row.id for _, row in known if row is not None], names)
+    regions = regions_of(run.store, rows, regions=run.session.schema.regions is not None)
+    moved: dict[str, Row] = {}
+    others = {id(image): image for image in batch}
+    for image, row in known:
+        if row is not None and row.id in regions:
+            del others[id(image)]
+            new = moved_to(rows[row.id], image.file.path, regions[row.id])
+            fields = run.fields_of(image.file, new)
+            moved[row.id] = replace(new, size=image.file.size, mtime_ns=image.file.mtime_ns, fields=fields)
+        else:  # one more copy than there are rows to move
+            others[id(image)] = _read(image.file, frozenset(), encoder, run.settings.max_pixels)
+    return moved, list(others.values())
 
 
 def code_bytes(codes: Mapping[str, Codes], place: int) -> dict[str, bytes]:
@@ -298,24 +360,14 @@ def code_bytes(codes: Mapping[str, Codes], place: int) -> dict[str, bytes]:
     return {name: values[place].tobytes() for name, values in codes.items()}
 
 
-def _exists(path: str) -> bool:
-    try:
-        text_path(path).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True  # unreadable now, which does not mean deleted
-    return True
-
-
-def _read(file: Found, known_hash: str | None, encoder: Encoder, max_pixels: int) -> PreparedImage:
+def _read(file: Found, known: AbstractSet[str], encoder: Encoder, max_pixels: int) -> PreparedImage:
     try:
         with reading.held(min(max(file.size, 0), MAX_BYTES)):
             data = file.read()
             if file.size < 0:
                 file = replace(file, size=len(data))
             hashed = content_hash(data)
-            if hashed == known_hash:
+            if hashed in known:
                 return PreparedImage(file, hashed)
             with decoding(data, least=encoder.side, max_pixels=max_pixels) as decoded:
                 return PreparedImage(file, hashed, encoder.prepare(decoded.image), decoded.width, decoded.height)

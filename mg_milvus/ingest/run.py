@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mg_milvus.errors import QueryError, StoreError
-from mg_milvus.images.discover import Found, image_id, path_text, text_path
+from mg_milvus.errors import ImageError, QueryError, StoreError
+from mg_milvus.images.discover import Found, content_hash, image_id, text_path
+from mg_milvus.images.paths import stored_path
 from mg_milvus.ingest.fit_heads import SAMPLE_SIZE, first_ingest, random_sample
 from mg_milvus.ingest.metadata import default_values
+from mg_milvus.ingest.moves import Moves
 from mg_milvus.ingest.pipeline import IngestRun, Settings, changed_files, ingest_files, missing_files
 from mg_milvus.records import Failure, Progress
 from mg_milvus.results import IngestReport
@@ -124,6 +126,7 @@ def run_ingest(
     return IngestReport(
         tally.total, tally.added, tally.updated, tally.unchanged, ingest.removed, tuple(tally.failures),
         time.perf_counter() - started, ingest.adapted_on, interrupted, dry_run,
+        tally.moved, ingest.away,
     )  # fmt: skip
 
 
@@ -156,6 +159,8 @@ class _Ingest:
         self.run = IngestRun(session, settings, source.fields_of, progress)
         settings.metrics.tally = self.run.tally
         self.removed = 0
+        self.away = 0
+        self._moved: set[str] = set()
         self.adapted_on = 0
 
     def ingest(self) -> None:
@@ -177,18 +182,23 @@ class _Ingest:
             return
         out_of_step = find_out_of_step(session.store, session.schema)
         delete_orphans(session.store, out_of_step)
-        ingest_files(self.run, session.encoder, files, done, out_of_step.incomplete)
+        moves = None if recorded is None else Moves(session.store, out_of_step.incomplete)
+        ingest_files(replace(self.run, moves=moves), session.encoder, files, done, out_of_step.incomplete)
 
     def compare(self) -> None:
-        """Compare files with rows; nothing is read or written."""
+        """Compare files with rows; nothing is written, and read only what may be the file of a row that moves."""
         tally = self.run.tally
         files = self._source.files(tally.failures.append)
         if self._session.description() is None:
             tally.added = tally.total = sum(1 for _ in files)
             return
-        for _, row in changed_files(self.run, self._count(files)):
-            tally.added += row is None
+        moves = Moves(self._session.store)
+        for file, row in changed_files(replace(self.run, moves=moves), self._count(files)):
+            moved = row is None and _has_moved(moves, file)
+            tally.moved += moved
+            tally.added += row is None and not moved
             tally.updated += row is not None
+        self._moved = moves.taken
 
     def prune(self, *, dry_run: bool) -> None:
         """Delete the rows whose file no longer exists.
@@ -198,10 +208,12 @@ class _Ingest:
         """
         if self._session.description() is None:
             return
-        for ids in missing_files(self.run.store, self._source.prune):
-            if ids and not self.run.tally.total:
+        for gone, away in missing_files(self.run.store, self._source.prune):
+            ids = [i for i in gone if i not in self._moved]
+            self.away += len(away)
+            if (ids or away) and not self.run.tally.total:
                 raise StoreError(
-                    f"{path_text(self._source.prune[0])} holds no image any more, so --prune would remove all its "
+                    f"{stored_path(self._source.prune[0])} holds no image any more, so --prune would remove all its "
                     "rows; nothing was removed. Is the disk mounted? Otherwise use mgm delete --filter"
                 )
             removed = len(ids) if dry_run else self.run.store.delete(ids)
@@ -212,6 +224,13 @@ class _Ingest:
         for file in files:
             self.run.tally.total += 1
             yield file
+
+
+def _has_moved(moves: Moves, file: Found) -> bool:
+    try:
+        return bool(moves.hashes(file)) and moves.take(file, content_hash(file.read())) is not None
+    except (ImageError, OSError):
+        return False  # the ingest itself reports it
 
 
 def _files_of(store: Store, on_failure: Callable[[Failure], None]) -> Iterator[Found]:

@@ -78,7 +78,10 @@ class EncoderSettings(Model):
     """Which encoder fills the collection."""
 
     name: Annotated[
-        str, Field(strict=True, min_length=1, description="'builtin', or the path of an encoder file (.safetensors).")
+        str,
+        Field(
+            strict=True, min_length=1, description="'builtin', 'large', or the path of an encoder file (.safetensors)."
+        ),
     ] = "builtin"
     heads: Annotated[
         Literal["adapt", "fixed"],
@@ -231,7 +234,7 @@ class Schema(Model):
     ] = (
         Granularity(name="coarse", bits=64),
         Granularity(name="mid", bits=128),
-        Granularity(name="fine", bits=256),
+        Granularity(name="fine", bits=256, weight=0.25),
     )
     regions: Annotated[
         RegionSettings | None, Field(description="Codes of regions, to search details and locate them; null: none.")

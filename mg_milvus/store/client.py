@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -20,7 +19,7 @@ import grpc
 from pymilvus import Function, FunctionType, MilvusClient, RRFRanker
 from pymilvus import exceptions as vendor
 
-from mg_milvus.config import Tls, hide
+from mg_milvus.config import Tls, hide, is_loopback, proxy_note
 from mg_milvus.errors import (
     AuthenticationError,
     CollectionNotFoundError,
@@ -31,7 +30,7 @@ from mg_milvus.errors import (
     StoreUnavailableError,
     UnsupportedError,
 )
-from mg_milvus.files import one_line
+from mg_milvus.files import expand_home, one_line
 from mg_milvus.store import lite_server
 from mg_milvus.store.base import nprobe_for
 
@@ -158,7 +157,8 @@ def translate(error: BaseException, config: MilvusConfig) -> StoreError:
     messages = {
         AuthenticationError: f"{where} refused the token ({message}): give --token USER:PASSWORD or MGM_TOKEN",
         CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",
-        StoreUnavailableError: f"Milvus at {where} does not answer ({message}): check the URI and that it is running",
+        StoreUnavailableError: f"Milvus at {where} does not answer ({message}): check the URI and that it is running"
+        + proxy_note(where),
         FilterError: f"Milvus cannot use the filter ({message}): check the names of columns, quotes and parentheses",
         UnsupportedError: f"{where} cannot do this ({message}): change the storage settings, or the server",
         StoreError: f"Milvus request to {where} failed: {message}",
@@ -185,6 +185,8 @@ def is_transient(error: BaseException) -> bool:
 _CONNECT_ATTEMPTS = 3
 _LITE_BUSY_TIMEOUT = 180.0
 """Seconds: a slow machine reads three million rows in this time. A dead engine is reported at once."""
+_BUSY_LIMITS = 4
+"""Time limits of one request during which a busy engine is waited for over the network."""
 _MAX_BYTES = 512 << 20
 """Largest response accepted, which is the servers' default limit; pymilvus accepts any."""
 Version = tuple[int, int, int]
@@ -201,6 +203,10 @@ class Engine:
     def older_than(self, *version: int) -> bool:
         """Whether it is a server known to be older."""
         return not self.lite and self.version is not None and self.version < version
+
+    def since(self, *version: int) -> bool:
+        """Whether it is a server known to be of this version or newer."""
+        return not self.lite and self.version is not None and self.version >= version
 
     def check(self, schema: Schema) -> None:
         """Refuse a schema with settings that this Milvus does not support.
@@ -270,7 +276,7 @@ class Engine:
             raise UnsupportedError(f"{self.label} has no hybrid_search, which came with Milvus 2.4: use --fusion rank")
         if len(set(weights)) == 1:
             return RRFRanker(rrf_k), weights[0]
-        if self.lite or self.version is None or self.older_than(3, 0, 1):
+        if not self.since(3, 0, 1):
             raise UnsupportedError(
                 f"{self.label} fuses with equal weights only, got {list(weights)}: use --fusion rank, or equal weights"
             )
@@ -312,7 +318,10 @@ class Connection:
     def open(self, address: str, tls: Mapping[str, Any] | None = None) -> None:
         """Connect the client to an address, which may differ from the URI."""
         # A connection of its own: pymilvus never closes those that it shares between clients.
-        options = {"grpc_options": {"grpc.max_receive_message_length": _MAX_BYTES}, "dedicated": True, **(tls or {})}
+        grpc_options: dict[str, int] = {"grpc.max_receive_message_length": _MAX_BYTES}
+        if is_loopback(address):
+            grpc_options["grpc.enable_http_proxy"] = 0  # no proxy leads back to this machine
+        options = {"grpc_options": grpc_options, "dedicated": True, **(tls or {})}
         self.client = self.call(
             lambda: MilvusClient(address, token=self.config.token or "", timeout=self.timeout, **options),
             _CONNECT_ATTEMPTS,
@@ -422,7 +431,7 @@ def connect(config: MilvusConfig) -> Connection:
 def _connect_file(config: MilvusConfig) -> Connection:
     from mg_milvus.store import lite
 
-    file = lite.data_path(Path(config.uri).expanduser())
+    file = lite.data_path(expand_home(config.uri))
     connection = Connection(config, partial(lite.check_room, file))
     connection.busy_timeout = _LITE_BUSY_TIMEOUT
     label = f"Milvus Lite {lite.version()}"
@@ -467,7 +476,9 @@ def _connect_server(connection: Connection) -> Connection:
                 raise
             raise StoreUnavailableError(f"no TLS with Milvus at {uri}: {trouble}") from exc
     connection.engine = _server_engine(connection)
-    connection.busy_timeout = _LITE_BUSY_TIMEOUT if connection.engine.lite else 0
+    if connection.engine.lite:
+        # A silent network looks the same as a busy engine, so the user's limit decides how long either is waited for.
+        connection.busy_timeout = min(_LITE_BUSY_TIMEOUT, _BUSY_LIMITS * connection.timeout)
     return connection
 
 

@@ -7,6 +7,7 @@ here. The lock file is that package's, so that other programs and this one exclu
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -48,6 +49,8 @@ class _Engine:
     lock: IO[str]
     folder: Path
     users: int = 0
+    copied: Path | None = None
+    """Folder of the copy that is served, if the file itself cannot be changed."""
 
     @property
     def uri(self) -> str:
@@ -63,6 +66,8 @@ class _Engine:
             self.process.wait()
         self.lock.close()  # the lock file stays: removing it would let two others lock two different files
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self.copied is not None:
+            shutil.rmtree(self.copied, ignore_errors=True)
 
 
 _engines: dict[Path, _Engine] = {}
@@ -142,7 +147,7 @@ def start(file: Path) -> str:
                 engine = None
         if engine is None:
             check_file(file)
-            engine = _launch(program(), file)
+            engine = _launch_copy(program(), file) if is_read_only(file) else _launch(program(), file)
         engine.users = users
         _engines[file] = engine
         return engine.uri
@@ -190,6 +195,8 @@ def check_room(file: Path) -> None:
 
     The engine (2.5.1, measured) acknowledges writes that did not fit on a full disk; they are lost when it stops.
     """
+    if is_read_only(file):
+        raise StoreError(f"{file} cannot be written to, so it can only be queried: copy it to a folder of yours first")
     free = shutil.disk_usage(file.parent).free
     if free < _MIN_FREE:
         raise StoreError(
@@ -215,6 +222,33 @@ def check_file(file: Path) -> None:
         raise StoreError(f"{file} is a folder, expected a Milvus Lite file: give the name of a file in it")
     if file.exists() and file.stat().st_size and not could_be_lite(file):
         raise StoreError(f"{file} is not a Milvus Lite file, or damaged: choose another name, or restore a copy")
+
+
+def is_read_only(file: Path) -> bool:
+    """Whether a data file exists that this process cannot change, on a read-only disk or in another's folder."""
+    return file.exists() and not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
+
+
+def _launch_copy(binary: Path, file: Path) -> _Engine:
+    """Start an engine for a copy of a file, in its own folder: the engine cannot open files that it cannot change."""
+    folder = socket_folder(file)
+    copy = folder / file.name
+    try:
+        if shutil.disk_usage(folder).free < file.stat().st_size + _MIN_FREE:
+            raise OSError(errno.ENOSPC, f"it has no room for {file.stat().st_size:,} bytes", str(folder))
+        shutil.copyfile(file, copy)
+        copy.chmod(files.FILE)
+        engine = _launch(binary, copy)
+    except (OSError, StoreError) as exc:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(exc, StoreError):
+            raise
+        raise StoreError(
+            f"{file} cannot be changed, and its copy for reading cannot be made: {exc.filename}: {exc.strerror}. Set "
+            "TMPDIR to a folder with room"
+        ) from exc
+    engine.copied = folder
+    return engine
 
 
 def _launch(binary: Path, file: Path) -> _Engine:
@@ -269,8 +303,9 @@ def socket_folder(file: Path) -> Path:
 def environment(binary: Path) -> dict[str, str]:
     """The environment of the engine."""
     libraries = {name: os.pathsep.join((str(binary.parent), *absolute_parts(name))) for name in _PATHS}
-    # Otherwise it leaves a log file in the folder for temporary files at every start.
-    return _passed_on() | libraries | {"GLOG_logtostderr": "1"}
+    # Without a home folder the engine aborts, though it stores nothing there. Without the other variable it leaves a
+    # log file in the folder for temporary files at every start.
+    return {"HOME": tempfile.gettempdir()} | _passed_on() | libraries | {"GLOG_logtostderr": "1"}
 
 
 def python_environment() -> dict[str, str]:
@@ -288,7 +323,7 @@ def absolute_parts(name: str) -> list[str]:
 
 
 def _passed_on() -> dict[str, str]:
-    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
 
 
 def cannot_open(file: Path) -> str:

@@ -106,7 +106,7 @@ def data_file(place: str | os.PathLike[str]) -> Path:
     Raises:
         StoreError: the folder cannot be created, or another user's link leads there.
     """
-    named = Path(place).expanduser()
+    named = files.expand_home(place)
     path = lite.data_path(named)
     if named.suffix == ".db" and not path.is_dir():
         return path

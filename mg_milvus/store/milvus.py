@@ -233,8 +233,8 @@ class MilvusStore:
         ranker, scale = engine.ranker([search.weights[name] for name in used], search.rrf_k)
         parameters = {name: engine.search(layout.schema, depth, self._lists.get(name)) for name in used}
         fused: list[list[tuple[str, float]]] = []
-        # Milvus Lite counts the ranks of a second query on from the first's: one query a call.
-        size = 1 if engine.lite else max(1, _RESULTS_A_CALL // max(k, depth))
+        # Milvus before 2.6 and Milvus Lite count the ranks of a second query on from the first's: one query a call.
+        size = max(1, _RESULTS_A_CALL // max(k, depth)) if engine.since(2, 6, 0) else 1
         for some in _chunks(range(len(codes[used[0]])), size):
             requests = [
                 AnnSearchRequest(

@@ -89,9 +89,9 @@ class Optimisation(_Settings):
 class TrainingConfiguration(_Settings):
     """Everything that decides a training's result, besides the images."""
 
-    backbone: str = "mgnet"
-    init: str = "builtin"
-    """Where the backbone's weights begin: ``builtin``, ``torchvision``, ``scratch``, or an encoder or weights file."""
+    backbone: str = "efficientnet_lite0"
+    init: str = "imagenet"
+    """Where the backbone's weights begin: ``imagenet``, ``scratch``, or an encoder or weights file."""
     freeze: tuple[str, ...] = ()
     """Modules of the backbone, by the beginning of their names, that stay as they are; ``backbone`` is all of it."""
     heads: Literal["learned", "adaptive"] = "learned"
@@ -102,7 +102,7 @@ class TrainingConfiguration(_Settings):
         "mid": 128,
         "fine": 256,
     }
-    side: Annotated[int, Field(ge=16, le=512)] = 112
+    side: Annotated[int, Field(ge=16, le=512)] = 128
     """Input pixels of the finished encoder."""
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)] = (Phase(epochs=20, sides=(96, 112, 128)),)
     weights: Weights = Weights()
@@ -186,7 +186,7 @@ class TrainingConfiguration(_Settings):
         except SchemaError as error:
             raise TrainingError(f"the configuration {file} cannot be read: {error}") from error
         if not isinstance(content, dict):
-            raise TrainingError(f"the configuration {file} holds no settings; expected lines such as 'backbone: mgnet'")
+            raise TrainingError(f"the configuration {file} holds no settings; expected lines such as 'seed: 1'")
         return cls.of(content, str(file))
 
     @classmethod

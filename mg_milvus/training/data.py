@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as V
 
-from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD
+from mg_milvus.encoder.backbones import IMAGENET_MEAN, find_backbone
 from mg_milvus.errors import ImageError, TrainingError
 from mg_milvus.images.decode import opening
 from mg_milvus.images.discover import text_path
@@ -117,8 +117,9 @@ def _caption(draw: random.Random) -> torch.Tensor:
 class Augmenter:
     """Images of any size -> one normalised batch of a square size, varied. Draws from torch's global generator."""
 
-    def __init__(self, settings: Augmentation) -> None:
+    def __init__(self, settings: Augmentation, backbone: str) -> None:
         self._settings = s = settings
+        self._backbone = backbone
 
         def sometimes(chance: float, *transforms: v2.Transform) -> list[v2.Transform]:
             return [v2.RandomApply([v2.RandomChoice(list(transforms))], chance)] if chance else []
@@ -151,7 +152,8 @@ class Augmenter:
     def __call__(self, images: Sequence[NDArray[np.uint8]], side: int) -> torch.Tensor:
         """Images (h, w, 3) uint8 -> (n, 3, side, side) float32, channels last in memory."""
         batch = torch.stack([self._framed(image, side) for image in images])
-        groups = [self._erasing(normalised(self._changes()(group))) for group in torch.split(batch, GROUP)]
+        varied = (self._changes()(group) for group in torch.split(batch, GROUP))
+        groups = [self._erasing(normalised(group, self._backbone)) for group in varied]
         return torch.cat(groups).contiguous(memory_format=torch.channels_last)
 
     def _changes(self) -> v2.Compose:
@@ -182,11 +184,12 @@ def _window(height: int, width: int, area: tuple[float, float]) -> tuple[int, in
     return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
 
 
-def normalised(images: torch.Tensor) -> torch.Tensor:
-    """(n, 3, h, w) uint8 -> float32 with ImageNet's mean and deviation, as the encoder feeds its network."""
+def normalised(images: torch.Tensor, backbone: str) -> torch.Tensor:
+    """(n, 3, h, w) uint8 -> float32 with the backbone's mean and deviation, as the encoder feeds its network."""
+    row = find_backbone(backbone)
     scaled = V.to_dtype(images, torch.float32, scale=True)
-    found: torch.Tensor = V.normalize(scaled, list(IMAGENET_MEAN), list(IMAGENET_STD))
-    return found
+    result: torch.Tensor = V.normalize(scaled, list(row.mean), list(row.std))
+    return result
 
 
 def mixed(
@@ -324,7 +327,7 @@ class Batches(Dataset[Batch]):
         self._seed = (configuration.seed * 100_003 + epoch) * 1_000_003
         self._sides = configuration.sides(epoch)
         self._views = views
-        self._augmenter = Augmenter(configuration.augmentation)
+        self._augmenter = Augmenter(configuration.augmentation, configuration.backbone)
         order = np.random.default_rng(self._seed).permutation(rows)
         size = min(configuration.optimisation.batch, len(order))
         self.size = size

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mg_milvus.encoder.backbones import find_backbone
-from mg_milvus.encoder.file import BUILTIN, Configuration, EncoderState, default_poolings
+from mg_milvus.encoder.file import Configuration, EncoderState, default_poolings
 from mg_milvus.encoder.hash_heads import Head, Statistics, augmentation_covariance, statistics
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.encoder.networks import as_arrays, as_tensors, build, pretrained, read_weights
@@ -37,7 +37,7 @@ _SAMPLE = 20_000
 _BATCH = 64
 
 
-def region_statistics(encoder: TorchEncoder, images: Sequence[Image.Image]) -> Statistics:
+def region_statistics(encoder: HashEncoder, images: Sequence[Image.Image]) -> Statistics:
     """Moments of the features of regions, and of how those of a detail differ from those of its window.
 
     A detail lies anywhere in an image; it is compared with the nearest window of its size, as a search will do.
@@ -100,27 +100,23 @@ def first_weights(configuration: TrainingConfiguration) -> dict[str, torch.Tenso
 
     Raises:
         EncoderError: they are not of this backbone.
-        WeightsNotFoundError: torchvision's are not on this machine.
+        WeightsNotFoundError: those of ImageNet are not on this machine.
     """
     find_backbone(configuration.backbone)
     if configuration.init == "scratch":
         return build(configuration.backbone).state_dict()
-    if configuration.init == "torchvision":
+    if configuration.init == "imagenet":
         return pretrained(configuration.backbone)
+    if not Path(configuration.init).is_file():
+        raise TrainingError(f"init '{configuration.init}' is no file; expected imagenet, scratch, or a file of weights")
     try:
         encoder = cast("HashEncoder", load_encoder(configuration.init, device="cpu"))
     except EncoderError:
-        if configuration.init == BUILTIN:
-            raise
-        if not Path(configuration.init).is_file():
-            raise TrainingError(
-                f"init '{configuration.init}' is no file; expected builtin, torchvision, scratch, or a file of weights"
-            ) from None
         return read_weights(configuration.init)
     if encoder.backbone != configuration.backbone:
         raise TrainingError(
             f"init '{configuration.init}' holds the backbone {encoder.backbone}, expected {configuration.backbone}; "
-            f"set the backbone to {encoder.backbone}, or init to torchvision or scratch"
+            f"set the backbone to {encoder.backbone}, or init to imagenet or scratch"
         )
     return as_tensors(encoder.state.backbone)
 
@@ -151,7 +147,7 @@ def encoder_of(
     device: str,
     *,
     edited: int = 0,
-) -> TorchEncoder:
+) -> HashEncoder:
     """The encoder of a network's state, as it is written to a file.
 
     Args:
@@ -182,12 +178,7 @@ def encoder_of(
         poolings=poolings_of(configuration) | {REGIONS: default_poolings(configuration.backbone)[REGIONS]},
     )
     bare = TorchEncoder(EncoderState(configuration=settings, backbone=backbone, heads={}, statistics={}), device=device)
-    features = features_of(bare, images)
-    moved = {"fine": _moved(bare, images[:edited])} if edited and "fine" in features else None
-    fitted = bare.with_statistics(features, configuration.bits, moved)
-    if edited and find_backbone(configuration.backbone).multiple:
-        statistics = fitted.state.statistics | {REGIONS: region_statistics(bare, images)}
-        fitted = TorchEncoder(fitted.state.model_copy(update={"statistics": statistics}), device=device)
+    fitted = fit_statistics(bare, images, configuration.bits, edited=edited)
     if configuration.heads == "adaptive":
         return fitted
     learned = {
@@ -197,21 +188,41 @@ def encoder_of(
     return TorchEncoder(fitted.state.model_copy(update=learned), device=device)
 
 
-def features_of(encoder: TorchEncoder, images: Sequence[Image.Image]) -> Features:
+def fit_statistics(
+    encoder: HashEncoder, images: Sequence[Image.Image], bits: Mapping[str, int], *, edited: int
+) -> HashEncoder:
+    """The encoder with statistics of these images, and heads made from them.
+
+    Args:
+        encoder: its heads play no part.
+        images: whose features give the statistics.
+        bits: granularity -> code length.
+        edited: how many of them are also looked at as edited copies, so that ``fine`` codes can see through edits;
+            with any, regions have statistics, too.
+    """
+    features = features_of(encoder, images)
+    moved = {"fine": _moved(encoder, images[:edited])} if edited and "fine" in features else None
+    fitted = encoder.with_statistics(features, bits, moved)
+    if not edited or not find_backbone(encoder.backbone).multiple:
+        return fitted
+    moments = fitted.state.statistics | {REGIONS: region_statistics(encoder, images)}
+    return type(fitted)(fitted.state.model_copy(update={"statistics": moments}), device=fitted.device)
+
+
+def features_of(encoder: HashEncoder, images: Sequence[Image.Image]) -> Features:
     """Features of images, as an ingest would compute them: granularity -> (n, d) float32."""
     starts = range(0, len(images), _EXPORT_BATCH)
     chunks = [encoder.features([encoder.prepare(p) for p in images[start : start + _EXPORT_BATCH]]) for start in starts]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _moved(encoder: TorchEncoder, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-    """How ``fine`` features change with every strong edit: (edits * n, d)."""
+def _moved(encoder: HashEncoder, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+    """How ``fine`` features change with every strong edit, and with all edits at once at two strengths: (m, d)."""
     # Edits are in pixels, as of photographs; thumbnails would be destroyed by them.
     enlarged = [_enlarged(image) for image in images]
     plain = features_of(encoder, enlarged)["fine"]
-    versions = [
-        features_of(encoder, [edit.apply(p, "strong") for p in enlarged])["fine"] for edit in AUGMENTATIONS.values()
-    ]
+    edits = [(edit, "strong") for edit in AUGMENTATIONS.values()] + [(AUGMENTATIONS["all"], "medium")]
+    versions = [features_of(encoder, [edit.apply(p, strength) for p in enlarged])["fine"] for edit, strength in edits]
     return np.concatenate([version - plain for version in versions])
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mg_milvus.codes import Codes
-    from mg_milvus.encoder.torch_runtime import TorchEncoder
+    from mg_milvus.encoder.base import HashEncoder
     from mg_milvus.training.config import TrainingConfiguration
     from mg_milvus.training.data import Batch, ImageCache
     from mg_milvus.training.network import HashingNetwork
@@ -329,7 +329,7 @@ class Trainer:
         stop_after: int | None,
         on_step: Callable[[StepReport], None],
         on_epoch: Callable[[dict[str, float]], None],
-    ) -> TorchEncoder:
+    ) -> HashEncoder:
         """Train, and write the best encoder to ``out`` after every epoch that brings a better one.
 
         Raises:
@@ -429,7 +429,7 @@ class Trainer:
                 found[name] = found.get(name, 0.0) + float(value.detach())
         return found
 
-    def _judge(self) -> tuple[TorchEncoder, dict[str, float]]:
+    def _judge(self) -> tuple[HashEncoder, dict[str, float]]:
         """The encoder of the averaged weights, and its metrics on the held-out images."""
         held_out = self._material.held_out
         rows = np.concatenate([held_out, self._some(FEW_MORE)])
@@ -449,7 +449,7 @@ class Trainer:
     def _finished(self) -> bool:
         return self.course.epoch - self.course.best_epoch >= self._configuration.patience
 
-    def _finish(self) -> TorchEncoder:
+    def _finish(self) -> HashEncoder:
         """The best encoder once more, with the statistics of many training images."""
         weights = {name.removeprefix("best."): value for name, value in self._best.items()}
         images = self._images(self._some(STATISTICS_SAMPLE))

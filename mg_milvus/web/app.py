@@ -181,11 +181,11 @@ def _add_pages(app: FastAPI, state: State) -> None:
                 return _html("sign_in.html.jinja", 401, problem=REJECTED, query=query)
         except TooManyAttemptsError as error:
             return _too_many_page(error, query)
-        return state.access.sign_in(request, RedirectResponse(f"/?{query}" if query else "/", 303))
+        return state.access.sign_in(request, RedirectResponse(f"./?{query}" if query else "./", 303))
 
     @app.post("/sign-out", include_in_schema=False)
     async def sign_out(request: Request) -> Response:
-        return state.access.sign_out(request, RedirectResponse("/", 303))
+        return state.access.sign_out(request, RedirectResponse("./", 303))
 
 
 def _sign_in_page(request: Request, error: TooManyAttemptsError | None) -> Response:

@@ -18,6 +18,7 @@ import anyio
 from fastapi.responses import StreamingResponse
 from PIL import Image
 
+from mg_milvus import files
 from mg_milvus.errors import ImageError, ServeError
 from mg_milvus.files import write_private
 from mg_milvus.images.decode import check_header, decode, decoding
@@ -65,7 +66,10 @@ async def read_body(request: Request, most: int, body: Body | None = None) -> by
     Raises:
         TooLargeError: it has more than ``most`` bytes; the rest is not read.
         BusyError: too many bytes are in memory.
+        ImageError: it is a form, as ``curl -F`` sends.
     """
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
+        raise ImageError("the body is a form, expected the image itself: curl --data-binary @x.jpg instead of curl -F")
     stated = request.headers.get("content-length", "0")
     if stated.isdecimal() and int(stated) > most:
         raise TooLargeError
@@ -223,8 +227,8 @@ def _read_cached(file: Path | None) -> bytes | None:
 
 
 def default_folder() -> Path:
-    """Default folder of the thumbnails: under ``$XDG_CACHE_HOME``, else ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mg-milvus" / "thumbnails"
+    """Default folder of the thumbnails; see ``files.cache_folder``."""
+    return files.cache_folder("thumbnails")
 
 
 _BLOCK = 1 << 18

@@ -62,6 +62,7 @@ class WebSettings:
         thumbnail_folder: where thumbnails are cached; None: no cache.
         max_upload_bytes: bytes of the largest accepted image.
         max_pixels: most pixels of an image, whether uploaded or read from disk.
+        root_path: the page's path behind a proxy, such as ``/images``, without a slash at its end.
     """
 
     read_only: bool = False
@@ -71,6 +72,7 @@ class WebSettings:
     thumbnail_folder: Path | None = None
     max_upload_bytes: int = 50_000_000
     max_pixels: int = 100_000_000
+    root_path: str = ""
 
     def resolve_ingest_folder(self, folder: str) -> tuple[Path, Path]:
         """The folder with links resolved, and the allowed folder that it is or lies in.
@@ -368,6 +370,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        root = self._settings.root_path
+        if root and scope["path"] == root:
+            await RedirectResponse(f"{root.rpartition('/')[2]}/", 307)(scope, receive, send)
+            return
+        if root and scope["path"].startswith(f"{root}/"):  # other proxies have removed it
+            scope = {**scope, "path": scope["path"].removeprefix(root)}
+
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -473,7 +482,7 @@ def _is_page(request: Request) -> bool:
 def _without_token(request: Request) -> Response:
     """Redirect to the same page without the token in its address, which a history would keep."""
     rest = [(name, value) for name, value in request.query_params.multi_items() if name != "token"]
-    return RedirectResponse(f"/?{urlencode(rest)}" if rest else "/", 303)
+    return RedirectResponse(f"./?{urlencode(rest)}" if rest else "./", 303)
 
 
 def _is_foreign(request: Request) -> bool:

@@ -28,12 +28,12 @@ def mgm(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 images, a darker cut-out of each as query, and a schema whose coarse codes are too short to help."""
+    """72 images, a darker cut-out of each as query, and a schema whose coarse codes are too short to help."""
     folder = tmp_path_factory.mktemp("copies")
     (folder / "photos").mkdir()
     rows = ["query,relevant"]
     for kind in KINDS:
-        for number in range(12):
+        for number in range(24):
             image = kind_of_image(kind, number)
             width, height = image.size
             cut = ImageEnhance.Brightness(image.crop((8, 6, width - 8, height - 6))).enhance(0.8)
@@ -53,7 +53,7 @@ def test_a_collection_answers_with_what_was_learned(copies: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["better"], report["collection"], report["file"]) == (True, "copies", "out.yaml")
-    assert (report["queries"], report["candidates"], report["folds"]) == (36, 72, 5)
+    assert (report["queries"], report["candidates"], report["folds"]) == (72, 144, 5)
     assert report["gain"] > report["standard_error"] > 0
     assert report["tuned"] - report["equal"] == pytest.approx(report["gain"], abs=2e-6)
     assert report["new"] == report["learned"]
@@ -82,7 +82,7 @@ def test_a_schema_file_is_tuned_in_place_and_the_goal_is_said(copies: Path) -> N
     arguments = ("tune", "photos", "--pairs", "relevant.csv", "--schema", "mine.yaml", "--goal", "recall@1")
     done = mgm(*arguments, cwd=copies, MGM_URI="nowhere.db")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("recall@1 of 36 queries among 72 images, in 5 folds:\n  equal weights    0.")
+    assert done.stdout.startswith("recall@1 of 72 queries among 144 images, in 5 folds:\n  equal weights    0.")
     assert "against equal ones" in done.stdout
     assert done.stdout.endswith("Written to mine.yaml.\n")
     tuned = Schema.load(file)

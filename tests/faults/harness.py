@@ -171,7 +171,10 @@ def _command(words: list[str], environment: dict[str, str], terminal: str) -> No
         opened = os.open(source, os.O_RDWR | os.O_NOCTTY)
         os.dup2(opened, number)
         os.close(opened)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+    sys.stdin = open(0)  # noqa: SIM115
+    # run() replaces these two, and must find the numbers open.
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.argv = ["mgm", *words]
     from mg_milvus.cli.app import run
 

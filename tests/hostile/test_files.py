@@ -10,7 +10,6 @@ import struct
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ from mg_milvus.schema.models import ExtraField, Schema
 from mg_milvus.training.config import TrainingConfiguration
 from tests.images import encoded, image
 
-GOOD = (resources.files("mg_milvus.encoder") / "weights" / "builtin.safetensors").read_bytes()
+GOOD = load_encoder().to_bytes()
 LENGTH = int.from_bytes(GOOD[:8], "little")
 HEADER = json.loads(GOOD[8 : 8 + LENGTH])
 FIELDS = (ExtraField(name="kind", type="string", default=""), ExtraField(name="n", type="int", default=0))
@@ -109,7 +108,7 @@ def test_a_head_for_another_backbone_fails_when_it_is_loaded(name: str) -> None:
         ((attribute, changed_one),) = change.items()
         crafted = parts.model_copy(update={attribute: {**getattr(parts, attribute), **changed_one}})
         with pytest.raises(
-            errors.EncoderError, match=rf"head of {name} does not work \(.*mgnet gives \d+ numb"
+            errors.EncoderError, match=rf"head of {name} does not work \(.*efficientnet_lite0 gives \d+ numb"
         ) as caught:
             load_encoder(file.to_bytes(crafted))
         assert "\n" not in str(caught.value)
@@ -117,10 +116,13 @@ def test_a_head_for_another_backbone_fails_when_it_is_loaded(name: str) -> None:
 
 def test_a_stage_that_the_backbone_does_not_have_is_refused() -> None:
     parts = file.from_bytes(GOOD, "it")
-    pooling = parts.configuration.poolings["mid"].model_copy(update={"stages": ("stage3", "stage9")})
+    pooling = parts.configuration.poolings["mid"].model_copy(update={"stages": ("head", "stage9")})
     poolings = {**parts.configuration.poolings, "mid": pooling}
     configuration = parts.configuration.model_copy(update={"poolings": poolings})
-    with pytest.raises(errors.EncoderError, match="mid reads the stage 'stage9', mgnet has stage2, stage3, stage4"):
+    with pytest.raises(
+        errors.EncoderError,
+        match="mid reads the stage 'stage9', efficientnet_lite0 has block8_expand, block11",
+    ):
         load_encoder(file.to_bytes(parts.model_copy(update={"configuration": configuration})))
 
 

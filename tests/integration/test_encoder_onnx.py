@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from mg_milvus.encoder import pooling, torch_runtime
-from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD, find_backbone
+from mg_milvus.encoder.backbones import find_backbone
+from mg_milvus.encoder.layers import OWN
 from mg_milvus.encoder.load import load_encoder
-from mg_milvus.encoder.networks import OWN, as_arrays, as_tensors, build, extractor
+from mg_milvus.encoder.networks import as_arrays, as_tensors, build, extractor
+from mg_milvus.encoder.onnx_graph import backbone_graph
 from mg_milvus.encoder.onnx_runtime import (
-    NETWORKS,
     RUNTIME_VARIABLE,
     OnnxEncoder,
-    backbone_graph,
     has_fast_int8,
     onnx_runs,
     ranges_of,
@@ -85,10 +85,10 @@ def random_weights(name: str) -> dict[str, torch.Tensor]:
 def test_networks_give_the_maps_that_torch_gives(name: str, size: tuple[int, int]) -> None:
     weights, row = random_weights(name), find_backbone(name)
     images = np.random.default_rng(0).integers(0, 256, (2, 3, *size), np.uint8)
-    graph = backbone_graph(name, as_arrays(weights), dict(zip(row.stages, row.channels, strict=True)))
+    graph = backbone_graph(name, as_arrays(weights), row.stages)
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     found = session.run(row.stages, {"images": images})
-    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (row.mean, row.std))
     with torch.inference_mode():
         expected = extractor(name, weights)((torch.from_numpy(images).float() / 255 - mean) / deviation)
     for stage, maps in zip(row.stages, found, strict=True):
@@ -152,10 +152,13 @@ def test_ranges_are_those_of_the_network_that_ships(
     encoder_with_regions: HashEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mg_milvus.encoder.onnx_runtime.has_fast_int8", lambda: True)
-    ranges = ranges_of(encoder_with_regions.state.configuration.backbone_fingerprint)
+    configuration = encoder_with_regions.state.configuration
+    ranges = ranges_of(configuration)
     assert ranges is not None
-    assert len(ranges) == 32
-    assert ranges_of("0" * 16) is None
+    assert len(ranges) == 59  # the pixels, 49 layers, 9 sums
+    assert all(low >= -1 / 128 and high <= 6 for name, (low, high) in ranges.items() if name.endswith("depthwise"))
+    assert ranges_of(configuration.model_copy(update={"backbone_fingerprint": "0" * 16})) is None
+    assert ranges_of(configuration.model_copy(update={"backbone": "smallnet"})) is None
 
 
 @pytest.mark.parametrize("eight_bits", [False, pytest.param(True, marks=fast_int8)])
@@ -174,11 +177,11 @@ def test_a_code_does_not_depend_on_the_batch(
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("stem.1.bias", None),
-        ("stage9.0.conv1.0.weight", np.zeros((1, 1, 3, 3), np.float32)),
-        ("stem.0.weight", np.zeros((40, 3), np.float32)),
-        ("stem.1.bias", np.zeros(1, np.float32)),
-        ("stage2.0.conv1.0.weight", np.zeros((80, 7, 3, 3), np.float32)),
+        ("stem.norm.bias", None),
+        ("block99_expand.conv.weight", np.zeros((1, 1, 3, 3), np.float32)),
+        ("stem.conv.weight", np.zeros((32, 3), np.float32)),
+        ("stem.norm.bias", np.zeros(1, np.float32)),
+        ("block2_expand.conv.weight", np.zeros((144, 7, 1, 1), np.float32)),
     ],
 )
 def test_weights_of_another_network_are_refused(
@@ -189,20 +192,19 @@ def test_weights_of_another_network_are_refused(
         weights[name] = values
     wrong = encoder_with_regions.state.model_copy(update={"backbone": weights})
     for kind in (OnnxEncoder, TorchEncoder):
-        with pytest.raises(EncoderError, match="these weights do not fit the backbone mgnet"):
+        with pytest.raises(EncoderError, match="these weights do not fit the backbone efficientnet_lite0"):
             kind(wrong, device="cpu").encode(prepared[:1])
 
 
 def test_what_runs_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert set(NETWORKS) == set(OWN)
-    assert onnx_runs("mgnet", "cpu")
+    assert onnx_runs("efficientnet_lite0", "cpu")
     assert load_encoder(device="cpu").runtime == "onnxruntime, float32"
-    assert onnx_runs("mgnet", "auto") == (sys.platform == "linux")
+    assert onnx_runs("efficientnet_lite0", "auto") == (sys.platform == "linux")
     assert not onnx_runs("resnet18", "cpu")
-    assert not onnx_runs("mgnet", "cuda")
+    assert not onnx_runs("efficientnet_lite0", "cuda")
     monkeypatch.setattr("mg_milvus.encoder.onnx_runtime._GPUS", (str(tmp_path),))
-    assert not onnx_runs("mgnet", "auto")
-    assert onnx_runs("mgnet", "cpu")
+    assert not onnx_runs("efficientnet_lite0", "auto")
+    assert onnx_runs("efficientnet_lite0", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
-"""What every store does: memory, Milvus Lite in process, Milvus Lite over TCP, and the server at MGM_TEST_URI."""
+"""What every store does: memory, Milvus Lite in process and over TCP, strict stand-ins, the server at MGM_TEST_URI."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,14 @@ from mg_milvus.errors import CollectionNotFoundError, FilterError, QueryError, S
 from mg_milvus.schema.models import ExtraField, FusionSettings, Granularity, RegionScale, RegionSettings, Schema
 from mg_milvus.store.base import Description, HybridSearch, Row, Store
 from mg_milvus.store.milvus import open_store
+from tests.server.strict_proxy import VERSIONS, StrictProxy, strict_proxy
 from tests.servers import lite_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PLACES = ["memory", "file", "tcp", *(["server"] if "MGM_TEST_URI" in os.environ else [])]
+PLACES = ["memory", "file", "tcp", *VERSIONS, *(["server"] if "MGM_TEST_URI" in os.environ else [])]
 FIELDS = (
     ExtraField(name="label", type="string", default="none", max_length=20),
     ExtraField(name="year", type="int"),
@@ -40,6 +42,15 @@ def tcp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.uri
 
 
+@pytest.fixture(scope="module")
+def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], StrictProxy]]:
+    """A strict stand-in for a version, started when it is first asked for."""
+    with ExitStack() as stack:
+        yield functools.cache(
+            lambda version: stack.enter_context(strict_proxy(tmp_path_factory.mktemp("strict") / "strict.db", version))
+        )
+
+
 @pytest.fixture(params=PLACES)
 def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """A store without its collection."""
@@ -48,6 +59,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         "file": lambda: str(tmp_path / "contract.db"),
         "tcp": lambda: str(request.getfixturevalue("tcp")),
         "server": lambda: os.environ["MGM_TEST_URI"],
+        **{version: lambda version=version: request.getfixturevalue("proxies")(version).uri for version in VERSIONS},
     }
     uri, name, token = uris[request.param](), next(_names), os.environ.get("MGM_TEST_TOKEN")
     store = open_store(MilvusConfig(uri, collection=name, token=token))

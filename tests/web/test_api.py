@@ -535,7 +535,7 @@ def test_a_token_is_asked_of_everyone(index: ImageIndex) -> None:
         assert client.post("/sign-in", data={"token": "wrong"}).status_code == 401
         asked = {"token": TOKEN, "query": "id=x//evil.example"}
         signed_in = client.post("/sign-in", data=asked, follow_redirects=False)
-        assert signed_in.headers["location"] == "/?id=x//evil.example"
+        assert signed_in.headers["location"] == "./?id=x//evil.example"
         cookie = signed_in.headers["set-cookie"].lower()
         assert ("httponly" in cookie, "samesite=lax" in cookie, signed_in.status_code) == (True, True, 303)
         assert client.get("/api/info").status_code == 200  # with the cookie
@@ -544,7 +544,7 @@ def test_a_token_is_asked_of_everyone(index: ImageIndex) -> None:
 def test_the_address_with_the_token_signs_in_and_forgets_it(index: ImageIndex) -> None:
     with TestClient(create_app(index, WebSettings(token=TOKEN)), base_url="http://photos.example") as client:
         answer = client.get("/", params={"token": TOKEN, "id": "x"}, follow_redirects=False)
-        assert (answer.status_code, answer.headers["location"]) == (303, "/?id=x")
+        assert (answer.status_code, answer.headers["location"]) == (303, "./?id=x")
         assert client.get("/").status_code == 200
 
 

@@ -16,7 +16,7 @@ export function toAddress(query) {
   if (query.depth) params.set("depth", query.depth);
   for (const [name, value] of Object.entries(query.filters)) params.set(FILTER + name, value);
   const text = params.toString().replaceAll("%3A", ":").replaceAll("%2C", ",");
-  return text ? `?${text}` : "/";
+  return text ? `?${text}` : "./";
 }
 
 /** "?…" -> query. Invalid values are ignored: an address may come from anywhere. */

@@ -34,20 +34,20 @@ const withQuery = (path, values) => {
 /** Query with an image (a Blob), an id or codes; the response holds all candidates. */
 export function query({ blob, id, codes, crop, regions, filter, depth, fusion }, signal) {
   const options = { crop: crop?.join(","), regions, filter, depth, fusion, k: 1, candidates: true };
-  if (!blob) return call(withQuery("/api/query", { id, codes, ...options }), { signal });
+  if (!blob) return call(withQuery("api/query", { id, codes, ...options }), { signal });
   const headers = { "content-type": "application/octet-stream" };
-  return call(withQuery("/api/query", options), { method: "POST", body: blob, headers, signal });
+  return call(withQuery("api/query", options), { method: "POST", body: blob, headers, signal });
 }
 
-export const sample = (filter, signal) => call(withQuery("/api/sample", { count: 120, filter }), { signal });
+export const sample = (filter, signal) => call(withQuery("api/sample", { count: 120, filter }), { signal });
 
-export const row = (id) => call(`/api/images/${id}`);
+export const row = (id) => call(`api/images/${id}`);
 
-export const remove = (id) => call(`/api/images/${id}`, { method: "DELETE" });
+export const remove = (id) => call(`api/images/${id}`, { method: "DELETE" });
 
-export const thumbnail = (id, side) => `/api/images/${id}/thumbnail?side=${side}`;
+export const thumbnail = (id, side) => `api/images/${id}/thumbnail?side=${side}`;
 
-export const original = (id) => `/api/images/${id}/original`;
+export const original = (id) => `api/images/${id}/original`;
 
 const UPLOAD_TRIES = 20;
 
@@ -56,7 +56,7 @@ export async function upload(file) {
   const headers = { "content-type": "application/octet-stream" };
   for (let tries = 1; ; tries += 1) {
     try {
-      return await call(withQuery("/api/uploads", { name: file.name }), { method: "POST", body: file, headers });
+      return await call(withQuery("api/uploads", { name: file.name }), { method: "POST", body: file, headers });
     } catch (error) {
       if (!error.wait || tries === UPLOAD_TRIES) throw error;
       await new Promise((resolve) => setTimeout(resolve, 1000 * error.wait));
@@ -65,19 +65,19 @@ export async function upload(file) {
 }
 
 export const ingest = (what) =>
-  call("/api/ingest", {
+  call("api/ingest", {
     method: "POST",
     body: JSON.stringify(what),
     headers: { "content-type": "application/json" },
   });
 
-export const stopIngest = () => call("/api/ingest", { method: "DELETE" });
+export const stopIngest = () => call("api/ingest", { method: "DELETE" });
 
 /** Calls `show` with the state of the ingest until it ends. */
-export const watchIngest = (show) => watch("/api/ingest/events", show);
+export const watchIngest = (show) => watch("api/ingest/events", show);
 
 /** Calls `show` with the state of a search for near-duplicates; the last one has the report. */
-export const watchDuplicates = (options, show) => watch(withQuery("/api/duplicates/events", options), show);
+export const watchDuplicates = (options, show) => watch(withQuery("api/duplicates/events", options), show);
 
 function watch(path, show) {
   const source = new EventSource(path);

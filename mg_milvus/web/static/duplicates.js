@@ -12,7 +12,7 @@ function card(member) {
   const name = fileName(member.path);
   const bars = Object.entries(about.bits).filter(([granularity]) => granularity in member.distances);
   return h("li", { class: `card ${member.keep ? "kept" : "removable"}`, data: { id: member.id } },
-    h("a", { class: "tile", href: `/?id=${member.id}`, title: member.path },
+    h("a", { class: "tile", href: `./?id=${member.id}`, title: member.path },
       h("img", { src: thumbnail(member.id, 480), alt: name, loading: "lazy", decoding: "async" }),
       h("span", { class: "badge" }, member.keep ? "keep" : "removable")),
     h("div", { class: "about" },
