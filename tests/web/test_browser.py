@@ -255,7 +255,7 @@ def drawn_boxes(page: Page) -> list[list[int] | None]:
 
 def weights_shown(page: Page) -> dict[str, float]:
     return page.eval_on_selector_all(
-        "#sliders input", "all => Object.fromEntries(all.map(one => [one.id.slice(7), Number(one.value)]))"
+        "#sliders output", "all => Object.fromEntries(all.map(one => [one.htmlFor[0].slice(7), Number(one.value)]))"
     )
 
 
@@ -436,7 +436,8 @@ def test_why_this_tells_distances_ranks_and_shares(page: Page, index: ImageIndex
     text = page.inner_text("#why table")
     for name, bits in index.schema.bits.items():
         assert f"{hit.distances[name]} of {bits}" in text
-        assert f"1 / (60 + {hit.ranks[name]:g}) = {1 / (60 + hit.ranks[name]):.4f}" in text
+        weight = index.schema.weights[name]
+        assert f"{weight:g} / (60 + {hit.ranks[name]:g}) = {weight / (60 + hit.ranks[name]):.4f}" in text
     assert f"{hit.score:.4f}" in text
     assert hit.path in page.inner_text("#why .details")
     page.keyboard.press("Escape")

@@ -23,7 +23,7 @@ export class Weights {
       const value = h("output", { for: `weight-${name}` });
       const slider = h("input", {
         type: "range", id: `weight-${name}`, min: 0, max: Math.ceil(most), step: 0.1,
-        oninput: () => this.moved(changed),
+        oninput: () => this.moved(name, changed),
       });
       sliders.append(
         h("div", { class: `slider h${place % 6}` },
@@ -44,8 +44,9 @@ export class Weights {
     container.append(button);
   }
 
-  moved(changed) {
-    const weights = Object.fromEntries([...this.sliders].map(([name, [slider]]) => [name, Number(slider.value)]));
+  moved(name, changed) {
+    // Sliders have steps; the weights that nobody moved stay as they are.
+    const weights = { ...this.shown, [name]: Number(this.sliders.get(name)[0].value) };
     const profile = Object.keys(this.about.profiles).find((known) => same(this.about.profiles[known], weights));
     changed(profile ? { profile, weights: null } : { profile: null, weights });
   }
@@ -59,6 +60,7 @@ export class Weights {
   /** Show them. */
   write(query) {
     const weights = this.of(query);
+    this.shown = Object.fromEntries([...this.sliders.keys()].map((name) => [name, weights[name] ?? 0]));
     for (const [name, [slider, value]] of this.sliders) {
       slider.disabled = name === REGIONS && this.regions.missed(query);
       slider.value = weights[name] ?? 0;
