@@ -36,8 +36,12 @@ class Column:
 
 
 FORMAT = 1
+MARK = "Image codes of mg-milvus; the description of the field 'id' says which"
+"""The description of every collection, for people. Servers since 2.6.19 take at most 1,024 bytes there; the
+description of a field has no such limit, and the JSON of ``encode_description`` and its kin is kept in that of the id.
+"""
 MOST_BYTES = 64 << 10
-"""Of a description, in UTF-8. Servers keep 1,024 bytes unless set otherwise, Milvus Lite any number."""
+"""Of the JSON that describes a collection. It is ASCII."""
 _MOST_DEPTH = 16
 _MOST_ADAPTED = 2**53
 _LONGEST_BACKBONE = 200
@@ -50,7 +54,7 @@ COMPANIONS = {
 
 
 def encode_description(description: Description) -> str:
-    """The JSON stored as a collection's description. All settings are written: later versions may have other defaults.
+    """The JSON that describes a collection. All settings are written: later versions may have other defaults.
 
     Raises:
         UnsupportedError: it is longer than what is read again.
@@ -65,7 +69,7 @@ def encode_description(description: Description) -> str:
         },
         separators=(",", ":"),
     )
-    if len(text) > MOST_BYTES:  # it is ASCII
+    if len(text) > MOST_BYTES:
         raise UnsupportedError(
             f"the schema takes {len(text):,} bytes in the collection's description, at most {MOST_BYTES:,} are stored: "
             "use fewer fields, or shorter defaults"
@@ -238,13 +242,13 @@ _TYPES = {
 
 
 def description_of(connection: Connection, name: str) -> str | None:
-    """The description of a collection; None if there is no such collection."""
+    """The JSON that describes a collection, "" for one of another program; None if there is no such collection."""
     try:
         response = connection.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
     except CollectionNotFoundError:
         return None
     with connection.reading():
-        return str(response["description"])
+        return next((str(each["description"]) for each in response["fields"] if each["name"] == "id"), "")
 
 
 def count_rows(connection: Connection, name: str, where: str = "") -> int:
@@ -275,7 +279,7 @@ def check_progress(connection: Connection, last: str, records: Sequence[Mapping[
 
 @dataclass(frozen=True, slots=True)
 class NewCollection:
-    """A collection to create: its name, description, columns, fields of codes, and how the server stores it."""
+    """A collection to create: its name, JSON, columns with "id" first, fields of codes, how the server stores it."""
 
     name: str
     description: str
@@ -291,11 +295,13 @@ def create(connection: Connection, new: NewCollection) -> None:
         StoreError: Milvus refused, and there is no such collection.
     """
     storage = new.storage
-    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=new.description)
+    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=MARK)
     for column in new.columns:
         options: dict[str, Any] = {"max_length": column.max_bytes} if column.type == "string" else {}
         if column.name == storage.partition_key:
             options["is_partition_key"] = True
+        if column.name == "id":
+            options["description"] = new.description
         schema.add_field(column.name, _TYPES[column.type], is_primary=column.name == "id", **options)
     for granularity in new.granularities:
         options = {} if granularity.mmap is None else {"mmap_enabled": granularity.mmap}
