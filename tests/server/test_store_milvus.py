@@ -502,8 +502,8 @@ def test_weights_in_the_server_fusion() -> None:
             engine.ranker([1.0, 2.0], 60)
     ranker, scale = Engine(False, (3, 0, 1), "Milvus 3.0.1").ranker([1.0, 2.0], 60)
     assert isinstance(ranker, Function)
-    assert ranker.params == {"reranker": "rrf", "k": 60, "weights": [1.0, 2.0]}
-    assert scale == 1.0
+    assert ranker.params == {"reranker": "rrf", "k": 60, "weights": [0.5, 1.0]}
+    assert scale == 2.0
 
 
 # --- filters ---------------------------------------------------------------------------------------------------------
