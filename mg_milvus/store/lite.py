@@ -303,9 +303,12 @@ def socket_folder(file: Path) -> Path:
 def environment(binary: Path) -> dict[str, str]:
     """The environment of the engine."""
     libraries = {name: os.pathsep.join((str(binary.parent), *absolute_parts(name))) for name in _PATHS}
-    # Without a home folder the engine aborts, though it stores nothing there. Without the other variable it leaves a
-    # log file in the folder for temporary files at every start.
-    return {"HOME": tempfile.gettempdir()} | _passed_on() | libraries | {"GLOG_logtostderr": "1"}
+    # Without a home folder that it can write into the engine aborts, or refuses every query, though it stores nothing
+    # there. Without the other variable it leaves a log file in the folder for temporary files at every start.
+    home = os.environ.get("HOME", "")
+    if not (os.path.isabs(home) and os.access(home, os.W_OK | os.X_OK)):
+        home = tempfile.gettempdir()
+    return _passed_on() | libraries | {"HOME": home, "GLOG_logtostderr": "1"}
 
 
 def python_environment() -> dict[str, str]:
