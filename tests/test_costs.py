@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 CALLS = {
     "opening and counting": {
-        "Connect": 1, "DescribeCollection": 5, "DescribeIndex": 1, "GetLoadState": 1, "Query": 1,
+        "Connect": 1, "DescribeCollection": 6, "DescribeIndex": 1, "GetLoadState": 1, "Query": 1,
     },
     "the first query after a write": {"Search": 3, "Query": 1},
     "a query": {"Search": 3},
