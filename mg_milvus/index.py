@@ -228,7 +228,7 @@ class ImageIndex:
         return run_refit(self._session, to, Settings(batch_size, workers), progress=progress)
 
     def load(
-        self, folder: PathLike, *, partial: bool = False, bucket: str | None = None,
+        self, folder: PathLike, *, partial: bool = False, bucket: str | None = None, rest: str | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> TransferReport:  # fmt: skip
         """Load a folder of codes, as ``bulk.encode`` and ``export`` write it, into the collection.
@@ -242,6 +242,7 @@ class ImageIndex:
             partial: load what there is, even where a shard is not finished.
             bucket: instead of writing row by row, let the server import files from its own bucket, in which this is
                 the URL of a folder: ``s3://a-bucket/imports``. For a collection that is empty.
+            rest: address of the server's REST API, which ``bucket`` needs; default: host and port of the URI.
             progress: called after each batch.
 
         Raises:
@@ -250,9 +251,10 @@ class ImageIndex:
             EncoderMismatchError, SchemaMismatchError: the collection cannot take these codes; nothing was written.
             StoreError: Milvus failed; what was acknowledged stays.
         """
-        from mg_milvus.bulk import transfer  # with all that reads from the web, which few commands need
+        from mg_milvus.bulk import import_jobs, transfer  # with all that reads from the web, which few commands need
 
-        return transfer.load(self._session, folder, partial=partial, bucket=bucket, progress=progress)
+        place = None if bucket is None else import_jobs.ImportPlace(bucket, rest)
+        return transfer.load(self._session, folder, partial=partial, place=place, progress=progress)
 
     def export(self, folder: PathLike, *, progress: Callable[[Progress], None] | None = None) -> TransferReport:
         """Write the collection into a folder of codes: all rows, the schema as it is tuned, and the encoder's file.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     PathLike = str | os.PathLike[str]
 
 
+_CHECKED_FOR = 1.0
+"""Seconds after which a session looks again whether the collection is still the same one."""
 WHOLE_FILE_LIMIT = 32_000_000
 """Encoder files of at most this many bytes are stored whole beside the collection; of larger ones the heads only."""
 
@@ -142,6 +145,8 @@ class Session:
         self._store: Store | None = None
         self._description: Description | None = None
         self._encoder: Encoder | None = None
+        self._identity: object = None
+        self._checked = 0.0
         self._closed = False
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -193,8 +198,13 @@ class Session:
     def description(self) -> Description | None:
         """The collection's description; None if there is no collection. Nothing is created."""
         with self._lock:
+            if self._description is not None and time.monotonic() - self._checked > _CHECKED_FOR:
+                self._checked = time.monotonic()
+                if self.store.identity() != self._identity:
+                    self._description = self._encoder = None
             if self._description is None and not self._is_absent():
                 collection = self.collection
+                self._identity, self._checked = self.store.identity(), time.monotonic()
                 description = self.store.describe()
                 if description is not None and self._given_schema is not None:
                     _check_schema(collection, description.schema, self._given_schema)
@@ -293,6 +303,7 @@ class Session:
         """Set description and encoder after this client has created the collection, or found it created."""
         with self._lock:
             self._description, self._encoder = description, encoder
+            self._identity, self._checked = self.store.identity(), time.monotonic()
 
     def close(self) -> None:
         """Close the store; idempotent."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.config import MilvusConfig
-    from mg_milvus.schema.models import FusionSettings, RegionSettings
+    from mg_milvus.schema.models import FusionSettings, RegionSettings, Schema
     from mg_milvus.store.base import Store
 
 _BATCH = 1000
@@ -62,6 +62,13 @@ class MemoryStore:
         with self._lock:
             self._check_open()
             return None if self._description is None else decode_description(self._description, self.collection)
+
+    def identity(self) -> object:
+        """See ``Store``."""
+        return self._description
+
+    def check(self, schema: Schema) -> None:
+        """See ``Store``."""
 
     def create(self, description: Description) -> Description:
         """See ``Store``."""

@@ -46,7 +46,13 @@ _POLL_SECONDS = 1.0
 """Seconds between two requests for the state of a job."""
 _COUNT_TIMEOUT = 120.0
 """Most seconds until imported rows are visible."""
-_RUNNING = frozenset({"Pending", "Importing", "InProgress"})
+_SILENT_FOR = 300.0
+"""Most seconds without an answer about a job, which goes on meanwhile."""
+_PORT = 19_530
+_ENDED = frozenset({"Completed", "Failed"})
+"""States in which a job stays; versions have different names for those on the way there."""
+_GOOD = frozenset({0, 200})
+"""Codes of success: 200 up to 2.4.2, 0 since."""
 _REMEDY = "import jobs need a Milvus server from 2.4 on; without --bucket, mgm load needs none"
 
 
@@ -55,7 +61,7 @@ class Job:
     """State of an import job.
 
     Attributes:
-        state: "Pending", "Importing", "Completed" or "Failed".
+        state: "Completed", "Failed", or one on the way there: "Pending", "Importing" ...
         percent: progress, 0 to 100.
         reason: why it failed.
     """
@@ -66,15 +72,20 @@ class Job:
 
     @property
     def is_running(self) -> bool:
-        """Whether it is pending or running."""
-        return self.state in _RUNNING
+        """Whether it is pending or running: in any state, unless it is an end or no word."""
+        return self.state not in _ENDED and re.fullmatch("[A-Za-z]{1,40}", self.state) is not None
 
 
 class ImportApi:
     """The import jobs of one server."""
 
-    def __init__(self, config: MilvusConfig) -> None:
+    def __init__(self, config: MilvusConfig, rest: str | None = None) -> None:
         """Make no request yet. A path in the URI names the database, as for pymilvus.
+
+        Args:
+            config: of the server.
+            rest: address of its REST API, where that is not the URI's. With TLS that Milvus itself ends, the two
+                cannot share a port.
 
         Raises:
             UnsupportedError: the URI is not that of a server.
@@ -83,7 +94,7 @@ class ImportApi:
         url = urlsplit(uri)
         if url.scheme not in {"http", "https", "tcp"} or not url.hostname:
             raise UnsupportedError(f"import jobs need a server, got {uri.rpartition('@')[2]}: omit --bucket")
-        self._base = base_url(f"https://{uri.partition('://')[2]}" if tls else uri)
+        self._base = base_url(rest or (f"https://{uri.partition('://')[2]}" if tls else uri))
         # Without a proxy on the way to this machine; elsewhere those of the environment.
         own = (ProxyHandler({}),) if is_loopback(self._base) else ()
         self._opener = build_opener(_TlsHandler(tls or Tls()), _NoRedirects(), *own)
@@ -94,7 +105,7 @@ class ImportApi:
         """Ids of the pending and running jobs of a collection."""
         url, data = self._post("list", {"collectionName": collection})
         with self._reading(url):
-            return [_id(job) for job in data.get("records") or () if job.get("state") in _RUNNING]
+            return [_id(job) for job in data.get("records") or () if job.get("state") not in _ENDED]
 
     def start(self, collection: str, files: Sequence[str]) -> str:
         """Start a job; returns its id.
@@ -109,7 +120,7 @@ class ImportApi:
 
     def job(self, job_id: str) -> Job:
         """The state of a job."""
-        url, data = self._post("describe", {"jobId": job_id})
+        url, data = self._post("get_progress", {"jobId": job_id})  # "describe" is of 2.4.13 and later only
         with self._reading(url):
             percent = min(100, max(0, int(data.get("progress") or 0)))
             return Job(self._line(str(data["state"]), 40), percent, self._line(str(data.get("reason") or "")))
@@ -134,7 +145,7 @@ class ImportApi:
             if len(text) > _MAX_RESPONSE_BYTES:
                 raise ValueError(f"the response has more than {_MAX_RESPONSE_BYTES:,} bytes")
             content = json.loads(text)
-            if content["code"] == 0:
+            if content["code"] in _GOOD:
                 return url, dict(content["data"])
             code, message = self._line(str(content["code"]), 40), self._line(str(content.get("message")))
         raise StoreError(f"the server refused an import job ({code}): {message}")
@@ -152,7 +163,12 @@ class ImportApi:
             OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError
         ) as error:  # fmt: skip
             reason = self._line(str(getattr(error, "reason", error))) or type(error).__name__
-            raise UnsupportedError(f"the request to {url} failed ({reason}): {_REMEDY}") from error
+            tls = (
+                " (with TLS that Milvus itself ends, REST has a port of its own: give --rest)"
+                if self._base.startswith("https:")
+                else ""
+            )
+            raise UnsupportedError(f"the request to {url} failed ({reason}): {_REMEDY}{tls}") from error
 
     def _line(self, text: str, most: int = 500) -> str:
         return one_line(hide(text, self._token), most)
@@ -199,29 +215,53 @@ class _TlsConnection(HTTPSConnection):
 
 
 def base_url(uri: str) -> str:
-    """URL of the REST API of a server: the same port, without database and password."""
+    """URL of the REST API of a server: the same port, 19530 if there is none, without database and password.
+
+    Raises:
+        UnsupportedError: the URI has no host, or its port is no number.
+    """
     url = urlsplit(uri)
-    return f"{'https' if url.scheme == 'https' else 'http'}://{url.netloc.rpartition('@')[2]}"
+    try:
+        port = url.port or _PORT
+    except ValueError:
+        port = 0
+    if not url.hostname or not port or url.scheme not in {"http", "https", "tcp"}:
+        raise UnsupportedError(f"'{hide(uri, url.password)}' is no address of a REST API: expected http://host:19530")
+    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+    return f"{'https' if url.scheme == 'https' else 'http'}://{host}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportPlace:
+    """Where the server imports from.
+
+    Attributes:
+        bucket: URL of a folder in the bucket where the server keeps its own files.
+        rest: address of its REST API; None: as the server's URI.
+    """
+
+    bucket: str
+    rest: str | None = None
 
 
 class Importer:
     """Imports codes into one server."""
 
-    def __init__(self, session: Session, bucket: str) -> None:
+    def __init__(self, session: Session, place: ImportPlace) -> None:
         """Make no request yet.
 
         Args:
             session: a collection of the server.
-            bucket: URL of a folder in the bucket where the server keeps its own files.
+            place: its bucket.
 
         Raises:
             UnsupportedError: the session is not with a server.
             CodeFileError: the URL is not that of a bucket.
         """
         self._session = session
-        self._api = ImportApi(session.config)
+        self._api = ImportApi(session.config, place.rest)
         try:
-            self._uploads = BucketFolder(bucket, f"import-{secrets.token_hex(8)}")
+            self._uploads = BucketFolder(place.bucket, f"import-{secrets.token_hex(8)}")
         except ImageError as error:
             raise CodeFileError(f"--bucket {error}") from error
 
@@ -280,12 +320,29 @@ class Importer:
         """Import files, and wait until all jobs have completed."""
         for start in range(0, len(files), FILES_PER_JOB):
             job_id = self._api.start(collection, files[start : start + FILES_PER_JOB])
-            while (job := self._api.job(job_id)).is_running:
+            while (job := self._job(job_id, collection)).is_running:
                 report(Progress(f"importing into {collection} (percent)", job.percent, 100, 0))
                 time.sleep(_POLL_SECONDS)
             if job.state != "Completed":
                 self._remove_uploads()
                 raise StoreError(f"the import job {job_id} into '{collection}' ended as {job.state}: {job.reason}")
+
+    def _job(self, job_id: str, collection: str) -> Job:
+        """The state of a job; a server that is away for a moment goes on with it when it is back."""
+        end = time.monotonic() + _SILENT_FOR
+        while True:
+            try:
+                return self._api.job(job_id)
+            except AuthenticationError:
+                raise
+            except StoreError as error:
+                if time.monotonic() > end:
+                    raise StoreError(
+                        f"nothing is heard of the import job {job_id} into '{collection}', which may still run "
+                        f"({error}): its files stay in {self._uploads.path}; when it has ended, run mgm load again "
+                        "without --bucket, which adds what is missing"
+                    ) from error
+                time.sleep(_POLL_SECONDS)
 
     def _write(self, name: str, data: bytes) -> str:
         """Upload a file; returns its path in the bucket, as the server names it."""

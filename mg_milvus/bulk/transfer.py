@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.bulk.dataset import CodeFolder, Shard, rows_per_file, to_parquet
-from mg_milvus.bulk.import_jobs import Importer
+from mg_milvus.bulk.import_jobs import Importer, ImportPlace
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import CodeFileError, EncoderMismatchError, SchemaMismatchError, StoreError, WeightsNotFoundError
 from mg_milvus.records import Progress
@@ -50,7 +50,7 @@ class TransferReport:
 
 
 def load(
-    session: Session, folder: PathLike, *, partial: bool = False, bucket: str | None = None,
+    session: Session, folder: PathLike, *, partial: bool = False, place: ImportPlace | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TransferReport:  # fmt: skip
     """Load a folder of codes into a collection; see ``ImageIndex.load``."""
@@ -59,7 +59,7 @@ def load(
     files = complete_files(codes, partial=partial)
     description, total = _describe(codes, files)
     session.prefer(description.schema.collection)
-    importer = None if bucket is None else Importer(session, bucket)
+    importer = None if place is None else Importer(session, place)
     _prepare_collection(session, codes, description, total)
     done = 0 if importer is None else importer.load(codes, files, progress or (lambda _: None))
     for name in files if importer is None else ():
@@ -187,6 +187,7 @@ def _prepare_collection(session: Session, codes: CodeFolder, description: Descri
                 f"the codes in {codes.name} were made with another schema: {changed[0]}; omit the schema, or change "
                 "weights, fusion and storage only"
             )
+        session.store.check(schema)
         _put_encoder(session, codes, description.fingerprint)
         recorded = replace(description, schema=schema)
     # Also if it exists: a killed load may have created it without the collection of its regions.

@@ -140,6 +140,14 @@ def load(
             "its files, e.g. s3://a-bucket/imports",
         ),
     ] = None,
+    rest: Annotated[
+        str | None,
+        typer.Option(
+            "--rest",
+            metavar="URL",
+            help="With --bucket: address of the server's REST API, if it is not the URI's, e.g. https://host:8080",
+        ),
+    ] = None,
     schema: Annotated[
         str | None,
         typer.Option(
@@ -157,9 +165,11 @@ def load(
     """Load a folder of codes into Milvus, with its schema and encoder; repeated, it replaces the same rows."""
     from mg_milvus.cli.settings import open_index, settings_from
 
+    if rest is not None and bucket is None:
+        raise typer.BadParameter("--rest is the address for the jobs of --bucket: give --bucket too")
     settings = settings_from(uri, token, collection, schema=schema)
     with open_index(settings, timeout=timeout) as index, ProgressView() as view:
-        report = index.load(folder, partial=partial, bucket=bucket, progress=view)
+        report = index.load(folder, partial=partial, bucket=bucket, rest=rest, progress=view)
     _print_report(report, f"loaded into '{report.collection}' at {settings.uri}", as_json=as_json)
 
 

@@ -94,6 +94,7 @@ def first_ingest(run: IngestRun, sample: Sequence[Found]) -> tuple[Encoder, Desc
     base = run.session.base_encoder().with_regions(schema.regions.windows if schema.regions else ())
     bits = schema.code_bits
     base.check(bits)
+    store.check(schema)
     images: list[PreparedImage] = []
     features: Features = {}
     if schema.encoder.heads != "fixed" and len(sample) >= FEWEST_TO_FIT:

@@ -202,7 +202,7 @@ class StorageSettings(Model):
     m: Annotated[int, _whole(2, 2048, "HNSW: neighbours of each node.")] = 16
     ef_construction: Annotated[int, _whole(8, 2**31 - 1, "HNSW: candidates examined while building.")] = 200
     ef: Annotated[int, _whole(1, 32_768, "HNSW: candidates examined by a search.")] = 128
-    shards: Annotated[int, _whole(1, 64, "Streams that writes are spread over; fixed at creation.")] = 1
+    shards: Annotated[int, _whole(1, 16, "Streams that writes are spread over; fixed at creation.")] = 1
     replicas: Annotated[int, _whole(1, 64, "Copies in memory, each on its own query nodes.")] = 1
     consistency: Annotated[
         Literal["Strong", "Session", "Bounded", "Eventually"],

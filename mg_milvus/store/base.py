@@ -231,13 +231,28 @@ class Store(Protocol):
             ForeignCollectionError: the collection was not created by mg-milvus.
         """
 
-    def create(self, description: Description) -> Description:
-        """Create the collection with its indexes, load it, and return its description.
+    def identity(self) -> object:
+        """What is equal as long as the collection is the same one; None if there is none.
 
-        If another client has created it in the meantime, its description is returned: the first one wins.
+        It may be dropped and created anew, or another one may get its alias. What was known of the former is forgotten.
+        """
+
+    def check(self, schema: Schema) -> None:
+        """Refuse what ``create`` would refuse, before any work is done.
 
         Raises:
             UnsupportedError: the server cannot hold this schema.
+            ForeignCollectionError: another program's collection has the name that the regions need.
+        """
+
+    def create(self, description: Description) -> Description:
+        """Create the collection with its indexes, load it, and return its description.
+
+        If another client has created it in the meantime, its description is returned: the first one wins. Where
+        the server refuses the collection, its companions are removed again.
+
+        Raises:
+            UnsupportedError, ForeignCollectionError: as ``check``.
         """
 
     def retune(self, weights: Mapping[str, float], fusion: FusionSettings) -> Description:

@@ -31,6 +31,7 @@ from mg_milvus.errors import (
     UnsupportedError,
 )
 from mg_milvus.files import expand_home, one_line
+from mg_milvus.schema.models import RESERVED_FIELDS
 from mg_milvus.store import lite_server
 from mg_milvus.store.base import nprobe_for
 
@@ -90,7 +91,9 @@ _BUSY = re.compile(
     re.I,
 )
 
+_NOT_LOADED = 101
 _inside: ContextVar[bool] = ContextVar("mg_milvus_store_call", default=False)
+_reloading: ContextVar[bool] = ContextVar("mg_milvus_store_reload", default=False)
 
 
 class _OnlyOtherRequests(logging.Filter):
@@ -191,6 +194,18 @@ _MAX_BYTES = 512 << 20
 """Largest response accepted, which is the servers' default limit; pymilvus accepts any."""
 Version = tuple[int, int, int]
 
+_RESERVED: dict[str, Version] = {
+    "st_contains": (2, 5, 0), "st_equals": (2, 5, 0), "st_intersects": (2, 5, 0), "st_within": (2, 5, 0),
+    "minimum_should_match": (2, 6, 0), "interval": (2, 6, 3), "iso": (2, 6, 3), "element_filter": (3, 0, 0),
+    "match_all": (3, 0, 0), "match_any": (3, 0, 0), "match_exact": (3, 0, 0), "match_least": (3, 0, 0),
+    "match_most": (3, 0, 0), "text_match_fuzzy": (3, 0, 0), "threshold": (3, 0, 0),
+}  # fmt: skip
+"""Words of the filter language (internal/parser/planparserv2/Plan.g4) that no field can have as its name -> since."""
+MOST_QUERIES = 16_384
+"""Queries in one request (quotaAndLimits.limits.nq)."""
+_MOST_CONSTANT = 16_383
+"""Of reciprocal rank fusion."""
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -238,6 +253,29 @@ class Engine:
             )
         if mapped and self.older_than(2, 4, 10):
             raise UnsupportedError(f"{self.label} has no mmap per field (since 2.4.10): remove mmap from the schema")
+        self._check_fields(schema)
+
+    def _check_fields(self, schema: Schema) -> None:
+        """Refuse names and numbers of fields that this version refuses as it is set up when nobody changes that."""
+        names = [*schema.bits, *(each.name for each in schema.fields)]
+        for name in names:
+            since = _RESERVED.get(name.lower())
+            if since is not None and self.since(*since):
+                raise UnsupportedError(f"'{name}' is a word of the filters of {self.label}: choose another name")
+        if self.lite or self.version is None:
+            return
+        vectors, most_vectors = len(schema.bits), 10 if self.since(2, 6, 17) else 4
+        if vectors > most_vectors:
+            raise UnsupportedError(
+                f"{self.label} holds {most_vectors} granularities in a collection, the schema has {vectors}: "
+                "use fewer, or Milvus 2.6.17 or later"
+            )
+        count, most = len(RESERVED_FIELDS - {"_codes"}) + len(names), 256 if self.since(3, 0, 0) else 64
+        if count > most:
+            raise UnsupportedError(
+                f"{self.label} holds {most} fields in a collection, the schema has {count} with those that every image "
+                "has: use fewer, or Milvus 3.0 or later"
+            )
 
     def index(self, schema: Schema) -> tuple[str, dict[str, Any]]:
         """The index type of every granularity and its build parameters."""
@@ -266,22 +304,28 @@ class Engine:
         return {"metric_type": "HAMMING", "params": parameters[self.index(schema)[0]]}
 
     def ranker(self, weights: Sequence[float], rrf_k: int) -> tuple[RRFRanker | Function, float]:
-        """Milvus' own reciprocal rank fusion, and the factor that its scores lack: equal weights are left out of it.
+        """Milvus' own reciprocal rank fusion, and the factor that its scores lack: that of the largest weight.
 
         Raises:
-            UnsupportedError: this Milvus has no hybrid_search, or the weights differ and it is not known to have
-                weights (servers since 3.0.1).
+            UnsupportedError: this Milvus has no hybrid_search, ``rrf_k`` is too large for it, or the weights differ and
+                it is not known to have weights (servers since 3.0.1).
         """
         if self.older_than(2, 4, 0):
             raise UnsupportedError(f"{self.label} has no hybrid_search, which came with Milvus 2.4: use --fusion rank")
+        if rrf_k > _MOST_CONSTANT:
+            raise UnsupportedError(
+                f"rrf_k is {rrf_k}, {self.label} fuses with at most {_MOST_CONSTANT}: use a smaller one, or "
+                "--fusion rank"
+            )
         if len(set(weights)) == 1:
             return RRFRanker(rrf_k), weights[0]
         if not self.since(3, 0, 1):
             raise UnsupportedError(
                 f"{self.label} fuses with equal weights only, got {list(weights)}: use --fusion rank, or equal weights"
             )
-        settings = {"reranker": "rrf", "k": rrf_k, "weights": list(weights)}
-        return Function("weighted_rrf", FunctionType.RERANK, input_field_names=[], params=settings), 1.0
+        largest = max(weights)  # weights have to lie between 0 and 1
+        settings = {"reranker": "rrf", "k": rrf_k, "weights": [weight / largest for weight in weights]}
+        return Function("weighted_rrf", FunctionType.RERANK, input_field_names=[], params=settings), largest
 
 
 class Connection:
@@ -294,6 +338,7 @@ class Connection:
         config: how Milvus is reached; with a collection.
         client: of pymilvus.
         engine: what responds.
+        reload: loads the collections again; called when one was released, by another client or by a restart.
         busy_timeout: seconds during which a request that exceeds its deadline is repeated, since the server may be
             busy. For Milvus Lite, which responds to nobody while it reads a collection from its file (a million rows:
             many seconds). Every request can be repeated.
@@ -305,6 +350,7 @@ class Connection:
     def __init__(self, config: MilvusConfig, check_room: Callable[[], None] = lambda: None) -> None:
         """``check_room`` raises ``StoreError`` where a write would not be stored."""
         self.config, self.busy_timeout = config, 0.0
+        self.reload: Callable[[], object] | None = None
         self._check_room = check_room
         self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
         self._closed = threading.Event()
@@ -361,6 +407,14 @@ class Connection:
             "it is a Milvus server, and that no other program has written into the collection"
         )
 
+    def _reload(self) -> None:
+        token = _reloading.set(True)
+        try:
+            if self.reload is not None:
+                self.reload()
+        finally:
+            _reloading.reset(token)
+
     def write(self, operation: Callable[[], T]) -> T:
         """``call`` for a request that writes. It succeeds only if the disk has room before and after.
 
@@ -391,6 +445,9 @@ class Connection:
             except VENDOR_ERRORS as exc:
                 if _exceeded(exc) and time.monotonic() < busy_until:
                     attempts += 1
+                    continue
+                if _code(exc) == _NOT_LOADED and self.reload is not None and not _reloading.get():
+                    self._reload()
                     continue
                 wait = delay * (0.5 + self._random.random() / 2)
                 if attempts <= 0 or time.monotonic() + wait > deadline or not is_transient(exc):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 from pymilvus import DataType, MilvusClient
 from pymilvus.client.types import LoadState
 
-from mg_milvus.errors import CollectionNotFoundError, ForeignCollectionError, StoreError, UnsupportedError
+from mg_milvus.errors import (
+    CollectionNotFoundError,
+    ForeignCollectionError,
+    StoreError,
+    StoreUnavailableError,
+    UnsupportedError,
+)
 from mg_milvus.files import one_line
 from mg_milvus.schema.models import FusionSettings, Schema, StorageSettings
 from mg_milvus.store import lite_workarounds
@@ -36,8 +44,12 @@ class Column:
 
 
 FORMAT = 1
+MARK = "Image codes of mg-milvus; the description of the field 'id' says which"
+"""The description of every collection, for people. Servers since 2.6.19 take at most 1,024 bytes there; the
+description of a field has no such limit, and the JSON of ``encode_description`` and its kin is kept in that of the id.
+"""
 MOST_BYTES = 64 << 10
-"""Of a description, in UTF-8. Servers keep 1,024 bytes unless set otherwise, Milvus Lite any number."""
+"""Of the JSON that describes a collection. It is ASCII."""
 _MOST_DEPTH = 16
 _MOST_ADAPTED = 2**53
 _LONGEST_BACKBONE = 200
@@ -50,7 +62,7 @@ COMPANIONS = {
 
 
 def encode_description(description: Description) -> str:
-    """The JSON stored as a collection's description. All settings are written: later versions may have other defaults.
+    """The JSON that describes a collection. All settings are written: later versions may have other defaults.
 
     Raises:
         UnsupportedError: it is longer than what is read again.
@@ -65,7 +77,7 @@ def encode_description(description: Description) -> str:
         },
         separators=(",", ":"),
     )
-    if len(text) > MOST_BYTES:  # it is ASCII
+    if len(text) > MOST_BYTES:
         raise UnsupportedError(
             f"the schema takes {len(text):,} bytes in the collection's description, at most {MOST_BYTES:,} are stored: "
             "use fewer fields, or shorter defaults"
@@ -225,8 +237,11 @@ def _shown(value: object) -> str:
     return one_line(repr(value), 60)
 
 
+_log = logging.getLogger(__name__)
 _LOAD_TIMEOUT = 120.0
-"""Seconds: a server first loads the rows from its object storage."""
+"""Seconds: a server first loads the rows from its object storage; a load may take longer if it goes on."""
+_SAY_EVERY = 10.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 
 _TYPES = {
     "string": DataType.VARCHAR,
@@ -237,14 +252,35 @@ _TYPES = {
 }
 
 
-def description_of(connection: Connection, name: str) -> str | None:
-    """The description of a collection; None if there is no such collection."""
+class Identity(NamedTuple):
+    """Which collection it is.
+
+    Attributes:
+        name: its own, where it was asked for by an alias.
+        number: the server's; Milvus Lite has none but 0.
+        text: the JSON that describes it; "" for a collection of another program.
+    """
+
+    name: str
+    number: int
+    text: str
+
+
+def identity_of(connection: Connection, name: str) -> Identity | None:
+    """Which collection has a name or an alias; None if there is none."""
     try:
         response = connection.call(lambda: connection.client.describe_collection(name, timeout=connection.timeout))
     except CollectionNotFoundError:
         return None
     with connection.reading():
-        return str(response["description"])
+        text = next((str(each["description"]) for each in response["fields"] if each["name"] == "id"), "")
+        return Identity(str(response["collection_name"]), int(response["collection_id"]), text)
+
+
+def description_of(connection: Connection, name: str) -> str | None:
+    """The JSON that describes a collection, "" for one of another program; None if there is no such collection."""
+    identity = identity_of(connection, name)
+    return None if identity is None else identity.text
 
 
 def count_rows(connection: Connection, name: str, where: str = "") -> int:
@@ -275,7 +311,7 @@ def check_progress(connection: Connection, last: str, records: Sequence[Mapping[
 
 @dataclass(frozen=True, slots=True)
 class NewCollection:
-    """A collection to create: its name, description, columns, fields of codes, and how the server stores it."""
+    """A collection to create: its name, JSON, columns with "id" first, fields of codes, how the server stores it."""
 
     name: str
     description: str
@@ -291,11 +327,13 @@ def create(connection: Connection, new: NewCollection) -> None:
         StoreError: Milvus refused, and there is no such collection.
     """
     storage = new.storage
-    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=new.description)
+    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=MARK)
     for column in new.columns:
         options: dict[str, Any] = {"max_length": column.max_bytes} if column.type == "string" else {}
         if column.name == storage.partition_key:
             options["is_partition_key"] = True
+        if column.name == "id":
+            options["description"] = new.description
         schema.add_field(column.name, _TYPES[column.type], is_primary=column.name == "id", **options)
     for granularity in new.granularities:
         options = {} if granularity.mmap is None else {"mmap_enabled": granularity.mmap}
@@ -363,9 +401,18 @@ def upsert(
 
 
 def index_and_load(
-    connection: Connection, name: str, vectors: Sequence[str], index: tuple[str, Mapping[str, Any]], replicas: int
-) -> None:
-    """Create the missing indexes of a collection, and load it; two clients may do so at once."""
+    connection: Connection, name: str, vectors: Mapping[str, bool | None], index: tuple[str, Mapping[str, Any]],
+    replicas: int,
+) -> None:  # fmt: skip
+    """Create the missing indexes of a collection, and load it; two clients may do so at once.
+
+    Args:
+        connection: to Milvus.
+        name: of the collection.
+        vectors: field of codes -> whether its index is mapped into memory; None: as the server is set.
+        index: type and build parameters of the missing indexes.
+        replicas: copies to load.
+    """
     client = connection.client
     indexed = connection.call(lambda: client.list_indexes(name, timeout=_LOAD_TIMEOUT))
     missing = [vector for vector in vectors if vector not in indexed]
@@ -373,14 +420,47 @@ def index_and_load(
         kind, parameters = index
         params = client.prepare_index_params()
         for vector in missing:
+            # Servers keep the codes in such an index, and no longer in the field, whose mmap then says nothing.
+            mapped = {} if vectors[vector] is None or kind == "BIN_FLAT" else {"mmap.enabled": vectors[vector]}
             params.add_index(
-                vector, index_type=kind, index_name=vector, metric_type="HAMMING", params=dict(parameters)
+                vector, index_type=kind, index_name=vector, metric_type="HAMMING", params={**parameters, **mapped}
             )  # fmt: skip
         # sync=False: loading waits for the indexes anyway, and pymilvus would sleep half a second for each.
         connection.write(lambda: client.create_index(name, params, sync=False, timeout=_LOAD_TIMEOUT))
     state = connection.call(lambda: client.get_load_state(name, timeout=_LOAD_TIMEOUT))["state"]
     if missing or state != LoadState.Loaded:
-        connection.call(lambda: client.load_collection(name, replica_number=replicas, timeout=_LOAD_TIMEOUT))
+        # Without waiting: pymilvus gives up after a time limit, however far the load has come.
+        connection.call(
+            lambda: client.load_collection(name, replica_number=replicas, timeout=_LOAD_TIMEOUT, _async=True)
+        )
+        _wait_until_loaded(connection, name)
+
+
+def _wait_until_loaded(connection: Connection, name: str) -> None:
+    """Wait for a load for as long as it goes on, and log how far it has come.
+
+    Raises:
+        StoreUnavailableError: it stands still, or the collection was released meanwhile.
+    """
+    progress, since, pause = -1, time.monotonic(), _FIRST_PAUSE
+    said = since
+    while True:
+        state = connection.call(lambda: connection.client.get_load_state(name, timeout=_LOAD_TIMEOUT))
+        if state["state"] == LoadState.Loaded:
+            return
+        now, reached = time.monotonic(), int(state.get("progress", 0))
+        if reached > progress:
+            progress, since = reached, now
+        if state["state"] != LoadState.Loading or now - since > _LOAD_TIMEOUT:
+            raise StoreUnavailableError(
+                f"collection '{name}' stays at {max(0, progress)} % of its load: check the memory of the query nodes, "
+                "and that no other client releases it"
+            )
+        if now - said > _SAY_EVERY:
+            _log.warning("collection '%s' is being loaded: %d %%", name, progress)
+            said = now
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def index_nlists(connection: Connection, name: str, vectors: Sequence[str]) -> dict[str, int]:

@@ -145,7 +145,7 @@ class Companion:
             return {numbers[row["id"]]: _part(row) for row in rows}
 
     def _load(self) -> None:
-        collections.index_and_load(self._connection, self.name, [_VECTOR.name], ("BIN_FLAT", {}), replicas=1)
+        collections.index_and_load(self._connection, self.name, {_VECTOR.name: None}, ("BIN_FLAT", {}), replicas=1)
 
 
 def _part(row: Mapping[str, Any]) -> tuple[int, int, bytes]:

@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,12 +19,13 @@ from mg_milvus.errors import (
     ForeignCollectionError,
     StoreError,
     StoreUnavailableError,
+    UnsupportedError,
 )
 from mg_milvus.files import one_line
 from mg_milvus.schema.models import Schema
 from mg_milvus.store import collections
 from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row, Store, typical_rows
-from mg_milvus.store.client import connect
+from mg_milvus.store.client import MOST_QUERIES, connect
 from mg_milvus.store.collections import NewCollection, decode_description, encode_description, tuned
 from mg_milvus.store.companions import Companion, TunedRecord
 from mg_milvus.store.filters import among, validate
@@ -54,7 +56,7 @@ class MilvusIndexes:
         """See ``Indexes``."""
         lists = []
         for name, vectors in self._vectors(self._ready()).items():
-            if nlists := collections.index_nlists(self._connection, name, vectors):
+            if nlists := collections.index_nlists(self._connection, name, list(vectors)):
                 client = self._connection.client
                 segments = self._connection.call(partial(client.list_persistent_segments, name, timeout=self._timeout))
                 rows = typical_rows([segment.num_rows for segment in segments])
@@ -78,10 +80,13 @@ class MilvusIndexes:
         for name in self._vectors(self._ready()):
             self._connection.call(partial(self._connection.client.refresh_load, name, timeout=self._timeout))
 
-    def _vectors(self, schema: Schema) -> dict[str, list[str]]:
-        """Collection -> its fields of codes."""
-        of_regions = {f"{self._collection}_regions": [CODE]} if schema.regions else {}
-        return {self._collection: list(schema.bits), **of_regions}
+    def _vectors(self, schema: Schema) -> dict[str, dict[str, bool | None]]:
+        """Collection -> its fields of codes -> whether they are mapped into memory."""
+        of_regions: dict[str, dict[str, bool | None]] = {f"{self._collection}_regions": {CODE: None}}
+        return {
+            self._collection: {each.name: each.mmap for each in schema.granularities},
+            **(of_regions if schema.regions else {}),
+        }
 
 
 T = TypeVar("T")
@@ -109,48 +114,101 @@ class MilvusStore:
 
     def __init__(self, config: MilvusConfig) -> None:
         """Connect. Without a collection in ``config``, the default schema's is meant."""
-        self.uri, timeout = config.uri, config.timeout
-        self.collection = collection = check_collection_name(
-            Schema().collection if config.collection is None else config.collection
-        )
-        self._timeout = timeout
-        self._connection = connect(replace(config, collection=collection))
+        self.uri, self._timeout = config.uri, config.timeout
+        self._given = check_collection_name(Schema().collection if config.collection is None else config.collection)
+        self._connection = connect(replace(config, collection=self._given))
         self._client = self._connection.client
-        self._companion = Companion(self._connection, collection, timeout)
-        self._tuned = TunedRecord(self._connection, collection, timeout)
-        self.regions = RegionTable(self._connection, collection, timeout, self._described)
-        self.indexes = MilvusIndexes(
-            self._connection, collection, timeout, lambda: self._described().schema, self._forget
-        )
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._layout: Layout | None = None
         self._lists: dict[str, int] = {}
         self._fields: list[dict[str, Any]] = []
         self._counted: tuple[float, int] | None = None
         self._description: Description | None = None
         self._closed = False
+        # Companions are named after the collection itself, which an alias stands for; Milvus Lite has no aliases.
+        lite = self._connection.engine.lite
+        self._identity = None if lite else collections.identity_of(self._connection, self._given)
+        self._bind(self._given if self._identity is None else self._identity.name)
+        self._connection.reload = self._load_again
+
+    def _bind(self, collection: str) -> None:
+        self.collection = collection
+        self._companion = Companion(self._connection, collection, self._timeout)
+        self._tuned = TunedRecord(self._connection, collection, self._timeout)
+        self.regions = RegionTable(self._connection, collection, self._timeout, self._described)
+        self.indexes = MilvusIndexes(
+            self._connection, collection, self._timeout, lambda: self._described().schema, self._forget
+        )
+
+    def identity(self) -> object:
+        """See ``Store``."""
+        identity = collections.identity_of(self._connection, self._given)
+        if identity != self._identity:
+            self._identity = identity
+            self._bind(self._given if identity is None else identity.name)
+            self._forget()
+        return identity
+
+    def _load_again(self) -> None:
+        """Load again what another client has released."""
+        self._forget()
+        self._ready()
+        if self._described().schema.regions:
+            self.regions.load()
 
     def describe(self) -> Description | None:
         """See ``Store``."""
         text = collections.description_of(self._connection, self.collection)
         return None if text is None else self._tuned.applied(decode_description(text, self.collection))
 
+    def check(self, schema: Schema) -> None:
+        """See ``Store``."""
+        self._connection.engine.check(schema)
+        encode_description(Description(schema, "0" * 16))
+        if schema.storage.replicas > 1:
+            self._check_replicas(schema.storage.replicas)
+        if schema.regions is not None:
+            self.regions.check()
+
+    def _check_replicas(self, replicas: int) -> None:
+        """Refuse more replicas than there are query nodes, where the server says how many."""
+        group = "__default_resource_group"
+        try:
+            nodes = self._call(lambda: self._client.describe_resource_group(group, timeout=self._timeout))
+            there = int(nodes.num_available_node)
+        except (StoreError, AttributeError, ValueError):
+            return  # not every user may ask, and not every version answers: loading will say it
+        if replicas > there:
+            raise UnsupportedError(
+                f"{replicas} replicas need {replicas} query nodes, Milvus at {self.uri} has {there}: set replicas: "
+                f"{max(1, there)}, or add query nodes"
+            )
+
     def create(self, description: Description) -> Description:
         """See ``Store``."""
         recorded = self.describe()
         if recorded is None:
-            layout, schema = Layout(description.schema), description.schema
-            self._connection.engine.check(schema)
-            text = encode_description(description)
+            self.check(description.schema)
             self._tuned.drop()  # left by a collection that another program dropped
-            columns = (*layout.columns, layout.copy) if self._connection.engine.lite else layout.columns
-            new = NewCollection(self.collection, text, columns, schema.granularities, schema.storage)
-            collections.create(self._connection, new)
-            recorded = self.describe()
-        if recorded is None:
-            raise StoreUnavailableError(f"collection '{self.collection}' was removed while it was created: try again")
+            recorded = self._create(description)
         self.regions.create(recorded)
         self._open(recorded)
+        return recorded
+
+    def _create(self, description: Description) -> Description:
+        """Create the collection itself; without it, its companions go as well. The description that it has now."""
+        layout, schema = Layout(description.schema), description.schema
+        columns = (*layout.columns, layout.copy) if self._connection.engine.lite else layout.columns
+        text = encode_description(description)
+        new = NewCollection(self.collection, text, columns, schema.granularities, schema.storage)
+        try:
+            collections.create(self._connection, new)
+        except StoreError:
+            with suppress(StoreError):
+                self.drop()
+            raise
+        if (recorded := self.describe()) is None:
+            raise StoreUnavailableError(f"collection '{self.collection}' was removed while it was created: try again")
         return recorded
 
     def retune(self, weights: Mapping[str, float], fusion: FusionSettings) -> Description:
@@ -202,7 +260,7 @@ class MilvusStore:
         parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
         output = [] if known is None else self._by_id.with_a_search()
         all_neighbours: list[Neighbours] = []
-        for some in _chunks(codes, max(1, _RESULTS_A_CALL // depth)):
+        for some in _chunks(codes, _queries_a_call(depth)):
             queries = [code.tobytes() for code in some]
             results = self._call(
                 partial(
@@ -234,7 +292,7 @@ class MilvusStore:
         parameters = {name: engine.search(layout.schema, depth, self._lists.get(name)) for name in used}
         fused: list[list[tuple[str, float]]] = []
         # Milvus before 2.6 and Milvus Lite count the ranks of a second query on from the first's: one query a call.
-        size = max(1, _RESULTS_A_CALL // max(k, depth)) if engine.since(2, 6, 0) else 1
+        size = _queries_a_call(max(k, depth)) if engine.since(2, 6, 0) else 1
         for some in _chunks(range(len(codes[used[0]])), size):
             requests = [
                 AnnSearchRequest(
@@ -369,9 +427,8 @@ class MilvusStore:
         schema = description.schema
         layout = Layout(schema)
         index = self._connection.engine.index(schema)
-        collections.index_and_load(
-            self._connection, self.collection, list(layout.bytes), index, schema.storage.replicas
-        )
+        mapped = {each.name: each.mmap for each in schema.granularities}
+        collections.index_and_load(self._connection, self.collection, mapped, index, schema.storage.replicas)
         self._lists = collections.index_nlists(self._connection, self.collection, list(layout.bytes))
         self._fields = collections.describe_fields(self._connection, self.collection, layout.columns, layout.bytes)
         self._by_id = ById(self._connection, self.collection, layout, self._fields, self._call)
@@ -417,6 +474,10 @@ def _check_fused(pairs: Sequence[tuple[object, float]], k: int) -> None:
         check_hit_id(row_id)
         if not math.isfinite(score):
             raise ValueError(f"{row_id!r} has the score {score}")
+
+
+def _queries_a_call(depth: int) -> int:
+    return min(MOST_QUERIES, max(1, _RESULTS_A_CALL // depth))
 
 
 def _chunks(items: Any, size: int) -> Iterator[Any]:

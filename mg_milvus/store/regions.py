@@ -109,6 +109,19 @@ class RegionTable:
         self._nlist: int | None = None
         self._fields: list[dict[str, Any]] = []
 
+    def check(self) -> str | None:
+        """The JSON that describes the collection of regions; None if there is none.
+
+        Raises:
+            ForeignCollectionError: a collection of this name is something else.
+        """
+        text = collections.description_of(self._connection, self.name)
+        if text is not None and not self._is_own(text):
+            raise ForeignCollectionError(
+                f"collection '{self.name}' is in the way of the regions of '{self._collection}': choose another name"
+            )
+        return text
+
     def create(self, description: Description) -> None:
         """Create it for a collection with regions, or use the existing one.
 
@@ -118,11 +131,7 @@ class RegionTable:
         settings, wanted = description.schema.regions, encode_regions(self._collection, description)
         if settings is None:
             return
-        text = collections.description_of(self._connection, self.name)
-        if text is not None and not self._is_own(text):
-            raise ForeignCollectionError(
-                f"collection '{self.name}' is in the way of the regions of '{self._collection}': choose another name"
-            )
+        text = self.check()
         if text is not None and text != wanted:
             self.drop()  # left by a collection that another program dropped
             text = None
@@ -130,6 +139,10 @@ class RegionTable:
             codes, storage = [Granularity(name=CODE, bits=settings.bits)], description.schema.storage
             collections.create(self._connection, NewCollection(self.name, wanted, _COLUMNS, codes, storage))
         self._load(description, settings)
+
+    def load(self) -> None:
+        """Load it, unless it is."""
+        self._settings()
 
     def forget(self) -> None:
         """Describe the collection again before the next query."""
@@ -261,7 +274,8 @@ class RegionTable:
                 f"filled by {description.fingerprint}: {remedy}"
             )
         index = self._connection.engine.index(description.schema)
-        collections.index_and_load(self._connection, self.name, [CODE], index, description.schema.storage.replicas)
+        replicas = description.schema.storage.replicas
+        collections.index_and_load(self._connection, self.name, {CODE: None}, index, replicas)
         self._nlist = collections.index_nlists(self._connection, self.name, [CODE]).get(CODE)
         self._fields = collections.describe_fields(self._connection, self.name, _COLUMNS, {CODE: settings.bits // 8})
         self._loaded = wanted

@@ -60,7 +60,7 @@ def contents(uri: str, collection: str = "images") -> Contents:
         images = _rows(client, collection)
         _check_found(client, collection, images)
         regions = _rows(client, f"{collection}_regions") if f"{collection}_regions" in there else []
-        described = json.loads(client.describe_collection(collection)["description"])
+        described = json.loads(client.describe_collection(collection)["fields"][0]["description"])
         return Contents(images, regions, _kept(client, collection, described["fingerprint"]))
     finally:
         client.close()

@@ -244,8 +244,8 @@ def image(number: int) -> Row:
 
 def add(client: MilvusClient, name: str, description: str, columns: dict[str, DataType] | None = None) -> None:
     """Make a collection as another program would."""
-    schema = MilvusClient.create_schema(description=description)
-    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=64)
+    schema = MilvusClient.create_schema()
+    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=64, description=description)
     for column, kind in (columns or {}).items():
         schema.add_field(column, kind, **({"max_length": 60_000} if kind == DataType.VARCHAR else {}))
     schema.add_field("unused", DataType.BINARY_VECTOR, dim=8)

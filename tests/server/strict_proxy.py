@@ -120,6 +120,8 @@ class StrictProxy(grpc.GenericRpcHandler):
         self._indexes: dict[str, dict[str, dict[str, str]]] = {}
         self._schemas: dict[str, schema_pb2.CollectionSchema] = {}
         self._shards: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
+        self._created = 0
         self._lock = threading.Lock()
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
@@ -264,7 +266,7 @@ class StrictProxy(grpc.GenericRpcHandler):
     def _rename_collection(self, request: Any) -> Message:
         response = self._forward("RenameCollection", request)
         if not response.code:
-            for kept in (self._loaded, self._indexes, self._schemas, self._shards):
+            for kept in (self._loaded, self._indexes, self._schemas, self._shards, self._numbers):
                 if request.oldName in kept:
                     kept[request.newName] = kept.pop(request.oldName)  # type: ignore[attr-defined]
         return response  # type: ignore[no-any-return]
@@ -322,6 +324,8 @@ class StrictProxy(grpc.GenericRpcHandler):
             del each.type_params[:]
             each.type_params.extend(kept)
         self._shards[name], request.shards_num = max(1, request.shards_num), 1
+        self._created += 1
+        self._numbers[name] = self._created
         request.schema = schema.SerializeToString()
         del request.properties[:]
         response = self._forward("CreateCollection", request)
@@ -352,6 +356,7 @@ class StrictProxy(grpc.GenericRpcHandler):
                 each.type_params.extend(own[each.name].type_params)
                 each.is_partition_key = own[each.name].is_partition_key
             response.shards_num = self._shards[request.collection_name]
+            response.collectionID = self._numbers[request.collection_name]
             response.aliases.extend(sorted(a for a, name in self._aliases.items() if name == request.collection_name))
         return response  # type: ignore[no-any-return]
 
@@ -360,7 +365,7 @@ class StrictProxy(grpc.GenericRpcHandler):
         name = request.collection_name
         if name in self._aliases.values():
             raise _Refusal(INVALID, f"unable to drop the collection [{name}] because it has associated aliases")
-        for kept in (self._loaded, self._indexes, self._schemas, self._shards):
+        for kept in (self._loaded, self._indexes, self._schemas, self._shards, self._numbers):
             kept.pop(name, None)  # type: ignore[attr-defined]
         return self._forward("DropCollection", request)  # type: ignore[no-any-return]
 
@@ -442,6 +447,13 @@ class StrictProxy(grpc.GenericRpcHandler):
         else:
             state = states.LoadStateLoaded if time.monotonic() >= self._loaded[name] else states.LoadStateLoading
         return milvus_pb2.GetLoadStateResponse(status=_done(), state=state)
+
+    def _describe_resource_group(self, request: Any) -> Message:
+        """querycoordv2/services.go: all query nodes are in the default group."""
+        group = milvus_pb2.ResourceGroup(
+            name=request.resource_group, capacity=self.query_nodes, num_available_node=self.query_nodes
+        )
+        return milvus_pb2.DescribeResourceGroupResponse(status=_done(), resource_group=group)
 
     def _get_loading_progress(self, request: Any) -> Message:
         self._check_known_and_loading(request.collection_name)
@@ -542,6 +554,8 @@ class StrictProxy(grpc.GenericRpcHandler):
             raise _Refusal(INVALID, f"rank param weight should be in range [0, 1]: {given['weights']}")
         if pairs.get("strategy", "rrf") == "rrf" and not 0 < given.get("k", 60) < MOST_HITS:
             raise _Refusal(INVALID, f"The rank params k should be in range (0, 16384), got {given['k']}")
+        if request.function_score.functions:
+            return self._fuse(request)
         queries = request.requests[0].nq
         if self.version < (2, 6) or queries == 1:
             return self._forward("HybridSearch", request)  # type: ignore[no-any-return]  # the engine counts on as well
@@ -550,6 +564,29 @@ class StrictProxy(grpc.GenericRpcHandler):
             merged.results.MergeFrom(self._forward("HybridSearch", _only(request, number)).results)
         merged.results.num_queries = queries
         return merged  # type: ignore[no-any-return]
+
+    def _fuse(self, request: Any) -> Message:
+        """Weighted reciprocal rank fusion, since 3.0.1: internal/util/function/rerank/rrf_function.go."""
+        pairs = {pair.key: pair.value for pair in request.function_score.functions[0].params}
+        weights, constant = json.loads(pairs["weights"]), float(pairs["k"])
+        if self.version < (3, 0, 1) or pairs["reranker"] != "rrf":
+            raise _Refusal(INVALID, f"unsupported rerank function: {pairs}")
+        if any(not 0 <= weight <= 1 for weight in weights):
+            raise _Refusal(INVALID, f"rank param weight should be in range [0, 1]: {weights}")
+        limit = next(int(pair.value) for pair in request.rank_params if pair.key == "limit")
+        scores: list[dict[str, float]] = [{} for _ in range(request.requests[0].nq)]
+        for weight, each in zip(weights, request.requests, strict=True):
+            found = self._forward("Search", each).results
+            keys = iter(found.ids.str_id.data)
+            for own, count in zip(scores, found.topks, strict=True):
+                for rank in range(1, count + 1):
+                    key = next(keys)
+                    own[key] = own.get(key, 0.0) + weight / (constant + rank)
+        best = [sorted(own.items(), key=lambda item: (-item[1], item[0]))[:limit] for own in scores]
+        results = schema_pb2.SearchResultData(num_queries=len(best), top_k=limit, topks=map(len, best))
+        results.ids.str_id.data.extend(key for own in best for key, _ in own)
+        results.scores.extend(score for own in best for _, score in own)
+        return milvus_pb2.SearchResults(status=_done(), results=results)
 
 
 def _only(request: Any, number: int) -> Any:

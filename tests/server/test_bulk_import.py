@@ -49,6 +49,7 @@ class Milvus:
         self.requests: list[tuple[str, dict, str | None]] = []
         self.jobs: dict[str, dict] = {}
         self.failing = ""
+        self.silences = 0
 
     def answer(self, verb: str, body: dict, token: str | None) -> tuple[int, dict]:
         self.requests.append((verb, body, token))
@@ -63,12 +64,15 @@ class Milvus:
             assert all(isinstance(group, list) and len(group) == 1 for group in body["files"])
             job = {"jobId": str(448761313698322011 + len(self.jobs)), "state": "Pending", "progress": 0, **body}
             self.jobs[job["jobId"]] = job
-            return 200, {"code": 0, "data": {"jobId": job["jobId"]}}
-        assert verb == "describe"
+            return 200, {"code": 200, "data": {"jobId": job["jobId"]}}  # as up to 2.4.2
+        assert verb == "get_progress"
+        if self.silences:
+            self.silences -= 1
+            return 503, {}
         job = self.jobs[body["jobId"]]
         if job["state"] == "Pending":
-            job |= {"state": "Importing", "progress": 40}
-        elif job["state"] == "Importing":
+            job |= {"state": "Sorting", "progress": 40}  # a state that only some versions have
+        elif job["state"] == "Sorting":
             if self.failing == job["collectionName"]:
                 job |= {"state": "Failed", "reason": "no space left"}
             else:
@@ -108,7 +112,7 @@ def rest(server: Milvus):
         def do_POST(self) -> None:
             prefix, _, verb = self.path.rpartition("/")
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            known = prefix == "/v2/vectordb/jobs/import" and verb in {"list", "create", "describe"}
+            known = prefix == "/v2/vectordb/jobs/import" and verb in {"list", "create", "get_progress"}
             code, told = server.answer(verb, body, self.headers["Authorization"]) if known else (404, {})
             self.send_response(code)
             self.end_headers()
@@ -152,6 +156,7 @@ def test_an_import_makes_what_upserts_make(milvus, codes, tmp_path, monkeypatch)
     with ImageIndex.open(tmp_path / "plain.db") as index:
         index.load(codes)
     stages = []
+    milvus.silences = 2  # a server that is away for a moment
     with opened(milvus) as index:
         report = index.load(codes, bucket="memory://a-bucket/mgm", progress=lambda p: stages.append((p.stage, p.done)))
         assert report.rows == 6
@@ -200,6 +205,23 @@ def test_an_import_that_fails_says_why_and_can_be_done_again(milvus, codes):
         assert (index.count(), index.session.store.regions.count()) == (6, 6 * REGIONS)
 
 
+def test_a_job_that_goes_on_is_not_called_failed(milvus, codes, monkeypatch):
+    monkeypatch.setattr(import_jobs, "_SILENT_FOR", 0.05)
+    milvus.silences = 10**9
+    with opened(milvus) as index, pytest.raises(errors.StoreError, match=r"\d+ into 'images_regions', which may still"):
+        index.load(codes, bucket="memory://a-bucket")
+    assert fsspec.filesystem("memory").find("/a-bucket") != []
+
+
+def test_an_address_of_its_own_for_rest(milvus, codes, monkeypatch):
+    addresses = []
+    here = import_jobs.base_url  # the fixture's
+    monkeypatch.setattr(import_jobs, "base_url", lambda uri: addresses.append(uri) or here(uri))
+    with opened(milvus) as index:
+        index.load(codes, bucket="memory://a-bucket", rest="https://rest.example:8080")
+    assert addresses == ["https://rest.example:8080"]
+
+
 def test_wrong_tokens_and_places_are_refused(milvus, codes, tmp_path, monkeypatch):
     with opened(milvus, "root:wrong") as index, pytest.raises(errors.AuthenticationError) as raised:
         index.load(codes, bucket="memory://a-bucket")
@@ -225,7 +247,11 @@ def test_wrong_tokens_and_places_are_refused(milvus, codes, tmp_path, monkeypatc
 def test_the_api_of_a_uri():
     assert import_jobs.base_url("http://me:secret@host:19530/shop") == "http://host:19530"
     assert import_jobs.base_url("tcp://host:19530") == "http://host:19530"
-    assert import_jobs.base_url("https://host") == "https://host"
+    assert import_jobs.base_url("https://host") == "https://host:19530"
+    assert import_jobs.base_url("http://[::1]:8080/shop") == "http://[::1]:8080"
+    for wrong in ("host:19530", "http://", "http://host:x", "s3://bucket"):
+        with pytest.raises(errors.UnsupportedError, match="is no address of a REST API"):
+            import_jobs.base_url(wrong)
     assert import_jobs.ImportApi(MilvusConfig("http://host:19530/shop"))._database == {"dbName": "shop"}
 
 

@@ -35,7 +35,7 @@ from mg_milvus.search.query import Query
 from mg_milvus.search.searcher import Searcher
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.client import ATTEMPTS, Connection, Engine, kind_of, translate
-from mg_milvus.store.collections import encode_description
+from mg_milvus.store.collections import MARK, encode_description
 from mg_milvus.store.filters import literal
 from mg_milvus.store.milvus import MilvusStore, open_store
 from mg_milvus.store.rows import Layout
@@ -69,10 +69,15 @@ def raw(file: Path) -> MilvusStore:
 def test_files_without_a_copy_of_the_codes_are_asked_and_filled_all_the_same(raw: MilvusStore) -> None:
     """Those that were made before Milvus Lite got the copy."""
     schema = DESCRIPTION.schema
-    made = MilvusClient.create_schema(description=encode_description(DESCRIPTION))
+    made = MilvusClient.create_schema()
     for column in Layout(schema).columns:
-        if column.type == "string":
-            made.add_field(column.name, DataType.VARCHAR, is_primary=column.name == "id", max_length=column.max_bytes)
+        if column.name == "id":
+            made.add_field(
+                "id", DataType.VARCHAR, is_primary=True, max_length=column.max_bytes,
+                description=encode_description(DESCRIPTION),
+            )  # fmt: skip
+        elif column.type == "string":
+            made.add_field(column.name, DataType.VARCHAR, max_length=column.max_bytes)
         else:
             made.add_field(column.name, DataType.INT64)
     made.add_field("coarse", DataType.BINARY_VECTOR, dim=16)
@@ -311,8 +316,8 @@ def test_a_wrong_token() -> None:
 
 
 def make_collection(store: MilvusStore, name: str, description: str) -> None:
-    schema = MilvusClient.create_schema(description=description)
-    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema = MilvusClient.create_schema()
+    schema.add_field("id", DataType.INT64, is_primary=True, description=description)
     schema.add_field("v", DataType.BINARY_VECTOR, dim=8)
     store._client.create_collection(name, schema=schema)
 
@@ -391,7 +396,8 @@ def test_a_collection_of_others_in_the_place_of_the_record_is_left_alone(raw: Mi
 def test_what_is_recorded(raw: MilvusStore) -> None:
     raw.create(DESCRIPTION)
     made = raw._client.describe_collection("images")
-    recorded = json.loads(made["description"])
+    assert made["description"] == MARK
+    recorded = json.loads(made["fields"][0]["description"])
     assert recorded["mg_milvus"] == 1
     assert recorded["fingerprint"] == "0123456789abcdef"
     assert recorded["schema"]["granularities"] == [{"name": "coarse", "bits": 16, "weight": 1.0, "mmap": None}]
@@ -496,8 +502,8 @@ def test_weights_in_the_server_fusion() -> None:
             engine.ranker([1.0, 2.0], 60)
     ranker, scale = Engine(False, (3, 0, 1), "Milvus 3.0.1").ranker([1.0, 2.0], 60)
     assert isinstance(ranker, Function)
-    assert ranker.params == {"reranker": "rrf", "k": 60, "weights": [1.0, 2.0]}
-    assert scale == 1.0
+    assert ranker.params == {"reranker": "rrf", "k": 60, "weights": [0.5, 1.0]}
+    assert scale == 2.0
 
 
 # --- filters ---------------------------------------------------------------------------------------------------------
