@@ -202,6 +202,9 @@ class _Writer:
         """A column's name, (column, sign, number), or a list of one value."""
         if getattr(node, "data", None) == "arithmetic":
             left, sign, right = node.children
+            if "arithmetic" in (getattr(left, "data", None), getattr(right, "data", None)):
+                # Not by recursion: a sum may have thousands of terms.
+                raise self._refused(node, "Milvus computes one int column and one whole number, such as width % 2 == 0")
             first, second = self._operand(left), self._operand(right)
             if isinstance(first, list) and isinstance(second, str) and str(sign) in "+*":
                 first, second = second, first

@@ -55,6 +55,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         "width == 'a'",
         "sold > true",
         "1 == 1",
+        "size == " + "+".join("1" * 4_999),
         "true",
         "width > 5; size > 1",
         "width + price == 3",
