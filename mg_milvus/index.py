@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
-from mg_milvus.errors import QueryError
+from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import SUFFIXES, Tally, discover
 from mg_milvus.images.paths import stored_path
@@ -26,6 +26,7 @@ from mg_milvus.search.query import Query, QueryOptions
 from mg_milvus.search.query_image import QueryArea, check_codes, decode_query_image, encode_query_images
 from mg_milvus.search.searcher import Searcher
 from mg_milvus.session import Session
+from mg_milvus.store.filters import filter_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from mg_milvus.search.query_image import QueryImage
     from mg_milvus.search.searcher import SearchResult
     from mg_milvus.store.base import Row
+    from mg_milvus.store.filters import Filter
 
     PathLike = str | os.PathLike[str]
 
@@ -288,7 +290,7 @@ class ImageIndex:
         Raises:
             ImageError: an image cannot be read.
             QueryError: an option is out of range.
-            FilterError: Milvus does not understand the filter.
+            FilterError: the filter cannot be read as a whole, or names no column.
         """
         query = self.check_query(**options)
         if not images:
@@ -486,15 +488,15 @@ class ImageIndex:
         """
         return self.row(id_or_path).path
 
-    def sample(self, count: int, filter: str | None = None) -> list[Row]:  # noqa: A002
+    def sample(self, count: int, filter: Filter | None = None) -> list[Row]:  # noqa: A002
         """A random sample of at most ``count`` rows (1 to 1,000), without codes, or of those that match a filter.
 
         Raises:
             QueryError: ``count`` is out of range.
-            FilterError: Milvus does not understand the filter.
+            FilterError: the filter cannot be read as a whole, or names no column.
         """
         self._session.existing()
-        return sample.sample_rows(self._session.store, self.schema, count, filter)
+        return sample.sample_rows(self._session.store, self.schema, count, filter_text(filter))
 
     def facets(self) -> dict[str, Any]:
         """Values of the schema's own fields to filter by, from a sample of up to 1,000 rows.
@@ -515,17 +517,24 @@ class ImageIndex:
         self._session.existing()
         return self._session.store.delete([row.id for row in self._session.rows(ids_or_paths)])
 
-    def delete_where(self, filter: str) -> int:  # noqa: A002
-        """Delete the rows that match a Milvus expression; the number of rows deleted."""
+    def delete_where(self, filter: Filter) -> int:  # noqa: A002
+        """Delete the rows that match a filter, see ``QueryOptions``; the number of rows deleted.
+
+        Raises:
+            FilterError: the filter is empty, or cannot be read as a whole; nothing was deleted.
+        """
+        where = filter_text(filter)
+        if not where.strip():
+            raise FilterError("an empty filter matches every row; delete all with the filter 'size >= 0'")
         self._session.existing()
         store = self._session.store
-        ids = [row.id for rows in store.scan(filter) for row in rows]
+        ids = [row.id for rows in store.scan(where) for row in rows]
         return store.delete(ids)
 
-    def count(self, filter: str | None = None) -> int:  # noqa: A002
-        """Count the rows, or those that match a Milvus expression."""
+    def count(self, filter: Filter | None = None) -> int:  # noqa: A002
+        """Count the rows, or those that match a filter, see ``QueryOptions``."""
         self._session.existing()
-        return self._session.store.count(filter)
+        return self._session.store.count(filter_text(filter))
 
     def info(self) -> IndexInfo:
         """Describe the collection.

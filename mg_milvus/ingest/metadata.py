@@ -6,7 +6,6 @@ import csv
 import difflib
 import io
 import json
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -234,14 +233,14 @@ class Metadata:
     """Field values of images from a metadata file, see ``read_metadata``. Safe to use from several threads."""
 
     def __init__(
-        self, rows: dict[str, tuple[Value, ...]], defaults: Mapping[str, Value], folders: Sequence[str]
+        self, rows: dict[str, tuple[Value | None, ...]], defaults: Mapping[str, Value | None], folders: Sequence[str]
     ) -> None:
         self._rows = rows
         self._defaults = defaults
         self._prefixes = [folder.rstrip("/") + "/" for folder in folders]
         self._matched: set[str] = set()
 
-    def values(self, path: str) -> dict[str, Value]:
+    def values(self, path: str) -> dict[str, Value | None]:
         """All fields of the schema for the image at ``path`` (absolute), with defaults for missing values."""
         relative = [path.removeprefix(prefix) for prefix in self._prefixes if path.startswith(prefix)]
         for key in (path, *relative):
@@ -261,8 +260,8 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
 
     The column ``path`` (or ``file``, ``filename``, ``file_name``) holds paths that are absolute, or relative to the
     file's own folder, to an ingest root, or to a root's parent; the first match is used. Columns that the schema
-    does not name are ignored. Empty cells, nulls and images without a row get the field's default, else "", 0, 0.0
-    or False.
+    does not name are ignored. Empty cells, nulls, empty texts and images without a row get the field's default, else no
+    value.
 
     Args:
         file: ``.csv`` or ``.tsv`` (UTF-8, a header, separated by commas, semicolons or tabs), ``.jsonl`` or ``.ndjson``
@@ -281,7 +280,7 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
     folder = os.path.dirname(os.path.abspath(name))
     tops = [root if _is_uri(root) else os.path.abspath(root) for root in roots]
     defaults = default_values(fields)
-    rows: dict[str, tuple[Value, ...]] = {}
+    rows: dict[str, tuple[Value | None, ...]] = {}
     for number, record in table.rows:
         place = f"{name!r}, {table.unit} {number}"
         key = _key(record.get(key_column), folder, f"{place}, column {key_column!r}")
@@ -289,7 +288,7 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
             raise SchemaError(f"{place}: {shown(key)} has a row already; expected one row per image")
         rows[key] = tuple(
             _convert(value, field, f"{place}, column {field.name!r}")
-            if (value := record.get(field.name)) is not None
+            if (value := record.get(field.name)) not in (None, "")
             else defaults[field.name]
             for field in fields
         )
@@ -325,14 +324,13 @@ def _is_uri(path: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
-def default_values(fields: Sequence[ExtraField]) -> dict[str, Value]:
-    """Values of an image without metadata: each field's default, else "", 0, 0.0 or False."""
+def default_values(fields: Sequence[ExtraField]) -> dict[str, Value | None]:
+    """Values of an image without metadata: each field's default, else None."""
     return {field.name: _default(field) for field in fields}
 
 
-def _default(field: ExtraField) -> Value:
-    kind = _KINDS[field.type]
-    return kind.zero if field.default is None else _convert(field.default, field, f"default of field {field.name!r}")
+def _default(field: ExtraField) -> Value | None:
+    return None if field.default in (None, "") else _convert(field.default, field, f"default of field {field.name!r}")
 
 
 def _convert(value: object, field: ExtraField, place: str) -> Value:
@@ -356,7 +354,7 @@ def _string(value: object) -> str:
 def _int(value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,19}", value.strip()):
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) < value < 2**63:
         raise TypeError
     return value
 
@@ -365,7 +363,7 @@ def _float(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, str | int | float) or "_" in str(value):
         raise TypeError
     number = float(value)
-    if not math.isfinite(number):
+    if not abs(number) <= 1e308:
         raise ValueError
     return number
 
@@ -380,14 +378,13 @@ def _bool(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    zero: Value
     convert: Callable[[object], Value]
     expected: str
 
 
 _KINDS: dict[str, _Kind] = {
-    "string": _Kind("", _string, "a string"),
-    "int": _Kind(0, _int, "a whole number of 64 bits (int)"),
-    "float": _Kind(0.0, _float, "a finite number (float)"),
-    "bool": _Kind(False, _bool, "true, false, 0 or 1 (bool)"),
+    "string": _Kind(_string, "a string"),
+    "int": _Kind(_int, "a whole number of 64 bits (int)"),
+    "float": _Kind(_float, "a finite number (float)"),
+    "bool": _Kind(_bool, "true, false, 0 or 1 (bool)"),
 }

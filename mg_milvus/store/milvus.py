@@ -199,7 +199,7 @@ class MilvusStore:
         layout = self._ready()
         layout.check_codes(granularity, codes)
         layout.check_depth(depth)
-        chosen = render(where, layout.types, lite=self._connection.engine.lite)
+        chosen = render(where, layout.filterable, lite=self._connection.engine.lite)
         parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
         output = [] if known is None else self._by_id.with_a_search()
         all_neighbours: list[Neighbours] = []
@@ -230,7 +230,7 @@ class MilvusStore:
         layout, engine, k, depth = self._ready(), self._connection.engine, search.k, search.depth
         used = layout.check_hybrid(codes, search.weights, k)
         layout.check_depth(depth)
-        where = render(search.where, layout.types, lite=engine.lite)
+        where = render(search.where, layout.filterable, lite=engine.lite)
         ranker, scale = engine.ranker([search.weights[name] for name in used], search.rrf_k)
         parameters = {name: engine.search(layout.schema, depth, self._lists.get(name)) for name in used}
         fused: list[list[tuple[str, float]]] = []
@@ -268,7 +268,7 @@ class MilvusStore:
     def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
         """See ``Store``."""
         layout = self._ready()
-        chosen = render(where, layout.types, lite=self._connection.engine.lite)
+        chosen = render(where, layout.filterable, lite=self._connection.engine.lite)
         iterator = self._call(
             lambda: self._client.query_iterator(
                 self.collection,
@@ -293,7 +293,7 @@ class MilvusStore:
     def count(self, where: str | None = None) -> int:
         """See ``Store``."""
         layout = self._ready()
-        chosen = render(where, layout.types, lite=self._connection.engine.lite)
+        chosen = render(where, layout.filterable, lite=self._connection.engine.lite)
         return self._call(partial(collections.count_rows, self._connection, self.collection, chosen))
 
     def size(self) -> int:

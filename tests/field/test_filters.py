@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mg_milvus import errors
 from mg_milvus.config import MilvusConfig
+from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
 from mg_milvus.store.base import Description, Row, Store
+from mg_milvus.store.filter_language import both
+from mg_milvus.store.filters import filter_text, literal
 from mg_milvus.store.milvus import open_store
+from tests.memory_filters import compile_filter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mg_milvus.store.filters import Filter
 
 SCHEMA = Schema(
     granularities=(Granularity(name="coarse", bits=8),),
@@ -127,3 +142,192 @@ def test_the_place_is_marked_and_the_nearest_column_comes_first(store: Store) ->
 )
 def test_what_is_read_matches_by_its_meaning(store: Store, where: str, expected: list[int]) -> None:
     assert sorted(row.size for rows in store.scan(where) for row in rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, [0, 1, 2, 3, 4, 5]),
+        ({"label": "shoe"}, [0]),
+        ({"label": 'x" or size >= 0 or label == "', "size": 1}, []),
+        ({"price": ("<", 1), "sold": True}, [0]),
+        ({"size": ((">=", 2), ("<", 4))}, [2, 3]),
+        ({"size": [1, 2]}, [1, 2]),
+        ({"size": ("not in", {1, 2})}, [0, 3, 4, 5]),
+        ({"size": ("!=", [1, 2]), "sold": ("!=", True)}, [3, 5]),
+        ({"label": ("like", "a%")}, [2]),
+        ({"label": None}, []),
+        ({"label": ("!=", None), "price": np.float32(0.5)}, [1]),
+        ("size == 4", [4]),
+        (None, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_filters_of_values(store: Store, given: Filter | None, expected: list[int]) -> None:
+    assert sorted(row.size for rows in store.scan(filter_text(given)) for row in rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"size) or (size": 1}, "names of columns"),
+        ({1: 1}, "names of columns"),
+        ({"size": ("=>", 3)}, "size: expected a pair of one of == != <"),
+        ({"size": ()}, "size: expected a pair"),
+        ({"size": float("nan")}, "size: expected a text, a finite number"),
+        ({"size": ("<", [1])}, "size: < compares with one value"),
+        ({"size": ("in", 1)}, "size: in takes a list"),
+        ({"size": object()}, "size: expected a text"),
+        ({"or": 1}, "filter, character"),
+        ({"prise": 1}, "there is no column 'prise', the columns are price"),
+        (5, "text or a dictionary"),
+    ],
+)
+def test_filters_of_values_that_mean_nothing(store: Store, given: Any, message: str) -> None:
+    with pytest.raises(errors.FilterError, match=re.escape(message)):
+        store.count(filter_text(given))
+
+
+def test_another_condition_cannot_end_the_brackets_of_a_filter(store: Store) -> None:
+    with pytest.raises(errors.FilterError, match=r"character 10: .*: size == 1 --> \) or \(size < 9"):
+        both("size == 1) or (size < 9", "size == 2")
+    assert store.count(both("size == 1 or size == 2", "size == 2")) == 1
+    assert both("", "size == 2") == "size == 2"
+
+
+def test_a_list_that_breaks_off_is_marked_where_it_does(store: Store) -> None:
+    with pytest.raises(errors.FilterError, match=r"character 13: .*: size in \[1, --> x, 3\]"):
+        store.count("size in [1, x, 3]")
+
+
+def test_an_empty_filter_deletes_nothing(tmp_path: Path) -> None:
+    with ImageIndex.open(tmp_path / "x.db") as index:
+        for empty in ("", " ", {}):
+            with pytest.raises(errors.FilterError, match="matches every row"):
+                index.delete_where(empty)
+
+
+# A condition as text and as a function of the columns: true, false or, beside a missing value, None.
+
+Condition = tuple[str, Callable[[dict[str, Any]], bool | None]]
+SIGNS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
+TEXTS = st.sampled_from(["a", "b", "ab", "a_b", "%", "b\\", '"', "é"])
+VALUES = {
+    "size": st.integers(-3, 7), "year": st.integers(-3, 7), "price": st.sampled_from([-1.5, 0.0, 0.5, 2.0, 1e30]),
+    "sold": st.booleans(), "label": TEXTS,
+}  # fmt: skip
+RECORDS = [
+    {"year": year, "price": price, "sold": sold, "label": label}
+    for year, price, sold, label in [
+        (1, 0.5, True, "a"), (None, None, None, None), (0, -1.5, False, "ab"), (-2, 2.0, None, "a_b"),
+        (7, None, True, "b\\"), (None, 0.0, False, '"'), (3, 1e30, None, None), (5, 0.5, True, "é"),
+    ]
+]  # fmt: skip
+
+
+def written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else literal(value) if isinstance(value, str) else repr(value)
+
+
+def unknown(value: Any, condition: Callable[[Any], bool]) -> bool | None:
+    return None if value is None else condition(value)
+
+
+@st.composite
+def comparisons(draw: st.DrawFn) -> Condition:
+    name = draw(st.sampled_from(sorted(VALUES)))
+    kind = draw(st.sampled_from(["sign", "mirrored", "in", "null"]))
+    if kind == "null":
+        negated = draw(st.booleans())
+        return f"{name} is {'not ' * negated}null", lambda row: (row[name] is None) != negated
+    if kind == "in":
+        wanted, negated = draw(st.lists(VALUES[name], max_size=3)), draw(st.booleans())
+        text = f"{name} {'not ' * negated}in [{', '.join(map(written, wanted))}]"
+        return text, lambda row: unknown(row[name], lambda value: (value in wanted) != negated)
+    value, sign = draw(VALUES[name]), draw(st.sampled_from(["==", "!="] if name == "sold" else sorted(SIGNS)))
+    if kind == "mirrored":
+        text = f"{written(value)} {sign} {name}"
+        return text, lambda row: unknown(row[name], lambda own: SIGNS[sign](value, own))
+    return f"{name}{sign}{written(value)}", lambda row: unknown(row[name], lambda own: SIGNS[sign](own, value))
+
+
+@st.composite
+def arithmetic(draw: st.DrawFn) -> Condition:
+    name, number, value = draw(st.sampled_from(["size", "year"])), draw(st.integers(1, 4)), draw(st.integers(-3, 9))
+    word, sign = draw(st.sampled_from(["+", "-", "*"])), draw(st.sampled_from(sorted(SIGNS)))
+    compute = {"+": operator.add, "-": operator.sub, "*": operator.mul}[word]
+    return f"{name} {word} {number} {sign} {value}", lambda row: unknown(
+        row[name], lambda own: SIGNS[sign](compute(own, number), value)
+    )
+
+
+@st.composite
+def patterns(draw: st.DrawFn) -> Condition:
+    start, end = draw(st.sampled_from(["a", "b", "é"])), draw(st.booleans())
+    text = f"label like '%{start}'" if end else f"label like '{start}%'"
+    return text, lambda row: unknown(row["label"], lambda own: own.endswith(start) if end else own.startswith(start))
+
+
+def negated(condition: Condition) -> Condition:
+    text, holds = condition
+    return f"not ({text})", lambda row: None if (found := holds(row)) is None else not found
+
+
+def joined(word: str, first: Condition, second: Condition) -> Condition:
+    decisive = word in {"or", "||"}
+
+    def holds(row: dict[str, Any]) -> bool | None:
+        found = first[1](row), second[1](row)
+        return decisive if decisive in found else None if None in found else not decisive
+
+    return f"({first[0]}) {word} ({second[0]})", holds
+
+
+simple = comparisons() | arithmetic()
+conditions = st.recursive(
+    simple | simple.map(negated) | patterns(),
+    lambda inner: st.builds(joined, st.sampled_from(["and", "or", "&&", "||", "AND"]), inner, inner),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Rows some of whose values are missing."""
+    fields = (ExtraField(name="year", type="int"), *SCHEMA.fields)
+    opened = open_store(MilvusConfig(str(tmp_path_factory.mktemp("s") / "s.db"), collection="images", timeout=60))
+    opened.create(Description(SCHEMA.model_copy(update={"fields": fields}), "0" * 16))
+    opened.upsert(
+        [Row(f"{n:032x}", "/", n, 1, 1, 1, "0" * 32, {"coarse": b"\0"}, record) for n, record in enumerate(RECORDS)]
+    )
+    yield opened
+    opened.close()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(condition=conditions)
+def test_a_filter_finds_what_its_meaning_says_of_each_row(sparse: Store, condition: Condition) -> None:
+    """Both in Milvus Lite and, beside it, in the store in memory."""
+    where, holds = condition
+    rows = [{"size": n, **record} for n, record in enumerate(RECORDS)]
+    expected = [row["size"] for row in rows if holds(row)]
+    assert sorted(row.size for batch in sparse.scan(where) for row in batch) == expected, where
+    twin = compile_filter(
+        where, {"id": "string", "size": "int", "year": "int", **{f.name: f.type for f in SCHEMA.fields}}
+    )
+    assert [row["size"] for row in rows if twin(row)] == expected, where
+
+
+def test_missing_values_stay_missing(sparse: Store) -> None:
+    found = {row.size: row.fields for rows in sparse.scan() for row in rows}
+    assert [found[n] for n in range(len(RECORDS))] == RECORDS
+    for where in (
+        "year < 1995",
+        "year != 3",
+        "not (year > 1995)",
+        "year % 2 == 0",
+        "year not in [1]",
+        "price <= 1e308",
+    ):
+        assert 1 not in {row.size for rows in sparse.scan(where) for row in rows}, where
