@@ -150,6 +150,7 @@ class ImageIndex:
         self,
         *sources: PathLike,
         metadata: PathLike | None = None,
+        reset_metadata: bool = False,
         batch_size: int = 64,
         workers: int | None = None,
         prune: bool = False,
@@ -168,7 +169,9 @@ class ImageIndex:
 
         Args:
             *sources: folders, walked recursively, and image files.
-            metadata: CSV, JSON lines or Parquet file with the schema's extra fields.
+            metadata: CSV, JSON lines or Parquet file with the schema's extra fields; images without a row there keep
+                their values.
+            reset_metadata: images without a row in ``metadata`` get the defaults instead.
             batch_size: images per batch.
             workers: decoding threads; default: one a core.
             prune: also delete the rows under the given folders whose file is gone; not those whose file may be on a
@@ -181,16 +184,22 @@ class ImageIndex:
 
         Raises:
             ImageError: a source does not exist; nothing was done.
+            QueryError: ``reset_metadata`` without ``metadata``.
+            SchemaError: the table cannot be read, or names none of the images; nothing was done.
             StoreError: Milvus failed; what was acknowledged stays.
         """
+        if reset_metadata and metadata is None:
+            raise QueryError("reset_metadata replaces the values of all images by those of a table; give metadata too")
         table = read_metadata(metadata, self.schema.fields, [stored_path(s) for s in sources]) if metadata else None
         defaults = default_values(self.schema.fields)
 
         def fields_of(found: Found, row: Row | None) -> Mapping[str, Any]:
             if table is not None:
-                return table.values(found.path)
+                return table.values(found.path, None if row is None or reset_metadata else row.fields)
             return defaults if row is None else row.fields
 
+        if table is not None:
+            table.check_matches(found.path for found in discover(sources, lambda _: None, SUFFIXES, inside))
         passed = Tally()
         report = run_ingest(
             self._session,

@@ -50,6 +50,10 @@ def ingest(
     timeout: options.Timeout = 10.0,
     schema: options.SchemaFile = None,
     metadata: options.Metadata = None,
+    reset_metadata: Annotated[
+        bool,
+        typer.Option("--reset-metadata", help="Images without a row in --metadata lose their values (default: keep)"),
+    ] = False,
     prune: Annotated[
         bool, typer.Option("--prune", help="Also delete rows whose file no longer exists: mgm ingest photos/ --prune")
     ] = False,
@@ -83,6 +87,8 @@ def ingest(
 
     if metrics_file is not None and dry_run:
         raise options.UsageError("--metrics-file measures an ingest, and --dry-run performs none; give one of them")
+    if reset_metadata and metadata is None:
+        raise options.UsageError("--reset-metadata replaces values by those of a table; give --metadata FILE too")
     settings = settings_from(uri, token, collection, device, schema, encoder, batch_size, workers)
     metrics = IngestMetrics()
     metrics_writer = MetricsFile(metrics_file, metrics) if metrics_file is not None else nullcontext()
@@ -91,6 +97,7 @@ def ingest(
             report = index.ingest(
                 *sources,
                 metadata=metadata,
+                reset_metadata=reset_metadata,
                 batch_size=settings.batch_size,
                 workers=settings.workers,
                 prune=prune,

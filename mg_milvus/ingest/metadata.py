@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.errors import MissingPackageError, SchemaError
-from mg_milvus.files import open_plain
+from mg_milvus.files import one_line, open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -240,14 +240,48 @@ class Metadata:
         self._prefixes = [folder.rstrip("/") + "/" for folder in folders]
         self._matched: set[str] = set()
 
-    def values(self, path: str) -> dict[str, Value | None]:
-        """All fields of the schema for the image at ``path`` (absolute), with defaults for missing values."""
+    def values(self, path: str, before: Mapping[str, Any] | None = None) -> dict[str, Value | None]:
+        """All fields of the schema for the image at ``path`` (absolute).
+
+        Args:
+            path: of the image.
+            before: its values so far, kept where the table has no row for it; None: the defaults.
+        """
+        key = self._key_of(path)
+        if key is not None:
+            self._matched.add(key)
+            return dict(zip(self._defaults, self._rows[key], strict=True))
+        return dict(self._defaults if before is None else before)
+
+    def check_matches(self, paths: Iterable[str]) -> None:
+        """Refuse a table that names none of the images.
+
+        Raises:
+            SchemaError: it names none; the message shows its first path and the image with the nearest name.
+        """
+        if not self._rows:
+            raise SchemaError("the table of metadata has no rows; expected one row per image")
+        first = next(iter(self._rows))
+        name = first.replace("\\", "/").rsplit("/", 1)[-1]
+        nearest, similarity, count = "", 0.0, 0
+        for path in paths:
+            if self._key_of(path) is not None:
+                return
+            count += 1
+            own = path.rsplit("/", 1)[-1]
+            if similarity < 1 and (alike := _alike(name, own)) > similarity:
+                nearest, similarity = path, alike
+        if count:
+            hint = f"; the nearest image to it is {one_line(repr(nearest), 400)}" if nearest else ""
+            raise SchemaError(
+                f"the table names none of the {count:,} images, its first path is {shown(first)}{hint}: nothing was "
+                "written; write paths as they are on disk, or relative to the table, the folder or its parent"
+            )
+
+    def _key_of(self, path: str) -> str | None:
+        """The path of the table that means this image; None where it has no row."""
         relative = [path.removeprefix(prefix) for prefix in self._prefixes if path.startswith(prefix)]
-        for key in (path, *relative):
-            if key in self._rows:
-                self._matched.add(key)
-                return dict(zip(self._defaults, self._rows[key], strict=True))
-        return dict(self._defaults)
+        return next((key for key in (path, *relative) if key in self._rows), None)
 
     @property
     def unmatched(self) -> list[str]:
@@ -293,6 +327,11 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
             for field in fields
         )
     return Metadata(rows, defaults, list(dict.fromkeys([folder, *tops, *map(os.path.dirname, tops)])))
+
+
+def _alike(one: str, other: str) -> float:
+    """Likeness of two file names from 0 to 1, upper and lower case being the same."""
+    return difflib.SequenceMatcher(None, one.casefold(), other.casefold()).ratio()
 
 
 def _check_columns(name: str, columns: Sequence[str], fields: Sequence[ExtraField]) -> str:
@@ -369,7 +408,9 @@ def _float(value: object) -> float:
 
 
 def _bool(value: object) -> bool:
-    known: dict[object, bool] = {"true": True, "1": True, "false": False, "0": False}
+    known: dict[object, bool] = {
+        "true": True, "yes": True, "1": True, "false": False, "no": False, "0": False,
+    }  # fmt: skip
     text = str(value).strip().lower()
     if not isinstance(value, str | int) or text not in known:
         raise TypeError
@@ -386,5 +427,5 @@ _KINDS: dict[str, _Kind] = {
     "string": _Kind(_string, "a string"),
     "int": _Kind(_int, "a whole number of 64 bits (int)"),
     "float": _Kind(_float, "a finite number (float)"),
-    "bool": _Kind(_bool, "true, false, 0 or 1 (bool)"),
+    "bool": _Kind(_bool, "true, false, yes, no, 0 or 1 (bool)"),
 }
