@@ -198,8 +198,9 @@ class ImageIndex:
                 return table.values(found.path, None if row is None or reset_metadata else row.fields)
             return defaults if row is None else row.fields
 
+        match = None
         if table is not None:
-            table.check_matches(found.path for found in discover(sources, lambda _: None, SUFFIXES, inside))
+            match = table.match(found.path for found in discover(sources, lambda _: None, SUFFIXES, inside))
         passed = Tally()
         report = run_ingest(
             self._session,
@@ -212,7 +213,7 @@ class ImageIndex:
             dry_run=dry_run,
             progress=progress,
         )
-        return replace(report, passed_over=passed.records())
+        return replace(report, passed_over=passed.records(), table=match)
 
     def refit(
         self,

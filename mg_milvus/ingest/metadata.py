@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mg_milvus.errors import MissingPackageError, SchemaError
 from mg_milvus.files import one_line, open_plain
+from mg_milvus.records import TableMatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -253,30 +254,34 @@ class Metadata:
             return dict(zip(self._defaults, self._rows[key], strict=True))
         return dict(self._defaults if before is None else before)
 
-    def check_matches(self, paths: Iterable[str]) -> None:
-        """Refuse a table that names none of the images.
+    def match(self, paths: Iterable[str]) -> TableMatch:
+        """Compare the table with the images of an ingest.
 
         Raises:
-            SchemaError: it names none; the message shows its first path and the image with the nearest name.
+            SchemaError: it names none of them; the message shows its first path and the image with the nearest name.
         """
         if not self._rows:
             raise SchemaError("the table of metadata has no rows; expected one row per image")
-        first = next(iter(self._rows))
-        name = first.replace("\\", "/").rsplit("/", 1)[-1]
-        nearest, similarity, count = "", 0.0, 0
+        matched: set[str] = set()
+        names: dict[str, str] = {}
+        without, first = 0, ""
         for path in paths:
-            if self._key_of(path) is not None:
-                return
-            count += 1
-            own = path.rsplit("/", 1)[-1]
-            if similarity < 1 and (alike := _alike(name, own)) > similarity:
-                nearest, similarity = path, alike
-        if count:
-            hint = f"; the nearest image to it is {one_line(repr(nearest), 400)}" if nearest else ""
+            if (key := self._key_of(path)) is not None:
+                matched.add(key)
+                continue
+            without, first = without + 1, first or path
+            if len(names) < _NAMES_COMPARED:
+                names.setdefault(_name(path), path)
+        unmatched = [key for key in self._rows if key not in matched]
+        shown_first = tuple((key, _nearest(key, names)) for key in unmatched[:_UNMATCHED_SHOWN])
+        if without and not matched:
+            key, near = shown_first[0]
+            hint = f"; the nearest image to it is {one_line(repr(near), 400)}" if near else ""
             raise SchemaError(
-                f"the table names none of the {count:,} images, its first path is {shown(first)}{hint}: nothing was "
+                f"the table names none of the {without:,} images, its first path is {shown(key)}{hint}: nothing was "
                 "written; write paths as they are on disk, or relative to the table, the folder or its parent"
             )
+        return TableMatch(len(self._rows), len(matched), without, shown_first, first)
 
     def _key_of(self, path: str) -> str | None:
         """The path of the table that means this image; None where it has no row."""
@@ -329,9 +334,22 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
     return Metadata(rows, defaults, list(dict.fromkeys([folder, *tops, *map(os.path.dirname, tops)])))
 
 
-def _alike(one: str, other: str) -> float:
-    """Likeness of two file names from 0 to 1, upper and lower case being the same."""
-    return difflib.SequenceMatcher(None, one.casefold(), other.casefold()).ratio()
+_UNMATCHED_SHOWN = 3
+_NAMES_COMPARED = 10_000
+
+
+def _name(path: str) -> str:
+    """The file name, in which upper and lower case are the same."""
+    return path.replace("\\", "/").rsplit("/", 1)[-1].casefold()
+
+
+def _nearest(key: str, names: Mapping[str, str]) -> str:
+    """The image without a row whose name is nearest to a path of the table; empty where none is near."""
+    name = _name(key)
+    if name in names:
+        return names[name]
+    near = difflib.get_close_matches(name, names, n=1)
+    return names[near[0]] if near else ""
 
 
 def _check_columns(name: str, columns: Sequence[str], fields: Sequence[ExtraField]) -> str:

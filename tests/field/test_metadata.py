@@ -62,3 +62,15 @@ def test_reset_is_explicit(shop: Path) -> None:
     assert mgm("ingest", "shop", "--reset-metadata", cwd=shop).returncode == 2
     assert mgm("ingest", "shop", "--metadata", "one.csv", "--reset-metadata", cwd=shop).returncode == 0
     assert values(shop) == {"disc": ("z", 9.0, False), "stripes": (None, None, None), "blocks": (None, None, None)}
+
+
+def test_rows_without_an_image_and_images_without_a_row_are_said(shop: Path) -> None:
+    (shop / "two.csv").write_text("path,kind,price,sold\nshop/disc/00.jpg,z,9,no\nC:\\\\pics\\\\00.JPG,y,8,no\n")
+    for options in (["--dry-run"], []):
+        done = mgm("ingest", "shop", "--metadata", "two.csv", *options, cwd=shop)
+        assert done.returncode == 0, done.stderr
+        assert "1 of 2 rows of the table name no image: C:" in done.stdout
+        assert "(nearest image: " in done.stdout
+        assert "2 images have no row in the table, such as " in done.stdout
+    table = json.loads(mgm("ingest", "shop", "--metadata", "two.csv", "--json", cwd=shop).stdout)["table"]
+    assert (table["rows"], table["matched"], table["without_row"]) == (2, 1, 2)
