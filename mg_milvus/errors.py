@@ -20,7 +20,7 @@ MgMilvusError
     ├── StoreLockedError                  another process holds the Milvus Lite file
     ├── CollectionNotFoundError (LookupError)
     ├── ForeignCollectionError (ValueError)       the collection was not created by mg-milvus
-    ├── FilterError (ValueError)          Milvus could not parse a filter expression
+    ├── FilterError (ValueError)          a filter cannot be read, or names no column
     └── UnsupportedError (ValueError)     not supported by this platform, server or version
 
 A message is one line: the actual value, the expected one, and the remedy.
@@ -110,7 +110,7 @@ class ForeignCollectionError(StoreError, ValueError):
 
 
 class FilterError(StoreError, ValueError):
-    """Milvus could not parse a filter expression."""
+    """A filter cannot be read as a whole, names no column, or compares different types."""
 
 
 class UnsupportedError(StoreError, ValueError):

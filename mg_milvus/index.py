@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
-from mg_milvus.errors import QueryError
+from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.images.discover import SUFFIXES, Tally, discover
 from mg_milvus.images.paths import stored_path
@@ -26,6 +26,7 @@ from mg_milvus.search.query import Query, QueryOptions
 from mg_milvus.search.query_image import QueryArea, check_codes, decode_query_image, encode_query_images
 from mg_milvus.search.searcher import Searcher
 from mg_milvus.session import Session
+from mg_milvus.store.filters import filter_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from mg_milvus.search.query_image import QueryImage
     from mg_milvus.search.searcher import SearchResult
     from mg_milvus.store.base import Row
+    from mg_milvus.store.filters import Filter
 
     PathLike = str | os.PathLike[str]
 
@@ -148,6 +150,7 @@ class ImageIndex:
         self,
         *sources: PathLike,
         metadata: PathLike | None = None,
+        reset_metadata: bool = False,
         batch_size: int = 64,
         workers: int | None = None,
         prune: bool = False,
@@ -166,7 +169,9 @@ class ImageIndex:
 
         Args:
             *sources: folders, walked recursively, and image files.
-            metadata: CSV, JSON lines or Parquet file with the schema's extra fields.
+            metadata: CSV, JSON lines or Parquet file with the schema's extra fields; images without a row there keep
+                their values.
+            reset_metadata: images without a row in ``metadata`` get the defaults instead.
             batch_size: images per batch.
             workers: decoding threads; default: one a core.
             prune: also delete the rows under the given folders whose file is gone; not those whose file may be on a
@@ -179,16 +184,23 @@ class ImageIndex:
 
         Raises:
             ImageError: a source does not exist; nothing was done.
+            QueryError: ``reset_metadata`` without ``metadata``.
+            SchemaError: the table cannot be read, or names none of the images; nothing was done.
             StoreError: Milvus failed; what was acknowledged stays.
         """
+        if reset_metadata and metadata is None:
+            raise QueryError("reset_metadata replaces the values of all images by those of a table; give metadata too")
         table = read_metadata(metadata, self.schema.fields, [stored_path(s) for s in sources]) if metadata else None
         defaults = default_values(self.schema.fields)
 
         def fields_of(found: Found, row: Row | None) -> Mapping[str, Any]:
             if table is not None:
-                return table.values(found.path)
+                return table.values(found.path, None if row is None or reset_metadata else row.fields)
             return defaults if row is None else row.fields
 
+        match = None
+        if table is not None:
+            match = table.match(found.path for found in discover(sources, lambda _: None, SUFFIXES, inside))
         passed = Tally()
         report = run_ingest(
             self._session,
@@ -201,7 +213,7 @@ class ImageIndex:
             dry_run=dry_run,
             progress=progress,
         )
-        return replace(report, passed_over=passed.records())
+        return replace(report, passed_over=passed.records(), table=match)
 
     def refit(
         self,
@@ -290,7 +302,7 @@ class ImageIndex:
         Raises:
             ImageError: an image cannot be read.
             QueryError: an option is out of range.
-            FilterError: Milvus does not understand the filter.
+            FilterError: the filter cannot be read as a whole, or names no column.
         """
         query = self.check_query(**options)
         if not images:
@@ -488,15 +500,15 @@ class ImageIndex:
         """
         return self.row(id_or_path).path
 
-    def sample(self, count: int, filter: str | None = None) -> list[Row]:  # noqa: A002
+    def sample(self, count: int, filter: Filter | None = None) -> list[Row]:  # noqa: A002
         """A random sample of at most ``count`` rows (1 to 1,000), without codes, or of those that match a filter.
 
         Raises:
             QueryError: ``count`` is out of range.
-            FilterError: Milvus does not understand the filter.
+            FilterError: the filter cannot be read as a whole, or names no column.
         """
         self._session.existing()
-        return sample.sample_rows(self._session.store, self.schema, count, filter)
+        return sample.sample_rows(self._session.store, self.schema, count, filter_text(filter))
 
     def facets(self) -> dict[str, Any]:
         """Values of the schema's own fields to filter by, from a sample of up to 1,000 rows.
@@ -517,17 +529,24 @@ class ImageIndex:
         self._session.existing()
         return self._session.store.delete([row.id for row in self._session.rows(ids_or_paths)])
 
-    def delete_where(self, filter: str) -> int:  # noqa: A002
-        """Delete the rows that match a Milvus expression; the number of rows deleted."""
+    def delete_where(self, filter: Filter) -> int:  # noqa: A002
+        """Delete the rows that match a filter, see ``QueryOptions``; the number of rows deleted.
+
+        Raises:
+            FilterError: the filter is empty, or cannot be read as a whole; nothing was deleted.
+        """
+        where = filter_text(filter)
+        if not where.strip():
+            raise FilterError("an empty filter matches every row; delete all with the filter 'size >= 0'")
         self._session.existing()
         store = self._session.store
-        ids = [row.id for rows in store.scan(filter) for row in rows]
+        ids = [row.id for rows in store.scan(where) for row in rows]
         return store.delete(ids)
 
-    def count(self, filter: str | None = None) -> int:  # noqa: A002
-        """Count the rows, or those that match a Milvus expression."""
+    def count(self, filter: Filter | None = None) -> int:  # noqa: A002
+        """Count the rows, or those that match a filter, see ``QueryOptions``."""
         self._session.existing()
-        return self._session.store.count(filter)
+        return self._session.store.count(filter_text(filter))
 
     def info(self) -> IndexInfo:
         """Describe the collection.

@@ -74,6 +74,25 @@ class PassedOver:
 
 
 @dataclass(frozen=True, slots=True)
+class TableMatch:
+    """How a table of metadata and the images of an ingest fit.
+
+    Attributes:
+        rows: of the table.
+        matched: rows that name an image.
+        without_row: images that no row names.
+        unmatched: the first paths of the table that name no image, each with the image of the nearest name.
+        first_without_row: the first image that no row names; empty where there is none.
+    """
+
+    rows: int
+    matched: int
+    without_row: int
+    unmatched: tuple[tuple[str, str], ...] = ()
+    first_without_row: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Progress of an ingest, a fit or a refit; passed to the ``progress`` callback after every batch.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from mg_milvus.html.pages import SIDE, bars_of, render
 from mg_milvus.images.discover import text_path
-from mg_milvus.records import FAILURES_SHOWN, Failure, Hit, PassedOver
+from mg_milvus.records import FAILURES_SHOWN, Failure, Hit, PassedOver, TableMatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -77,6 +77,7 @@ class IngestReport:
         moved: rows that were moved to the path where their file is now.
         away: rows that ``prune`` kept although their file is not found, since its disk may be not mounted.
         passed_over: what the folders hold that was not taken, by kind.
+        table: how the table of metadata fits the images; None without one.
     """
 
     seen: int
@@ -92,6 +93,7 @@ class IngestReport:
     moved: int = 0
     away: int = 0
     passed_over: tuple[PassedOver, ...] = ()
+    table: TableMatch | None = None
 
     @property
     def failed(self) -> int:
@@ -113,6 +115,7 @@ class IngestReport:
             "adapted_on": self.adapted_on, "interrupted": self.interrupted, "dry_run": self.dry_run,
             "moved": self.moved, "away": self.away,
             "passed_over": [{"kind": p.kind, "count": p.count, "remedy": p.remedy} for p in self.passed_over],
+            "table": None if self.table is None else asdict(self.table),
         }  # fmt: skip
 
     def _repr_html_(self) -> str:

@@ -14,7 +14,7 @@ from mg_milvus.store import milvus
 from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row
 from mg_milvus.store.collections import decode_description, encode_description, tuned
 from mg_milvus.store.regions import CODE, NO_REGIONS, check_details, codes_of_regions, region_records
-from mg_milvus.store.rows import Layout, Record, check_collection_name, neighbours
+from mg_milvus.store.rows import Layout, Record, check_collection_name, neighbours, value_of
 from tests.memory_filters import compile_filter
 
 if TYPE_CHECKING:
@@ -230,9 +230,12 @@ class MemoryStore:
 
     def _matching(self, layout: Layout, where: str | None) -> list[Record]:
         """The records that match, sorted by id. Writers replace the dictionary, so readers need no lock."""
-        matches = compile_filter(where, layout.types)
-        records = self._records
-        return [record for _, record in sorted(records.items()) if matches(record)]
+        matches = compile_filter(where, layout.filterable)
+        found = []
+        for _, record in sorted(self._records.items()):
+            if matches(record | {column.name: value_of(column, record[column.name]) for column in layout.extras}):
+                found.append(record)
+        return found
 
 
 class NoIndexes:

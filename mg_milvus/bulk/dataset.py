@@ -36,7 +36,7 @@ from mg_milvus.ingest.metadata import rows_at_once
 from mg_milvus.store.base import Row
 from mg_milvus.store.collections import decode_description, encode_description
 from mg_milvus.store.regions import CODE, region_records
-from mg_milvus.store.rows import Layout
+from mg_milvus.store.rows import Layout, value_of
 
 if TYPE_CHECKING:
     import os
@@ -192,7 +192,7 @@ class CodeFile:
             CodeFileError: the file is damaged, or a row has the id of another image.
         """
         widths = _widths(self.description.schema)
-        extras = [field.name for field in self.description.schema.fields]
+        extras = Layout(self.description.schema).extras
         for batch in self._batches(None):
             plain = {
                 name: self._guarded(batch.column(name).to_pylist) for name in batch.schema.names if name not in widths
@@ -206,7 +206,7 @@ class CodeFile:
                     plain["id"][place], plain["path"][place], plain["size"][place], plain["mtime_ns"][place],
                     plain["width"][place], plain["height"][place], plain["content_hash"][place],
                     {name: values[place] for name, values in codes.items() if name != _REGIONS},
-                    {name: plain[name][place] for name in extras},
+                    {column.name: value_of(column, plain[column.name][place]) for column in extras},
                     codes[_REGIONS][place] if _REGIONS in codes else b"",
                 )
                 for place in range(len(batch))
@@ -246,7 +246,7 @@ class CodeFile:
 
 def _columns(schema: Schema, widths: Mapping[str, int]) -> Any:
     pa = arrow()
-    types = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+    types = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.int8()}
     return pa.schema(
         [(column.name, types[column.type]) for column in Layout(schema).columns]
         + [(name, pa.list_(pa.uint8())) for name in widths]

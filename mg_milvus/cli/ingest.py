@@ -15,6 +15,7 @@ from mg_milvus.cli.console import INTERRUPTED, UNREADABLE, ProgressView, print_f
 from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
+    from mg_milvus.records import TableMatch
     from mg_milvus.results import IngestReport
 
 
@@ -50,6 +51,10 @@ def ingest(
     timeout: options.Timeout = 10.0,
     schema: options.SchemaFile = None,
     metadata: options.Metadata = None,
+    reset_metadata: Annotated[
+        bool,
+        typer.Option("--reset-metadata", help="Images without a row in --metadata lose their values (default: keep)"),
+    ] = False,
     prune: Annotated[
         bool, typer.Option("--prune", help="Also delete rows whose file no longer exists: mgm ingest photos/ --prune")
     ] = False,
@@ -83,6 +88,8 @@ def ingest(
 
     if metrics_file is not None and dry_run:
         raise options.UsageError("--metrics-file measures an ingest, and --dry-run performs none; give one of them")
+    if reset_metadata and metadata is None:
+        raise options.UsageError("--reset-metadata replaces values by those of a table; give --metadata FILE too")
     settings = settings_from(uri, token, collection, device, schema, encoder, batch_size, workers)
     metrics = IngestMetrics()
     metrics_writer = MetricsFile(metrics_file, metrics) if metrics_file is not None else nullcontext()
@@ -91,6 +98,7 @@ def ingest(
             report = index.ingest(
                 *sources,
                 metadata=metadata,
+                reset_metadata=reset_metadata,
                 batch_size=settings.batch_size,
                 workers=settings.workers,
                 prune=prune,
@@ -130,6 +138,8 @@ def summary(report: IngestReport) -> str:
         )
     if report.adapted_on:
         lines.append(f"The hash heads were fitted on {report.adapted_on:,} of these images.")
+    if report.table:
+        lines += _table_lines(report.table)
     if report.passed_over:
         kinds = (
             f"{p.count:,} {escape_controls(p.kind)}" + f" ({p.remedy})" * bool(p.remedy) for p in report.passed_over
@@ -138,6 +148,23 @@ def summary(report: IngestReport) -> str:
     if report.interrupted:
         lines.append("Interrupted: the images counted here are stored; run the same command again to continue.")
     return "\n".join(lines)
+
+
+def _table_lines(table: TableMatch) -> list[str]:
+    """Rows of the table of metadata that name no image, and images without a row."""
+    lines = []
+    if missed := table.rows - table.matched:
+        near = (
+            f"{escape_controls(path)}" + f" (nearest image: {escape_controls(image)})" * bool(image)
+            for path, image in table.unmatched
+        )
+        more = f" and {missed - len(table.unmatched):,} more" if missed > len(table.unmatched) else ""
+        lines.append(f"{missed:,} of {table.rows:,} rows of the table name no image: " + ", ".join(near) + more)
+    if table.without_row:
+        lines.append(
+            f"{table.without_row:,} images have no row in the table, such as {escape_controls(table.first_without_row)}"
+        )
+    return lines
 
 
 class Method(enum.StrEnum):

@@ -54,8 +54,11 @@ def delete(
         if where is None:
             deleted = index.delete(ids_or_paths or [])
         else:
-            if not yes:
-                _confirm(index.count(where), index.collection)
+            rows = index.count(where)
+            if yes:
+                print(f"the filter matches {_rows(rows)} of {index.count():,}", file=sys.stderr)
+            else:
+                _confirm(rows, index.collection)
             deleted = index.delete_where(where)
     print(f"{_rows(deleted)} deleted")
 

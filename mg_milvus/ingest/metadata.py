@@ -6,14 +6,14 @@ import csv
 import difflib
 import io
 import json
-import math
 import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.errors import MissingPackageError, SchemaError
-from mg_milvus.files import open_plain
+from mg_milvus.files import one_line, open_plain
+from mg_milvus.records import TableMatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -234,21 +234,59 @@ class Metadata:
     """Field values of images from a metadata file, see ``read_metadata``. Safe to use from several threads."""
 
     def __init__(
-        self, rows: dict[str, tuple[Value, ...]], defaults: Mapping[str, Value], folders: Sequence[str]
+        self, rows: dict[str, tuple[Value | None, ...]], defaults: Mapping[str, Value | None], folders: Sequence[str]
     ) -> None:
         self._rows = rows
         self._defaults = defaults
         self._prefixes = [folder.rstrip("/") + "/" for folder in folders]
         self._matched: set[str] = set()
 
-    def values(self, path: str) -> dict[str, Value]:
-        """All fields of the schema for the image at ``path`` (absolute), with defaults for missing values."""
+    def values(self, path: str, before: Mapping[str, Any] | None = None) -> dict[str, Value | None]:
+        """All fields of the schema for the image at ``path`` (absolute).
+
+        Args:
+            path: of the image.
+            before: its values so far, kept where the table has no row for it; None: the defaults.
+        """
+        key = self._key_of(path)
+        if key is not None:
+            self._matched.add(key)
+            return dict(zip(self._defaults, self._rows[key], strict=True))
+        return dict(self._defaults if before is None else before)
+
+    def match(self, paths: Iterable[str]) -> TableMatch:
+        """Compare the table with the images of an ingest.
+
+        Raises:
+            SchemaError: it names none of them; the message shows its first path and the image with the nearest name.
+        """
+        if not self._rows:
+            raise SchemaError("the table of metadata has no rows; expected one row per image")
+        matched: set[str] = set()
+        names: dict[str, str] = {}
+        without, first = 0, ""
+        for path in paths:
+            if (key := self._key_of(path)) is not None:
+                matched.add(key)
+                continue
+            without, first = without + 1, first or path
+            if len(names) < _NAMES_COMPARED:
+                names.setdefault(_name(path), path)
+        unmatched = [key for key in self._rows if key not in matched]
+        shown_first = tuple((key, _nearest(key, names)) for key in unmatched[:_UNMATCHED_SHOWN])
+        if without and not matched:
+            key, near = shown_first[0]
+            hint = f"; the nearest image to it is {one_line(repr(near), 400)}" if near else ""
+            raise SchemaError(
+                f"the table names none of the {without:,} images, its first path is {shown(key)}{hint}: nothing was "
+                "written; write paths as they are on disk, or relative to the table, the folder or its parent"
+            )
+        return TableMatch(len(self._rows), len(matched), without, shown_first, first)
+
+    def _key_of(self, path: str) -> str | None:
+        """The path of the table that means this image; None where it has no row."""
         relative = [path.removeprefix(prefix) for prefix in self._prefixes if path.startswith(prefix)]
-        for key in (path, *relative):
-            if key in self._rows:
-                self._matched.add(key)
-                return dict(zip(self._defaults, self._rows[key], strict=True))
-        return dict(self._defaults)
+        return next((key for key in (path, *relative) if key in self._rows), None)
 
     @property
     def unmatched(self) -> list[str]:
@@ -261,8 +299,8 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
 
     The column ``path`` (or ``file``, ``filename``, ``file_name``) holds paths that are absolute, or relative to the
     file's own folder, to an ingest root, or to a root's parent; the first match is used. Columns that the schema
-    does not name are ignored. Empty cells, nulls and images without a row get the field's default, else "", 0, 0.0
-    or False.
+    does not name are ignored. Empty cells, nulls, empty texts and images without a row get the field's default, else no
+    value.
 
     Args:
         file: ``.csv`` or ``.tsv`` (UTF-8, a header, separated by commas, semicolons or tabs), ``.jsonl`` or ``.ndjson``
@@ -281,7 +319,7 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
     folder = os.path.dirname(os.path.abspath(name))
     tops = [root if _is_uri(root) else os.path.abspath(root) for root in roots]
     defaults = default_values(fields)
-    rows: dict[str, tuple[Value, ...]] = {}
+    rows: dict[str, tuple[Value | None, ...]] = {}
     for number, record in table.rows:
         place = f"{name!r}, {table.unit} {number}"
         key = _key(record.get(key_column), folder, f"{place}, column {key_column!r}")
@@ -289,11 +327,29 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
             raise SchemaError(f"{place}: {shown(key)} has a row already; expected one row per image")
         rows[key] = tuple(
             _convert(value, field, f"{place}, column {field.name!r}")
-            if (value := record.get(field.name)) is not None
+            if (value := record.get(field.name)) not in (None, "")
             else defaults[field.name]
             for field in fields
         )
     return Metadata(rows, defaults, list(dict.fromkeys([folder, *tops, *map(os.path.dirname, tops)])))
+
+
+_UNMATCHED_SHOWN = 3
+_NAMES_COMPARED = 10_000
+
+
+def _name(path: str) -> str:
+    """The file name, in which upper and lower case are the same."""
+    return path.replace("\\", "/").rsplit("/", 1)[-1].casefold()
+
+
+def _nearest(key: str, names: Mapping[str, str]) -> str:
+    """The image without a row whose name is nearest to a path of the table; empty where none is near."""
+    name = _name(key)
+    if name in names:
+        return names[name]
+    near = difflib.get_close_matches(name, names, n=1)
+    return names[near[0]] if near else ""
 
 
 def _check_columns(name: str, columns: Sequence[str], fields: Sequence[ExtraField]) -> str:
@@ -325,14 +381,13 @@ def _is_uri(path: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
-def default_values(fields: Sequence[ExtraField]) -> dict[str, Value]:
-    """Values of an image without metadata: each field's default, else "", 0, 0.0 or False."""
+def default_values(fields: Sequence[ExtraField]) -> dict[str, Value | None]:
+    """Values of an image without metadata: each field's default, else None."""
     return {field.name: _default(field) for field in fields}
 
 
-def _default(field: ExtraField) -> Value:
-    kind = _KINDS[field.type]
-    return kind.zero if field.default is None else _convert(field.default, field, f"default of field {field.name!r}")
+def _default(field: ExtraField) -> Value | None:
+    return None if field.default in (None, "") else _convert(field.default, field, f"default of field {field.name!r}")
 
 
 def _convert(value: object, field: ExtraField, place: str) -> Value:
@@ -356,7 +411,7 @@ def _string(value: object) -> str:
 def _int(value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,19}", value.strip()):
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) < value < 2**63:
         raise TypeError
     return value
 
@@ -365,13 +420,15 @@ def _float(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, str | int | float) or "_" in str(value):
         raise TypeError
     number = float(value)
-    if not math.isfinite(number):
+    if not abs(number) <= 1e308:
         raise ValueError
     return number
 
 
 def _bool(value: object) -> bool:
-    known: dict[object, bool] = {"true": True, "1": True, "false": False, "0": False}
+    known: dict[object, bool] = {
+        "true": True, "yes": True, "1": True, "false": False, "no": False, "0": False,
+    }  # fmt: skip
     text = str(value).strip().lower()
     if not isinstance(value, str | int) or text not in known:
         raise TypeError
@@ -380,14 +437,13 @@ def _bool(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    zero: Value
     convert: Callable[[object], Value]
     expected: str
 
 
 _KINDS: dict[str, _Kind] = {
-    "string": _Kind("", _string, "a string"),
-    "int": _Kind(0, _int, "a whole number of 64 bits (int)"),
-    "float": _Kind(0.0, _float, "a finite number (float)"),
-    "bool": _Kind(False, _bool, "true, false, 0 or 1 (bool)"),
+    "string": _Kind(_string, "a string"),
+    "int": _Kind(_int, "a whole number of 64 bits (int)"),
+    "float": _Kind(_float, "a finite number (float)"),
+    "bool": _Kind(_bool, "true, false, yes, no, 0 or 1 (bool)"),
 }

@@ -229,7 +229,7 @@ def changed_files(
         run: see ``IngestRun``.
         files: the files to compare with their rows.
         skip: ids to leave out.
-        incomplete: ids of images some of whose regions are missing: given without their row, to be encoded again.
+        incomplete: ids of images some of whose regions are missing: given with no content hash, to be encoded again.
     """
     todo = (file for file in files if image_id(file.path) not in skip)
     while chunk := list(islice(todo, _LOOKUP)):
@@ -239,7 +239,8 @@ def changed_files(
             row = rows.get(image_id(file.path))
             same_file = row is not None and (row.size, row.mtime_ns) == (file.size, file.mtime_ns)
             if image_id(file.path) in incomplete:
-                changed.append((file, None))
+                # Encoded again, with the fields that it has.
+                changed.append((file, None if row is None else replace(row, content_hash="")))
             elif row is not None and same_file and dict(row.fields) == dict(run.fields_of(file, row)):
                 run.tally.unchanged += 1
             else:

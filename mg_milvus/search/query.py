@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, cast, get_args
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import format_value
 from mg_milvus.schema.models import PROFILES, REGIONS, Schema
+from mg_milvus.store.filters import Filter, filter_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,7 +47,8 @@ class QueryOptions(TypedDict, total=False):
             on older servers.
         rrf_k: the constant in weight / (rrf_k + rank).
         depth: candidates retrieved from each granularity, at least k; in a cascade, from the first granularity.
-        filter: a Milvus boolean expression on the row's fields.
+        filter: a Milvus boolean expression on the row's fields, or values: ``{"kind": "shoe", "price": ("<", 40)}``;
+            see ``Filter``.
         crop: (x, y, width, height) in pixels of the upright query image: the area to search with. In a query with
             regions, the regions search with the crop and the other granularities with the whole image; otherwise all
             search with the crop. On a collection with regions, a crop without weights searches the regions only.
@@ -64,7 +66,7 @@ class QueryOptions(TypedDict, total=False):
     fusion: str | None
     rrf_k: int | None
     depth: int | None
-    filter: str | None
+    filter: Filter | None
     crop: tuple[int, int, int, int] | None
     regions: str | None
     plan: str | None
@@ -126,7 +128,7 @@ class Query:
             fusion=fusion,
             rrf_k=_whole_number("rrf_k", _or(options.get("rrf_k"), schema.fusion.rrf_k)),
             depth=depth,
-            where=options.get("filter") or None,
+            where=filter_text(options.get("filter")) or None,
             regions=regions,
             plan=plan,
             cascade_depth=depth if options.get("depth") is not None else max(depth, CASCADE_DEPTH),
@@ -167,7 +169,7 @@ def _check_types(options: QueryOptions) -> None:
     weights, crop = options.get("weights"), options.get("crop")
     if weights is not None and not isinstance(weights, Mapping):
         raise QueryError(f"weights are {format_value(weights)}, expected granularities with a number each")
-    for name in ("granularity", "profile", "filter"):
+    for name in ("granularity", "profile"):
         if not isinstance(options.get(name, ""), str | None):
             raise QueryError(f"{name} is {format_value(options.get(name))}, expected text")
     whole = isinstance(crop, list | tuple) and len(crop) == 4 and all(_is_whole(number) for number in crop)

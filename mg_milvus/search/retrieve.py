@@ -19,6 +19,7 @@ from mg_milvus.search.regions import (
     RegionMatches,
     search_regions,
 )
+from mg_milvus.store.filter_language import both
 from mg_milvus.store.filters import among
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ class _Retrieval:
         for start in range(0, len(images), 1000):
             unknown = [key for key in images[start : start + 1000] if key not in passing]
             if unknown:
-                scanned = self._store.scan(f"({among(unknown)}) and ({where})")
+                scanned = self._store.scan(both(where, among(unknown)))
                 passing |= {row.id for rows in scanned for row in rows}
         return [key for key in images if key in passing][:depth]
 

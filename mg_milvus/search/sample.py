@@ -9,6 +9,7 @@ import numpy as np
 
 from mg_milvus.errors import QueryError
 from mg_milvus.search.query import MAX_DEPTH
+from mg_milvus.store.filter_language import both
 
 if TYPE_CHECKING:
     from mg_milvus.schema.models import Schema
@@ -28,7 +29,7 @@ def sample_rows(store: Store, schema: Schema, count: int, where: str | None = No
 
     Raises:
         QueryError: ``count`` is not from 1 to ``MAX_SAMPLE``.
-        FilterError: Milvus does not understand the filter.
+        FilterError: the filter cannot be read as a whole, or names no column.
     """
     if not 1 <= count <= MAX_SAMPLE:
         raise QueryError(f"count is {count}, expected a whole number from 1 to {MAX_SAMPLE}")
@@ -61,7 +62,7 @@ def _ids_from(first: int, store: Store, schema: Schema, count: int, where: str |
     code = np.zeros((1, schema.bits[shortest] // 8), np.uint8)
     share = 4 * count / max(1, store.size())
     while True:
-        condition = " and ".join(f"({part})" for part in (_id_range(first, share), where) if part)
+        condition = both(where, _id_range(first, share))
         (result,) = store.nearest(shortest, code, min(16 * count, MAX_DEPTH), condition or None)
         if len(result.ids) >= count or share >= 1:
             return result.ids

@@ -92,6 +92,9 @@ _BUSY = re.compile(
 )
 
 _NOT_LOADED = 101
+_SOURCE_PLACE = re.compile(r" at /\S{1,300}?\.(?:cpp|cc|h|go):\d+")
+"""Where in the engine's source an error arose, on the machine that compiled it."""
+
 _inside: ContextVar[bool] = ContextVar("mg_milvus_store_call", default=False)
 _reloading: ContextVar[bool] = ContextVar("mg_milvus_store_reload", default=False)
 
@@ -156,7 +159,8 @@ def translate(error: BaseException, config: MilvusConfig) -> StoreError:
     kind, where, collection = kind_of(error), config.uri, config.collection
     # For a refused token pymilvus reports an unavailable server; the server's own message is a cause of that.
     inner = (e for e in _chain(error) if kind is AuthenticationError and _BY_CODE.get(_code(e)) is kind)
-    message = one_line(hide(_text(next(inner, error)), config.token), 500) or type(error).__name__
+    text = _SOURCE_PLACE.sub("", hide(_text(next(inner, error)), config.token)[:_MAX_MESSAGE])
+    message = one_line(text, 500) or type(error).__name__
     messages = {
         AuthenticationError: f"{where} refused the token ({message}): give --token USER:PASSWORD or MGM_TOKEN",
         CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",

@@ -247,7 +247,7 @@ _TYPES = {
     "string": DataType.VARCHAR,
     "int": DataType.INT64,
     "float": DataType.DOUBLE,
-    "bool": DataType.BOOL,
+    "bool": DataType.INT8,  # -1 where the value is missing
     "json": DataType.JSON,
 }
 

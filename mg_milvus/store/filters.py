@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mg_milvus.errors import FilterError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+Filter = str | Mapping[str, object]
+"""A condition as text, or as values of columns that all hold; see ``filter_text``."""
 
 _QUOTED = re.compile(r""""(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|["']""", re.DOTALL)
 """A string literal or an unclosed quote; reads each character at most twice."""
@@ -36,6 +41,60 @@ def literal(text: str) -> str:
     if "\n" in text or "\r" in text:
         raise FilterError(f"a filter cannot hold a line break, got {text!r}: use `like` with `_` in its place")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def filter_text(given: Filter | None) -> str:
+    """A filter as text; empty for None and for no condition.
+
+    Args:
+        given: text, or column -> what its value is: the value itself, None for a missing one, a list or set of several,
+            ``(sign, value)`` with one of ``_SIGNS``, or a tuple of such pairs, which all hold:
+            ``{"category": "shoes", "price": ("<", 40)}``.
+
+    Raises:
+        FilterError: a key is no name, or a value none that a column holds.
+    """
+    if given is None or isinstance(given, str):
+        return given or ""
+    if not isinstance(given, Mapping):
+        raise FilterError(f"a filter is text or a dictionary of values, got {excerpt(repr(given))}")
+    return " and ".join(f"({_condition(column, value)})" for column, value in given.items())
+
+
+def _condition(column: object, value: object) -> str:
+    if not isinstance(column, str) or not re.fullmatch(r"[A-Za-z_]\w*", column):
+        raise FilterError(f"the keys of a filter are names of columns, got {excerpt(repr(column))}")
+    if isinstance(value, tuple) and value and all(isinstance(pair, tuple) for pair in value):
+        return " and ".join(_condition(column, pair) for pair in value)
+    sign, operand = "==", value
+    if isinstance(value, tuple):
+        if len(value) != 2 or value[0] not in _SIGNS:
+            raise FilterError(f"{column}: expected a pair of one of {' '.join(_SIGNS)} and a value, got {value!r:.100}")
+        sign, operand = value
+    if isinstance(operand, list | set | frozenset):
+        signs = {"==": "in", "in": "in", "!=": "not in", "not in": "not in"}
+        if sign not in signs:
+            raise FilterError(f"{column}: {sign} compares with one value, got {excerpt(repr(operand))}")
+        return f"{column} {signs[sign]} [{', '.join(_value(column, each) for each in operand)}]"
+    if operand is None and sign in {"==", "!="}:
+        return f"{column} is {'not ' if sign == '!=' else ''}null"
+    if sign in {"in", "not in"}:
+        raise FilterError(f"{column}: {sign} takes a list of values, got {excerpt(repr(operand))}")
+    return f"{column} {sign} {_value(column, operand)}"
+
+
+def _value(column: str, value: object) -> str:
+    value = value.item() if hasattr(value, "item") else value  # numpy's
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return literal(value)
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return repr(value)
+    raise FilterError(f"{column}: expected a text, a finite number, True or False, got {excerpt(repr(value))}")
+
+
+_SIGNS = ("==", "!=", "<", "<=", ">", ">=", "in", "not in", "like", "not like")
 
 
 def among(ids: Sequence[str]) -> str:

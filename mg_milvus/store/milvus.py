@@ -28,7 +28,8 @@ from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbou
 from mg_milvus.store.client import MOST_QUERIES, connect
 from mg_milvus.store.collections import NewCollection, decode_description, encode_description, tuned
 from mg_milvus.store.companions import Companion, TunedRecord
-from mg_milvus.store.filters import among, validate
+from mg_milvus.store.filter_language import render
+from mg_milvus.store.filters import among
 from mg_milvus.store.regions import CODE, RegionTable
 from mg_milvus.store.rows import COPY, ById, Layout, check_collection_name, check_hit_id, hits_of, neighbours
 
@@ -256,7 +257,7 @@ class MilvusStore:
         layout = self._ready()
         layout.check_codes(granularity, codes)
         layout.check_depth(depth)
-        chosen = validate(where, lite=self._connection.engine.lite)
+        chosen = render(where, layout.filterable, lite=self._connection.engine.lite)
         parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
         output = [] if known is None else self._by_id.with_a_search()
         all_neighbours: list[Neighbours] = []
@@ -287,7 +288,7 @@ class MilvusStore:
         layout, engine, k, depth = self._ready(), self._connection.engine, search.k, search.depth
         used = layout.check_hybrid(codes, search.weights, k)
         layout.check_depth(depth)
-        where = validate(search.where, lite=engine.lite)
+        where = render(search.where, layout.filterable, lite=engine.lite)
         ranker, scale = engine.ranker([search.weights[name] for name in used], search.rrf_k)
         parameters = {name: engine.search(layout.schema, depth, self._lists.get(name)) for name in used}
         fused: list[list[tuple[str, float]]] = []
@@ -325,7 +326,7 @@ class MilvusStore:
     def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
         """See ``Store``."""
         layout = self._ready()
-        chosen = validate(where, lite=self._connection.engine.lite)
+        chosen = render(where, layout.filterable, lite=self._connection.engine.lite)
         iterator = self._call(
             lambda: self._client.query_iterator(
                 self.collection,
@@ -349,8 +350,8 @@ class MilvusStore:
 
     def count(self, where: str | None = None) -> int:
         """See ``Store``."""
-        self._ready()
-        chosen = validate(where, lite=self._connection.engine.lite)
+        layout = self._ready()
+        chosen = render(where, layout.filterable, lite=self._connection.engine.lite)
         return self._call(partial(collections.count_rows, self._connection, self.collection, chosen))
 
     def size(self) -> int:

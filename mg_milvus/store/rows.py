@@ -14,6 +14,7 @@ from mg_milvus.errors import QueryError, StoreError
 from mg_milvus.files import one_line
 from mg_milvus.store.base import Neighbours, Row
 from mg_milvus.store.collections import Column
+from mg_milvus.store.filter_language import LEAST_FLOAT, LEAST_INT, FilterColumn
 from mg_milvus.store.filters import among
 from mg_milvus.store.lite_workarounds import query_records
 
@@ -56,7 +57,8 @@ _FIXED = (
 COPY = "_codes"
 """Column of Milvus Lite, which cannot return vectors with a search: all codes of the row once more, as text. Reading it
 there costs a tenth of fetching the codes by id afterwards."""
-_EMPTY: dict[str, Any] = {"string": "", "int": 0, "float": 0.0, "bool": False}
+_MISSING: dict[str, Any] = {"string": "", "int": LEAST_INT - 1, "float": -1.7976931348623157e308, "bool": -1}
+"""What a column of the schema's own holds where an image has no value: Milvus Lite has no nulls."""
 _ACCEPTED: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "int": (int, np.integer),
@@ -64,6 +66,7 @@ _ACCEPTED: dict[str, tuple[type, ...]] = {
     "bool": (bool, np.bool_),
 }
 _PYTHON: dict[str, type] = {"string": str, "int": int, "float": float, "bool": bool}
+_STORED: dict[str, type] = _PYTHON | {"bool": int}
 
 
 class Layout:
@@ -71,17 +74,14 @@ class Layout:
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
-        self.extras = tuple(
-            Column(f.name, f.type, f.max_length, _EMPTY[f.type] if f.default is None else f.default)
-            for f in schema.fields
-        )
+        self.extras = tuple(Column(f.name, f.type, f.max_length, f.default) for f in schema.fields)
         self.columns = (*_FIXED, *self.extras)
         self.bytes = {name: bits // 8 for name, bits in schema.bits.items()}
         ends = list(accumulate(self.bytes.values()))
         self._places = tuple(
             (name, slice(end - width, end)) for (name, width), end in zip(self.bytes.items(), ends, strict=True)
         )
-        self._types_in_order = tuple(_PYTHON[column.type] for column in self.columns)
+        self._types_in_order = tuple(_STORED[column.type] for column in self.columns)
         self._texts = tuple((place, c.name, c.max_bytes) for place, c in enumerate(self.columns) if c.type == "string")
         self.copy = Column(COPY, "string", len(b2a_base64(bytes(sum(self.bytes.values())), newline=False)))
 
@@ -92,9 +92,10 @@ class Layout:
         return max(1, min(5000, (48 << 20) // longest))
 
     @property
-    def types(self) -> dict[str, str]:
-        """Column -> type, for filters."""
-        return {column.name: column.type for column in self.columns}
+    def filterable(self) -> dict[str, FilterColumn]:
+        """The columns as filters see them."""
+        own = {column.name for column in self.extras}
+        return {c.name: FilterColumn(c.type, "sparse" if c.name in own else "full") for c in self.columns}
 
     def output_fields(self, granularities: Sequence[str]) -> list[str]:
         """Output fields of a request: every scalar column and the codes of these granularities.
@@ -144,7 +145,7 @@ class Layout:
         return used
 
     def records(self, rows: Sequence[Row]) -> list[Record]:
-        """Rows as records, with defaults filled in.
+        """Rows as records; what a row's fields do not name has the default of its column, if there is one.
 
         Raises:
             StoreError: a value that the column cannot hold. Nothing is left to the server here: Milvus Lite
@@ -166,12 +167,13 @@ class Layout:
                     f"row {row.id}: codes for {', '.join(row.codes) or 'nothing'}, expected {', '.join(self.bytes)}"
                 )
             for column in self.extras:
-                value = row.fields.get(column.name)
-                record[column.name] = column.default if value is None else value
+                record[column.name] = row.fields.get(column.name, column.default)
             record.update(row.codes)
             records.append(record)
-        for column in self.columns:
+        for column in _FIXED:
             _check_column(column, records)
+        for column in self.extras:
+            _check_sparse_column(column, records)
         for name, expected in self.bytes.items():
             for record in records:
                 code = record[name]
@@ -222,7 +224,7 @@ class Layout:
             raise ValueError(f"{row_id!r} is not an id")
         if size < 0 or width < 0 or height < 0:
             raise ValueError(f"row {row_id!r} is of {width} x {height} pixels and {size} bytes")
-        fields = {column.name: value for column, value in zip(self.extras, extras, strict=True)}
+        fields = {column.name: value_of(column, value) for column, value in zip(self.extras, extras, strict=True)}
         return Row(row_id, path, size, mtime_ns, width, height, content_hash, codes, fields)
 
     def codes_of_copy(self, text: str) -> dict[str, bytes]:
@@ -314,6 +316,35 @@ def _check_column(column: Column, records: list[Record]) -> None:
         for record in records:
             if not could_be_id(record["id"]):
                 raise StoreError(f"'{record['id']!r}' is not an id, expected 32 hexadecimal digits")
+
+
+def value_of(column: Column, stored: Any) -> Any:
+    """The value that a column of the schema's own holds; None where it is missing."""
+    match column.type:
+        case "string":
+            return stored or None
+        case "int":
+            return stored if stored >= LEAST_INT else None
+        case "float":
+            return stored if stored >= LEAST_FLOAT else None
+    return bool(stored) if stored >= 0 else None
+
+
+def _check_sparse_column(column: Column, records: list[Record]) -> None:
+    """Check one column of the schema's own, and turn its values into what is stored."""
+    name, missing = column.name, _MISSING[column.type]
+    given = [record for record in records if record[name] is not None]
+    _check_column(column, given)
+    for record in records:
+        value = record[name]
+        if value is None:
+            record[name] = missing
+        elif column.type == "bool":
+            record[name] = int(value)
+        elif column.type == "float" and not LEAST_FLOAT <= value <= -LEAST_FLOAT:
+            raise StoreError(f"row {record['id']}: {name} is {value}, expected a number within {-LEAST_FLOAT:g}")
+        elif column.type == "int" and value < LEAST_INT:
+            raise StoreError(f"row {record['id']}: {name} is {value}, expected {LEAST_INT} or more")
 
 
 def _check_text(column: Column, row_id: str, value: str) -> None:

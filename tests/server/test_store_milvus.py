@@ -540,7 +540,6 @@ def test_filters_that_not_every_milvus_knows(where: str, expected: list[int]) ->
 @pytest.mark.parametrize(
     "where",
     [
-        "not n == 1",
         "n == true",
         "n == 1)",
         "(n == 1",
@@ -555,7 +554,7 @@ def test_filters_that_not_every_milvus_knows(where: str, expected: list[int]) ->
     ],
 )
 def test_filters_outside_the_subset_are_refused(where: str) -> None:
-    with pytest.raises(errors.FilterError, match="columns are n"):
+    with pytest.raises(errors.FilterError, match=r"filter, character \d+: "):
         compile_filter(where, {"n": "int"})
 
 

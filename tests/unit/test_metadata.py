@@ -23,7 +23,7 @@ FIELDS = (
     ExtraField(name="stars", type="float", default=2.5),
     ExtraField(name="seen", type="bool"),
 )
-DEFAULTS = {"label": "none", "year": 0, "stars": 2.5, "seen": False}
+DEFAULTS = {"label": "none", "year": None, "stars": 2.5, "seen": None}
 CAT = {"label": "cat", "year": 1999, "stars": 4.0, "seen": True}
 
 
@@ -80,7 +80,7 @@ def test_json_lines(tmp_path: Path) -> None:
     table = read(write(tmp_path, "m.jsonl", text))
     assert table.values("/a.jpg") == CAT
     assert table.values("/b.jpg") == DEFAULTS
-    assert table.values("/c.jpg") == {"label": "", "year": -3, "stars": 100.0, "seen": False}
+    assert table.values("/c.jpg") == {"label": "none", "year": -3, "stars": 100.0, "seen": False}
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -230,10 +230,10 @@ def test_rows_without_a_path_are_refused(tmp_path: Path, cell: str) -> None:
         ("bool", "1", True),
         ("bool", "0", False),
         ("string", "12", "12"),
-        ("int", "", 0),
-        ("float", "", 0.0),
-        ("bool", "", False),
-        ("string", "", ""),
+        ("int", "", None),
+        ("float", "", None),
+        ("bool", "", None),
+        ("string", "", None),
     ],
 )
 def test_values_of_text(tmp_path: Path, type_: str, text: str, value: object) -> None:
@@ -256,9 +256,9 @@ def test_values_of_text(tmp_path: Path, type_: str, text: str, value: object) ->
         ("float", "false", "False is not a finite number"),
         ("float", '"1_0"', "'1_0' is not a finite number"),
         ("float", "1" + "0" * 400, "... is not a finite number"),
-        ("bool", '"yes"', "'yes' is not true, false, 0 or 1 (bool)"),
-        ("bool", "2", "2 is not true, false, 0 or 1"),
-        ("bool", "1.0", "1.0 is not true, false, 0 or 1"),
+        ("bool", '"maybe"', "'maybe' is not true, false, yes, no, 0 or 1 (bool)"),
+        ("bool", "2", "2 is not true, false, yes, no, 0 or 1"),
+        ("bool", "1.0", "1.0 is not true, false, yes, no, 0 or 1"),
         ("string", "5", "5 is not a string"),
         ("string", '["a"]', "['a'] is not a string"),
         ("string", '"\\ud800"', "'\\ud800' is not a string"),
