@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from mg_milvus.html.pages import SIDE, bars_of, render
 from mg_milvus.images.discover import text_path
-from mg_milvus.records import FAILURES_SHOWN, Failure, Hit, PassedOver
+from mg_milvus.records import FAILURES_SHOWN, Failure, Hit, Note, PassedOver
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -77,6 +77,7 @@ class IngestReport:
         moved: rows that were moved to the path where their file is now.
         away: rows that ``prune`` kept although their file is not found, since its disk may be not mounted.
         passed_over: what the folders hold that was not taken, by kind.
+        notes: files that were ingested though something is wrong with them.
     """
 
     seen: int
@@ -92,6 +93,7 @@ class IngestReport:
     moved: int = 0
     away: int = 0
     passed_over: tuple[PassedOver, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def failed(self) -> int:
@@ -113,6 +115,7 @@ class IngestReport:
             "adapted_on": self.adapted_on, "interrupted": self.interrupted, "dry_run": self.dry_run,
             "moved": self.moved, "away": self.away,
             "passed_over": [{"kind": p.kind, "count": p.count, "remedy": p.remedy} for p in self.passed_over],
+            "notes": [{"path": n.path, "text": n.text} for n in self.notes],
         }  # fmt: skip
 
     def _repr_html_(self) -> str:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from mg_milvus.errors import QueryError
-from mg_milvus.records import Failure, Progress
+from mg_milvus.records import Failure, Note, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +43,7 @@ class Tally:
     unchanged: int = 0
     moved: int = 0
     failures: list[Failure] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
     def progress(self, stage: str) -> Progress:
         """The state for a progress callback."""
