@@ -294,8 +294,10 @@ def write_whole(file: Path, data: bytes, rights: int = 0o666) -> None:
         rights: mode of the file, reduced by the umask.
 
     Raises:
-        OSError: it cannot be written; an existing file stays unchanged.
+        OSError: it cannot be written, or is a folder, a pipe or a device; an existing file stays unchanged.
     """
+    with suppress(FileNotFoundError):
+        _check_plain(os.stat(file).st_mode, file)  # root would replace /dev/null by a file
     part = file.with_name(f".{file.name}-{secrets.token_hex(6)}")
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, rights), "wb") as stream:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Self
 from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
 from mg_milvus.errors import FilterError, QueryError
-from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
-from mg_milvus.images.discover import SUFFIXES, Tally, discover
+from mg_milvus.images.discover import Rules, Tally, discover
 from mg_milvus.images.paths import stored_path
 from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE
 from mg_milvus.ingest.metadata import default_values, read_metadata
@@ -155,10 +154,11 @@ class ImageIndex:
         workers: int | None = None,
         prune: bool = False,
         dry_run: bool = False,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
+        max_pixels: int | None = None,
         progress: Callable[[Progress], None] | None = None,
         metrics: IngestMetrics | None = None,
         inside: PathLike | None = None,
+        exclude: Sequence[str] = (),
     ) -> IngestReport:
         """Bring the index up to date with folders and files of images.
 
@@ -177,13 +177,15 @@ class ImageIndex:
             prune: also delete the rows under the given folders whose file is gone; not those whose file may be on a
                 disk that is not mounted, or in a folder that cannot be read.
             dry_run: write nothing, decode no image; say what would be done.
-            max_pixels: larger images are refused.
+            max_pixels: larger images are refused; default: MGM_MAX_PIXELS, or 200 million, as wherever images are read.
             progress: called after each batch.
             metrics: counts and durations; one for each ingest, whose text any thread can read meanwhile.
             inside: links are followed only to files in this folder; others are reported as failures.
+            exclude: patterns of gitignore, relative to each folder, such as ``*.png`` or ``old/``; what matches is left
+                out, as by the lines of a file ``.mgmignore`` in a folder.
 
         Raises:
-            ImageError: a source does not exist; nothing was done.
+            ImageError: a source does not exist, or a pattern is none; nothing was done.
             QueryError: ``reset_metadata`` without ``metadata``.
             SchemaError: the table cannot be read, or names none of the images; nothing was done.
             StoreError: Milvus failed; what was acknowledged stays.
@@ -198,14 +200,14 @@ class ImageIndex:
                 return table.values(found.path, None if row is None or reset_metadata else row.fields)
             return defaults if row is None else row.fields
 
+        passed, rules = Tally(), Rules(inside=inside, exclude=exclude)
         match = None
         if table is not None:
-            match = table.match(found.path for found in discover(sources, lambda _: None, SUFFIXES, inside))
-        passed = Tally()
+            match = table.match(found.path for found in discover(sources, lambda _: None, rules))
         report = run_ingest(
             self._session,
             Source(
-                lambda on_failure: discover(sources, on_failure, SUFFIXES, inside, passed),
+                lambda on_failure: discover(sources, on_failure, rules, passed),
                 fields_of,
                 sources if prune else (),
             ),
@@ -376,7 +378,7 @@ class ImageIndex:
         return Query.of(self.schema, options)
 
     def decode_query(
-        self, image: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS, **options: Unpack[QueryOptions]
+        self, image: ImageSource, *, max_pixels: int | None = None, **options: Unpack[QueryOptions]
     ) -> QueryImage:
         """Decode a query image for ``encode``: the whole image, or what the options ``crop`` and ``regions`` need.
 

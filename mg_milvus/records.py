@@ -59,6 +59,19 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """A file that was ingested though something is wrong with it.
+
+    Attributes:
+        path: the file.
+        text: what is wrong, in one line.
+    """
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class PassedOver:
     """Files of one kind that a walk through folders did not take.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from mg_milvus.html.pages import SIDE, bars_of, render
 from mg_milvus.images.discover import text_path
-from mg_milvus.records import FAILURES_SHOWN, Failure, Hit, PassedOver, TableMatch
+from mg_milvus.records import FAILURES_SHOWN, Failure, Hit, Note, PassedOver, TableMatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -78,6 +78,7 @@ class IngestReport:
         away: rows that ``prune`` kept although their file is not found, since its disk may be not mounted.
         passed_over: what the folders hold that was not taken, by kind.
         table: how the table of metadata fits the images; None without one.
+        notes: files that were ingested though something is wrong with them.
     """
 
     seen: int
@@ -94,6 +95,7 @@ class IngestReport:
     away: int = 0
     passed_over: tuple[PassedOver, ...] = ()
     table: TableMatch | None = None
+    notes: tuple[Note, ...] = ()
 
     @property
     def failed(self) -> int:
@@ -116,6 +118,7 @@ class IngestReport:
             "moved": self.moved, "away": self.away,
             "passed_over": [{"kind": p.kind, "count": p.count, "remedy": p.remedy} for p in self.passed_over],
             "table": None if self.table is None else asdict(self.table),
+            "notes": [{"path": n.path, "text": n.text} for n in self.notes],
         }  # fmt: skip
 
     def _repr_html_(self) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mg_milvus.images import limits
 from tests import memory_store
 from tests.images import collage
 
@@ -67,10 +68,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _log_of_lines() -> Iterator[None]:
-    """Undo what a command in this process chose for its messages: ``--log-json``, and the tokens to hide."""
+    """Undo what a command in this process chose: ``--log-json``, the tokens to hide, ``--max-pixels``."""
     yield
     if log := sys.modules.get("mg_milvus.cli.log"):
         log.configure([])
+    limits.limit_pixels(None)
 
 
 def kind_of_image(kind: str, seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
@@ -165,5 +167,16 @@ def copied_index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageInde
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees encoders or settings of another, or of the person who runs it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    for name in ("URI", "TOKEN", "COLLECTION", "DEVICE", "SCHEMA", "BATCH_SIZE", "WORKERS", "ENCODER", "DEBUG"):
+    for name in (
+        "URI",
+        "TOKEN",
+        "COLLECTION",
+        "DEVICE",
+        "SCHEMA",
+        "BATCH_SIZE",
+        "WORKERS",
+        "ENCODER",
+        "DEBUG",
+        "MAX_PIXELS",
+    ):
         monkeypatch.delenv(f"MGM_{name}", raising=False)

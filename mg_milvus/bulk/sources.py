@@ -18,7 +18,7 @@ from mg_milvus.bulk.dataset import arrow
 from mg_milvus.bulk.remote import MAX_BYTES, check_url, download, fetch, is_web, listing, without_query
 from mg_milvus.errors import ImageError, MissingPackageError
 from mg_milvus.files import open_plain
-from mg_milvus.images.discover import SUFFIXES, Found, discover, is_url, path_text, text_path
+from mg_milvus.images.discover import SUFFIXES, Found, Rules, discover, is_url, path_text, text_path
 from mg_milvus.ingest.metadata import listed, rows_at_once
 from mg_milvus.records import Failure
 
@@ -270,7 +270,7 @@ def images(
             check_url(url)
         except ImageError as error:
             raise ImageError(f"'{without_query(url)}' {error}") from error
-    local = discover([path for path in paths if path not in lists], on_failure, _SUFFIXES)
+    local = discover([path for path in paths if path not in lists], on_failure, Rules(_SUFFIXES))
     sources_themselves = {path_text(path) for path in paths}
 
     def files() -> Iterator[Found]:

@@ -92,17 +92,16 @@ def encode(
     from mg_milvus.bulk.encode import EncodeOptions
     from mg_milvus.bulk.encode import encode as run
     from mg_milvus.cli.settings import local_settings
-    from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.ingest.pipeline import Settings
     from mg_milvus.schema.models import Schema
 
-    settings = local_settings(device, schema, encoder, batch_size, workers)
+    settings = local_settings(device, schema, encoder, batch_size, workers, max_pixels)
     encode_options = EncodeOptions(
         schema=Schema.load(settings.schema_source) if settings.schema_source else Schema(),
         shard=Shard.parse(shard),
         metadata=metadata,
         rows_per_file=rows_per_file,
-        settings=Settings(settings.batch_size, settings.workers, max_pixels or DEFAULT_MAX_PIXELS),
+        settings=Settings(settings.batch_size, settings.workers),
         device=settings.device,
         allow_private=allow_private,
     )

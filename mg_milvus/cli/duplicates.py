@@ -106,6 +106,7 @@ def duplicates(
     collection: options.Collection = None,
     timeout: options.Timeout = 10.0,
     device: options.DeviceOption = None,
+    max_pixels: options.MaxPixels = None,
 ) -> None:
     """Find groups of near-identical images, and which of them are removable. No file and no row is ever deleted."""
     from mg_milvus.cli.settings import open_index, settings_from
@@ -118,7 +119,7 @@ def duplicates(
     if print0 and (keep is None or as_json):
         raise options.UsageError("--print0 prints the paths of --keep RULE, and not with --json; give --keep best")
     since = _time(new_since) if new_since is not None else None
-    settings = settings_from(uri, token, collection, device)
+    settings = settings_from(uri, token, collection, device, max_pixels=max_pixels)
     with open_index(settings, timeout=timeout) as index, ProgressView() as view:
         report = index.duplicates(
             of=of, within=within, newer_than=since, distance=distance, precision=precision, keep=keep or "best",

@@ -139,13 +139,12 @@ def evaluate(
     from mg_milvus.evaluation.evaluate import evaluate as run
     from mg_milvus.evaluation.report import report_data, write_evaluation_report
     from mg_milvus.html.report import check_report
-    from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.ingest.pipeline import Settings
 
     if not through_index and (uri is not None or depth is not None):
         raise typer.BadParameter("--uri and --depth say where and how --through-index asks; add it")
     # The collection of --through-index is temporary: the environment's URI, where people keep theirs, plays no part.
-    encoding = (device, schema, encoder, batch_size, workers)
+    encoding = (device, schema, encoder, batch_size, workers, max_pixels)
     shared = local_settings(*encoding) if uri is None else settings_from(uri, token, None, *encoding)
     if report is not None:
         check_report(report)
@@ -165,7 +164,7 @@ def evaluate(
             milvus=None if uri is None else shared.milvus(),
             depth=depth,
             device=shared.device,
-            settings=Settings(shared.batch_size, shared.workers, max_pixels or DEFAULT_MAX_PIXELS),
+            settings=Settings(shared.batch_size, shared.workers),
             copies=copies,
             curves=report is not None,
             progress=view,
@@ -335,11 +334,10 @@ def tune(
     """
     from mg_milvus.cli.settings import local_settings, settings_from
     from mg_milvus.evaluation import tune
-    from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.ingest.pipeline import Settings
 
     into_collection = schema is None or uri is not None or collection is not None
-    encoding = (device, None, encoder, batch_size, workers)
+    encoding = (device, None, encoder, batch_size, workers, max_pixels)
     settings = settings_from(uri, token, collection, *encoding) if into_collection else local_settings(*encoding)
     target = tune.Target(
         schema=schema,
@@ -357,7 +355,7 @@ def tune(
             goal=goal.value,
             folds=folds,
             queries=queries,
-            settings=Settings(settings.batch_size, settings.workers, max_pixels or DEFAULT_MAX_PIXELS),
+            settings=Settings(settings.batch_size, settings.workers),
             progress=view,
         )
     if as_json:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from mg_milvus.results import IngestReport
 
 
+NOTES_SHOWN = 20
+"""Most notes on single files that are printed."""
+
 EXAMPLES = """Examples:
 
 mgm ingest ~/Pictures
@@ -62,6 +65,15 @@ def ingest(
         bool,
         typer.Option("--dry-run", help="Report what would be done, and write nothing: mgm ingest photos/ --dry-run"),
     ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude",
+            metavar="PATTERN",
+            help="Leave out what matches, by the rules of gitignore: '*.png', old/, /a.jpg; may be given again. "
+            "Lines of a file .mgmignore in a folder do the same",
+        ),
+    ] = None,
     metrics_file: Annotated[
         Path | None,
         typer.Option(
@@ -83,14 +95,13 @@ def ingest(
     Unreadable files are skipped and listed at the end; the exit code is then 3.
     """
     from mg_milvus.cli.settings import open_index, settings_from
-    from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.ingest.metrics import IngestMetrics, MetricsFile
 
     if metrics_file is not None and dry_run:
         raise options.UsageError("--metrics-file measures an ingest, and --dry-run performs none; give one of them")
     if reset_metadata and metadata is None:
         raise options.UsageError("--reset-metadata replaces values by those of a table; give --metadata FILE too")
-    settings = settings_from(uri, token, collection, device, schema, encoder, batch_size, workers)
+    settings = settings_from(uri, token, collection, device, schema, encoder, batch_size, workers, max_pixels)
     metrics = IngestMetrics()
     metrics_writer = MetricsFile(metrics_file, metrics) if metrics_file is not None else nullcontext()
     with open_index(settings, timeout=timeout) as index, metrics_writer:
@@ -103,9 +114,9 @@ def ingest(
                 workers=settings.workers,
                 prune=prune,
                 dry_run=dry_run,
-                max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
                 progress=view,
                 metrics=metrics,
+                exclude=exclude or (),
             )
         finish(report, as_json=as_json)
 
@@ -145,6 +156,9 @@ def summary(report: IngestReport) -> str:
             f"{p.count:,} {escape_controls(p.kind)}" + f" ({p.remedy})" * bool(p.remedy) for p in report.passed_over
         )
         lines.append("Passed over: " + ", ".join(kinds))
+    lines += [f"Read all the same: {escape_controls(note.path)} {note.text}" for note in report.notes[:NOTES_SHOWN]]
+    if len(report.notes) > NOTES_SHOWN:
+        lines.append(f"… and {len(report.notes) - NOTES_SHOWN:,} more; --json lists all")
     if report.interrupted:
         lines.append("Interrupted: the images counted here are stored; run the same command again to continue.")
     return "\n".join(lines)
@@ -223,7 +237,6 @@ def fit(
 ) -> None:
     """Fit the hash heads of a backbone to images without labels, and write an encoder file."""
     from mg_milvus.cli.settings import local_settings
-    from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.ingest.fit_heads import FitOptions, fit_encoder
     from mg_milvus.ingest.pipeline import Settings
     from mg_milvus.schema.models import Schema
@@ -231,7 +244,7 @@ def fit(
     if bits and schema:
         raise options.UsageError("give --bits or --schema, not both")
     lengths = options.code_lengths(bits) if bits else None
-    settings = local_settings(device=device, batch_size=batch_size, workers=workers)
+    settings = local_settings(device=device, batch_size=batch_size, workers=workers, max_pixels=max_pixels)
     with ProgressView() as view:
         report = fit_encoder(
             folder,
@@ -244,7 +257,7 @@ def fit(
                 method=method.value,
                 sample=sample,
                 device=settings.device,
-                settings=Settings(settings.batch_size, settings.workers, max_pixels or DEFAULT_MAX_PIXELS),
+                settings=Settings(settings.batch_size, settings.workers),
             ),
             progress=view,
         )
@@ -278,11 +291,14 @@ def refit(
     device: options.DeviceOption = None,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
+    max_pixels: options.MaxPixels = None,
 ) -> None:
     """Fit the hash heads to all images of a collection again, and build a new collection with them."""
     from mg_milvus.cli.settings import open_index, settings_from
 
-    settings = settings_from(uri, token, collection, device, batch_size=batch_size, workers=workers)
+    settings = settings_from(
+        uri, token, collection, device, batch_size=batch_size, workers=workers, max_pixels=max_pixels
+    )
     with open_index(settings, timeout=timeout) as index, ProgressView() as view:
         report = index.refit(to, progress=view, batch_size=settings.batch_size, workers=settings.workers)
     finish(report, as_json=as_json)

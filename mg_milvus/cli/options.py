@@ -169,7 +169,8 @@ MaxPixels = Annotated[
         "--max-pixels",
         metavar="NUMBER",
         min=1,
-        help="Refuse images with more pixels, e.g. 500000000 to accept huge scans",
+        help="Refuse images with more pixels, e.g. 500000000 to accept huge scans. Env: MGM_MAX_PIXELS; default: "
+        "200000000",
         rich_help_panel=ENCODING,
     ),
 ]

@@ -291,6 +291,7 @@ def query(
     timeout: options.Timeout = 10.0,
     encoder: options.EncoderOption = None,
     device: options.DeviceOption = None,
+    max_pixels: options.MaxPixels = None,
 ) -> None:
     """Find the images most similar to the query images."""
     from mg_milvus.cli.settings import open_index, settings_from
@@ -316,7 +317,7 @@ def query(
         "regions": "contains" if contains else "overlap" if overlap else None,
         "plan": plan,
     }
-    settings = settings_from(uri, token, collection, device, encoder=encoder)
+    settings = settings_from(uri, token, collection, device, encoder=encoder, max_pixels=max_pixels)
     explanations: list[Explanation] = []
     with open_index(settings, timeout=timeout) as index:
         sources: list[ImageSource]

@@ -90,10 +90,12 @@ def serve(
     timeout: options.Timeout = 10.0,
     encoder: options.EncoderOption = None,
     device: options.DeviceOption = None,
+    max_pixels: options.MaxPixels = None,
 ) -> None:
     """Serve a web page and an HTTP API for searching the index, until Ctrl-C."""
     from mg_milvus.cli.settings import open_index, settings_from
     from mg_milvus.errors import MissingPackageError
+    from mg_milvus.images.limits import pixel_limit
 
     try:
         from mg_milvus.web import app, media
@@ -102,7 +104,7 @@ def serve(
         raise MissingPackageError(
             f"mgm serve needs the package {exc.name}, which is not installed: pip install 'mg-milvus[web]'"
         ) from exc
-    settings = settings_from(uri, None, collection, device, encoder=encoder)
+    settings = settings_from(uri, None, collection, device, encoder=encoder, max_pixels=max_pixels)
     web_token = token or os.environ.get("MGM_WEB_TOKEN") or None
     log.register_token(web_token)
     file = Path(settings.uri)
@@ -121,6 +123,7 @@ def serve(
                 ingest_folders=tuple(path.absolute() for path in allow_ingest or ()),
                 upload_folder=folder.absolute() if folder else None,
                 thumbnail_folder=media.default_folder(),
+                max_pixels=pixel_limit(),
                 root_path=_root_path(root_path),
             ),
             listener,

@@ -15,6 +15,7 @@ from mg_milvus.cli import log, options
 from mg_milvus.cli.log import log_info
 from mg_milvus.errors import SchemaError
 from mg_milvus.files import open_plain
+from mg_milvus.images.limits import limit_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,6 +49,7 @@ class Settings(BaseModel):
     encoder: Home | None = None
     batch_size: Annotated[int, Field(ge=1)] = 64
     workers: Annotated[int | None, Field(ge=1)] = None
+    max_pixels: Annotated[int | None, Field(ge=1)] = None
     secure: bool = False
     ca_cert: Home | None = None
     client_cert: Home | None = None
@@ -84,12 +86,13 @@ def settings_from(
     encoder: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    max_pixels: int | None = None,
 ) -> Settings:
     """Read the settings of a command that connects to Milvus.
 
     Arguments that are not None come first, then ``MGM_*``, then ``mgm.yaml``, then the defaults. The TLS options are
     those of the running command. An empty environment variable counts as not set. User and password in the URI become
-    the token.
+    the token. The largest image to decode is set for this process.
 
     A ``mgm.yaml`` written by somebody else must not obtain secrets: those of options and environment are never sent to
     a server that the file chose or vouches for, and the file's settings of its own server apply to no other.
@@ -100,7 +103,7 @@ def settings_from(
     """
     chosen = {
         "uri": uri, "token": token, "collection": collection, "device": device, "schema": schema, "encoder": encoder,
-        "batch_size": batch_size, "workers": workers, **options.tls_values(),
+        "batch_size": batch_size, "workers": workers, "max_pixels": max_pixels, **options.tls_values(),
     }  # fmt: skip
     layers = _Layers(chosen)
     layers.drop_other_server()
@@ -108,6 +111,7 @@ def settings_from(
     layers.check_recipient(settings)
     log.register_token(settings.token)
     layers.log_origin(settings)
+    limit_pixels(settings.max_pixels)
     return settings
 
 
@@ -117,6 +121,7 @@ def local_settings(
     encoder: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    max_pixels: int | None = None,
 ) -> Settings:
     """Read the settings of a command that connects to no Milvus server; they contain no secret.
 
@@ -124,10 +129,11 @@ def local_settings(
         typer.BadParameter: as ``settings_from``.
     """
     options = {"device": device, "schema": schema, "encoder": encoder, "batch_size": batch_size, "workers": workers}
-    layers = _Layers(options)
+    layers = _Layers(options | {"max_pixels": max_pixels})
     layers.drop(_CONNECTION - {"uri"})
     settings = layers.settings()
     layers.log_origin(settings)
+    limit_pixels(settings.max_pixels)
     return settings
 
 

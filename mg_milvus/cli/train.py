@@ -137,7 +137,6 @@ def train(
     """
     from mg_milvus.cli.settings import local_settings
     from mg_milvus.html.report import check_report
-    from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
     from mg_milvus.training.config import TrainingConfiguration as Configuration
     from mg_milvus.training.report import tensorboard_writer
     from mg_milvus.training.train import train as run
@@ -149,7 +148,7 @@ def train(
     changes = {name: value for name, value in given.items() if value is not None}
     first = Configuration.load(config) if config else Configuration()
     configuration = first.changed(changes, epochs=epochs, rate=rate, batch=batch_size)
-    settings = local_settings(device=device, workers=workers)
+    settings = local_settings(device=device, workers=workers, max_pixels=max_pixels)
     if report_folder is not None:
         check_report(report_folder)
     with ProgressView() as view, tensorboard_writer(tensorboard) as write:
@@ -161,7 +160,7 @@ def train(
         report = run(
             folder, out, configuration, labels=labels, resume=resume, stop_after=stop_after,
             device=settings.device, workers=settings.workers,
-            loaders=loaders, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, progress=view,
+            loaders=loaders, progress=view,
             on_step=lambda step: view(_progress(step), f"loss {sum(step.losses.values()):.3f}"), on_epoch=on_epoch,
         )  # fmt: skip
     if report_folder is not None:

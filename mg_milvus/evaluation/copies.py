@@ -129,7 +129,9 @@ def evaluate_copies(
     return metrics, tuple(failed)
 
 
-def _versions(original: Found, encoder: Encoder, max_pixels: int) -> tuple[list[tuple[Version, Pixels]], list[Failure]]:
+def _versions(
+    original: Found, encoder: Encoder, max_pixels: int | None
+) -> tuple[list[tuple[Version, Pixels]], list[Failure]]:
     """The edited versions of an image, ready for the encoder, and those that cannot be made."""
     try:
         with opening(text_path(original.path), max_pixels=max_pixels) as decoded:

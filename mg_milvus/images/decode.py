@@ -12,7 +12,8 @@ import struct
 import sys
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
@@ -23,16 +24,21 @@ from PIL import (
     ExifTags,
     GifImagePlugin,
     Image,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
+    PsdImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
     _imaging,
 )
 
 from mg_milvus.errors import ImageError, QueryError
-from mg_milvus.images.files import MemoryBudget, content_of, data_uri, kind_of, memory_needed, read_stream, refuse_url
+from mg_milvus.images.colours import to_srgb
+from mg_milvus.images.files import MemoryBudget, content_of, data_uri, memory_needed, read_stream, refuse_url
+from mg_milvus.images.kinds import EXTRA, kind_of
+from mg_milvus.images.limits import pixel_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,20 +152,24 @@ LAYOUTS = (
 _BAND = 1 << 18
 """Approximate pixels of a band."""
 
-_SIXTEEN_TO_EIGHT = ((np.arange(65_536) + 128) // 257).astype(np.uint8)
+_DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that greyscale of 16 bits may use."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded image of any mode to RGB; transparent pixels are blended with white."""
+    """Convert a loaded image of any mode to RGB, by its colour profile; transparent pixels are blended with white."""
     if image.mode.startswith(("I", "F")):
         return _grey(image).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGB", image.size, "white")
+        profile = image.info.get("icc_profile")
         for top, band in _bands(image):
             layer = band.convert("RGBA")
-            white.paste(layer, (0, top), mask=layer)
+            white.paste(to_srgb(layer.convert("RGB"), profile), (0, top), mask=layer)
         return white
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "P":
+        return to_srgb(image.convert("RGB"), image.info.get("icc_profile"))
+    return to_srgb(image, image.info.get("icc_profile"))
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -223,15 +233,18 @@ def _refusal(array: NDArray[Any], given: Any) -> ImageError:
 def _grey(image: Image.Image) -> Image.Image:
     """Convert greyscale of 16 or 32 bits, or of floats, to mode L.
 
-    Integers from 0 to 65,535 and floats from 0 to 1 keep their scale; other ranges are stretched to 0 … 255.
+    Integers from 0 to 65,535 keep the scale of the bits that are used: 8, 10, 12, 14 or 16, as sensors have them.
+    Floats from 0 to 1 keep their scale; other ranges are stretched to 0 … 255.
     """
     grey = Image.new("L", image.size)
     low, high = _span(image)
     if image.mode != "F" and low >= 0 and high <= 65_535:
+        top_value = next(2**bits - 1 for bits in _DEPTHS if high < 2**bits)
+        eight_of = ((np.arange(top_value + 1) * 255 + top_value // 2) // top_value).astype(np.uint8)
         key = image.info.get("transparency")
         for top, band in _bands(image):
             values = np.asarray(band)
-            eight = _SIXTEEN_TO_EIGHT[values]
+            eight = eight_of[values]
             if isinstance(key, int):
                 eight = np.where(values == key, np.uint8(255), eight)
             grey.paste(Image.fromarray(eight), (0, top))
@@ -274,8 +287,6 @@ ImageSource: TypeAlias = (
     | TensorLike
 )
 
-DEFAULT_MAX_PIXELS = 200_000_000
-
 _OPENERS: dict[str, Callable[[io.BytesIO, str], ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -285,8 +296,13 @@ _OPENERS: dict[str, Callable[[io.BytesIO, str], ImageFile]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "PPM": PpmImagePlugin.PpmImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,
+    "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "PSD": PsdImagePlugin.PsdImageFile,
 }
-"""Name of a kind of ``files.KINDS`` -> Pillow's class, which reads the header."""
+"""Name of a kind of ``kinds.KINDS`` -> Pillow's class, which reads the header."""
+
+_OTHER_OPENERS = {"HEIC": ("pi_heif", "HeifImageFile"), "JPEG XL": ("pylibjxl.pillow_plugin", "JxlImageFile")}
+"""The same of kinds that the extra ``formats`` reads: module and name of a class for Pillow."""
 
 BYTES_A_PIXEL = 12
 """Memory that decoding may take for each pixel of ``max_pixels``, in bytes, according to the header."""
@@ -316,25 +332,38 @@ class Decoded:
         image: mode RGB, upright, loaded; smaller than the full image when ``least`` allows it.
         width: of the full image, upright, in pixels.
         height: of the full image, upright, in pixels.
+        note: what is wrong with the file, which can be read all the same; continues a sentence, as errors do.
     """
 
     image: Image.Image
     width: int
     height: int
+    note: str = ""
 
 
-def decode(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """An image whose header is read: what decodes it, width and height of the full image, the data to decode."""
+
+    file: ImageFile
+    full: tuple[int, int]
+    data: bytes
+
+
+def decode(data: bytes, *, least: int | None = None, max_pixels: int | None = None) -> Decoded:
     """Decode an encoded image; of an animation, the first frame.
 
     The format is recognised by the content. Transparent pixels are blended with white, the EXIF orientation is applied,
-    16 bits per sample are scaled to 8, and greyscale of any other range is stretched to 0 … 255.
+    colours of an embedded profile become sRGB, 16 bits per sample are scaled to 8, and greyscale of any other range is
+    stretched to 0 … 255. A JPEG that lacks only its end marker is decoded, with a note.
 
     Args:
-        data: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM/PGM/PBM/PFM or AVIF.
+        data: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM/PGM/PBM/PFM, AVIF, JPEG 2000 or PSD; with the extra ``formats`` also
+            HEIC, JPEG XL and camera RAW.
         least: the image may be reduced by 2, 4 or 8 while decoding (JPEG only), as long as its shorter side keeps
             this many pixels. The same data and ``least`` always give the same pixels.
         max_pixels: larger images, and those that need more than ``BYTES_A_PIXEL`` * ``max_pixels`` bytes, are refused
-            by their header, before their pixels are decoded.
+            by their header, before their pixels are decoded. None: as ``limits.pixel_limit``.
 
     Raises:
         ImageError: it cannot be decoded, or would take minutes. The message continues a sentence that begins with the
@@ -345,22 +374,55 @@ def decode(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT_M
 
 
 @contextmanager
-def decoding(data: bytes, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Iterator[Decoded]:
+def decoding(data: bytes, *, least: int | None = None, max_pixels: int | None = None) -> Iterator[Decoded]:
     """Decode an image, holding its share of the memory budget ``decoders`` while the block runs; see ``decode``.
 
     For many threads that each reduce images to something small. Waits while others hold too much.
     """
-    file = _header(data, max_pixels)
-    full = file.size
+    max_pixels = pixel_limit(max_pixels)
+    header = _header(data, max_pixels)
+    file, size = header.file, header.file.size
     with _pillow_errors():
         if least is not None:
             file.draft(None, (least, least))
-        count = memory_needed(file, full, data)
+        count = memory_needed(file, size, header.data)
     _check_memory(file, count, max_pixels)
     with decoders.held(count):
         with _pillow_errors():
-            decoded = _upright(file, full, own=True)
+            try:
+                decoded = _upright(file, header.full, own=True)
+            except OSError:
+                mended = _without_end(header.data, least)
+                if mended is None:
+                    raise
+                decoded = replace(_upright(mended, header.full, own=True), note=_LACKS_END)
         yield decoded
+
+
+_END_OF_JPEG = b"\xff\xd9"
+_OTHER_BYTES = (b"\x9d\x5b" * 256, bytes.fromhex("d3a1c96e57b4e82f") * 64)
+_LACKS_END = "lacks its last bytes, as after an interrupted copy; all pixels are there"
+
+
+def _without_end(data: bytes, least: int | None) -> JpegImagePlugin.JpegImageFile | None:
+    """A JPEG that lacks no more than the marker of its end, with that marker; None for all else.
+
+    A decoder fills missing pixels without complaint. So other bytes are put behind the data, too: they change pixels
+    that are missing, and no others.
+    """
+    if not data.startswith(b"\xff\xd8\xff") or data.endswith(_END_OF_JPEG):
+        return None
+    data = data.removesuffix(b"\xff")
+    versions: list[JpegImagePlugin.JpegImageFile] = []
+    for tail in (b"", *_OTHER_BYTES):
+        file = JpegImagePlugin.JpegImageFile(io.BytesIO(data + tail + _END_OF_JPEG), "")
+        if least is not None:
+            file.draft(None, (least, least))
+        file.load()
+        if versions and file.tobytes() != versions[0].tobytes():
+            return None
+        versions.append(file)
+    return versions[0]
 
 
 def check_header(data: bytes) -> None:
@@ -372,7 +434,7 @@ def check_header(data: bytes) -> None:
     _header(data, sys.maxsize)
 
 
-def open_image(source: ImageSource, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
+def open_image(source: ImageSource, *, least: int | None = None, max_pixels: int | None = None) -> Decoded:
     """Read an image from a path, encoded bytes, a PIL image, a numpy array or a torch tensor.
 
     Args:
@@ -389,9 +451,7 @@ def open_image(source: ImageSource, *, least: int | None = None, max_pixels: int
 
 
 @contextmanager
-def opening(
-    source: ImageSource, *, least: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> Iterator[Decoded]:
+def opening(source: ImageSource, *, least: int | None = None, max_pixels: int | None = None) -> Iterator[Decoded]:
     """Read an image, holding its share of the memory while the block runs; see ``open_image`` and ``decoding``."""
     if isinstance(source, np.ndarray) or is_tensor(source):
         image = from_array(source) if isinstance(source, np.ndarray) else from_tensor(source)
@@ -402,7 +462,7 @@ def opening(
         try:
             if isinstance(source, Image.Image):
                 with _pillow_errors():
-                    _check_size(source, max_pixels)
+                    _check_size(source.size, pixel_limit(max_pixels))
                     decoded = _upright(source, source.size, own=False)
             elif isinstance(source, bytes | bytearray | memoryview):
                 decoded = stack.enter_context(decoding(bytes(source), least=least, max_pixels=max_pixels))
@@ -468,22 +528,47 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _header(data: bytes, max_pixels: int) -> ImageFile:
+def _header(data: bytes, max_pixels: int) -> _Header:
     kind = kind_of(data)
     refuse_bombs(data)
     # Image.open would check the size against a limit of the whole process; this one is the caller's.
     with _pillow_errors():
-        file = _OPENERS[kind.name](io.BytesIO(data), "")
-        _check_size(file, max_pixels)
-    return file
+        try:
+            header = _open(kind.name, data)
+        except ImportError as error:
+            raise ImageError(f"is {kind.name}, whose reader cannot be loaded ({_line(error)}): {EXTRA}") from error
+        _check_size(header.full, max_pixels)
+    return header
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
+def _open(kind: str, data: bytes) -> _Header:
+    if kind == "camera RAW":
+        from mg_milvus.images.raw import open_raw  # with LibRaw, which is an extra
+
+        return _Header(*open_raw(data))
+    opener = _OPENERS.get(kind) or getattr(import_module(_OTHER_OPENERS[kind][0]), _OTHER_OPENERS[kind][1])
+    file = opener(io.BytesIO(data), "")
+    if kind == "PSD" and not _has_composite(file):
+        raise ImageError("has no composite: save it in Photoshop with 'Maximize Compatibility', or export it as PNG")
+    return _Header(file, file.size, data)
+
+
+_VERSION_INFO = 1057
+"""Number of the part of a Photoshop file that tells of its composite."""
+
+
+def _has_composite(file: ImageFile) -> bool:
+    """Whether a Photoshop file says that the image of all its layers is in it."""
+    versions = [content for number, _, content in file.resources if number == _VERSION_INFO]  # type: ignore[attr-defined]
+    return all(content[4:5] != b"\0" for content in versions)
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
     if width * height > max_pixels:
         raise ImageError(
             f"has {width * height} pixels ({width}x{height}), more than max_pixels={max_pixels}: "
-            "raise that limit if the image can be trusted"
+            "raise it by --max-pixels or MGM_MAX_PIXELS if the image can be trusted"
         )
     if width < 1 or height < 1:
         raise ImageError(f"has no pixels ({width}x{height})")
@@ -494,7 +579,8 @@ def _check_memory(file: ImageFile, count: int, max_pixels: int) -> None:
         width, height = file.size
         raise ImageError(
             f"takes about {count} bytes to decode ({width}x{height}, {file.format} of mode {file.mode}), more than "
-            f"{BYTES_A_PIXEL} for each of max_pixels={max_pixels}: raise that limit if the image can be trusted"
+            f"{BYTES_A_PIXEL} for each of max_pixels={max_pixels}: "
+            "raise it by --max-pixels or MGM_MAX_PIXELS if the image can be trusted"
         )
 
 
@@ -507,7 +593,8 @@ def _upright(image: Image.Image, full: tuple[int, int], *, own: bool) -> Decoded
     image.load()
     turn = None
     with suppress(Exception):  # damaged EXIF says nothing about the pixels
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        # The decoder of JPEG XL turns the image itself, and leaves the EXIF as it was.
+        turn = None if image.format == "JXL" else _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     if own:
         vars(image).pop("_decoder", None)  # WebP and AVIF keep whole frames there
     rgb = to_rgb(image)

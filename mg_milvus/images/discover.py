@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
+from pathspec import GitIgnoreSpec
+
 from mg_milvus.errors import ImageError
-from mg_milvus.files import disk_path
-from mg_milvus.images.files import head_of, read_file, unread_kind
+from mg_milvus.files import disk_path, read_plain
+from mg_milvus.images.files import head_of, read_file
+from mg_milvus.images.kinds import unread_kind
 from mg_milvus.records import Failure, PassedOver
 
 if TYPE_CHECKING:
@@ -28,6 +31,11 @@ SUFFIXES = frozenset(
 
 EXCLUDED = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", ".thumbnails", "lost+found"})
 """Folders, in lower case, that systems make beside images for previews and deleted files."""
+
+IGNORE_FILE = ".mgmignore"
+"""Name of the files that say, in the lines of gitignore, what an ingest leaves out of their folder."""
+_MOST_IGNORE = 2**20
+"""Bytes of such a file, at most."""
 
 _URI = "file://"
 
@@ -119,29 +127,78 @@ def content_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Ignore:
+    """Patterns of gitignore, and the folder that they are relative to."""
+
+    folder: str
+    spec: GitIgnoreSpec
+
+    @classmethod
+    def of(cls, folder: str, lines: Sequence[str]) -> Ignore:
+        """Parse patterns.
+
+        Raises:
+            ImageError: one is none.
+        """
+        for line in lines:
+            try:
+                GitIgnoreSpec.from_lines([line])
+            except ValueError:
+                raise ImageError(f"{line!r} is no pattern of gitignore, expected such as '*.png' or 'old/'") from None
+        return cls(folder, GitIgnoreSpec.from_lines(lines))
+
+    def decides(self, path: str, *, folder: bool) -> bool | None:
+        """Whether a path is left out (True) or taken again (False) by the last pattern that matches; None: by none."""
+        relative = os.path.relpath(path, self.folder)
+        if not folder:
+            return self.spec.check_file(relative).include
+        # Its own check does not let "!*/" after "*" take folders again, as git does.
+        matching = (pattern for pattern in reversed(self.spec.patterns) if pattern.include is not None)
+        return next((pattern.include for pattern in matching if pattern.match_file(relative + "/")), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a walk takes.
+
+    Attributes:
+        suffixes: lower-case endings of the files to take from folders.
+        inside: a folder; whatever lies outside of it when all links are followed is a failure. Checked for each folder
+            and file when the walk reaches it.
+        exclude: patterns of gitignore, relative to each source folder; of what they match nothing is taken.
+    """
+
+    suffixes: Collection[str] = SUFFIXES
+    inside: str | os.PathLike[str] | None = None
+    exclude: Sequence[str] = ()
+
+
 def discover(
-    sources: Sequence[str | os.PathLike[str]], on_failure: Callable[[Failure], None],
-    suffixes: Collection[str] = SUFFIXES, inside: str | os.PathLike[str] | None = None, passed: Tally | None = None,
+    sources: Sequence[str | os.PathLike[str]], on_failure: Callable[[Failure], None], rules: Rules | None = None,
+    passed: Tally | None = None,
 ) -> Iterator[Found]:  # fmt: skip
     """Yield the image files in folders, and the files among the sources.
 
     Every file comes once, however often its folder is given or linked to. Sources come in the given order, a folder's
     entries sorted by name. Links to folders are followed last, so that an image is found by its own path whenever that
     is among the sources. A file with another suffix is taken if its first bytes are those of an image. Hidden entries
-    (``.name``), folders of ``EXCLUDED`` and all other files are passed over, and counted, unless they are sources
-    themselves. Memory grows with the number of folders, not of files.
+    (``.name``), folders of ``EXCLUDED``, what a file ``.mgmignore`` of a folder on the way leaves out, and all other
+    files are passed over, and counted, unless they are sources themselves. Memory grows with the number of folders, not
+    of files.
 
     Args:
         sources: folders and files.
         on_failure: called with each folder and file that cannot be accessed; the walk continues.
-        suffixes: lower-case endings of the files to take from folders.
-        inside: a folder; whatever lies outside of it when all links are followed is a failure. Checked for each folder
-            and file when the walk reaches it.
+        rules: see ``Rules``.
         passed: counts what is passed over; emptied when the walk begins.
 
     Raises:
-        ImageError: a source does not exist, or is neither a folder nor a file. Raised before any work.
+        ImageError: a source does not exist, or is neither a folder nor a file, or a pattern is none. Raised before any
+            work.
     """
+    rules = rules or Rules()
+    Ignore.of("", rules.exclude)
     named: set[_FileIdentity] = set()
     todo: list[tuple[str, bool]] = []
     for source in sources:
@@ -153,10 +210,9 @@ def discover(
                 continue
             named.add(identity)
         todo.append((path, folder))
-    top = None if inside is None else os.path.realpath(inside)
     passed = Tally() if passed is None else passed
     passed.counts.clear()
-    return _Walk(named, on_failure, suffixes, top, passed).run(todo)
+    return _Walk(named, on_failure, rules, passed).run(todo)
 
 
 def _is_folder(path: str, source: str | os.PathLike[str]) -> bool:
@@ -184,42 +240,52 @@ def _reason(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
+_Folder = tuple[str, tuple[Ignore, ...]]
+"""A folder to walk, and the patterns that hold in it, those of the outermost folder first."""
+
+
 class _Walk:
     """The state of one walk."""
 
     def __init__(
-        self, named: set[_FileIdentity], on_failure: Callable[[Failure], None], suffixes: Collection[str],
-        inside: str | None, passed: Tally,
-    ) -> None:  # fmt: skip
+        self, named: set[_FileIdentity], on_failure: Callable[[Failure], None], rules: Rules, passed: Tally
+    ) -> None:
         self._named = named
         self._on_failure = on_failure
-        self._suffixes = suffixes
-        self._inside = inside
+        self._suffixes = rules.suffixes
+        self._inside = None if rules.inside is None else os.path.realpath(rules.inside)
+        self._exclude = rules.exclude
         self._passed = passed
         self._entered: set[_Identity] = set()
-        self._linked: deque[str] = deque()
+        self._linked: deque[_Folder] = deque()
 
     def run(self, todo: list[tuple[str, bool]]) -> Iterator[Found]:
         """Visit (path, is it a folder) in order, then the folders behind links."""
         for path, folder in todo:
-            yield from self._folder(path) if folder else self._file(path)
+            top = path if folder else os.path.dirname(path)
+            ignores = (Ignore.of(top, self._exclude),) if self._exclude else ()
+            if folder:
+                yield from self._folder((path, ignores))
+            elif not self._excludes(path, ignores, folder=False):
+                yield from self._file(path)
         while self._linked:
             yield from self._folder(self._linked.popleft())
 
-    def _folder(self, top: str) -> Iterator[Found]:
+    def _folder(self, top: _Folder) -> Iterator[Found]:
         # An explicit stack: folders can be nested deeper than Python allows recursion.
         stack = [self._entries(top)]
         while stack:
             entry = next(stack[-1], None)
             if entry is None:
                 stack.pop()
-            elif isinstance(entry, str):
+            elif isinstance(entry, tuple):
                 stack.append(self._entries(entry))
             else:
                 yield entry
 
-    def _entries(self, folder: str) -> Iterator[Found | str]:
-        """Yield the files of one folder, and the paths of its subfolders."""
+    def _entries(self, opened: _Folder) -> Iterator[Found | _Folder]:
+        """Yield the files of one folder, and its subfolders."""
+        folder, ignores = opened
         if self._leads_out(folder):
             return
         try:
@@ -232,19 +298,45 @@ class _Walk:
         except OSError as error:
             self._fail(folder, f"the folder cannot be read: {_reason(error)}")
             return
+        if any(entry.name == IGNORE_FILE for entry in entries):
+            ignores += self._ignores_of(folder)
         for entry in entries:
             if entry.name.lower() in EXCLUDED and entry.is_dir():
                 self._passed.add(f"folder {entry.name}")
+            elif entry.name == IGNORE_FILE:
+                continue
             elif entry.name.startswith("."):
                 self._passed.add("hidden")
+            elif ignores and self._excludes(entry.path, ignores, folder=entry.is_dir()):
+                continue
             elif entry.is_dir(follow_symlinks=False):
-                yield entry.path
+                yield entry.path, ignores
             elif entry.is_symlink() and os.path.isdir(entry.path):
-                self._linked.append(entry.path)
+                self._linked.append((entry.path, ignores))
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 self._fail(entry.path, "is a link to nothing")
             elif (identity, entry.name) not in self._named and self._takes(entry):
                 yield from self._file(entry.path)
+
+    def _ignores_of(self, folder: str) -> tuple[Ignore, ...]:
+        """The patterns of a folder's own ``.mgmignore``; a file that cannot be read is a failure."""
+        file = os.path.join(folder, IGNORE_FILE)
+        if self._leads_out(file):
+            return ()
+        try:
+            text = read_plain(file, _MOST_IGNORE).decode("utf-8-sig", "surrogateescape")
+            return (Ignore.of(folder, text.splitlines()),)
+        except (ImageError, OSError) as error:
+            self._fail(file, f"is passed over: {error if isinstance(error, ImageError) else _reason(error)}")
+            return ()
+
+    def _excludes(self, path: str, ignores: tuple[Ignore, ...], *, folder: bool) -> bool:
+        """Whether the innermost patterns that match leave a path out, which is counted."""
+        verdicts = (ignore.decides(path, folder=folder) for ignore in reversed(ignores))
+        left_out = next((verdict for verdict in verdicts if verdict is not None), False)
+        if left_out:
+            self._passed.add("excluded folders" if folder else "excluded files")
+        return left_out
 
     def _takes(self, entry: os.DirEntry[str]) -> bool:
         """Whether a file is taken, by its name or else by its first bytes; counts it otherwise."""

@@ -1,4 +1,4 @@
-"""Image files: their kinds, reading them within limits, and the memory that reading and decoding take."""
+"""Image files: reading them within limits, and the memory that reading and decoding take."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import threading
 import time
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from mg_milvus.errors import ImageError
+from mg_milvus.images.kinds import HEAD, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 """Bytes per pixel of Pillow's modes; all others take 4."""
 _RGB = 4
-_WHOLE_FRAMES = {"WEBP": 12, "AVIF": 12}
-"""Bytes per pixel: two canvases and the frame; planes of up to 16 bits and the frame."""
+_WHOLE_FRAMES = {"WEBP": 12, "AVIF": 12, "HEIF": 12, "JPEG2000": 20, "JXL": 24, "RAW": 12}
+"""Bytes per pixel that a decoder takes beside the image: canvases, planes of up to 32 bits, copies."""
 _IN_PYTHON = frozenset({"ppm", "ppm_plain", "bmp_rle"})
 _SCAN = b"\xff\xda"
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _ROWS_PER_STRIP = 258, 262, 277, 278
@@ -135,8 +135,6 @@ READ_SECONDS = 120.0
 """Limit on the time to read one file, checked between blocks: a single call that hangs is not interrupted."""
 
 _BLOCK = 4 * 2**20
-_HEAD = 512
-"""Bytes that identify the kind of an image."""
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 """Without waiting for the writer of a FIFO, and without a terminal becoming the controlling one."""
@@ -150,66 +148,8 @@ _OTHERS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """An image format: its name in Pillow, first bytes, file suffix and media type."""
-
-    name: str
-    start: re.Pattern[bytes]
-    suffix: str
-    media_type: str
-
-
-KINDS = (
-    Kind("JPEG", re.compile(rb"\xff\xd8\xff"), ".jpg", "image/jpeg"),
-    Kind("PNG", re.compile(rb"\x89PNG\r\n\x1a\n"), ".png", "image/png"),
-    Kind("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL), ".webp", "image/webp"),
-    Kind("GIF", re.compile(rb"GIF8[79]a"), ".gif", "image/gif"),
-    Kind("BMP", re.compile(rb"BM"), ".bmp", "image/bmp"),
-    Kind("TIFF", re.compile(rb"II[*+]\0|MM\0[*+]"), ".tif", "image/tiff"),
-    Kind("PPM", re.compile(rb"P[1-6f]\s"), ".ppm", "image/x-portable-anymap"),
-    Kind("AVIF", re.compile(rb"....ftyp(avi[fs]|m[is]f1)", re.DOTALL), ".avif", "image/avif"),
-)
-"""The formats that ``decode`` reads. Pillow's others are left out: for EPS it starts Ghostscript."""
-
-_CONVERT = "not read; convert to JPEG first"
-_UNREAD = (
-    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms])", re.DOTALL), "HEIC, " + _CONVERT),
-    (re.compile(rb"....ftyp(crx )|II\*\0.{4}CR|IIU\0|IIR[OS]|MMOR|FUJIFILMCCD-RAW|FOVb", re.DOTALL),
-     "camera RAW, " + _CONVERT),
-    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL, " + _CONVERT),
-    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000, " + _CONVERT),
-    (re.compile(rb"8BPS\0[\1\2]"), "Photoshop, not read; export as JPEG or PNG first"),
-    (re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*|<!--.*?-->\s*|<!DOCTYPE[^>]*>\s*)*<svg[\s>]", re.DOTALL),
-     "a drawing (SVG), not read; export as PNG first"),
-)  # fmt: skip
-"""First bytes of images that are not read, and what to do with them."""
-
 reading = MemoryBudget(2 * MAX_BYTES)
 """Memory of the encoded files that this process holds at once."""
-
-
-def kind_of(data: bytes) -> Kind:
-    """The format of an image, by its first bytes.
-
-    Raises:
-        ImageError: none of ``KINDS``; the message continues a sentence that begins with the image's name.
-    """
-    if not data:
-        raise ImageError("is empty: 0 bytes")
-    for kind in KINDS:
-        if kind.start.match(data):
-            return kind
-    raise ImageError(f"is not an image that can be read: expected one of {', '.join(kind.name for kind in KINDS)}")
-
-
-def unread_kind(head: bytes) -> str | None:
-    """What to do with a file that is not read, by its first bytes; empty when it is no image, None when it is read."""
-    for start, remedy in _UNREAD:
-        if start.match(head):
-            return remedy
-    sure = (kind for kind in KINDS if kind.name not in {"BMP", "PPM"})  # whose first bytes begin many a text
-    return None if any(kind.start.match(head) for kind in sure) else ""
 
 
 def head_of(path: str | os.PathLike[str]) -> bytes:
@@ -220,7 +160,7 @@ def head_of(path: str | os.PathLike[str]) -> bytes:
     """
     with open_file(path) as file:
         try:
-            return file.read(_HEAD)
+            return file.read(HEAD)
         except OSError as error:
             raise ImageError(f"cannot be read: {error.strerror or error}") from error
 
@@ -272,7 +212,7 @@ def read_opened(file: io.FileIO) -> bytes:
     deadline = time.monotonic() + READ_SECONDS
     try:
         size = os.fstat(file.fileno()).st_size
-        head = file.read(_HEAD)
+        head = file.read(HEAD)
         kind_of(head)
         _check_bytes(size)
         content = io.BytesIO()

@@ -18,7 +18,7 @@ from mg_milvus.errors import EncoderError, ImageError
 from mg_milvus.files import write_whole
 from mg_milvus.images.discover import discover, image_id
 from mg_milvus.ingest.pipeline import Counts, Settings, Writer, code_bytes, read_images
-from mg_milvus.records import Failure, Progress
+from mg_milvus.records import Failure, Note, Progress
 from mg_milvus.schema.models import REGIONS, Schema
 from mg_milvus.session import encoder_of, keep_encoder
 from mg_milvus.store.base import Description
@@ -113,6 +113,7 @@ def first_ingest(run: IngestRun, sample: Sequence[Found]) -> tuple[Encoder, Desc
         return encoder_of(store, recorded.fingerprint, device=run.session.device), recorded, set()
 
     run.tally.failures += [Failure(image.file.path, image.failure) for image in images if image.failure is not None]
+    run.tally.notes += [Note(image.file.path, image.note) for image in good if image.note]
     codes = encoder.codes(features) if good else {}
     rows = (image.row(code_bytes(codes, place), run.fields_of(image.file, None)) for place, image in enumerate(good))
     with Writer(run) as writer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -14,9 +13,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from mg_milvus.errors import QueryError
-from mg_milvus.records import Failure, Progress
+from mg_milvus.files import write_whole
+from mg_milvus.records import Failure, Note, Progress
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
 
     from prometheus_client import Metric
@@ -43,6 +44,7 @@ class Tally:
     unchanged: int = 0
     moved: int = 0
     failures: list[Failure] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
     def progress(self, stage: str) -> Progress:
         """The state for a progress callback."""
@@ -187,14 +189,10 @@ class MetricsFile:
                 self._write()
 
     def _write(self) -> None:
-        # node_exporter reads *.prom only, so it never sees the temporary file.
-        temporary = self._file.with_name(f".{self._file.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(self._metrics.text(), encoding="utf-8")
-            temporary.replace(self._file)
+            # node_exporter reads *.prom only, so it never sees the temporary file.
+            write_whole(self._file, self._metrics.text().encode())
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             raise QueryError(
                 f"the metrics file {self._file} cannot be written: {error.strerror}; name a file in a folder that "
                 "exists and may be written to"

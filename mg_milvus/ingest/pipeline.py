@@ -15,13 +15,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Self
 
 from mg_milvus.errors import ImageError, StoreError
-from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, decoding
+from mg_milvus.images.decode import decoding
 from mg_milvus.images.discover import Found, content_hash, image_id
 from mg_milvus.images.files import MAX_BYTES, reading
 from mg_milvus.images.paths import Disks, Folders
 from mg_milvus.ingest.metrics import IngestMetrics, Tally
 from mg_milvus.ingest.moves import Moves, moved_to, regions_of
-from mg_milvus.records import Failure, Progress
+from mg_milvus.records import Failure, Note, Progress
 from mg_milvus.schema.models import REGIONS
 from mg_milvus.store.base import Row
 
@@ -49,13 +49,13 @@ class Settings:
     Attributes:
         batch_size: images per batch.
         workers: decoding threads; None: one per core.
-        max_pixels: the largest image to decode.
+        max_pixels: the largest image to decode; None: as ``images.limits.pixel_limit``.
         metrics: of this ingest.
     """
 
     batch_size: int = 64
     workers: int | None = None
-    max_pixels: int = DEFAULT_MAX_PIXELS
+    max_pixels: int | None = None
     metrics: IngestMetrics = field(default_factory=IngestMetrics, compare=False)
 
 
@@ -99,6 +99,7 @@ class PreparedImage:
     width: int = 0
     height: int = 0
     failure: str | None = None
+    note: str = ""
 
     def row(self, codes: Mapping[str, bytes], fields: Mapping[str, Any]) -> Row:
         """The row to store; ``codes`` holds those of its regions, if any, under ``regions``."""
@@ -298,6 +299,7 @@ def ingest_files(
                     run.tally.failures.append(Failure(image.file.path, image.failure))
                     before.pop(image_id(image.file.path), None)
             new = [image for image in batch if image.pixels is not None]
+            run.tally.notes += [Note(image.file.path, image.note) for image in new if image.note]
             same = [image for image in batch if image.pixels is None and image.failure is None]
             codes: dict[str, Codes] = {}
             if new:
@@ -361,7 +363,7 @@ def code_bytes(codes: Mapping[str, Codes], place: int) -> dict[str, bytes]:
     return {name: values[place].tobytes() for name, values in codes.items()}
 
 
-def _read(file: Found, known: AbstractSet[str], encoder: Encoder, max_pixels: int) -> PreparedImage:
+def _read(file: Found, known: AbstractSet[str], encoder: Encoder, max_pixels: int | None) -> PreparedImage:
     try:
         with reading.held(min(max(file.size, 0), MAX_BYTES)):
             data = file.read()
@@ -371,7 +373,8 @@ def _read(file: Found, known: AbstractSet[str], encoder: Encoder, max_pixels: in
             if hashed in known:
                 return PreparedImage(file, hashed)
             with decoding(data, least=encoder.side, max_pixels=max_pixels) as decoded:
-                return PreparedImage(file, hashed, encoder.prepare(decoded.image), decoded.width, decoded.height)
+                pixels = encoder.prepare(decoded.image)
+                return PreparedImage(file, hashed, pixels, decoded.width, decoded.height, note=decoded.note)
     except (ImageError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return PreparedImage(file, failure=reason)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mg_milvus.errors import QueryError
-from mg_milvus.images.decode import DEFAULT_MAX_PIXELS, crop, opening
+from mg_milvus.images.decode import crop, opening
 from mg_milvus.schema.models import REGIONS, box_of, windows
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ WHOLE = QueryArea()
 
 
 def decode_query_image(
-    encoder: Encoder, image: ImageSource, area: QueryArea = WHOLE, max_pixels: int = DEFAULT_MAX_PIXELS
+    encoder: Encoder, image: ImageSource, area: QueryArea = WHOLE, max_pixels: int | None = None
 ) -> QueryImage:
     """Decode a query image for an encoder.
 

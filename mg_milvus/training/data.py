@@ -228,7 +228,7 @@ class ImageCache:
         side: int,
         *,
         workers: int | None,
-        max_pixels: int,
+        max_pixels: int | None,
         report: Callable[[int, int], None],
     ) -> tuple[ImageCache, list[int], list[Failure]]:
         """Decode images; ``report`` receives the numbers of images done and failed.

@@ -15,7 +15,6 @@ from PIL import Image
 from mg_milvus.encoder.torch_runtime import resolve_device
 from mg_milvus.errors import LabelError, TrainingError
 from mg_milvus.evaluation.labels import read_labelled
-from mg_milvus.images.decode import DEFAULT_MAX_PIXELS
 from mg_milvus.records import Failure, Progress
 from mg_milvus.training.config import TrainingConfiguration
 from mg_milvus.training.data import ROOM, ImageCache
@@ -130,7 +129,7 @@ def train(  # noqa: PLR0913 - public: keyword options of the command
     device: str = "auto",
     workers: int | None = None,
     loaders: int = 0,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_pixels: int | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     on_step: Callable[[StepReport], None] = lambda _: None,
     on_epoch: Callable[[Mapping[str, float]], None] = lambda _: None,
@@ -147,7 +146,7 @@ def train(  # noqa: PLR0913 - public: keyword options of the command
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         workers: decoding threads.
         loaders: processes that make batches; 0: this one, which is best on a CPU.
-        max_pixels: larger images are refused.
+        max_pixels: larger images are refused; default: as in ``ImageIndex.ingest``.
         progress: called while the images are read.
         on_step: called after every step.
         on_epoch: called after every epoch: its number, losses, held-out metrics and seconds.

@@ -23,7 +23,8 @@ from mg_milvus.errors import ImageError, ServeError
 from mg_milvus.files import write_private
 from mg_milvus.images.decode import check_header, decode, decoding
 from mg_milvus.images.discover import content_hash, text_path
-from mg_milvus.images.files import held_for_reading, kind_of, open_file, read_opened
+from mg_milvus.images.files import held_for_reading, open_file, read_opened
+from mg_milvus.images.kinds import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, RedirectResponse
 
 from mg_milvus.errors import ServeError
 from mg_milvus.images.discover import path_text, text_path
+from mg_milvus.images.limits import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +72,7 @@ class WebSettings:
     upload_folder: Path | None = None
     thumbnail_folder: Path | None = None
     max_upload_bytes: int = 50_000_000
-    max_pixels: int = 100_000_000
+    max_pixels: int = DEFAULT_MAX_PIXELS
     root_path: str = ""
 
     def resolve_ingest_folder(self, folder: str) -> tuple[Path, Path]:
