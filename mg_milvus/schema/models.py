@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mg_milvus.records import Box
 
 PROFILES: dict[str, dict[str, float]] = {
-    "category": {"coarse": 3.0, "mid": 2.0, "fine": 0.5},
+    "category": {"coarse": 3.0, "mid": 1.0, "fine": 0.1},
     "object": {"coarse": 1.0, "mid": 3.0, "fine": 1.0},
     "instance": {"coarse": 0.0, "mid": 0.0, "fine": 1.0},
     "balanced": {"coarse": 1.0, "mid": 1.0, "fine": 1.0},
@@ -232,9 +232,9 @@ class Schema(Model):
         tuple[Granularity, ...],
         Field(min_length=1, max_length=10, description="The codes of an image, one binary vector field each."),
     ] = (
-        Granularity(name="coarse", bits=64),
+        Granularity(name="coarse", bits=64, weight=2.5),
         Granularity(name="mid", bits=128),
-        Granularity(name="fine", bits=256, weight=0.25),
+        Granularity(name="fine", bits=256, weight=0.1),
     )
     regions: Annotated[
         RegionSettings | None, Field(description="Codes of regions, to search details and locate them; null: none.")

@@ -160,11 +160,11 @@ def test_the_command_tells_people_and_programs(
     assert lines[0] == "plan full: auto: 60 images, fewer than the 10,000,000 from which a cascade is chosen"
     assert lines[1:3] == ["fusion rank: the score is the sum of weight / (60 + rank)", "filter: width > 1"]
     assert lines[4].split() == ["granularity", "weight", "bits", "depth", "candidates", "nearest", "farthest", "time"]
-    assert lines[5].split()[:6] == ["coarse", "1", "64", "100", "60", "0"]
+    assert lines[5].split()[:6] == ["coarse", "2.5", "64", "100", "60", "0"]
     assert "60 different images were ranked on every granularity." in lines
     shown = [line.split() for line in lines if "05.jpg" in line or line.startswith("      ")]
-    assert shown[0] == ["1", image, "0.0369"]  # 2.25 / 61
-    assert shown[1] == ["coarse", "0", "#1", "#1", "0.0164"]
+    assert shown[0] == ["1", image, "0.0590"]  # 3.6 / 61
+    assert shown[1] == ["coarse", "0", "#1", "#1", "0.0410"]
     assert lines[-1].split()[0] == "total"
     record = json.loads(run("query", "--like", image, *options, "--json").stdout)
     assert (record["query"], record["candidates"], record["plan"], len(record["hits"])) == (image, 59, "full", 2)

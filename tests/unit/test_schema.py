@@ -31,7 +31,7 @@ TWO = ({"name": "coarse", "bits": 64}, {"name": "fine", "bits": 256})
 def test_defaults() -> None:
     schema = Schema()
     assert schema.bits == {"coarse": 64, "mid": 128, "fine": 256}
-    assert schema.weights == {"coarse": 1.0, "mid": 1.0, "fine": 0.25}
+    assert schema.weights == {"coarse": 2.5, "mid": 1.0, "fine": 0.1}
     assert schema.bytes_per_image == 56
     assert all(set(weights) == set(schema.bits) for weights in PROFILES.values())
 

@@ -349,7 +349,7 @@ def test_the_json_schema_describes_every_setting_and_refuses_others() -> None:
 def test_yaml_holds_every_setting_by_its_name() -> None:
     data = yaml.safe_load(Schema().to_yaml())
     assert list(data) == ["version", "collection", "encoder", "granularities", "fusion", "fields", "storage"]
-    assert data["granularities"][0] == {"name": "coarse", "bits": 64, "weight": 1.0}
+    assert data["granularities"][0] == {"name": "coarse", "bits": 64, "weight": 2.5}
     assert data["storage"]["consistency"] == "Strong"
 
 
