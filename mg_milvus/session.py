@@ -89,7 +89,7 @@ def encoder_of(store: Store, fingerprint: str, *, device: str, base: Encoder | N
             f"collection '{store.collection}' was filled by the encoder {fingerprint}, but {encoder.fingerprint} is "
             "stored beside it; give the right encoder's file, or ingest into a new collection"
         )
-    _cache(fingerprint, data)
+    _cache(fingerprint, data if base is None else encoder.to_bytes())  # with the network that was given
     return encoder
 
 

@@ -266,7 +266,8 @@ def test_public_names() -> None:
     others = {
         "DuplicateGroup", "DuplicateReport", "Encoder", "Evaluation", "Explanation", "Failure", "Fused",
         "Fusion", "Granularity",
-        "GroupMember", "Hit", "Hits", "ImageIndex", "IndexInfo", "IngestMetrics", "IngestReport", "Progress",
+        "GroupMember", "Hit", "Hits",
+        "ImageEmbeddingFunction", "ImageIndex", "IndexInfo", "IngestMetrics", "IngestReport", "Progress",
         "MilvusConfig", "QueryOptions", "Schema", "StepReport", "Target", "Tls", "TrainReport", "TrainingConfiguration",
         "TransferReport", "TuneReport", "__version__", "evaluate", "fuse", "load_encoder", "train", "tune",
     }  # fmt: skip

@@ -196,7 +196,12 @@ def fit(
     ],
     backbone: Annotated[
         str,
-        typer.Option("--backbone", metavar="NAME", help="Network: resnet50, convnext_tiny, … or the built-in one"),
+        typer.Option(
+            "--backbone",
+            metavar="NAME",
+            help="Network: resnet50, convnext_tiny, … of torchvision, timm:NAME, open_clip:MODEL/PRETRAINED, "
+            "hf:ID_OR_FOLDER, onnx:FILE, or the built-in one",
+        ),
     ] = "builtin",
     bits: Annotated[
         str | None,
@@ -223,6 +228,15 @@ def fit(
             "--weights",
             metavar="FILE",
             help="File with the backbone's weights, instead of downloading them: resnet50.pth",
+        ),
+    ] = None,
+    taps: Annotated[
+        str | None,
+        typer.Option(
+            "--taps",
+            metavar="NAME,...",
+            help="Layers of a network of timm, open_clip, transformers or an ONNX file to make codes of, early to "
+            "late, e.g. layer3,layer4; default: the last stages of a CNN, three depths of a transformer",
         ),
     ] = None,
     method: Annotated[
@@ -252,6 +266,7 @@ def fit(
             FitOptions(
                 backbone=backbone,
                 weights=weights,
+                taps=tuple(taps.split(",")) if taps else (),
                 bits=lengths,
                 schema=Schema.load(schema) if schema else Schema(),
                 method=method.value,
@@ -267,7 +282,8 @@ def fit(
             json.dumps(
                 {
                     "file": str(out), "fingerprint": report.fingerprint, "images": report.images,
-                    "bytes": report.bytes, "seconds": round(report.seconds, 3), "failures": failures,
+                    "bytes": report.bytes, "seconds": round(report.seconds, 3),
+                    "clients_need": report.clients_need, "failures": failures,
                 }
             )
         )  # fmt: skip
@@ -276,6 +292,8 @@ def fit(
             f"{escape_controls(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, heads fitted on "
             f"{report.images:,} images in {report.seconds:.1f} s"
         )
+        if report.clients_need:
+            print(f"only the heads fit into Milvus: every client needs {escape_controls(report.clients_need)}")
     print_failures(report.failures, as_json=as_json)
     if report.failures:
         raise typer.Exit(UNREADABLE)

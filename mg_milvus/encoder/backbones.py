@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, TypeAlias
 
 from mg_milvus.errors import EncoderError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+Layout: TypeAlias = Literal["nchw", "nhwc", "tokens"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,16 +20,19 @@ class Backbone:
     """One row of the table.
 
     Attributes:
-        name: as users write it, and torchvision's name for the model.
+        name: as users write it: torchvision's name for the model, or that of a library with the library before it.
         stages: nodes of the network to pool, early to late; a module's name means its output.
         channels: of each stage.
         side: in pixels; the area of an input image is about side * side.
         multiple: input width and height are multiples of this, and the aspect of the image is kept; 0 for a network
             that takes squares only.
-        layout: axes of a stage's output: channels first, channels last, or a sequence of tokens with a class token.
+        layout: axes of a stage's output: channels first, channels last, or a sequence of tokens, those of places last.
         mean: of the channels red, green and blue, subtracted from pixels between 0 and 1.
         std: what the differences are divided by.
         roles: granularity -> stages that it pools, where they are not the usual ones; see ``file.default_poolings``.
+        average: ``coarse`` and ``mid`` pool averages: the values have both signs, as those of transformers, and a
+            generalised mean would count the negative ones as 0.
+        architecture: what a library needs to build the network, besides the name; JSON.
     """
 
     name: str
@@ -37,10 +40,36 @@ class Backbone:
     channels: tuple[int, ...]
     side: int = 224
     multiple: int = 32
-    layout: Literal["nchw", "nhwc", "tokens"] = "nchw"
+    layout: Layout = "nchw"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    average: bool = False
+    architecture: str = ""
+
+    @property
+    def library(self) -> str:
+        """Where the network comes from, one of ``LIBRARIES``; empty for those of the table."""
+        return library_of(self.name)
+
+
+LIBRARIES: dict[str, str] = {
+    "timm": "timm:NAME",
+    "open_clip": "open_clip:MODEL/PRETRAINED",
+    "hf": "hf:ID_OR_FOLDER",
+    "onnx": "onnx:FILE",
+}
+"""Where networks come from that are not in the table -> how users name them."""
+
+
+EXTRAS = {"timm": "timm", "open_clip": "open-clip", "hf": "hf", "onnx": "onnx"}
+"""Library -> the extra of this package that installs it."""
+
+
+def library_of(name: str) -> str:
+    """The library before the colon of a backbone's name, one of ``LIBRARIES``, or empty."""
+    prefix, colon, _ = name.partition(":")
+    return prefix if colon and prefix in LIBRARIES else ""
 
 
 def _lite(size: int, side: int, blocks: tuple[int, int], channels: tuple[int, int]) -> Backbone:
@@ -93,5 +122,6 @@ def find_backbone(name: str) -> Backbone:
         EncoderError: no such backbone.
     """
     if name not in BACKBONES:
-        raise EncoderError(f"unknown backbone '{name}'; known are {', '.join(BACKBONES)}")
+        others = ", ".join(LIBRARIES.values())
+        raise EncoderError(f"unknown backbone '{name}'; known are {', '.join(BACKBONES)}, and for mgm fit {others}")
     return BACKBONES[name]

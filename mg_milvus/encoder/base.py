@@ -12,7 +12,6 @@ from PIL import Image
 
 from mg_milvus.codes import pack
 from mg_milvus.encoder import file
-from mg_milvus.encoder.backbones import find_backbone
 from mg_milvus.encoder.hash_heads import (
     BASELINES,
     EDIT_FLOOR,
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
     from mg_milvus.codes import Codes
+    from mg_milvus.encoder.backbones import Backbone
     from mg_milvus.encoder.hash_heads import Matrix
     from mg_milvus.schema.models import Scale
 
@@ -191,6 +191,11 @@ class HashEncoder(ABC):
         return self.state.configuration.backbone
 
     @property
+    def row(self) -> Backbone:
+        """The backbone's description."""
+        return self.state.configuration.row
+
+    @property
     @abstractmethod
     def runtime(self) -> str: ...
 
@@ -211,7 +216,7 @@ class HashEncoder(ABC):
         return self.state.configuration.regions
 
     def prepare(self, image: Image.Image) -> Pixels:
-        return resize(image, input_size(image.size, self.side, find_backbone(self.backbone).multiple))
+        return resize(image, input_size(image.size, self.side, self.row.multiple))
 
     def features(self, images: Sequence[Pixels]) -> Features:
         whole = [name for name in self.state.heads or self.state.configuration.poolings if name != REGIONS]
@@ -259,7 +264,7 @@ class HashEncoder(ABC):
 
     def region_image_features(self, images: Sequence[Image.Image]) -> Matrix:
         """Features of images of regions (n, scales, d) float16, each resized to that scale's windows."""
-        step = max(1, find_backbone(self.backbone).multiple // 2)
+        step = max(1, self.row.multiple // 2)
         inputs = [
             resize(image, input_size(image.size, self.side * size, step))
             for image in images
@@ -280,7 +285,7 @@ class HashEncoder(ABC):
             return self
         if scales:
             self._check_known(REGIONS, self.state.configuration.poolings)
-            if not find_backbone(self.backbone).multiple:
+            if not self.row.multiple:
                 raise EncoderError(
                     f"{self.backbone} takes images of one size only, and regions need several: take "
                     "another encoder, or leave 'regions' out of the schema"

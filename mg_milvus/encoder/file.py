@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray  # noqa: TC002 - pydantic reads the annotations
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mg_milvus.encoder.backbones import find_backbone
+from mg_milvus.encoder.backbones import Backbone, find_backbone
 from mg_milvus.encoder.hash_heads import Head, ManifoldHead, Statistics
 from mg_milvus.encoder.imagenet import PACKAGES, imagenet_weights
 from mg_milvus.encoder.pooling import Pooling, width
+from mg_milvus.encoder.taps import MOST_TAPS
 from mg_milvus.encoder.weights import BFLOAT16, from_safetensors, single, to_safetensors, weights_fingerprint
-from mg_milvus.errors import EncoderError
+from mg_milvus.errors import EncoderError, MissingPackageError, WeightsNotFoundError
 from mg_milvus.schema.models import MOST_REGIONS, REGIONS, Scale
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def check_widths(
     Raises:
         EncoderError: their lengths differ, or the backbone does not have a pooled stage.
     """
-    row = find_backbone(configuration.backbone)
+    row = configuration.row
     channels = dict(zip(row.stages, row.channels, strict=True))
     for name, pooling in configuration.poolings.items():
         if unknown := sorted(set(pooling.stages) - channels.keys()):
@@ -149,6 +151,38 @@ class Configuration(BaseModel):
     """Collections use the heads unchanged: they were trained, or are a baseline to compare with."""
     regions: tuple[Scale, ...] = ()
     """Size and grid of the windows that get codes of their own; see ``schema.regions.windows``."""
+    network: Backbone | None = None
+    """The description of a network that is not in the table of backbones."""
+
+    @property
+    def row(self) -> Backbone:
+        """The backbone's description.
+
+        Raises:
+            EncoderError: it is neither here nor in the table.
+        """
+        return self.network or find_backbone(self.backbone)
+
+    @field_validator("network")
+    @classmethod
+    def _check_network(cls, row: Backbone | None) -> Backbone | None:
+        """Refuse descriptions that no network can have."""
+        if row is None:
+            return None
+        stages = len(row.stages)
+        if not 1 <= stages == len(row.channels) <= MOST_TAPS or not all(1 <= c <= 1 << 16 for c in row.channels):
+            raise ValueError(f"{row.name} has {stages} stages of {row.channels} channels")
+        if not 16 <= row.side <= 1024 or not 0 <= row.multiple <= 256:
+            raise ValueError(f"{row.name} takes images of {row.side} pixels in steps of {row.multiple}")
+        if not all(map(math.isfinite, (*row.mean, *row.std))) or min(row.std) <= 0:
+            raise ValueError(f"{row.name} scales pixels by {row.mean} and {row.std}")
+        return row
+
+    @model_validator(mode="after")
+    def _check_library(self) -> Self:
+        if self.network is not None and (self.network.name != self.backbone or not self.network.library):
+            raise ValueError(f"the description of {self.backbone} is that of {self.network.name}")
+        return self
 
     @field_validator("regions")
     @classmethod
@@ -174,7 +208,7 @@ class EncoderState(BaseModel):
 
 def fingerprint(state: EncoderState) -> str:
     """16 hexadecimal digits over configuration, heads, statistics and, through its own fingerprint, the backbone."""
-    text = json.dumps(state.configuration.model_dump(mode="json"), sort_keys=True)
+    text = json.dumps(state.configuration.model_dump(mode="json", exclude_none=True), sort_keys=True)
     return hashlib.blake2b(f"{text}{weights_fingerprint(_fitted_weights(state))}".encode(), digest_size=8).hexdigest()
 
 
@@ -183,7 +217,8 @@ def to_bytes(state: EncoderState, *, with_backbone: bool = True) -> bytes:
     weights = _fitted_weights(state)
     if with_backbone:
         weights |= {f"backbone.{name}": values for name, values in state.backbone.items()}
-    return to_safetensors(weights, {_KEY: state.configuration.model_dump_json(), _FINGERPRINT: fingerprint(state)})
+    text = state.configuration.model_dump_json(exclude_none=True)
+    return to_safetensors(weights, {_KEY: text, _FINGERPRINT: fingerprint(state)})
 
 
 def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> EncoderState:
@@ -231,7 +266,7 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
             f"({detail}); update mg-milvus, or make the file again with mgm fit"
         ) from error
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    backbone = backbone or dict(shared or {}) or pretrained_weights(configuration.backbone)
+    backbone = backbone or dict(shared or {}) or pretrained_weights(configuration.row)
     actual = weights_fingerprint(backbone)
     if actual != configuration.backbone_fingerprint:
         raise EncoderError(
@@ -252,26 +287,47 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
     return state
 
 
-def pretrained_weights(backbone: str) -> dict[str, NDArray[Any]]:
-    """ImageNet weights of a backbone; without torch those that a package has, see also ``networks.pretrained``."""
-    if backbone in PACKAGES:
-        return imagenet_weights(backbone)
+def pretrained_weights(row: Backbone) -> dict[str, NDArray[Any]]:
+    """Pretrained weights of a backbone; without torch those that a package has, see also ``networks.pretrained``.
+
+    Raises:
+        MissingPackageError: its library is not installed.
+        WeightsNotFoundError: they are not on this machine and cannot be fetched.
+    """
+    if row.name in PACKAGES:
+        return imagenet_weights(row.name)
     from mg_milvus.encoder.networks import as_arrays, pretrained
 
-    return as_arrays(pretrained(backbone))
+    if not row.library:
+        return as_arrays(pretrained(row.name))
+    if row.library == "onnx":
+        raise WeightsNotFoundError(
+            f"{row.name}, the network of this encoder, is too large to be kept in Milvus: give the file that mgm fit "
+            "wrote (--encoder FILE)"
+        )
+    from mg_milvus.encoder.libraries import library_weights
+
+    try:
+        return as_arrays(library_weights(row.name))
+    except (MissingPackageError, WeightsNotFoundError) as error:
+        raise type(error)(
+            f"{row.name}, the network of this encoder, is too large to be kept in Milvus: give the file that mgm fit "
+            f"wrote (--encoder FILE), or have it here ({error})"
+        ) from error
 
 
-def default_poolings(backbone: str) -> dict[str, Pooling]:
+def default_poolings(row: Backbone) -> dict[str, Pooling]:
     """How granularities pool a backbone: ``coarse`` the last stage, smoothed most; ``mid`` and ``fine`` the last two.
 
     Regions pool the earlier stages, which keep positions. The backbone's row may name other stages.
     """
-    row = find_backbone(backbone)
-    stages = {"coarse": row.stages[-1:], "mid": row.stages[-2:], "fine": row.stages[-2:], REGIONS: row.stages[:-1]}
+    earlier = row.stages[:-1] or row.stages
+    stages = {"coarse": row.stages[-1:], "mid": row.stages[-2:], "fine": row.stages[-2:], REGIONS: earlier}
     stages |= row.roles
+    kind: Literal["gem", "pyramid"] = "pyramid" if row.average else "gem"
     return {
-        "coarse": Pooling(stages=stages["coarse"], smoothing=4),
-        "mid": Pooling(stages=stages["mid"], smoothing=2),
+        "coarse": Pooling(stages=stages["coarse"], kind=kind, smoothing=4),
+        "mid": Pooling(stages=stages["mid"], kind=kind, smoothing=2),
         "fine": Pooling(stages=stages["fine"], kind="mirrored", cells=2),
         REGIONS: Pooling(stages=stages[REGIONS]),
     }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mg_milvus.encoder.backbones import find_backbone
+from mg_milvus.encoder.backbones import find_backbone, library_of
 from mg_milvus.encoder.base import HashEncoder
 from mg_milvus.encoder.file import (
     BUILTIN,
@@ -25,7 +25,11 @@ from mg_milvus.files import read_plain
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
+    from mg_milvus.encoder.backbones import Backbone
     from mg_milvus.encoder.base import Encoder
 
 
@@ -58,36 +62,63 @@ def load_encoder(source: str | Path | bytes = BUILTIN, *, device: str = "auto", 
     return make_encoder(from_bytes(data, str(path), shared), device)
 
 
-def untrained_encoder(backbone: str, weights: str | os.PathLike[str] | None, *, device: str = "auto") -> HashEncoder:
+def untrained_encoder(
+    backbone: str, weights: str | os.PathLike[str] | None, *, taps: Sequence[str] = (), device: str = "auto"
+) -> HashEncoder:
     """A backbone without hash heads: ``adapted`` fits heads and statistics from a sample alone.
 
     Args:
-        backbone: a name of the table in ``backbones.py``.
-        weights: a file with its weights (``.safetensors``, or PyTorch's); None: those of ImageNet.
+        backbone: a name of the table in ``backbones.py``, or a network of one of its ``LIBRARIES``.
+        weights: a file with its weights (``.safetensors``, or PyTorch's); None: the pretrained ones.
+        taps: layers of a library's network to pool, early to late; none: those that are found.
         device: as for ``load_encoder``.
 
     Raises:
         EncoderError: no such backbone, or the weights do not fit it.
+        MissingPackageError: its library is not installed.
         WeightsNotFoundError: no file was given and the pretrained weights cannot be fetched.
     """
-    from mg_milvus.encoder.networks import as_arrays, read_weights
-
-    row = find_backbone(backbone)
-    arrays = pretrained_weights(backbone) if weights is None else as_arrays(read_weights(weights))
+    row, arrays = _described(backbone, weights, taps)
     check_numbers(arrays, f"the weights {weights or backbone}")
     configuration = Configuration(
-        backbone=backbone,
+        backbone=row.name,
         backbone_fingerprint=weights_fingerprint(arrays),
         side=row.side,
-        poolings=default_poolings(backbone),
+        poolings=default_poolings(row),
+        network=row if row.library else None,
     )
     return make_encoder(EncoderState(configuration=configuration, backbone=arrays, heads={}, statistics={}), device)
+
+
+def _described(
+    backbone: str, weights: str | os.PathLike[str] | None, taps: Sequence[str]
+) -> tuple[Backbone, dict[str, NDArray[Any]]]:
+    """Description and weights of a backbone; see ``untrained_encoder``."""
+    if library_of(backbone) == "onnx":
+        from mg_milvus.encoder.onnx_file import load_onnx_file
+
+        if weights is not None:
+            raise EncoderError(f"{backbone} has its weights with it; leave --weights out")
+        return load_onnx_file(backbone, taps)
+    from mg_milvus.encoder.networks import as_arrays, read_weights
+
+    if library_of(backbone):
+        from mg_milvus.encoder.libraries import load_library_model
+
+        row, tensors = load_library_model(backbone, None if weights is None else read_weights(weights), taps)
+        return row, as_arrays(tensors)
+    row = find_backbone(backbone)
+    return row, pretrained_weights(row) if weights is None else as_arrays(read_weights(weights))
 
 
 def make_encoder(state: EncoderState, device: str) -> HashEncoder:
     """The encoder of a state: in onnxruntime where it runs the backbone on the device, else in torch."""
     from mg_milvus.encoder.onnx_runtime import OnnxEncoder, onnx_runs
 
+    if state.configuration.row.library == "onnx":
+        if device not in {"auto", "cpu"}:
+            raise EncoderError(f"{state.configuration.backbone} runs in onnxruntime on the CPU; leave --device out")
+        return OnnxEncoder(state, device=device)
     if onnx_runs(state.configuration.backbone, device):
         return OnnxEncoder(state, device=device)
     from mg_milvus.encoder.torch_runtime import TorchEncoder

@@ -153,14 +153,14 @@ def _as_array(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def channels_first(maps: torch.Tensor, layout: str) -> torch.Tensor:
-    """Transpose a stage's output from the layout of its backbone to (n, c, h, w)."""
-    if layout == "nhwc":
-        return maps.permute(0, 3, 1, 2)
-    if layout == "tokens":
+    """A stage's output as (n, c, h, w): from the layout of its backbone, from tokens (n, t, c), or vectors (n, c)."""
+    if maps.ndim == 2:
+        return maps[:, :, None, None]
+    if maps.ndim == 3:
         count, tokens, channels = maps.shape
-        side = math.isqrt(tokens - 1)
-        return maps[:, 1:].transpose(1, 2).reshape(count, channels, side, side)
-    return maps
+        side = math.isqrt(tokens)
+        return maps[:, tokens - side * side :].transpose(1, 2).reshape(count, channels, side, side)
+    return maps.permute(0, 3, 1, 2) if layout == "nhwc" else maps
 
 
 def pretrained(name: str) -> dict[str, torch.Tensor]:

@@ -1,8 +1,9 @@
-"""The project's own backbones in onnxruntime, the default on CPUs: which runtime runs, ``OnnxEncoder``."""
+"""Backbones in onnxruntime: the project's own, by default on CPUs, and those of ONNX files; ``OnnxEncoder``."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from functools import cache, cached_property
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
+    from numpy.typing import NDArray
     from onnxruntime import InferenceSession
 
     from mg_milvus.encoder.base import Features, Pixels
@@ -54,6 +56,8 @@ def forced_runtime() -> str | None:
 
 def ranges_of(configuration: Configuration) -> Ranges | None:
     """Activation ranges for 8 bits, known for ImageNet weights only; None: compute in float32."""
+    if configuration.backbone not in OWN:
+        return None
     forced = forced_runtime()
     if forced != "onnx-int8" and (forced or not has_fast_int8()):
         return None
@@ -116,6 +120,28 @@ def _onnxruntime() -> ModuleType:
     return module
 
 
+IMAGES_INPUT = "images"
+"""Name of a graph's input: (n, 3, h, w) uint8."""
+GRAPH = "graph"
+"""Name of the graph of an ONNX file among the weights of an encoder."""
+
+
+def open_session(graph: bytes) -> InferenceSession:
+    """Load a graph on as many threads as there are cores.
+
+    Raises:
+        MissingPackageError: onnxruntime cannot be imported.
+    """
+    onnxruntime = _onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or _cores())
+    # Spinning threads would take cores from the decoding of the next images.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Weights in other files are refused: a graph that a server sends could name any file here.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
 class OnnxEncoder(HashEncoder):
     """An ``Encoder`` whose backbone runs in onnxruntime.
 
@@ -126,7 +152,7 @@ class OnnxEncoder(HashEncoder):
     """
 
     def __init__(self, state: EncoderState, *, device: str = "auto") -> None:
-        self._onnxruntime = _onnxruntime()
+        _onnxruntime()  # fail early
         super().__init__(state, device=device)
 
     @property
@@ -136,17 +162,30 @@ class OnnxEncoder(HashEncoder):
     @cached_property
     def _session(self) -> InferenceSession:
         configuration = self.state.configuration
+        if self.row.library:
+            return self._session_of_file()
         stages = sorted({stage for pooling in configuration.poolings.values() for stage in pooling.stages})
-        graph = backbone_graph(self.backbone, self.state.backbone, stages, ranges_of(configuration))
-        options = self._onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or _cores())
-        # Spinning threads would take cores from the decoding of the next images.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return self._onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return open_session(backbone_graph(self.backbone, self.state.backbone, stages, ranges_of(configuration)))
+
+    def _session_of_file(self) -> InferenceSession:
+        try:
+            session = open_session(self.state.backbone[GRAPH].tobytes())
+            offered = {each.name for each in session.get_outputs()}
+            if missing := sorted(set(self.row.stages) - offered):
+                raise KeyError(missing[0])
+        except Exception as error:  # onnxruntime raises many kinds
+            reason = (str(error).splitlines() or [""])[0]
+            raise EncoderError(
+                f"the graph of {self.backbone} cannot be run ({reason}): make the encoder again"
+            ) from error
+        return session
 
     @property
     def _images_at_once(self) -> int:
-        return _IMAGES
+        if not self.row.library:
+            return _IMAGES
+        fixed = self._session.get_inputs()[0].shape[0]
+        return fixed if isinstance(fixed, int) else _IMAGES
 
     def _lend_network(self, other: Self) -> None:
         other.__dict__["_session"] = self._session
@@ -155,12 +194,26 @@ class OnnxEncoder(HashEncoder):
         poolings = self.state.configuration.poolings
         read = [*names, *([REGIONS] if regions else [])]
         stages = sorted({stage for name in read for stage in poolings[name].stages})
-        maps = dict(zip(stages, self._session.run(stages, {"images": images}), strict=True))
+        outputs = self._session.run(stages, {IMAGES_INPUT: images})
+        if self.row.library:
+            outputs = [channels_first(output.astype(np.float32, copy=False), self.row.layout) for output in outputs]
+        maps = dict(zip(stages, outputs, strict=True))
         features: Features = {name: pool(maps, poolings[name]) for name in names}
         if regions:
             # Regions are many: half precision halves their memory while heads are fitted.
             features[REGIONS] = pool_regions(maps, poolings[REGIONS], windows(regions)).astype(np.float16)
         return features
+
+
+def channels_first(maps: NDArray[np.float32], layout: str) -> NDArray[np.float32]:
+    """As ``networks.channels_first``, in numpy."""
+    if maps.ndim == 2:
+        return maps[:, :, None, None]
+    if maps.ndim == 3:
+        count, tokens, channels = maps.shape
+        side = math.isqrt(tokens)
+        return maps[:, tokens - side * side :].transpose(0, 2, 1).reshape(count, channels, side, side)
+    return maps.transpose(0, 3, 1, 2) if layout == "nhwc" else maps
 
 
 def _cores() -> int:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mg_milvus.encoder.backbones import find_backbone
 from mg_milvus.encoder.base import HashEncoder
 from mg_milvus.encoder.networks import as_tensors, channels_first, extractor
 from mg_milvus.encoder.pooling import GEM_POWER, borders
@@ -174,7 +173,12 @@ class TorchEncoder(HashEncoder):
 
     @cached_property
     def _network(self) -> torch.nn.Module:
-        return extractor(self.backbone, as_tensors(self.state.backbone)).to(self._device)
+        weights = as_tensors(self.state.backbone)
+        if self.row.library:
+            from mg_milvus.encoder.libraries import library_extractor
+
+            return library_extractor(self.row, weights).to(self._device)
+        return extractor(self.backbone, weights).to(self._device)
 
     def _lend_network(self, other: Self) -> None:
         other.__dict__["_network"] = self._network
@@ -196,7 +200,7 @@ class TorchEncoder(HashEncoder):
             images = np.repeat(images, 2, axis=0)
         with torch.inference_mode():
             x = torch.from_numpy(images).to(self._device).to(memory_format=torch.channels_last).float() / 255
-            row = find_backbone(self.backbone)
+            row = self.row
             x = (x - _constant(row.mean, self._device)) / _constant(row.std, self._device)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=has_bfloat16(self._device)):
                 maps = self._network(x)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from mg_milvus import session
+from mg_milvus.encoder.backbones import EXTRAS, LIBRARIES, library_of
 from mg_milvus.encoder.file import BUILTIN
 from mg_milvus.encoder.load import load_encoder, untrained_encoder
 from mg_milvus.errors import EncoderError, ImageError
@@ -127,9 +129,10 @@ class FitOptions:
     """How to fit an encoder.
 
     Attributes:
-        backbone: ``builtin``, an encoder file (whose network is used), or a name of the table in
-            ``encoder/backbones.py``.
-        weights: the backbone's weights; None: those of ImageNet.
+        backbone: ``builtin``, an encoder file (whose network is used), a name of the table in
+            ``encoder/backbones.py``, or a network of one of its ``LIBRARIES``.
+        weights: the backbone's weights; None: those of ImageNet, or the library's.
+        taps: layers of a library's network to pool, early to late; none: those that are found.
         bits: granularity -> code length; None: the schema's.
         schema: what the codes are for; with its regions, unless ``bits`` are given.
         method: ``adaptive`` heads, which every collection fits again to its own images; or, to compare with, those of
@@ -141,6 +144,7 @@ class FitOptions:
 
     backbone: str = BUILTIN
     weights: str | os.PathLike[str] | None = None
+    taps: tuple[str, ...] = ()
     bits: Mapping[str, int] | None = None
     schema: Schema = field(default_factory=Schema)
     method: Literal["adaptive", "itq", "lsh"] = "adaptive"
@@ -163,7 +167,11 @@ class FitOptions:
         base: Encoder
         if self.backbone == BUILTIN and self.weights is not None:
             raise EncoderError("the built-in encoder has its weights; name a backbone to use others")
-        if self.backbone == BUILTIN or Path(self.backbone).suffix == ".safetensors":
+        if library_of(self.backbone):
+            base = untrained_encoder(self.backbone, self.weights, taps=self.taps, device=self.device)
+        elif self.taps:
+            raise EncoderError(f"layers to tap are named for {', '.join(LIBRARIES.values())}; leave --taps out")
+        elif self.backbone == BUILTIN or Path(self.backbone).suffix == ".safetensors":
             base = load_encoder(self.backbone, device=self.device)
         else:
             base = untrained_encoder(self.backbone, self.weights, device=self.device)
@@ -187,6 +195,8 @@ class FitReport:
         failures: files that could not be read.
         seconds: wall time.
         bytes: size of the file.
+        clients_need: what a client of a collection with this encoder must have besides the URI, because the file is
+            too large to be kept whole in Milvus; empty: nothing.
     """
 
     fingerprint: str
@@ -194,6 +204,7 @@ class FitReport:
     failures: tuple[Failure, ...]
     seconds: float
     bytes: int
+    clients_need: str = ""
 
 
 def fit_encoder(
@@ -244,4 +255,19 @@ def fit_encoder(
         write_whole(Path(out), data)
     except OSError as error:
         raise EncoderError(f"the encoder cannot be written to {out}: {error.strerror}") from error
-    return FitReport(encoder.fingerprint, good, tuple(failures), time.perf_counter() - started, len(data))
+    needed = _needed(options, out) if len(data) > session.WHOLE_FILE_LIMIT else ""
+    return FitReport(encoder.fingerprint, good, tuple(failures), time.perf_counter() - started, len(data), needed)
+
+
+def _needed(options: FitOptions, out: str | os.PathLike[str]) -> str:
+    """What clients need of a network that is too large for Milvus: this file, or what others can have, too."""
+    library, _, place = options.backbone.partition(":")
+    if (
+        options.weights is not None
+        or Path(options.backbone).suffix == ".safetensors"
+        or (place and Path(place).exists())
+    ):
+        return str(out)
+    if library_of(options.backbone):
+        return f"{out}, or pip install 'mg-milvus[{EXTRAS[library]}]' and the weights of {options.backbone}"
+    return f"{out}, or the ImageNet weights of {options.backbone}"

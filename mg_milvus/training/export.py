@@ -123,7 +123,7 @@ def first_weights(configuration: TrainingConfiguration) -> dict[str, torch.Tenso
 
 def poolings_of(configuration: TrainingConfiguration) -> dict[str, Pooling]:
     """What each granularity that is trained reads of the backbone."""
-    offered = default_poolings(configuration.backbone)
+    offered = default_poolings(find_backbone(configuration.backbone))
     return {name: offered[name] for name in configuration.bits}
 
 
@@ -171,11 +171,12 @@ def encoder_of(
         name: value.half() if value.is_floating_point() and value.ndim > 1 else value
         for name, value in (dict(base) | trained).items()
     })  # fmt: skip
+    regions = default_poolings(find_backbone(configuration.backbone))[REGIONS]
     settings = Configuration(
         backbone=configuration.backbone,
         backbone_fingerprint=weights_fingerprint(backbone),
         side=configuration.side,
-        poolings=poolings_of(configuration) | {REGIONS: default_poolings(configuration.backbone)[REGIONS]},
+        poolings=poolings_of(configuration) | {REGIONS: regions},
     )
     bare = TorchEncoder(EncoderState(configuration=settings, backbone=backbone, heads={}, statistics={}), device=device)
     fitted = fit_statistics(bare, images, configuration.bits, edited=edited)
@@ -203,7 +204,7 @@ def fit_statistics(
     features = features_of(encoder, images)
     moved = {"fine": _moved(encoder, images[:edited])} if edited and "fine" in features else None
     fitted = encoder.with_statistics(features, bits, moved)
-    if not edited or not find_backbone(encoder.backbone).multiple:
+    if not edited or not encoder.row.multiple:
         return fitted
     moments = fitted.state.statistics | {REGIONS: region_statistics(encoder, images)}
     return type(fitted)(fitted.state.model_copy(update={"statistics": moments}), device=fitted.device)

@@ -288,11 +288,12 @@ def test_a_given_schema_may_change_the_weight_of_regions(collages: Path, tmp_pat
 
 
 def test_a_network_for_squares_has_no_regions() -> None:
+    from mg_milvus.encoder.backbones import find_backbone
     from mg_milvus.encoder.file import Configuration, EncoderState, default_poolings
     from mg_milvus.encoder.torch_runtime import TorchEncoder
 
     configuration = Configuration(
-        backbone="vit_b_16", backbone_fingerprint="0", side=224, poolings=default_poolings("vit_b_16")
+        backbone="vit_b_16", backbone_fingerprint="0", side=224, poolings=default_poolings(find_backbone("vit_b_16"))
     )
     encoder = TorchEncoder(EncoderState(configuration=configuration, backbone={}, heads={}, statistics={}))
     with pytest.raises(EncoderError, match="vit_b_16 takes images of one size only"):
