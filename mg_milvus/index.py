@@ -17,6 +17,7 @@ from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE
 from mg_milvus.ingest.metadata import default_values, read_metadata
 from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.ingest.pipeline import Settings
+from mg_milvus.ingest.relocate import run_relocate
 from mg_milvus.ingest.run import Source, run_ingest, run_refit
 from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import REGIONS, Schema
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from mg_milvus.images.decode import ImageSource
     from mg_milvus.images.discover import Found
     from mg_milvus.records import Progress
-    from mg_milvus.results import Hits, IngestReport
+    from mg_milvus.results import Hits, IngestReport, RelocateReport
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.query_image import QueryImage
     from mg_milvus.search.searcher import SearchResult
@@ -505,6 +506,26 @@ class ImageIndex:
         """
         self._session.existing()
         return sample.facets(self._session.store, self.schema)
+
+    def relocate(
+        self, old: PathLike, new: PathLike, *, progress: Callable[[Progress], None] | None = None
+    ) -> RelocateReport:
+        """Move the rows of a folder, or of one file, to where its files are now; nothing is read or encoded.
+
+        Rows keep their codes, regions and fields. Moved is a row whose file exists under the new folder, which no other
+        row has.
+
+        Args:
+            old: the folder or file as it was ingested; it need not exist any more.
+            new: where it is now.
+            progress: called after each batch.
+
+        Raises:
+            ImageError: ``new`` does not exist; nothing was done.
+            NotIndexedError: no row lies in ``old``.
+        """
+        self._session.existing()
+        return run_relocate(self._session, old, new, progress or (lambda _: None))
 
     def delete(self, ids_or_paths: Sequence[PathLike]) -> int:
         """Delete rows, by id or by the path they were ingested from; the files stay. The number of rows deleted.

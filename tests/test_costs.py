@@ -44,13 +44,13 @@ CALLS = {
     "a query from coarse to fine": {"Search": 1},
     "a query that Milvus fuses": {"HybridSearch": 1, "Search": 1},
     "more like an image of the index": {"Search": 4},
-    "two batches of new images": {"Upsert": 2, "Search": 1},
+    "two batches of new images": {"Upsert": 2, "Search": 1, "Query": 2, "DescribeCollection": 1},
     "images that are there": {"Search": 1},
     "five images deleted": {"Delete": 1, "Search": 2},
     "the first detail": {"Search": 3, "DescribeCollection": 1},
     "a detail": {"Search": 3},
     "two batches of new images with regions": {
-        "Upsert": 4, "Search": 1, "Query": 2, "DescribeCollection": 4, "DescribeIndex": 1, "GetLoadState": 1,
+        "Upsert": 4, "Search": 1, "Query": 4, "DescribeCollection": 5, "DescribeIndex": 1, "GetLoadState": 1,
     },
     "five images with regions deleted": {"Delete": 2, "Search": 2},
 }  # fmt: skip

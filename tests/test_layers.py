@@ -267,7 +267,8 @@ def test_public_names() -> None:
         "DuplicateGroup", "DuplicateReport", "Encoder", "Evaluation", "Explanation", "Failure", "Fused",
         "Fusion", "Granularity",
         "GroupMember", "Hit", "Hits", "ImageIndex", "IndexInfo", "IngestMetrics", "IngestReport", "Progress",
-        "MilvusConfig", "QueryOptions", "Schema", "StepReport", "Target", "Tls", "TrainReport", "TrainingConfiguration",
+        "MilvusConfig", "QueryOptions", "RelocateReport", "Schema", "StepReport", "Target", "Tls", "TrainReport",
+        "TrainingConfiguration",
         "TransferReport", "TuneReport", "__version__", "evaluate", "fuse", "load_encoder", "train", "tune",
     }  # fmt: skip
     assert sorted(mg_milvus.__all__) == sorted(error_names | others)

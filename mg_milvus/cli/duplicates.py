@@ -130,7 +130,7 @@ def duplicates(
     if as_json:
         print(json.dumps(report.as_dict()))
     elif keep:
-        paths = [str(text_path(member.path)) for member in report.removable]
+        paths = [str(text_path(path)) for path in report.removable_paths]
         print_names(paths, null=print0)
         if not print0 and any("\n" in path for path in paths):
             log_info("some of these paths contain line breaks; --print0 keeps them apart")
@@ -163,11 +163,13 @@ def _print_group(number: int, group: DuplicateGroup, report: DuplicateReport) ->
 
     chained = "; connected through intermediate images" if report.is_chained(group) else ""
     print(f"group {number}: {len(group.members)} images, up to {group.diameter} bits apart{chained}")
-    width = console().width - 38
+    width = console().width - 43
     for member in group.members:
         pixels, path = f"{member.width}x{member.height}", shorten(escape_controls(member.path), width)
-        distance = "keep" if member.keep else str(member.distances["fine"])
-        print(f"  {distance:>4}  {pixels:>11}  {file_size(member.size):>9}  {path}")
+        distance = str(member.distances["fine"]) if member.removable else member.mark
+        print(f"  {distance:>9}  {pixels:>11}  {file_size(member.size):>9}  {path}")
+        for name in member.names:
+            print(f"             the same file: {shorten(escape_controls(name), width)}")
     print()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -14,16 +15,16 @@ import numpy as np
 from mg_milvus.codes import hamming
 from mg_milvus.duplicates.calibration import FINE, SAMPLE, Calibration, calibrate, largest_distance
 from mg_milvus.duplicates.pairs import ConnectedComponents, as_words, connected_components, distances_of, pairs_within
-from mg_milvus.duplicates.report import KEEP, DuplicateReport, make_group
+from mg_milvus.duplicates.report import KEEP, DuplicateReport, Files, make_group
 from mg_milvus.errors import QueryError
 from mg_milvus.images.decode import opening
-from mg_milvus.images.discover import image_id, is_under, path_text, text_path
+from mg_milvus.images.discover import image_id, text_path
+from mg_milvus.images.paths import Disks, Folders, stored_path
 from mg_milvus.records import Progress
 from mg_milvus.store.base import Row
 from mg_milvus.store.rows import MAX_DEPTH
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mg_milvus.duplicates.pairs import Pairs
     from mg_milvus.duplicates.report import DuplicateGroup
     from mg_milvus.encoder.base import Encoder
+    from mg_milvus.images.paths import State
     from mg_milvus.schema.models import Schema
     from mg_milvus.store.base import Store
 
@@ -129,11 +131,13 @@ class _Rows:
         ids: of the rows.
         words: granularity -> (words, n), see ``as_words``.
         new: number of newer rows, which are compared with all.
+        files: what is known of their files; a file with several names has one row here.
     """
 
     ids: Sequence[str]
     words: Mapping[str, NDArray[np.uint64]]
     new: int
+    files: Files
 
     @property
     def compared(self) -> int:
@@ -156,7 +160,7 @@ def find_duplicates(
     rows = _read_rows(store, schema, query, progress)
     count, compared = len(rows.ids), rows.compared
     if count < 2:
-        place = f"'{schema.collection}'" + (f" under {path_text(query.within)}" if query.within is not None else "")
+        place = f"'{schema.collection}'" + (f" under {stored_path(query.within)}" if query.within is not None else "")
         raise QueryError(
             f"there {'is one image' if count else 'is no image'} in {place}, expected two or more to compare; add "
             "some with mgm ingest"
@@ -165,6 +169,7 @@ def find_duplicates(
         return DuplicateReport(
             rows=count, compared=0, distance=query.distance, limits={}, precision=query.required_precision, pairs=0,
             expected_false=None, keep=query.keep, groups=(), seconds=time.perf_counter() - started,
+            **_counts(rows.files),
         )  # fmt: skip
     calibration = calibrate(_sample(rows), schema.bits)
     radius = query.radius(calibration, compared, rows.new)
@@ -173,35 +178,80 @@ def find_duplicates(
     near = -1 if distance is None else distance
     ends = ((a, b) for a, b, d in zip(*(column.tolist() for column in edges), strict=True) if d <= near)
     members = [[rows.ids[row] for row in group] for group in connected_components(ends)]
-    group = partial(make_group, distance=near, limits=calibration.limits, rule=query.keep)
+    group = partial(make_group, distance=near, limits=calibration.limits, rule=query.keep, files=rows.files)
     return DuplicateReport(
         rows=count, compared=compared, distance=distance, limits=calibration.limits,
         precision=query.required_precision, pairs=int(counts[: near + 1].sum()),
         expected_false=_expected(calibration, compared, distance), keep=query.keep,
         groups=_fetch_groups(store, schema, members, group), seconds=time.perf_counter() - started,
+        **_counts(rows.files),
     )  # fmt: skip
 
 
 def _read_rows(store: Store, schema: Schema, query: DuplicateQuery, progress: Report) -> _Rows:
-    folders = [] if query.within is None else [path_text(query.within)]
+    disks = Disks()
+    folders = None if query.within is None else Folders([query.within], disks)
     total, seen = store.count(), 0
     ids: list[str] = []
     old: list[bool] = []
+    states: dict[str, State] = {}
+    identities: list[tuple[int, int]] = []
     chunks: dict[str, list[bytes]] = defaultdict(list)
     for rows in store.scan(None, tuple(schema.bits)):
         seen += len(rows)
-        chosen = [row for row in rows if not folders or is_under(row.path, folders)]
+        chosen = [row for row in rows if folders is None or folders.holds(row.path)]
         ids += [row.id for row in chosen]
         old += [query.newer_than_ns is not None and row.mtime_ns <= query.newer_than_ns for row in chosen]
+        for row in chosen:
+            state = disks.state(row.path, row.size, row.mtime_ns)
+            identities.append(disks.identity(row.path) if state in {"here", "changed"} else (0, 0))
+            if state != "here":
+                states[row.id] = state
         for name in schema.bits:
             chunks[name].append(b"".join(row.codes[name] for row in chosen))
         progress(Progress("reading codes", seen, max(total, seen), 0))
+    names = _names(store, ids, identities)
+    aliases = {i for some in names.values() for i, _ in some}
     order = np.lexsort((np.array(ids), np.array(old, bool)))
+    order = order[[ids[row] not in aliases for row in order]]
     words = {
         name: as_words(np.frombuffer(b"".join(chunks.pop(name, [])), np.uint8).reshape(len(ids), bits // 8)[order])
         for name, bits in schema.bits.items()
     }
-    return _Rows([ids[row] for row in order], words, len(old) - sum(old))
+    files = Files(
+        {i: state for i, state in states.items() if i not in aliases},
+        {i: tuple(path for _, path in some) for i, some in names.items()},
+    )
+    return _Rows([ids[row] for row in order], words, sum(not old[row] for row in order), files)
+
+
+def _names(store: Store, ids: Sequence[str], identities: Sequence[tuple[int, int]]) -> dict[str, list[tuple[str, str]]]:
+    """Of files with several rows, the id of the row to compare -> ids and paths of the others.
+
+    The row whose path leads to the file without links is taken, then the first by path.
+    """
+    places: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for i, identity in zip(ids, identities, strict=True):
+        if identity != (0, 0):
+            places[identity].append(i)
+    several = [some for some in places.values() if len(some) > 1]
+    rows = store.fetch([i for some in several for i in some]) if several else {}
+    names: dict[str, list[tuple[str, str]]] = {}
+    for some in several:
+        paths = sorted((rows[i].path for i in some if i in rows), key=lambda path: (_is_link(path), path))
+        names[image_id(paths[0])] = [(image_id(path), path) for path in paths[1:]]
+    return names
+
+
+def _is_link(path: str) -> bool:
+    """Whether a link leads to a file, at its name or at a folder on the way."""
+    file = os.fspath(text_path(path))
+    return os.path.realpath(file) != file
+
+
+def _counts(files: Files) -> dict[str, int]:
+    states = list(files.states.values())
+    return {"missing": states.count("gone"), "away": states.count("away"), "changed": states.count("changed")}
 
 
 def _sample(rows: _Rows) -> dict[str, NDArray[np.uint64]]:
@@ -276,7 +326,7 @@ def find_duplicates_of(
     query.check(schema)
     if query.within is not None or query.newer_than_ns is not None:
         raise QueryError("of compares one image with the whole index; omit within and newer_than")
-    own = _row_of(encoder, image)
+    own, disks = _row_of(encoder, image), Disks()
     indexed = own.id in store.fetch([own.id])
     count = store.count() - indexed
     if count < 1:
@@ -287,22 +337,26 @@ def find_duplicates_of(
     calibration = _calibrate_on_sample(store, schema, count)
     radius = query.radius(calibration, count, 1)
     rows = [row for row in _neighbours(store, schema, own, radius) if _passes(own, row, calibration)]
+    itself = disks.identity(own.path)
+    names = tuple(sorted(row.path for row in rows if disks.identity(row.path) == itself))
+    rows = [row for row in rows if row.path not in names]
+    files = Files({row.id: disks.state(row.path, row.size, row.mtime_ns) for row in rows}, {own.id: names})
     distances = np.array([_distance(own, row, FINE) for row in rows], np.int64)
     distance = query.choose_distance(calibration, count, np.bincount(distances, minlength=radius + 1))
     near = [] if distance is None else [row for row, d in zip(rows, distances, strict=True) if d <= distance]
     groups: tuple[DuplicateGroup, ...] = ()
     if distance is not None and near:
-        groups = (make_group([own, *near], distance, calibration.limits, query.keep),)
+        groups = (make_group([own, *near], distance, calibration.limits, query.keep, files),)
     return DuplicateReport(
         rows=count, compared=count, distance=distance, limits=calibration.limits, precision=query.required_precision,
         pairs=len(near), expected_false=_expected(calibration, count, distance), keep=query.keep, groups=groups,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started, **_counts(files),
     )  # fmt: skip
 
 
 def _row_of(encoder: Encoder, image: str | os.PathLike[str]) -> Row:
     """The row that the image file would have."""
-    path = path_text(image)
+    path = stored_path(image)
     file = text_path(path)
     with opening(file, least=encoder.side) as decoded:
         pixels, width, height = encoder.prepare(decoded.image), decoded.width, decoded.height

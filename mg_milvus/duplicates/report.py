@@ -8,7 +8,7 @@ of the pairs found.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,21 @@ from mg_milvus.duplicates.calibration import FINE
 from mg_milvus.files import file_link
 from mg_milvus.html.pages import HIT_SIDE, SIDE, bars_of, render, template
 from mg_milvus.images.discover import text_path
+from mg_milvus.images.paths import Disks
 from mg_milvus.images.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mg_milvus.codes import Codes
+    from mg_milvus.images.paths import State
     from mg_milvus.store.base import Row
+
+
+MARKS: Mapping[State, str] = {
+    "changed": "file changed", "gone": "file gone", "away": "file not found", "url": "address",
+}  # fmt: skip
+"""State of a file that is neither kept nor removable -> what is said of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,8 @@ class GroupMember:
         height: pixels.
         duplicate_of: path of the nearest image to keep; None for an image to keep.
         distances: granularity -> distance to ``duplicate_of`` in bits; zeros for an image to keep.
+        file: state of the file now, see ``images.paths.State``; only one that is ``here`` is kept or removable.
+        names: other indexed paths of the same file: links to it, and hard links.
     """
 
     id: str
@@ -51,16 +61,31 @@ class GroupMember:
     height: int
     duplicate_of: str | None
     distances: Mapping[str, int]
+    file: State = "here"
+    names: tuple[str, ...] = ()
 
     @property
     def keep(self) -> bool:
         """Whether this is an image to keep."""
-        return self.duplicate_of is None
+        return self.file == "here" and self.duplicate_of is None
+
+    @property
+    def removable(self) -> bool:
+        """Whether this duplicates an image to keep, and its file is there to be removed."""
+        return self.file == "here" and self.duplicate_of is not None
+
+    @property
+    def mark(self) -> str:
+        """What is said of it in a word or two."""
+        return "keep" if self.keep else "removable" if self.removable else MARKS[self.file]
 
     def as_dict(self) -> dict[str, Any]:
         """A dictionary, ready for JSON."""
         own = {name: getattr(self, name) for name in self.__slots__}
-        return own | {"keep": self.keep, "distances": dict(self.distances)}
+        return own | {
+            "keep": self.keep, "removable": self.removable, "mark": self.mark, "names": list(self.names),
+            "distances": dict(self.distances),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +93,8 @@ class DuplicateGroup:
     """A connected component of near-duplicates.
 
     Attributes:
-        members: the images to keep, best first, then the removable ones by path. Each removable image is a
-            near-duplicate of a kept one, so a long chain of images keeps several.
+        members: the images to keep, best first, then the others by path. Each removable image is a near-duplicate of
+            a kept one, so a long chain of images keeps several.
         diameter: largest distance on ``fine`` between two members, in bits; above the report's distance, some members
             are connected through others only.
     """
@@ -80,7 +105,7 @@ class DuplicateGroup:
     @property
     def removable(self) -> tuple[GroupMember, ...]:
         """The members that duplicate a kept one."""
-        return tuple(member for member in self.members if not member.keep)
+        return tuple(member for member in self.members if member.removable)
 
     def _repr_html_(self) -> str:
         """The images side by side, for a notebook."""
@@ -102,6 +127,9 @@ class DuplicateReport:
         keep: rule for the image to keep, a key of ``KEEP``.
         groups: by number of members, largest first, then by diameter, then by path.
         seconds: wall time.
+        missing: rows compared whose file is certainly gone.
+        away: rows compared whose file is not found, and may be on a disk that is not mounted.
+        changed: rows compared whose file was changed since its ingest.
     """
 
     rows: int
@@ -114,6 +142,9 @@ class DuplicateReport:
     keep: str
     groups: tuple[DuplicateGroup, ...]
     seconds: float
+    missing: int = 0
+    away: int = 0
+    changed: int = 0
 
     @property
     def images(self) -> int:
@@ -124,6 +155,13 @@ class DuplicateReport:
     def removable(self) -> tuple[GroupMember, ...]:
         """The images that duplicate a kept one."""
         return tuple(member for group in self.groups for member in group.removable)
+
+    @property
+    def removable_paths(self) -> tuple[str, ...]:
+        """Their paths, with every indexed name of a file that has several: removing one of them would free nothing."""
+        disks = Disks()
+        paths = [path for member in self.removable for path in (member.path, *member.names)]
+        return tuple({disks.location(path): path for path in reversed(paths)}.values())[::-1]
 
     @property
     def false_positive_rate(self) -> float | None:
@@ -151,12 +189,13 @@ class DuplicateReport:
             bits: granularity -> code length in bits.
         """
         if not self.compared:
-            return [self.headline, "nothing was compared: no image is that new"]
+            return [self.headline, "nothing was compared: no image is that new", *self._without_file()]
         if self.distance is None:
             certainty = f"{100 * (self.precision or 0):g} %"
             return [
                 self.headline,
                 f"no pair is near enough to be a copy with {certainty} certainty; use a lower precision, or a distance",
+                *self._without_file(),
             ]
         limits = [f"{limit} of {bits[name]} on {name}" for name, limit in self.limits.items() if limit < bits[name]]
         near = ", ".join([f"near: at most {self.distance} of {bits[FINE]} bits differ on {FINE}", *limits])
@@ -165,7 +204,20 @@ class DuplicateReport:
             expected = "; the number by chance cannot be estimated: too few unrelated images"
         else:
             expected = f"; expected by chance: {_small(self.expected_false)} (rate {self.false_positive_rate:.1e})"
-        return [self.headline, near, pairs + expected]
+        return [self.headline, near, pairs + expected, *self._without_file()]
+
+    def _without_file(self) -> list[str]:
+        lines = []
+        if self.missing:
+            lines.append(
+                f"{_count(self.missing, 'row')} without a file: mgm ingest finds files that were moved, mgm relocate "
+                "OLD NEW follows a folder, mgm ingest --prune removes the rows"
+            )
+        if self.away:
+            lines.append(f"{_count(self.away, 'row')} whose file is not found: is its disk mounted?")
+        if self.changed:
+            lines.append(f"{_count(self.changed, 'row')} whose file has changed since: mgm ingest looks at it again")
+        return lines
 
     def as_dict(self) -> dict[str, Any]:
         """A dictionary, ready for JSON."""
@@ -232,19 +284,40 @@ KEEP: dict[str, Callable[[Row], tuple[Any, ...]]] = {
 """Rule -> sort key of a row; the smallest is kept. best: most pixels, then most bytes, then the oldest, then path."""
 
 
-def make_group(rows: Sequence[Row], distance: int, limits: Mapping[str, int], rule: str) -> DuplicateGroup:
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What is known of the files of rows.
+
+    Attributes:
+        states: row id -> state of its file; a row that is not named has its file.
+        names: row id -> other indexed paths of the same file.
+    """
+
+    states: Mapping[str, State] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def state(self, row: Row) -> State:
+        """The state of the file of a row."""
+        return self.states.get(row.id, "here")
+
+
+def make_group(
+    rows: Sequence[Row], distance: int, limits: Mapping[str, int], rule: str, files: Files
+) -> DuplicateGroup:
     """Make a group of rows.
 
     The best row is kept and its near-duplicates are removable; then the best of the rest is kept, and so on. So each
-    removable row is a near-duplicate of a kept one; ``duplicate_of`` is the nearest of those on ``fine``.
+    removable row is a near-duplicate of a kept one; ``duplicate_of`` is the nearest of those on ``fine``. Rows without
+    their file come last and are never kept.
 
     Args:
         rows: two or more, with all their codes.
         distance: largest distance of near-duplicates on ``fine``, in bits.
         limits: other granularity -> largest distance in bits.
         rule: a key of ``KEEP``.
+        files: of the rows.
     """
-    rows = sorted(rows, key=KEEP[rule])
+    rows = sorted(rows, key=lambda row: (files.state(row) != "here", *KEEP[rule](row)))
     codes = {
         name: np.frombuffer(b"".join(row.codes[name] for row in rows), np.uint8).reshape(len(rows), -1)
         for name in (FINE, *limits)
@@ -253,7 +326,7 @@ def make_group(rows: Sequence[Row], distance: int, limits: Mapping[str, int], ru
     nearest = np.full(len(rows), -1)  # place of the nearest kept row, -1 for a kept one
     apart = {name: np.zeros(len(rows), np.int32) for name in codes}
     for place in range(len(rows)):
-        if nearest[place] >= 0:
+        if nearest[place] >= 0 or files.state(rows[place]) != "here":
             continue
         kept.append(place)
         distances = {name: hamming(own[place : place + 1], own)[0] for name, own in codes.items()}
@@ -268,11 +341,12 @@ def make_group(rows: Sequence[Row], distance: int, limits: Mapping[str, int], ru
         GroupMember(
             row.id, row.path, row.size, row.mtime_ns, row.width, row.height,
             None if near < 0 else rows[near].path, {name: int(values[place]) for name, values in apart.items()},
+            files.state(row), files.names.get(row.id, ()),
         )
         for place, (row, near) in enumerate(zip(rows, nearest, strict=True))
     ]  # fmt: skip
-    removable = sorted((member for member in members if not member.keep), key=lambda member: member.path)
-    return DuplicateGroup((*(members[place] for place in kept), *removable), _diameter(codes[FINE]))
+    others = sorted((member for member in members if not member.keep), key=lambda member: member.path)
+    return DuplicateGroup((*(members[place] for place in kept), *others), _diameter(codes[FINE]))
 
 
 def _diameter(codes: Codes) -> int:
@@ -333,6 +407,9 @@ def _card_values(member: GroupMember, side: int) -> dict[str, Any]:
     path = text_path(member.path)
     return {
         "keep": member.keep,
+        "removable": member.removable,
+        "mark": member.mark,
+        "names": member.names,
         "duplicate_of": "" if member.duplicate_of is None else text_path(member.duplicate_of).name,
         "name": path.name or member.path,
         "path": str(path),

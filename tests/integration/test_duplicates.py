@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from datetime import UTC, datetime
 
 import numpy as np
@@ -26,15 +27,24 @@ from mg_milvus.duplicates.pairs import (
     distances_of,
     pairs_within,
 )
-from mg_milvus.duplicates.report import KEEP, file_size, make_group
+from mg_milvus.duplicates.report import KEEP, Files, file_size, make_group
 from mg_milvus.errors import ImageError, QueryError
 from mg_milvus.images.discover import image_id, is_under
+from mg_milvus.images.paths import Disks
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Granularity, Schema
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import open_store
 
 BITS = {"coarse": 16, "fine": 64}
+
+
+@pytest.fixture(autouse=True)
+def _files_of_made_up_rows(monkeypatch):
+    """Rows with made-up paths have their files."""
+    state = Disks.state
+    there = r"/(\d+|old|new|same|again|copy|[a-z])\b.*"
+    monkeypatch.setattr(Disks, "state", lambda *a: "here" if re.fullmatch(there, a[1]) else state(*a))
 
 
 def random_codes(count: int, bits: int, seed: int = 0) -> np.ndarray:
@@ -160,7 +170,7 @@ def test_a_removable_row_is_near_to_a_kept_one_not_only_through_a_chain():
         a_row(f"/{n}.jpg", {"fine": code}, width=100 - n)
         for n, code in enumerate(chain(0, 4, 8, 12, 16))  # 4 bits from one to the next; the ends are 16 apart
     ]
-    group = make_group(rows, 4, {}, "best")
+    group = make_group(rows, 4, {}, "best", Files())
     assert [(m.path, m.duplicate_of) for m in group.members] == [
         ("/0.jpg", None), ("/2.jpg", None), ("/4.jpg", None), ("/1.jpg", "/0.jpg"), ("/3.jpg", "/2.jpg"),
     ]  # fmt: skip
@@ -173,7 +183,7 @@ def test_a_removable_row_duplicates_the_nearest_kept_one():
         a_row(f"/{n}.jpg", {"fine": code}, width=w)
         for n, (code, w) in enumerate(zip(chain(0, 9, 12), (3, 1, 2), strict=True))
     ]
-    group = make_group(rows, 10, {}, "best")
+    group = make_group(rows, 10, {}, "best", Files())
     assert [(m.path, m.duplicate_of) for m in group.members] == [
         ("/0.jpg", None),
         ("/2.jpg", None),
@@ -185,13 +195,13 @@ def test_a_removable_row_duplicates_the_nearest_kept_one():
 def test_other_granularities_keep_images_from_going():
     far, near = b"\xff\x00", b"\x00\x00"
     rows = [a_row(f"/{n}.jpg", {"coarse": c, "fine": bytes(8)}) for n, c in enumerate((near, far, near))]
-    group = make_group(rows, 0, {"coarse": 7}, "first")
+    group = make_group(rows, 0, {"coarse": 7}, "first", Files())
     assert [(m.path, m.duplicate_of) for m in group.members] == [
         ("/0.jpg", None),
         ("/1.jpg", None),
         ("/2.jpg", "/0.jpg"),
     ]
-    assert make_group(rows, 0, {"coarse": 8}, "first").removable[0].distances == {"fine": 0, "coarse": 8}
+    assert make_group(rows, 0, {"coarse": 8}, "first", Files()).removable[0].distances == {"fine": 0, "coarse": 8}
 
 
 @pytest.mark.parametrize(
@@ -209,7 +219,7 @@ def test_the_rule_says_which_image_stays(rule, kept):
     if rule == "largest":
         rows[2] = a_row("/b.jpg", codes, width=1, size=99)
     assert set(KEEP) == {"best", "largest", "oldest", "newest", "first"}
-    assert make_group(rows, 0, {}, rule).members[0].path == kept
+    assert make_group(rows, 0, {}, rule, Files()).members[0].path == kept
 
 
 # The calibration
