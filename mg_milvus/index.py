@@ -440,21 +440,28 @@ class ImageIndex:
         distance: int | None = None,
         precision: float | None = None,
         keep: str = "best",
+        edited: bool = False,
+        reference: Sequence[PathLike] = (),
+        keep_folder: Sequence[PathLike] = (),
         progress: Callable[[Progress], None] | None = None,
     ) -> DuplicateReport:
-        """Find groups of near-identical images. Nothing is deleted, no row and no file.
+        """Find groups of copies. Nothing is deleted, no row and no file.
 
-        Images whose files are gone count too: the rows are compared.
+        The codes propose pairs, and each is looked at: the same image, an edited one, a similar one. Images whose files
+        are gone are compared by their codes only, are never kept, and nothing is removable because of them.
 
         Args:
             of: an image file; only what is near to it is looked for, without reading the index as a whole.
             within: only rows under this folder.
             newer_than: only pairs of which at least one file was modified after this time (a naive one is local).
-            distance: largest distance of near images on ``fine``, in bits.
-            precision: instead, share of the pairs found that should not be near by chance (0.99); the distance
-                follows from how near the unrelated images of this index are to each other.
+            distance: look only at pairs whose ``fine`` codes differ in at most so many bits.
+            precision: instead, share of the pairs that should not be near by chance (0.99); the distance follows from
+                how near the unrelated images of this index are to each other.
             keep: which image of a group stays: ``best`` (most pixels, then bytes), ``largest`` (most bytes),
                 ``oldest``, ``newest`` (by the time of the file) or ``first`` (by path).
+            edited: edited copies (cropped, captioned, mirrored, turned) are removable, too.
+            reference: folders whose images are never removable.
+            keep_folder: folders whose images are kept rather than others.
             progress: called now and then.
 
         Raises:
@@ -463,12 +470,15 @@ class ImageIndex:
         """
         self._session.existing()
         since = None if newer_than is None else int(newer_than.timestamp() * 1e9)
-        query = DuplicateQuery(distance=distance, precision=precision, keep=keep, within=within, newer_than_ns=since)
+        query = DuplicateQuery(
+            distance=distance, precision=precision, keep=keep, within=within, newer_than_ns=since, edited=edited,
+            reference=tuple(reference), keep_folder=tuple(keep_folder),
+        )  # fmt: skip
         query.check(self.schema)
-        store = self._session.store
+        store, report = self._session.store, progress or (lambda _: None)
         if of is not None:
-            return find_duplicates_of(store, self.schema, self._session.encoder, of, query)
-        return find_duplicates(store, self.schema, query, progress or (lambda _: None))
+            return find_duplicates_of((store, self.schema, self._session.encoder), of, query, report)
+        return find_duplicates(store, self.schema, query, report)
 
     def row(self, id_or_path: PathLike) -> Row:
         """The row of an indexed image, without its codes.

@@ -52,6 +52,7 @@ BORDERS = {
     "fastapi": {"web"},
     "starlette": {"web"},
     "uvicorn": {"web"},
+    "cv2": {"duplicates"},
     "sklearn": set(),
     "skimage": set(),
 }

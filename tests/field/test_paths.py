@@ -193,7 +193,8 @@ def test_what_is_on_a_disk_that_is_away_is_not_gone(tmp_path: Path, index: Image
     assert {Path(path).parent.name for path in report.removable_paths} == {"here"}
     assert len(report.removable_paths) == 1
     assert any(
-        "4 rows whose file is not found: is its disk mounted?" in line for line in report.summary(index.schema.bits)
+        "4 rows whose file is not found or cannot be read: is its disk mounted?" in line
+        for line in report.summary(index.schema.bits)
     )
     (tmp_path / "disk" / "other.txt").touch()
     assert index.duplicates(distance=24).missing == 4

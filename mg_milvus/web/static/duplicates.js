@@ -19,6 +19,7 @@ function card(member) {
       h("h3", { class: "name", title: member.path }, h("bdi", {}, name)),
       h("p", { class: "folder", title: member.path }, h("bdi", {}, member.path.slice(0, Math.max(0, member.path.lastIndexOf("/"))))),
       h("p", { class: "sizes" }, h("span", {}, `${member.width} × ${member.height}`), h("span", {}, fileSize(member.size))),
+      member.verdict ? h("p", { class: "duplicate-of" }, member.verdict) : null,
       member.names.length ? h("p", { class: "duplicate-of" }, "the same file: ", h("bdi", {}, member.names.join(", "))) : null,
       member.keep ? null : h("ul", { class: "bars", role: "list" }, ...bars.map(([granularity, bits], place) => {
         const distance = member.distances[granularity];
@@ -59,7 +60,7 @@ function show({ state, stage, done, total, report, error }) {
   const bar = $("#progress");
   if (state === "running") {
     if (total) bar.value = done / total;
-    $("#summary").textContent = total ? `${stage}: ${number(done)} of ${number(total)} images` : stage;
+    $("#summary").textContent = total ? `${stage}: ${number(done)} of ${number(total)}` : stage;
     return;
   }
   bar.hidden = true;
