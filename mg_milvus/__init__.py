@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mg_milvus.index import ImageIndex
     from mg_milvus.ingest.metrics import IngestMetrics
     from mg_milvus.records import Failure, Hit, Progress
-    from mg_milvus.results import Hits, IndexInfo, IngestReport
+    from mg_milvus.results import Hits, IndexInfo, IngestReport, RelocateReport
     from mg_milvus.schema.models import Granularity, Schema
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.fusion import Fused, Fusion, fuse
@@ -76,6 +76,7 @@ _HOMES = {
     "MilvusConfig": "config",
     "Progress": "records",
     "QueryOptions": "search.query",
+    "RelocateReport": "results",
     "Schema": "schema.models",
     "StepReport": "training.trainer",
     "Target": "evaluation.tune",
@@ -126,6 +127,7 @@ __all__ = [
     "Progress",
     "QueryError",
     "QueryOptions",
+    "RelocateReport",
     "Schema",
     "SchemaError",
     "SchemaMismatchError",

@@ -16,6 +16,7 @@ from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE
 from mg_milvus.ingest.metadata import default_values, read_metadata
 from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.ingest.pipeline import Settings
+from mg_milvus.ingest.relocate import run_relocate
 from mg_milvus.ingest.run import Source, run_ingest, run_refit
 from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import REGIONS, Schema
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from mg_milvus.images.decode import ImageSource
     from mg_milvus.images.discover import Found
     from mg_milvus.records import Progress
-    from mg_milvus.results import Hits, IngestReport
+    from mg_milvus.results import Hits, IngestReport, RelocateReport
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.query_image import QueryImage
     from mg_milvus.search.searcher import SearchResult
@@ -455,21 +456,28 @@ class ImageIndex:
         distance: int | None = None,
         precision: float | None = None,
         keep: str = "best",
+        edited: bool = False,
+        reference: Sequence[PathLike] = (),
+        keep_folder: Sequence[PathLike] = (),
         progress: Callable[[Progress], None] | None = None,
     ) -> DuplicateReport:
-        """Find groups of near-identical images. Nothing is deleted, no row and no file.
+        """Find groups of copies. Nothing is deleted, no row and no file.
 
-        Images whose files are gone count too: the rows are compared.
+        The codes propose pairs, and each is looked at: the same image, an edited one, a similar one. Images whose files
+        are gone are compared by their codes only, are never kept, and nothing is removable because of them.
 
         Args:
             of: an image file; only what is near to it is looked for, without reading the index as a whole.
             within: only rows under this folder.
             newer_than: only pairs of which at least one file was modified after this time (a naive one is local).
-            distance: largest distance of near images on ``fine``, in bits.
-            precision: instead, share of the pairs found that should not be near by chance (0.99); the distance
-                follows from how near the unrelated images of this index are to each other.
+            distance: look only at pairs whose ``fine`` codes differ in at most so many bits.
+            precision: instead, share of the pairs that should not be near by chance (0.99); the distance follows from
+                how near the unrelated images of this index are to each other.
             keep: which image of a group stays: ``best`` (most pixels, then bytes), ``largest`` (most bytes),
                 ``oldest``, ``newest`` (by the time of the file) or ``first`` (by path).
+            edited: edited copies (cropped, captioned, mirrored, turned) are removable, too.
+            reference: folders whose images are never removable.
+            keep_folder: folders whose images are kept rather than others.
             progress: called now and then.
 
         Raises:
@@ -478,12 +486,15 @@ class ImageIndex:
         """
         self._session.existing()
         since = None if newer_than is None else int(newer_than.timestamp() * 1e9)
-        query = DuplicateQuery(distance=distance, precision=precision, keep=keep, within=within, newer_than_ns=since)
+        query = DuplicateQuery(
+            distance=distance, precision=precision, keep=keep, within=within, newer_than_ns=since, edited=edited,
+            reference=tuple(reference), keep_folder=tuple(keep_folder),
+        )  # fmt: skip
         query.check(self.schema)
-        store = self._session.store
+        store, report = self._session.store, progress or (lambda _: None)
         if of is not None:
-            return find_duplicates_of(store, self.schema, self._session.encoder, of, query)
-        return find_duplicates(store, self.schema, query, progress or (lambda _: None))
+            return find_duplicates_of((store, self.schema, self._session.encoder), of, query, report)
+        return find_duplicates(store, self.schema, query, report)
 
     def row(self, id_or_path: PathLike) -> Row:
         """The row of an indexed image, without its codes.
@@ -521,6 +532,26 @@ class ImageIndex:
         """
         self._session.existing()
         return sample.facets(self._session.store, self.schema)
+
+    def relocate(
+        self, old: PathLike, new: PathLike, *, progress: Callable[[Progress], None] | None = None
+    ) -> RelocateReport:
+        """Move the rows of a folder, or of one file, to where its files are now; nothing is read or encoded.
+
+        Rows keep their codes, regions and fields. Moved is a row whose file exists under the new folder, which no other
+        row has.
+
+        Args:
+            old: the folder or file as it was ingested; it need not exist any more.
+            new: where it is now.
+            progress: called after each batch.
+
+        Raises:
+            ImageError: ``new`` does not exist; nothing was done.
+            NotIndexedError: no row lies in ``old``.
+        """
+        self._session.existing()
+        return run_relocate(self._session, old, new, progress or (lambda _: None))
 
     def delete(self, ids_or_paths: Sequence[PathLike]) -> int:
         """Delete rows, by id or by the path they were ingested from; the files stay. The number of rows deleted.

@@ -139,6 +139,25 @@ class IngestReport:
 
 
 @dataclass(frozen=True, slots=True)
+class RelocateReport:
+    """Result of ``ImageIndex.relocate``, in numbers of rows.
+
+    Attributes:
+        moved: rows that have the new path now.
+        absent: rows that stay, since the new folder does not hold their file.
+        taken: rows that stay, since the file at the new path has a row already.
+    """
+
+    moved: int
+    absent: int
+    taken: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """A dictionary, ready for JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
 class IndexInfo:
     """Facts about an index, from ``ImageIndex.info``.
 

@@ -21,7 +21,8 @@ from mg_milvus.errors import (
     StoreError,
 )
 from mg_milvus.files import one_line, write_private
-from mg_milvus.images.discover import image_id, is_url, path_text
+from mg_milvus.images.discover import image_id, is_url
+from mg_milvus.images.paths import Disks, same_place, spellings, stored_path
 from mg_milvus.schema.diff import difference
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.collections import is_fingerprint
@@ -288,16 +289,36 @@ class Session:
         Raises:
             NotIndexedError: one of them is not indexed.
         """
-        keys = {_key(given): str(given) for given in ids_or_paths}
-        rows = self.store.fetch(list(keys), granularities)
-        missing = [given for key, given in keys.items() if key not in rows]
+        keys = {given: _keys(given) for given in ids_or_paths}
+        rows = self.store.fetch(list(dict.fromkeys(key for some in keys.values() for key in some)), granularities)
+        found = {given: next((key for key in some if key in rows), "") for given, some in keys.items()}
+        absent = [given for given, key in found.items() if not key and _is_path(given)]
+        if absent:  # a row may spell its path otherwise than the disk does now
+            others = self._ids_in_same_place(absent)
+            found |= others
+            rows |= self.store.fetch(list(others.values()), granularities)
+        missing = [str(given) for given, key in found.items() if key not in rows]
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise NotIndexedError(
                 f"'{missing[0]}'{more} is neither the id nor the path of an image in '{self.collection}'; paths are "
                 "as they were ingested, mgm query shows them"
             )
-        return [rows[key] for key in keys]
+        return [rows[key] for key in dict.fromkeys(found.values())]
+
+    def _ids_in_same_place(self, paths: Sequence[PathLike]) -> dict[PathLike, str]:
+        """The ids of the rows of these paths, which no row spells as the disk does; reads the paths of all rows."""
+        disks = Disks()
+        wanted: dict[str, list[PathLike]] = {}
+        for path in paths:
+            wanted.setdefault(disks.location(stored_path(path)), []).append(path)
+        found: dict[PathLike, str] = {}
+        for rows in self.store.scan():
+            for row in rows:
+                for path in wanted.get(disks.location(row.path), ()):
+                    if same_place(row.path, stored_path(path), disks):
+                        found.setdefault(path, row.id)
+        return found
 
     def remember(self, description: Description, encoder: Encoder) -> None:
         """Set description and encoder after this client has created the collection, or found it created."""
@@ -327,12 +348,16 @@ def _reopened(config: MilvusConfig, schema: Schema | None, encoder: bytes | str 
     )
 
 
-def _key(id_or_path: PathLike) -> str:
-    if isinstance(id_or_path, str) and re.fullmatch(r"[0-9a-f]{32}", id_or_path):
-        return id_or_path
-    if isinstance(id_or_path, str) and is_url(id_or_path):
-        return image_id(id_or_path)
-    return image_id(path_text(id_or_path))
+def _is_path(id_or_path: PathLike) -> bool:
+    return not isinstance(id_or_path, str) or not (re.fullmatch(r"[0-9a-f]{32}", id_or_path) or is_url(id_or_path))
+
+
+def _keys(id_or_path: PathLike) -> list[str]:
+    """The ids that an image may have, the likeliest first."""
+    if _is_path(id_or_path):
+        return [image_id(path) for path in spellings(id_or_path)]
+    text = str(id_or_path)
+    return [image_id(text) if is_url(text) else text]
 
 
 def _check_schema(collection: str, recorded: Schema, given: Schema) -> None:

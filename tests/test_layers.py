@@ -52,6 +52,7 @@ BORDERS = {
     "fastapi": {"web"},
     "starlette": {"web"},
     "uvicorn": {"web"},
+    "cv2": {"duplicates"},
     "sklearn": set(),
     "skimage": set(),
 }
@@ -268,7 +269,8 @@ def test_public_names() -> None:
         "Fusion", "Granularity",
         "GroupMember", "Hit", "Hits",
         "ImageEmbeddingFunction", "ImageIndex", "IndexInfo", "IngestMetrics", "IngestReport", "Progress",
-        "MilvusConfig", "QueryOptions", "Schema", "StepReport", "Target", "Tls", "TrainReport", "TrainingConfiguration",
+        "MilvusConfig", "QueryOptions", "RelocateReport", "Schema", "StepReport", "Target", "Tls", "TrainReport",
+        "TrainingConfiguration",
         "TransferReport", "TuneReport", "__version__", "evaluate", "fuse", "load_encoder", "train", "tune",
     }  # fmt: skip
     assert sorted(mg_milvus.__all__) == sorted(error_names | others)

@@ -32,6 +32,12 @@ mgm duplicates --of new.jpg
 mgm duplicates --new-since 2d --json"""
 
 
+class Include(StrEnum):
+    """What ``--include`` offers beside identical files and the same image."""
+
+    edited = "edited"
+
+
 class Keep(StrEnum):
     """The rules of ``mg_milvus.duplicates.report.KEEP``, named here so that help and completion are instant."""
 
@@ -66,14 +72,16 @@ def duplicates(
     ] = None,
     distance: Annotated[
         int | None,
-        typer.Option("--distance", metavar="BITS", help="Most bits of the fine code that may differ, e.g. 16"),
+        typer.Option(
+            "--distance", metavar="BITS", help="Look only at pairs whose fine codes differ in at most so many bits: 16"
+        ),
     ] = None,
     precision: Annotated[
         float | None,
         typer.Option(
             "--precision",
             metavar="SHARE",
-            help="Instead of --distance: expected share of true copies, e.g. 0.9 to find more; default: 0.99",
+            help="Instead of --distance: expected share of pairs that are not near by chance, e.g. 0.9; default: 0.99",
         ),
     ] = None,
     keep: Annotated[
@@ -82,6 +90,22 @@ def duplicates(
             "--keep",
             help="Print only the removable paths, keeping of each group the image with most pixels, with most bytes, "
             "the oldest or newest file, or the first path. No file is deleted",
+        ),
+    ] = None,
+    include: Annotated[
+        Include | None,
+        typer.Option("--include", help="Offer edited copies, too: cropped, captioned, mirrored or turned ones"),
+    ] = None,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--reference", metavar="FOLDER", help="Images in this folder are never offered, e.g. archive/; repeatable"
+        ),
+    ] = None,
+    keep_folder: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--keep-folder", metavar="FOLDER", help="Keep images in this folder rather than others: albums/; repeatable"
         ),
     ] = None,
     print0: Annotated[
@@ -123,7 +147,7 @@ def duplicates(
     with open_index(settings, timeout=timeout) as index, ProgressView() as view:
         report = index.duplicates(
             of=of, within=within, newer_than=since, distance=distance, precision=precision, keep=keep or "best",
-            progress=view,
+            edited=include is Include.edited, reference=reference or (), keep_folder=keep_folder or (), progress=view,
         )  # fmt: skip
         schema = index.schema
     if html:
@@ -131,7 +155,7 @@ def duplicates(
     if as_json:
         print(json.dumps(report.as_dict()))
     elif keep:
-        paths = [str(text_path(member.path)) for member in report.removable]
+        paths = [str(text_path(path)) for path in report.removable_paths]
         print_names(paths, null=print0)
         if not print0 and any("\n" in path for path in paths):
             log_info("some of these paths contain line breaks; --print0 keeps them apart")
@@ -164,11 +188,13 @@ def _print_group(number: int, group: DuplicateGroup, report: DuplicateReport) ->
 
     chained = "; connected through intermediate images" if report.is_chained(group) else ""
     print(f"group {number}: {len(group.members)} images, up to {group.diameter} bits apart{chained}")
-    width = console().width - 38
+    width = console().width - 48
     for member in group.members:
         pixels, path = f"{member.width}x{member.height}", shorten(escape_controls(member.path), width)
-        distance = "keep" if member.keep else str(member.distances["fine"])
-        print(f"  {distance:>4}  {pixels:>11}  {file_size(member.size):>9}  {path}")
+        mark = member.verdict if member.removable else member.mark
+        print(f"  {mark:>14}  {pixels:>11}  {file_size(member.size):>9}  {path}")
+        for name in member.names:
+            print(f"{'':>16}  the same file: {shorten(escape_controls(name), width)}")
     print()
 
 

@@ -1,4 +1,4 @@
-"""``mgm delete``, ``mgm info``, ``mgm doctor`` and ``mgm cache``: maintenance of an index."""
+"""``mgm delete``, ``mgm relocate``, ``mgm info``, ``mgm doctor`` and ``mgm cache``: maintenance of an index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.console import ERROR, console
+from mg_milvus.cli.console import ERROR, ProgressView, console
 from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command(epilog="Examples:\n\nmgm delete photos/old.jpg\n\nmgm delete --filter 'width < 200' --yes")(delete)
+    app.command(epilog="Examples:\n\nmgm relocate photos archive/photos\n\nmgm relocate /mnt/old /mnt/new")(relocate)
     app.command(epilog="Example: mgm info --uri http://localhost:19530")(info)
     app.command(epilog="Example: mgm doctor --uri http://localhost:19530")(doctor)
     app.command(epilog="Examples:\n\nmgm cache\n\nmgm cache --clear")(cache)
@@ -61,6 +62,30 @@ def delete(
                 _confirm(rows, index.collection)
             deleted = index.delete_where(where)
     print(f"{_rows(deleted)} deleted")
+
+
+def relocate(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="Folder or file as it was ingested; it need not exist")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Where it is now")],
+    as_json: options.AsJson = False,
+    uri: options.Uri = None,
+    token: options.Token = None,
+    collection: options.Collection = None,
+    timeout: options.Timeout = 10.0,
+) -> None:
+    """Move the rows of a folder that was moved or renamed; no image is read or encoded again."""
+    from mg_milvus.cli.settings import open_index, settings_from
+
+    with open_index(settings_from(uri, token, collection), timeout=timeout) as index, ProgressView() as view:
+        report = index.relocate(old, new, progress=view)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+        return
+    print(f"{_rows(report.moved)} moved")
+    if report.absent:
+        print(f"{_rows(report.absent)} not moved: the new folder does not hold their files")
+    if report.taken:
+        print(f"{_rows(report.taken)} not moved: their files have rows at the new place; mgm delete removes either")
 
 
 def _confirm(rows: int, collection: str) -> None:

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mg_milvus.codes import hamming
 from mg_milvus.duplicates.calibration import FINE, SAMPLE, Calibration, calibrate, largest_distance
-from mg_milvus.duplicates.pairs import ConnectedComponents, as_words, connected_components, distances_of, pairs_within
-from mg_milvus.duplicates.report import KEEP, DuplicateReport, make_group
+from mg_milvus.duplicates.pairs import (
+    ConnectedComponents,
+    Pairs,
+    as_words,
+    connected_components,
+    distances_of,
+    nearest_pairs,
+    pairs_within,
+)
+from mg_milvus.duplicates.report import KEEP, SAFE, VISIBLE, Choice, DuplicateReport, Files, make_group
+from mg_milvus.duplicates.verdicts import Verdicts
+from mg_milvus.duplicates.verify import COPIES, SEEN, Verdict
 from mg_milvus.errors import QueryError
 from mg_milvus.images.decode import opening
-from mg_milvus.images.discover import image_id, is_under, path_text, text_path
+from mg_milvus.images.discover import image_id, text_path
+from mg_milvus.images.paths import Disks, Folders, stored_path
 from mg_milvus.records import Progress
 from mg_milvus.store.base import Row
 from mg_milvus.store.rows import MAX_DEPTH
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from mg_milvus.duplicates.pairs import Pairs
-    from mg_milvus.duplicates.report import DuplicateGroup
+    from mg_milvus.duplicates.report import DuplicateGroup, Relate
     from mg_milvus.encoder.base import Encoder
+    from mg_milvus.images.paths import State
     from mg_milvus.schema.models import Schema
     from mg_milvus.store.base import Store
 
@@ -39,6 +50,8 @@ if TYPE_CHECKING:
 
 PRECISION = 0.99
 """Default precision: at most one of a hundred pairs is expected to be near by chance."""
+CANDIDATES, NEAREST = 0.2, 5
+"""Images to look at: those within this share of the bits of ``fine``, and the nearest of each image however far."""
 MAX_PAIRS_PER_IMAGE = 100
 """Mean number of near pairs of an image that bounds the search for the largest distance."""
 
@@ -48,9 +61,12 @@ class DuplicateQuery:
     """Options of a search for near-duplicates.
 
     Attributes:
-        distance: largest distance of near pairs on ``fine``, in bits; None: chosen by the precision.
-        precision: least expected share of the pairs that are not near by chance; None: ``PRECISION``.
+        distance: look only at pairs within so many bits on ``fine``; None: at those near by chance, too.
+        precision: instead, the least expected share of the pairs that are not near by chance.
         keep: a key of ``KEEP``.
+        edited: offer edited copies for removal, too.
+        reference: folders whose images are never offered.
+        keep_folder: folders whose images are kept rather than others.
         within: compare only rows under this folder.
         newer_than_ns: only pairs of which at least one file was modified later, in nanoseconds since the epoch.
     """
@@ -60,6 +76,18 @@ class DuplicateQuery:
     keep: str = "best"
     within: str | os.PathLike[str] | None = None
     newer_than_ns: int | None = None
+    edited: bool = False
+    reference: Sequence[str | os.PathLike[str]] = ()
+    keep_folder: Sequence[str | os.PathLike[str]] = ()
+
+    @property
+    def choice(self) -> Choice:
+        """Which images of a group stay."""
+        disks = Disks()
+        reference, keep_folder = (
+            Folders(folders, disks) if folders else None for folders in (self.reference, self.keep_folder)
+        )
+        return Choice(self.keep, SAFE | {Verdict.EDITED} if self.edited else SAFE, reference, keep_folder)
 
     @property
     def required_precision(self) -> float | None:
@@ -129,11 +157,28 @@ class _Rows:
         ids: of the rows.
         words: granularity -> (words, n), see ``as_words``.
         new: number of newer rows, which are compared with all.
+        files: what is known of their files; a file with several names has one row here.
+        seen: (n,) whether a row's file is there to be looked at.
+        classes: rows whose files are known to have the same content, two or more.
     """
 
     ids: Sequence[str]
     words: Mapping[str, NDArray[np.uint64]]
     new: int
+    files: Files
+    seen: NDArray[np.bool_]
+    classes: Sequence[Sequence[int]]
+
+    @property
+    def unseen(self) -> bool:
+        """Whether a file is not there to be looked at."""
+        return not self.seen.all()
+
+    @property
+    def representatives(self) -> list[int]:
+        """The rows to look at, one of each content."""
+        others = {row for same in self.classes for row in same[1:]}
+        return [row for row in np.flatnonzero(self.seen).tolist() if row not in others]
 
     @property
     def compared(self) -> int:
@@ -154,9 +199,9 @@ def find_duplicates(
     started = time.perf_counter()
     query.check(schema)
     rows = _read_rows(store, schema, query, progress)
-    count, compared = len(rows.ids), rows.compared
+    count = len(rows.ids)
     if count < 2:
-        place = f"'{schema.collection}'" + (f" under {path_text(query.within)}" if query.within is not None else "")
+        place = f"'{schema.collection}'" + (f" under {stored_path(query.within)}" if query.within is not None else "")
         raise QueryError(
             f"there {'is one image' if count else 'is no image'} in {place}, expected two or more to compare; add "
             "some with mgm ingest"
@@ -165,43 +210,257 @@ def find_duplicates(
         return DuplicateReport(
             rows=count, compared=0, distance=query.distance, limits={}, precision=query.required_precision, pairs=0,
             expected_false=None, keep=query.keep, groups=(), seconds=time.perf_counter() - started,
+            **_counts(rows.files),
         )  # fmt: skip
     calibration = calibrate(_sample(rows), schema.bits)
-    radius = query.radius(calibration, compared, rows.new)
-    edges, counts = _near_pairs(rows, radius, calibration.limits, progress)
-    distance = query.choose_distance(calibration, compared, counts)
-    near = -1 if distance is None else distance
-    ends = ((a, b) for a, b, d in zip(*(column.tolist() for column in edges), strict=True) if d <= near)
-    members = [[rows.ids[row] for row in group] for group in connected_components(ends)]
-    group = partial(make_group, distance=near, limits=calibration.limits, rule=query.keep)
+    distance, counts, edges = _near_by_codes(rows, query, calibration, progress)
+    unseen_pairs = rows.compared - _pairs_among(rows.seen, rows.new)
+    with Verdicts() as eyes:
+        copies = _Copies(store, rows, eyes, progress)
+        copies.look(_candidates(rows, query, distance, calibration.limits, progress))
+        ends = [(a, b) for a, b, d in zip(*(column.tolist() for column in edges), strict=True) if d <= (distance or 0)]
+        members = [[rows.ids[row] for row in group] for group in copies.groups(ends)]
+        relate = copies.relation(-1 if distance is None else distance, calibration.limits)
+        group = partial(make_group, relate=relate, choice=query.choice, files=copies.files)
+        groups = _fetch_groups(store, schema, members, group)
+    near = 0 if distance is None else int(counts[: distance + 1].sum())
     return DuplicateReport(
-        rows=count, compared=compared, distance=distance, limits=calibration.limits,
-        precision=query.required_precision, pairs=int(counts[: near + 1].sum()),
-        expected_false=_expected(calibration, compared, distance), keep=query.keep,
-        groups=_fetch_groups(store, schema, members, group), seconds=time.perf_counter() - started,
+        rows=count, compared=rows.compared, distance=distance, limits=calibration.limits,
+        precision=query.required_precision, pairs=near + copies.pairs,
+        expected_false=_expected(calibration, unseen_pairs, distance) if unseen_pairs else None, keep=query.keep,
+        groups=groups, seconds=time.perf_counter() - started, verdicts=copies.verdicts, unseen_pairs=unseen_pairs,
+        near_pairs=near, **_counts(copies.files),
     )  # fmt: skip
 
 
+def _near_by_codes(
+    rows: _Rows, query: DuplicateQuery, calibration: Calibration, progress: Report
+) -> tuple[int | None, NDArray[np.int64], Pairs]:
+    """The distance of near codes, and the near pairs of which a file cannot be seen: their numbers and forest.
+
+    Raises:
+        QueryError: no file can be seen, and there are too few images to estimate a distance.
+    """
+    none = np.empty(0, np.int64)
+    nothing = none, Pairs(none, none, np.empty(0, np.int32))
+    distance = query.distance
+    if query.precision is not None:
+        radius = query.radius(calibration, rows.compared, rows.new)
+        _, counts = _near_pairs(rows, radius, calibration.limits, progress)
+        distance = query.choose_distance(calibration, rows.compared, counts)
+    if not rows.unseen or (query.precision is not None and distance is None):
+        return distance, *nothing
+    compared = rows.compared - _pairs_among(rows.seen, rows.new)
+    if distance is None and calibration.chance is None and rows.seen.any():
+        distance = 0
+    radius = query.radius(calibration, compared, rows.new) if distance is None else distance
+    edges, counts = _near_pairs(rows, radius, calibration.limits, progress, rows.seen)
+    if distance is None:
+        distance = query.choose_distance(calibration, compared, counts)
+    return distance, counts, edges
+
+
+def _pairs_among(chosen: NDArray[np.bool_], new: int) -> int:
+    """Number of pairs of chosen rows of which at least one is among the first ``new``."""
+    fresh, old = int(chosen[:new].sum()), int(chosen[new:].sum())
+    return fresh * old + fresh * (fresh - 1) // 2
+
+
+def _candidates(
+    rows: _Rows, query: DuplicateQuery, distance: int | None, limits: Mapping[str, int], progress: Report
+) -> Iterator[tuple[int, int]]:
+    """Pairs of rows to look at: those near by their codes, and the nearest of each.
+
+    Of files with the same content the first row stands for all.
+    """
+    chosen = np.array(rows.representatives, np.int64)
+    explicit = query.distance is not None or query.precision is not None
+    if explicit and distance is None:
+        return
+    words = rows.words[FINE][:, chosen]
+    radius = distance if explicit and distance is not None else int(CANDIDATES * 64 * len(words))
+    pairs = nearest_pairs(
+        words, int((chosen < rows.new).sum()), radius, 0 if explicit else NEAREST,
+        lambda done: progress(Progress("comparing", done, len(chosen), 0)),
+    )  # fmt: skip
+    for left, right in zip(pairs.left.tolist(), pairs.right.tolist(), strict=True):
+        a, b = int(chosen[left]), int(chosen[right])
+        ends = np.array([a]), np.array([b])
+        if not explicit or all(distances_of(rows.words[n], *ends)[0] <= limit for n, limit in limits.items()):
+            yield a, b
+
+
+class _Copies:
+    """The pairs of rows that are copies, by what is to be seen.
+
+    Attributes:
+        files: of the rows, with those that cannot be read.
+        verdicts: verdict -> number of pairs.
+        pairs: number of pairs of copies.
+    """
+
+    def __init__(self, store: Store, rows: _Rows, eyes: Verdicts, progress: Report) -> None:
+        self.files, self.verdicts, self.pairs = rows.files, dict.fromkeys((v.value for v in SEEN), 0), 0
+        self._store, self._rows, self._eyes, self._progress = store, rows, eyes, progress
+        self._known: dict[tuple[str, str], Verdict | None] = {}
+        self._edges: list[tuple[int, int]] = []
+
+    def look(self, candidates: Iterable[tuple[int, int]]) -> None:
+        """Look at candidates; files with the same content are copies without a look."""
+        for same in self._rows.classes:
+            fresh = sum(row < self._rows.new for row in same)
+            number = fresh * (len(same) - fresh) + fresh * (fresh - 1) // 2
+            self.pairs += number
+            self.verdicts[Verdict.IDENTICAL] += number
+            if fresh:
+                self._edges += [(same[0], row) for row in same[1:]]
+        wanted = list(candidates)
+        places = {self._rows.ids[row]: row for pair in wanted for row in pair}
+        rows = _without_codes(self._store, list(places))
+        pairs = [
+            (rows[self._rows.ids[a]], rows[self._rows.ids[b]])
+            for a, b in wanted
+            if self._rows.ids[a] in rows and self._rows.ids[b] in rows
+        ]
+        for (left, right), verdict in self.verdicts_of(pairs, "looking at pairs"):
+            if verdict in COPIES:
+                self.pairs += 1
+                self._edges.append((places[left.id], places[right.id]))
+
+    def verdicts_of(
+        self, pairs: Sequence[tuple[Row, Row]], stage: str = ""
+    ) -> Iterator[tuple[tuple[Row, Row], Verdict | None]]:
+        """Look at pairs, and remember what is seen."""
+        trusted = [tuple(self.files.trusted(row) for row in pair) for pair in pairs]
+
+        def told(done: int) -> None:
+            self._progress(Progress(stage or "looking at groups", done, len(pairs), 0))
+
+        for (left, right), verdict in self._eyes.of([(a, b) for a, b in trusted], told):
+            self._known[_pair(left, right)] = verdict
+            if verdict is not None:
+                self.verdicts[verdict] += 1
+            yield (left, right), verdict
+        unreadable = {row.id for pair in pairs for row in pair if row.path in self._eyes.unreadable}
+        self.files = replace(self.files, states={**self.files.states, **dict.fromkeys(unreadable, "away")})
+
+    def groups(self, near: Iterable[tuple[int, int]]) -> list[list[int]]:
+        """The connected components of the copies and of further pairs, with all rows of the same content."""
+        classes = {same[0]: same for same in self._rows.classes}
+        found = connected_components([*self._edges, *near])
+        return [sorted({other for row in group for other in classes.get(row, [row])}) for group in found]
+
+    def relation(self, distance: int, limits: Mapping[str, int]) -> Relate:
+        """The verdicts on rows: by their pixels, or where a file cannot be seen, by codes within a distance."""
+
+        def relate(row: Row, others: Sequence[Row]) -> list[Verdict | None]:
+            visible = [other for other in others if self.files.is_visible(other)]
+            for _ in self.verdicts_of([(row, other) for other in visible if self._verdict(row, other) is None]):
+                pass
+            return [
+                self._verdict(row, other) if self.files.is_visible(other) else by_codes(row, other) for other in others
+            ]
+
+        def by_codes(row: Row, other: Row) -> Verdict | None:
+            bounds = {FINE: distance, **limits}
+            near = all(_distance(row, other, name) <= bound for name, bound in bounds.items())
+            return Verdict.UNSEEN if near else None
+
+        return relate
+
+    def _verdict(self, left: Row, right: Row) -> Verdict | None:
+        contents = {self.files.trusted(row).content_hash for row in (left, right)}
+        if len(contents) == 1 and "" not in contents:
+            return Verdict.IDENTICAL
+        return self._known.get(_pair(left, right))
+
+
+def _pair(left: Row, right: Row) -> tuple[str, str]:
+    return min(left.id, right.id), max(left.id, right.id)
+
+
+def _without_codes(store: Store, ids: Sequence[str]) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
+    for start in range(0, len(ids), _FETCH_ROWS):
+        rows |= store.fetch(ids[start : start + _FETCH_ROWS])
+    return rows
+
+
 def _read_rows(store: Store, schema: Schema, query: DuplicateQuery, progress: Report) -> _Rows:
-    folders = [] if query.within is None else [path_text(query.within)]
+    disks = Disks()
+    folders = None if query.within is None else Folders([query.within], disks)
     total, seen = store.count(), 0
     ids: list[str] = []
     old: list[bool] = []
+    states: dict[str, State] = {}
+    identities: list[tuple[int, int]] = []
+    contents: list[str] = []
     chunks: dict[str, list[bytes]] = defaultdict(list)
     for rows in store.scan(None, tuple(schema.bits)):
         seen += len(rows)
-        chosen = [row for row in rows if not folders or is_under(row.path, folders)]
+        chosen = [row for row in rows if folders is None or folders.holds(row.path)]
         ids += [row.id for row in chosen]
         old += [query.newer_than_ns is not None and row.mtime_ns <= query.newer_than_ns for row in chosen]
+        contents += [row.content_hash for row in chosen]
+        for row in chosen:
+            state = disks.state(row.path, row.size, row.mtime_ns)
+            identities.append(disks.identity(row.path) if state in {"here", "changed"} else (0, 0))
+            if state != "here":
+                states[row.id] = state
         for name in schema.bits:
             chunks[name].append(b"".join(row.codes[name] for row in chosen))
         progress(Progress("reading codes", seen, max(total, seen), 0))
+    names = _names(store, ids, identities)
+    aliases = {i for some in names.values() for i, _ in some}
     order = np.lexsort((np.array(ids), np.array(old, bool)))
+    order = order[[ids[row] not in aliases for row in order]]
     words = {
         name: as_words(np.frombuffer(b"".join(chunks.pop(name, [])), np.uint8).reshape(len(ids), bits // 8)[order])
         for name, bits in schema.bits.items()
     }
-    return _Rows([ids[row] for row in order], words, len(old) - sum(old))
+    files = Files(
+        {i: state for i, state in states.items() if i not in aliases},
+        {i: tuple(path for _, path in some) for i, some in names.items()},
+    )
+    ordered = [ids[row] for row in order]
+    same: dict[str, list[int]] = defaultdict(list)
+    for place, row in enumerate(order):
+        if ids[row] not in states:  # the file is what its row says
+            same[contents[row]].append(place)
+    return _Rows(
+        ordered, words, sum(not old[row] for row in order), files,
+        np.array([states.get(i, "here") in VISIBLE for i in ordered], bool),
+        [places for places in same.values() if len(places) > 1],
+    )  # fmt: skip
+
+
+def _names(store: Store, ids: Sequence[str], identities: Sequence[tuple[int, int]]) -> dict[str, list[tuple[str, str]]]:
+    """Of files with several rows, the id of the row to compare -> ids and paths of the others.
+
+    The row whose path leads to the file without links is taken, then the first by path.
+    """
+    places: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for i, identity in zip(ids, identities, strict=True):
+        if identity != (0, 0):
+            places[identity].append(i)
+    several = [some for some in places.values() if len(some) > 1]
+    rows = store.fetch([i for some in several for i in some]) if several else {}
+    names: dict[str, list[tuple[str, str]]] = {}
+    for some in several:
+        paths = sorted((rows[i].path for i in some if i in rows), key=lambda path: (_is_link(path), path))
+        names[image_id(paths[0])] = [(image_id(path), path) for path in paths[1:]]
+    return names
+
+
+def _is_link(path: str) -> bool:
+    """Whether a link leads to a file, at its name or at a folder on the way."""
+    file = os.fspath(text_path(path))
+    return os.path.realpath(file) != file
+
+
+def _counts(files: Files) -> dict[str, Any]:
+    states = list(files.states.values())
+    return {"missing": states.count("gone"), "away": states.count("away"), "changed": states.count("changed")}
 
 
 def _sample(rows: _Rows) -> dict[str, NDArray[np.uint64]]:
@@ -212,9 +471,12 @@ def _sample(rows: _Rows) -> dict[str, NDArray[np.uint64]]:
 
 
 def _near_pairs(
-    rows: _Rows, radius: int, limits: Mapping[str, int], progress: Report
+    rows: _Rows, radius: int, limits: Mapping[str, int], progress: Report, seen: NDArray[np.bool_] | None = None
 ) -> tuple[Pairs, NDArray[np.int64]]:
-    """The minimum spanning forest of the near pairs, and their number at each distance up to the radius."""
+    """The minimum spanning forest of the near pairs, and their number at each distance up to the radius.
+
+    Pairs of rows that are both ``seen`` are left out.
+    """
     components = ConnectedComponents(len(rows.ids))
     counts = np.zeros(radius + 1, np.int64)
 
@@ -225,6 +487,8 @@ def _near_pairs(
         near = np.ones(len(pairs.left), bool)
         for name, limit in limits.items():
             near &= distances_of(rows.words[name], pairs.left, pairs.right) <= limit
+        if seen is not None:
+            near &= ~(seen[pairs.left] & seen[pairs.right])
         kept = pairs.where(near)
         counts += np.bincount(kept.distances, minlength=radius + 1)
         components.add(kept)
@@ -261,8 +525,9 @@ _FIRST_DEPTH = 128
 
 
 def find_duplicates_of(
-    store: Store, schema: Schema, encoder: Encoder, image: str | os.PathLike[str], query: DuplicateQuery
-) -> DuplicateReport:
+    index: tuple[Store, Schema, Encoder], image: str | os.PathLike[str], query: DuplicateQuery,
+    progress: Report = lambda _: None,
+) -> DuplicateReport:  # fmt: skip
     """Find the rows that are near to an image file; see ``ImageIndex.duplicates``.
 
     Reads a sample of the rows, and the image's neighbours by a Milvus search: exact on Milvus Lite, approximate on
@@ -273,10 +538,11 @@ def find_duplicates_of(
         ImageError: the image cannot be read.
     """
     started = time.perf_counter()
+    store, schema, encoder = index
     query.check(schema)
     if query.within is not None or query.newer_than_ns is not None:
         raise QueryError("of compares one image with the whole index; omit within and newer_than")
-    own = _row_of(encoder, image)
+    own, disks = _row_of(encoder, image), Disks()
     indexed = own.id in store.fetch([own.id])
     count = store.count() - indexed
     if count < 1:
@@ -285,24 +551,44 @@ def find_duplicates_of(
             f"{own.path} with; add some with mgm ingest"
         )
     calibration = _calibrate_on_sample(store, schema, count)
-    radius = query.radius(calibration, count, 1)
-    rows = [row for row in _neighbours(store, schema, own, radius) if _passes(own, row, calibration)]
-    distances = np.array([_distance(own, row, FINE) for row in rows], np.int64)
-    distance = query.choose_distance(calibration, count, np.bincount(distances, minlength=radius + 1))
-    near = [] if distance is None else [row for row, d in zip(rows, distances, strict=True) if d <= distance]
+    explicit = query.distance is not None or query.precision is not None
+    radius = int(CANDIDATES * schema.bits[FINE])
+    if explicit or calibration.chance is not None:
+        near = query.radius(calibration, count, 1)
+        radius = near if explicit else max(radius, near)
+    rows = _neighbours(store, schema, own, radius, 0 if explicit else NEAREST)
+    itself = disks.identity(own.path)
+    names = tuple(sorted(row.path for row in rows if disks.identity(row.path) == itself))
+    rows = [row for row in rows if row.path not in names and (not explicit or _passes(own, row, calibration))]
+    files = Files({row.id: disks.state(row.path, row.size, row.mtime_ns) for row in rows}, {own.id: names})
+    unseen = [row for row in rows if not files.is_visible(row)]
+    counts = np.bincount([_distance(own, row, FINE) for row in (rows if explicit else unseen)], minlength=radius + 1)
+    distance = query.choose_distance(calibration, count, counts)
+    within = -1 if distance is None else distance
+    looked = [row for row in rows if files.is_visible(row) and (not explicit or _distance(own, row, FINE) <= within)]
+    near_unseen = [row for row in unseen if _distance(own, row, FINE) <= within and _passes(own, row, calibration)]
     groups: tuple[DuplicateGroup, ...] = ()
-    if distance is not None and near:
-        groups = (make_group([own, *near], distance, calibration.limits, query.keep),)
+    with Verdicts() as eyes:
+        copies = _Copies(store, _Rows([], {}, 0, files, np.zeros(0, bool), ()), eyes, progress)
+        found = [
+            right for (_, right), verdict in copies.verdicts_of([(own, row) for row in looked]) if verdict in COPIES
+        ]
+        by_id = {row.id: row for row in rows}
+        members = [by_id[row.id] for row in found] + near_unseen
+        if members:
+            relate = copies.relation(within, calibration.limits)
+            groups = (make_group([own, *members], relate, query.choice, copies.files),)
     return DuplicateReport(
         rows=count, compared=count, distance=distance, limits=calibration.limits, precision=query.required_precision,
-        pairs=len(near), expected_false=_expected(calibration, count, distance), keep=query.keep, groups=groups,
-        seconds=time.perf_counter() - started,
+        pairs=len(members), expected_false=_expected(calibration, count, distance) if unseen else None,
+        keep=query.keep, groups=groups, seconds=time.perf_counter() - started, verdicts=copies.verdicts,
+        unseen_pairs=count if unseen else 0, near_pairs=len(near_unseen), **_counts(copies.files),
     )  # fmt: skip
 
 
 def _row_of(encoder: Encoder, image: str | os.PathLike[str]) -> Row:
     """The row that the image file would have."""
-    path = path_text(image)
+    path = stored_path(image)
     file = text_path(path)
     with opening(file, least=encoder.side) as decoded:
         pixels, width, height = encoder.prepare(decoded.image), decoded.width, decoded.height
@@ -326,8 +612,8 @@ def _calibrate_on_sample(store: Store, schema: Schema, count: int) -> Calibratio
     return calibrate(words, schema.bits)
 
 
-def _neighbours(store: Store, schema: Schema, own: Row, radius: int) -> list[Row]:
-    """The other rows within the radius on ``fine``, with their codes."""
+def _neighbours(store: Store, schema: Schema, own: Row, radius: int, least: int) -> list[Row]:
+    """The other rows within the radius on ``fine``, and ``least`` of them however far, with their codes."""
     code = np.frombuffer(own.codes[FINE], np.uint8)[None]
     depth = _FIRST_DEPTH
     while True:
@@ -335,7 +621,8 @@ def _neighbours(store: Store, schema: Schema, own: Row, radius: int) -> list[Row
         if len(nearest.ids) < depth or nearest.distances[-1] > radius or depth == MAX_DEPTH:
             break
         depth = min(8 * depth, MAX_DEPTH)
-    ids = [i for i, d in zip(nearest.ids, nearest.distances, strict=True) if d <= radius and i != own.id]
+    others = [(i, d) for i, d in zip(nearest.ids, nearest.distances, strict=True) if i != own.id]
+    ids = [i for place, (i, d) in enumerate(others) if d <= radius or place < least]
     return list(store.fetch(ids, tuple(schema.bits)).values())
 
 

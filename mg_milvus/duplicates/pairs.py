@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 ROWS, COLUMNS = 64, 4096
 """Shape of one block of pairs, which fits into a core's cache."""
 
+MOST = 50
+"""Pairs of one row that ``nearest_pairs`` returns at most."""
+
 _BITS_A_WORD = 20
 """Bits of the radius per word that is compared first. Unrelated codes differ in about 32 bits of a word."""
 
@@ -105,6 +108,51 @@ def pairs_within(
                 yield pairs
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def nearest_pairs(
+    words: NDArray[np.uint64], first: int, radius: int, nearest: int, on_row: Callable[[int], None] = lambda _: None
+) -> Pairs:
+    """Of each row i < ``first``, the pairs with its ``nearest`` other rows, and with more within ``radius`` bits.
+
+    At most ``MOST`` of one row, its nearest; each pair comes once, in the order of the rows.
+
+    Args:
+        words: (words, n), see ``as_words``.
+        first: rows whose pairs are wanted; n for all.
+        radius: in bits.
+        nearest: rows of each that are taken however far they are.
+        on_row: called with the number of first rows done.
+    """
+    count = words.shape[1]
+    most = min(MOST, count - 1)
+    found = [Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))]
+    starts = range(0, first, ROWS) if most > 0 else range(0)
+    limits = radius, nearest, most
+    with ThreadPoolExecutor(os.cpu_count(), "mgm-nearest") as pool:
+        blocks = pool.map(lambda start: _nearest(words, slice(start, min(start + ROWS, first)), limits), starts)
+        for start, pairs in zip(starts, blocks, strict=True):
+            found.append(pairs)
+            on_row(min(start + ROWS, first))
+    left, right, distances = map(np.concatenate, zip(*found, strict=True))
+    _, places = np.unique(left * count + right, return_index=True)
+    return Pairs(left[places], right[places], distances[places])
+
+
+def _nearest(words: NDArray[np.uint64], rows: slice, limits: tuple[int, int, int]) -> Pairs:
+    """The pairs of one block of rows; see ``nearest_pairs``."""
+    radius, nearest, most = limits
+    distances = _distances(words, rows, slice(0, words.shape[1])).astype(np.int32)
+    own = np.arange(rows.start, rows.stop)
+    distances[np.arange(len(own)), own] = np.iinfo(np.int32).max
+    others = np.argpartition(distances, most - 1, axis=1)[:, :most]
+    apart = np.take_along_axis(distances, others, 1)
+    order = np.lexsort((others, apart), axis=1)
+    others, apart = np.take_along_axis(others, order, 1), np.take_along_axis(apart, order, 1)
+    taken = (apart <= radius) | (np.arange(most) < nearest)
+    left = np.broadcast_to(own[:, None], others.shape)[taken]
+    right = others[taken]
+    return Pairs(np.minimum(left, right), np.maximum(left, right), apart[taken])
 
 
 def _blocks(count: int, first: int) -> Iterator[tuple[slice, slice]]:

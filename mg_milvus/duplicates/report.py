@@ -1,14 +1,15 @@
 """Groups of near-duplicates and their report, as records, text and HTML. Nothing is ever deleted.
 
-Two rows are near-duplicates when their ``fine`` codes differ in at most ``distance`` bits and their other codes are
-nearer than those of nearly all unrelated pairs; a group is a connected component of near-duplicates. ``distance`` is
-chosen such that the expected number of chance pairs, which ``calibration`` estimates from the index, is a small share
-of the pairs found.
+A group is a connected component of copies: pairs that ``verify`` finds to be the same image, or edits of one. Images
+whose file is gone can be compared by their codes only: two are near when their ``fine`` codes differ in at most
+``distance`` bits and their other codes are nearer than those of nearly all unrelated pairs. ``distance`` is chosen such
+that the expected number of chance pairs, which ``calibration`` estimates from the index, is a small share of the pairs
+found.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,28 @@ import numpy as np
 
 from mg_milvus.codes import hamming
 from mg_milvus.duplicates.calibration import FINE
+from mg_milvus.duplicates.verify import COPIES, Verdict
 from mg_milvus.files import file_link
 from mg_milvus.html.pages import HIT_SIDE, SIDE, bars_of, render, template
 from mg_milvus.images.discover import text_path
+from mg_milvus.images.paths import Disks
 from mg_milvus.images.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mg_milvus.codes import Codes
+    from mg_milvus.images.paths import Folders, State
+
+    Relate = Callable[["Row", Sequence["Row"]], Sequence[Verdict | None]]
+    """The verdicts on one row and each of others; None where they are not near."""
     from mg_milvus.store.base import Row
+
+
+MARKS: Mapping[State, str] = {
+    "changed": "file changed", "gone": "file gone", "away": "file not found", "url": "address",
+}  # fmt: skip
+"""State of a file that is neither kept nor removable -> what is said of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +54,10 @@ class GroupMember:
         height: pixels.
         duplicate_of: path of the nearest image to keep; None for an image to keep.
         distances: granularity -> distance to ``duplicate_of`` in bits; zeros for an image to keep.
+        file: state of the file now, see ``images.paths.State``; only one that is ``here`` is kept or removable.
+        names: other indexed paths of the same file: links to it, and hard links.
+        verdict: what it is to ``duplicate_of``; empty for an image to keep.
+        offered: whether images of this verdict are offered for removal, and this one is no reference.
     """
 
     id: str
@@ -51,16 +68,35 @@ class GroupMember:
     height: int
     duplicate_of: str | None
     distances: Mapping[str, int]
+    file: State = "here"
+    names: tuple[str, ...] = ()
+    verdict: str = ""
+    offered: bool = True
 
     @property
     def keep(self) -> bool:
         """Whether this is an image to keep."""
-        return self.duplicate_of is None
+        return self.file == "here" and self.duplicate_of is None
+
+    @property
+    def removable(self) -> bool:
+        """Whether this duplicates an image to keep, and its file is there to be removed."""
+        return self.file == "here" and self.duplicate_of is not None and self.offered
+
+    @property
+    def mark(self) -> str:
+        """What is said of it in a word or two."""
+        if self.file != "here":
+            return MARKS[self.file]
+        return "keep" if self.keep else "removable" if self.removable else self.verdict
 
     def as_dict(self) -> dict[str, Any]:
         """A dictionary, ready for JSON."""
         own = {name: getattr(self, name) for name in self.__slots__}
-        return own | {"keep": self.keep, "distances": dict(self.distances)}
+        return own | {
+            "keep": self.keep, "removable": self.removable, "mark": self.mark, "names": list(self.names),
+            "distances": dict(self.distances),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +104,9 @@ class DuplicateGroup:
     """A connected component of near-duplicates.
 
     Attributes:
-        members: the images to keep, best first, then the removable ones by path. Each removable image is a
-            near-duplicate of a kept one, so a long chain of images keeps several.
-        diameter: largest distance on ``fine`` between two members, in bits; above the report's distance, some members
-            are connected through others only.
+        members: the images to keep, best first, then the others by path. Each removable image is a near-duplicate of
+            a kept one, so a long chain of images keeps several.
+        diameter: largest distance on ``fine`` between two members, in bits.
     """
 
     members: tuple[GroupMember, ...]
@@ -80,7 +115,7 @@ class DuplicateGroup:
     @property
     def removable(self) -> tuple[GroupMember, ...]:
         """The members that duplicate a kept one."""
-        return tuple(member for member in self.members if not member.keep)
+        return tuple(member for member in self.members if member.removable)
 
     def _repr_html_(self) -> str:
         """The images side by side, for a notebook."""
@@ -94,14 +129,21 @@ class DuplicateReport:
     Attributes:
         rows: images compared.
         compared: pairs of images compared.
-        distance: largest distance on ``fine`` of near-duplicates, in bits; None when no distance is precise enough.
+        distance: largest distance on ``fine`` of images that are near by their codes, in bits; None when no distance is
+            precise enough, or every file was there to be looked at.
         limits: other granularity -> largest distance in bits.
         precision: the required precision; None when the distance was given.
-        pairs: pairs of near-duplicates.
-        expected_false: expected number of these pairs by chance; None when there are too few images to estimate it.
+        pairs: pairs of copies, and of images near by their codes.
+        expected_false: expected number of the latter by chance; None when it cannot be estimated, or there are none.
         keep: rule for the image to keep, a key of ``KEEP``.
         groups: by number of members, largest first, then by diameter, then by path.
         seconds: wall time.
+        missing: rows compared whose file is certainly gone.
+        away: rows compared whose file is not found, and may be on a disk that is not mounted.
+        changed: rows compared whose file was changed since its ingest.
+        verdicts: verdict -> number of pairs that were looked at.
+        unseen_pairs: pairs compared by codes only, since a file cannot be seen.
+        near_pairs: those of them that are near.
     """
 
     rows: int
@@ -114,6 +156,12 @@ class DuplicateReport:
     keep: str
     groups: tuple[DuplicateGroup, ...]
     seconds: float
+    missing: int = 0
+    away: int = 0
+    changed: int = 0
+    verdicts: Mapping[str, int] = field(default_factory=dict)
+    unseen_pairs: int = 0
+    near_pairs: int = 0
 
     @property
     def images(self) -> int:
@@ -126,9 +174,16 @@ class DuplicateReport:
         return tuple(member for group in self.groups for member in group.removable)
 
     @property
+    def removable_paths(self) -> tuple[str, ...]:
+        """Their paths, with every indexed name of a file that has several: removing one of them would free nothing."""
+        disks = Disks()
+        paths = [path for member in self.removable for path in (member.path, *member.names)]
+        return tuple({disks.location(path): path for path in reversed(paths)}.values())[::-1]
+
+    @property
     def false_positive_rate(self) -> float | None:
-        """Expected share of the compared pairs that are near by chance."""
-        return None if self.expected_false is None or not self.compared else self.expected_false / self.compared
+        """Expected share of the pairs compared by codes only that are near by chance."""
+        return None if self.expected_false is None or not self.unseen_pairs else self.expected_false / self.unseen_pairs
 
     @property
     def headline(self) -> str:
@@ -142,7 +197,7 @@ class DuplicateReport:
 
     def is_chained(self, group: DuplicateGroup) -> bool:
         """Whether two images of a group are connected through others only."""
-        return self.distance is not None and group.diameter > self.distance
+        return sum(member.keep for member in group.members) > 1
 
     def summary(self, bits: Mapping[str, int]) -> list[str]:
         """Lines of text: the headline, the criterion, and the expected number of chance pairs where it applies.
@@ -151,27 +206,52 @@ class DuplicateReport:
             bits: granularity -> code length in bits.
         """
         if not self.compared:
-            return [self.headline, "nothing was compared: no image is that new"]
+            return [self.headline, "nothing was compared: no image is that new", *self._without_file()]
+        looked = self._looked_at()
+        if not self.unseen_pairs:
+            return [self.headline, *looked, *self._without_file()]
         if self.distance is None:
             certainty = f"{100 * (self.precision or 0):g} %"
             return [
                 self.headline,
+                *looked,
                 f"no pair is near enough to be a copy with {certainty} certainty; use a lower precision, or a distance",
+                *self._without_file(),
             ]
         limits = [f"{limit} of {bits[name]} on {name}" for name, limit in self.limits.items() if limit < bits[name]]
         near = ", ".join([f"near: at most {self.distance} of {bits[FINE]} bits differ on {FINE}", *limits])
-        pairs = f"{_count(self.pairs, 'near pair')} of {self.compared:,} compared"
+        pairs = f"{_count(self.near_pairs, 'near pair')} of {self.unseen_pairs:,} compared by codes only"
         if self.expected_false is None:
             expected = "; the number by chance cannot be estimated: too few unrelated images"
         else:
             expected = f"; expected by chance: {_small(self.expected_false)} (rate {self.false_positive_rate:.1e})"
-        return [self.headline, near, pairs + expected]
+        return [self.headline, *looked, near, pairs + expected, *self._without_file()]
+
+    def _looked_at(self) -> list[str]:
+        """What was seen in the pairs that the codes proposed."""
+        number = sum(self.verdicts.values())
+        counts = ", ".join(f"{count:,} {verdict}" for verdict, count in self.verdicts.items() if count)
+        return [f"looked at {_count(number, 'pair')}: {counts}"] if number else []
+
+    def _without_file(self) -> list[str]:
+        lines = []
+        if self.missing:
+            lines.append(
+                f"{_count(self.missing, 'row')} without a file: mgm ingest finds files that were moved, mgm relocate "
+                "OLD NEW follows a folder, mgm ingest --prune removes the rows"
+            )
+        if self.away:
+            lines.append(f"{_count(self.away, 'row')} whose file is not found or cannot be read: is its disk mounted?")
+        if self.changed:
+            lines.append(f"{_count(self.changed, 'row')} whose file has changed since: mgm ingest looks at it again")
+        return lines
 
     def as_dict(self) -> dict[str, Any]:
         """A dictionary, ready for JSON."""
-        own = {name: getattr(self, name) for name in self.__slots__ if name not in {"groups", "limits", "seconds"}}
+        own = {name: getattr(self, name) for name in self.__slots__ if name not in {"groups", "seconds"}}
         return own | {
             "limits": dict(self.limits),
+            "verdicts": dict(self.verdicts),
             "false_positive_rate": self.false_positive_rate,
             "images": self.images,
             "seconds": round(self.seconds, 3),
@@ -232,47 +312,111 @@ KEEP: dict[str, Callable[[Row], tuple[Any, ...]]] = {
 """Rule -> sort key of a row; the smallest is kept. best: most pixels, then most bytes, then the oldest, then path."""
 
 
-def make_group(rows: Sequence[Row], distance: int, limits: Mapping[str, int], rule: str) -> DuplicateGroup:
+VISIBLE: frozenset[State] = frozenset({"here", "changed"})
+"""States of the files that can be looked at."""
+
+SAFE = frozenset({Verdict.IDENTICAL, Verdict.SAME})
+"""The verdicts whose images are offered for removal unless more is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What is known of the files of rows.
+
+    Attributes:
+        states: row id -> state of its file; a row that is not named has its file.
+        names: row id -> other indexed paths of the same file.
+    """
+
+    states: Mapping[str, State] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def state(self, row: Row) -> State:
+        """The state of the file of a row."""
+        return self.states.get(row.id, "here")
+
+    def is_visible(self, row: Row) -> bool:
+        """Whether the file of a row can be looked at."""
+        return self.state(row) in VISIBLE
+
+    def trusted(self, row: Row) -> Row:
+        """The row, without the hash of a content that its file does not have any more."""
+        return row if self.state(row) == "here" else replace(row, content_hash="")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which images of a group stay.
+
+    Attributes:
+        rule: a key of ``KEEP``.
+        offered: the verdicts whose images are offered for removal.
+        reference: folders whose images stay, whatever the rule says.
+        keep_folder: folders whose images stay rather than others.
+    """
+
+    rule: str = "best"
+    offered: frozenset[Verdict] = SAFE
+    reference: Folders | None = None
+    keep_folder: Folders | None = None
+
+    def order(self, row: Row) -> tuple[Any, ...]:
+        """A sort key: the row to keep comes first."""
+        preferred = self.keep_folder is not None and self.keep_folder.holds(row.path)
+        return not self.is_reference(row), not preferred, *KEEP[self.rule](row)
+
+    def is_reference(self, row: Row) -> bool:
+        """Whether a row is never offered."""
+        return self.reference is not None and self.reference.holds(row.path)
+
+
+def make_group(rows: Sequence[Row], relate: Relate, choice: Choice, files: Files) -> DuplicateGroup:
     """Make a group of rows.
 
-    The best row is kept and its near-duplicates are removable; then the best of the rest is kept, and so on. So each
-    removable row is a near-duplicate of a kept one; ``duplicate_of`` is the nearest of those on ``fine``.
+    The best row is kept, and its copies are removable; then the best of the rest is kept, and so on. So each removable
+    row is a copy of one that stays. Rows without their file are never kept, and come last.
 
     Args:
         rows: two or more, with all their codes.
-        distance: largest distance of near-duplicates on ``fine``, in bits.
-        limits: other granularity -> largest distance in bits.
-        rule: a key of ``KEEP``.
+        relate: see ``Relate``.
+        choice: which rows to keep, and which verdicts to offer.
+        files: of the rows.
     """
-    rows = sorted(rows, key=KEEP[rule])
-    codes = {
-        name: np.frombuffer(b"".join(row.codes[name] for row in rows), np.uint8).reshape(len(rows), -1)
-        for name in (FINE, *limits)
-    }
-    kept: list[int] = []
-    nearest = np.full(len(rows), -1)  # place of the nearest kept row, -1 for a kept one
-    apart = {name: np.zeros(len(rows), np.int32) for name in codes}
-    for place in range(len(rows)):
-        if nearest[place] >= 0:
+    rows = sorted(rows, key=lambda row: (files.state(row) != "here", *choice.order(row)))
+    found: dict[int, tuple[int, Verdict]] = {}  # place -> place of the row that it duplicates, verdict
+    going: set[int] = set()
+    for place, row in enumerate(rows):
+        if place in going or files.state(row) != "here":
             continue
-        kept.append(place)
-        distances = {name: hamming(own[place : place + 1], own)[0] for name, own in codes.items()}
-        nearer = (distances[FINE] <= distance) & ((nearest < 0) | (distances[FINE] < apart[FINE]))
-        nearer[place] = False
-        for name, limit in limits.items():
-            nearer &= distances[name] <= limit
-        nearest[nearer] = place
-        for name, values in distances.items():
-            apart[name][nearer] = values[nearer]
+        # A row that stays although it is an edited copy may have copies of its own.
+        rest = [other for other in range(len(rows)) if other > place and other not in going]
+        for other, verdict in zip(rest, relate(row, [rows[other] for other in rest]), strict=True):
+            if verdict is None or (verdict not in COPIES and verdict is not Verdict.UNSEEN):
+                continue
+            safe = verdict in choice.offered and not choice.is_reference(rows[other])
+            if safe or other not in found:
+                found[other] = place, verdict
+            if safe and files.state(rows[other]) == "here":
+                going.add(other)
     members = [
         GroupMember(
             row.id, row.path, row.size, row.mtime_ns, row.width, row.height,
-            None if near < 0 else rows[near].path, {name: int(values[place]) for name, values in apart.items()},
+            rows[found[place][0]].path if place in found else None,
+            _apart(row, rows[found[place][0]] if place in found else row),
+            files.state(row), files.names.get(row.id, ()),
+            found[place][1].value if place in found else "", place not in found or place in going,
         )
-        for place, (row, near) in enumerate(zip(rows, nearest, strict=True))
+        for place, row in enumerate(rows)
     ]  # fmt: skip
-    removable = sorted((member for member in members if not member.keep), key=lambda member: member.path)
-    return DuplicateGroup((*(members[place] for place in kept), *removable), _diameter(codes[FINE]))
+    others = sorted((member for member in members if not member.keep), key=lambda member: member.path)
+    codes = np.frombuffer(b"".join(row.codes[FINE] for row in rows), np.uint8).reshape(len(rows), -1)
+    return DuplicateGroup((*(member for member in members if member.keep), *others), _diameter(codes))
+
+
+def _apart(left: Row, right: Row) -> dict[str, int]:
+    """Granularity -> distance of two rows in bits."""
+    codes = {name: [np.frombuffer(row.codes[name], np.uint8)[None] for row in (left, right)] for name in left.codes}
+    return {name: int(hamming(*pair)[0, 0]) for name, pair in codes.items()}
 
 
 def _diameter(codes: Codes) -> int:
@@ -333,6 +477,10 @@ def _card_values(member: GroupMember, side: int) -> dict[str, Any]:
     path = text_path(member.path)
     return {
         "keep": member.keep,
+        "removable": member.removable,
+        "mark": member.mark,
+        "verdict": member.verdict,
+        "names": member.names,
         "duplicate_of": "" if member.duplicate_of is None else text_path(member.duplicate_of).name,
         "name": path.name or member.path,
         "path": str(path),

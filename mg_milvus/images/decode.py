@@ -157,19 +157,37 @@ _DEPTHS = (8, 10, 12, 14, 16)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded image of any mode to RGB, by its colour profile; transparent pixels are blended with white."""
+    """Convert a loaded image of any mode to RGB, by its colour profile.
+
+    Transparent pixels are blended with a background that contrasts.
+    """
     if image.mode.startswith(("I", "F")):
         return _grey(image).convert("RGB")
     if image.has_transparency_data:
-        white = Image.new("RGB", image.size, "white")
+        blended = Image.new("RGB", image.size, "black" if _is_white_on_transparency(image) else "white")
         profile = image.info.get("icc_profile")
         for top, band in _bands(image):
             layer = band.convert("RGBA")
-            white.paste(to_srgb(layer.convert("RGB"), profile), (0, top), mask=layer)
-        return white
+            blended.paste(to_srgb(layer.convert("RGB"), profile), (0, top), mask=layer)
+        return blended
     if image.mode == "P":
         return to_srgb(image.convert("RGB"), image.info.get("icc_profile"))
     return to_srgb(image, image.info.get("icc_profile"))
+
+
+_NEARLY_WHITE = 224
+
+
+def _is_white_on_transparency(image: Image.Image) -> bool:
+    """Whether nothing would be seen on white: some pixels are transparent, and nearly all others nearly white."""
+    white = seen = clear = 0
+    for _, band in _bands(image):
+        values = np.asarray(band.convert("RGBA"))
+        visible = values[..., 3] > 127
+        seen += int(visible.sum())
+        clear += int(visible.size - visible.sum())
+        white += int((values[..., :3].min(axis=2)[visible] >= _NEARLY_WHITE).sum())
+    return clear > 0 and seen > 0 and white > 0.95 * seen
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -353,9 +371,10 @@ class _Header:
 def decode(data: bytes, *, least: int | None = None, max_pixels: int | None = None) -> Decoded:
     """Decode an encoded image; of an animation, the first frame.
 
-    The format is recognised by the content. Transparent pixels are blended with white, the EXIF orientation is applied,
-    colours of an embedded profile become sRGB, 16 bits per sample are scaled to 8, and greyscale of any other range is
-    stretched to 0 … 255. A JPEG that lacks only its end marker is decoded, with a note.
+    The format is recognised by the content. Transparent pixels are blended with white, around a white drawing with
+    black; the EXIF orientation is applied, colours of an embedded profile become sRGB, 16 bits per sample are scaled to
+    8, and greyscale of any other range is stretched to 0 … 255. A JPEG that lacks only its end marker is decoded, with
+    a note.
 
     Args:
         data: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM/PGM/PBM/PFM, AVIF, JPEG 2000 or PSD; with the extra ``formats`` also

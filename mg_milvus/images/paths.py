@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -78,12 +79,20 @@ class Disks:
             return empty and folder.st_mtime_ns >= found.st_ctime_ns and not _may_be_mounted(str(old.parent))
         return known != path and stored_path(old) == path
 
+    def identity(self, path: str) -> tuple[int, int]:
+        """Device and inode of the file at a row's path, links followed: one for all its names; zeros for no file."""
+        try:
+            status = os.stat(text_path(path))
+        except (OSError, ValueError):
+            return 0, 0
+        return status.st_dev, status.st_ino
+
     def location(self, path: str) -> str:
         """The path, its folder without links, in the normal form in which paths are compared."""
         folder, name = os.path.split(text_path(path))
         if folder not in self._real:
             self._real[folder] = os.path.realpath(folder)
-        return plain_name(os.path.join(self._real[folder], name))
+        return plain_name(path_text(os.path.join(self._real[folder], name)))
 
     def _is_whole(self, folder: str) -> bool:
         """Whether what is not found in a folder is certainly not there: no disk is missing on the way to it."""
@@ -149,9 +158,19 @@ class Folders:
         for form in (plain_name(path), self._disks.location(path)):
             for top in self._forms:
                 if is_under(form, [top]):
-                    depth = len(Path(form).parts) - len(Path(top).parts)
-                    return str(Path(*text_path(path).parts[len(text_path(path).parts) - depth :]))
+                    return str(text_path(form).relative_to(text_path(top)))
         return None
+
+
+def spellings(path: str | os.PathLike[str]) -> list[str]:
+    """The paths that the row of a file may have, given in any form, the likeliest first."""
+    stored, disks = stored_path(path), Disks()
+    forms = {path_text(path), disks.location(stored)}
+    if not is_url(stored):  # a name that is not UTF-8 has no other form
+        folder, name = os.path.split(stored)
+        forms |= {unicodedata.normalize(form, stored) for form in ("NFC", "NFD")}
+        forms.add(path_text(os.path.join(os.path.realpath(folder), name)))
+    return [stored, *sorted(form for form in forms - {stored} if same_place(form, stored, disks))]
 
 
 def same_place(path: str, other: str, disks: Disks) -> bool:

@@ -26,7 +26,8 @@ from mg_milvus.duplicates.pairs import (
     distances_of,
     pairs_within,
 )
-from mg_milvus.duplicates.report import KEEP, file_size, make_group
+from mg_milvus.duplicates.report import KEEP, Choice, Files, file_size, make_group
+from mg_milvus.duplicates.verify import Verdict
 from mg_milvus.errors import ImageError, QueryError
 from mg_milvus.images.discover import image_id, is_under
 from mg_milvus.index import ImageIndex
@@ -150,6 +151,24 @@ def test_a_spanning_forest_keeps_few_pairs_however_many_come(monkeypatch):
 # Which to keep
 
 
+def within(distance: int, limits: dict[str, int]):
+    """Rows that are near by their codes show the same image."""
+
+    def relate(row: Row, others: list[Row]) -> list[Verdict | None]:
+        bounds = {"fine": distance, **limits}
+        return [
+            Verdict.SAME
+            if all(
+                sum((a ^ b).bit_count() for a, b in zip(row.codes[name], other.codes[name], strict=True)) <= most
+                for name, most in bounds.items()
+            )
+            else None
+            for other in others
+        ]
+
+    return relate
+
+
 def chain(*ones: int) -> list[bytes]:
     """Codes of 64 bits with that many ones at the front: their distances are the differences."""
     return [np.packbits(np.arange(64) < n).tobytes() for n in ones]
@@ -160,7 +179,7 @@ def test_a_removable_row_is_near_to_a_kept_one_not_only_through_a_chain():
         a_row(f"/{n}.jpg", {"fine": code}, width=100 - n)
         for n, code in enumerate(chain(0, 4, 8, 12, 16))  # 4 bits from one to the next; the ends are 16 apart
     ]
-    group = make_group(rows, 4, {}, "best")
+    group = make_group(rows, within(4, {}), Choice("best"), Files())
     assert [(m.path, m.duplicate_of) for m in group.members] == [
         ("/0.jpg", None), ("/2.jpg", None), ("/4.jpg", None), ("/1.jpg", "/0.jpg"), ("/3.jpg", "/2.jpg"),
     ]  # fmt: skip
@@ -168,30 +187,33 @@ def test_a_removable_row_is_near_to_a_kept_one_not_only_through_a_chain():
     assert [m.distances["fine"] for m in group.removable] == [4, 4]
 
 
-def test_a_removable_row_duplicates_the_nearest_kept_one():
+def test_a_removable_row_duplicates_the_best_kept_one():
     rows = [
         a_row(f"/{n}.jpg", {"fine": code}, width=w)
         for n, (code, w) in enumerate(zip(chain(0, 9, 12), (3, 1, 2), strict=True))
     ]
-    group = make_group(rows, 10, {}, "best")
+    group = make_group(rows, within(10, {}), Choice("best"), Files())
     assert [(m.path, m.duplicate_of) for m in group.members] == [
         ("/0.jpg", None),
         ("/2.jpg", None),
-        ("/1.jpg", "/2.jpg"),
+        ("/1.jpg", "/0.jpg"),
     ]
-    assert group.members[2].distances == {"fine": 3}
+    assert group.members[2].distances == {"fine": 9}
 
 
 def test_other_granularities_keep_images_from_going():
     far, near = b"\xff\x00", b"\x00\x00"
     rows = [a_row(f"/{n}.jpg", {"coarse": c, "fine": bytes(8)}) for n, c in enumerate((near, far, near))]
-    group = make_group(rows, 0, {"coarse": 7}, "first")
+    group = make_group(rows, within(0, {"coarse": 7}), Choice("first"), Files())
     assert [(m.path, m.duplicate_of) for m in group.members] == [
         ("/0.jpg", None),
         ("/1.jpg", None),
         ("/2.jpg", "/0.jpg"),
     ]
-    assert make_group(rows, 0, {"coarse": 8}, "first").removable[0].distances == {"fine": 0, "coarse": 8}
+    assert make_group(rows, within(0, {"coarse": 8}), Choice("first"), Files()).removable[0].distances == {
+        "fine": 0,
+        "coarse": 8,
+    }
 
 
 @pytest.mark.parametrize(
@@ -209,7 +231,7 @@ def test_the_rule_says_which_image_stays(rule, kept):
     if rule == "largest":
         rows[2] = a_row("/b.jpg", codes, width=1, size=99)
     assert set(KEEP) == {"best", "largest", "oldest", "newest", "first"}
-    assert make_group(rows, 0, {}, rule).members[0].path == kept
+    assert make_group(rows, within(0, {}), Choice(rule), Files()).members[0].path == kept
 
 
 # The calibration
@@ -341,7 +363,7 @@ def test_copies_are_found_and_what_is_expected_by_chance_is_said():
     store, schema = a_store(copies_among(1000, 20), LONG)
     report = find_duplicates(store, schema, asked(schema))
     assert [[m.path for m in g.members] for g in report.groups] == [
-        [f"/old/{n:04}.jpg", f"/new/{n:04}.jpg"] for n in range(20)
+        [f"/new/{n:04}.jpg", f"/old/{n:04}.jpg"] for n in range(20)
     ]
     assert (report.rows, report.compared, report.pairs, report.precision) == (1020, 1020 * 1019 // 2, 20, 0.99)
     assert report.distance is not None
@@ -349,7 +371,7 @@ def test_copies_are_found_and_what_is_expected_by_chance_is_said():
     assert report.expected_false is not None
     assert report.expected_false <= 0.2
     assert report.false_positive_rate == report.expected_false / report.compared
-    assert {m.path for m in report.removable} == {f"/new/{n:04}.jpg" for n in range(20)}
+    assert report.removable == ()  # their files are gone
     assert store.count() == 1020
     assert not report.is_chained(report.groups[0])
 
@@ -422,7 +444,7 @@ def test_many_equal_images_are_one_group_in_bounded_memory():
     store, schema = a_store(rows, LONG)
     report = find_duplicates(store, schema, asked(schema, distance=0))
     assert [len(group.members) for group in report.groups] == [700]
-    assert (report.pairs, len(report.removable)) == (700 * 699 // 2, 699)
+    assert (report.pairs, len(report.removable)) == (700 * 699 // 2, 0)  # their files are gone
 
 
 def test_rows_deleted_meanwhile_are_left_out(monkeypatch):
@@ -432,7 +454,7 @@ def test_rows_deleted_meanwhile_are_left_out(monkeypatch):
     gone = image_id("/new/0001.jpg")
     monkeypatch.setattr(store, "fetch", lambda ids, names=(): fetch([i for i in ids if i != gone], names))
     report = find_duplicates(store, schema, asked(schema, distance=5))
-    assert [g.members[0].path for g in report.groups] == ["/old/0000.jpg", "/old/0002.jpg"]
+    assert [g.members[0].path for g in report.groups] == ["/new/0000.jpg", "/new/0002.jpg"]
 
 
 def test_too_little_is_said_clearly():
@@ -502,14 +524,14 @@ def test_one_image_against_the_index(tmp_path):
     fine[7, 0] ^= 0b11
     encoder = _Encoder({"fine": fine, "coarse": coarse})
     Image.new("RGB", (40, 30), (7, 7, 7)).save(tmp_path / "new.png")
-    report = find_duplicates_of(store, schema, encoder, tmp_path / "new.png", asked(schema))
+    report = find_duplicates_of((store, schema, encoder), tmp_path / "new.png", asked(schema))
     assert (report.rows, report.compared, report.pairs) == (6000, 6000, 1)
     assert [m.path for m in report.groups[0].members] == [str(tmp_path / "new.png"), "/old/0007.jpg"]
     assert report.groups[0].members[1].distances == {"fine": 2, "coarse": 0}
     assert report.expected_false is not None
     assert report.expected_false <= 0.01
     # Every pair at once, where the nearest 128 are not enough.
-    wide = find_duplicates_of(store, schema, encoder, tmp_path / "new.png", asked(schema, distance=256))
+    wide = find_duplicates_of((store, schema, encoder), tmp_path / "new.png", asked(schema, distance=256))
     limit = wide.limits["coarse"]
     near = [
         r for r in rows
@@ -517,7 +539,7 @@ def test_one_image_against_the_index(tmp_path):
     ]  # fmt: skip
     assert wide.pairs == len(near) > 10
     with pytest.raises(ImageError, match=r"gone.png' does not exist"):
-        find_duplicates_of(store, schema, encoder, tmp_path / "gone.png", asked(schema))
+        find_duplicates_of((store, schema, encoder), tmp_path / "gone.png", asked(schema))
 
 
 def test_an_indexed_image_is_not_a_duplicate_of_itself(tmp_path):
@@ -526,9 +548,9 @@ def test_an_indexed_image_is_not_a_duplicate_of_itself(tmp_path):
     own = a_row(str(tmp_path / "a.png"), {name: values[3].tobytes() for name, values in codes.items()})
     store, schema = a_store([own], LONG)
     with pytest.raises(QueryError, match=r"there is no other image in 'images' to compare .*a.png with"):
-        find_duplicates_of(store, schema, _Encoder(codes), tmp_path / "a.png", asked(schema))
+        find_duplicates_of((store, schema, _Encoder(codes)), tmp_path / "a.png", asked(schema))
     store.upsert([a_row("/copy.jpg", dict(own.codes), width=99)])
-    report = find_duplicates_of(store, schema, _Encoder(codes), tmp_path / "a.png", asked(schema, distance=0))
+    report = find_duplicates_of((store, schema, _Encoder(codes)), tmp_path / "a.png", asked(schema, distance=0))
     assert [(m.path, m.id) for m in report.groups[0].members] == [
         (str(tmp_path / "a.png"), own.id), ("/copy.jpg", image_id("/copy.jpg")),
     ]  # fmt: skip
@@ -563,14 +585,15 @@ def test_the_facade(tmp_path):
 def test_sentences():
     store, schema = a_store(copies_among(1000, 20), LONG)
     report = find_duplicates(store, schema, asked(schema))
-    headline, near, pairs = report.summary(schema.bits)
-    assert headline == report.headline == "20 groups of 40 images among 1,020; 20 removable (2.0 kB)"
+    headline, near, pairs, away = report.summary(schema.bits)
+    assert headline == report.headline == "20 groups of 40 images among 1,020; 0 removable (0 B)"
     assert near.startswith(f"near: at most {report.distance} of 256 bits differ on fine, ")
-    assert pairs.startswith("20 near pairs of 519,690 compared; expected by chance: ")
+    assert pairs.startswith("20 near pairs of 519,690 compared by codes only; expected by chance: ")
+    assert away == "1,020 rows whose file is not found or cannot be read: is its disk mounted?"
     store, schema = a_store(copies_among(500, 0), LONG)
     nothing = find_duplicates(store, schema, asked(schema))
     assert nothing.distance is None
-    headline, reason = nothing.summary(schema.bits)
+    headline, reason, _ = nothing.summary(schema.bits)
     assert headline == "no near-duplicates among 500 images"
     assert reason.startswith("no pair is near enough to be a copy with 99 % certainty; ")
 

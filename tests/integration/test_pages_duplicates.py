@@ -20,7 +20,9 @@ def a_member(path: str, duplicate_of: str | None = None, fine: int = 0) -> Group
 
 def a_report(*groups: tuple[GroupMember, ...], diameter: int = 8) -> DuplicateReport:
     made = tuple(DuplicateGroup(members, diameter) for members in groups)
-    return DuplicateReport(50, 1225, 12, {"coarse": 9}, 0.99, 3, 0.02, "best", made, 1.0)
+    return DuplicateReport(
+        50, 1225, 12, {"coarse": 9}, 0.99, 3, 0.02, "best", made, 1.0, unseen_pairs=1225, near_pairs=3
+    )
 
 
 def page_of(report: DuplicateReport) -> Page:
@@ -47,7 +49,7 @@ def test_it_says_what_near_means_and_how_sure_it_is(tmp_path):
     text = " ".join(page.text.split())
     assert "1 group of 2 images among 50; 1 removable (1.5 kB)" in text
     assert "near: at most 12 of 256 bits differ on fine, 9 of 64 on coarse" in text
-    assert "3 near pairs of 1,225 compared; expected by chance: 0.02 (rate 1.6e-05)" in text
+    assert "3 near pairs of 1,225 compared by codes only; expected by chance: 0.02 (rate 1.6e-05)" in text
     assert "40 × 30 1.5 kB 2001-09-09 01:46" in text
     assert [attrs["style"] for attrs in page.all("i") if "style" in attrs] == ["width:100.0%", "width:75.0%"]
     assert len(page.all("img")) == 2

@@ -389,7 +389,7 @@ def test_near_duplicates_are_told_about_as_they_are_found(copies: TestClient, co
         events = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
         assert [event["state"] for event in events[:-1]] == ["running"] * (len(events) - 1)
         last = events[-1]
-        assert (last["state"], last["done"], last["total"]) == ("done", 44, 44)
+        assert (last["state"], last["stage"], last["done"] == last["total"]) == ("done", "comparing", True)
         report = copied_index.duplicates(distance=10)
         assert last["report"]["pairs"] == report.pairs == 2
         assert "2 groups of 4 images among 44" in last["report"]["summary"][0]

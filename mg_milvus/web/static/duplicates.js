@@ -11,14 +11,16 @@ const about = JSON.parse($("#about").textContent);
 function card(member) {
   const name = fileName(member.path);
   const bars = Object.entries(about.bits).filter(([granularity]) => granularity in member.distances);
-  return h("li", { class: `card ${member.keep ? "kept" : "removable"}`, data: { id: member.id } },
+  return h("li", { class: `card ${member.keep ? "kept" : member.removable ? "removable" : "fileless"}`, data: { id: member.id } },
     h("a", { class: "tile", href: `./?id=${member.id}`, title: member.path },
       h("img", { src: thumbnail(member.id, 480), alt: name, loading: "lazy", decoding: "async" }),
-      h("span", { class: "badge" }, member.keep ? "keep" : "removable")),
+      h("span", { class: "badge" }, member.mark)),
     h("div", { class: "about" },
       h("h3", { class: "name", title: member.path }, h("bdi", {}, name)),
       h("p", { class: "folder", title: member.path }, h("bdi", {}, member.path.slice(0, Math.max(0, member.path.lastIndexOf("/"))))),
       h("p", { class: "sizes" }, h("span", {}, `${member.width} × ${member.height}`), h("span", {}, fileSize(member.size))),
+      member.verdict ? h("p", { class: "duplicate-of" }, member.verdict) : null,
+      member.names.length ? h("p", { class: "duplicate-of" }, "the same file: ", h("bdi", {}, member.names.join(", "))) : null,
       member.keep ? null : h("ul", { class: "bars", role: "list" }, ...bars.map(([granularity, bits], place) => {
         const distance = member.distances[granularity];
         const near = `${(100 * (1 - distance / bits)).toFixed(1)}%`;
@@ -31,7 +33,7 @@ function card(member) {
 
 function section(group, place) {
   const { members } = group;
-  const freed = members.filter(({ keep }) => !keep).reduce((sum, { size }) => sum + size, 0);
+  const freed = members.filter(({ removable }) => removable).reduce((sum, { size }) => sum + size, 0);
   const more = members.length - MEMBERS;
   return h("section", { class: "group", "aria-labelledby": `group-${place}` },
     h("header", {},
@@ -58,7 +60,7 @@ function show({ state, stage, done, total, report, error }) {
   const bar = $("#progress");
   if (state === "running") {
     if (total) bar.value = done / total;
-    $("#summary").textContent = total ? `${stage}: ${number(done)} of ${number(total)} images` : stage;
+    $("#summary").textContent = total ? `${stage}: ${number(done)} of ${number(total)}` : stage;
     return;
   }
   bar.hidden = true;

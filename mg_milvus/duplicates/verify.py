@@ -1,0 +1,450 @@
+"""The verdict on a pair of images from their pixels: codes only propose pairs.
+
+Two images are aligned, either as they lie (mirrored and turned ones included) or by local features (SIFT, Lowe 2004)
+and a homography (RANSAC, Fischler and Bolles 1981), and compared in small windows at a resolution at which text can be
+read. So forms, pages, screenshots and frames of a burst, which share most of their pixels, are told from copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from mg_milvus.images.decode import decoding
+from mg_milvus.images.files import content_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+
+class Verdict(StrEnum):
+    """What two images are to each other; the value is the word that people read."""
+
+    IDENTICAL = "identical file"
+    SAME = "same image"
+    EDITED = "edited"
+    SIMILAR = "similar"
+    DIFFERENT = "different"
+    UNSEEN = "alike by codes"
+    """The images are near by their codes, and one of them is gone or cannot be read."""
+
+
+COPIES = frozenset({Verdict.IDENTICAL, Verdict.SAME, Verdict.EDITED})
+"""The verdicts that make a group."""
+
+SEEN = tuple(verdict for verdict in Verdict if verdict is not Verdict.UNSEEN)
+"""The verdicts that a look at the pixels gives."""
+
+DETAIL = 1024
+"""Longer side in pixels at which aligned images are compared: the text of a page can be read."""
+_POINTS_SIDE = 512
+_POINTS = 600
+_THUMB = 32
+_BLANK = 3.0
+"""Standard deviation, in grey levels, below which an image is blank: a lens cap, a black frame, an empty page."""
+_RATIO = 0.8
+"""A match is kept when the second nearest descriptor is farther by this factor (Lowe's ratio test)."""
+_REPROJECTION = 4.0
+"""Pixels of ``DETAIL`` within which a matched point follows the homography."""
+_LEAST_INLIERS = 12
+_ALIKE = 0.8
+"""Correlation of thumbnails from which images are compared as they lie, without features."""
+_WINDOW = 15
+"""Side in pixels of the windows that are compared: about one line of text."""
+_STEP = 5
+_NOISE = 10.0
+"""Grey levels that compression may change in a window."""
+_STRUCTURE = 0.75
+"""Root mean square difference of a window, as a share of its own contrast, from which it shows something else."""
+_STRAY, _STRAY_PAGE = 0.006, 0.0005
+"""Share of differing windows that compression and interpolation leave in copies of photographs and of pages."""
+_LITTLE = 0.025
+"""Share of differing windows up to which less is asked of the difference to be an overlay."""
+_SHADED = 0.014
+"""Share of softly shaded pixels from which an image is no page."""
+_OVERLAID = 0.2
+"""Most of an image that captions and watermarks change."""
+_CONTAINED = 0.85
+"""Share of one image that the other must show: a crop is contained, two views of a scene overlap."""
+_ROUNDING = 2
+"""Grey levels by which decoders differ."""
+_READABLE = 300
+"""Longer side in pixels below which pages cannot be told apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is kept of an image to compare it.
+
+    Attributes:
+        content: hash of the file's bytes.
+        size: width and height of ``detail``, in pixels.
+        thumb: (32, 32) float32 grey, zero mean and unit variance; the whole image, squeezed.
+        points: (n, 2) float32 x, y of local features in pixels of ``detail``.
+        descriptors: (n, 128) uint8 SIFT descriptors.
+        blank: nothing is to be seen.
+        page: paper, screen or drawing, mostly of one flat tone: a few strokes are what it is about.
+    """
+
+    content: bytes
+    size: tuple[int, int]
+    thumb: Array
+    points: Array
+    descriptors: Array
+    blank: bool
+    page: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """How one image lies in another.
+
+    Attributes:
+        matrix: (3, 3) homography from pixels of the left detail to those of the right one.
+        turned: the right image is mirrored or turned.
+        inliers: matched points that follow it; 0 when the images were compared as they lie.
+    """
+
+    matrix: Array
+    turned: bool
+    inliers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What aligned images share.
+
+    Attributes:
+        left: share of the left image that the right one shows.
+        right: the same of the right one.
+        differing: share of the windows, of those both show, that show something else.
+        overlaid: share of the differing pixels that a caption or a watermark on one of them explains.
+        added: 1 when all differing windows have more contrast in the same image, as an overlay adds it; 0.5 when
+            neither image has more.
+        side: longer side in pixels of what was compared.
+    """
+
+    left: float
+    right: float
+    differing: float
+    overlaid: float
+    added: float
+    side: int
+
+
+@cache
+def _cv2() -> Any:
+    import cv2
+
+    cv2.setNumThreads(1)  # pairs are compared in parallel
+    return cv2
+
+
+def read_detail(path: str | os.PathLike[str]) -> tuple[bytes, Array]:
+    """Read an image file: the hash of its content, and its grey pixels (h, w) uint8, at most ``DETAIL`` a side.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    with content_of(path) as data:
+        content = blake2b(data, digest_size=16).digest()
+        with decoding(data, least=DETAIL // 2) as decoded:
+            image = decoded.image.convert("L")
+    scale = DETAIL / max(image.size)
+    if scale < 1:
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        image = image.resize(size, Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR)
+    return content, np.asarray(image)
+
+
+def look(content: bytes, detail: Array) -> Look:
+    """Local features and thumbnail of an image; see ``read_detail``."""
+    cv2 = _cv2()
+    height, width = detail.shape
+    thumb = cv2.resize(detail, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).astype(np.float32)
+    thumb = (thumb - thumb.mean()) / max(float(thumb.std()), 1e-3)
+    scale = min(1.0, _POINTS_SIDE / max(width, height))
+    small = detail
+    if scale < 1:
+        small = cv2.resize(detail, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    keypoints, descriptors = cv2.SIFT_create(_POINTS).detectAndCompute(small, None)
+    points: Array = np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)
+    points = (points + 0.5) * (np.array([width, height], np.float32) / small.shape[::-1]) - 0.5
+    return Look(
+        content, (width, height), thumb, points,
+        np.zeros((0, 128), np.uint8) if descriptors is None else descriptors.astype(np.uint8),
+        float(cv2.GaussianBlur(detail, (0, 0), 1.5).std()) < _BLANK, _is_page(detail),
+    )  # fmt: skip
+
+
+def _is_page(detail: Array) -> bool:
+    """Whether an image is paper, a screen or a drawing: flat tones and strokes, hardly a shade between them."""
+    cv2 = _cv2()
+    soft = cv2.GaussianBlur(detail, (0, 0), 1.0)
+    spread = cv2.absdiff(cv2.dilate(soft, np.ones((5, 5))), cv2.erode(soft, np.ones((5, 5))))
+    flat = spread <= 10
+    counts = np.bincount(soft[flat], minlength=256)
+    toned = np.zeros(256, bool)
+    for _ in range(4):
+        tone = int(np.convolve(np.where(toned, 0, counts), np.ones(9), "same").argmax())
+        toned[max(0, tone - 5) : tone + 6] = True
+    shaded = (spread <= 40) & ~toned[soft]
+    return bool(flat.mean() > 0.25 and shaded.mean() < _SHADED) or _two_tones(
+        np.bincount(detail.ravel(), minlength=256)
+    )
+
+
+def _two_tones(counts: Array) -> bool:
+    """Whether nearly all pixels are nearly black or nearly white: codes, stamps, fax."""
+    return bool(counts[:24].sum() + counts[232:].sum() > 0.85 * counts.sum())
+
+
+def align_as_they_lie(left: Look, right: Look) -> Alignment | None:
+    """Align whole images by one of the eight ways to turn and mirror; None when their thumbnails are not alike."""
+    best = max(((float((left.thumb * _turn(right.thumb, way)).mean()), -way) for way in range(8)), default=(0.0, 0))
+    if best[0] < _ALIKE:
+        return None
+    way = -best[1]
+    sides = right.size if way % 2 == 0 else right.size[::-1]
+    if abs(np.log(left.size[0] * sides[1] / (left.size[1] * sides[0]))) > 0.03:
+        return None  # another shape: cropped, or another image
+    return Alignment(_turn_matrix(way, left.size, right.size), way != 0, 0)
+
+
+def _turn(image: Array, way: int) -> Array:
+    turned: Array = np.rot90(image[:, ::-1] if way >= 4 else image, way % 4)
+    return turned
+
+
+def _turn_matrix(way: int, left: tuple[int, int], right: tuple[int, int]) -> Array:
+    """From pixels of the left image to those of the right one, which ``_turn`` makes lie as the left one."""
+    # Unit squares with the corners as complex numbers would be shorter, but this can be read: u, v of the right image.
+    u, v = {
+        0: ((1, 0, 0), (0, 1, 0)),
+        1: ((0, -1, 1), (1, 0, 0)),
+        2: ((-1, 0, 1), (0, -1, 1)),
+        3: ((0, 1, 0), (-1, 0, 1)),
+    }[way % 4]
+    if way >= 4:
+        u = (-u[0], -u[1], 1 - u[2])
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    unit = np.diag([1 / left[0], 1 / left[1], 1.0]) @ half
+    pixels = np.linalg.inv(half) @ np.diag([right[0], right[1], 1.0])
+    matrix: Array = pixels @ np.array([u, v, (0, 0, 1)], float) @ unit
+    return matrix
+
+
+def align_by_features(left: Look, right: Look) -> Alignment | None:
+    """Align images, one of them possibly mirrored, by their local features; None when too few agree."""
+    best: Alignment | None = None
+    for mirrored in (False, True):
+        descriptors = mirror(right.descriptors) if mirrored else right.descriptors
+        found = _homography(left, right.points, descriptors)
+        if found is not None and (best is None or found[1] > best.inliers):
+            linear = found[0][:2, :2]
+            upright = linear[0, 0] > 0 and abs(linear[0, 1]) < 0.2 * linear[0, 0]
+            best = Alignment(found[0], mirrored or not upright, found[1])
+    return best
+
+
+def mirror(descriptors: Array) -> Array:
+    """SIFT descriptors of the mirrored image, without computing them anew: rows and directions are reversed."""
+    cells = descriptors.reshape(-1, 4, 4, 8)[:, ::-1][..., np.arange(8, 0, -1) % 8]
+    return np.ascontiguousarray(cells).reshape(-1, 128)
+
+
+def _homography(left: Look, points: Array, descriptors: Array) -> tuple[Array, int] | None:
+    cv2 = _cv2()
+    if min(len(left.points), len(points)) < _LEAST_INLIERS:
+        return None
+    a, b = left.descriptors.astype(np.float32), descriptors.astype(np.float32)
+    squares = (b * b).sum(1)[None] - 2 * (a @ b.T) + (a * a).sum(1)[:, None]
+    two = np.argpartition(squares, 1, axis=1)[:, :2]
+    near = np.take_along_axis(squares, two, 1)
+    nearest = np.where(near[:, 0] <= near[:, 1], two[:, 0], two[:, 1])
+    chosen = np.flatnonzero(near.min(1) < _RATIO**2 * near.max(1))
+    if len(chosen) < _LEAST_INLIERS:
+        return None
+    ends = left.points[chosen], points[nearest[chosen]]
+    matrix, inside = cv2.findHomography(*ends, cv2.RANSAC, _REPROJECTION, maxIters=1000, confidence=0.995)
+    if matrix is None:
+        return None
+    inside = inside.ravel().astype(bool)
+    # One point that many others match counts once.
+    inliers = min(len(np.unique(end[inside].round(), axis=0)) for end in ends) if inside.any() else 0
+    return (matrix, inliers) if inliers >= _LEAST_INLIERS and _is_plausible(matrix, left.size) else None
+
+
+def _is_plausible(matrix: Array, size: tuple[int, int]) -> bool:
+    """Whether an edit could do this: no strong perspective, no strong squeeze, no extreme scale."""
+    corners = np.array([[0, 0, 1], [size[0], 0, 1], [size[0], size[1], 1], [0, size[1], 1]], float)
+    weights = (corners @ matrix.T)[:, 2]
+    if weights.min() * weights.max() <= 0 or np.abs(weights).max() > 1.35 * np.abs(weights).min():
+        return False
+    values = np.linalg.svd(matrix[:2, :2] / matrix[2, 2], compute_uv=False)
+    return bool(values[0] < 2.0 * values[1] and values[1] > 0.05 and values[0] < 20)
+
+
+def agreement(left: Array, right: Array, matrix: Array) -> Agreement:
+    """Compare aligned images in small windows.
+
+    Args:
+        left: (h, w) uint8.
+        right: (h, w) uint8.
+        matrix: from pixels of the left to pixels of the right one.
+    """
+    cv2 = _cv2()
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2] / matrix[2, 2]))))
+    if scale < 0.999:  # the coarser image is the frame: the other is reduced, nothing is enlarged
+        swapped = agreement(right, left, np.linalg.inv(matrix))
+        return Agreement(swapped.right, swapped.left, swapped.differing, swapped.overlaid, swapped.added, swapped.side)
+    own, other, shown, covered = _in_one_frame(left, right, matrix, scale)
+    inside = cv2.erode(shown.astype(np.uint8), np.ones((5, 5)), borderValue=1).astype(bool)
+    share = float(shown.mean())
+    if inside.sum() < 4 * _WINDOW**2:
+        return Agreement(share, covered, 1.0, 0.0, 0.5, max(own.shape))
+    own, (other, readable) = own.astype(np.float32), _as_toned(other, own, inside)
+    inside &= readable
+    weight = inside.astype(np.float32)
+
+    def mean(values: Array) -> Array:
+        means: Array = cv2.blur(values * weight, (_WINDOW, _WINDOW))[::_STEP, ::_STEP] / filled
+        return means
+
+    filled = np.maximum(cv2.blur(weight, (_WINDOW, _WINDOW))[::_STEP, ::_STEP], 1e-3)
+    valid = filled > 0.5
+    one, two = mean(own), mean(other)
+    apart = mean((own - other) ** 2)
+    contrasts = [np.maximum(mean(image**2) - level**2, 0) for image, level in ((own, one), (other, two))]
+    contrast = np.maximum(*contrasts)
+    # A shade that changes slowly, a vignette or a filter, is no difference; another structure is.
+    structure = apart - 0.7 * (one - two) ** 2 > _STRUCTURE**2 * np.maximum(contrast, 36.0)
+    shade = (np.abs(one - two) > 40) & (apart > 0.5 * contrast)
+    differing = valid & (apart > _NOISE**2) & (structure | shade)
+    more = (np.sqrt(contrasts[0]) - np.sqrt(contrasts[1]))[differing]
+    added = float(max(more.clip(0).sum(), (-more).clip(0).sum()) / max(1e-3, np.abs(more).sum())) if len(more) else 1.0
+    overlaid = _overlaid(own, other, inside) if differing.any() else 1.0
+    return Agreement(share, covered, float(differing.sum() / max(1, valid.sum())), overlaid, added, max(own.shape))
+
+
+def _in_one_frame(left: Array, right: Array, matrix: Array, scale: float) -> tuple[Array, Array, Array, float]:
+    """The left image, the right one in its place, where the right one lies, and the share of the right one shown."""
+    cv2 = _cv2()
+    height, width = left.shape
+    reduced = right
+    if scale > 1.05:
+        size = max(1, round(right.shape[1] / scale)), max(1, round(right.shape[0] / scale))
+        reduced = cv2.resize(right, size, interpolation=cv2.INTER_AREA)
+        by = np.array([size[0] / right.shape[1], size[1] / right.shape[0]])
+        matrix = np.array([[by[0], 0, (by[0] - 1) / 2], [0, by[1], (by[1] - 1) / 2], [0, 0, 1]]) @ matrix
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    other = cv2.warpPerspective(reduced, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    white = np.full(reduced.shape, 255, np.uint8)
+    shown = cv2.warpPerspective(white, matrix, (width, height), flags=flags, borderValue=0) > 127
+    back = np.full(left.shape, 255, np.uint8)
+    covered = cv2.warpPerspective(back, matrix, reduced.shape[::-1], flags=cv2.INTER_LINEAR, borderValue=0) > 127
+    own, other = (cv2.GaussianBlur(image, (0, 0), 1.0) for image in (left, other))
+    return own, other, shown, float(covered.mean())
+
+
+def _as_toned(image: Array, like: Array, inside: Array) -> tuple[Array, Array]:
+    """An image with the tones of another: of each tone the median there, so that brightness and contrast agree.
+
+    Returns:
+        (h, w) float32, and where it can be compared: where brightening has not clipped what the other image shows.
+    """
+    given, wanted = image[inside], like[inside]
+    if len(given) > 60_000:
+        given, wanted = given[:: len(given) // 30_000], wanted[:: len(wanted) // 30_000]
+    order = np.argsort(given, kind="stable")
+    parts = [part for part in np.array_split(order, 24) if len(part)]
+    levels = np.array([given[part].mean() for part in parts])
+    tones = np.maximum.accumulate([float(np.median(wanted[part])) for part in parts])
+    levels, first = np.unique(levels, return_index=True)
+    grey = np.arange(256.0)
+    table = np.interp(grey, levels, tones[first])
+    # Beyond the middles of the darkest and the brightest part the curve goes on as steeply as it comes there.
+    slopes = np.diff(tones[first]) / np.diff(levels) if len(levels) > 1 else np.ones(1)
+    table += np.minimum(grey - levels[0], 0) * np.clip(slopes[0], 0.5, 2)
+    table += np.maximum(grey - levels[-1], 0) * np.clip(slopes[-1], 0.5, 2)
+    table = table.clip(0, 255).astype(np.float32)
+    toned: Array = table[image]
+    if np.abs(tones[first] - levels).mean() < 6:
+        return toned, np.ones(image.shape, bool)
+    return toned, ((image < 248) & (image > 5)) == ((like < 248) & (like > 5))
+
+
+def _overlaid(own: Array, other: Array, inside: Array) -> float:
+    """Share of the changed pixels that an overlay on one image explains.
+
+    An overlay has few tones (letters, their outline, a box), or lets the image through.
+    """
+    changed = inside & (np.abs(own - other) > 24)
+    if not changed.any():
+        return 1.0
+    return max(_explained(own[changed], other[changed]), _explained(other[changed], own[changed]))
+
+
+def _explained(base: Array, top: Array) -> float:
+    """Share of the pixels of ``top`` that have one of its two commonest tones, or are a paler ``base``."""
+    counts = np.bincount(top.astype(np.int64), minlength=256).astype(float)
+    explained = np.zeros(len(top), bool)
+    for _ in range(2):
+        tone = int(np.convolve(counts, np.ones(25), "same").argmax())
+        explained |= np.abs(top - tone) <= 20
+        counts[max(0, tone - 20) : tone + 21] = 0
+    variance = float(base.var())
+    if variance > 25:
+        slope = float(((base - base.mean()) * (top - top.mean())).mean()) / variance
+        if 0.15 < slope < 1:
+            explained |= np.abs(top - top.mean() - slope * (base - base.mean())) <= 14
+    return float(explained.mean())
+
+
+def judge(looks: tuple[Look, Look], details: Callable[[], tuple[Array, Array]], alignment: Alignment | None) -> Verdict:
+    """The verdict on two aligned images of different content."""
+    if any(one.blank for one in looks):
+        return Verdict.SIMILAR if all(one.blank for one in looks) else Verdict.DIFFERENT
+    if alignment is None:
+        return Verdict.DIFFERENT
+    left, right = details()
+    if not alignment.turned and left.shape == right.shape and int(_cv2().absdiff(left, right).max()) <= _ROUNDING:
+        return Verdict.SAME
+    found = agreement(left, right, alignment.matrix)
+    page = looks[0].page or looks[1].page
+    if page and (found.side < _READABLE or found.differing > _STRAY_PAGE):
+        return Verdict.SIMILAR
+    if max(found.left, found.right) < (0.97 if page else _CONTAINED) or not _is_overlay(found):
+        return Verdict.SIMILAR
+    whole = min(found.left, found.right) > 0.97
+    return Verdict.SAME if whole and found.differing <= _STRAY and not alignment.turned else Verdict.EDITED
+
+
+def _is_overlay(found: Agreement) -> bool:
+    """Whether an edit explains what differs, if anything does: the subject of a burst or a portrait is no edit."""
+    if found.differing <= _STRAY:
+        return True
+    if found.differing <= _LITTLE:
+        return found.overlaid >= 0.75 or found.added >= 0.8
+    return found.differing < _OVERLAID and found.added >= 0.65 and found.overlaid + found.added >= 1.5
+
+
+def verdict(looks: tuple[Look, Look], details: Callable[[], tuple[Array, Array]]) -> Verdict:
+    """The verdict on two images: what ``look`` gives of both, and their pixels, which few pairs need."""
+    if looks[0].content == looks[1].content:
+        return Verdict.IDENTICAL
+    lying = align_as_they_lie(*looks)
+    if lying is not None and (found := judge(looks, details, lying)) in COPIES:
+        return found
+    return judge(looks, details, align_by_features(*looks) or lying)

@@ -1,0 +1,153 @@
+"""The verdict on a pair of images from their pixels."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
+
+from mg_milvus.duplicates.verify import Verdict, align_by_features, look, mirror, read_detail, verdict
+from mg_milvus.images.decode import to_rgb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Edit = Callable[[Image.Image], Image.Image]
+
+
+def photo(seed: int) -> Image.Image:
+    """A made-up photograph: discs of many sizes and shades, lit from one side."""
+    dice = random.Random(seed)
+    image = Image.new("RGB", (480, 320), (90, 120, 150))
+    draw = ImageDraw.Draw(image)
+    for _ in range(160):
+        x, y, r = dice.randint(-20, 480), dice.randint(-20, 320), dice.randint(4, 40)
+        draw.ellipse((x, y, x + r, y + r * dice.choice([1, 2])), tuple(dice.randint(0, 255) for _ in range(3)))
+    light = Image.linear_gradient("L").rotate(90).resize(image.size)
+    return Image.blend(image, Image.merge("RGB", [light] * 3), 0.25)
+
+
+def letter(seed: int) -> Image.Image:
+    """A page with one letterhead and other words."""
+    dice = random.Random(seed)
+    image = Image.new("L", (600, 800), 250)
+    draw = ImageDraw.Draw(image)
+    draw.text((60, 40), "Miller & Sons, 12 High Street", 20, font=ImageFont.load_default(22))
+    for y in range(110, 740, 24):
+        text = " ".join("".join(dice.choices("abcdefghijklmnopqrstuvwxyz", k=dice.randint(2, 8))) for _ in range(9))
+        draw.text((60, y), text[:55], 30, font=ImageFont.load_default(16))
+    return image
+
+
+def compare(folder: Path, left: Image.Image, right: Image.Image, quality: int = 90) -> Verdict:
+    files = folder / "left.jpg", folder / "right.jpg"
+    left.save(files[0], quality=92)
+    right.save(files[1], quality=quality)
+    one, two = map(read_detail, files)
+    return verdict((look(*one), look(*two)), lambda: (one[1], two[1]))
+
+
+def captioned(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    ImageDraw.Draw(image).text(
+        (60, 260), "Summer 2024", "white", font=ImageFont.load_default(34), stroke_width=2, stroke_fill="black"
+    )
+    return image
+
+
+def moved(image: Image.Image) -> Image.Image:
+    """The next frame of a burst: the subject, a piece of another photograph, is somewhere else."""
+    frame = image.copy()
+    frame.paste(photo(99).crop((100, 100, 200, 240)), (310, 90))
+    return frame
+
+
+def test_a_copied_file_is_identical(tmp_path: Path) -> None:
+    assert compare(tmp_path, photo(1), photo(1), quality=92) is Verdict.IDENTICAL
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda image: image,
+        lambda image: image.resize((300, 200), Image.Resampling.LANCZOS),
+        lambda image: ImageEnhance.Brightness(image).enhance(1.2),
+        lambda image: image.convert("L"),
+    ],
+    ids=["recompressed", "resized", "brighter", "grey"],
+)
+def test_the_same_image(tmp_path: Path, edit: Edit) -> None:
+    assert compare(tmp_path, photo(1), edit(photo(1)), quality=70) is Verdict.SAME
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda image: image.crop((14, 10, 466, 310)),
+        ImageOps.mirror,
+        lambda image: image.rotate(90, expand=True),
+        captioned,
+        lambda image: ImageOps.mirror(image.crop((14, 10, 466, 310))),
+    ],
+    ids=["cropped", "mirrored", "turned", "captioned", "cropped and mirrored"],
+)
+def test_an_edited_image(tmp_path: Path, edit: Edit) -> None:
+    assert compare(tmp_path, photo(1), edit(photo(1))) is Verdict.EDITED
+
+
+def test_another_image_is_different(tmp_path: Path) -> None:
+    assert compare(tmp_path, photo(1), photo(2)) is Verdict.DIFFERENT
+
+
+def test_letters_with_one_head_are_no_copies_but_a_copy_of_a_letter_is(tmp_path: Path) -> None:
+    assert compare(tmp_path, letter(1), letter(2)) is Verdict.SIMILAR
+    assert compare(tmp_path, letter(1), letter(1), quality=70) is Verdict.SAME
+
+
+def test_one_other_word_makes_another_letter(tmp_path: Path) -> None:
+    changed = letter(1)
+    draw = ImageDraw.Draw(changed)
+    draw.rectangle((60, 350, 160, 374), 250)
+    draw.text((60, 350), "seventeen", 30, font=ImageFont.load_default(16))
+    assert compare(tmp_path, letter(1), changed) is Verdict.SIMILAR
+
+
+def test_frames_of_a_burst_are_similar(tmp_path: Path) -> None:
+    first = photo(1)
+    first.paste(photo(99).crop((100, 100, 200, 240)), (60, 90))
+    assert compare(tmp_path, first, moved(photo(1))) is Verdict.SIMILAR
+
+
+def test_blank_images_stand_apart(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 4, (200, 300)).astype(np.uint8)
+    cap, black = Image.fromarray(noise), Image.new("L", (300, 200))
+    assert compare(tmp_path, cap, black) is Verdict.SIMILAR
+    assert compare(tmp_path, cap, photo(1)) is Verdict.DIFFERENT
+
+
+def test_mirrored_descriptors_match_those_of_the_mirrored_image(tmp_path: Path) -> None:
+    files = tmp_path / "left.png", tmp_path / "right.png"
+    photo(1).save(files[0])
+    ImageOps.mirror(photo(1)).save(files[1])
+    left, right = (look(*read_detail(file)) for file in files)
+    found = align_by_features(left, right)
+    assert found is not None
+    assert found.turned
+    middle = found.matrix @ [100, 50, 1]  # 480 pixels wide: column 100 becomes column 379
+    assert np.allclose(middle[:2] / middle[2], [379, 50], atol=1)
+    assert np.array_equal(mirror(mirror(left.descriptors)), left.descriptors)
+
+
+def test_white_drawings_on_transparency_are_seen() -> None:
+    image = Image.new("RGBA", (40, 40))
+    ImageDraw.Draw(image).line((5, 20, 35, 20), (255, 255, 255, 255), 3)
+    shown = to_rgb(image)
+    assert shown.getpixel((20, 20)) == (255, 255, 255)
+    assert shown.getpixel((20, 5)) == (0, 0, 0)
+    dark = Image.new("RGBA", (40, 40))
+    ImageDraw.Draw(dark).line((5, 20, 35, 20), (10, 10, 10, 255), 3)
+    assert to_rgb(dark).getpixel((20, 5)) == (255, 255, 255)
