@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mg_milvus.config import Tls
     from mg_milvus.duplicates.report import DuplicateReport
     from mg_milvus.encoder.base import Encoder
+    from mg_milvus.encoder.function import FeatureFunction
     from mg_milvus.images.decode import ImageSource
     from mg_milvus.images.discover import Found
     from mg_milvus.records import Progress
@@ -65,7 +66,7 @@ class ImageIndex:
         cls,
         uri: PathLike = "mgm.db",
         schema: Schema | PathLike | None = None,
-        encoder: Encoder | PathLike | None = None,
+        encoder: Encoder | PathLike | FeatureFunction | None = None,
         token: str | None = None,
         *,
         collection: str | None = None,
@@ -79,7 +80,9 @@ class ImageIndex:
             uri: a Milvus Lite file ``*.db`` or a server ``http://host:19530``.
             schema: preset name, YAML file or ``Schema``. An existing collection has its own; a given schema may differ
                 from that in weights and fusion only.
-            encoder: ``builtin``, an encoder file, or an ``Encoder``. An existing collection has its own.
+            encoder: ``builtin``, an encoder file, an ``Encoder``, or a function: RGB images of at most about 512 * 512
+                pixels -> (n, d) floats, whose heads are fitted at the first ingest. An existing collection has its
+                own; one that was filled with a function needs that function again.
             token: ``user:password`` or an API key, for servers that require one; default: user and password of the URI.
             collection: its name; default: the schema's, or the only one there is.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -96,7 +99,7 @@ class ImageIndex:
         cls,
         config: MilvusConfig,
         schema: Schema | PathLike | None = None,
-        encoder: Encoder | PathLike | None = None,
+        encoder: Encoder | PathLike | FeatureFunction | None = None,
         device: str = "auto",
     ) -> Self:
         """Open an index as ``open`` does, with the arguments about Milvus in one record.
@@ -114,6 +117,10 @@ class ImageIndex:
             schema = Schema.load(str(schema))
         if isinstance(encoder, os.PathLike):
             encoder = Path(encoder)
+        elif callable(encoder):
+            from mg_milvus.encoder.function import function_encoder
+
+            encoder = function_encoder(encoder)
         return cls(Session(config, schema, encoder, device))
 
     @property

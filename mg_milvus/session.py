@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mg_milvus import files
+from mg_milvus.encoder.backbones import FUNCTION
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import (
     CollectionNotFoundError,
@@ -153,7 +154,9 @@ class Session:
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle what the session was opened with, the token included; the copy connects anew at first use."""
         given = self._given_encoder
-        encoder = given if given is None or isinstance(given, str | Path) else given.to_bytes()
+        encoder: Encoder | str | Path | bytes | None = given
+        if given is not None and not isinstance(given, str | Path) and not _is_function(given):
+            encoder = given.to_bytes()
         return _reopened, (replace(self.config, collection=self._collection), self._given_schema, encoder, self.device)
 
     @property
@@ -264,7 +267,7 @@ class Session:
                     self._encoder = given
                     return given
                 encoder = encoder_of(self.store, recorded, device=self.device, base=given)
-                if given is not None and given.fingerprint not in encoder.ancestors:
+                if given is not None and not _descends(encoder, given):
                     raise EncoderMismatchError(
                         f"collection '{self.collection}' was filled by the encoder {recorded}, you gave "
                         f"{given.fingerprint}: leave it out to use the collection's own, or ingest into a new "
@@ -342,7 +345,18 @@ class Session:
         return self._store is None and self.config.is_file and self.uri.endswith(".db") and not Path(self.uri).exists()
 
 
-def _reopened(config: MilvusConfig, schema: Schema | None, encoder: bytes | str | Path | None, device: str) -> Session:
+def _descends(encoder: Encoder, given: Encoder) -> bool:
+    """Whether an encoder was adapted from the given one; of a function, loading has compared the features."""
+    return given.fingerprint in encoder.ancestors or _is_function(given)
+
+
+def _is_function(encoder: Encoder) -> bool:
+    return encoder.backbone.startswith(f"{FUNCTION}:")
+
+
+def _reopened(
+    config: MilvusConfig, schema: Schema | None, encoder: Encoder | bytes | str | Path | None, device: str
+) -> Session:
     return Session(
         config, schema, load_encoder(encoder, device=device) if isinstance(encoder, bytes) else encoder, device
     )

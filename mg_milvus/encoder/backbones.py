@@ -49,10 +49,12 @@ class Backbone:
 
     @property
     def library(self) -> str:
-        """Where the network comes from, one of ``LIBRARIES``; empty for those of the table."""
-        return library_of(self.name)
+        """Where the network comes from, one of ``LIBRARIES`` or ``FUNCTION``; empty for those of the table."""
+        return FUNCTION if self.name.startswith(f"{FUNCTION}:") else library_of(self.name)
 
 
+FUNCTION = "function"
+"""Before the colon of the name of a function of the user's, which takes the place of a network."""
 LIBRARIES: dict[str, str] = {
     "timm": "timm:NAME",
     "open_clip": "open_clip:MODEL/PRETRAINED",

@@ -334,7 +334,7 @@ class HashEncoder(ABC):
             return self._with_heads(heads, count)
         moments = {name: statistics(values) for name, values in sample.items() if name != REGIONS}
         state = self.state.model_copy(update={"heads": heads, "statistics": moments})
-        return type(self)(state, device=self.device)
+        return self._like(state)
 
     def baseline(self, sample: Features, bits: Mapping[str, int], method: str) -> Self:
         """The same backbone with the fixed heads of a baseline.
@@ -351,7 +351,7 @@ class HashEncoder(ABC):
             update={"adapted_on": len(next(iter(sample.values()))), "fixed": True}
         )
         state = encoder.state.model_copy(update={"configuration": configuration, "heads": heads})
-        return type(self)(state, device=self.device)
+        return self._like(state)
 
     def with_statistics(self, sample: Features, bits: Mapping[str, int], moved: Features | None = None) -> Self:
         """The same backbone with statistics of these features, and heads made from them.
@@ -371,7 +371,7 @@ class HashEncoder(ABC):
             all_moments[name] = Statistics(moments.mean, moments.factor, nuisance, EDIT_FLOOR)
         heads = {name: shipped_head(all_moments[name], length) for name, length in bits.items()}
         state = self.state.model_copy(update={"heads": heads, "statistics": all_moments})
-        return type(self)(state, device=self.device)
+        return self._like(state)
 
     def to_bytes(self, limit: int | None = None) -> bytes:
         whole = file.to_bytes(self.state)

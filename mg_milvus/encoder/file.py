@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray  # noqa: TC002 - pydantic reads the annotations
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mg_milvus.encoder.backbones import Backbone, find_backbone
+from mg_milvus.encoder.backbones import FUNCTION, Backbone, find_backbone
 from mg_milvus.encoder.hash_heads import Head, ManifoldHead, Statistics
 from mg_milvus.encoder.imagenet import PACKAGES, imagenet_weights
 from mg_milvus.encoder.pooling import Pooling, width
@@ -268,7 +268,7 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     backbone = backbone or dict(shared or {}) or pretrained_weights(configuration.row)
     actual = weights_fingerprint(backbone)
-    if actual != configuration.backbone_fingerprint:
+    if configuration.row.library != FUNCTION and actual != configuration.backbone_fingerprint:
         raise EncoderError(
             f"{origin}: the backbone's weights have the fingerprint {actual}, expected "
             f"{configuration.backbone_fingerprint}; the file is damaged, or other weights of "
@@ -300,6 +300,8 @@ def pretrained_weights(row: Backbone) -> dict[str, NDArray[Any]]:
 
     if not row.library:
         return as_arrays(pretrained(row.name))
+    if row.library == FUNCTION:
+        raise EncoderError(f"{row.name}: the encoder lacks the features that it is recognised by; make it again")
     if row.library == "onnx":
         raise WeightsNotFoundError(
             f"{row.name}, the network of this encoder, is too large to be kept in Milvus: give the file that mgm fit "

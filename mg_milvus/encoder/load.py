@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mg_milvus.encoder.backbones import find_backbone, library_of
+from mg_milvus.encoder.backbones import FUNCTION, find_backbone, library_of
 from mg_milvus.encoder.base import HashEncoder
 from mg_milvus.encoder.file import (
     BUILTIN,
@@ -48,7 +48,7 @@ def load_encoder(source: str | Path | bytes = BUILTIN, *, device: str = "auto", 
     """
     shared = base.state.backbone if isinstance(base, HashEncoder) else None
     if isinstance(source, bytes):
-        return make_encoder(from_bytes(source, "the encoder", shared), device)
+        return _made(from_bytes(source, "the encoder", shared), device, base)
     if source in SHIPPED:
         shipped = resources.files("mg_milvus.encoder") / "weights" / f"{source}.safetensors"
         return make_encoder(from_bytes(shipped.read_bytes(), f"the encoder '{source}'"), device)
@@ -59,7 +59,16 @@ def load_encoder(source: str | Path | bytes = BUILTIN, *, device: str = "auto", 
         data = read_plain(path, MAX_BYTES)
     except OSError as error:
         raise EncoderError(f"the encoder file {path} cannot be read: {error.strerror}") from error
-    return make_encoder(from_bytes(data, str(path), shared), device)
+    return _made(from_bytes(data, str(path), shared), device, base)
+
+
+def _made(state: EncoderState, device: str, base: Encoder | None) -> HashEncoder:
+    """The encoder of a state; the function of one that has a function for a network is that of ``base``."""
+    if state.configuration.row.library != FUNCTION:
+        return make_encoder(state, device)
+    from mg_milvus.encoder.function import FunctionEncoder, with_function
+
+    return with_function(state, base if isinstance(base, FunctionEncoder) else None)
 
 
 def untrained_encoder(
