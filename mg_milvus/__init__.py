@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mg_milvus.config import MilvusConfig, Tls
     from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport, GroupMember
     from mg_milvus.encoder.base import Encoder
+    from mg_milvus.encoder.embedding import ImageEmbeddingFunction
     from mg_milvus.encoder.load import load_encoder
     from mg_milvus.errors import (
         AuthenticationError,
