@@ -77,7 +77,8 @@ def test_the_text_names_groups_sizes_and_what_near_means(home):
     assert lines[at].split()[:2] == ["keep", "96x64"]
     assert lines[at + 1].split()[:3] == ["file", "gone", "96x64"]
     assert lines[at + 1].endswith("/copies/same.jpg")
-    assert lines[-4].split(" among ")[1].startswith("64; ")
+    assert lines[-5].startswith("2 groups of 4 images among 64; 1 removable (")
+    assert lines[-4] == "looked at 1 pair: 1 same image"
     assert lines[-3].startswith("near: at most 0 of 256 bits differ on fine, ")
     assert re.match(r"\d+ near pairs? of 63 compared by codes only; expected by chance: ", lines[-2])
     assert lines[-1].startswith("1 row without a file: mgm ingest finds files that were moved")

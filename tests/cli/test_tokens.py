@@ -39,6 +39,7 @@ ARGUMENTS = {
     "load": ["codes"],
     "export": ["out"],
     "schema diff": ["schema.yaml"],
+    "relocate": ["photos/disc", "photos/stripes"],
 }
 """What a command needs besides the server to get as far as asking it."""
 
