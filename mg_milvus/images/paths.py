@@ -91,7 +91,7 @@ class Disks:
         """The path, its folder without links, in the normal form in which paths are compared."""
         folder, name = os.path.split(text_path(path))
         if folder not in self._real:
-            self._real[folder] = os.path.realpath(folder)
+            self._real[folder] = _without_links(folder)
         return plain_name(path_text(os.path.join(self._real[folder], name)))
 
     def _is_whole(self, folder: str) -> bool:
@@ -99,6 +99,13 @@ class Disks:
         if folder not in self._whole:
             self._whole[folder] = _is_whole(folder)
         return self._whole[folder]
+
+
+def _without_links(path: str | os.PathLike[str]) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # no file has this name, but a row may: it has a zero byte
+        return os.fspath(path)
 
 
 def _is_whole(folder: str) -> bool:
@@ -147,7 +154,7 @@ class Folders:
         self.given = tuple(map(stored_path, folders))
         self._disks = disks
         self._forms = [form for folder in self.given for form in (plain_name(folder), disks.location(folder))]
-        self._forms += [plain_name(path_text(os.path.realpath(text_path(folder)))) for folder in self.given]
+        self._forms += [plain_name(path_text(_without_links(text_path(folder)))) for folder in self.given]
 
     def holds(self, path: str) -> bool:
         """Whether a row's path is one of the folders, or lies in one of them."""
@@ -169,7 +176,7 @@ def spellings(path: str | os.PathLike[str]) -> list[str]:
     if not is_url(stored):  # a name that is not UTF-8 has no other form
         folder, name = os.path.split(stored)
         forms |= {unicodedata.normalize(form, stored) for form in ("NFC", "NFD")}
-        forms.add(path_text(os.path.join(os.path.realpath(folder), name)))
+        forms.add(path_text(os.path.join(_without_links(folder), name)))
     return [stored, *sorted(form for form in forms - {stored} if same_place(form, stored, disks))]
 
 

@@ -120,6 +120,7 @@ def test_a_file_that_grows_while_it_is_read_is_read_up_to_the_limit(
 ) -> None:
     monkeypatch.setattr(files, "MAX_BYTES", 1000)
     monkeypatch.setattr(files, "_BLOCK", 100)
+    monkeypatch.setattr(files, "HEAD", 100)
     data = encoded(image(1), "PNG")[:500]
     path = tmp_path / "x.png"
     path.write_bytes(data)
@@ -128,7 +129,7 @@ def test_a_file_that_grows_while_it_is_read_is_read_up_to_the_limit(
         real = os.fstat(opened.fileno())
         path.write_bytes(data + bytes(1000))
         monkeypatch.setattr(files.os, "fstat", lambda _: real)  # it grew only after its size was looked at
-        with pytest.raises(ImageError, match=r"^has 10\d\d bytes: expected an image file of at most 1000$"):
+        with pytest.raises(ImageError, match=r"^has 1[01]\d\d bytes: expected an image file of at most 1000$"):
             files.read_opened(opened)
 
 
