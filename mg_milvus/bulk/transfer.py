@@ -187,8 +187,7 @@ def _prepare_collection(session: Session, codes: CodeFolder, description: Descri
                 f"the codes in {codes.name} were made with another schema: {changed[0]}; omit the schema, or change "
                 "weights, fusion and storage only"
             )
-        session.store.check(schema)
-        _put_encoder(session, codes, description.fingerprint)
+        _put_encoder(session, codes, description.fingerprint, schema)
         recorded = replace(description, schema=schema)
     # Also if it exists: a killed load may have created it without the collection of its regions.
     recorded = session.store.create(recorded)
@@ -222,12 +221,14 @@ def fit_index(store: Store, schema: Schema, images: int) -> None:
             store.indexes.rebuild(index.collection, nlist_for(expected))
 
 
-def _put_encoder(session: Session, codes: CodeFolder, fingerprint: str) -> None:
+def _put_encoder(session: Session, codes: CodeFolder, fingerprint: str, schema: Schema) -> None:
+    """Store the encoder of the codes, if it is the right one and the server can hold the schema."""
     data = codes.encoder(fingerprint)
     try:
         encoder = load_encoder(data, device=session.device)
     except WeightsNotFoundError:
         # Only hash heads, as collections store large encoders: queries need the weights, a load does not.
+        session.store.check(schema)
         session.store.put_encoder(fingerprint, data)
         return
     if encoder.fingerprint != fingerprint:
@@ -235,6 +236,7 @@ def _put_encoder(session: Session, codes: CodeFolder, fingerprint: str) -> None:
             f"{codes.name}/encoder-{fingerprint}.safetensors is the encoder {encoder.fingerprint}: put the right file "
             "there"
         )
+    session.store.check(schema)
     keep_encoder(session.store, encoder)
 
 

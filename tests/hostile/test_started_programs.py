@@ -173,16 +173,17 @@ def test_the_library_path_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None
             assert lite.environment(program)[name] == expected
 
 
-def test_what_the_engine_is_given_is_a_short_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_engine_is_given_is_a_short_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         monkeypatch.delenv(name)
     for name in (*SECRETS, "LD_PRELOAD", "LD_AUDIT", "DYLD_INSERT_LIBRARIES", "PYTHONPATH", "PYTHONSTARTUP"):
         monkeypatch.setenv(name, "x")
-    for name in ("HOME", "OMP_NUM_THREADS", "TMPDIR"):
+    for name in ("OMP_NUM_THREADS", "TMPDIR"):
         monkeypatch.setenv(name, "/kept")
+    monkeypatch.setenv("HOME", str(tmp_path))  # one that it could not write into would be replaced
     assert lite.environment(Path("/package/lib/milvus")) == {
         "LD_LIBRARY_PATH": "/package/lib", "DYLD_LIBRARY_PATH": "/package/lib", "GLOG_logtostderr": "1",
-        "HOME": "/kept", "OMP_NUM_THREADS": "/kept", "TMPDIR": "/kept",
+        "HOME": str(tmp_path), "OMP_NUM_THREADS": "/kept", "TMPDIR": "/kept",
     }  # fmt: skip
 
 

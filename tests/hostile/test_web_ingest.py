@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
 from fastapi.testclient import TestClient
 
-from mg_milvus.images.discover import discover
+from mg_milvus.images.discover import Rules, discover
 from mg_milvus.index import ImageIndex
 from mg_milvus.web.app import create_app
 from mg_milvus.web.security import WebSettings
@@ -147,7 +147,7 @@ def test_a_folder_that_becomes_a_link_between_the_check_and_the_walk(
 
 def test_a_folder_that_becomes_a_link_while_it_is_walked(allowed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures: list[Failure] = []
-    found = discover([allowed], failures.append, inside=allowed)
+    found = discover([allowed], failures.append, Rules(inside=allowed))
     first = next(found)
     (allowed / "stripes").rename(allowed.with_name("moved"))
     (allowed / "stripes").symlink_to(allowed.with_name("secret"))

@@ -152,5 +152,5 @@ def test_regions_are_checked_and_repaired(photos, tmp_path):
     assert check.remedy == "mgm ingest FOLDER encodes what is missing"
     with ImageIndex.open(uri) as index:
         report = index.ingest(photos / "disc")
-        assert (report.added, report.unchanged) == (1, 19)
+        assert (report.updated, report.unchanged) == (1, 19)
     assert check_of("regions", uri).ok
