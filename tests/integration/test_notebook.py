@@ -154,7 +154,7 @@ def test_duplicates_show_themselves(copied_index: ImageIndex) -> None:
     assert (len(report.groups), len(found.images)) == (2, 4)
     assert [text for text in found.text if text in {"keep", "removable"}] == ["keep", "removable"] * 2
     assert found.text[0].startswith("2 groups of 4 images among 44")
-    assert found.text.count("fine 0, coarse 0, mid 0") == 2
+    assert found.text.count("coarse 0, mid 0, fine 0") == 2
     alone = read(report.groups[0])
     assert (len(alone.images), alone.text[0]) == (2, "Near-duplicates")
 

@@ -282,7 +282,7 @@ def test_a_given_schema_may_change_the_weight_of_regions(collages: Path, tmp_pat
     heavier = Schema(regions=SETTINGS.model_copy(update={"weight": 2.0}))
     with ImageIndex.open(uri, heavier) as index:
         (hit,) = index.query(collages / "29.png", k=1)
-        assert hit.score == pytest.approx(2.25 / 61 + 2 / (60 + hit.ranks[REGIONS]))
+        assert hit.score == pytest.approx(3.6 / 61 + 2 / (60 + hit.ranks[REGIONS]))
     with ImageIndex.open(uri, Schema()) as index, pytest.raises(SchemaMismatchError, match="regions is"):
         index.query(collages / "05.png")
 
@@ -351,7 +351,7 @@ def test_a_collection_that_a_kill_left_without_its_regions_gets_them_with_the_ne
         store._client.drop_collection("images_regions")
     with ImageIndex.open(tmp_path / "half.db") as index:
         report = index.ingest(folder)
-        assert (report.added, report.failed) == (9, 0)
+        assert (report.added, report.updated, report.failed) == (6, 3, 0)
         assert find_out_of_step(index.session.store, SCHEMA, thorough=True) == OutOfStep()
         assert index.session.store.regions.count() == 9 * SETTINGS.count
 
