@@ -156,8 +156,8 @@ def test_moving_a_slider_ranks_anew_and_asks_nobody(page: Page, index: ImageInde
     page.focus("#weight-fine")
     page.keyboard.press("Home")
     page.wait_for_url(lambda url: "fine:0" in url)
-    weights = {"coarse": 2.2, "mid": 1.0, "fine": 0.0}
-    assert page.inner_text("output[for=weight-coarse]") == "2.2"
+    weights = {"coarse": 3.7, "mid": 1.0, "fine": 0.0}  # 2.5, and 12 keys of 0.1
+    assert page.inner_text("output[for=weight-coarse]") == "3.7"
     expected = index.query(image, k=len(before), weights=weights)
     assert shown(page) == ids(expected)
     assert shown(page) != before
