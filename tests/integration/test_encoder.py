@@ -83,7 +83,7 @@ def test_a_code_does_not_depend_on_the_batch(
     monkeypatch.setattr("mg_milvus.encoder.torch_runtime.has_bfloat16", lambda _: bfloat16)
     builtin = TorchEncoder(builtin.state, device="cpu")
     whole = builtin.encode(prepared)
-    for size in range(1, 9):
+    for size in (1, 4) if bfloat16 else range(1, 9):  # without AMX bfloat16 takes many times as long
         parts = [builtin.encode(prepared[i : i + size]) for i in range(0, 9, size)]
         for name, codes in whole.items():
             assert (np.concatenate([part[name] for part in parts]) == codes).all(), (name, size)

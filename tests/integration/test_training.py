@@ -477,7 +477,7 @@ held_out: 0.2
 
 
 def test_the_command_survives_sigkill(tmp_path: Path) -> None:
-    photos = make_photos(tmp_path / "photos", 40)
+    photos = make_photos(tmp_path / "photos", 20)
     (photos / "disc" / "broken.jpg").write_bytes(b"no image")
     (tmp_path / "t.yaml").write_text(CONFIG)
     whole = mgm("train", photos, "--out", tmp_path / "whole.safetensors", "--config", tmp_path / "t.yaml", "--json")
