@@ -55,14 +55,14 @@ class FunctionEncoder(HashEncoder):
         found = np.concatenate(chunks) if chunks else np.empty((0, self.row.channels[0]), np.float32)
         return dict.fromkeys(self.state.heads or self.state.configuration.poolings, found)
 
-    def _features(self, images: Pixels, names: Sequence[str], regions: Sequence[Scale]) -> Features:
-        raise NotImplementedError  # ``features`` does not ask for it, and there are no regions
+    def _features(self, images: Pixels, names: Sequence[str], regions: Sequence[Scale]) -> Features:  # noqa: ARG002 - none
+        return dict.fromkeys(names, _features(self.function, list(images), self.row))
 
     def _like(self, state: EncoderState) -> Self:
         return type(self)(state, self.function)
 
     def _lend_network(self, other: Self) -> None:
-        raise NotImplementedError  # ``_like`` hands the function on
+        other.function = self.function
 
 
 def function_encoder(function: FeatureFunction) -> FunctionEncoder:

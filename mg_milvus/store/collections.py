@@ -451,7 +451,9 @@ def _wait_until_loaded(connection: Connection, name: str) -> None:
         now, reached = time.monotonic(), int(state.get("progress", 0))
         if reached > progress:
             progress, since = reached, now
-        if state["state"] != LoadState.Loading or now - since > _LOAD_TIMEOUT:
+        # A server may say for a moment that nothing is being loaded yet; for longer, another client has released it.
+        patience = _LOAD_TIMEOUT if state["state"] == LoadState.Loading else min(_LOAD_TIMEOUT, _SAY_EVERY)
+        if now - since > patience:
             raise StoreUnavailableError(
                 f"collection '{name}' stays at {max(0, progress)} % of its load: check the memory of the query nodes, "
                 "and that no other client releases it"
