@@ -201,10 +201,11 @@ def latency(rows: int, name: str, schema: Schema, times: int = 30) -> dict[str, 
             query = Query.of(schema, options)  # type: ignore[arg-type]
             taken = []
             for _ in range(times):
-                codes = {g: random.integers(0, 256, (1, bits // 8), np.uint8) for g, bits in schema.bits.items()}
-                codes[REGIONS] = random.integers(
-                    0, 256, (1, 1, len(schema.regions.scales), schema.regions.bits // 8), np.uint8
-                )
+                codes: dict[str, Any] = {
+                    g: random.integers(0, 256, (1, bits // 8), np.uint8) for g, bits in schema.bits.items()
+                }
+                shape = (1, len(schema.regions.scales), schema.regions.bits)
+                codes[REGIONS] = random.standard_normal(shape, np.float32)
                 started = time.perf_counter()
                 Searcher(store, schema).search(codes, query)
                 taken.append(1000 * (time.perf_counter() - started))

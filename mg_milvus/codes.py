@@ -5,10 +5,19 @@ A code is ``bits / 8`` bytes, most significant bit first, as ``np.packbits`` wri
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Codes = NDArray[np.uint8]
+RealCodes = NDArray[np.float32]
+"""What a hash head computes, before the signs are taken: (..., bits)."""
+QueryCodes = Mapping[str, NDArray[Any]]
+"""Codes of n query images: granularity -> (n, bits / 8) uint8. Where the regions are searched, under ``regions`` the
+real codes (n, m, bits) float32 of the m query regions: one for each scale, or those of ``query_scales``, pass by pass.
+"""
 
 
 def pack(values: NDArray[np.floating] | NDArray[np.bool_]) -> Codes:
@@ -55,6 +64,28 @@ def hamming(queries: Codes, database: Codes) -> NDArray[np.int32]:
     distances = np.zeros((len(left), len(right)), np.int32)
     for column in range(left.shape[1]):
         distances += np.bitwise_count(left[:, None, column] ^ right[None, :, column])
+    return distances
+
+
+def asymmetric(queries: RealCodes, database: Codes) -> NDArray[np.float32]:
+    """Distances in bits between real codes and codes: the Hamming distance, each bit weighted by how sure it is.
+
+    A real code v, scaled to the length sqrt(bits), and the signs s of a code are (bits - v @ s) / 2 apart: the Hamming
+    distance when all numbers of v are equally large (Gordo et al., "Asymmetric Distances for Binary Embeddings", PAMI
+    2014).
+
+    Args:
+        queries: (n, bits) float32.
+        database: (m, bits / 8) uint8.
+
+    Returns:
+        (n, m) float32, from 0 to bits.
+    """
+    bits = queries.shape[1]
+    values = queries.astype(np.float64)  # in single precision the sum would depend on the number of rows
+    scaled = values * (bits**0.5 / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12))
+    signs = unpack(database).astype(np.float64) * 2 - 1
+    distances: NDArray[np.float32] = np.clip((bits - scaled @ signs.T) / 2, 0, bits).astype(np.float32)
     return distances
 
 

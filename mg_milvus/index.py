@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Any, Unpack
 
     from mg_milvus.bulk.transfer import TransferReport
-    from mg_milvus.codes import Codes
+    from mg_milvus.codes import Codes, QueryCodes
     from mg_milvus.config import Tls
     from mg_milvus.duplicates.report import DuplicateReport
     from mg_milvus.encoder.base import Encoder
@@ -372,8 +372,8 @@ class ImageIndex:
         with trace.timed("decode"):
             decoded = decode_query_image(encoder, image, QueryArea(options.get("crop"), query.regions))
         with trace.timed("encode"):
-            codes = encode_query_images(encoder, [decoded])
-        return self._searcher.explain(codes, query, trace=trace)
+            encoded = encode_query_images(encoder, [decoded])
+        return self._searcher.explain(encoded, query, trace=trace)
 
     def check_query(self, **options: Unpack[QueryOptions]) -> Query:
         """Check options against the collection's schema, and take missing ones from it.
@@ -397,21 +397,21 @@ class ImageIndex:
         area = QueryArea(options.get("crop"), self.check_query(**options).regions)
         return decode_query_image(self._session.encoder, image, area, max_pixels)
 
-    def encode(self, images: Sequence[QueryImage]) -> list[dict[str, Codes]]:
+    def encode(self, images: Sequence[QueryImage]) -> list[QueryCodes]:
         """Encode decoded query images in one batch.
 
         Returns:
-            For each image granularity -> (1, bits / 8) uint8; for one with query regions also ``regions`` -> (1, query
-            regions, scales, bits / 8) uint8.
+            The codes of each image, for ``search``: granularity -> (1, bits / 8) uint8; for one with query regions also
+            ``regions`` -> (1, m, bits) float32, see ``codes.QueryCodes``.
         """
-        codes: list[dict[str, Codes]] = [{} for _ in images]
-        for count in {len(image.regions) for image in images}:  # none, one, or every region of an image
-            places = [place for place, image in enumerate(images) if len(image.regions) == count]
+        codes: list[dict[str, Any]] = [{} for _ in images]
+        for regions in {image.regions for image in images}:
+            places = [place for place, image in enumerate(images) if image.regions == regions]
             batch = encode_query_images(self._session.encoder, [images[place] for place in places])
             names = [name for name in self.schema.code_bits if name in batch]
             for i, place in enumerate(places):
                 codes[place] = {name: batch[name][i : i + 1] for name in names}
-        return codes
+        return list(codes)
 
     def codes(self, id_or_path: PathLike) -> dict[str, Codes]:
         """The stored codes of an indexed image: granularity -> (1, bits / 8) uint8.
@@ -423,7 +423,7 @@ class ImageIndex:
         return self._stored_codes(id_or_path)[1]
 
     def search(
-        self, codes: Mapping[str, Codes], *, exclude: Sequence[str] = (), all_candidates: bool = False,
+        self, codes: QueryCodes, *, exclude: Sequence[str] = (), all_candidates: bool = False,
         **options: Unpack[QueryOptions],
     ) -> SearchResult:  # fmt: skip
         """Search with the codes of one image: the query as it was understood, its hits and its candidates.

@@ -294,9 +294,14 @@ class MemoryRegions:
 
     def codes(self, images: Sequence[str]) -> dict[str, bytes]:
         """See ``Regions``."""
-        settings, records = self._settings(), self._records
-        ids = {region_id(image, number) for image in images for number in range(settings.count)}
-        return codes_of_regions(images, {i: records[i][CODE] for i in ids & records.keys()}, settings.count)
+        count = self._settings().count
+        stored = self.codes_by_id([region_id(image, number) for image in images for number in range(count)])
+        return codes_of_regions(images, stored, count)
+
+    def codes_by_id(self, regions: Sequence[str]) -> dict[str, bytes]:
+        """See ``Regions``."""
+        self._settings()
+        return {i: self._records[i][CODE] for i in regions if i in self._records}
 
     def delete(self, images: Sequence[str]) -> None:
         """See ``Regions``."""

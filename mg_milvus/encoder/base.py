@@ -25,7 +25,7 @@ from mg_milvus.encoder.hash_heads import (
     statistics,
 )
 from mg_milvus.errors import EncoderError
-from mg_milvus.schema.models import REGIONS
+from mg_milvus.schema.models import QUERY_PASSES, REGIONS, query_scales
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from threadpoolctl import ThreadpoolController
 
-    from mg_milvus.codes import Codes
+    from mg_milvus.codes import Codes, RealCodes
     from mg_milvus.encoder.backbones import Backbone
     from mg_milvus.encoder.hash_heads import Matrix
     from mg_milvus.schema.models import Scale
@@ -93,11 +93,14 @@ class Encoder(Protocol):
     def encode(self, images: Sequence[Pixels]) -> dict[str, Codes]:
         """``codes(features(images))``. The code of an image does not depend on the others in the batch."""
 
-    def encode_region_images(self, images: Sequence[Image.Image]) -> Codes:
-        """RGB images of regions -> (n, scales, bits / 8) uint8, a code for each size of window.
+    def region_codes(self, images: Sequence[Image.Image]) -> RealCodes:
+        """RGB images of regions -> (n, scales, bits) float32 real codes, one for each size of window.
 
         Each image is shrunk to the size that a window has inside an image, because features depend on the scale.
         """
+
+    def shared_region_codes(self, images: Sequence[Image.Image]) -> RealCodes:
+        """RGB images -> (n, m, bits) float32 real codes of the m windows of ``query_scales``, pass by pass."""
 
     def check(self, bits: Mapping[str, int]) -> None:
         """Refuse granularities that this encoder does not have.
@@ -259,8 +262,21 @@ class HashEncoder(ABC):
     def codes(self, features: Features) -> dict[str, Codes]:
         return {name: _hash(head, features[name]) for name, head in self.state.heads.items()}
 
-    def encode_region_images(self, images: Sequence[Image.Image]) -> Codes:
-        return _hash(self.state.heads[REGIONS], self.region_image_features(images))
+    def region_codes(self, images: Sequence[Image.Image]) -> RealCodes:
+        return _real_codes(self.state.heads[REGIONS], self.region_image_features(images))
+
+    def shared_region_codes(self, images: Sequence[Image.Image]) -> RealCodes:
+        step = max(1, self.row.multiple // 2)
+        features = []
+        for size, scales in zip(QUERY_PASSES, query_scales(self.regions), strict=True):
+            # The size and aspect of an ingest, and multiples of these.
+            stored = [input_size(image.size, self.side, self.row.multiple) for image in images]
+            inputs = [
+                resize(image, (round(size * width / step) * step, round(size * height / step) * step))
+                for image, (width, height) in zip(images, stored, strict=True)
+            ]
+            features.append(self._in_batches(inputs, (), scales)[REGIONS])
+        return _real_codes(self.state.heads[REGIONS], np.concatenate(features, axis=1))
 
     def region_image_features(self, images: Sequence[Image.Image]) -> Matrix:
         """Features of images of regions (n, scales, d) float16, each resized to that scale's windows."""
@@ -426,6 +442,12 @@ class HashEncoder(ABC):
         encoder = type(self)(state, device=self.device)
         self._lend_network(encoder)
         return encoder
+
+
+def _real_codes(head: Head | ManifoldHead, features: Matrix) -> RealCodes:
+    """Features (..., d) -> (..., bits) float32."""
+    values = head(features.reshape(-1, features.shape[-1])).astype(np.float32)
+    return values.reshape(*features.shape[:-1], -1)
 
 
 def _hash(head: Head | ManifoldHead, features: Matrix) -> Codes:

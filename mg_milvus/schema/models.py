@@ -361,6 +361,30 @@ def scale_of(scales: Sequence[Scale]) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(scales)), [grid * grid for _, grid in scales])
 
 
+QUERY_PASSES = (1.0, 2**0.5)
+"""Sizes, as multiples of an ingest's, at which an image is encoded to find what it shares with others: what they share
+has another size in each."""
+
+
+def query_scales(scales: Sequence[Scale]) -> tuple[tuple[Scale, ...], ...]:
+    """The windows of a query image for each of ``QUERY_PASSES``, scale by scale like those of indexed images.
+
+    In a pass that is larger by p a window is smaller by p, so that it covers as many places of the feature maps as the
+    indexed ones of its scale. Windows overlap by about three fifths.
+    """
+    return tuple(
+        tuple((size / p, max(1, round(1 + 2.5 * (1 - size / p) / (size / p)))) for size, _ in scales)
+        for p in QUERY_PASSES
+    )
+
+
+def shared_scales(scales: Sequence[Scale]) -> NDArray[np.int64]:
+    """Index in ``scales`` of each window of ``query_scales``, pass by pass: (m,) int64."""
+    import numpy as np
+
+    return np.concatenate([scale_of(own) for own in query_scales(scales)])
+
+
 def box_of(window: NDArray[np.float64], width: int, height: int) -> Box:
     """A window (4,) of an image as a box in pixels, at least one pixel wide and high and inside the image."""
     left, top = (min(int(share * side), side - 1) for share, side in zip(window, (width, height), strict=False))

@@ -8,7 +8,7 @@ et al. 2022).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -52,11 +52,11 @@ class Fused:
     ranks: dict[str, NDArray[np.float64]]
 
 
-def shared_ranks(distances: NDArray[np.integer]) -> NDArray[np.float64]:
+def shared_ranks(distances: NDArray[Any]) -> NDArray[np.float64]:
     """Rank candidates from 1, nearest first; equal distances share their mean rank.
 
     Args:
-        distances: (n,) Hamming distances in bits.
+        distances: (n,) distances in bits, whole numbers or not.
 
     Returns:
         (n,) float64 ranks.
@@ -70,7 +70,7 @@ def shared_ranks(distances: NDArray[np.integer]) -> NDArray[np.float64]:
 
 def fuse(
     ids: Sequence[str],
-    distances: Mapping[str, NDArray[np.integer]],
+    distances: Mapping[str, NDArray[Any]],
     *,
     bits: Mapping[str, int],
     weights: Mapping[str, float],
@@ -82,7 +82,7 @@ def fuse(
 
     Args:
         ids: (n,) primary keys of the candidates, all different.
-        distances: granularity -> (n,) Hamming distances in bits, one for every candidate.
+        distances: granularity -> (n,) distances in bits, one for every candidate.
         bits: granularity -> code length.
         weights: granularity -> weight, not negative; granularities that are missing or 0 are ignored.
         fusion: the formula of the scores.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, cast, get_args
 
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import format_value
-from mg_milvus.schema.models import PROFILES, REGIONS, Schema
+from mg_milvus.schema.models import PROFILES, REGIONS, Schema, shared_scales
 from mg_milvus.store.filters import Filter, filter_text
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ class Query:
 
     def max_distances(self, schema: Schema) -> dict[str, int]:
         """Granularity -> the largest possible distance in bits; for regions the sum over all query regions."""
-        count = schema.regions.count if schema.regions and self.regions == "overlap" else 1
+        many = schema.regions and self.regions == "overlap"
+        count = len(shared_scales(schema.regions.windows)) if schema.regions and many else 1
         return {name: bits * (count if name == REGIONS else 1) for name, bits in schema.code_bits.items()}
 
     def without_regions(self, options: QueryOptions) -> Query:

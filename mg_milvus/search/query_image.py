@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mg_milvus.errors import QueryError
 from mg_milvus.images.decode import crop, opening
-from mg_milvus.schema.models import REGIONS, box_of, windows
+from mg_milvus.schema.models import REGIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
     from PIL import Image
 
-    from mg_milvus.codes import Codes
+    from mg_milvus.codes import Codes, QueryCodes
     from mg_milvus.encoder.base import Encoder, Pixels
     from mg_milvus.images.decode import Decoded, ImageSource
     from mg_milvus.records import Box
@@ -50,13 +51,15 @@ class QueryImage:
         pixels: input of the encoder, of the whole image or of the crop.
         width: of the whole image, upright, in pixels.
         height: of the whole image, upright, in pixels.
-        regions: the query regions, as RGB images.
+        region: what the regions are searched with, as an RGB image; None: they are not.
+        regions: as in ``Query``.
     """
 
     pixels: Pixels
     width: int
     height: int
-    regions: Sequence[Image.Image] = ()
+    region: Image.Image | None = None
+    regions: Regions | None = None
 
 
 WHOLE = QueryArea()
@@ -85,23 +88,17 @@ def _query_image(encoder: Encoder, decoded: Decoded, area: QueryArea) -> QueryIm
             f"a region of {width}x{height} pixels is too small to be recognised; expected at least {MIN_REGION_SIDE} "
             "pixels on each side"
         )
-    regions = [cropped]
-    if area.regions == "overlap":
-        boxes = (box_of(window, *cropped.size) for window in windows(encoder.regions))
-        regions = [cropped.crop((x, y, x + w, y + h)) for x, y, w, h in boxes]
-    return QueryImage(encoder.prepare(decoded.image), decoded.width, decoded.height, regions)
+    return QueryImage(encoder.prepare(decoded.image), decoded.width, decoded.height, cropped, area.regions)
 
 
-def encode_query_images(encoder: Encoder, images: Sequence[QueryImage]) -> dict[str, Codes]:
-    """Encode n query images with equally many query regions: granularity -> (n, bits / 8) uint8.
-
-    With query regions, also ``regions`` -> (n, query regions, scales, bits / 8) uint8.
-    """
-    codes = encoder.encode([image.pixels for image in images])
+def encode_query_images(encoder: Encoder, images: Sequence[QueryImage]) -> QueryCodes:
+    """Encode n query images that search the regions in the same way, or all do not."""
+    codes: dict[str, NDArray[Any]] = dict(encoder.encode([image.pixels for image in images]))
     codes.pop(REGIONS, None)
-    if all(image.regions for image in images):
-        regions = encoder.encode_region_images([region for image in images for region in image.regions])
-        codes[REGIONS] = regions.reshape(len(images), -1, *regions.shape[1:])
+    regions = [image.region for image in images if image.region is not None]
+    if regions:
+        encode = encoder.shared_region_codes if images[0].regions == "overlap" else encoder.region_codes
+        codes[REGIONS] = encode(regions)
     return codes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mg_milvus.codes import Codes
+    from mg_milvus.codes import QueryCodes
     from mg_milvus.records import Box
     from mg_milvus.schema.models import Schema
     from mg_milvus.search.query import Plan, Query
@@ -52,14 +52,13 @@ class SearchRequest:
     """Codes of n query images, and how to search with them.
 
     Attributes:
-        codes: granularity -> (n, bits / 8) uint8, for every granularity of the schema; under ``regions`` (n, query
-            regions, scales, bits / 8) uint8, where the query has regions.
+        codes: see ``QueryCodes``, for every granularity of the schema; with regions, where the query has them.
         query: the checked options.
         exclude: ids to leave out of the results.
         trace: records the steps.
     """
 
-    codes: Mapping[str, Codes]
+    codes: QueryCodes
     query: Query
     exclude: Sequence[str] = ()
     trace: Trace = field(default_factory=Trace)
@@ -76,14 +75,15 @@ class Candidates:
 
     Attributes:
         rows: (n) rows, all different, with their codes.
-        distances: granularity -> (n,) int32 Hamming distances in bits, for every granularity of the schema.
+        distances: granularity -> (n,) int32 Hamming distances in bits, for every granularity of the schema; of regions
+            (n,) float64, see ``search.regions``.
         retrieved_by: (n) the granularities whose search returned the row.
         boxes: (n) boxes of the best matching regions, in pixels of the upright original; None where the query has no
             regions, or no region of the image was retrieved.
     """
 
     rows: Sequence[Row]
-    distances: Mapping[str, NDArray[np.int32]]
+    distances: Mapping[str, NDArray[Any]]
     retrieved_by: Sequence[tuple[str, ...]]
     boxes: Sequence[Box | None]
 
@@ -94,7 +94,7 @@ def retrieve(store: Store, schema: Schema, request: SearchRequest) -> list[Candi
 
 
 def exact_distances(
-    stored: Sequence[Mapping[str, bytes]], codes: Mapping[str, Codes], bits: Mapping[str, int], i: int
+    stored: Sequence[Mapping[str, bytes]], codes: QueryCodes, bits: Mapping[str, int], i: int
 ) -> dict[str, NDArray[np.int32]]:
     """Exact distances of query image ``i`` to n stored images: granularity -> (n,) int32 bits."""
     return {
@@ -196,7 +196,7 @@ class _Retrieval:
         stored = {key: rows[key].codes for key in ids if key in rows}
         if missing := [key for key in ids if key not in stored]:
             stored |= self._store.fetch_codes(missing, tuple(bits))
-        distances = exact_distances(list(stored.values()), self._codes, bits, i)
+        distances: dict[str, NDArray[Any]] = {**exact_distances(list(stored.values()), self._codes, bits, i)}
         if matches:
             distances[REGIONS] = matches.distances(list(stored))
         keys = np.array(list(stored), dtype=np.str_)
@@ -222,11 +222,12 @@ class _Retrieval:
         if images is None and query.where is not None and self._store.count(query.where) <= MAX_DEPTH // settings.count:
             images = [row.id for rows in self._store.scan(query.where) for row in rows]
         if images is not None and not images:
-            return RegionMatches([{}] * len(codes), [settings.bits] * len(codes))
+            count = len(codes) if query.regions == "overlap" else 1
+            return RegionMatches([{}] * count, [settings.bits] * count)
         depth = REGIONS_OF_MANY if query.regions == "overlap" else REGIONS_PER_IMAGE * query.depth
         if query.regions == "contains" and (images is not None or query.where is not None):
             depth = MAX_REGIONS  # every region of these images; or enough, as the filter removes some afterwards
-        return search_regions(self._store, settings, codes, depth, images)
+        return search_regions(self._store, settings, (codes, query.regions), depth, images)
 
     def _filtered(self, matches: RegionMatches, passed: Iterable[str]) -> list[str]:
         """The ``depth`` nearest images by regions that pass the filter; ``passed`` are known to pass it."""
@@ -247,7 +248,8 @@ class _Retrieval:
         exclude = set(self._exclude)
         # A row that was deleted between the search and the fetch is no candidate.
         own = [rows[key] for key in retrieved if key in rows and key not in exclude]
-        distances = exact_distances([row.codes for row in own], self._codes, self._schema.bits, i)
+        codes = [row.codes for row in own]
+        distances: dict[str, NDArray[Any]] = {**exact_distances(codes, self._codes, self._schema.bits, i)}
         boxes: list[Box | None] = [None] * len(own)
         if self._schema.regions and matches:
             distances[REGIONS] = matches.distances([row.id for row in own])

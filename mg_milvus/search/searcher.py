@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mg_milvus.errors import QueryError
 from mg_milvus.records import Hit
 from mg_milvus.results import Hits
@@ -18,7 +20,7 @@ from mg_milvus.store.base import HybridSearch
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mg_milvus.codes import Codes
+    from mg_milvus.codes import QueryCodes
     from mg_milvus.schema.models import Schema
     from mg_milvus.search.query import Query
     from mg_milvus.store.base import Row, Store
@@ -45,7 +47,7 @@ class Searcher:
     def __init__(self, store: Store, schema: Schema) -> None:
         self._store, self._schema = store, schema
 
-    def search(self, codes: Mapping[str, Codes], query: Query, exclude: Sequence[str] = ()) -> list[Hits]:
+    def search(self, codes: QueryCodes, query: Query, exclude: Sequence[str] = ()) -> list[Hits]:
         """Search with n query images.
 
         Args:
@@ -59,12 +61,12 @@ class Searcher:
         """
         return [result.hits for result in self._search(SearchRequest(codes, query, exclude))]
 
-    def search_one(self, codes: Mapping[str, Codes], query: Query, exclude: Sequence[str] = ()) -> SearchResult:
+    def search_one(self, codes: QueryCodes, query: Query, exclude: Sequence[str] = ()) -> SearchResult:
         """Search with one query image; arguments as for ``search``."""
         return self._search(SearchRequest(codes, query, exclude))[0]
 
     def explain(
-        self, codes: Mapping[str, Codes], query: Query, exclude: Sequence[str] = (), trace: Trace | None = None
+        self, codes: QueryCodes, query: Query, exclude: Sequence[str] = (), trace: Trace | None = None
     ) -> Explanation:
         """Search with one query image, and explain the scores; arguments as for ``search``.
 
@@ -74,9 +76,7 @@ class Searcher:
         (result,) = self._search(request)
         return _explanation(result, request, query.max_distances(self._schema))
 
-    def search_all_granularities(
-        self, codes: Mapping[str, Codes], query: Query, exclude: Sequence[str] = ()
-    ) -> SearchResult:
+    def search_all_granularities(self, codes: QueryCodes, query: Query, exclude: Sequence[str] = ()) -> SearchResult:
         """Search with one query image, and return the candidates of every granularity, whatever its weight.
 
         They can be ranked again with any weights without another search. The plan is always ``full``; regions are
@@ -115,7 +115,7 @@ class Searcher:
             row = candidates.rows[used[i]]
             hits.append(Hit(
                 place, row.id, row.path, float(fused.scores[i]),
-                {name: int(values[i]) for name, values in distances.items()},
+                {name: round(float(values[i])) for name, values in distances.items()},
                 {name: float(values[i]) for name, values in fused.ranks.items()},
                 _row_fields(row), candidates.boxes[used[i]],
             ))  # fmt: skip
@@ -169,7 +169,7 @@ def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str
     fields = {}
     for name in (name for name in bits if name in query.weights):
         own = [places[key] for key in ids.get(name, ()) if key in places]
-        distances = [] if candidates is None else candidates.distances[name][own].tolist()
+        distances = [] if candidates is None else np.rint(candidates.distances[name][own]).astype(int).tolist()
         fields[name] = FieldResult(
             weight=query.weights[name],
             bits=bits[name],

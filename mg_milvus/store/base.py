@@ -202,6 +202,9 @@ class Regions(Protocol):
     def codes(self, images: Sequence[str]) -> dict[str, bytes]:
         """Image id -> the codes of all its regions, as in ``Row.region_codes``. Images that lack some are left out."""
 
+    def codes_by_id(self, regions: Sequence[str]) -> dict[str, bytes]:
+        """Region id -> its code, bits / 8 bytes; regions that do not exist are left out."""
+
     def delete(self, images: Sequence[str]) -> None:
         """Delete the regions of images; the images' rows stay."""
 

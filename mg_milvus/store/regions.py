@@ -208,16 +208,20 @@ class RegionTable:
             iterator.close()
 
     def codes(self, images: Sequence[str]) -> dict[str, bytes]:
-        """See ``Regions``. By ids, which Milvus Lite looks up, while an iterator reads every row each time."""
+        """See ``Regions``."""
+        count = self._settings().count
+        stored = self.codes_by_id([region_id(image, number) for image in images for number in range(count)])
+        return codes_of_regions(images, stored, count)
+
+    def codes_by_id(self, regions: Sequence[str]) -> dict[str, bytes]:
+        """See ``Regions``. Milvus Lite looks ids up, while an iterator reads every row each time."""
         settings, client = self._settings(), self._connection.client
         stored: dict[str, bytes] = {}
-        size = max(1, _ROWS_A_CALL // settings.count)
-        for start in range(0, len(images), size):
-            ids = [region_id(image, n) for image in images[start : start + size] for n in range(settings.count)]
+        for start in range(0, len(regions), _ROWS_A_CALL):
             response = self._call(
                 partial(
-                    client.query, self.name, filter=among(ids), output_fields=["id", CODE],
-                    consistency_level="Strong", timeout=self._timeout,
+                    client.query, self.name, filter=among(regions[start : start + _ROWS_A_CALL]),
+                    output_fields=["id", CODE], consistency_level="Strong", timeout=self._timeout,
                 )
             )  # fmt: skip
             with self._connection.reading():
@@ -225,7 +229,7 @@ class RegionTable:
                     stored[record["id"]] = code = record[CODE]
                     if type(code) is not bytes or len(code) != settings.bits // 8:
                         raise ValueError(f"region {record['id']!r} has no code of {settings.bits // 8} bytes")
-        return codes_of_regions(images, stored, settings.count)
+        return stored
 
     def delete(self, images: Sequence[str]) -> None:
         """See ``Regions``."""

@@ -41,10 +41,10 @@ from mg_milvus.web.security import error_response
 from mg_milvus.web.state import CurrentState, EventStream, State, count_rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
-    from mg_milvus.codes import Codes
+    from mg_milvus.codes import QueryCodes
     from mg_milvus.index import ImageIndex
     from mg_milvus.records import Progress
     from mg_milvus.search.query import QueryOptions
@@ -85,7 +85,7 @@ RowId = Annotated[str, PathParameter(pattern=ID_PATTERN, description="Id of an i
 class _QuerySource:
     """What a query searches with: the codes of an image, its width and height, and its id when it is indexed."""
 
-    codes: Mapping[str, Codes]
+    codes: QueryCodes
     size: tuple[int, int] = (0, 0)
     id: str | None = None
 
@@ -126,7 +126,7 @@ async def query_indexed(
         return await _respond(state, source, parameters, started)
     row = await _in_thread(state.index.row, row_id)
     if options.get("crop") is not None or names_regions(options):
-        codes = (await _encode(state, text_path(row.path), options)).codes
+        codes: QueryCodes = (await _encode(state, text_path(row.path), options)).codes
     else:
         codes = await _in_thread(state.index.codes, row_id)
     return await _respond(state, _QuerySource(codes, (row.width, row.height), row_id), parameters, started)

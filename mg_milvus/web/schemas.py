@@ -52,7 +52,7 @@ class Candidate(BaseModel):
 
     id: str
     path: str
-    distances: dict[str, int]
+    distances: Annotated[dict[str, float], Field(description="In bits; of regions not a whole number.")]
     retrieved_by: Annotated[list[str], Field(description="The granularities whose search returned it.")]
     box: Annotated[list[int] | None, BOX] = None
 

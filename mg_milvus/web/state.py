@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Receive, Scope, Send
 
-    from mg_milvus.codes import Codes
+    from mg_milvus.codes import QueryCodes
     from mg_milvus.index import ImageIndex
     from mg_milvus.search.query_image import QueryImage
     from mg_milvus.web.jobs import DynamicBatcher, IngestRunner
@@ -53,7 +53,7 @@ class State:
     index: ImageIndex
     settings: WebSettings
     metrics: Metrics
-    encode: DynamicBatcher[QueryImage, dict[str, Codes]]
+    encode: DynamicBatcher[QueryImage, QueryCodes]
     thumbnails: Thumbnails
     ingests: IngestRunner
     decode_limiter: anyio.CapacityLimiter

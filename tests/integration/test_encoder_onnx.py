@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load as load_tensors
 
+from mg_milvus.codes import pack
 from mg_milvus.encoder import pooling, torch_runtime
 from mg_milvus.encoder.backbones import find_backbone
 from mg_milvus.encoder.layers import OWN
@@ -126,8 +127,17 @@ def test_codes_are_those_of_torch(encoder_with_regions: HashEncoder, prepared: l
     pairs = [
         *((codes, in_torch.encode(prepared)[name]) for name, codes in encoder_with_regions.encode(prepared).items())
     ]
-    pairs.append((encoder_with_regions.encode_region_images(details), in_torch.encode_region_images(details)))
-    assert [codes.shape for codes, _ in pairs] == [(36, 8), (36, 16), (36, 32), (36, 10, 16), (6, 2, 16)]
+    for encode in ("region_codes", "shared_region_codes"):
+        real = [getattr(own, encode)(details) for own in (encoder_with_regions, in_torch)]
+        pairs.append((pack(real[0].reshape(-1, 128)), pack(real[1].reshape(-1, 128))))
+    assert [codes.shape for codes, _ in pairs] == [
+        (36, 8),
+        (36, 16),
+        (36, 32),
+        (36, 10, 16),
+        (12, 16),
+        (342, 16),
+    ]
     differing = sum(int(np.bitwise_count(codes ^ others).sum()) for codes, others in pairs)
     assert differing <= 8 * sum(codes.size for codes, _ in pairs) / 5000
     assert all(len(np.unique(codes.reshape(len(codes), -1), axis=0)) > len(codes) / 2 for codes, _ in pairs)

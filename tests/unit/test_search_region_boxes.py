@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from mg_milvus.config import MilvusConfig
-from mg_milvus.schema.models import RegionScale, RegionSettings, Schema, scale_of
+from mg_milvus.schema.models import RegionScale, RegionSettings, Schema, scale_of, shared_scales
 from mg_milvus.search.regions import RegionMatches, search_regions
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import open_store
@@ -28,9 +30,10 @@ def test_an_image_is_as_near_as_its_nearest_region_and_no_farther_than_what_was_
     assert matches.nearest_images(1) == ["a"]
 
 
-def test_the_distance_to_several_details_is_the_sum() -> None:
-    matches = RegionMatches(by_image=[{"a": [(3, 0)]}, {"a": [(5, 1)], "b": [(1, 0)]}], bounds=[10, 8])
-    assert matches.distances(["a", "b", "c"]).tolist() == [8, 11, 18]
+def test_the_distance_to_several_details_is_a_sum_in_which_near_ones_count_more() -> None:
+    matches = RegionMatches(by_image=[{"a": [(3, 0)]}, {"a": [(4, 1)], "b": [(2, 0)]}], bounds=[10, 8])
+    expected = [10 * (1 - 0.7**2) + 8 * (1 - 0.5**2), 10 + 8 * (1 - 0.75**2), 18]
+    assert matches.distances(["a", "b", "c"]).tolist() == pytest.approx(expected)
     assert matches.nearest_images(2) == ["a", "b"]
 
 
@@ -80,42 +83,89 @@ def rows(count: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def by_hand(images: list[Row], detail: np.ndarray) -> dict[str, tuple[int, int]]:
-    """Distance of the nearest region of each image, and its number: bits counted with Python's integers."""
+def by_hand(images: list[Row], detail: np.ndarray) -> dict[str, list[tuple[int, int]]]:
+    """Distance and number of each region of each image, nearest first: bits counted with Python's integers."""
     places = scale_of(REGIONS.windows).tolist()
     matches = {}
     for row in images:
         codes = [int.from_bytes(row.region_codes[4 * n : 4 * n + 4]) for n in range(REGIONS.count)]
-        matches[row.id] = min(
+        matches[row.id] = sorted(
             ((code ^ int.from_bytes(detail[place].tobytes())).bit_count(), n)
             for n, (code, place) in enumerate(zip(codes, places, strict=True))
         )
     return matches
 
 
+def sure(codes: np.ndarray) -> np.ndarray:
+    """Real codes whose numbers are all equally large: their distances are Hamming distances."""
+    return np.where(np.unpackbits(codes, axis=-1) > 0, 0.5, -0.5).astype(np.float32)
+
+
+def near(matches: RegionMatches, image: str) -> list[tuple[float, int]]:
+    return [(round(distance, 3), number) for distance, number in matches.by_image[0].get(image, [])]
+
+
+def softly(distances: list[int]) -> float:
+    scale = math.sqrt(32) / 3
+    return max(0.0, -scale * math.log(sum(math.exp(-distance / scale) for distance in distances)))
+
+
 def test_a_search_that_reaches_everything_is_exact(store: Store) -> None:
     images = rows(20)
     store.upsert(images)
     detail = np.random.default_rng(5).integers(0, 256, (2, 4), np.uint8)
-    matches = search_regions(store, REGIONS, detail[None], 8000)
+    matches = search_regions(store, REGIONS, (sure(detail), "contains"), 8000)
     exact = by_hand(images, detail)
     assert matches.bounds == [32]
-    assert dict(zip(exact, matches.distances(list(exact)).tolist(), strict=True)) == {
-        k: d for k, (d, _) in exact.items()
-    }
-    assert {image: near[0] for image, near in matches.by_image[0].items()} == exact
+    assert {image: near(matches, image) for image in exact} == exact
+    expected = [softly([distance for distance, _ in regions]) for regions in exact.values()]
+    np.testing.assert_allclose(matches.distances(list(exact)), expected, atol=1e-4)
 
 
 def test_a_search_that_stops_early_is_exact_below_its_bound(store: Store) -> None:
     images = rows(200)
     store.upsert(images)
     detail = np.random.default_rng(6).integers(0, 256, (2, 4), np.uint8)
-    matches = search_regions(store, REGIONS, detail[None], 80)
-    exact = {image: distance for image, (distance, _) in by_hand(images, detail).items()}
+    matches = search_regions(store, REGIONS, (sure(detail), "contains"), 80)
     (bound,) = matches.bounds
     assert bound < 32
-    assert max(len(near) for near in matches.by_image) <= 2 * 80
-    assert matches.distances(list(exact)).tolist() == [min(d, bound) for d in exact.values()]
+    assert sum(len(regions) for regions in matches.by_image[0].values()) == 2 * 80
+    for image, regions in by_hand(images, detail).items():
+        below = [(distance, number) for distance, number in regions if distance < bound - 0.5]
+        assert [match for match in near(matches, image) if match[0] < bound - 0.5] == below
+
+
+def test_bits_that_the_query_is_sure_of_count_more(store: Store) -> None:
+    """Both images differ from the query in one bit, one of them in a bit that is next to 0."""
+    images = rows(2)
+    codes = np.full((2, REGIONS.count, 4), 255, np.uint8)
+    codes[:, 0] = 0
+    codes[0, 0, 0], codes[1, 0, 0] = 0b01000000, 0b10000000
+    store.upsert([replace(row, region_codes=own.tobytes()) for row, own in zip(images, codes, strict=True)])
+    query = np.full((2, 32), -1, np.float32)
+    query[0, 1] = -0.01
+    matches = search_regions(store, REGIONS, (query, "contains"), 100)
+    # (bits - v @ s) / 2 with v of the length sqrt(32): 31 ones and .01 are scaled by sqrt(32 / 31.0001).
+    scale = math.sqrt(32 / 31.0001)
+    expected = [(32 - scale * (31 - 0.01)) / 2, (32 - scale * (31 + 0.01 - 2)) / 2]
+    for row, distance in zip(images, expected, strict=True):
+        assert matches.by_image[0][row.id][0] == (pytest.approx(distance, abs=1e-4), 0)
+    assert matches.nearest_images(1) == [images[0].id]
+
+
+def test_each_of_many_regions_tells_two_images_apart(store: Store) -> None:
+    images = rows(4)
+    codes = np.full((4, REGIONS.count, 4), 255, np.uint8)
+    codes[:, 0] = [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 3], [0, 0, 0, 7]]
+    store.upsert([replace(row, region_codes=own.tobytes()) for row, own in zip(images, codes, strict=True)])
+    scales = shared_scales(REGIONS.windows)
+    query = sure(np.zeros((len(scales), 4), np.uint8))
+    matches = search_regions(store, REGIONS, (query, "overlap"), 100)
+    first = [i for i, scale in enumerate(scales.tolist()) if scale == 0]
+    assert [matches.bounds[i] for i in first] == pytest.approx([2] * len(first), abs=1e-4)
+    only = RegionMatches([matches.by_image[i] for i in first], [matches.bounds[i] for i in first])
+    expected = [len(first) * distance for distance in (0, 1.5, 2, 2)]  # 1.5 = 2 * (1 - (1 / 2) ** 2)
+    assert only.distances([row.id for row in images]) == pytest.approx(expected, abs=1e-3)
 
 
 def test_only_some_images_are_looked_at(store: Store) -> None:
@@ -123,7 +173,5 @@ def test_only_some_images_are_looked_at(store: Store) -> None:
     store.upsert(images)
     detail = np.random.default_rng(7).integers(0, 256, (2, 4), np.uint8)
     chosen = [row.id for row in images[5:9]]
-    matches = search_regions(store, REGIONS, detail[None], 800, chosen)
-    exact = by_hand(images[5:9], detail)
-    assert set(matches.by_image[0]) == set(chosen)
-    assert matches.distances(chosen).tolist() == [exact[image][0] for image in chosen]
+    matches = search_regions(store, REGIONS, (sure(detail), "contains"), 800, chosen)
+    assert {image: near(matches, image) for image in matches.by_image[0]} == by_hand(images[5:9], detail)

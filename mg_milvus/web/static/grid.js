@@ -215,7 +215,7 @@ const heading = (row, name) => h("h3", { title: row.path }, h("bdi", {}, name));
 
 /** A distance in bits. Of an image none of whose regions is among the nearest, only the least it can be is known. */
 export const distanceText = (row, granularity) =>
-  `${granularity === REGIONS && !row.box ? "at least " : ""}${row.distances[granularity]}`;
+  `${granularity === REGIONS && !row.box ? "at least " : ""}${Math.round(row.distances[granularity])}`;
 
 /** The matched region, drawn over an image that is shown whole: the SVG is fitted exactly as the image is. */
 export function region(row) {
