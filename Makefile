@@ -14,6 +14,9 @@ OWN := $(patsubst ~/%,$(HOME)/%,$(IMAGES))
 OUT := $(if $(OWN),demo-out/own,demo-out)
 FOLDER := '$(subst ','\'',$(if $(OWN),$(OWN),$(OUT)/images))'
 
+# With this set, every `mgm` that a test starts would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
