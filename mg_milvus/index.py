@@ -22,7 +22,7 @@ from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import REGIONS, Schema
 from mg_milvus.search import sample
 from mg_milvus.search.explain import Trace
-from mg_milvus.search.query import Query, QueryOptions
+from mg_milvus.search.query import Query, QueryOptions, QueryTerm, check_together
 from mg_milvus.search.query_image import QueryArea, check_codes, decode_query_image, encode_query_images
 from mg_milvus.search.searcher import Searcher
 from mg_milvus.session import Session
@@ -320,6 +320,36 @@ class ImageIndex:
         encoder, area = self._session.encoder, QueryArea(options.get("crop"), query.regions)
         decoded = [decode_query_image(encoder, image, area) for image in images]
         return self._searcher.search(encode_query_images(encoder, decoded), query)
+
+    def query_together(self, terms: Sequence[QueryTerm], **options: Unpack[QueryOptions]) -> Hits:
+        """Find the images that look like several at once, and unlike others: one ranking over images and granularities.
+
+        Args:
+            terms: the images, each with a weight; with a negative one it pushes down what is near to it.
+            **options: see ``QueryOptions``; without ``crop`` and ``regions``.
+
+        Returns:
+            At most k hits, best first, with the distances to the nearest of the images to look for. The order of the
+            terms does not matter.
+
+        Raises:
+            ImageError: an image cannot be read.
+            NotIndexedError: an image to be like is not indexed.
+            QueryError: an option is out of range, or no image has a positive weight.
+        """
+        query = check_together(terms, self.check_query(**options), options)
+        encoder, exclude, codes = self._session.encoder, [], {}
+        files = [(place, term.image) for place, term in enumerate(terms) if term.like is None]
+        if files:
+            encoded = encode_query_images(encoder, [decode_query_image(encoder, image) for _, image in files])
+            for i, (place, _) in enumerate(files):
+                codes[place] = {name: encoded[name][i : i + 1] for name in self.schema.bits}
+        for place, term in enumerate(terms):
+            if term.like is not None:
+                row_id, codes[place] = self._stored_codes(term.like)
+                exclude.append(row_id)
+        weighted = [(codes[place], float(term.weight)) for place, term in enumerate(terms)]
+        return self._searcher.search_together(weighted, query, exclude)
 
     def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> Hits:
         """Find the images whose codes are near to given ones.

@@ -84,15 +84,16 @@ def fuse(
         ids: (n,) primary keys of the candidates, all different.
         distances: granularity -> (n,) distances in bits, one for every candidate.
         bits: granularity -> code length.
-        weights: granularity -> weight, not negative; granularities that are missing or 0 are ignored.
+        weights: granularity -> weight; a negative one pushes down what is near. Granularities that are missing or 0 are
+            ignored.
         fusion: the formula of the scores.
 
     Raises:
         ValueError: no positive weight, a weight for an unknown granularity, or lengths that differ.
     """
-    used = {name: weight for name, weight in sorted(weights.items()) if weight > 0}
-    if not used or any(weight < 0 for weight in weights.values()):
-        raise ValueError(f"weights are {dict(weights)}, expected none below 0 and at least one above 0")
+    used = {name: weight for name, weight in sorted(weights.items()) if weight}
+    if not any(weight > 0 for weight in used.values()):
+        raise ValueError(f"weights are {dict(weights)}, expected at least one above 0")
     missing = [name for name in used if name not in distances or name not in bits]
     if missing:
         raise ValueError(f"there are no distances or bits for {', '.join(missing)}; known are {', '.join(distances)}")
@@ -108,7 +109,7 @@ def fuse(
         scores = np.zeros(len(ids))
         for name, weight in used.items():
             scores += weight / (fusion.rrf_k + ranks[name])
-    largest = max(used.values())  # scores that differ by rounding only are equal at any scale of the weights
+    largest = max(map(abs, used.values()))  # scores that differ by rounding only are equal at any scale of the weights
     order = _ordered(ids, np.round(scores / largest, 12), np.round(nearness / largest, 12))
     return Fused(order, scores, ranks)
 

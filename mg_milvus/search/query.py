@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from numbers import Integral
-from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast, get_args
 
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import format_value
@@ -14,7 +14,8 @@ from mg_milvus.schema.models import PROFILES, REGIONS, Schema, shared_scales
 from mg_milvus.store.filters import Filter, filter_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import os
+    from collections.abc import Iterable, Sequence
 
 
 Method = Literal["rank", "score", "server"]
@@ -153,6 +154,44 @@ class Query:
         if names_regions(options) or not weights:
             raise QueryError("regions are searched with the image itself; query with its path, or without regions")
         return replace(self, weights=weights, regions=None)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryTerm:
+    """One of several images that are searched with at once.
+
+    Attributes:
+        image: as for ``ImageIndex.query``; or None:
+        like: the id or path of an indexed image, which is left out of the results.
+        weight: of the image in the fusion; below 0 it pushes down what is near to it.
+    """
+
+    image: Any = None
+    like: str | os.PathLike[str] | None = None
+    weight: float = 1.0
+
+
+def check_together(terms: Sequence[QueryTerm], query: Query, options: QueryOptions) -> Query:
+    """Check a query with several images; the query without regions.
+
+    Raises:
+        QueryError: there is no image with a positive weight, an image is given twice or not at all, a weight is no
+            number, regions are to be searched, or the server is to fuse.
+    """
+    for term in terms:
+        if (term.image is None) == (term.like is None):
+            raise QueryError("each of several query images needs an image, or like=ID_OR_PATH, and not both")
+        if not (isinstance(term.weight, int | float) and abs(term.weight) <= MAX_WEIGHT and term.weight):
+            raise QueryError(f"the weight of an image is {format_value(term.weight)}, expected a number that is not 0")
+    if not any(term.weight > 0 for term in terms):
+        raise QueryError(
+            "there is nothing to look for, only what to avoid: give at least one image with a weight above 0"
+        )
+    if options.get("crop") is not None:
+        raise QueryError("a crop is of one image: cut it out, and give the cut as one of the query images")
+    if query.fusion == "server":
+        raise QueryError("the server cannot fuse several images; query with fusion 'rank' or 'score'")
+    return query.without_regions(options)
 
 
 def names_regions(options: QueryOptions) -> bool:

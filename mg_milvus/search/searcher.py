@@ -65,6 +65,50 @@ class Searcher:
         """Search with one query image; arguments as for ``search``."""
         return self._search(SearchRequest(codes, query, exclude))[0]
 
+    def search_together(
+        self, terms: Sequence[tuple[QueryCodes, float]], query: Query, exclude: Sequence[str] = ()
+    ) -> Hits:
+        """Search with several query images at once: one ranking over images and granularities.
+
+        The candidates are those of the images with a positive weight. All have their exact distances to every image,
+        and the score is the sum over images and granularities of weight of the image * weight of the granularity *
+        the fusion's term; it does not depend on the order of the images.
+
+        Args:
+            terms: codes of one image each, and its weight; at least one is above 0, and one below 0 pushes down what
+                is near to it.
+            query: the checked options, without regions; not fused by the server.
+            exclude: ids to leave out of the results.
+
+        Returns:
+            At most ``k`` hits, best first, with the distances and ranks of the nearest image with a positive weight.
+        """
+        ordered = sorted(terms, key=lambda term: (*(term[0][name].tobytes() for name in self._schema.bits), term[1]))
+        codes = {name: np.concatenate([own[name] for own, _ in ordered]) for name in self._schema.bits}
+        wanted = [i for i, (_, weight) in enumerate(ordered) if weight > 0]
+        request = SearchRequest({name: values[wanted] for name, values in codes.items()}, query, exclude)
+        rows = {row.id: row for own in retrieve(self._store, self._schema, request) for row in own.rows}
+        bits = self._schema.bits
+        distances = [exact_distances([row.codes for row in rows.values()], codes, bits, i) for i in range(len(ordered))]
+        names = {(i, name): f"{i} {name}" for i in range(len(ordered)) for name in bits}
+        fused = fuse(
+            list(rows),
+            {key: distances[i][name] for (i, name), key in names.items()},
+            bits={key: bits[name] for (_, name), key in names.items()},
+            weights={key: ordered[i][1] * query.weights.get(name, 0.0) for (i, name), key in names.items()},
+            fusion=Fusion("score" if query.fusion == "score" else "rank", query.rrf_k),
+        )
+        hits, every = [], list(rows.values())
+        for rank, place in enumerate(fused.order[: query.k].tolist(), start=1):
+            nearest = {name: min(wanted, key=lambda i, name=name: distances[i][name][place]) for name in bits}
+            hits.append(Hit(
+                rank, every[place].id, every[place].path, float(fused.scores[place]),
+                {name: int(distances[i][name][place]) for name, i in nearest.items()},
+                {name: float(fused.ranks[names[i, name]][place]) for name, i in nearest.items()},
+                _row_fields(every[place]),
+            ))  # fmt: skip
+        return Hits(hits, query.max_distances(self._schema))
+
     def explain(
         self, codes: QueryCodes, query: Query, exclude: Sequence[str] = (), trace: Trace | None = None
     ) -> Explanation:
