@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
+from mg_milvus.duplicates.ignored import add_ignored, file_content
 from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.images.discover import Rules, Tally, discover
 from mg_milvus.images.paths import stored_path
@@ -466,6 +467,7 @@ class ImageIndex:
         edited: bool = False,
         reference: Sequence[PathLike] = (),
         keep_folder: Sequence[PathLike] = (),
+        ignore: PathLike | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> DuplicateReport:
         """Find groups of copies. Nothing is deleted, no row and no file.
@@ -485,6 +487,7 @@ class ImageIndex:
             edited: edited copies (cropped, captioned, mirrored, turned) are removable, too.
             reference: folders whose images are never removable.
             keep_folder: folders whose images are kept rather than others.
+            ignore: a file of pairs that are no duplicates, see ``not_duplicates``.
             progress: called now and then.
 
         Raises:
@@ -495,13 +498,39 @@ class ImageIndex:
         since = None if newer_than is None else int(newer_than.timestamp() * 1e9)
         query = DuplicateQuery(
             distance=distance, precision=precision, keep=keep, within=within, newer_than_ns=since, edited=edited,
-            reference=tuple(reference), keep_folder=tuple(keep_folder),
+            reference=tuple(reference), keep_folder=tuple(keep_folder), ignore=ignore,
         )  # fmt: skip
         query.check(self.schema)
         store, report = self._session.store, progress or (lambda _: None)
         if of is not None:
             return find_duplicates_of((store, self.schema, self._session.encoder), of, query, report)
         return find_duplicates(store, self.schema, query, report)
+
+    def not_duplicates(self, ignore: PathLike, *images: PathLike) -> int:
+        """Remember in a file that images are no duplicates of each other, for ``duplicates(ignore=FILE)``.
+
+        The file has one pair a line, by the content of the images, so it holds wherever they are moved.
+
+        Args:
+            ignore: the file; it is made if there is none.
+            *images: two or more; each a file, indexed or not, or the id or path of an indexed image.
+
+        Returns:
+            The number of pairs that the file did not have.
+
+        Raises:
+            ImageError: a file is no image, or cannot be read; nothing was written.
+            NotIndexedError: one of them is neither a file nor indexed; nothing was written.
+            QueryError: they are fewer than two, or two have the same content, or the file cannot be read or written.
+        """
+        return add_ignored(ignore, [self._content(image) for image in images])
+
+    def _content(self, image: PathLike) -> tuple[str, str]:
+        """Content hash and path of an image file, or of an indexed image."""
+        if os.path.isfile(image):
+            return file_content(image), stored_path(image)
+        row = self.row(image)
+        return row.content_hash, row.path
 
     def row(self, id_or_path: PathLike) -> Row:
         """The row of an indexed image, without its codes.
