@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Self
 
 from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
+from mg_milvus.duplicates.hits import readable_twice, verify_hits, verify_rows
 from mg_milvus.duplicates.ignored import add_ignored, file_content
 from mg_milvus.errors import FilterError, QueryError
-from mg_milvus.images.discover import Rules, Tally, discover
+from mg_milvus.images.discover import Rules, Tally, discover, text_path
 from mg_milvus.images.paths import stored_path
 from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE
 from mg_milvus.ingest.metadata import default_values, read_metadata
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from mg_milvus.encoder.function import FeatureFunction
     from mg_milvus.images.decode import ImageSource
     from mg_milvus.images.discover import Found
-    from mg_milvus.records import Progress
+    from mg_milvus.records import Progress, Verification
     from mg_milvus.results import Hits, IngestReport, RelocateReport
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.query_image import QueryImage
@@ -318,9 +319,14 @@ class ImageIndex:
         query = self.check_query(**options)
         if not images:
             return []
-        encoder, area = self._session.encoder, QueryArea(options.get("crop"), query.regions)
-        decoded = [decode_query_image(encoder, image, area) for image in images]
-        return self._searcher.search(encode_query_images(encoder, decoded), query)
+        crop, encoder = options.get("crop"), self._session.encoder
+        if options.get("verify"):
+            images = [readable_twice(image) for image in images]
+        decoded = [decode_query_image(encoder, image, QueryArea(crop, query.regions)) for image in images]
+        found = self._searcher.search(encode_query_images(encoder, decoded), query)
+        if options.get("verify"):
+            return [verify_hits(hits, image, crop) for hits, image in zip(found, images, strict=True)]
+        return found
 
     def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> Hits:
         """Find the images whose codes are near to given ones.
@@ -340,10 +346,12 @@ class ImageIndex:
 
         Raises:
             NotIndexedError: it is not indexed.
+            ImageError: its file cannot be read, which ``verify`` needs.
         """
         query = self.check_query(**options).without_regions(options)
-        row_id, codes = self._stored_codes(id_or_path)
-        return self._searcher.search(codes, query, [row_id])[0]
+        row, codes = self._stored_codes(id_or_path)
+        hits = self._searcher.search(codes, query, [row.id])[0]
+        return verify_hits(hits, text_path(row.path)) if options.get("verify") else hits
 
     def explain(
         self, image: ImageSource | None = None, *, like: PathLike | None = None, **options: Unpack[QueryOptions]
@@ -366,15 +374,37 @@ class ImageIndex:
         if image is None:
             query = query.without_regions(options)
             with trace.timed("codes"):
-                row_id, codes = self._stored_codes(like or "")
-            return self._searcher.explain(codes, query, [row_id], trace)
+                row, codes = self._stored_codes(like or "")
+            explained = self._searcher.explain(codes, query, [row.id], trace)
+            image = text_path(row.path)
+        else:
+            image = readable_twice(image) if options.get("verify") else image
+            explained = self._searcher.explain(self._traced_codes(image, query, options, trace), query, trace=trace)
+        if options.get("verify"):
+            return replace(explained, hits=verify_hits(explained.hits, image, options.get("crop")))
+        return explained
+
+    def _traced_codes(self, image: ImageSource, query: Query, options: QueryOptions, trace: Trace) -> dict[str, Codes]:
         with trace.timed("load encoder"):
             encoder = self._session.encoder
         with trace.timed("decode"):
             decoded = decode_query_image(encoder, image, QueryArea(options.get("crop"), query.regions))
         with trace.timed("encode"):
-            codes = encode_query_images(encoder, [decoded])
-        return self._searcher.explain(codes, query, trace=trace)
+            return encode_query_images(encoder, [decoded])
+
+    def verify(
+        self, image: ImageSource, ids_or_paths: Sequence[PathLike], *, crop: tuple[int, int, int, int] | None = None,
+        max_pixels: int | None = None,
+    ) -> list[Verification]:  # fmt: skip
+        """What an image, or a crop of it, is to each of some indexed images, by their pixels; as ``query`` does.
+
+        Raises:
+            ImageError: the image cannot be read, or has more than ``max_pixels``.
+            NotIndexedError: one of the others is not indexed.
+            QueryError: the crop does not lie inside the image.
+        """
+        self._session.existing()
+        return verify_rows(self._session.rows(ids_or_paths), image, crop, max_pixels)
 
     def check_query(self, **options: Unpack[QueryOptions]) -> Query:
         """Check options against the collection's schema, and take missing ones from it.
@@ -441,6 +471,8 @@ class ImageIndex:
             QueryError: an option is out of range, or the server should fuse and ``all_candidates`` is set.
         """
         query = self.check_query(**options)
+        if options.get("verify"):
+            raise QueryError("verify needs the image itself; query with the image, or without verify")
         if REGIONS not in codes:
             query = query.without_regions(options)
         if all_candidates:
@@ -451,9 +483,9 @@ class ImageIndex:
     def _searcher(self) -> Searcher:
         return Searcher(self._session.store, self.schema)
 
-    def _stored_codes(self, id_or_path: PathLike) -> tuple[str, dict[str, Codes]]:
+    def _stored_codes(self, id_or_path: PathLike) -> tuple[Row, dict[str, Codes]]:
         row = self._session.rows([id_or_path], tuple(self.schema.bits))[0]
-        return row.id, check_codes(self.schema, row.codes)
+        return row, check_codes(self.schema, row.codes)
 
     def duplicates(
         self,

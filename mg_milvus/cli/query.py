@@ -53,6 +53,8 @@ mgm query --like photos/cat.jpg -k 20 --html result.html
 
 mgm query scene.jpg --crop 40,60,200,150 --weights coarse=1,regions=2      (same kind of scene, with this in it)
 
+mgm query poster.jpg --verify      (which hits are the same image, or show it, and where)
+
 mgm query cat.jpg -k 3 --explain      (why these, and where the time went)"""
 
 
@@ -76,9 +78,11 @@ def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "")
     widths = [max(len(name), len(column[0])) for name, column in zip(names, columns, strict=True)]
     left = max(4, len(str(hits[-1].rank))) + GAP + 6 + GAP
     boxes = [",".join(map(str, hit.box)) if hit.box else "" for hit in hits]
-    if any(boxes):
-        names, columns = [*names, "box"], [*columns, boxes]
-        widths.append(max(map(len, boxes)))
+    verified = [_verified(hit) for hit in hits]
+    for name, column in (("box", boxes), ("verified", verified)):
+        if any(column):
+            names, columns = [*names, name], [*columns, column]
+            widths.append(max(len(name), *map(len, column)))
     room = out.width - left - sum(width + GAP for width in widths)
     stacked = room < MIN_PATH
     if stacked:
@@ -96,6 +100,14 @@ def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "")
     out.print(table)
     if title:
         out.print()
+
+
+def _verified(hit: Hit) -> str:
+    """The verdict on a hit, and where the query image lies in it unless it fills it; empty when there is none."""
+    if hit.verified is None:
+        return ""
+    box, size = hit.verified.box, (hit.fields.get("width"), hit.fields.get("height"))
+    return hit.verified.verdict + (f" {','.join(map(str, box))}" if box and box != (0, 0, *size) else "")
 
 
 def _numbers(hits: Sequence[Hit], name: str) -> list[str]:
@@ -170,6 +182,8 @@ def _hits(explanation: Explanation, out: Console) -> Table:
     for hit, contributions in zip(explanation.hits, explanation.contributions, strict=True):
         path = Text(shorten(escape_controls(hit.path), room), style="bold")
         table.add_row(str(hit.rank), path, "", "", "", Text(f"{hit.score:.4f}", style="bold"))
+        if hit.verified is not None:
+            table.add_row("", f"  verified: {_verified(hit)}", "", "", "", "")
         for name, contribution in contributions.items():
             table.add_row("", f"  {escape_controls(name)}", *_contribution(contribution))
     return table
@@ -270,6 +284,13 @@ def query(
             help="Search every granularity (full), or first the shortest (cascade); default: the schema's",
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Look at the pixels of the first ten hits: the same image, edited, the same flat object, and where",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per hit and line: mgm query cat.jpg --json | jq .path")
     ] = False,
@@ -315,6 +336,7 @@ def query(
         "filter": where,
         "crop": area,
         "regions": "contains" if contains else "overlap" if overlap else None,
+        "verify": verify,
         "plan": plan,
     }
     settings = settings_from(uri, token, collection, device, encoder=encoder, max_pixels=max_pixels)
