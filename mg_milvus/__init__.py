@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mg_milvus.evaluation.tune import Target, TuneReport, tune
     from mg_milvus.index import ImageIndex
     from mg_milvus.ingest.metrics import IngestMetrics
-    from mg_milvus.records import Failure, Hit, Progress
+    from mg_milvus.records import Failure, Hit, Progress, Verification
     from mg_milvus.results import Hits, IndexInfo, IngestReport, RelocateReport
     from mg_milvus.schema.models import Granularity, Schema
     from mg_milvus.search.explain import Explanation
@@ -77,6 +77,7 @@ _HOMES = {
     "MilvusConfig": "config",
     "Progress": "records",
     "QueryOptions": "search.query",
+    "QueryTerm": "search.query",
     "RelocateReport": "results",
     "Schema": "schema.models",
     "StepReport": "training.trainer",
@@ -86,6 +87,7 @@ _HOMES = {
     "TrainingConfiguration": "training.config",
     "TransferReport": "bulk.transfer",
     "TuneReport": "evaluation.tune",
+    "Verification": "records",
     "evaluate": "evaluation.evaluate",
     "fuse": "search.fusion",
     "load_encoder": "encoder.load",
@@ -128,6 +130,7 @@ __all__ = [
     "Progress",
     "QueryError",
     "QueryOptions",
+    "QueryTerm",
     "RelocateReport",
     "Schema",
     "SchemaError",
@@ -145,6 +148,7 @@ __all__ = [
     "TransferReport",
     "TuneReport",
     "UnsupportedError",
+    "Verification",
     "WeightsNotFoundError",
     "__version__",
     "evaluate",

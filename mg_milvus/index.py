@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Self
 
 from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
+from mg_milvus.duplicates.hits import readable_twice, verify_hits, verify_rows
+from mg_milvus.duplicates.ignored import add_ignored, file_content
 from mg_milvus.errors import FilterError, QueryError
-from mg_milvus.images.discover import Rules, Tally, discover
+from mg_milvus.images.discover import Rules, Tally, discover, text_path
 from mg_milvus.images.paths import stored_path
 from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE
 from mg_milvus.ingest.metadata import default_values, read_metadata
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from mg_milvus.encoder.function import FeatureFunction
     from mg_milvus.images.decode import ImageSource
     from mg_milvus.images.discover import Found
-    from mg_milvus.records import Progress
+    from mg_milvus.records import Progress, Verification
     from mg_milvus.results import Hits, IngestReport, RelocateReport
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.query_image import QueryImage
@@ -293,9 +295,21 @@ class ImageIndex:
 
         return transfer.export(self._session, folder, progress=progress)
 
-    def query(self, image: ImageSource, **options: Unpack[QueryOptions]) -> Hits:
-        """Find the images that look like one; see ``query_many``."""
-        return self.query_many([image], **options)[0]
+    def query(
+        self, image: ImageSource | list[ImageSource], *, unlike: Sequence[ImageSource] = (),
+        **options: Unpack[QueryOptions],
+    ) -> Hits:  # fmt: skip
+        """Find the images that look like one, or like several at once.
+
+        Args:
+            image: see ``query_many``; a list is searched with as a whole, see ``query_together``.
+            unlike: images that push down what is near to them.
+            **options: see ``QueryOptions``.
+        """
+        if not isinstance(image, list) and not unlike:
+            return self.query_many([image], **options)[0]
+        terms = [QueryTerm(own) for own in (image if isinstance(image, list) else [image])]
+        return self.query_together([*terms, *(QueryTerm(own, weight=-1.0) for own in unlike)], **options)
 
     def query_many(self, images: Sequence[ImageSource], **options: Unpack[QueryOptions]) -> list[Hits]:
         """Find the images that look like each of several, in one batch.
@@ -317,9 +331,14 @@ class ImageIndex:
         query = self.check_query(**options)
         if not images:
             return []
-        encoder, area = self._session.encoder, QueryArea(options.get("crop"), query.regions)
-        decoded = [decode_query_image(encoder, image, area) for image in images]
-        return self._searcher.search(encode_query_images(encoder, decoded), query)
+        crop, encoder = options.get("crop"), self._session.encoder
+        if options.get("verify"):
+            images = [readable_twice(image) for image in images]
+        decoded = [decode_query_image(encoder, image, QueryArea(crop, query.regions)) for image in images]
+        found = self._searcher.search(encode_query_images(encoder, decoded), query)
+        if options.get("verify"):
+            return [verify_hits(hits, image, crop) for hits, image in zip(found, images, strict=True)]
+        return found
 
     def query_together(self, terms: Sequence[QueryTerm], **options: Unpack[QueryOptions]) -> Hits:
         """Find the images that look like several at once, and unlike others: one ranking over images and granularities.
@@ -346,8 +365,8 @@ class ImageIndex:
                 codes[place] = {name: encoded[name][i : i + 1] for name in self.schema.bits}
         for place, term in enumerate(terms):
             if term.like is not None:
-                row_id, codes[place] = self._stored_codes(term.like)
-                exclude.append(row_id)
+                row, codes[place] = self._stored_codes(term.like)
+                exclude.append(row.id)
         weighted = [(codes[place], float(term.weight)) for place, term in enumerate(terms)]
         return self._searcher.search_together(weighted, query, exclude)
 
@@ -369,10 +388,12 @@ class ImageIndex:
 
         Raises:
             NotIndexedError: it is not indexed.
+            ImageError: its file cannot be read, which ``verify`` needs.
         """
         query = self.check_query(**options).without_regions(options)
-        row_id, codes = self._stored_codes(id_or_path)
-        return self._searcher.search(codes, query, [row_id])[0]
+        row, codes = self._stored_codes(id_or_path)
+        hits = self._searcher.search(codes, query, [row.id])[0]
+        return verify_hits(hits, text_path(row.path)) if options.get("verify") else hits
 
     def explain(
         self, image: ImageSource | None = None, *, like: PathLike | None = None, **options: Unpack[QueryOptions]
@@ -395,15 +416,37 @@ class ImageIndex:
         if image is None:
             query = query.without_regions(options)
             with trace.timed("codes"):
-                row_id, codes = self._stored_codes(like or "")
-            return self._searcher.explain(codes, query, [row_id], trace)
+                row, codes = self._stored_codes(like or "")
+            explained = self._searcher.explain(codes, query, [row.id], trace)
+            image = text_path(row.path)
+        else:
+            image = readable_twice(image) if options.get("verify") else image
+            explained = self._searcher.explain(self._traced_codes(image, query, options, trace), query, trace=trace)
+        if options.get("verify"):
+            return replace(explained, hits=verify_hits(explained.hits, image, options.get("crop")))
+        return explained
+
+    def _traced_codes(self, image: ImageSource, query: Query, options: QueryOptions, trace: Trace) -> QueryCodes:
         with trace.timed("load encoder"):
             encoder = self._session.encoder
         with trace.timed("decode"):
             decoded = decode_query_image(encoder, image, QueryArea(options.get("crop"), query.regions))
         with trace.timed("encode"):
-            encoded = encode_query_images(encoder, [decoded])
-        return self._searcher.explain(encoded, query, trace=trace)
+            return encode_query_images(encoder, [decoded])
+
+    def verify(
+        self, image: ImageSource, ids_or_paths: Sequence[PathLike], *, crop: tuple[int, int, int, int] | None = None,
+        max_pixels: int | None = None,
+    ) -> list[Verification]:  # fmt: skip
+        """What an image, or a crop of it, is to each of some indexed images, by their pixels; as ``query`` does.
+
+        Raises:
+            ImageError: the image cannot be read, or has more than ``max_pixels``.
+            NotIndexedError: one of the others is not indexed.
+            QueryError: the crop does not lie inside the image.
+        """
+        self._session.existing()
+        return verify_rows(self._session.rows(ids_or_paths), image, crop, max_pixels)
 
     def check_query(self, **options: Unpack[QueryOptions]) -> Query:
         """Check options against the collection's schema, and take missing ones from it.
@@ -470,6 +513,8 @@ class ImageIndex:
             QueryError: an option is out of range, or the server should fuse and ``all_candidates`` is set.
         """
         query = self.check_query(**options)
+        if options.get("verify"):
+            raise QueryError("verify needs the image itself; query with the image, or without verify")
         if REGIONS not in codes:
             query = query.without_regions(options)
         if all_candidates:
@@ -480,9 +525,9 @@ class ImageIndex:
     def _searcher(self) -> Searcher:
         return Searcher(self._session.store, self.schema)
 
-    def _stored_codes(self, id_or_path: PathLike) -> tuple[str, dict[str, Codes]]:
+    def _stored_codes(self, id_or_path: PathLike) -> tuple[Row, dict[str, Codes]]:
         row = self._session.rows([id_or_path], tuple(self.schema.bits))[0]
-        return row.id, check_codes(self.schema, row.codes)
+        return row, check_codes(self.schema, row.codes)
 
     def duplicates(
         self,
@@ -496,6 +541,7 @@ class ImageIndex:
         edited: bool = False,
         reference: Sequence[PathLike] = (),
         keep_folder: Sequence[PathLike] = (),
+        ignore: PathLike | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> DuplicateReport:
         """Find groups of copies. Nothing is deleted, no row and no file.
@@ -515,6 +561,7 @@ class ImageIndex:
             edited: edited copies (cropped, captioned, mirrored, turned) are removable, too.
             reference: folders whose images are never removable.
             keep_folder: folders whose images are kept rather than others.
+            ignore: a file of pairs that are no duplicates, see ``not_duplicates``.
             progress: called now and then.
 
         Raises:
@@ -525,13 +572,39 @@ class ImageIndex:
         since = None if newer_than is None else int(newer_than.timestamp() * 1e9)
         query = DuplicateQuery(
             distance=distance, precision=precision, keep=keep, within=within, newer_than_ns=since, edited=edited,
-            reference=tuple(reference), keep_folder=tuple(keep_folder),
+            reference=tuple(reference), keep_folder=tuple(keep_folder), ignore=ignore,
         )  # fmt: skip
         query.check(self.schema)
         store, report = self._session.store, progress or (lambda _: None)
         if of is not None:
             return find_duplicates_of((store, self.schema, self._session.encoder), of, query, report)
         return find_duplicates(store, self.schema, query, report)
+
+    def not_duplicates(self, ignore: PathLike, *images: PathLike) -> int:
+        """Remember in a file that images are no duplicates of each other, for ``duplicates(ignore=FILE)``.
+
+        The file has one pair a line, by the content of the images, so it holds wherever they are moved.
+
+        Args:
+            ignore: the file; it is made if there is none.
+            *images: two or more; each a file, indexed or not, or the id or path of an indexed image.
+
+        Returns:
+            The number of pairs that the file did not have.
+
+        Raises:
+            ImageError: a file is no image, or cannot be read; nothing was written.
+            NotIndexedError: one of them is neither a file nor indexed; nothing was written.
+            QueryError: they are fewer than two, or two have the same content, or the file cannot be read or written.
+        """
+        return add_ignored(ignore, [self._content(image) for image in images])
+
+    def _content(self, image: PathLike) -> tuple[str, str]:
+        """Content hash and path of an image file, or of an indexed image."""
+        if os.path.isfile(image):
+            return file_content(image), stored_path(image)
+        row = self.row(image)
+        return row.content_hash, row.path
 
     def row(self, id_or_path: PathLike) -> Row:
         """The row of an indexed image, without its codes.

@@ -14,6 +14,25 @@ FAILURES_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
+class Verification:
+    """What a query image is to a hit, by their pixels.
+
+    Attributes:
+        verdict: identical file, same image, edited, same object (the hit shows the flat object that the query image
+            is), similar or different; or why the hit cannot be looked at: file gone, file not found, cannot be read.
+        box: x, y, width and height of what the query image shows, in pixels of the upright hit; None for the others
+            than the first four.
+    """
+
+    verdict: str
+    box: tuple[int, int, int, int] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """A dictionary, ready for JSON."""
+        return {"verdict": self.verdict, "box": None if self.box is None else list(self.box)}
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """One result of a query.
 
@@ -27,6 +46,8 @@ class Hit:
         fields: the row's other fields (size, width, height, the schema's own).
         box: x, y, width and height of the best matching region, in pixels of the upright image; None when the query
             has no regions, or no region of this image is among the nearest.
+        verified: what the query image is to it by their pixels; None when that was not asked for, and behind the first
+            ten hits.
     """
 
     rank: int
@@ -37,12 +58,19 @@ class Hit:
     ranks: Mapping[str, float]
     fields: Mapping[str, Any] = field(default_factory=dict)
     box: tuple[int, int, int, int] | None = None
+    verified: Verification | None = None
+
+    @property
+    def shown_box(self) -> tuple[int, int, int, int] | None:
+        """The box to draw: of what was verified, else of the region."""
+        return self.verified.box if self.verified and self.verified.box else self.box
 
     def as_dict(self) -> dict[str, Any]:
-        """A flat dictionary, ready for JSON: rank, id, path, score, distances, ranks, box if any, the row's fields."""
+        """A dictionary, ready for JSON: rank, id, path, score, distances, ranks, box, verified, the row's fields."""
         own: dict[str, Any] = {"rank": self.rank, "id": self.id, "path": self.path, "score": self.score}
         own |= {"distances": dict(self.distances), "ranks": dict(self.ranks)}
-        return own | ({"box": list(self.box)} if self.box else {}) | dict(self.fields)
+        own |= {"box": list(self.box)} if self.box else {}
+        return own | ({"verified": self.verified.as_dict()} if self.verified else {}) | dict(self.fields)
 
 
 @dataclass(frozen=True, slots=True)

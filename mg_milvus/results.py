@@ -46,11 +46,11 @@ class Hits(list[Hit]):
 
         cards = [
             {
-                "rank": hit.rank,
+                "rank": f"{hit.rank} · {hit.verified.verdict}" if hit.verified else hit.rank,
                 "score": f"{hit.score:.4f}",
                 "path": str(path),
                 "name": path.name or hit.path,
-                "image": thumbnail(path, SIDE, hit.box),
+                "image": thumbnail(path, SIDE, hit.shown_box),
                 "bars": bars_of(hit.distances, self.bits),
             }
             for hit in self[:MAX_SHOWN]

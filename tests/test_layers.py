@@ -271,7 +271,8 @@ def test_public_names() -> None:
         "ImageEmbeddingFunction", "ImageIndex", "IndexInfo", "IngestMetrics", "IngestReport", "Progress",
         "MilvusConfig", "QueryOptions", "RelocateReport", "Schema", "StepReport", "Target", "Tls", "TrainReport",
         "TrainingConfiguration",
-        "TransferReport", "TuneReport", "__version__", "evaluate", "fuse", "load_encoder", "train", "tune",
+        "TransferReport", "TuneReport", "Verification", "__version__", "evaluate", "fuse", "load_encoder", "train",
+            "tune",
     }  # fmt: skip
     assert sorted(mg_milvus.__all__) == sorted(error_names | others)
     assert [name for name in mg_milvus.__all__ if getattr(mg_milvus, name, None) is None] == []

@@ -29,7 +29,11 @@ mgm duplicates --within photos/2024 --keep best > removable.txt
 
 mgm duplicates --of new.jpg
 
-mgm duplicates --new-since 2d --json"""
+mgm duplicates --new-since 2d --json
+
+mgm duplicates --ignore seen.jsonl --not-duplicates a.jpg b.jpg
+
+mgm duplicates --ignore seen.jsonl"""
 
 
 class Include(StrEnum):
@@ -54,6 +58,10 @@ def register(app: typer.Typer) -> None:
 
 
 def duplicates(
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="IMAGE", help="With --not-duplicates: two images or more", show_default=False),
+    ] = None,
     of: Annotated[
         Path | None,
         typer.Option("--of", metavar="IMAGE", help="Only near-duplicates of this file, indexed or not, e.g. new.jpg"),
@@ -108,6 +116,23 @@ def duplicates(
             "--keep-folder", metavar="FOLDER", help="Keep images in this folder rather than others: albums/; repeatable"
         ),
     ] = None,
+    ignore: Annotated[
+        Path | None,
+        typer.Option(
+            "--ignore",
+            metavar="FILE",
+            dir_okay=False,
+            help="Leave out the pairs that this file names as no duplicates, by their content: seen.jsonl",
+        ),
+    ] = None,
+    not_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--not-duplicates",
+            help="Only add images to that file, each pair of them: mgm duplicates --ignore seen.jsonl "
+            "--not-duplicates a.jpg b.jpg",
+        ),
+    ] = False,
     print0: Annotated[
         bool,
         typer.Option(
@@ -142,12 +167,23 @@ def duplicates(
         raise typer.BadParameter("--of compares one image with the whole index; omit --within and --new-since")
     if print0 and (keep is None or as_json):
         raise options.UsageError("--print0 prints the paths of --keep RULE, and not with --json; give --keep best")
+    if not_duplicates != bool(images) or (not_duplicates and ignore is None):
+        raise options.UsageError(
+            "--not-duplicates takes images, and the file to add them to: mgm duplicates --ignore FILE "
+            "--not-duplicates A B; copies of one image are found with --of"
+        )
     since = _time(new_since) if new_since is not None else None
     settings = settings_from(uri, token, collection, device, max_pixels=max_pixels)
+    if images and ignore is not None:
+        with open_index(settings, timeout=timeout) as index:
+            added = index.not_duplicates(ignore, *images)
+        log_info(f"added {added} {'pair' if added == 1 else 'pairs'} to {ignore}", "added", pairs=added)
+        return
     with open_index(settings, timeout=timeout) as index, ProgressView() as view:
         report = index.duplicates(
             of=of, within=within, newer_than=since, distance=distance, precision=precision, keep=keep or "best",
-            edited=include is Include.edited, reference=reference or (), keep_folder=keep_folder or (), progress=view,
+            edited=include is Include.edited, reference=reference or (), keep_folder=keep_folder or (), ignore=ignore,
+            progress=view,
         )  # fmt: skip
         schema = index.schema
     if html:
@@ -195,6 +231,8 @@ def _print_group(number: int, group: DuplicateGroup, report: DuplicateReport) ->
         print(f"  {mark:>14}  {pixels:>11}  {file_size(member.size):>9}  {path}")
         for name in member.names:
             print(f"{'':>16}  the same file: {shorten(escape_controls(name), width)}")
+        for part in member.parts:
+            print(f"{'':>16}  one shot with: {shorten(escape_controls(part), width)}")
     print()
 
 

@@ -190,24 +190,31 @@ def doctor(
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete what can be restored: mgm cache --clear")] = False,
 ) -> None:
-    """Show the size of the caches: thumbnails of the web page, and copies of collections' encoders."""
+    """Show the size of the caches: thumbnails of the web page, copies of collections' encoders, verdicts on pairs."""
+    from mg_milvus.duplicates.verdicts import cache_file, clear_verdicts, kept_verdicts
     from mg_milvus.session import cache_folder, cached_encoders, clear_encoders
     from mg_milvus.web.media import Thumbnails, default_folder
 
     thumbnails = Thumbnails(default_folder(), 0)
     if clear:
         thumbnails.clear()
+        clear_verdicts()
         kept = clear_encoders()
         for file in kept:
             print(
                 f"kept {escape_controls(str(file))}: no collection has a complete copy of this encoder; "
                 "delete the file if you do not need it"
             )
-    _print_cache("thumbnails", *thumbnails.usage(), default_folder())
+    _print_cache("thumbnails", _files(thumbnails.usage()[0]), thumbnails.usage()[1], default_folder())
     sizes = cached_encoders().values()
-    _print_cache("encoders", len(sizes), sum(sizes), cache_folder())
+    _print_cache("encoders", _files(len(sizes)), sum(sizes), cache_folder())
+    pairs, size = kept_verdicts()
+    _print_cache("verdicts", f"{pairs:,} pair" + ("" if pairs == 1 else "s"), size, cache_file())
 
 
-def _print_cache(what: str, count: int, size: int, folder: Path) -> None:
-    files = f"{count:,} file" + ("" if count == 1 else "s")
-    print(f"{what:<10}  {files:>15}  {size / 1e6:>10,.1f} MB  {escape_controls(str(folder))}")
+def _files(count: int) -> str:
+    return f"{count:,} file" + ("" if count == 1 else "s")
+
+
+def _print_cache(what: str, count: str, size: int, place: Path) -> None:
+    print(f"{what:<10}  {count:>15}  {size / 1e6:>10,.1f} MB  {escape_controls(str(place))}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mg_milvus.images.decode import ImageSource
     from mg_milvus.records import Hit
     from mg_milvus.search.explain import Contribution, Explanation
-    from mg_milvus.search.query import QueryOptions
+    from mg_milvus.search.query import QueryOptions, QueryTerm
 
 
 MIN_PATH = 28
@@ -53,6 +53,10 @@ mgm query --like photos/cat.jpg -k 20 --html result.html
 
 mgm query scene.jpg --crop 40,60,200,150 --weights coarse=1,regions=2      (same kind of scene, with this in it)
 
+mgm query poster.jpg --verify      (which hits are the same image, or show it, and where)
+
+mgm query red.jpg shoe.jpg --together --not boot.jpg
+
 mgm query cat.jpg -k 3 --explain      (why these, and where the time went)"""
 
 
@@ -76,9 +80,11 @@ def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "")
     widths = [max(len(name), len(column[0])) for name, column in zip(names, columns, strict=True)]
     left = max(4, len(str(hits[-1].rank))) + GAP + 6 + GAP
     boxes = [",".join(map(str, hit.box)) if hit.box else "" for hit in hits]
-    if any(boxes):
-        names, columns = [*names, "box"], [*columns, boxes]
-        widths.append(max(map(len, boxes)))
+    verified = [_verified(hit) for hit in hits]
+    for name, column in (("box", boxes), ("verified", verified)):
+        if any(column):
+            names, columns = [*names, name], [*columns, column]
+            widths.append(max(len(name), *map(len, column)))
     room = out.width - left - sum(width + GAP for width in widths)
     stacked = room < MIN_PATH
     if stacked:
@@ -96,6 +102,14 @@ def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "")
     out.print(table)
     if title:
         out.print()
+
+
+def _verified(hit: Hit) -> str:
+    """The verdict on a hit, and where the query image lies in it unless it fills it; empty when there is none."""
+    if hit.verified is None:
+        return ""
+    box, size = hit.verified.box, (hit.fields.get("width"), hit.fields.get("height"))
+    return hit.verified.verdict + (f" {','.join(map(str, box))}" if box and box != (0, 0, *size) else "")
 
 
 def _numbers(hits: Sequence[Hit], name: str) -> list[str]:
@@ -170,6 +184,8 @@ def _hits(explanation: Explanation, out: Console) -> Table:
     for hit, contributions in zip(explanation.hits, explanation.contributions, strict=True):
         path = Text(shorten(escape_controls(hit.path), room), style="bold")
         table.add_row(str(hit.rank), path, "", "", "", Text(f"{hit.score:.4f}", style="bold"))
+        if hit.verified is not None:
+            table.add_row("", f"  verified: {_verified(hit)}", "", "", "", "")
         for name, contribution in contributions.items():
             table.add_row("", f"  {escape_controls(name)}", *_contribution(contribution))
     return table
@@ -207,12 +223,24 @@ def query(
         typer.Argument(metavar="IMAGE", help="Image files; - reads one from standard input", show_default=False),
     ] = None,
     like: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--like",
             metavar="ID_OR_PATH",
             help="Query with an indexed image and its stored codes, e.g. photos/cat.jpg",
         ),
+    ] = None,
+    together: Annotated[
+        bool,
+        typer.Option("--together", help="One answer for all query images: mgm query a.jpg b.jpg --together"),
+    ] = False,
+    unlike: Annotated[
+        list[str] | None,
+        typer.Option("--not", metavar="IMAGE", help="Push down what is like this image; may be given more than once"),
+    ] = None,
+    weighted: Annotated[
+        list[str] | None,
+        typer.Option("--image", metavar="WEIGHT:IMAGE", help="One of several images and its weight, e.g. 2:cat.jpg"),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Number of results, e.g. -k 20")] = 10,
     weights: Annotated[
@@ -270,6 +298,13 @@ def query(
             help="Search every granularity (full), or first the shortest (cascade); default: the schema's",
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Look at the pixels of the first ten hits: the same image, edited, the same flat object, and where",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per hit and line: mgm query cat.jpg --json | jq .path")
     ] = False,
@@ -299,7 +334,11 @@ def query(
 
     names = images or []
     area = _crop(crop) if crop else None
-    _refuse_conflicts(names, like, crop, (weights, profile, granularity))
+    together = together or bool(unlike or weighted)
+    terms = _terms(names, like or (), unlike or (), weighted or ()) if together else []
+    _refuse_conflicts(names, like or (), crop, (weights, profile, granularity), together=together)
+    if together and (explain or html):
+        raise options.UsageError("--explain and --html are for the answer to one image; give one, or leave them out")
     if contains and overlap:
         raise options.UsageError("--contains and --overlap are two ways to search regions; give one of them")
     if show and as_json:
@@ -315,23 +354,27 @@ def query(
         "filter": where,
         "crop": area,
         "regions": "contains" if contains else "overlap" if overlap else None,
+        "verify": verify,
         "plan": plan,
     }
     settings = settings_from(uri, token, collection, device, encoder=encoder, max_pixels=max_pixels)
     explanations: list[Explanation] = []
     with open_index(settings, timeout=timeout) as index:
         sources: list[ImageSource]
-        if like is not None:
-            names, sources = [like], [text_path(index.path(like))]
+        one = like[0] if like and not together else None
+        if one is not None:
+            names, sources = [one], [text_path(index.path(one))]
         else:
             sources = [_source(name) for name in names]
-        if explain or html:  # the page shows the weights and the fusion that were used
+        if together:
+            names, results = [" ".join(names) or "several images"], [index.query_together(terms, **query_options)]
+        elif explain or html:  # the page shows the weights and the fusion that were used
             explanations = [
-                index.explain(None if like is not None else source, like=like, **query_options) for source in sources
+                index.explain(None if one is not None else source, like=one, **query_options) for source in sources
             ]
             results = [explanation.hits for explanation in explanations]
-        elif like is not None:
-            results = [index.like(like, **query_options)]
+        elif one is not None:
+            results = [index.like(one, **query_options)]
         else:
             results = index.query_many(sources, **query_options)
         if html:
@@ -360,14 +403,39 @@ def _source(name: str) -> ImageSource:
     return name if re.match(r"data:|[A-Za-z][A-Za-z0-9+.-]*://", name) else Path(name)
 
 
+def _terms(
+    names: Sequence[str], like: Sequence[str], unlike: Sequence[str], weighted: Sequence[str]
+) -> list[QueryTerm]:
+    """The images of ``--together``."""
+    from mg_milvus.search.query import QueryTerm
+
+    terms = [QueryTerm(_source(name)) for name in names] + [QueryTerm(like=name) for name in like]
+    terms += [QueryTerm(_source(name), weight=-1.0) for name in unlike]
+    for text in weighted:
+        weight, _, name = text.partition(":")
+        try:
+            terms.append(QueryTerm(_source(name), weight=float(weight)))
+        except ValueError:
+            name = ""
+        if not name:
+            raise typer.BadParameter(
+                f"'{text}' is not WEIGHT:IMAGE, such as 2:cat.jpg, or -1:dog.jpg", param_hint="--image"
+            )
+    return terms
+
+
 def _refuse_conflicts(
-    names: Sequence[str], like: str | None, crop: str | None, weights: Sequence[object | None]
+    names: Sequence[str], like: Sequence[str], crop: str | None, weights: Sequence[object | None], *, together: bool
 ) -> None:
-    if bool(names) == (like is not None):
-        raise options.UsageError("give image files (or - for standard input), or --like ID_OR_PATH, not both")
+    if not together and bool(names) == bool(like):
+        raise options.UsageError(
+            "give image files (or - for standard input), or --like ID_OR_PATH, not both; or --together"
+        )
+    if not together and len(like) > 1:
+        raise options.UsageError("--like is given more than once: add --together for one answer to all of them")
     if names.count("-") > 1:
         raise options.UsageError("standard input holds one image, so - can be given once")
-    if crop and like is not None:
+    if crop and like:
         raise options.UsageError("--crop needs the image itself; give its path instead of --like")
     if sum(given is not None for given in weights) > 1:
         raise options.UsageError("--weights, --profile and --granularity all set the weights; give one of them")

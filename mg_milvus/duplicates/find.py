@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -14,6 +12,7 @@ import numpy as np
 
 from mg_milvus.codes import hamming
 from mg_milvus.duplicates.calibration import FINE, SAMPLE, Calibration, calibrate, largest_distance
+from mg_milvus.duplicates.ignored import Ignored, file_content, read_ignored
 from mg_milvus.duplicates.pairs import (
     ConnectedComponents,
     Pairs,
@@ -23,25 +22,27 @@ from mg_milvus.duplicates.pairs import (
     nearest_pairs,
     pairs_within,
 )
-from mg_milvus.duplicates.report import KEEP, SAFE, VISIBLE, Choice, DuplicateReport, Files, make_group
+from mg_milvus.duplicates.report import KEEP, SAFE, Choice, DuplicateReport, Files, make_group
+from mg_milvus.duplicates.rows import Rows, Scope, read_rows
 from mg_milvus.duplicates.verdicts import Verdicts
 from mg_milvus.duplicates.verify import COPIES, SEEN, Verdict
 from mg_milvus.errors import QueryError
 from mg_milvus.images.decode import opening
 from mg_milvus.images.discover import image_id, text_path
 from mg_milvus.images.paths import Disks, Folders, stored_path
+from mg_milvus.images.shots import Shots
 from mg_milvus.records import Progress
 from mg_milvus.store.base import Row
 from mg_milvus.store.rows import MAX_DEPTH
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from mg_milvus.duplicates.report import DuplicateGroup, Relate
     from mg_milvus.encoder.base import Encoder
-    from mg_milvus.images.paths import State
     from mg_milvus.schema.models import Schema
     from mg_milvus.store.base import Store
 
@@ -67,6 +68,7 @@ class DuplicateQuery:
         edited: offer edited copies for removal, too.
         reference: folders whose images are never offered.
         keep_folder: folders whose images are kept rather than others.
+        ignore: a file of pairs that are no duplicates.
         within: compare only rows under this folder.
         newer_than_ns: only pairs of which at least one file was modified later, in nanoseconds since the epoch.
     """
@@ -79,6 +81,16 @@ class DuplicateQuery:
     edited: bool = False
     reference: Sequence[str | os.PathLike[str]] = ()
     keep_folder: Sequence[str | os.PathLike[str]] = ()
+    ignore: str | os.PathLike[str] | None = None
+
+    @property
+    def ignored(self) -> Ignored:
+        """The pairs that are left out.
+
+        Raises:
+            QueryError: their file cannot be read.
+        """
+        return Ignored() if self.ignore is None else read_ignored(self.ignore)
 
     @property
     def choice(self) -> Choice:
@@ -149,43 +161,6 @@ _FETCH_ROWS = 10_000
 """Approximate number of rows of groups to fetch in one call."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The rows to compare, those newer than ``newer_than_ns`` first, otherwise in the order of their ids.
-
-    Attributes:
-        ids: of the rows.
-        words: granularity -> (words, n), see ``as_words``.
-        new: number of newer rows, which are compared with all.
-        files: what is known of their files; a file with several names has one row here.
-        seen: (n,) whether a row's file is there to be looked at.
-        classes: rows whose files are known to have the same content, two or more.
-    """
-
-    ids: Sequence[str]
-    words: Mapping[str, NDArray[np.uint64]]
-    new: int
-    files: Files
-    seen: NDArray[np.bool_]
-    classes: Sequence[Sequence[int]]
-
-    @property
-    def unseen(self) -> bool:
-        """Whether a file is not there to be looked at."""
-        return not self.seen.all()
-
-    @property
-    def representatives(self) -> list[int]:
-        """The rows to look at, one of each content."""
-        others = {row for same in self.classes for row in same[1:]}
-        return [row for row in np.flatnonzero(self.seen).tolist() if row not in others]
-
-    @property
-    def compared(self) -> int:
-        """Number of pairs of which at least one row is new."""
-        return self.new * (len(self.ids) - self.new) + self.new * (self.new - 1) // 2
-
-
 def find_duplicates(
     store: Store, schema: Schema, query: DuplicateQuery, progress: Report = lambda _: None
 ) -> DuplicateReport:
@@ -198,7 +173,8 @@ def find_duplicates(
     """
     started = time.perf_counter()
     query.check(schema)
-    rows = _read_rows(store, schema, query, progress)
+    scope = Scope(query.within, query.newer_than_ns, query.ignored)
+    rows = read_rows(store, schema, scope, progress)
     count = len(rows.ids)
     if count < 2:
         place = f"'{schema.collection}'" + (f" under {stored_path(query.within)}" if query.within is not None else "")
@@ -216,7 +192,7 @@ def find_duplicates(
     distance, counts, edges = _near_by_codes(rows, query, calibration, progress)
     unseen_pairs = rows.compared - _pairs_among(rows.seen, rows.new)
     with Verdicts() as eyes:
-        copies = _Copies(store, rows, eyes, progress)
+        copies = _Copies(store, rows, eyes, progress, scope.ignored)
         copies.look(_candidates(rows, query, distance, calibration.limits, progress))
         ends = [(a, b) for a, b, d in zip(*(column.tolist() for column in edges), strict=True) if d <= (distance or 0)]
         members = [[rows.ids[row] for row in group] for group in copies.groups(ends)]
@@ -229,12 +205,12 @@ def find_duplicates(
         precision=query.required_precision, pairs=near + copies.pairs,
         expected_false=_expected(calibration, unseen_pairs, distance) if unseen_pairs else None, keep=query.keep,
         groups=groups, seconds=time.perf_counter() - started, verdicts=copies.verdicts, unseen_pairs=unseen_pairs,
-        near_pairs=near, **_counts(copies.files),
+        near_pairs=near, ignored=rows.left_out, **_counts(copies.files),
     )  # fmt: skip
 
 
 def _near_by_codes(
-    rows: _Rows, query: DuplicateQuery, calibration: Calibration, progress: Report
+    rows: Rows, query: DuplicateQuery, calibration: Calibration, progress: Report
 ) -> tuple[int | None, NDArray[np.int64], Pairs]:
     """The distance of near codes, and the near pairs of which a file cannot be seen: their numbers and forest.
 
@@ -267,7 +243,7 @@ def _pairs_among(chosen: NDArray[np.bool_], new: int) -> int:
 
 
 def _candidates(
-    rows: _Rows, query: DuplicateQuery, distance: int | None, limits: Mapping[str, int], progress: Report
+    rows: Rows, query: DuplicateQuery, distance: int | None, limits: Mapping[str, int], progress: Report
 ) -> Iterator[tuple[int, int]]:
     """Pairs of rows to look at: those near by their codes, and the nearest of each.
 
@@ -283,6 +259,7 @@ def _candidates(
         words, int((chosen < rows.new).sum()), radius, 0 if explicit else NEAREST,
         lambda done: progress(Progress("comparing", done, len(chosen), 0)),
     )  # fmt: skip
+    pairs = pairs.where(~rows.is_ignored(chosen[pairs.left], chosen[pairs.right]))
     for left, right in zip(pairs.left.tolist(), pairs.right.tolist(), strict=True):
         a, b = int(chosen[left]), int(chosen[right])
         ends = np.array([a]), np.array([b])
@@ -299,8 +276,9 @@ class _Copies:
         pairs: number of pairs of copies.
     """
 
-    def __init__(self, store: Store, rows: _Rows, eyes: Verdicts, progress: Report) -> None:
+    def __init__(self, store: Store, rows: Rows, eyes: Verdicts, progress: Report, ignored: Ignored) -> None:
         self.files, self.verdicts, self.pairs = rows.files, dict.fromkeys((v.value for v in SEEN), 0), 0
+        self._ignored = ignored
         self._store, self._rows, self._eyes, self._progress = store, rows, eyes, progress
         self._known: dict[tuple[str, str], Verdict | None] = {}
         self._edges: list[tuple[int, int]] = []
@@ -354,11 +332,13 @@ class _Copies:
         """The verdicts on rows: by their pixels, or where a file cannot be seen, by codes within a distance."""
 
         def relate(row: Row, others: Sequence[Row]) -> list[Verdict | None]:
-            visible = [other for other in others if self.files.is_visible(other)]
+            kept_apart = [self._ignored.holds(self.files.trusted(row), self.files.trusted(other)) for other in others]
+            visible = [o for o, apart in zip(others, kept_apart, strict=True) if not apart and self.files.is_visible(o)]
             for _ in self.verdicts_of([(row, other) for other in visible if self._verdict(row, other) is None]):
                 pass
             return [
-                self._verdict(row, other) if self.files.is_visible(other) else by_codes(row, other) for other in others
+                None if apart else self._verdict(row, other) if other in visible else by_codes(row, other)
+                for other, apart in zip(others, kept_apart, strict=True)
             ]
 
         def by_codes(row: Row, other: Row) -> Verdict | None:
@@ -386,84 +366,12 @@ def _without_codes(store: Store, ids: Sequence[str]) -> dict[str, Row]:
     return rows
 
 
-def _read_rows(store: Store, schema: Schema, query: DuplicateQuery, progress: Report) -> _Rows:
-    disks = Disks()
-    folders = None if query.within is None else Folders([query.within], disks)
-    total, seen = store.count(), 0
-    ids: list[str] = []
-    old: list[bool] = []
-    states: dict[str, State] = {}
-    identities: list[tuple[int, int]] = []
-    contents: list[str] = []
-    chunks: dict[str, list[bytes]] = defaultdict(list)
-    for rows in store.scan(None, tuple(schema.bits)):
-        seen += len(rows)
-        chosen = [row for row in rows if folders is None or folders.holds(row.path)]
-        ids += [row.id for row in chosen]
-        old += [query.newer_than_ns is not None and row.mtime_ns <= query.newer_than_ns for row in chosen]
-        contents += [row.content_hash for row in chosen]
-        for row in chosen:
-            state = disks.state(row.path, row.size, row.mtime_ns)
-            identities.append(disks.identity(row.path) if state in {"here", "changed"} else (0, 0))
-            if state != "here":
-                states[row.id] = state
-        for name in schema.bits:
-            chunks[name].append(b"".join(row.codes[name] for row in chosen))
-        progress(Progress("reading codes", seen, max(total, seen), 0))
-    names = _names(store, ids, identities)
-    aliases = {i for some in names.values() for i, _ in some}
-    order = np.lexsort((np.array(ids), np.array(old, bool)))
-    order = order[[ids[row] not in aliases for row in order]]
-    words = {
-        name: as_words(np.frombuffer(b"".join(chunks.pop(name, [])), np.uint8).reshape(len(ids), bits // 8)[order])
-        for name, bits in schema.bits.items()
-    }
-    files = Files(
-        {i: state for i, state in states.items() if i not in aliases},
-        {i: tuple(path for _, path in some) for i, some in names.items()},
-    )
-    ordered = [ids[row] for row in order]
-    same: dict[str, list[int]] = defaultdict(list)
-    for place, row in enumerate(order):
-        if ids[row] not in states:  # the file is what its row says
-            same[contents[row]].append(place)
-    return _Rows(
-        ordered, words, sum(not old[row] for row in order), files,
-        np.array([states.get(i, "here") in VISIBLE for i in ordered], bool),
-        [places for places in same.values() if len(places) > 1],
-    )  # fmt: skip
-
-
-def _names(store: Store, ids: Sequence[str], identities: Sequence[tuple[int, int]]) -> dict[str, list[tuple[str, str]]]:
-    """Of files with several rows, the id of the row to compare -> ids and paths of the others.
-
-    The row whose path leads to the file without links is taken, then the first by path.
-    """
-    places: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for i, identity in zip(ids, identities, strict=True):
-        if identity != (0, 0):
-            places[identity].append(i)
-    several = [some for some in places.values() if len(some) > 1]
-    rows = store.fetch([i for some in several for i in some]) if several else {}
-    names: dict[str, list[tuple[str, str]]] = {}
-    for some in several:
-        paths = sorted((rows[i].path for i in some if i in rows), key=lambda path: (_is_link(path), path))
-        names[image_id(paths[0])] = [(image_id(path), path) for path in paths[1:]]
-    return names
-
-
-def _is_link(path: str) -> bool:
-    """Whether a link leads to a file, at its name or at a folder on the way."""
-    file = os.fspath(text_path(path))
-    return os.path.realpath(file) != file
-
-
 def _counts(files: Files) -> dict[str, Any]:
     states = list(files.states.values())
     return {"missing": states.count("gone"), "away": states.count("away"), "changed": states.count("changed")}
 
 
-def _sample(rows: _Rows) -> dict[str, NDArray[np.uint64]]:
+def _sample(rows: Rows) -> dict[str, NDArray[np.uint64]]:
     """The codes of a random sample of the rows, with a fixed seed."""
     count = len(rows.ids)
     chosen = np.sort(np.random.default_rng(0).permutation(count)[:SAMPLE])
@@ -471,7 +379,7 @@ def _sample(rows: _Rows) -> dict[str, NDArray[np.uint64]]:
 
 
 def _near_pairs(
-    rows: _Rows, radius: int, limits: Mapping[str, int], progress: Report, seen: NDArray[np.bool_] | None = None
+    rows: Rows, radius: int, limits: Mapping[str, int], progress: Report, seen: NDArray[np.bool_] | None = None
 ) -> tuple[Pairs, NDArray[np.int64]]:
     """The minimum spanning forest of the near pairs, and their number at each distance up to the radius.
 
@@ -484,7 +392,7 @@ def _near_pairs(
         progress(Progress("comparing", done, rows.new, 0))
 
     for pairs in pairs_within(rows.words[FINE], radius, rows.new, report):
-        near = np.ones(len(pairs.left), bool)
+        near = ~rows.is_ignored(pairs.left, pairs.right)
         for name, limit in limits.items():
             near &= distances_of(rows.words[name], pairs.left, pairs.right) <= limit
         if seen is not None:
@@ -542,6 +450,7 @@ def find_duplicates_of(
     query.check(schema)
     if query.within is not None or query.newer_than_ns is not None:
         raise QueryError("of compares one image with the whole index; omit within and newer_than")
+    ignored = query.ignored
     own, disks = _row_of(encoder, image), Disks()
     indexed = own.id in store.fetch([own.id])
     count = store.count() - indexed
@@ -560,6 +469,9 @@ def find_duplicates_of(
     itself = disks.identity(own.path)
     names = tuple(sorted(row.path for row in rows if disks.identity(row.path) == itself))
     rows = [row for row in rows if row.path not in names and (not explicit or _passes(own, row, calibration))]
+    rows = _one_a_shot(own, rows, disks)
+    left_out = sum(ignored.holds(own, row) for row in rows)
+    rows = [row for row in rows if not ignored.holds(own, row)]
     files = Files({row.id: disks.state(row.path, row.size, row.mtime_ns) for row in rows}, {own.id: names})
     unseen = [row for row in rows if not files.is_visible(row)]
     counts = np.bincount([_distance(own, row, FINE) for row in (rows if explicit else unseen)], minlength=radius + 1)
@@ -569,7 +481,8 @@ def find_duplicates_of(
     near_unseen = [row for row in unseen if _distance(own, row, FINE) <= within and _passes(own, row, calibration)]
     groups: tuple[DuplicateGroup, ...] = ()
     with Verdicts() as eyes:
-        copies = _Copies(store, _Rows([], {}, 0, files, np.zeros(0, bool), ()), eyes, progress)
+        nothing = Rows([], {}, 0, files, np.zeros(0, bool), (), np.empty(0, np.int64))
+        copies = _Copies(store, nothing, eyes, progress, ignored)
         found = [
             right for (_, right), verdict in copies.verdicts_of([(own, row) for row in looked]) if verdict in COPIES
         ]
@@ -582,8 +495,16 @@ def find_duplicates_of(
         rows=count, compared=count, distance=distance, limits=calibration.limits, precision=query.required_precision,
         pairs=len(members), expected_false=_expected(calibration, count, distance) if unseen else None,
         keep=query.keep, groups=groups, seconds=time.perf_counter() - started, verdicts=copies.verdicts,
-        unseen_pairs=count if unseen else 0, near_pairs=len(near_unseen), **_counts(copies.files),
+        unseen_pairs=count if unseen else 0, near_pairs=len(near_unseen), ignored=left_out, **_counts(copies.files),
     )  # fmt: skip
+
+
+def _one_a_shot(own: Row, rows: Sequence[Row], disks: Disks) -> list[Row]:
+    """The rows without those of the shot of ``own``, and one row of each other shot."""
+    here = [row.path for row in rows if disks.state(row.path) == "here"]
+    shots = Shots()
+    parts = {path for group in shots.together(here) for path in group[1:]} | set(shots.parts(own.path))
+    return [row for row in rows if row.path not in parts]
 
 
 def _row_of(encoder: Encoder, image: str | os.PathLike[str]) -> Row:
@@ -595,7 +516,7 @@ def _row_of(encoder: Encoder, image: str | os.PathLike[str]) -> Row:
     status = file.stat()
     codes = encoder.encode([pixels])
     return Row(
-        image_id(path), path, status.st_size, status.st_mtime_ns, width, height, "",
+        image_id(path), path, status.st_size, status.st_mtime_ns, width, height, file_content(file),
         {name: values[0].tobytes() for name, values in codes.items()},
     )  # fmt: skip
 

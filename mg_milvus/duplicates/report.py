@@ -22,6 +22,7 @@ from mg_milvus.files import file_link
 from mg_milvus.html.pages import HIT_SIDE, SIDE, bars_of, render, template
 from mg_milvus.images.discover import text_path
 from mg_milvus.images.paths import Disks
+from mg_milvus.images.shots import Shots
 from mg_milvus.images.thumbnails import thumbnail
 
 if TYPE_CHECKING:
@@ -56,8 +57,11 @@ class GroupMember:
         distances: granularity -> distance to ``duplicate_of`` in bits; zeros for an image to keep.
         file: state of the file now, see ``images.paths.State``; only one that is ``here`` is kept or removable.
         names: other indexed paths of the same file: links to it, and hard links.
+        parts: paths of the other files of the same shot, indexed or not: what the sensor gave (RAW), the movie of a
+            Live Photo, sidecars; all of them go, or none.
         verdict: what it is to ``duplicate_of``; empty for an image to keep.
-        offered: whether images of this verdict are offered for removal, and this one is no reference.
+        offered: whether images of this verdict are offered for removal, this one is no reference, and the other files
+            of its shot are all beside ``duplicate_of``, too.
     """
 
     id: str
@@ -70,6 +74,7 @@ class GroupMember:
     distances: Mapping[str, int]
     file: State = "here"
     names: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     verdict: str = ""
     offered: bool = True
 
@@ -95,7 +100,7 @@ class GroupMember:
         own = {name: getattr(self, name) for name in self.__slots__}
         return own | {
             "keep": self.keep, "removable": self.removable, "mark": self.mark, "names": list(self.names),
-            "distances": dict(self.distances),
+            "parts": list(self.parts), "distances": dict(self.distances),
         }  # fmt: skip
 
 
@@ -144,6 +149,7 @@ class DuplicateReport:
         verdicts: verdict -> number of pairs that were looked at.
         unseen_pairs: pairs compared by codes only, since a file cannot be seen.
         near_pairs: those of them that are near.
+        ignored: pairs left out, since a file says that they are no duplicates.
     """
 
     rows: int
@@ -162,6 +168,7 @@ class DuplicateReport:
     verdicts: Mapping[str, int] = field(default_factory=dict)
     unseen_pairs: int = 0
     near_pairs: int = 0
+    ignored: int = 0
 
     @property
     def images(self) -> int:
@@ -175,9 +182,9 @@ class DuplicateReport:
 
     @property
     def removable_paths(self) -> tuple[str, ...]:
-        """Their paths, with every indexed name of a file that has several: removing one of them would free nothing."""
+        """Their paths, with every indexed name of a file that has several, and the other files of their shots."""
         disks = Disks()
-        paths = [path for member in self.removable for path in (member.path, *member.names)]
+        paths = [path for member in self.removable for path in (member.path, *member.names, *member.parts)]
         return tuple({disks.location(path): path for path in reversed(paths)}.values())[::-1]
 
     @property
@@ -208,6 +215,8 @@ class DuplicateReport:
         if not self.compared:
             return [self.headline, "nothing was compared: no image is that new", *self._without_file()]
         looked = self._looked_at()
+        if self.ignored:
+            looked.append(f"{_count(self.ignored, 'pair')} left out as no duplicates")
         if not self.unseen_pairs:
             return [self.headline, *looked, *self._without_file()]
         if self.distance is None:
@@ -326,10 +335,21 @@ class Files:
     Attributes:
         states: row id -> state of its file; a row that is not named has its file.
         names: row id -> other indexed paths of the same file.
+        shots: which files belong together.
     """
 
     states: Mapping[str, State] = field(default_factory=dict)
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    shots: Shots = field(default_factory=Shots)
+
+    def parts(self, row: Row) -> tuple[str, ...]:
+        """The other files of the shot of a row, under all its names."""
+        paths = (row.path, *self.names.get(row.id, ()))
+        return tuple(dict.fromkeys(part for path in paths for part in self.shots.parts(path) if part not in paths))
+
+    def is_spare(self, row: Row, kept: Row) -> bool:
+        """Whether nothing of the shot of a row is missing beside a row that stays."""
+        return all(self.shots.spare(path, kept.path) for path in (row.path, *self.names.get(row.id, ())))
 
     def state(self, row: Row) -> State:
         """The state of the file of a row."""
@@ -360,10 +380,10 @@ class Choice:
     reference: Folders | None = None
     keep_folder: Folders | None = None
 
-    def order(self, row: Row) -> tuple[Any, ...]:
-        """A sort key: the row to keep comes first."""
+    def order(self, row: Row, parts: int) -> tuple[Any, ...]:
+        """A sort key: the row to keep comes first; of copies, one whose shot has more files (``parts``) stays."""
         preferred = self.keep_folder is not None and self.keep_folder.holds(row.path)
-        return not self.is_reference(row), not preferred, *KEEP[self.rule](row)
+        return not self.is_reference(row), not preferred, -parts, *KEEP[self.rule](row)
 
     def is_reference(self, row: Row) -> bool:
         """Whether a row is never offered."""
@@ -374,7 +394,8 @@ def make_group(rows: Sequence[Row], relate: Relate, choice: Choice, files: Files
     """Make a group of rows.
 
     The best row is kept, and its copies are removable; then the best of the rest is kept, and so on. So each removable
-    row is a copy of one that stays. Rows without their file are never kept, and come last.
+    row is a copy of one that stays. Rows without their file are never kept, and come last. The files of a shot go
+    together, and only where each has a copy beside the row that stays.
 
     Args:
         rows: two or more, with all their codes.
@@ -382,7 +403,8 @@ def make_group(rows: Sequence[Row], relate: Relate, choice: Choice, files: Files
         choice: which rows to keep, and which verdicts to offer.
         files: of the rows.
     """
-    rows = sorted(rows, key=lambda row: (files.state(row) != "here", *choice.order(row)))
+    parts = {row.id: files.parts(row) if files.state(row) == "here" else () for row in rows}
+    rows = sorted(rows, key=lambda row: (files.state(row) != "here", *choice.order(row, len(parts[row.id]))))
     found: dict[int, tuple[int, Verdict]] = {}  # place -> place of the row that it duplicates, verdict
     going: set[int] = set()
     for place, row in enumerate(rows):
@@ -394,6 +416,7 @@ def make_group(rows: Sequence[Row], relate: Relate, choice: Choice, files: Files
             if verdict is None or (verdict not in COPIES and verdict is not Verdict.UNSEEN):
                 continue
             safe = verdict in choice.offered and not choice.is_reference(rows[other])
+            safe = safe and files.is_spare(rows[other], row)
             if safe or other not in found:
                 found[other] = place, verdict
             if safe and files.state(rows[other]) == "here":
@@ -403,7 +426,7 @@ def make_group(rows: Sequence[Row], relate: Relate, choice: Choice, files: Files
             row.id, row.path, row.size, row.mtime_ns, row.width, row.height,
             rows[found[place][0]].path if place in found else None,
             _apart(row, rows[found[place][0]] if place in found else row),
-            files.state(row), files.names.get(row.id, ()),
+            files.state(row), files.names.get(row.id, ()), parts[row.id],
             found[place][1].value if place in found else "", place not in found or place in going,
         )
         for place, row in enumerate(rows)
@@ -481,6 +504,7 @@ def _card_values(member: GroupMember, side: int) -> dict[str, Any]:
         "mark": member.mark,
         "verdict": member.verdict,
         "names": member.names,
+        "parts": [text_path(part).name for part in member.parts],
         "duplicate_of": "" if member.duplicate_of is None else text_path(member.duplicate_of).name,
         "name": path.name or member.path,
         "path": str(path),

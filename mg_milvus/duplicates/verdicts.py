@@ -7,8 +7,9 @@ import sqlite3
 import threading
 from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
+from urllib.parse import quote
 
 from mg_milvus.duplicates.verify import Verdict, look, read_detail, verdict
 from mg_milvus.errors import ImageError
@@ -38,6 +39,17 @@ _LOOKS, _DETAILS = 2048, 96
 def cache_file() -> Path:
     """The file that keeps the verdicts."""
     return cache_folder("verdicts") / "pairs.sqlite"
+
+
+def kept_verdicts() -> tuple[int, int]:
+    """The number of verdicts kept, and the bytes of their file; no verdict is kept in one that is damaged."""
+    file, size = cache_file(), 0
+    try:
+        size = file.stat().st_size
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as kept:
+            return kept.execute("select count(*) from pairs").fetchone()[0], size
+    except (OSError, sqlite3.Error):
+        return 0, size
 
 
 def clear_verdicts() -> None:

@@ -38,13 +38,15 @@ class Verdict(StrEnum):
     DIFFERENT = "different"
     UNSEEN = "alike by codes"
     """The images are near by their codes, and one of them is gone or cannot be read."""
+    OBJECT = "same object"
+    """One shows what the other one is, a poster, cover or label, within a scene of its own; said of hits only."""
 
 
 COPIES = frozenset({Verdict.IDENTICAL, Verdict.SAME, Verdict.EDITED})
 """The verdicts that make a group."""
 
-SEEN = tuple(verdict for verdict in Verdict if verdict is not Verdict.UNSEEN)
-"""The verdicts that a look at the pixels gives."""
+SEEN = tuple(verdict for verdict in Verdict if verdict not in {Verdict.UNSEEN, Verdict.OBJECT})
+"""The verdicts that a look at the pixels of a pair gives."""
 
 DETAIL = 1024
 """Longer side in pixels at which aligned images are compared: the text of a page can be read."""
@@ -77,6 +79,11 @@ _OVERLAID = 0.2
 """Most of an image that captions and watermarks change."""
 _CONTAINED = 0.85
 """Share of one image that the other must show: a crop is contained, two views of a scene overlap."""
+_OBJECT_INLIERS = 16
+_OBJECT, _OBJECT_PAGE = 0.4, 0.1
+"""Share of the windows of an object that light, blur and what lies before it may change; of pages and drawings."""
+_OBJECT_SHOWN, _SCENE = 0.6, 0.8
+"""Share of an object that a scene must show; most of a scene that an object fills."""
 _ROUNDING = 2
 """Grey levels by which decoders differ."""
 _READABLE = 300
@@ -122,6 +129,19 @@ class Alignment:
 
 
 @dataclass(frozen=True, slots=True)
+class Match:
+    """What two images are to each other, and how the left one lies in the right one.
+
+    Attributes:
+        verdict: from their pixels.
+        alignment: None where they could not be aligned, or need not be, since their content is the same.
+    """
+
+    verdict: Verdict
+    alignment: Alignment | None
+
+
+@dataclass(frozen=True, slots=True)
 class Agreement:
     """What aligned images share.
 
@@ -160,12 +180,16 @@ def read_detail(path: str | os.PathLike[str]) -> tuple[bytes, Array]:
     with content_of(path) as data:
         content = blake2b(data, digest_size=16).digest()
         with decoding(data, least=DETAIL // 2) as decoded:
-            image = decoded.image.convert("L")
-    scale = DETAIL / max(image.size)
+            return content, detail_of(decoded.image)
+
+
+def detail_of(image: Image.Image) -> Array:
+    """The grey pixels of an image, (h, w) uint8, at most ``DETAIL`` a side."""
+    image, scale = image.convert("L"), DETAIL / max(image.size)
     if scale < 1:
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         image = image.resize(size, Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR)
-    return content, np.asarray(image)
+    return np.asarray(image)
 
 
 def look(content: bytes, detail: Array) -> Look:
@@ -442,9 +466,28 @@ def _is_overlay(found: Agreement) -> bool:
 
 def verdict(looks: tuple[Look, Look], details: Callable[[], tuple[Array, Array]]) -> Verdict:
     """The verdict on two images: what ``look`` gives of both, and their pixels, which few pairs need."""
+    return match(looks, details).verdict
+
+
+def match(looks: tuple[Look, Look], details: Callable[[], tuple[Array, Array]]) -> Match:
+    """The verdict on two images, as ``verdict``, and how they are aligned."""
     if looks[0].content == looks[1].content:
-        return Verdict.IDENTICAL
+        return Match(Verdict.IDENTICAL, None)
     lying = align_as_they_lie(*looks)
     if lying is not None and (found := judge(looks, details, lying)) in COPIES:
-        return found
-    return judge(looks, details, align_by_features(*looks) or lying)
+        return Match(found, lying)
+    aligned = align_by_features(*looks) or lying
+    return Match(judge(looks, details, aligned), aligned)
+
+
+def shows(looks: tuple[Look, Look], details: tuple[Array, Array], similar: Match) -> bool:
+    """Whether the right image, which is only similar, shows the flat object that the left image is, in a scene.
+
+    Two frames of one scene show each other whole; here the right image must show more than the left one does.
+    """
+    alignment = similar.alignment
+    if alignment is None or alignment.inliers < _OBJECT_INLIERS or any(one.blank for one in looks):
+        return False
+    found = agreement(*details, alignment.matrix)
+    most = _OBJECT_PAGE if looks[0].page or looks[1].page else _OBJECT
+    return found.left > _OBJECT_SHOWN and found.right < _SCENE and found.differing < most

@@ -148,6 +148,7 @@ class _Card:
     thumbnail: Thumbnail
     bars: Sequence[_Bar]
     box: Box | None
+    verdict: str
 
     @property
     def fills(self) -> bool:
@@ -211,7 +212,8 @@ def _card(hit: Hit, bits: Mapping[str, int]) -> _Card:
         name=path.name or hit.path,
         path=str(path),
         link=file_link(path),
-        thumbnail=thumbnail(path, HIT_SIDE, hit.box),
-        box=hit.box,
+        thumbnail=thumbnail(path, HIT_SIDE, hit.shown_box),
+        box=hit.shown_box,
         bars=bars,
+        verdict=hit.verified.verdict if hit.verified else "",
     )

@@ -56,6 +56,8 @@ class QueryOptions(TypedDict, total=False):
         regions: search the regions of the images. ``contains``: images that contain what the query image, or the crop,
             shows, and where. ``overlap``: images that share something with it, at any place and scale: every region of
             the query image is searched for.
+        verify: look at the pixels of the first ten hits: which of them is the same image, an edited one, or shows the
+            flat object that the query image is, and where (``Hit.verified``). The order of the hits stays.
         plan: ``full`` searches every granularity; ``cascade`` searches the one of the shortest codes deeply, and the
             others rank its candidates only; ``auto`` (the schema's default) chooses by the number of images.
     """
@@ -70,6 +72,7 @@ class QueryOptions(TypedDict, total=False):
     filter: Filter | None
     crop: tuple[int, int, int, int] | None
     regions: str | None
+    verify: bool
     plan: str | None
 
 
@@ -184,9 +187,9 @@ def check_together(terms: Sequence[QueryTerm], query: Query, options: QueryOptio
         if not (isinstance(term.weight, int | float) and abs(term.weight) <= MAX_WEIGHT and term.weight):
             raise QueryError(f"the weight of an image is {format_value(term.weight)}, expected a number that is not 0")
     if not any(term.weight > 0 for term in terms):
-        raise QueryError(
-            "there is nothing to look for, only what to avoid: give at least one image with a weight above 0"
-        )
+        raise QueryError("there is no image to look for: give at least one with a weight above 0")
+    if options.get("verify"):
+        raise QueryError("the hits of several images cannot be verified; query with one of them")
     if options.get("crop") is not None:
         raise QueryError("a crop is of one image: cut it out, and give the cut as one of the query images")
     if query.fusion == "server":
@@ -212,6 +215,8 @@ def _check_types(options: QueryOptions) -> None:
     for name in ("granularity", "profile"):
         if not isinstance(options.get(name, ""), str | None):
             raise QueryError(f"{name} is {format_value(options.get(name))}, expected text")
+    if not isinstance(options.get("verify", False), bool):
+        raise QueryError(f"verify is {format_value(options.get('verify'))}, expected True or False")
     whole = isinstance(crop, list | tuple) and len(crop) == 4 and all(_is_whole(number) for number in crop)
     if crop is not None and not whole:
         raise QueryError(f"crop is {format_value(crop)}, expected four whole numbers: x, y, width and height in pixels")

@@ -100,7 +100,7 @@ class Searcher:
         )
         hits, every = [], list(rows.values())
         for rank, place in enumerate(fused.order[: query.k].tolist(), start=1):
-            nearest = {name: min(wanted, key=lambda i, name=name: distances[i][name][place]) for name in bits}
+            nearest = {name: min(wanted, key=[own[name][place] for own in distances].__getitem__) for name in bits}
             hits.append(Hit(
                 rank, every[place].id, every[place].path, float(fused.scores[place]),
                 {name: int(distances[i][name][place]) for name, i in nearest.items()},

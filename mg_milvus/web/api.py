@@ -29,9 +29,12 @@ from mg_milvus.web.media import THUMBNAIL_SIDES, OriginalResponse, keep_upload, 
 from mg_milvus.web.schemas import (
     ID_PATTERN,
     IndexedQueryParameters,
+    IndexedVerifyParameters,
     Info,
     QueryParameters,
     QueryResponse,
+    VerificationResponse,
+    VerifyParameters,
     decode_codes,
     encode_codes,
     result_fields,
@@ -164,6 +167,40 @@ async def _respond(state: State, source: _QuerySource, parameters: QueryParamete
     response["seconds"] = round(time.perf_counter() - started, 4)
     state.metrics.query(response["seconds"])
     return JSONResponse(response)
+
+
+@router.post("/api/verify", response_model=list[VerificationResponse], openapi_extra=IMAGE_BODY, responses={
+    **ERRORS, **BUSY, 413: {"description": "The image has too many bytes.", **ERROR},
+})  # fmt: skip
+async def verify_image(
+    request: Request, state: CurrentState, parameters: Annotated[VerifyParameters, QueryParameter()]
+) -> Response:
+    """Compare an image with indexed ones by their pixels: the same image, edited, the same flat object, and where."""
+    with state.bodies.body() as body:
+        data = await read_body(request, state.settings.max_upload_bytes, body)
+        try:
+            return await _verify(state, data, parameters)
+        except ImageError as error:
+            raise ImageError(f"the image that was sent{str(error).removeprefix(UNNAMED_IMAGE)}") from error
+
+
+@router.get("/api/verify", response_model=list[VerificationResponse], responses={**ERRORS, **BUSY})
+async def verify_indexed(
+    state: CurrentState, parameters: Annotated[IndexedVerifyParameters, QueryParameter()]
+) -> Response:
+    """Compare an indexed image with others by their pixels, see above; its file is read."""
+    row = await _in_thread(state.index.row, parameters.id)
+    try:
+        return await _verify(state, text_path(row.path), parameters)
+    except ImageError as error:
+        raise _file_error(parameters.id) from error
+
+
+async def _verify(state: State, image: Any, parameters: VerifyParameters) -> Response:
+    ids = parameters.ids.split(",")
+    verify = partial(state.index.verify, image, ids, crop=parameters.box(), max_pixels=state.settings.max_pixels)
+    found = await anyio.to_thread.run_sync(verify, limiter=state.verify_limiter)
+    return JSONResponse([{"id": own, **each.as_dict()} for own, each in zip(ids, found, strict=True)])
 
 
 async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:

@@ -92,6 +92,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         decode_limiter=anyio.CapacityLimiter(os.cpu_count() or 1),
         # A search compares all pairs on all cores: a second one at the same time would slow both down.
         duplicates_limiter=anyio.CapacityLimiter(1),
+        verify_limiter=anyio.CapacityLimiter(1),
         access=Access(settings.token),
         bodies=BodyBudget(settings.max_upload_bytes),
         stream_slots=Slots(MAX_STREAMS, "streams of events"),

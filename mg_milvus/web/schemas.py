@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from mg_milvus.duplicates.hits import VERIFIED
 from mg_milvus.errors import QueryError
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.web.limits import check_filter
@@ -65,6 +66,18 @@ class QueryInfo(BaseModel):
     width: int
     height: int
     crop: list[int] | None
+
+
+class VerificationResponse(BaseModel):
+    """What a query image is to an indexed one, by their pixels."""
+
+    id: str
+    verdict: Annotated[str, Field(description=(
+        "identical file, same image, edited, same object, similar, different; or why the image cannot be looked at."
+    ))]  # fmt: skip
+    box: Annotated[list[int] | None, Field(description=(
+        "x, y, width, height of what the query image shows, in pixels of the indexed image; for the first four."
+    ))]  # fmt: skip
 
 
 class Info(BaseModel):
@@ -140,6 +153,30 @@ class QueryParameters(BaseModel):
             "rrf_k": self.rrf_k, "depth": self.depth, "filter": self.filter or None, "regions": self.regions or None,
             "plan": self.plan or None, "crop": _parse_crop(self.crop) if self.crop else None,
         }  # fmt: skip
+
+
+class VerifyParameters(BaseModel):
+    """What to verify."""
+
+    ids: Annotated[str, Field(
+        pattern=rf"^[0-9a-f]{{32}}(,[0-9a-f]{{32}}){{0,{VERIFIED - 1}}}$",
+        description="Up to ten indexed images: ID,ID,...",
+    )]  # fmt: skip
+    crop: Annotated[str | None, Field(description="Compare with this crop of the image: X,Y,W,H in pixels.")] = None
+
+    def box(self) -> tuple[int, int, int, int] | None:
+        """The crop.
+
+        Raises:
+            QueryError: it is malformed.
+        """
+        return _parse_crop(self.crop) if self.crop else None
+
+
+class IndexedVerifyParameters(VerifyParameters):
+    """What to verify, with an indexed image as the query image."""
+
+    id: Annotated[str, Field(pattern=ID_PATTERN, description="An indexed image.")]
 
 
 class IndexedQueryParameters(QueryParameters):

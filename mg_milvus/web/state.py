@@ -40,6 +40,7 @@ class State:
         ingests: runs ingests, one at a time.
         decode_limiter: for decoding images: as many at once as there are cores.
         duplicates_limiter: for searches for near-duplicates: one at a time.
+        verify_limiter: for comparisons by pixels: one at a time, which takes all cores.
         access: tokens and sessions.
         bodies: limits the request bodies in memory.
         stream_slots: limits open event streams.
@@ -58,6 +59,7 @@ class State:
     ingests: IngestRunner
     decode_limiter: anyio.CapacityLimiter
     duplicates_limiter: anyio.CapacityLimiter
+    verify_limiter: anyio.CapacityLimiter
     access: Access
     bodies: BodyBudget
     stream_slots: Slots

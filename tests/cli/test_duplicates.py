@@ -19,6 +19,7 @@ from mg_milvus.schema.models import Granularity, Schema
 from mg_milvus.store.base import Description
 from mg_milvus.store.milvus import open_store
 from tests.cli.test_cli import mgm
+from tests.cli.test_log import run
 from tests.conftest import make_photos
 from tests.integration.test_pages import Page
 from tests.servers import lite_server
@@ -119,6 +120,16 @@ def test_of_a_new_image(home, tmp_path):
     assert done.stderr.count(b"\n") == 1
 
 
+def test_what_is_no_duplicate_is_remembered(home, tmp_path):
+    seen = tmp_path / "seen.jsonl"
+    images = (home / "photos" / "disc" / "00.jpg", home / "photos" / "copies" / "again.jpg")
+    done = run("duplicates", "--uri", home / "mgm.db", "--ignore", seen, "--not-duplicates", *images)
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"mgm: added 1 pair to {seen}\n")
+    done = run("duplicates", "--uri", home / "mgm.db", "--distance", "24", "--ignore", seen)
+    assert "again.jpg" not in done.stdout
+    assert "1 pair left out as no duplicates" in done.stdout.splitlines()
+
+
 def test_the_page_shows_the_groups_and_a_placeholder_for_what_is_gone(home, tmp_path):
     done = mgm("duplicates", "--precision", "0.9", "--json", "--html", tmp_path / "page.html", cwd=home)
     assert done.stderr.decode().splitlines()[-1] == f"mgm: wrote {tmp_path}/page.html"
@@ -157,6 +168,9 @@ def test_over_tcp_too(home, tmp_path):
         (["--precision", "nan"], 1, "precision is nan, expected a number between 0 and 1"),
         (["--within", "/nowhere"], 1, "there is no image in 'images' under /nowhere"),
         (["--keep", "me"], 2, "'me' is not one of"),
+        (["--not-duplicates", "a.jpg", "b.jpg"], 2, "--not-duplicates takes images, and the file to add them to"),
+        (["--ignore", "x", "a.jpg", "b.jpg"], 2, "--not-duplicates takes images, and the file to add them to"),
+        (["--ignore", "none.jsonl"], 1, "'none.jsonl' does not exist, expected a file of pairs"),
         (["--distance", "0", "--html", "/dev/null/page.html"], 2, "'/dev/null/page.html' cannot be written"),
         (["--uri", "other.db"], 1, "there is no index at other.db"),
     ],

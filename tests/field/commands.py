@@ -70,6 +70,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "heads": ("fixed", "adapt", "adaptive"),
     "html": OUT,
     "ids_or_paths": ("photos/0.jpg", "photos/9.jpg", "0" * 32, "none"),
+    "ignore": ("seen.jsonl", "notes.txt", "photos"),
     "images": IMAGES,
     "images_per_second": NUMBERS,
     "include": ("edited", "all"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from mg_milvus.duplicates import verdicts
+from mg_milvus.errors import ImageError, NotIndexedError, QueryError
 from mg_milvus.index import ImageIndex
 from tests.unit.test_verify import captioned, letter, photo
 
@@ -173,3 +175,78 @@ def test_progress_and_json(index: ImageIndex):
     text = json.dumps(report.as_dict())
     assert "same image" in text
     assert json.loads(text)["verdicts"]["identical file"] == 1
+
+
+def test_pairs_that_are_no_duplicates_are_remembered_by_content(folder: Path, tmp_path: Path):
+    seen = tmp_path / "seen.jsonl"
+    shutil.copytree(folder, tmp_path / "moved")
+    with ImageIndex.open("memory:") as index:
+        index.ingest(folder)
+        assert index.not_duplicates(seen, folder / "2.jpg", folder / "2 cropped.jpg") == 1
+        assert index.not_duplicates(seen, folder / "2 cropped.jpg", index.row(folder / "2.jpg").id) == 0
+        line = json.loads(seen.read_text())
+        assert sorted(map(name, line["paths"])) == ["2", "2 cropped"]
+        assert set(line["contents"]) == {index.row(folder / f"{own}.jpg").content_hash for own in ("2", "2 cropped")}
+        report = index.duplicates(ignore=seen, distance=256)
+        assert not {"2", "2 cropped"} & set(members(report))
+        assert {"1", "3", "3 mirrored"} <= set(members(report))
+        assert report.ignored == 1
+        assert "1 pair left out as no duplicates" in report.summary(index.schema.bits)
+        assert index.duplicates(of=folder / "2.jpg", ignore=seen).ignored == 1
+        assert index.duplicates(of=folder / "2.jpg", ignore=seen).groups == ()
+    with ImageIndex.open("memory:") as index:
+        index.ingest(tmp_path / "moved")
+        assert not {"2", "2 cropped"} & set(members(index.duplicates(ignore=seen)))
+
+
+def test_two_of_three_copies_told_apart_may_each_stay_with_the_third(folder: Path, index: ImageIndex, tmp_path: Path):
+    seen = tmp_path / "seen.jsonl"
+    assert index.not_duplicates(seen, folder / "1.jpg", folder / "1 small.jpg", folder / "0.jpg") == 3
+    found = members(index.duplicates(ignore=seen))
+    assert {name(found[own].duplicate_of) for own in ("1", "1 small")} <= {"1 brighter", ""}
+
+
+def test_an_image_that_is_gone_is_left_out_by_the_content_it_had(tmp_path: Path):
+    for number in range(3):
+        photo(number).save(tmp_path / f"{number}.jpg", quality=92)
+    photo(0).save(tmp_path / "gone.jpg", quality=80)
+    with ImageIndex.open("memory:") as index:
+        index.ingest(tmp_path)
+        (tmp_path / "gone.jpg").unlink()
+        assert len(index.duplicates(distance=12).groups) == 1
+        assert index.not_duplicates(tmp_path / "seen", tmp_path / "gone.jpg", tmp_path / "0.jpg") == 1
+        report = index.duplicates(distance=12, ignore=tmp_path / "seen")
+    assert (report.groups, report.near_pairs, report.ignored) == ((), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"{}", "line 1 is '{}', expected"),
+        (b'\n{"contents": ["a", "b"]}', "line 2 is"),
+        (b'{"contents": ["' + 32 * b"0" + b'", "' + 32 * b"0" + b'"]}', "two different hashes"),
+        (b"\xff", "is not a text of UTF-8"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_file_that_holds_no_pairs_is_refused(index: ImageIndex, tmp_path: Path, text: bytes | None, message: str):
+    if text is not None:
+        (tmp_path / "seen").write_bytes(text)
+    with pytest.raises(QueryError, match=re.escape(message)):
+        index.duplicates(ignore=tmp_path / "seen")
+
+
+def test_images_that_make_no_pair_are_refused(index: ImageIndex, folder: Path, tmp_path: Path):
+    seen = tmp_path / "seen"
+    with pytest.raises(QueryError, match="have the same content"):
+        index.not_duplicates(seen, folder / "0.jpg", folder / "0 copy.jpg")
+    with pytest.raises(QueryError, match="1 image given"):
+        index.not_duplicates(seen, folder / "0.jpg")
+    with pytest.raises(NotIndexedError):
+        index.not_duplicates(seen, folder / "0.jpg", tmp_path / "nothing.jpg")
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(ImageError, match=re.escape("text.jpg")):
+        index.not_duplicates(seen, folder / "0.jpg", tmp_path / "text.jpg")
+    with pytest.raises(QueryError, match="cannot be written"):
+        index.not_duplicates(tmp_path / "no" / "folder", folder / "0.jpg", folder / "1.jpg")
+    assert not seen.exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,7 @@ pytest.importorskip("fastapi", reason="the web page needs the extra web: pip ins
 from fastapi.testclient import TestClient
 
 from mg_milvus import session
+from mg_milvus.duplicates.verdicts import Verdicts, cache_file
 from mg_milvus.index import ImageIndex
 from mg_milvus.web import media
 from mg_milvus.web.app import create_app
@@ -120,6 +123,7 @@ def test_the_cache_is_shown_and_cleared(tmp_path: Path, monkeypatch: pytest.Monk
     assert [line.split(maxsplit=5) for line in empty.stdout.splitlines()] == [
         ["thumbnails", "0", "files", "0.0", "MB", str(at / "thumbnails")],
         ["encoders", "0", "files", "0.0", "MB", str(at / "encoders")],
+        ["verdicts", "0", "pairs", "0.0", "MB", str(at / "verdicts" / "pairs.sqlite")],
     ]
     (media.default_folder() / "ab").mkdir(parents=True)
     (media.default_folder() / "ab" / "x.jpg").write_bytes(bytes(1_500_000))
@@ -128,14 +132,18 @@ def test_the_cache_is_shown_and_cleared(tmp_path: Path, monkeypatch: pytest.Monk
     small.write_bytes(bytes(1_000_000))
     large.write_bytes(bytes(3_000_000))
     (at / "other").write_text("not ours")
+    with Verdicts():  # makes the file
+        pass
+    with closing(sqlite3.connect(cache_file())) as kept, kept:
+        kept.executemany("insert into pairs values (?, ?, 'similar')", [(bytes([n]), b"x") for n in range(3)])
     full = mgm("cache", cwd=tmp_path)
     assert [line.split()[:4] for line in full.stdout.splitlines()] == [
-        ["thumbnails", "1", "file", "1.5"], ["encoders", "2", "files", "4.0"],
+        ["thumbnails", "1", "file", "1.5"], ["encoders", "2", "files", "4.0"], ["verdicts", "3", "pairs", "0.0"],
     ]  # fmt: skip
     cleared = mgm("cache", "--clear", cwd=tmp_path)
     assert cleared.returncode == 0
     assert cleared.stdout.splitlines()[0].startswith(f"kept {large}: no collection has a complete copy of this encoder")
     assert [line.split()[:4] for line in cleared.stdout.splitlines()[1:]] == [
-        ["thumbnails", "0", "files", "0.0"], ["encoders", "1", "file", "3.0"],
+        ["thumbnails", "0", "files", "0.0"], ["encoders", "1", "file", "3.0"], ["verdicts", "0", "pairs", "0.0"],
     ]  # fmt: skip
     assert sorted(path.name for path in at.rglob("*") if path.is_file()) == ["large.safetensors", "other"]

@@ -144,6 +144,18 @@ def test_a_dropped_image_is_answered_as_by_the_library(page: Page, index: ImageI
     assert page.evaluate("document.querySelector('#query').naturalWidth") == 96
 
 
+def test_the_first_results_are_verified(page: Page, index: ImageIndex, folder: Path) -> None:
+    image = folder / "disc" / "03.jpg"
+    drop(page, image)
+    page.check("#verify")
+    page.wait_for_selector("#grid .card:first-child .verdict:not(:empty)")
+    said = page.eval_on_selector_all("#grid .verdict", "all => all.map(own => own.textContent)")
+    expected = index.query(image, k=12, verify=True)
+    assert said[:12] == [hit.verified.verdict if hit.verified else "" for hit in expected]
+    assert said[0] == "identical file"
+    assert page.locator("#grid .card:first-child .region").count() == 1
+
+
 def test_moving_a_slider_ranks_anew_and_asks_nobody(page: Page, index: ImageIndex, folder: Path) -> None:
     image = folder / "blocks" / "11.jpg"
     drop(page, image)

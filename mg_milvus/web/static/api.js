@@ -39,6 +39,14 @@ export function query({ blob, id, codes, crop, regions, filter, depth, fusion },
   return call(withQuery("api/query", options), { method: "POST", body: blob, headers, signal });
 }
 
+/** What an image (a Blob), or that of an id, is to indexed ones, by their pixels: [{id, verdict, box}]. */
+export function verify({ blob, id, crop, ids }, signal) {
+  const options = { ids: ids.join(","), crop: crop?.join(",") };
+  if (!blob) return call(withQuery("api/verify", { id, ...options }), { signal });
+  const headers = { "content-type": "application/octet-stream" };
+  return call(withQuery("api/verify", options), { method: "POST", body: blob, headers, signal });
+}
+
 export const sample = (filter, signal) => call(withQuery("api/sample", { count: 120, filter }), { signal });
 
 export const row = (id) => call(`api/images/${id}`);

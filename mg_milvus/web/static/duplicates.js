@@ -21,6 +21,7 @@ function card(member) {
       h("p", { class: "sizes" }, h("span", {}, `${member.width} × ${member.height}`), h("span", {}, fileSize(member.size))),
       member.verdict ? h("p", { class: "duplicate-of" }, member.verdict) : null,
       member.names.length ? h("p", { class: "duplicate-of" }, "the same file: ", h("bdi", {}, member.names.join(", "))) : null,
+      member.parts.length ? h("p", { class: "duplicate-of" }, "one shot with: ", h("bdi", {}, member.parts.map(fileName).join(", "))) : null,
       member.keep ? null : h("ul", { class: "bars", role: "list" }, ...bars.map(([granularity, bits], place) => {
         const distance = member.distances[granularity];
         const near = `${(100 * (1 - distance / bits)).toFixed(1)}%`;

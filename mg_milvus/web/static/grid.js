@@ -138,12 +138,14 @@ export class Grid {
     }
     card.rank = h("span", { class: "rank" });
     card.tile.append(card.rank);
+    card.verdict = h("p", { class: "verdict" });
     card.score = h("span", { class: "score", title: "fused score; comparable within one query" });
     card.ranks = new Map();
     const bars = Object.keys(this.bits).map((granularity, place) => this.bar(card, row, granularity, place));
     card.append(
       h("div", { class: "about" },
         h("div", { class: "line" }, heading(row, name), card.score),
+        card.verdict,
         h("ul", { class: "bars", role: "list" }, ...bars),
         h("button", { class: "why", onclick: () => this.why(card.entry) },
           "Why this?", h("span", { class: "unseen" }, ` ${name}`)),
@@ -169,7 +171,19 @@ export class Grid {
     card.tile.href = this.link(row);
     card.rank.replaceChildren(h("span", { class: "unseen" }, "rank "), String(rank));
     card.score.textContent = score.toFixed(4);
+    this.verify(card, row);
     for (const [granularity, element] of card.ranks) element.textContent = `#${rankText(ranks[granularity])}`;
+  }
+
+  /** What the query image is to a card's image by their pixels, and where, once that is known. */
+  verify(card, row) {
+    const verdict = row.verified?.verdict ?? "";
+    if (card.verdict.textContent === verdict) return;
+    card.verdict.textContent = verdict;
+    if (!row.verified?.box) return;
+    card.tile.querySelector(".region")?.remove();
+    card.tile.classList.remove("fill");
+    card.tile.append(region({ ...row, box: row.verified.box }));
   }
 
   /** Where the cards in the window are. */

@@ -13,6 +13,7 @@ import { REGIONS, Regions } from "./regions.js";
 import { Weights } from "./weights.js";
 import { Why } from "./why.js";
 
+const VERIFIED = 10; // results that are verified, the first ones
 const DEPTHS = [50, 100, 300, 1000];
 const REMEMBERED = 20; // results kept for the back button
 
@@ -166,7 +167,26 @@ function rank() {
     ? "Every weight is 0: raise one of them."
     : entries.length ? `${number(entries.length)} candidates in ${Math.round(result.milliseconds)} ms` : "No results.";
   grid.show(entries, settings().bits);
+  verifySoon();
 }
+
+/** Ask what the query image is to the first results, by their pixels, of those that are not known yet. */
+const verifySoon = calmly(300, async () => {
+  const mine = result;
+  const blob = query.id ? null : queryImage.of(query.codes)?.blob;
+  if (!$("#verify").checked || pending || !mine?.response || !(query.id || blob)) return;
+  const first = fuse(mine.response.candidates, settings()).slice(0, VERIFIED).map(({ row }) => row);
+  const rows = first.filter((row) => !row.verified);
+  if (!rows.length) return;
+  try {
+    const found = await api.verify({ blob, id: query.id, crop: query.crop, ids: rows.map(({ id }) => id) });
+    rows.forEach((row, place) => (row.verified = found[place]));
+    if (mine === result) rank();
+  } catch (error) {
+    showProblem(error.message);
+    $("#verify").checked = false;
+  }
+});
 
 const remember = calmly(150, () => {
   history.replaceState(history.state, "", toAddress(query));
@@ -210,6 +230,7 @@ function setUp() {
     search(next);
   });
   $("#fusion").addEventListener("change", ({ target }) => rerank({ fusion: target.value }));
+  $("#verify").addEventListener("change", verifySoon);
   $("#random").addEventListener("click", () => search(regions.withBox({ ...query, id: null, codes: null }, null)));
   $("#home").addEventListener("click", (event) => {
     event.preventDefault();

@@ -6,7 +6,7 @@ import { fileName, fileSize, h, number, rankText } from "./dom.js";
 import { contributions } from "./fusion.js";
 import { distanceText, region } from "./grid.js";
 
-const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "distances", "retrieved_by", "box"]);
+const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "distances", "retrieved_by", "box", "verified"]);
 
 const date = (nanoseconds) => new Date(nanoseconds / 1e6).toISOString().slice(0, 16).replace("T", " ");
 
