@@ -55,9 +55,21 @@ def test_no_candidates_is_an_empty_ranking() -> None:
     assert (fused.order.tolist(), fused.scores.tolist()) == ([], [])
 
 
+def test_a_negative_weight_pushes_down_what_is_near() -> None:
+    near = {"coarse": np.array([0, 1, 2]), "mid": np.array([0, 8, 4])}
+    fused = fuse(["a", "b", "c"], near, bits=BITS, weights={"coarse": 1, "mid": -1})
+    expected = [1 / 61 - 1 / 61, 1 / 62 - 1 / 63, 1 / 63 - 1 / 62]
+    assert fused.scores.tolist() == pytest.approx(expected)
+    assert fused.order.tolist() == [1, 0, 2]
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [({"coarse": 0}, "at least one above 0"), ({"coarse": -1, "mid": 1}, "none below 0"), ({"hue": 1}, "for hue")],
+    [
+        ({"coarse": 0}, "at least one above 0"),
+        ({"coarse": -1, "mid": 0}, "at least one above 0"),
+        ({"hue": 1}, "for hue"),
+    ],
 )
 def test_bad_weights_are_refused(weights: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
