@@ -67,12 +67,13 @@ def hamming(queries: Codes, database: Codes) -> NDArray[np.int32]:
     return distances
 
 
-def asymmetric(queries: RealCodes, database: Codes) -> NDArray[np.float32]:
-    """Distances in bits between real codes and codes: the Hamming distance, each bit weighted by how sure it is.
+def weighted_hamming(queries: RealCodes, database: Codes) -> NDArray[np.float32]:
+    """Hamming distances in bits between real codes and codes; a bit counts as much as the query is sure of it.
 
-    A real code v, scaled to the length sqrt(bits), and the signs s of a code are (bits - v @ s) / 2 apart: the Hamming
-    distance when all numbers of v are equally large (Gordo et al., "Asymmetric Distances for Binary Embeddings", PAMI
-    2014).
+    The absolute values of a real code, scaled to the mean 1, are added up where its signs differ from the code's bits.
+    So it is 0 for the real code's own signs, and the Hamming distance when all values are equally large. It ranks codes
+    as the product of the real code with their signs does (Gordo et al., "Asymmetric Distances for Binary Embeddings",
+    PAMI 2014).
 
     Args:
         queries: (n, bits) float32.
@@ -81,12 +82,11 @@ def asymmetric(queries: RealCodes, database: Codes) -> NDArray[np.float32]:
     Returns:
         (n, m) float32, from 0 to bits.
     """
-    bits = queries.shape[1]
     values = queries.astype(np.float64)  # in single precision the sum would depend on the number of rows
-    scaled = values * (bits**0.5 / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12))
+    sizes = np.maximum(np.abs(values).mean(axis=1, keepdims=True), 1e-300)
     signs = unpack(database).astype(np.float64) * 2 - 1
-    distances: NDArray[np.float32] = np.clip((bits - scaled @ signs.T) / 2, 0, bits).astype(np.float32)
-    return distances
+    distances: NDArray[np.float32] = np.clip((queries.shape[1] - values / sizes @ signs.T) / 2, 0, None)
+    return distances.astype(np.float32)
 
 
 def bit_balance(codes: Codes) -> NDArray[np.float64]:

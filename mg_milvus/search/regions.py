@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg_milvus.codes import asymmetric, pack
+from mg_milvus.codes import pack, weighted_hamming
 from mg_milvus.schema.models import box_of, scale_of, shared_scales, split_id, windows
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ image are in no other image, and with more images chance matches add up to more 
 Corel-1k, recall@10 of the pasted image: .875 with 2, .825 with 4, .733 with 8)."""
 SOFTNESS = 1 / 3
 """Scale of the soft minimum in units of sqrt(bits), twice the standard deviation of the distance of random codes."""
-BOX_SOFTNESS = 0.02
+BOX_SOFTNESS = 0.025
 """Scale of the weights that average the boxes of near regions, as a share of the bits: a region this much farther than
 the nearest one counts 1/e as much."""
 
@@ -152,7 +152,7 @@ def search_regions(
         if not there:
             continue
         own_codes = np.frombuffer(b"".join(stored_codes[region] for region in there), np.uint8)
-        distances = asymmetric(codes[i : i + 1], own_codes.reshape(len(there), -1))[0].astype(np.float64)
+        distances = weighted_hamming(codes[i : i + 1], own_codes.reshape(len(there), -1))[0].astype(np.float64)
         for region, distance in zip(there, distances.tolist(), strict=True):
             image, number = split_id(region)
             by_image[regions_of[i]][image].append((distance, number))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mg_milvus.codes import bit_balance, hamming, pack, unpack
+from mg_milvus.codes import bit_balance, hamming, pack, unpack, weighted_hamming
 
 
 def test_the_first_bit_is_the_most_significant() -> None:
@@ -48,6 +48,14 @@ def test_distances_are_those_of_the_bits(n: int, m: int, width: int, seed: int) 
 def test_codes_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="codes of 2 bytes cannot be compared with codes of 3"):
         hamming(np.zeros((1, 2), np.uint8), np.zeros((1, 3), np.uint8))
+
+
+def test_bits_count_as_much_as_the_query_is_sure_by_hand() -> None:
+    # The values have the mean size 1: the first three differ from 0b0000_0000 where they are above 0.
+    real = np.array([[2.0, 0.5, -1.0, -0.5, -1, -1, -1, -1]], np.float32)
+    codes = np.array([[0b1100_0000], [0b0000_0000], [0b0100_0000], [0b0011_1111]], np.uint8)
+    assert weighted_hamming(real, codes).tolist() == [[0, 2.5, 2, 8]]
+    assert weighted_hamming(7 * real, codes).tolist() == [[0, 2.5, 2, 8]]
 
 
 def test_balance_is_the_share_of_ones() -> None:

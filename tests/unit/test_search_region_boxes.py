@@ -145,9 +145,8 @@ def test_bits_that_the_query_is_sure_of_count_more(store: Store) -> None:
     query = np.full((2, 32), -1, np.float32)
     query[0, 1] = -0.01
     matches = search_regions(store, REGIONS, (query, "contains"), 100)
-    # (bits - v @ s) / 2 with v of the length sqrt(32): 31 ones and .01 are scaled by sqrt(32 / 31.0001).
-    scale = math.sqrt(32 / 31.0001)
-    expected = [(32 - scale * (31 - 0.01)) / 2, (32 - scale * (31 + 0.01 - 2)) / 2]
+    # 31 values of 1 and one of .01 have the mean 31.01 / 32; only the bit that differs is counted.
+    expected = [0.01 * 32 / 31.01, 32 / 31.01]
     for row, distance in zip(images, expected, strict=True):
         assert matches.by_image[0][row.id][0] == (pytest.approx(distance, abs=1e-4), 0)
     assert matches.nearest_images(1) == [images[0].id]
