@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.fusion import Fused, Fusion, fuse
     from mg_milvus.search.query import QueryOptions
+    from mg_milvus.store.conformance import Conformance, Feature, conformance
     from mg_milvus.training.config import TrainingConfiguration
     from mg_milvus.training.train import TrainReport, train
     from mg_milvus.training.trainer import StepReport
@@ -57,12 +58,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Conformance": "store.conformance",
     "DuplicateGroup": "duplicates.report",
     "DuplicateReport": "duplicates.report",
     "Encoder": "encoder.base",
     "Evaluation": "evaluation.report",
     "Explanation": "search.explain",
     "Failure": "records",
+    "Feature": "store.conformance",
     "Fused": "search.fusion",
     "Fusion": "search.fusion",
     "Granularity": "schema.models",
@@ -86,6 +89,7 @@ _HOMES = {
     "TrainingConfiguration": "training.config",
     "TransferReport": "bulk.transfer",
     "TuneReport": "evaluation.tune",
+    "conformance": "store.conformance",
     "evaluate": "evaluation.evaluate",
     "fuse": "search.fusion",
     "load_encoder": "encoder.load",
@@ -98,6 +102,7 @@ __all__ = [
     "AuthenticationError",
     "CodeFileError",
     "CollectionNotFoundError",
+    "Conformance",
     "DuplicateGroup",
     "DuplicateReport",
     "Encoder",
@@ -106,6 +111,7 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "Failure",
+    "Feature",
     "FilterError",
     "ForeignCollectionError",
     "Fused",
@@ -147,6 +153,7 @@ __all__ = [
     "UnsupportedError",
     "WeightsNotFoundError",
     "__version__",
+    "conformance",
     "evaluate",
     "fuse",
     "load_encoder",

@@ -120,6 +120,7 @@ class StrictProxy(grpc.GenericRpcHandler):
         self._indexes: dict[str, dict[str, dict[str, str]]] = {}
         self._schemas: dict[str, schema_pb2.CollectionSchema] = {}
         self._shards: dict[str, int] = {}
+        self._flushed: dict[str, int] = {}
         self._numbers: dict[str, int] = {}
         self._created = 0
         self._lock = threading.Lock()
@@ -266,7 +267,7 @@ class StrictProxy(grpc.GenericRpcHandler):
     def _rename_collection(self, request: Any) -> Message:
         response = self._forward("RenameCollection", request)
         if not response.code:
-            for kept in (self._loaded, self._indexes, self._schemas, self._shards, self._numbers):
+            for kept in (self._loaded, self._indexes, self._schemas, self._shards, self._numbers, self._flushed):
                 if request.oldName in kept:
                     kept[request.newName] = kept.pop(request.oldName)  # type: ignore[attr-defined]
         return response  # type: ignore[no-any-return]
@@ -365,7 +366,7 @@ class StrictProxy(grpc.GenericRpcHandler):
         name = request.collection_name
         if name in self._aliases.values():
             raise _Refusal(INVALID, f"unable to drop the collection [{name}] because it has associated aliases")
-        for kept in (self._loaded, self._indexes, self._schemas, self._shards, self._numbers):
+        for kept in (self._loaded, self._indexes, self._schemas, self._shards, self._numbers, self._flushed):
             kept.pop(name, None)  # type: ignore[attr-defined]
         return self._forward("DropCollection", request)  # type: ignore[no-any-return]
 
@@ -402,6 +403,8 @@ class StrictProxy(grpc.GenericRpcHandler):
         for each in response.index_descriptions:
             parameters = self._indexes.get(request.collection_name, {}).get(each.field_name)
             if parameters is not None:
+                # Growing segments have no index: datacoord/index_service.go, completeIndexInfo.
+                each.total_rows = each.indexed_rows = self._flushed.get(request.collection_name, 0)
                 del each.params[:]
                 each.params.extend(common_pb2.KeyValuePair(key=key, value=value) for key, value in parameters.items())
         return response  # type: ignore[no-any-return]
@@ -414,6 +417,17 @@ class StrictProxy(grpc.GenericRpcHandler):
         own = self._indexes.get(request.collection_name, {})
         self._indexes[request.collection_name] = {key: value for key, value in own.items() if key not in names}
         return self._forward("DropIndex", request)  # type: ignore[no-any-return]
+
+    def _flush(self, request: Any) -> Message:
+        """Seals segments, whose index is then built: datacoord/services.go."""
+        for name in request.collection_names:
+            self._known(name)
+            query = milvus_pb2.QueryRequest(collection_name=name, output_fields=["count(*)"])
+            self._flushed[name] = self._forward("Query", query).fields_data[0].scalars.long_data.data[0]
+        return milvus_pb2.FlushResponse(status=_done())
+
+    def _get_flush_state(self, _request: Any) -> Message:
+        return milvus_pb2.GetFlushStateResponse(status=_done(), flushed=True)
 
     # Load states: querycoordv2/services.go.
 

@@ -101,6 +101,20 @@ def make_rows(codes: np.ndarray, start: int = 0) -> list[Row]:
     ]
 
 
+def test_conformance(server: RealMilvus) -> None:
+    code, out, errors = mgm(server, "doctor", "--conformance", "--json")
+    report = json.loads(out)
+    refused = {each["name"] for each in report["features"] if each["outcome"] == "refused"}
+    assert (code, report["ok"], report["server"]) == (0, True, "Milvus 2.3.5-lite"), errors
+    assert refused == {
+        "several granularities", "server fusion, equal weights", "server fusion, other weights", "index HNSW",
+        "codes mapped from disk",
+    }  # fmt: skip
+    client = MilvusClient(server.uri, token=TOKEN)
+    assert [name for name in client.list_collections() if name.startswith("mgm_conformance")] == []
+    client.close()
+
+
 def test_one_granularity_through_the_command(server: RealMilvus, schema: Path, tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", per_kind=5)
     asked = photos / "disc" / "03.jpg"
