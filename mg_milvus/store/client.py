@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import re
@@ -25,6 +26,7 @@ from mg_milvus.errors import (
     CollectionNotFoundError,
     FilterError,
     MgMilvusError,
+    PrivilegeError,
     StoreError,
     StoreLockedError,
     StoreUnavailableError,
@@ -54,7 +56,7 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.1, 2.0
 
 _BY_CODE: dict[object, type[StoreError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
-    grpc.StatusCode.PERMISSION_DENIED: AuthenticationError,
+    grpc.StatusCode.PERMISSION_DENIED: PrivilegeError,
     grpc.StatusCode.UNAVAILABLE: StoreUnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: StoreUnavailableError,
     grpc.StatusCode.CANCELLED: StoreUnavailableError,
@@ -75,7 +77,8 @@ _BY_CLASS: dict[type[Exception], type[StoreError]] = {
 _BY_TEXT: tuple[tuple[re.Pattern[str], type[StoreError]], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), error)
     for pattern, error in (
-        (r"auth(entication)? check fail|unauthenticated|permission ?denied|privilege|auth fail", AuthenticationError),
+        (r"auth(entication)? check fail|unauthenticated|auth fail", AuthenticationError),
+        (r"permission ?den(y|ied)|privilege", PrivilegeError),
         (r"can't find collection|collection not (found|exist)", CollectionNotFoundError),
         (r"invalid expr|cannot parse expr|parse expression|create query plan|expr proto|expr type", FilterError),
         (r"FilterBitsNode|cannot find field with field_id: 0", FilterError),
@@ -138,12 +141,10 @@ def _text(error: BaseException) -> str:
 
 def kind_of(error: BaseException) -> type[StoreError]:
     """Return the error class for an exception of pymilvus or grpc; ``StoreError`` if nothing more is known."""
-    codes = [_code(e) for e in _chain(error)]
-    if any(_BY_CODE.get(code) is AuthenticationError for code in codes):
-        return AuthenticationError
-    for code in codes:
-        if code in _BY_CODE:
-            return _BY_CODE[code]
+    kinds = [_BY_CODE[code] for e in _chain(error) if (code := _code(e)) in _BY_CODE]
+    refused = next((kind for kind in kinds if issubclass(kind, AuthenticationError)), None)
+    if kinds:
+        return refused or kinds[0]
     for vendors, ours in _BY_CLASS.items():
         if isinstance(error, vendors):
             return ours
@@ -158,11 +159,13 @@ def translate(error: BaseException, config: MilvusConfig) -> StoreError:
     """
     kind, where, collection = kind_of(error), config.uri, config.collection
     # For a refused token pymilvus reports an unavailable server; the server's own message is a cause of that.
-    inner = (e for e in _chain(error) if kind is AuthenticationError and _BY_CODE.get(_code(e)) is kind)
+    inner = (e for e in _chain(error) if issubclass(kind, AuthenticationError) and _BY_CODE.get(_code(e)) is kind)
     text = _SOURCE_PLACE.sub("", hide(_text(next(inner, error)), config.token)[:_MAX_MESSAGE])
     message = one_line(text, 500) or type(error).__name__
     messages = {
         AuthenticationError: f"{where} refused the token ({message}): give --token USER:PASSWORD or MGM_TOKEN",
+        PrivilegeError: f"{where} refused this to the user, who lacks {_privilege(message, collection)}: have it "
+        "granted to a role of theirs (docs/server.md, 'Users and rights')",
         CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",
         StoreUnavailableError: f"Milvus at {where} does not answer ({message}): check the URI and that it is running"
         + proxy_note(where),
@@ -171,6 +174,16 @@ def translate(error: BaseException, config: MilvusConfig) -> StoreError:
         StoreError: f"Milvus request to {where} failed: {message}",
     }
     return kind(messages[kind])
+
+
+def _privilege(message: str, collection: str | None) -> str:
+    """The privilege that a server's message says is missing, and what it is for; "a privilege" if it does not say."""
+    named = re.search(r"\bPrivilege([A-Z]\w+)", message)
+    if named is None:
+        return f"a privilege for '{collection}' ({message})"
+    # These are granted for all collections, '*', only.
+    everywhere = re.search("(Create|Drop|Describe|Rename)Collection$|Alias|ResourceGroup", named[1])
+    return f"the privilege {named[1]} for " + ("all collections, '*'" if everywhere else f"'{collection}'")
 
 
 def _exceeded(error: BaseException) -> bool:
@@ -359,6 +372,12 @@ class Connection:
         self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
         self._closed = threading.Event()
         self._on_close = ExitStack()
+
+    def about(self, collection: str) -> Connection:
+        """The same connection, whose errors name another collection."""
+        other = copy.copy(self)
+        other.config = replace(self.config, collection=collection)
+        return other
 
     @property
     def timeout(self) -> float:

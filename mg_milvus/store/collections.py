@@ -428,11 +428,12 @@ def index_and_load(
         # sync=False: loading waits for the indexes anyway, and pymilvus would sleep half a second for each.
         connection.write(lambda: client.create_index(name, params, sync=False, timeout=_LOAD_TIMEOUT))
     state = connection.call(lambda: client.get_load_state(name, timeout=_LOAD_TIMEOUT))["state"]
-    if missing or state != LoadState.Loaded:
+    if missing or state not in {LoadState.Loaded, LoadState.Loading}:  # who may only read waits for others' loads
         # Without waiting: pymilvus gives up after a time limit, however far the load has come.
         connection.call(
             lambda: client.load_collection(name, replica_number=replicas, timeout=_LOAD_TIMEOUT, _async=True)
         )
+    if missing or state != LoadState.Loaded:
         _wait_until_loaded(connection, name)
 
 

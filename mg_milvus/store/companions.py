@@ -51,9 +51,9 @@ class Companion:
     """The encoders stored beside one collection."""
 
     def __init__(self, connection: Connection, collection: str, timeout: float) -> None:
-        self._connection, self._timeout = connection, timeout
-        self._description = encode_companion(collection)
         self.name = f"{collection}_encoder"
+        self._connection, self._timeout = connection.about(self.name), timeout
+        self._description = encode_companion(collection)
 
     def exists(self) -> bool:
         """Whether the companion collection exists.
@@ -169,8 +169,8 @@ class TunedRecord:
     """The tuned weights and fusion of one collection, if it was tuned. Reading takes one request."""
 
     def __init__(self, connection: Connection, collection: str, timeout: float) -> None:
-        self._connection, self._collection, self._timeout = connection, collection, timeout
         self.name = f"{collection}_tuned"
+        self._connection, self._collection, self._timeout = connection.about(self.name), collection, timeout
 
     def applied(self, description: Description) -> Description:
         """The collection's description with its tuned weights and fusion."""

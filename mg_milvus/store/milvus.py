@@ -68,12 +68,13 @@ class MilvusIndexes:
         """See ``Indexes``. After a crash the next connection creates and loads what is missing."""
         schema = self._ready()
         vectors = self._vectors(schema)[collection]
-        client, call = self._connection.client, self._connection.call
+        connection = self._connection.about(collection)
+        client, call = connection.client, connection.call
         call(partial(client.release_collection, collection, timeout=self._timeout))
         for vector in vectors:
             call(partial(client.drop_index, collection, vector, timeout=self._timeout))
         index = ("BIN_IVF_FLAT", {"nlist": nlist})
-        collections.index_and_load(self._connection, collection, vectors, index, schema.storage.replicas)
+        collections.index_and_load(connection, collection, vectors, index, schema.storage.replicas)
         self._changed()
 
     def refresh(self) -> None:
@@ -129,8 +130,8 @@ class MilvusStore:
         # Companions are named after the collection itself, which an alias stands for; Milvus Lite has no aliases.
         lite = self._connection.engine.lite
         self._identity = None if lite else collections.identity_of(self._connection, self._given)
-        self._bind(self._given if self._identity is None else self._identity.name)
         self._connection.reload = self._load_again
+        self._bind(self._given if self._identity is None else self._identity.name)
 
     def _bind(self, collection: str) -> None:
         self.collection = collection

@@ -102,9 +102,9 @@ class RegionTable:
     def __init__(
         self, connection: Connection, collection: str, timeout: float, described: Callable[[], Description]
     ) -> None:
-        self._connection, self._collection, self._timeout = connection, collection, timeout
-        self._described = described
         self.name = f"{collection}_regions"
+        self._connection, self._collection, self._timeout = connection.about(self.name), collection, timeout
+        self._described = described
         self._loaded: str | None = None
         self._nlist: int | None = None
         self._fields: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ from mg_milvus.cli.app import app
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description
 from mg_milvus.store.milvus import MilvusStore
-from tests.server.strict_proxy import INVALID, VERSIONS, StrictProxy, _Refusal, strict_proxy
+from tests.server.strict_proxy import INVALID, VERSIONS, Refusal, StrictProxy, strict_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ def test_a_wrong_result_is_found(proxy: StrictProxy, monkeypatch: pytest.MonkeyP
 
 def test_what_cannot_be_created_leaves_the_rest_untried(proxy: StrictProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_field: object) -> None:
-        raise _Refusal(INVALID, "no more collections here")
+        raise Refusal(INVALID, "no more collections here")
 
     monkeypatch.setattr(proxy, "_check_field", refuse)
     report = conformance(MilvusConfig(proxy.uri))
@@ -150,7 +150,7 @@ def test_the_command(proxy: StrictProxy, monkeypatch: pytest.MonkeyPatch) -> Non
     assert lines[-1] == "24 works, 1 refused"
 
     def refuse(_request: object) -> None:
-        raise _Refusal(INVALID, "no aliases today")
+        raise Refusal(INVALID, "no aliases today")
 
     monkeypatch.setattr(proxy, "_create_alias", refuse)
     result = CliRunner().invoke(app, [*command, "--json"])

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +24,7 @@ from typer.testing import CliRunner
 
 from mg_milvus.cli.app import app
 from mg_milvus.config import MilvusConfig
-from mg_milvus.errors import StoreError
+from mg_milvus.errors import PrivilegeError, StoreError
 from mg_milvus.images.discover import text_path
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Granularity, Schema, StorageSettings
@@ -31,6 +32,7 @@ from mg_milvus.store.base import Description, Row, Store
 from mg_milvus.store.milvus import open_store
 from tests.conftest import make_photos
 from tests.real_milvus import TOKEN, NotHereError, RealMilvus
+from tests.server import rights
 from tests.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
@@ -113,6 +115,26 @@ def test_conformance(server: RealMilvus) -> None:
     client = MilvusClient(server.uri, token=TOKEN)
     assert [name for name in client.list_collections() if name.startswith("mgm_conformance")] == []
     client.close()
+
+
+def test_reader_writer_and_owner_have_the_rights_of_the_page(server: RealMilvus) -> None:
+    schema = Schema(granularities=rights.SCHEMA.granularities[:1], regions=rights.REGIONS)
+    with closing(MilvusClient(server.uri, token=TOKEN)) as admin:
+        # 2.3 asks for Load where later versions ask for GetLoadState.
+        grants = {
+            role: {("Load" if privilege == "GetLoadState" else privilege, name) for privilege, name in own}
+            for role, own in rights.documented().items()
+        }
+        rights.add_users(admin, grants, second=False)
+    time.sleep(1)  # the proxy learns of them a moment later
+    for role in ("owner", "writer", "reader"):
+        with closing(open_store(MilvusConfig(server.uri, f"{role}:Passw0rd!", "photos", PATIENCE))) as store:
+            rights.do(role, store, schema)
+            if role == "reader":
+                with pytest.raises(PrivilegeError, match="who lacks the privilege Delete for 'photos'"):
+                    store.delete([rights.rows(schema)[0].id])
+    with closing(open_store(MilvusConfig(server.uri, TOKEN, "photos"))) as store:
+        store.drop()
 
 
 def test_one_granularity_through_the_command(server: RealMilvus, schema: Path, tmp_path: Path) -> None:

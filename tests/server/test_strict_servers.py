@@ -104,9 +104,9 @@ def test_what_the_server_refuses_leaves_nothing(
 
 
 def refuse(_field: object) -> None:
-    from tests.server.strict_proxy import INVALID, _Refusal
+    from tests.server.strict_proxy import INVALID, Refusal
 
-    raise _Refusal(INVALID, "not today")
+    raise Refusal(INVALID, "not today")
 
 
 @pytest.mark.parametrize(("word", "since"), [("iso", (2, 6, 3)), ("Interval", (2, 6, 3)), ("threshold", (3, 0))])
