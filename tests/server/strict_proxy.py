@@ -95,6 +95,7 @@ class StrictProxy(grpc.GenericRpcHandler):
         self.calls: Counter[str] = Counter()
         self.databases = {"default"}
         self._aliases: dict[str, str] = {}
+        self._renamed: dict[str, str] = {}
         self._loaded: dict[str, float] = {}
         self._indexes: dict[str, dict[str, dict[str, str]]] = {}
         self._schemas: dict[str, schema_pb2.CollectionSchema] = {}
@@ -168,7 +169,12 @@ class StrictProxy(grpc.GenericRpcHandler):
     # Aliases and databases: the engine has neither, so a collection of another database gets a longer name.
 
     def _real(self, name: str) -> str:
-        return self._aliases.get(name, name)
+        """The engine's name, which a collection keeps when it is renamed."""
+        name = self._aliases.get(name, name)
+        return self._renamed.get(name, f"{name}__gone" if name in self._renamed.values() else name)
+
+    def _public(self, name: str) -> str:
+        return next((new for new, old in self._renamed.items() if old == name), name)
 
     def _resolve(self, method: str, request: Any) -> None:
         """Aliases stand for the collection in every request but those that manage it (proxy/meta_cache.go)."""
@@ -178,7 +184,11 @@ class StrictProxy(grpc.GenericRpcHandler):
         fields = request.DESCRIPTOR.fields_by_name
         if "collection_name" not in fields or fields["collection_name"].is_repeated:
             return
-        name = request.collection_name if method == "CreateCollection" else self._real(request.collection_name)
+        name = request.collection_name
+        if method == "CreateCollection" and name in self._renamed.values():
+            self._renamed[name] = name = f"{name}__{self._created}"
+        elif method not in {"CreateCollection", "CreateAlias", "AlterAlias"}:
+            name = self._real(name)
         request.collection_name = name if database == "default" else f"{database}__{name}"
         if "db_name" in fields:
             request.db_name = ""
@@ -186,14 +196,14 @@ class StrictProxy(grpc.GenericRpcHandler):
             each.collection_name, each.db_name = request.collection_name, ""
 
     def _create_alias(self, request: Any) -> Message:
-        self._known(request.collection_name)
+        self._known(self._real(request.collection_name))
         if request.alias in self._aliases:
             raise Refusal(1602, f"alias already exist[alias={request.alias}]")
         self._aliases[request.alias] = request.collection_name
         return _done()
 
     def _alter_alias(self, request: Any) -> Message:
-        self._known(request.collection_name)
+        self._known(self._real(request.collection_name))
         self._aliases[request.alias] = request.collection_name
         return _done()
 
@@ -209,17 +219,29 @@ class StrictProxy(grpc.GenericRpcHandler):
         )
 
     def _list_aliases(self, request: Any) -> Message:
-        aliases = [alias for alias, name in self._aliases.items() if request.collection_name in {"", name}]
+        aliases = [a for a, name in self._aliases.items() if self._public(request.collection_name) in {"", name}]
         return milvus_pb2.ListAliasesResponse(
             status=_done(), collection_name=request.collection_name, aliases=sorted(aliases)
         )
 
     def _rename_collection(self, request: Any) -> Message:
-        response = self._forward("RenameCollection", request)
-        if not response.code:
-            for kept in (self._loaded, self._indexes, self._schemas, self._shards, self._numbers, self._flushed):
-                if request.oldName in kept:
-                    kept[request.newName] = kept.pop(request.oldName)  # type: ignore[attr-defined]
+        """rootcoord/meta_table.go, RenameCollection: its id, aliases and load state stay."""
+        engine = self._real(request.oldName)
+        self._known(engine)
+        if self._real(request.newName) in self._schemas:
+            raise Refusal(65_535, f"duplicated new collection name default:{request.newName}")
+        self._renamed.pop(request.oldName, None)
+        self._renamed[request.newName] = engine
+        for alias, name in self._aliases.items():
+            if name == request.oldName:
+                self._aliases[alias] = request.newName
+        return _done()
+
+    def _show_collections(self, request: Any) -> Message:
+        response = self._forward("ShowCollections", request)
+        names = [self._public(name) for name in response.collection_names]
+        del response.collection_names[:]
+        response.collection_names.extend(names)
         return response  # type: ignore[no-any-return]
 
     def _create_database(self, request: Any) -> Message:
@@ -275,6 +297,7 @@ class StrictProxy(grpc.GenericRpcHandler):
             del each.type_params[:]
             each.type_params.extend(kept)
         self._shards[name], request.shards_num = max(1, request.shards_num), 1
+        schema.name = name
         self._created += 1
         self._numbers[name] = self._created
         request.schema = schema.SerializeToString()
@@ -308,16 +331,18 @@ class StrictProxy(grpc.GenericRpcHandler):
                 each.is_partition_key = own[each.name].is_partition_key
             response.shards_num = self._shards[request.collection_name]
             response.collectionID = self._numbers[request.collection_name]
-            response.aliases.extend(sorted(a for a, name in self._aliases.items() if name == request.collection_name))
+            response.collection_name = response.schema.name = self._public(request.collection_name)
+            response.aliases.extend(sorted(a for a, name in self._aliases.items() if name == response.collection_name))
         return response  # type: ignore[no-any-return]
 
     def _drop_collection(self, request: Any) -> Message:
         """rootcoord/drop_collection_task.go: not while an alias stands for it."""
         name = request.collection_name
-        if name in self._aliases.values():
+        if self._public(name) in self._aliases.values():
             raise Refusal(INVALID, f"unable to drop the collection [{name}] because it has associated aliases")
         for kept in (self._loaded, self._indexes, self._schemas, self._shards, self._numbers, self._flushed):
             kept.pop(name, None)  # type: ignore[attr-defined]
+        self._renamed.pop(self._public(name), None)
         return self._forward("DropCollection", request)  # type: ignore[no-any-return]
 
     # Indexes: checked and kept; the engine's own is always BIN_FLAT.

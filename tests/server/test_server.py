@@ -14,6 +14,7 @@ import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,6 +136,24 @@ def test_reader_writer_and_owner_have_the_rights_of_the_page(server: RealMilvus)
                     store.delete([rights.rows(schema)[0].id])
     with closing(open_store(MilvusConfig(server.uri, TOKEN, "photos"))) as store:
         store.drop()
+
+
+def test_a_renamed_collection(server: RealMilvus) -> None:
+    schema = Schema(granularities=rights.SCHEMA.granularities[:1])
+    place = MilvusConfig(server.uri, TOKEN, next(_names), PATIENCE)
+    old, new = str(place.collection), f"renamed_{place.collection}"
+    with closing(open_store(place)) as store:
+        store.create(Description(schema, "f" * 16))
+        store.put_encoder("f" * 16, b"an encoder")
+        store.upsert([replace(row, region_codes=b"") for row in rights.rows(schema)])
+    with closing(MilvusClient(server.uri, token=TOKEN)) as admin:
+        admin.rename_collection(old, new)
+        with closing(open_store(replace(place, collection=new))) as store:
+            with pytest.raises(StoreError, match=f"'{new}' was renamed from '{old}', .* '{old}_encoder'"):
+                store.count()
+            admin.rename_collection(f"{old}_encoder", f"{new}_encoder")
+            assert (store.count(), store.get_encoder("f" * 16)) == (3, b"an encoder")
+            store.drop()
 
 
 def test_one_granularity_through_the_command(server: RealMilvus, schema: Path, tmp_path: Path) -> None:
