@@ -6,6 +6,7 @@ import copy
 import logging
 import random
 import re
+import shlex
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -356,6 +358,8 @@ class Connection:
         client: of pymilvus.
         engine: what responds.
         reload: loads the collections again; called when one was released, by another client or by a restart.
+        served: the server of a file that ``mgm up`` shares.
+        revive: starts an engine of this process again that has ended; see ``lite.revive``.
         busy_timeout: seconds during which a request that exceeds its deadline is repeated, since the server may be
             busy. For Milvus Lite, which responds to nobody while it reads a collection from its file (a million rows:
             many seconds). Every request can be repeated.
@@ -368,6 +372,8 @@ class Connection:
         """``check_room`` raises ``StoreError`` where a write would not be stored."""
         self.config, self.busy_timeout = config, 0.0
         self.reload: Callable[[], object] | None = None
+        self.revive: Callable[[], tuple[int, str]] = lambda: (0, "")
+        self.served: lite_server.Server | None = None
         self._check_room = check_room
         self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
         self._closed = threading.Event()
@@ -390,6 +396,8 @@ class Connection:
         grpc_options: dict[str, int] = {"grpc.max_receive_message_length": _MAX_BYTES}
         if is_loopback(address):
             grpc_options["grpc.enable_http_proxy"] = 0  # no proxy leads back to this machine
+            # A server that was started again is reached at once, where gRPC would wait for a second.
+            grpc_options |= {"grpc.initial_reconnect_backoff_ms": 100, "grpc.min_reconnect_backoff_ms": 100}
         options = {"grpc_options": grpc_options, "dedicated": True, **(tls or {})}
         self.client = self.call(
             lambda: MilvusClient(address, token=self.config.token or "", timeout=self.timeout, **options),
@@ -459,7 +467,8 @@ class Connection:
             raise StoreError(f"the connection to {self.config.uri} was closed: open it again")
         deadline = time.monotonic() + self.timeout
         busy_until = time.monotonic() + self.busy_timeout
-        delay = _FIRST_DELAY
+        deaths, _ = self.revive()
+        delay, repeated = _FIRST_DELAY, False
         while True:
             attempts -= 1
             token = _inside.set(True)
@@ -472,9 +481,13 @@ class Connection:
                 if _code(exc) == _NOT_LOADED and self.reload is not None and not _reloading.get():
                     self._reload()
                     continue
+                more = self._deaths_during(exc, deaths)
+                if more and not repeated:
+                    repeated, attempts = True, ATTEMPTS
+                    continue
                 wait = delay * (0.5 + self._random.random() / 2)
                 if attempts <= 0 or time.monotonic() + wait > deadline or not is_transient(exc):
-                    raise translate(exc, self.config) from exc
+                    raise self._translate(exc) from exc
             except MgMilvusError:
                 raise
             except UNREADABLE as exc:
@@ -483,6 +496,31 @@ class Connection:
                 _inside.reset(token)
             time.sleep(wait)
             delay = min(2 * delay, _LONGEST_DELAY)
+
+    def _translate(self, error: BaseException) -> StoreError:
+        served, away = self.served, kind_of(error) is StoreUnavailableError
+        if served is not None and away and lite_server.server_of(Path(served.file)) is None:
+            return StoreUnavailableError(
+                f"the server of {served.file} has ended, and {served.log} says how: start it again with mgm up "
+                f"--data {shlex.quote(served.file)}"
+            )
+        return translate(error, self.config)
+
+    def _deaths_during(self, error: BaseException, before: int) -> int:
+        """How often the engine has ended during a request that failed; it runs again.
+
+        Raises:
+            StoreError: more than once, so the request may be the reason.
+        """
+        from mg_milvus.store import lite
+
+        deaths, end = self.revive() if kind_of(error) is StoreUnavailableError else (before, "")
+        if deaths - before > 1:
+            raise StoreError(
+                f"Milvus Lite's engine for {self.config.uri} ended {end} during a request, and again when the request "
+                f"was repeated: {lite.ENDED_REMEDY}"
+            ) from error
+        return deaths - before
 
 
 def connect(config: MilvusConfig) -> Connection:
@@ -520,12 +558,14 @@ def _connect_file(config: MilvusConfig) -> Connection:
         try:
             address = lite.start(file)
             connection.on_close(partial(lite.stop, file))
+            connection.revive = partial(lite.revive, file)
         except StoreLockedError:
             served = lite_server.server_of(file)  # it may have been started a moment ago
             if served is None:
                 raise
     if served is not None:
         address, label = f"unix:{served.socket}", f"{label}, shared at {served.uri}"
+        connection.served = served
     try:
         connection.open(address)
     except StoreError:
@@ -546,6 +586,7 @@ def _connect_server(connection: Connection) -> Connection:
     if tls is None:
         served = lite_server.server_at(uri) if token is None else None
         connection.open(uri if served is None else f"unix:{served.socket}")
+        connection.served = served
     else:
         tls.check()
         try:
