@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         MgMilvusError,
         MissingPackageError,
         NotIndexedError,
+        PrivilegeError,
         QueryError,
         SchemaError,
         SchemaMismatchError,
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.fusion import Fused, Fusion, fuse
     from mg_milvus.search.query import QueryOptions, QueryTerm
+    from mg_milvus.search.query import QueryOptions
+    from mg_milvus.store.conformance import Conformance, Feature, conformance
     from mg_milvus.training.config import TrainingConfiguration
     from mg_milvus.training.train import TrainReport, train
     from mg_milvus.training.trainer import StepReport
@@ -57,12 +60,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Conformance": "store.conformance",
     "DuplicateGroup": "duplicates.report",
     "DuplicateReport": "duplicates.report",
     "Encoder": "encoder.base",
     "Evaluation": "evaluation.report",
     "Explanation": "search.explain",
     "Failure": "records",
+    "Feature": "store.conformance",
     "Fused": "search.fusion",
     "Fusion": "search.fusion",
     "Granularity": "schema.models",
@@ -88,6 +93,7 @@ _HOMES = {
     "TransferReport": "bulk.transfer",
     "TuneReport": "evaluation.tune",
     "Verification": "records",
+    "conformance": "store.conformance",
     "evaluate": "evaluation.evaluate",
     "fuse": "search.fusion",
     "load_encoder": "encoder.load",
@@ -100,6 +106,7 @@ __all__ = [
     "AuthenticationError",
     "CodeFileError",
     "CollectionNotFoundError",
+    "Conformance",
     "DuplicateGroup",
     "DuplicateReport",
     "Encoder",
@@ -108,6 +115,7 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "Failure",
+    "Feature",
     "FilterError",
     "ForeignCollectionError",
     "Fused",
@@ -127,6 +135,7 @@ __all__ = [
     "MilvusConfig",
     "MissingPackageError",
     "NotIndexedError",
+    "PrivilegeError",
     "Progress",
     "QueryError",
     "QueryOptions",
@@ -151,6 +160,7 @@ __all__ = [
     "Verification",
     "WeightsNotFoundError",
     "__version__",
+    "conformance",
     "evaluate",
     "fuse",
     "load_encoder",

@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mg_milvus.codes import hamming
-from mg_milvus.errors import AuthenticationError, MgMilvusError, StoreLockedError, StoreUnavailableError
+from mg_milvus.errors import (
+    AuthenticationError,
+    MgMilvusError,
+    PrivilegeError,
+    StoreLockedError,
+    StoreUnavailableError,
+)
 from mg_milvus.files import one_line
+from mg_milvus.schema.models import REGIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,6 +58,7 @@ ENOUGH_RECALL = 0.95
 
 REMEDIES: dict[type[MgMilvusError], str] = {
     StoreUnavailableError: "start the server, or correct --uri or MGM_URI; a file such as mgm.db needs no server",
+    PrivilegeError: "have the privilege granted to a role of the user's; docs/server.md lists what each role needs",
     AuthenticationError: "pass --token user:password, or set MGM_TOKEN",
     StoreLockedError: "end the other program that has the file open, then mgm up: all programs share it",
 }
@@ -199,6 +207,7 @@ def _milvus(config: MilvusConfig, device: str, *, recall: bool, repair: bool) ->
         yield _attempt(
             "collection", lambda: _collection(opened[0], device), "name another --collection, or ingest into a new one"
         )
+        yield from _search(opened[0])
         yield from _regions(opened[0], repair=repair)
         yield from _indexes(opened[0], repair=repair)
         if recall:
@@ -233,6 +242,26 @@ def _collection(store: Store, device: str) -> Check:
             "ingest into a new collection",
         )
     return Check("collection", True, f"{rows}, encoder {fingerprint} is stored with it")
+
+
+def _search(store: Store) -> Iterator[Check]:
+    """Check that the fields of codes can be searched by this user; no check without a collection."""
+    try:
+        description = store.describe()
+    except MgMilvusError:
+        return  # the check before this one reports it
+    if description is None:
+        return
+    schema = description.schema
+
+    def search() -> Check:
+        for name, bits in schema.bits.items():
+            store.nearest(name, np.zeros((1, bits // 8), np.uint8), 1)
+        if schema.regions is not None:
+            store.regions.nearest(0, np.zeros((1, schema.regions.bits // 8), np.uint8), 1)
+        return Check("search", True, f"{', '.join([*schema.bits, *([REGIONS] if schema.regions else [])])} respond")
+
+    yield _attempt("search", search)
 
 
 def _regions(store: Store, *, repair: bool) -> Iterator[Check]:

@@ -17,6 +17,7 @@ MgMilvusError
 └── StoreError                            a Milvus request failed
     ├── StoreUnavailableError (ConnectionError)   not reachable, or the connection broke
     ├── AuthenticationError (PermissionError)     wrong or missing token
+    │   └── PrivilegeError                the user lacks a privilege
     ├── StoreLockedError                  another process holds the Milvus Lite file
     ├── CollectionNotFoundError (LookupError)
     ├── ForeignCollectionError (ValueError)       the collection was not created by mg-milvus
@@ -95,6 +96,10 @@ class StoreUnavailableError(StoreError, ConnectionError):
 
 class AuthenticationError(StoreError, PermissionError):
     """The token is missing or wrong."""
+
+
+class PrivilegeError(AuthenticationError):
+    """The user lacks a privilege."""
 
 
 class StoreLockedError(StoreError):

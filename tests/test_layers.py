@@ -265,6 +265,7 @@ def test_public_names() -> None:
         name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)
     }
     others = {
+        "Conformance", "Feature", "conformance",
         "DuplicateGroup", "DuplicateReport", "Encoder", "Evaluation", "Explanation", "Failure", "Fused",
         "Fusion", "Granularity",
         "GroupMember", "Hit", "Hits",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from mg_milvus.config import MilvusConfig
+    from mg_milvus.store.conformance import Feature
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command(epilog="Examples:\n\nmgm delete photos/old.jpg\n\nmgm delete --filter 'width < 200' --yes")(delete)
     app.command(epilog="Examples:\n\nmgm relocate photos archive/photos\n\nmgm relocate /mnt/old /mnt/new")(relocate)
     app.command(epilog="Example: mgm info --uri http://localhost:19530")(info)
-    app.command(epilog="Example: mgm doctor --uri http://localhost:19530")(doctor)
+    app.command(
+        epilog="Examples:\n\nmgm doctor --uri http://localhost:19530\n\n"
+        "mgm doctor --conformance --uri http://localhost:19530"
+    )(doctor)
     app.command(epilog="Examples:\n\nmgm cache\n\nmgm cache --clear")(cache)
 
 
@@ -155,6 +162,14 @@ def doctor(
     recall: Annotated[
         bool, typer.Option("--recall", help="Also measure the index's recall against exact search: mgm doctor --recall")
     ] = False,
+    conformance: Annotated[
+        bool,
+        typer.Option(
+            "--conformance",
+            help="Instead, try out every feature of the store on the server, in scratch collections that are removed "
+            "again, and print a table of what works: mgm doctor --conformance",
+        ),
+    ] = False,
     as_json: options.AsJson = False,
     uri: options.Uri = None,
     token: options.Token = None,
@@ -169,6 +184,13 @@ def doctor(
     from mg_milvus.doctor import examine
 
     settings = settings_from(uri, token, collection, device)
+    if conformance:
+        if repair or recall:
+            raise options.UsageError(
+                "--conformance tries out the server, not a collection: leave --repair and --recall"
+            )
+        _print_conformance(settings.milvus(timeout), as_json=as_json)
+        return
     out = console()
     checks = []
     for check in examine(settings.milvus(timeout), device=settings.device, recall=recall, repair=repair):
@@ -184,6 +206,32 @@ def doctor(
     else:
         print(f"\n{failed} of {len(checks)} checks failed." if failed else f"\nAll {len(checks)} checks passed.")
     if failed:
+        raise typer.Exit(ERROR)
+
+
+def _print_conformance(config: MilvusConfig, *, as_json: bool) -> None:
+    from rich.text import Text
+
+    from mg_milvus.store.conformance import conformance
+
+    out = console()
+    styles = {"works": "green", "refused": "yellow", "fails": "bold red", "not tried": "red"}
+
+    def print_row(feature: Feature) -> None:
+        row = Text(f"{feature.name:<30}") + Text(f"{feature.outcome:<11}", style=styles[feature.outcome])
+        out.print(row + Text(escape_controls(feature.message)))
+
+    report = conformance(config, None if as_json else print_row)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        packages = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+        print(f"\n{escape_controls(report.server)}; {packages}")
+        counts = Counter(feature.outcome for feature in report.features)
+        print(", ".join(f"{number} {outcome}" for outcome, number in counts.items()))
+        for name in report.left:
+            print(f"scratch collection '{escape_controls(name)}' is left: drop it, unless another run uses it now")
+    if not report.ok:
         raise typer.Exit(ERROR)
 
 

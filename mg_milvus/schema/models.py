@@ -44,7 +44,7 @@ _MILVUS_WORDS = frozenset({
 })  # fmt: skip
 """Lower-case names that Milvus reserves, or that a filter expression cannot refer to."""
 
-_COMPANIONS = ("_encoder", "_regions", "_tuned")
+COMPANION_ENDINGS = ("_encoder", "_regions", "_tuned")
 """Endings of the names of the companion collections."""
 
 REGIONS = "regions"
@@ -319,8 +319,8 @@ class Schema(Model):
                 taken[name] = f"{section}[{i}]"
 
     def _other_problems(self) -> Iterator[Problem]:
-        if self.collection.endswith(_COMPANIONS):
-            ending = next(e for e in _COMPANIONS if self.collection.endswith(e))
+        if self.collection.endswith(COMPANION_ENDINGS):
+            ending = next(e for e in COMPANION_ENDINGS if self.collection.endswith(e))
             reserved = f"names ending in '{ending}' are reserved for companion collections"
             sentence = f"got '{self.collection}', but {reserved}; choose another"
             yield Problem(("collection",), sentence)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import re
+import shlex
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,6 +28,7 @@ from mg_milvus.errors import (
     CollectionNotFoundError,
     FilterError,
     MgMilvusError,
+    PrivilegeError,
     StoreError,
     StoreLockedError,
     StoreUnavailableError,
@@ -54,7 +58,7 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.1, 2.0
 
 _BY_CODE: dict[object, type[StoreError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
-    grpc.StatusCode.PERMISSION_DENIED: AuthenticationError,
+    grpc.StatusCode.PERMISSION_DENIED: PrivilegeError,
     grpc.StatusCode.UNAVAILABLE: StoreUnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: StoreUnavailableError,
     grpc.StatusCode.CANCELLED: StoreUnavailableError,
@@ -75,7 +79,8 @@ _BY_CLASS: dict[type[Exception], type[StoreError]] = {
 _BY_TEXT: tuple[tuple[re.Pattern[str], type[StoreError]], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), error)
     for pattern, error in (
-        (r"auth(entication)? check fail|unauthenticated|permission ?denied|privilege|auth fail", AuthenticationError),
+        (r"auth(entication)? check fail|unauthenticated|auth fail", AuthenticationError),
+        (r"permission ?den(y|ied)|privilege", PrivilegeError),
         (r"can't find collection|collection not (found|exist)", CollectionNotFoundError),
         (r"invalid expr|cannot parse expr|parse expression|create query plan|expr proto|expr type", FilterError),
         (r"FilterBitsNode|cannot find field with field_id: 0", FilterError),
@@ -138,12 +143,10 @@ def _text(error: BaseException) -> str:
 
 def kind_of(error: BaseException) -> type[StoreError]:
     """Return the error class for an exception of pymilvus or grpc; ``StoreError`` if nothing more is known."""
-    codes = [_code(e) for e in _chain(error)]
-    if any(_BY_CODE.get(code) is AuthenticationError for code in codes):
-        return AuthenticationError
-    for code in codes:
-        if code in _BY_CODE:
-            return _BY_CODE[code]
+    kinds = [_BY_CODE[code] for e in _chain(error) if (code := _code(e)) in _BY_CODE]
+    refused = next((kind for kind in kinds if issubclass(kind, AuthenticationError)), None)
+    if kinds:
+        return refused or kinds[0]
     for vendors, ours in _BY_CLASS.items():
         if isinstance(error, vendors):
             return ours
@@ -158,11 +161,13 @@ def translate(error: BaseException, config: MilvusConfig) -> StoreError:
     """
     kind, where, collection = kind_of(error), config.uri, config.collection
     # For a refused token pymilvus reports an unavailable server; the server's own message is a cause of that.
-    inner = (e for e in _chain(error) if kind is AuthenticationError and _BY_CODE.get(_code(e)) is kind)
+    inner = (e for e in _chain(error) if issubclass(kind, AuthenticationError) and _BY_CODE.get(_code(e)) is kind)
     text = _SOURCE_PLACE.sub("", hide(_text(next(inner, error)), config.token)[:_MAX_MESSAGE])
     message = one_line(text, 500) or type(error).__name__
     messages = {
         AuthenticationError: f"{where} refused the token ({message}): give --token USER:PASSWORD or MGM_TOKEN",
+        PrivilegeError: f"{where} refused this to the user, who lacks {_privilege(message, collection)}: have it "
+        "granted to a role of theirs (docs/server.md, 'Users and rights')",
         CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",
         StoreUnavailableError: f"Milvus at {where} does not answer ({message}): check the URI and that it is running"
         + proxy_note(where),
@@ -171,6 +176,16 @@ def translate(error: BaseException, config: MilvusConfig) -> StoreError:
         StoreError: f"Milvus request to {where} failed: {message}",
     }
     return kind(messages[kind])
+
+
+def _privilege(message: str, collection: str | None) -> str:
+    """The privilege that a server's message says is missing, and what it is for; "a privilege" if it does not say."""
+    named = re.search(r"\bPrivilege([A-Z]\w+)", message)
+    if named is None:
+        return f"a privilege for '{collection}' ({message})"
+    # These are granted for all collections, '*', only.
+    everywhere = re.search("(Create|Drop|Describe|Rename)Collection$|Alias|ResourceGroup", named[1])
+    return f"the privilege {named[1]} for " + ("all collections, '*'" if everywhere else f"'{collection}'")
 
 
 def _exceeded(error: BaseException) -> bool:
@@ -343,6 +358,8 @@ class Connection:
         client: of pymilvus.
         engine: what responds.
         reload: loads the collections again; called when one was released, by another client or by a restart.
+        served: the server of a file that ``mgm up`` shares.
+        revive: starts an engine of this process again that has ended; see ``lite.revive``.
         busy_timeout: seconds during which a request that exceeds its deadline is repeated, since the server may be
             busy. For Milvus Lite, which responds to nobody while it reads a collection from its file (a million rows:
             many seconds). Every request can be repeated.
@@ -355,10 +372,18 @@ class Connection:
         """``check_room`` raises ``StoreError`` where a write would not be stored."""
         self.config, self.busy_timeout = config, 0.0
         self.reload: Callable[[], object] | None = None
+        self.revive: Callable[[], tuple[int, str]] = lambda: (0, "")
+        self.served: lite_server.Server | None = None
         self._check_room = check_room
         self._random = random.Random()  # noqa: S311  (jitter, not cryptography)
         self._closed = threading.Event()
         self._on_close = ExitStack()
+
+    def about(self, collection: str) -> Connection:
+        """The same connection, whose errors name another collection."""
+        other = copy.copy(self)
+        other.config = replace(self.config, collection=collection)
+        return other
 
     @property
     def timeout(self) -> float:
@@ -371,6 +396,8 @@ class Connection:
         grpc_options: dict[str, int] = {"grpc.max_receive_message_length": _MAX_BYTES}
         if is_loopback(address):
             grpc_options["grpc.enable_http_proxy"] = 0  # no proxy leads back to this machine
+            # A server that was started again is reached at once, where gRPC would wait for a second.
+            grpc_options |= {"grpc.initial_reconnect_backoff_ms": 100, "grpc.min_reconnect_backoff_ms": 100}
         options = {"grpc_options": grpc_options, "dedicated": True, **(tls or {})}
         self.client = self.call(
             lambda: MilvusClient(address, token=self.config.token or "", timeout=self.timeout, **options),
@@ -440,7 +467,8 @@ class Connection:
             raise StoreError(f"the connection to {self.config.uri} was closed: open it again")
         deadline = time.monotonic() + self.timeout
         busy_until = time.monotonic() + self.busy_timeout
-        delay = _FIRST_DELAY
+        deaths, _ = self.revive()
+        delay, repeated = _FIRST_DELAY, False
         while True:
             attempts -= 1
             token = _inside.set(True)
@@ -453,9 +481,13 @@ class Connection:
                 if _code(exc) == _NOT_LOADED and self.reload is not None and not _reloading.get():
                     self._reload()
                     continue
+                more = self._deaths_during(exc, deaths)
+                if more and not repeated:
+                    repeated, attempts = True, ATTEMPTS
+                    continue
                 wait = delay * (0.5 + self._random.random() / 2)
                 if attempts <= 0 or time.monotonic() + wait > deadline or not is_transient(exc):
-                    raise translate(exc, self.config) from exc
+                    raise self._translate(exc) from exc
             except MgMilvusError:
                 raise
             except UNREADABLE as exc:
@@ -464,6 +496,31 @@ class Connection:
                 _inside.reset(token)
             time.sleep(wait)
             delay = min(2 * delay, _LONGEST_DELAY)
+
+    def _translate(self, error: BaseException) -> StoreError:
+        served, away = self.served, kind_of(error) is StoreUnavailableError
+        if served is not None and away and lite_server.server_of(Path(served.file)) is None:
+            return StoreUnavailableError(
+                f"the server of {served.file} has ended, and {served.log} says how: start it again with mgm up "
+                f"--data {shlex.quote(served.file)}"
+            )
+        return translate(error, self.config)
+
+    def _deaths_during(self, error: BaseException, before: int) -> int:
+        """How often the engine has ended during a request that failed; it runs again.
+
+        Raises:
+            StoreError: more than once, so the request may be the reason.
+        """
+        from mg_milvus.store import lite
+
+        deaths, end = self.revive() if kind_of(error) is StoreUnavailableError else (before, "")
+        if deaths - before > 1:
+            raise StoreError(
+                f"Milvus Lite's engine for {self.config.uri} ended {end} during a request, and again when the request "
+                f"was repeated: {lite.ENDED_REMEDY}"
+            ) from error
+        return deaths - before
 
 
 def connect(config: MilvusConfig) -> Connection:
@@ -501,12 +558,14 @@ def _connect_file(config: MilvusConfig) -> Connection:
         try:
             address = lite.start(file)
             connection.on_close(partial(lite.stop, file))
+            connection.revive = partial(lite.revive, file)
         except StoreLockedError:
             served = lite_server.server_of(file)  # it may have been started a moment ago
             if served is None:
                 raise
     if served is not None:
         address, label = f"unix:{served.socket}", f"{label}, shared at {served.uri}"
+        connection.served = served
     try:
         connection.open(address)
     except StoreError:
@@ -527,6 +586,7 @@ def _connect_server(connection: Connection) -> Connection:
     if tls is None:
         served = lite_server.server_at(uri) if token is None else None
         connection.open(uri if served is None else f"unix:{served.socket}")
+        connection.served = served
     else:
         tls.check()
         try:

@@ -58,7 +58,10 @@ COMPANIONS = {
     "tuned_of": "remembers the weights of",
     "regions_of": "holds the regions of",
 }
-"""Key in the description of a companion collection -> its purpose for the collection that the value names."""
+"""Key in the description of a companion collection -> its purpose for the collection that the value names.
+
+The value is the name at creation, which a description keeps when collections are renamed.
+"""
 
 
 def encode_description(description: Description) -> str:
@@ -83,6 +86,13 @@ def encode_description(description: Description) -> str:
             "use fewer fields, or shorter defaults"
         )
     return text
+
+
+def name_at_creation(text: str) -> str | None:
+    """The name that a collection of images had when it was created, from its description; None for any other text."""
+    schema = (own_description(text) or {}).get("schema")
+    name = schema.get("collection") if isinstance(schema, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def encode_companion(collection: str) -> str:
@@ -428,11 +438,12 @@ def index_and_load(
         # sync=False: loading waits for the indexes anyway, and pymilvus would sleep half a second for each.
         connection.write(lambda: client.create_index(name, params, sync=False, timeout=_LOAD_TIMEOUT))
     state = connection.call(lambda: client.get_load_state(name, timeout=_LOAD_TIMEOUT))["state"]
-    if missing or state != LoadState.Loaded:
+    if missing or state not in {LoadState.Loaded, LoadState.Loading}:  # who may only read waits for others' loads
         # Without waiting: pymilvus gives up after a time limit, however far the load has come.
         connection.call(
             lambda: client.load_collection(name, replica_number=replicas, timeout=_LOAD_TIMEOUT, _async=True)
         )
+    if missing or state != LoadState.Loaded:
         _wait_until_loaded(connection, name)
 
 

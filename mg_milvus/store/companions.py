@@ -50,10 +50,10 @@ _VECTOR = Granularity(name="unused", bits=8)  # Milvus requires a vector field i
 class Companion:
     """The encoders stored beside one collection."""
 
-    def __init__(self, connection: Connection, collection: str, timeout: float) -> None:
-        self._connection, self._timeout = connection, timeout
-        self._description = encode_companion(collection)
+    def __init__(self, connection: Connection, collection: str, created_as: str) -> None:
         self.name = f"{collection}_encoder"
+        self._connection, self._timeout = connection.about(self.name), connection.timeout
+        self._description = encode_companion(created_as)
 
     def exists(self) -> bool:
         """Whether the companion collection exists.
@@ -168,9 +168,10 @@ _TUNED_COLUMNS = (Column("id", "string", 64),)
 class TunedRecord:
     """The tuned weights and fusion of one collection, if it was tuned. Reading takes one request."""
 
-    def __init__(self, connection: Connection, collection: str, timeout: float) -> None:
-        self._connection, self._collection, self._timeout = connection, collection, timeout
+    def __init__(self, connection: Connection, collection: str, created_as: str) -> None:
         self.name = f"{collection}_tuned"
+        self._connection, self._collection, self._created_as = connection.about(self.name), collection, created_as
+        self._timeout = connection.timeout
 
     def applied(self, description: Description) -> Description:
         """The collection's description with its tuned weights and fusion."""
@@ -190,7 +191,7 @@ class TunedRecord:
                 "another name, or give the weights with each query"
             )
         self.drop()
-        text = encode_tuned(self._collection, description)
+        text = encode_tuned(self._created_as, description)
         collections.create(self._connection, NewCollection(self.name, text, _TUNED_COLUMNS, [_VECTOR]))
 
     def drop(self) -> None:
@@ -201,4 +202,4 @@ class TunedRecord:
             self._connection.write(lambda: client.drop_collection(self.name, timeout=self._timeout))
 
     def _is_own(self, text: str) -> bool:
-        return (own_description(text) or {}).get("tuned_of") == self._collection
+        return (own_description(text) or {}).get("tuned_of") == self._created_as

@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,7 @@ _PASSED_ON = (
 )  # fmt: skip
 """Environment variables passed on to started programs: others may hold secrets, or names of foreign code."""
 _PATHS = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+ENDED_REMEDY = "the machine may be out of memory; end other programs, or use a Milvus server (--uri http://HOST:19530)"
 _SERVER_REMEDY = "give the URI of a Milvus server instead, such as http://localhost:19530"
 
 
@@ -48,9 +50,13 @@ class _Engine:
     process: subprocess.Popen[bytes]
     lock: IO[str]
     folder: Path
+    file: Path
+    """The file that is served: a copy, if the one that was asked for cannot be changed."""
     users: int = 0
     copied: Path | None = None
-    """Folder of the copy that is served, if the file itself cannot be changed."""
+    """Folder of the copy."""
+    deaths: int = 0
+    last_end: str = ""
 
     @property
     def uri(self) -> str:
@@ -139,18 +145,52 @@ def start(file: Path) -> str:
     if not is_known("milvus-lite"):
         return _leave_to_pymilvus(file)
     with _guard:
-        engine, users = _engines.pop(file, None), 1
-        if engine is not None:
-            users += engine.users
-            if engine.process.poll() is not None:  # it crashed; its users still call `stop`
-                engine.stop()
-                engine = None
+        engine = _engines.get(file)
         if engine is None:
             check_file(file)
             engine = _launch_copy(program(), file) if is_read_only(file) else _launch(program(), file)
-        engine.users = users
-        _engines[file] = engine
+            _engines[file] = engine
+        else:
+            _revive(engine)
+        engine.users += 1
         return engine.uri
+
+
+def revive(file: Path) -> tuple[int, str]:
+    """Start a file's engine again, at the same address, if it has ended by itself.
+
+    Returns:
+        How often it has ended since it was first started, and how the last time, such as "by signal 9 (SIGKILL)".
+
+    Raises:
+        StoreError: it cannot be started again.
+    """
+    with _guard:
+        engine = _engines.get(file)
+        if engine is None:
+            return 0, ""
+        _revive(engine)
+        return engine.deaths, engine.last_end
+
+
+def _revive(engine: _Engine) -> None:
+    code = engine.process.poll()
+    if code is None:
+        return
+    engine.deaths += 1
+    engine.last_end = describe_end(code)
+    (engine.folder / "s").unlink(missing_ok=True)
+    engine.process = _start_process(program(), engine.file, engine.folder)
+
+
+def describe_end(code: int) -> str:
+    """How a process ended, from its ``returncode``."""
+    if code >= 0:
+        return f"with status {code}"
+    try:
+        return f"by signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"by signal {-code}"
 
 
 def _leave_to_pymilvus(file: Path) -> str:
@@ -258,28 +298,37 @@ def _launch(binary: Path, file: Path) -> _Engine:
     except StoreError:
         locked.close()
         raise
+    try:
+        process = _start_process(binary, file, folder)
+    except StoreError:
+        locked.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return _Engine(process, locked, folder, file)
+
+
+def _start_process(binary: Path, file: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """Start an engine that listens in a folder, and wait until it does; its file is locked."""
     index_keys(file)
-    engine = _Engine(
-        subprocess.Popen(  # noqa: S603  (the program of an installed package)
-            engine_command(binary, file, f"unix:{folder / 's'}", lock_file(file)),
-            cwd=folder,  # never a folder of data, where anybody's files may lie
-            env=environment(binary),
-            umask=files.UMASK,  # a new data file is for this user only
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C must not stop the engine before it acknowledges the last batch
-        ),
-        locked,
-        folder,
+    process = subprocess.Popen(  # noqa: S603  (the program of an installed package)
+        engine_command(binary, file, f"unix:{folder / 's'}", lock_file(file)),
+        cwd=folder,  # never a folder of data, where anybody's files may lie
+        env=environment(binary),
+        umask=files.UMASK,  # a new data file is for this user only
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C must not stop the engine before it acknowledges the last batch
     )
     give_up = time.monotonic() + _START_TIMEOUT
     while not (folder / "s").exists():
-        if engine.process.poll() is not None or time.monotonic() > give_up:
-            engine.stop()
-            raise StoreError(cannot_open(file))
+        if process.poll() is not None or time.monotonic() > give_up:
+            code = process.poll()
+            process.kill()
+            process.wait()
+            raise StoreError(cannot_open(file, code))
         time.sleep(0.005)
-    return engine
+    return process
 
 
 def socket_folder(file: Path) -> Path:
@@ -329,8 +378,15 @@ def _passed_on() -> dict[str, str]:
     return {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
 
 
-def cannot_open(file: Path) -> str:
-    """The message for an engine that does not start."""
+def cannot_open(file: Path, code: int | None) -> str:
+    """The message for an engine that does not start.
+
+    Args:
+        file: that it was to serve.
+        code: its ``returncode``; None if it still runs, but does not listen.
+    """
+    if code is not None and code < 0:
+        return f"Milvus Lite's engine for {file} was ended {describe_end(code)} while it started: {ENDED_REMEDY}"
     return f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to"
 
 

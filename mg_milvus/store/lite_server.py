@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -442,6 +443,8 @@ LOG_BYTES = 1_000_000
 
 _ENGINE_START_TIMEOUT = 30.0
 _ENGINE_STOP_TIMEOUT = 5
+_SHORT_LIFE = 60.0
+"""Seconds: an engine that a signal ends sooner after the one before is not started again."""
 _DISK_CHECK_INTERVAL = 0.2
 _MAX_LINE = 10_000
 
@@ -493,39 +496,65 @@ def _open(proxy: Proxy, report: Callable[[Server], None], server: Server) -> Non
 
 
 def _run_engine(server: Server, address: str, log: logging.Logger, report: Callable[[Server], None]) -> None:
-    file, binary = Path(server.file), lite.program()
-    engine = subprocess.Popen(  # noqa: S603  (the program of an installed package)
-        engine_command(binary, file, address, lite.lock_file(file)),
+    """Run the engine until SIGTERM or a full disk; one that a signal has ended is started again.
+
+    A second time within a minute ends it: the next minute would be the same.
+    """
+    stopping = threading.Event()
+    engine: subprocess.Popen[bytes] | None = None
+
+    def end(*_: object) -> None:
+        stopping.set()
+        if engine is not None:
+            engine.terminate()
+            signal.alarm(_ENGINE_STOP_TIMEOUT)
+
+    def kill(*_: object) -> None:
+        if engine is not None:
+            engine.kill()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGALRM, kill)
+    first, ended = True, -math.inf
+    while first or not stopping.is_set():
+        engine = _start_engine(server, address)
+        _wait_for_engine(engine, server)
+        threading.Thread(target=_watch_disk, args=(Path(server.file), engine, stopping, log), daemon=True).start()
+        if first:
+            log.info("%s is served at %s by process %d", server.file, server.uri, server.pid)
+            report(server)
+        first = False
+        assert engine.stdout is not None  # noqa: S101  (a pipe, see above)
+        while line := engine.stdout.readline(_MAX_LINE):
+            log.info("%s", line.decode(errors="replace").rstrip())
+        code = engine.wait()
+        log.info("the engine has ended %s", lite.describe_end(code))
+        if code >= 0 or time.monotonic() - ended < _SHORT_LIFE:
+            return
+        ended = time.monotonic()
+
+
+def _start_engine(server: Server, address: str) -> subprocess.Popen[bytes]:
+    binary = lite.program()
+    Path(address.removeprefix("unix:")).unlink(missing_ok=True)  # left by an engine that was killed
+    return subprocess.Popen(  # noqa: S603  (the program of an installed package)
+        engine_command(binary, Path(server.file), address, lite.lock_file(Path(server.file))),
         cwd="/",
         env=lite.environment(binary),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    signal.signal(signal.SIGALRM, lambda *_: engine.kill())
-
-    def end(*_: object) -> None:
-        engine.terminate()
-        signal.alarm(_ENGINE_STOP_TIMEOUT)
-
-    signal.signal(signal.SIGTERM, end)
-    log.info("%s is served at %s by process %d", file, server.uri, server.pid)
-    _wait_for_engine(engine, server)
-    threading.Thread(target=_watch_disk, args=(file, engine, log), daemon=True).start()
-    report(server)
-    assert engine.stdout is not None  # noqa: S101  (a pipe, see above)
-    while line := engine.stdout.readline(_MAX_LINE):
-        log.info("%s", line.decode(errors="replace").rstrip())
-    log.info("the engine has ended with code %d", engine.wait())
 
 
-def _watch_disk(file: Path, engine: subprocess.Popen[bytes], log: logging.Logger) -> None:
-    """Kill the engine when the disk is full: it would acknowledge rows it cannot store; see ``lite.check_room``."""
+def _watch_disk(file: Path, engine: subprocess.Popen[bytes], stopping: threading.Event, log: logging.Logger) -> None:
+    """Stop the engine when the disk is full: it would acknowledge rows it cannot store; see ``lite.check_room``."""
     while engine.poll() is None:
         try:
             lite.check_room(file)
         except StoreError as exc:
             log.error("%s", exc)
+            stopping.set()
             engine.kill()
         time.sleep(_DISK_CHECK_INTERVAL)
 
@@ -534,9 +563,10 @@ def _wait_for_engine(engine: subprocess.Popen[bytes], server: Server) -> None:
     give_up = time.monotonic() + _ENGINE_START_TIMEOUT
     while not is_ready(server):
         if engine.poll() is not None or time.monotonic() > give_up:
+            code = engine.poll()
             engine.kill()
             engine.wait()
-            raise StoreError(lite.cannot_open(Path(server.file)))
+            raise StoreError(lite.cannot_open(Path(server.file), code))
         time.sleep(0.01)
 
 

@@ -22,11 +22,11 @@ from mg_milvus.errors import (
     UnsupportedError,
 )
 from mg_milvus.files import one_line
-from mg_milvus.schema.models import Schema
+from mg_milvus.schema.models import COMPANION_ENDINGS, Schema
 from mg_milvus.store import collections
 from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row, Store, typical_rows
 from mg_milvus.store.client import MOST_QUERIES, connect
-from mg_milvus.store.collections import NewCollection, decode_description, encode_description, tuned
+from mg_milvus.store.collections import Identity, NewCollection, decode_description, encode_description, tuned
 from mg_milvus.store.companions import Companion, TunedRecord
 from mg_milvus.store.filter_language import render
 from mg_milvus.store.filters import among
@@ -68,12 +68,13 @@ class MilvusIndexes:
         """See ``Indexes``. After a crash the next connection creates and loads what is missing."""
         schema = self._ready()
         vectors = self._vectors(schema)[collection]
-        client, call = self._connection.client, self._connection.call
+        connection = self._connection.about(collection)
+        client, call = connection.client, connection.call
         call(partial(client.release_collection, collection, timeout=self._timeout))
         for vector in vectors:
             call(partial(client.drop_index, collection, vector, timeout=self._timeout))
         index = ("BIN_IVF_FLAT", {"nlist": nlist})
-        collections.index_and_load(self._connection, collection, vectors, index, schema.storage.replicas)
+        collections.index_and_load(connection, collection, vectors, index, schema.storage.replicas)
         self._changed()
 
     def refresh(self) -> None:
@@ -129,14 +130,17 @@ class MilvusStore:
         # Companions are named after the collection itself, which an alias stands for; Milvus Lite has no aliases.
         lite = self._connection.engine.lite
         self._identity = None if lite else collections.identity_of(self._connection, self._given)
-        self._bind(self._given if self._identity is None else self._identity.name)
         self._connection.reload = self._load_again
+        self._bind(self._identity)
 
-    def _bind(self, collection: str) -> None:
-        self.collection = collection
-        self._companion = Companion(self._connection, collection, self._timeout)
-        self._tuned = TunedRecord(self._connection, collection, self._timeout)
-        self.regions = RegionTable(self._connection, collection, self._timeout, self._described)
+    def _bind(self, identity: Identity | None) -> None:
+        """Use the companions of a collection; None: there is none yet of the given name."""
+        collection = self.collection = self._given if identity is None else identity.name
+        created_as = None if identity is None else collections.name_at_creation(identity.text)
+        self._created_as = collection if created_as is None else created_as
+        self._companion = Companion(self._connection, collection, self._created_as)
+        self._tuned = TunedRecord(self._connection, collection, self._created_as)
+        self.regions = RegionTable(self._connection, collection, self._created_as, self._described)
         self.indexes = MilvusIndexes(
             self._connection, collection, self._timeout, lambda: self._described().schema, self._forget
         )
@@ -146,7 +150,7 @@ class MilvusStore:
         identity = collections.identity_of(self._connection, self._given)
         if identity != self._identity:
             self._identity = identity
-            self._bind(self._given if identity is None else identity.name)
+            self._bind(identity)
             self._forget()
         return identity
 
@@ -160,12 +164,45 @@ class MilvusStore:
     def describe(self) -> Description | None:
         """See ``Store``."""
         text = collections.description_of(self._connection, self.collection)
-        return None if text is None else self._tuned.applied(decode_description(text, self.collection))
+        if text is None:
+            return None
+        description = decode_description(text, self.collection)
+        if self._created_as != self.collection:
+            self._check_renamed()
+        return self._tuned.applied(description)
+
+    def _check_renamed(self) -> None:
+        """Raise StoreError if this collection was renamed, and a companion was not."""
+        old, new = self._created_as, self.collection
+        there = set(self._call(lambda: self._client.list_collections(timeout=self._timeout)))
+        left = [end for end in COMPANION_ENDINGS if old + end in there and new + end not in there]
+        if left:
+            names = " and ".join(f"'{old}{end}'" for end in left)
+            raise StoreError(
+                f"collection '{new}' was renamed from '{old}', and what is stored beside it was not: rename {names} to "
+                f"{' and '.join(repr(new + end) for end in left)} as well (rename_collection of pymilvus), or rename "
+                f"'{new}' back and give '{old}' the alias '{new}'"
+            )
+
+    def _check_not_left_by_a_rename(self) -> None:
+        """Raise StoreError if companions of this name, without a collection, are those of one that was renamed."""
+        there = self._call(lambda: self._client.list_collections(timeout=self._timeout))
+        left = [f"{self.collection}{end}" for end in COMPANION_ENDINGS if f"{self.collection}{end}" in there]
+        for name in self.collections() if left else ():
+            text = collections.description_of(self._connection, name) or ""
+            if name != self.collection and collections.name_at_creation(text) == self.collection:
+                raise StoreError(
+                    f"collection '{name}' was renamed from '{self.collection}', whose name is wanted now, and "
+                    f"{' and '.join(map(repr, left))} still belong to it: rename these as well, '{self.collection}' to "
+                    f"'{name}' (rename_collection of pymilvus), or use another name here"
+                )
 
     def check(self, schema: Schema) -> None:
         """See ``Store``."""
         self._connection.engine.check(schema)
         encode_description(Description(schema, "0" * 16))
+        if not self._connection.engine.lite:  # which renames nothing
+            self._check_not_left_by_a_rename()
         if schema.storage.replicas > 1:
             self._check_replicas(schema.storage.replicas)
         if schema.regions is not None:
@@ -198,7 +235,8 @@ class MilvusStore:
 
     def _create(self, description: Description) -> Description:
         """Create the collection itself; without it, its companions go as well. The description that it has now."""
-        layout, schema = Layout(description.schema), description.schema
+        schema = description.schema.model_copy(update={"collection": self.collection})
+        layout, description = Layout(schema), replace(description, schema=schema)
         columns = (*layout.columns, layout.copy) if self._connection.engine.lite else layout.columns
         text = encode_description(description)
         new = NewCollection(self.collection, text, columns, schema.granularities, schema.storage)
@@ -226,6 +264,8 @@ class MilvusStore:
         """See ``Store``."""
         if self.describe() is not None:
             self._connection.write(lambda: self._client.drop_collection(self.collection, timeout=self._timeout))
+        elif not self._connection.engine.lite:
+            self._check_not_left_by_a_rename()
         if self._companion.exists():
             self._connection.write(lambda: self._client.drop_collection(self._companion.name, timeout=self._timeout))
         self._tuned.drop()

@@ -100,11 +100,11 @@ class RegionTable:
     """``Regions`` in Milvus."""
 
     def __init__(
-        self, connection: Connection, collection: str, timeout: float, described: Callable[[], Description]
+        self, connection: Connection, collection: str, created_as: str, described: Callable[[], Description]
     ) -> None:
-        self._connection, self._collection, self._timeout = connection, collection, timeout
-        self._described = described
         self.name = f"{collection}_regions"
+        self._connection, self._collection, self._created_as = connection.about(self.name), collection, created_as
+        self._timeout, self._described = connection.timeout, described
         self._loaded: str | None = None
         self._nlist: int | None = None
         self._fields: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ class RegionTable:
         Raises:
             ForeignCollectionError: a collection of this name is something else.
         """
-        settings, wanted = description.schema.regions, encode_regions(self._collection, description)
+        settings, wanted = description.schema.regions, encode_regions(self._created_as, description)
         if settings is None:
             return
         text = self.check()
@@ -264,7 +264,7 @@ class RegionTable:
         return description.schema.regions
 
     def _load(self, description: Description, settings: RegionSettings) -> None:
-        wanted = encode_regions(self._collection, description)
+        wanted = encode_regions(self._created_as, description)
         if self._loaded == wanted:
             return
         text = collections.description_of(self._connection, self.name)
@@ -285,7 +285,7 @@ class RegionTable:
         self._loaded = wanted
 
     def _is_own(self, text: str) -> bool:
-        return (own_description(text) or {}).get("regions_of") == self._collection
+        return (own_description(text) or {}).get("regions_of") == self._created_as
 
     def _call(self, operation: Callable[[], Any]) -> Any:
         return self._connection.call(operation)

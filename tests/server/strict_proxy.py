@@ -7,8 +7,6 @@ the place in Milvus' sources (github.com/milvus-io/milvus, tags v2.4.14, v2.5.27
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 import threading
@@ -16,13 +14,13 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import message_factory
 from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
+from tests.server.strict_rights import Refusal, Rights
 from tests.servers import free_port, lite_server
 
 if TYPE_CHECKING:
@@ -77,30 +75,11 @@ _INDEXES: dict[str, dict[str, tuple[int, int]]] = {
 }
 
 
-@dataclass
-class User:
-    """A user of the server.
-
-    Attributes:
-        password: as given with the name in a token.
-        grants: privileges such as "Search", with the collection for which they hold ("*": all).
-    """
-
-    password: str
-    grants: set[tuple[str, str]] = field(default_factory=set)
-
-
-class _Refusal(Exception):
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code, self.reason = code, reason
-
-
 class StrictProxy(grpc.GenericRpcHandler):
     """A server of one version before an engine of Milvus Lite.
 
     Attributes:
-        users: name -> user; without any, nobody has to say who they are. "root" may do everything.
+        rights: users, roles and privileges; without users, nobody has to say who they are.
         query_nodes: how many replicas can be loaded.
         load_seconds: how long a collection is being loaded.
         delay: seconds before every response.
@@ -111,15 +90,17 @@ class StrictProxy(grpc.GenericRpcHandler):
     def __init__(self, engine: str, version: str) -> None:
         self.version = tuple(map(int, version.split(".")))
         self.label, self.engine = f"v{version}", engine
-        self.users: dict[str, User] = {}
+        self.rights = Rights()
         self.query_nodes, self.load_seconds, self.delay, self.drops = 1, 0.0, 0.0, 0
         self.calls: Counter[str] = Counter()
         self.databases = {"default"}
         self._aliases: dict[str, str] = {}
+        self._renamed: dict[str, str] = {}
         self._loaded: dict[str, float] = {}
         self._indexes: dict[str, dict[str, dict[str, str]]] = {}
         self._schemas: dict[str, schema_pb2.CollectionSchema] = {}
         self._shards: dict[str, int] = {}
+        self._flushed: dict[str, int] = {}
         self._numbers: dict[str, int] = {}
         self._created = 0
         self._lock = threading.Lock()
@@ -165,12 +146,13 @@ class StrictProxy(grpc.GenericRpcHandler):
         if dropped:
             context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset by peer")
         time.sleep(self.delay)
-        self._authorize(request, context, metadata)
+        self.rights.authorize(request, context, metadata)
         try:
             self._resolve(name, request)
-            own = getattr(self, "_" + re.sub("(?<!^)(?=[A-Z])", "_", name).lower(), None)
+            snake = re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
+            own = getattr(self, f"_{snake}", None) or getattr(self.rights, snake, None)
             response: Message = own(request) if own else self._forward(name, request)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             return _failed(name, refusal)
         except grpc.RpcError as error:  # the engine's
             context.abort(error.code(), error.details())
@@ -184,50 +166,29 @@ class StrictProxy(grpc.GenericRpcHandler):
         )
         return call(request, timeout=120)
 
-    def _authorize(self, request: Message, context: grpc.ServicerContext, metadata: dict[str, str]) -> None:
-        """Names and privileges: proxy/authentication_interceptor.go, privilege_interceptor.go.
-
-        Which privilege a request needs is an option of its message in the protocol itself.
-        """
-        if not self.users:
-            return
-        try:
-            name, _, password = base64.b64decode(metadata.get("authorization", "")).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            name = password = ""
-        if name not in self.users or self.users[name].password != password:
-            context.abort(
-                grpc.StatusCode.UNAUTHENTICATED,
-                "auth check failure, please check api key/username and password are correct",
-            )
-        extension = common_pb2.privilege_ext_obj
-        options = request.DESCRIPTOR.GetOptions()
-        if name == "root" or not options.HasExtension(extension):
-            return
-        needed = common_pb2.ObjectPrivilege.Name(options.Extensions[extension].object_privilege)
-        collection = self._real(getattr(request, "collection_name", ""))
-        # Everybody has the role "public": rootcoord/root_coord.go, initRbac.
-        public = {("DescribeCollection", "*"), ("ListAliases", "*"), ("IndexDetail", "*")}
-        grants = self.users[name].grants | public
-        if not grants & {(needed.removeprefix("Privilege"), each) for each in ("*", collection)}:
-            context.abort(
-                grpc.StatusCode.PERMISSION_DENIED, f"{needed}: permission deny to {name} in the `default` database"
-            )
-
     # Aliases and databases: the engine has neither, so a collection of another database gets a longer name.
 
     def _real(self, name: str) -> str:
-        return self._aliases.get(name, name)
+        """The engine's name, which a collection keeps when it is renamed."""
+        name = self._aliases.get(name, name)
+        return self._renamed.get(name, f"{name}__gone" if name in self._renamed.values() else name)
+
+    def _public(self, name: str) -> str:
+        return next((new for new, old in self._renamed.items() if old == name), name)
 
     def _resolve(self, method: str, request: Any) -> None:
         """Aliases stand for the collection in every request but those that manage it (proxy/meta_cache.go)."""
         database = getattr(request, "db_name", "") or "default"
         if method not in {"CreateDatabase", "DescribeDatabase", "DropDatabase"} and database not in self.databases:
-            raise _Refusal(DATABASE, f"database not found[database={database}]")
+            raise Refusal(DATABASE, f"database not found[database={database}]")
         fields = request.DESCRIPTOR.fields_by_name
         if "collection_name" not in fields or fields["collection_name"].is_repeated:
             return
-        name = request.collection_name if method == "CreateCollection" else self._real(request.collection_name)
+        name = request.collection_name
+        if method == "CreateCollection" and name in self._renamed.values():
+            self._renamed[name] = name = f"{name}__{self._created}"
+        elif method not in {"CreateCollection", "CreateAlias", "AlterAlias"}:
+            name = self._real(name)
         request.collection_name = name if database == "default" else f"{database}__{name}"
         if "db_name" in fields:
             request.db_name = ""
@@ -235,14 +196,14 @@ class StrictProxy(grpc.GenericRpcHandler):
             each.collection_name, each.db_name = request.collection_name, ""
 
     def _create_alias(self, request: Any) -> Message:
-        self._known(request.collection_name)
+        self._known(self._real(request.collection_name))
         if request.alias in self._aliases:
-            raise _Refusal(1602, f"alias already exist[alias={request.alias}]")
+            raise Refusal(1602, f"alias already exist[alias={request.alias}]")
         self._aliases[request.alias] = request.collection_name
         return _done()
 
     def _alter_alias(self, request: Any) -> Message:
-        self._known(request.collection_name)
+        self._known(self._real(request.collection_name))
         self._aliases[request.alias] = request.collection_name
         return _done()
 
@@ -252,23 +213,35 @@ class StrictProxy(grpc.GenericRpcHandler):
 
     def _describe_alias(self, request: Any) -> Message:
         if request.alias not in self._aliases:
-            raise _Refusal(ALIAS, f"alias not found[alias={request.alias}]")
+            raise Refusal(ALIAS, f"alias not found[alias={request.alias}]")
         return milvus_pb2.DescribeAliasResponse(
             status=_done(), alias=request.alias, collection=self._aliases[request.alias]
         )
 
     def _list_aliases(self, request: Any) -> Message:
-        aliases = [alias for alias, name in self._aliases.items() if request.collection_name in {"", name}]
+        aliases = [a for a, name in self._aliases.items() if self._public(request.collection_name) in {"", name}]
         return milvus_pb2.ListAliasesResponse(
             status=_done(), collection_name=request.collection_name, aliases=sorted(aliases)
         )
 
     def _rename_collection(self, request: Any) -> Message:
-        response = self._forward("RenameCollection", request)
-        if not response.code:
-            for kept in (self._loaded, self._indexes, self._schemas, self._shards, self._numbers):
-                if request.oldName in kept:
-                    kept[request.newName] = kept.pop(request.oldName)  # type: ignore[attr-defined]
+        """rootcoord/meta_table.go, RenameCollection: its id, aliases and load state stay."""
+        engine = self._real(request.oldName)
+        self._known(engine)
+        if self._real(request.newName) in self._schemas:
+            raise Refusal(65_535, f"duplicated new collection name default:{request.newName}")
+        self._renamed.pop(request.oldName, None)
+        self._renamed[request.newName] = engine
+        for alias, name in self._aliases.items():
+            if name == request.oldName:
+                self._aliases[alias] = request.newName
+        return _done()
+
+    def _show_collections(self, request: Any) -> Message:
+        response = self._forward("ShowCollections", request)
+        names = [self._public(name) for name in response.collection_names]
+        del response.collection_names[:]
+        response.collection_names.extend(names)
         return response  # type: ignore[no-any-return]
 
     def _create_database(self, request: Any) -> Message:
@@ -284,7 +257,7 @@ class StrictProxy(grpc.GenericRpcHandler):
 
     def _describe_database(self, request: Any) -> Message:
         if request.db_name not in self.databases:
-            raise _Refusal(DATABASE, f"database not found[database={request.db_name}]")
+            raise Refusal(DATABASE, f"database not found[database={request.db_name}]")
         return milvus_pb2.DescribeDatabaseResponse(status=_done(), db_name=request.db_name)
 
     def _get_version(self, _request: Any) -> Message:
@@ -298,7 +271,7 @@ class StrictProxy(grpc.GenericRpcHandler):
 
     def _known(self, name: str) -> None:
         if name not in self._schemas:
-            raise _Refusal(NOT_FOUND, f"can't find collection[database=default][collection={name}]")
+            raise Refusal(NOT_FOUND, f"can't find collection[database=default][collection={name}]")
 
     def _create_collection(self, request: Any) -> Message:
         """The checks of proxy/task.go (createCollectionTask.PreExecute) and proxy/util.go."""
@@ -307,13 +280,13 @@ class StrictProxy(grpc.GenericRpcHandler):
         most_fields = 256 if self.version >= (3,) else 64
         most_vectors = 10 if self.version > (2, 6, 16) else 4
         if self.version >= (2, 6, 19) and len(schema.description.encode()) > 1_024:
-            raise _Refusal(INVALID, "collection description exceeds max length 1024: invalid parameter")
+            raise Refusal(INVALID, "collection description exceeds max length 1024: invalid parameter")
         if request.shards_num > MOST_SHARDS:
-            raise _Refusal(INVALID, f"maximum shards's number should be limited to {MOST_SHARDS}")
+            raise Refusal(INVALID, f"maximum shards's number should be limited to {MOST_SHARDS}")
         if len(schema.fields) > most_fields:
-            raise _Refusal(INVALID, f"maximum field's number should be limited to {most_fields}")
+            raise Refusal(INVALID, f"maximum field's number should be limited to {most_fields}")
         if vectors > most_vectors:
-            raise _Refusal(INVALID, f"maximum vector field's number should be limited to {most_vectors}")
+            raise Refusal(INVALID, f"maximum vector field's number should be limited to {most_vectors}")
         for each in schema.fields:
             self._check_field(each)
         name = request.collection_name
@@ -324,6 +297,7 @@ class StrictProxy(grpc.GenericRpcHandler):
             del each.type_params[:]
             each.type_params.extend(kept)
         self._shards[name], request.shards_num = max(1, request.shards_num), 1
+        schema.name = name
         self._created += 1
         self._numbers[name] = self._created
         request.schema = schema.SerializeToString()
@@ -335,16 +309,16 @@ class StrictProxy(grpc.GenericRpcHandler):
 
     def _check_field(self, each: schema_pb2.FieldSchema) -> None:
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,254}", each.name):
-            raise _Refusal(1701, f"field name invalid: {each.name}")
+            raise Refusal(1701, f"field name invalid: {each.name}")
         if each.name.lower() in _CLASSIC:
-            raise _Refusal(1701, f"Invalid field name: {each.name} is keyword in milvus")
+            raise Refusal(1701, f"Invalid field name: {each.name} is keyword in milvus")
         parameters = {pair.key: pair.value for pair in each.type_params}
         if each.data_type == schema_pb2.VarChar and not 1 <= int(parameters["max_length"]) <= 65_535:
-            raise _Refusal(INVALID, f"the maximum length specified for the field({each.name}) should be in (0, 65535]")
+            raise Refusal(INVALID, f"the maximum length specified for the field({each.name}) should be in (0, 65535]")
         if each.data_type == _BINARY and int(parameters["dim"]) % 8:
-            raise _Refusal(INVALID, f"invalid dimension: {parameters['dim']} should be multiple of 8.")
+            raise Refusal(INVALID, f"invalid dimension: {parameters['dim']} should be multiple of 8.")
         if "mmap.enabled" in parameters and self.version < (2, 4, 10):
-            raise _Refusal(INVALID, "mmap.enabled cannot be set for a field")
+            raise Refusal(INVALID, "mmap.enabled cannot be set for a field")
 
     def _describe_collection(self, request: Any) -> Message:
         response = self._forward("DescribeCollection", request)
@@ -357,16 +331,18 @@ class StrictProxy(grpc.GenericRpcHandler):
                 each.is_partition_key = own[each.name].is_partition_key
             response.shards_num = self._shards[request.collection_name]
             response.collectionID = self._numbers[request.collection_name]
-            response.aliases.extend(sorted(a for a, name in self._aliases.items() if name == request.collection_name))
+            response.collection_name = response.schema.name = self._public(request.collection_name)
+            response.aliases.extend(sorted(a for a, name in self._aliases.items() if name == response.collection_name))
         return response  # type: ignore[no-any-return]
 
     def _drop_collection(self, request: Any) -> Message:
         """rootcoord/drop_collection_task.go: not while an alias stands for it."""
         name = request.collection_name
-        if name in self._aliases.values():
-            raise _Refusal(INVALID, f"unable to drop the collection [{name}] because it has associated aliases")
-        for kept in (self._loaded, self._indexes, self._schemas, self._shards, self._numbers):
+        if self._public(name) in self._aliases.values():
+            raise Refusal(INVALID, f"unable to drop the collection [{name}] because it has associated aliases")
+        for kept in (self._loaded, self._indexes, self._schemas, self._shards, self._numbers, self._flushed):
             kept.pop(name, None)  # type: ignore[attr-defined]
+        self._renamed.pop(self._public(name), None)
         return self._forward("DropCollection", request)  # type: ignore[no-any-return]
 
     # Indexes: checked and kept; the engine's own is always BIN_FLAT.
@@ -378,18 +354,18 @@ class StrictProxy(grpc.GenericRpcHandler):
         parameters = {**pairs, **{key: str(value) for key, value in given.items()}}
         kind = parameters.get("index_type", "AUTOINDEX")
         if kind not in _INDEXES or (kind == "HNSW" and self.version < (2, 6, 4)):
-            raise _Refusal(INVALID, f"invalid parameter[expected=valid index][actual=invalid index type: {kind}]")
+            raise Refusal(INVALID, f"invalid parameter[expected=valid index][actual=invalid index type: {kind}]")
         for key, (least, most) in _INDEXES[kind].items():
             value = parameters.get(key, "")
             if not value.isdigit() or not least <= int(value) <= most:
-                raise _Refusal(INVALID, f"Out of range in json: param '{key}' ({value}) should be in [{least}, {most}]")
+                raise Refusal(INVALID, f"Out of range in json: param '{key}' ({value}) should be in [{least}, {most}]")
         unknown = parameters.keys() - _INDEXES[kind] - {"index_type", "metric_type", "mmap.enabled"}
         if unknown:
-            raise _Refusal(INVALID, f"invalid index params: {sorted(unknown)}")
+            raise Refusal(INVALID, f"invalid index params: {sorted(unknown)}")
         own = self._indexes.setdefault(request.collection_name, {})
         name = request.index_name or request.field_name
         if own.get(request.field_name, parameters) != parameters:
-            raise _Refusal(INDEX, "CreateIndex failed: at most one distinct index is allowed per field")
+            raise Refusal(INDEX, "CreateIndex failed: at most one distinct index is allowed per field")
         own[request.field_name] = parameters
         del request.extra_params[:]
         plain = {"index_type": "BIN_FLAT", "metric_type": parameters["metric_type"], "params": "{}"}
@@ -402,6 +378,8 @@ class StrictProxy(grpc.GenericRpcHandler):
         for each in response.index_descriptions:
             parameters = self._indexes.get(request.collection_name, {}).get(each.field_name)
             if parameters is not None:
+                # Growing segments have no index: datacoord/index_service.go, completeIndexInfo.
+                each.total_rows = each.indexed_rows = self._flushed.get(request.collection_name, 0)
                 del each.params[:]
                 each.params.extend(common_pb2.KeyValuePair(key=key, value=value) for key, value in parameters.items())
         return response  # type: ignore[no-any-return]
@@ -409,11 +387,28 @@ class StrictProxy(grpc.GenericRpcHandler):
     def _drop_index(self, request: Any) -> Message:
         """Not while the collection is loaded: datacoord/index_service.go."""
         if request.collection_name in self._loaded:
-            raise _Refusal(INVALID, f"index cannot be dropped, collection is loaded: {request.collection_name}")
+            raise Refusal(INVALID, f"index cannot be dropped, collection is loaded: {request.collection_name}")
         names = {request.field_name, request.index_name}
         own = self._indexes.get(request.collection_name, {})
         self._indexes[request.collection_name] = {key: value for key, value in own.items() if key not in names}
         return self._forward("DropIndex", request)  # type: ignore[no-any-return]
+
+    def _flush(self, request: Any) -> Message:
+        """Seals segments, whose index is then built: datacoord/services.go."""
+        for name in request.collection_names:
+            self._known(name)
+            query = milvus_pb2.QueryRequest(collection_name=name, output_fields=["count(*)"])
+            self._flushed[name] = self._forward("Query", query).fields_data[0].scalars.long_data.data[0]
+        return milvus_pb2.FlushResponse(status=_done())
+
+    def _get_persistent_segment_info(self, request: Any) -> Message:
+        """Of sealed segments: datacoord/services.go."""
+        rows = self._flushed.get(request.collectionName, 0)
+        infos = [milvus_pb2.PersistentSegmentInfo(segmentID=1, num_rows=rows)] if rows else []
+        return milvus_pb2.GetPersistentSegmentInfoResponse(status=_done(), infos=infos)
+
+    def _get_flush_state(self, _request: Any) -> Message:
+        return milvus_pb2.GetFlushStateResponse(status=_done(), flushed=True)
 
     # Load states: querycoordv2/services.go.
 
@@ -422,9 +417,9 @@ class StrictProxy(grpc.GenericRpcHandler):
         self._known(name)
         vectors = [f.name for f in self._schemas[name].fields if f.data_type >= _BINARY]
         if missing := [vector for vector in vectors if vector not in self._indexes.get(name, {})]:
-            raise _Refusal(700, f"there is no vector index on field: {missing}, please create index firstly")
+            raise Refusal(700, f"there is no vector index on field: {missing}, please create index firstly")
         if request.replica_number > self.query_nodes:
-            raise _Refusal(
+            raise Refusal(
                 RESOURCES,
                 f"service resource insufficient[currentNodeNum={self.query_nodes}]"
                 f"[requiredNodeNum={request.replica_number}]",
@@ -463,12 +458,12 @@ class StrictProxy(grpc.GenericRpcHandler):
     def _check_known_and_loading(self, name: str) -> None:
         self._known(name)
         if name not in self._loaded:
-            raise _Refusal(NOT_LOADED, f"collection not loaded[collection={name}]")
+            raise Refusal(NOT_LOADED, f"collection not loaded[collection={name}]")
 
     def _check_loaded(self, name: str) -> None:
         self._check_known_and_loading(name)
         if time.monotonic() < self._loaded[name]:
-            raise _Refusal(NOT_FULLY_LOADED, f"collection not fully loaded[collection={name}]")
+            raise Refusal(NOT_FULLY_LOADED, f"collection not fully loaded[collection={name}]")
 
     # Requests for rows.
 
@@ -476,7 +471,7 @@ class StrictProxy(grpc.GenericRpcHandler):
         for word in re.findall(r"[A-Za-z_]\w*", re.sub(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", " ", text)):
             since = RESERVED.get(word.lower())
             if since is not None and self.version >= since:
-                raise _Refusal(INVALID, f"failed to create query plan: cannot parse expression: {text}, error: {word}")
+                raise Refusal(INVALID, f"failed to create query plan: cannot parse expression: {text}, error: {word}")
 
     def _upsert(self, request: Any) -> Message:
         """Two rows of one key: proxy/task_upsert.go since 2.6.7."""
@@ -484,7 +479,7 @@ class StrictProxy(grpc.GenericRpcHandler):
         keys = [each.scalars for each in request.fields_data if each.field_name == "id"]
         values = [value for each in keys for value in (*each.string_data.data, *each.long_data.data)]
         if self.version >= (2, 6, 7) and len(set(values)) < len(values):
-            raise _Refusal(INVALID, "duplicate primary keys are not allowed in the same batch: invalid parameter")
+            raise Refusal(INVALID, "duplicate primary keys are not allowed in the same batch: invalid parameter")
         return self._forward("Upsert", request)  # type: ignore[no-any-return]
 
     def _delete(self, request: Any) -> Message:
@@ -528,19 +523,19 @@ class StrictProxy(grpc.GenericRpcHandler):
         self._check_loaded(request.collection_name)
         pairs = {pair.key: pair for pair in request.search_params}
         if not 1 <= request.nq <= MOST_QUERIES:
-            raise _Refusal(
+            raise Refusal(
                 INVALID,
                 f"nq (number of search vector per search request) should be in range [1, 16384], got {request.nq}",
             )
         hits = int(pairs["topk"].value) if "topk" in pairs else 1
         if not 1 <= hits <= MOST_HITS:
-            raise _Refusal(INVALID, f"topk [{hits}] is invalid, it should be in range [1, 16384]")
+            raise Refusal(INVALID, f"topk [{hits}] is invalid, it should be in range [1, 16384]")
         own = self._indexes.get(request.collection_name, {}).get(pairs["anns_field"].value, {})
         given = json.loads(pairs["params"].value) if "params" in pairs else {}
         if own.get("index_type") == "HNSW" and not hits <= int(given.get("ef", hits)) <= 2**31 - 1:
-            raise _Refusal(INVALID, f"ef({given['ef']}) should be larger than k({hits})")
+            raise Refusal(INVALID, f"ef({given['ef']}) should be larger than k({hits})")
         if own.get("index_type") == "BIN_IVF_FLAT" and not 1 <= int(given.get("nprobe", 8)) <= 65_536:
-            raise _Refusal(INVALID, f"Out of range in json: param 'nprobe' ({given['nprobe']}) should be in [1, 65536]")
+            raise Refusal(INVALID, f"Out of range in json: param 'nprobe' ({given['nprobe']}) should be in [1, 65536]")
         if "params" in pairs:
             pairs["params"].value = json.dumps({k: v for k, v in given.items() if k not in {"nprobe", "ef"}})
 
@@ -551,9 +546,9 @@ class StrictProxy(grpc.GenericRpcHandler):
         pairs = {pair.key: pair.value for pair in request.rank_params}
         given = json.loads(pairs.get("params", "{}"))
         if any(not 0 <= weight <= 1 for weight in given.get("weights", ())):
-            raise _Refusal(INVALID, f"rank param weight should be in range [0, 1]: {given['weights']}")
+            raise Refusal(INVALID, f"rank param weight should be in range [0, 1]: {given['weights']}")
         if pairs.get("strategy", "rrf") == "rrf" and not 0 < given.get("k", 60) < MOST_HITS:
-            raise _Refusal(INVALID, f"The rank params k should be in range (0, 16384), got {given['k']}")
+            raise Refusal(INVALID, f"The rank params k should be in range (0, 16384), got {given['k']}")
         if request.function_score.functions:
             return self._fuse(request)
         queries = request.requests[0].nq
@@ -570,9 +565,9 @@ class StrictProxy(grpc.GenericRpcHandler):
         pairs = {pair.key: pair.value for pair in request.function_score.functions[0].params}
         weights, constant = json.loads(pairs["weights"]), float(pairs["k"])
         if self.version < (3, 0, 1) or pairs["reranker"] != "rrf":
-            raise _Refusal(INVALID, f"unsupported rerank function: {pairs}")
+            raise Refusal(INVALID, f"unsupported rerank function: {pairs}")
         if any(not 0 <= weight <= 1 for weight in weights):
-            raise _Refusal(INVALID, f"rank param weight should be in range [0, 1]: {weights}")
+            raise Refusal(INVALID, f"rank param weight should be in range [0, 1]: {weights}")
         limit = next(int(pair.value) for pair in request.rank_params if pair.key == "limit")
         scores: list[dict[str, float]] = [{} for _ in range(request.requests[0].nq)]
         for weight, each in zip(weights, request.requests, strict=True):
@@ -604,7 +599,7 @@ def _done() -> common_pb2.Status:
     return common_pb2.Status()
 
 
-def _failed(method: str, refusal: _Refusal) -> Message:
+def _failed(method: str, refusal: Refusal) -> Message:
     """The refusal as servers send it: with the code of today and, for clients of 2.2, the one of then."""
     status = common_pb2.Status(
         code=refusal.code, reason=refusal.reason, detail=refusal.reason, error_code=common_pb2.UnexpectedError

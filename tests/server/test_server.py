@@ -11,8 +11,10 @@ import json
 import os
 import subprocess
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,7 @@ from typer.testing import CliRunner
 
 from mg_milvus.cli.app import app
 from mg_milvus.config import MilvusConfig
-from mg_milvus.errors import StoreError
+from mg_milvus.errors import PrivilegeError, StoreError
 from mg_milvus.images.discover import text_path
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Granularity, Schema, StorageSettings
@@ -31,6 +33,7 @@ from mg_milvus.store.base import Description, Row, Store
 from mg_milvus.store.milvus import open_store
 from tests.conftest import make_photos
 from tests.real_milvus import TOKEN, NotHereError, RealMilvus
+from tests.server import rights
 from tests.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
@@ -99,6 +102,58 @@ def make_rows(codes: np.ndarray, start: int = 0) -> list[Row]:
     return [
         Row(f"{n:032x}", f"/{n}.jpg", n, n, 1, 1, "", {"fine": code.tobytes()}) for n, code in enumerate(codes, start)
     ]
+
+
+def test_conformance(server: RealMilvus) -> None:
+    code, out, errors = mgm(server, "doctor", "--conformance", "--json")
+    report = json.loads(out)
+    refused = {each["name"] for each in report["features"] if each["outcome"] == "refused"}
+    assert (code, report["ok"], report["server"]) == (0, True, "Milvus 2.3.5-lite"), errors
+    assert refused == {
+        "several granularities", "server fusion, equal weights", "server fusion, other weights", "index HNSW",
+        "codes mapped from disk",
+    }  # fmt: skip
+    client = MilvusClient(server.uri, token=TOKEN)
+    assert [name for name in client.list_collections() if name.startswith("mgm_conformance")] == []
+    client.close()
+
+
+def test_reader_writer_and_owner_have_the_rights_of_the_page(server: RealMilvus) -> None:
+    schema = Schema(granularities=rights.SCHEMA.granularities[:1], regions=rights.REGIONS)
+    with closing(MilvusClient(server.uri, token=TOKEN)) as admin:
+        # 2.3 asks for Load where later versions ask for GetLoadState.
+        grants = {
+            role: {("Load" if privilege == "GetLoadState" else privilege, name) for privilege, name in own}
+            for role, own in rights.documented().items()
+        }
+        rights.add_users(admin, grants, second=False)
+    time.sleep(1)  # the proxy learns of them a moment later
+    for role in ("owner", "writer", "reader"):
+        with closing(open_store(MilvusConfig(server.uri, f"{role}:Passw0rd!", "photos", PATIENCE))) as store:
+            rights.do(role, store, schema)
+            if role == "reader":
+                with pytest.raises(PrivilegeError, match="who lacks the privilege Delete for 'photos'"):
+                    store.delete([rights.rows(schema)[0].id])
+    with closing(open_store(MilvusConfig(server.uri, TOKEN, "photos"))) as store:
+        store.drop()
+
+
+def test_a_renamed_collection(server: RealMilvus) -> None:
+    schema = Schema(granularities=rights.SCHEMA.granularities[:1])
+    place = MilvusConfig(server.uri, TOKEN, next(_names), PATIENCE)
+    old, new = str(place.collection), f"renamed_{place.collection}"
+    with closing(open_store(place)) as store:
+        store.create(Description(schema, "f" * 16))
+        store.put_encoder("f" * 16, b"an encoder")
+        store.upsert([replace(row, region_codes=b"") for row in rights.rows(schema)])
+    with closing(MilvusClient(server.uri, token=TOKEN)) as admin:
+        admin.rename_collection(old, new)
+        with closing(open_store(replace(place, collection=new))) as store:
+            with pytest.raises(StoreError, match=f"'{new}' was renamed from '{old}', .* '{old}_encoder'"):
+                store.count()
+            admin.rename_collection(f"{old}_encoder", f"{new}_encoder")
+            assert (store.count(), store.get_encoder("f" * 16)) == (3, b"an encoder")
+            store.drop()
 
 
 def test_one_granularity_through_the_command(server: RealMilvus, schema: Path, tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def description_for(store: Store) -> Description:
     granularities = (Granularity(name="coarse", bits=16), Granularity(name="fine", bits=64))
     if re.match(r"Milvus 2\.[0-3]\.", store.server()):
         granularities = granularities[:1]
-    return Description(Schema(granularities=granularities, fields=FIELDS), "0123456789abcdef", adapted_on=7)
+    schema = Schema(collection=store.collection, granularities=granularities, fields=FIELDS)
+    return Description(schema, "0123456789abcdef", adapted_on=7)
 
 
 @pytest.fixture

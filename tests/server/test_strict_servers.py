@@ -104,9 +104,9 @@ def test_what_the_server_refuses_leaves_nothing(
 
 
 def refuse(_field: object) -> None:
-    from tests.server.strict_proxy import INVALID, _Refusal
+    from tests.server.strict_proxy import INVALID, Refusal
 
-    raise _Refusal(INVALID, "not today")
+    raise Refusal(INVALID, "not today")
 
 
 @pytest.mark.parametrize(("word", "since"), [("iso", (2, 6, 3)), ("Interval", (2, 6, 3)), ("threshold", (3, 0))])
@@ -197,6 +197,44 @@ def test_an_alias_stands_for_a_collection_and_its_companions(proxy: StrictProxy,
         assert store.get_encoder("1" * 16) == b"second"
         assert (store.collection, store.count()) == ("second", 4)
     assert sorted(admin.list_collections()) == ["first", "first_encoder", "first_tuned", "second", "second_encoder"]
+
+
+def test_a_renamed_collection_says_what_else_to_rename_and_works_then(proxy: StrictProxy, admin: MilvusClient) -> None:
+    regions = RegionSettings.model_validate({"bits": 64, "scales": [{"size": 0.5, "grid": 1}]})
+    schema = Schema(granularities=SMALL.granularities, regions=regions)
+    with opened(proxy) as store:
+        store.create(Description(schema, PRINT))
+        store.put_encoder(PRINT, b"an encoder")
+        store.upsert([replace(row, region_codes=bytes(8)) for row in rows(5)])
+        store.retune({"coarse": 2.0, "fine": 1.0}, SMALL.fusion)
+    admin.rename_collection("images", "archive")
+    with opened(proxy, "archive") as store:
+        says = (
+            "'archive' was renamed from 'images', .* rename 'images_encoder' and 'images_regions' and 'images_tuned' "
+            "to 'archive_encoder' and 'archive_regions' and 'archive_tuned' as well"
+        )
+        for ask in (store.describe, store.count, store.drop):
+            with pytest.raises(errors.StoreError, match=says):
+                ask()
+    with opened(proxy) as store:  # whose name is free again
+        for ask in (lambda: store.create(Description(SMALL, "f" * 16)), store.drop):
+            with pytest.raises(errors.StoreError, match=r"'archive' was renamed from 'images', .* still belong to it"):
+                ask()
+    for end in ("_encoder", "_regions", "_tuned"):
+        admin.rename_collection(f"images{end}", f"archive{end}")
+    with opened(proxy) as store:
+        store.create(Description(SMALL, "f" * 16))
+        store.put_encoder("f" * 16, b"of the new one")
+        assert store.count() == 0
+        store.drop()
+    with opened(proxy, "archive") as store:
+        described = store.describe()
+        assert described is not None
+        assert described.schema.weights == {"coarse": 2.0, "fine": 1.0}
+        assert (store.count(), store.regions.count(), store.get_encoder(PRINT)) == (5, 5, b"an encoder")
+        store.retune({"coarse": 1.0, "fine": 1.0}, SMALL.fusion)
+        store.drop()
+    assert admin.list_collections() == []
 
 
 def test_server_fusion_has_the_ranks_and_weights_of_ours(proxy: StrictProxy, admin: MilvusClient) -> None:
