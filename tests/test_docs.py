@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-NEEDS_MORE_THAN_THIS_MACHINE = ("make ", "docker ", "pip install ", "http://")  # or never ends
+NEEDS_MORE_THAN_THIS_MACHINE = ("make ", "docker ", "pip install ", "http://", "--on ray")  # or never ends
 
 
 def page_blocks(page: Path) -> list[Block]:

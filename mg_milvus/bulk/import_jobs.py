@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
 from mg_milvus.bulk.dataset import BucketFolder, folder_errors, images_file, regions_file, rows_per_file
-from mg_milvus.bulk.encode import superseded
+from mg_milvus.bulk.stream import superseded
 from mg_milvus.config import Tls, hide, is_loopback
 from mg_milvus.errors import AuthenticationError, CodeFileError, ImageError, StoreError, UnsupportedError
 from mg_milvus.files import one_line

@@ -24,6 +24,8 @@ mgm fit sample/ --out mine.safetensors
 
 mgm encode s3://shop/images --encoder mine.safetensors --shard 2/4 --out s3://shop/codes
 
+mgm encode s3://shop/images --encoder mine.safetensors --on ray://10.0.0.1:10001 --out s3://shop/codes
+
 mgm load s3://shop/codes --uri http://localhost:19530"""
 
 Folder = Annotated[
@@ -54,6 +56,14 @@ def encode(
     shard: Annotated[
         str, typer.Option("--shard", metavar="I/N", help="Share of this machine, e.g. 2/4 for the second of four")
     ] = "1/1",
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="CLUSTER",
+            help="Encode on the machines of a Ray cluster: ray for that of this machine, or e.g. ray://10.0.0.1:10001",
+        ),
+    ] = None,
     schema: options.SchemaFile = None,
     metadata: options.Metadata = None,
     rows_per_file: Annotated[
@@ -104,6 +114,7 @@ def encode(
         settings=Settings(settings.batch_size, settings.workers),
         device=settings.device,
         allow_private=allow_private,
+        on=on,
     )
     with ProgressView() as view:
         report = run(*sources, out=out, encoder=settings.encoder, options=encode_options, progress=view)

@@ -20,7 +20,8 @@ import pytest
 
 from mg_milvus import errors
 from mg_milvus.bulk import dataset, import_jobs, remote
-from mg_milvus.bulk.encode import EncodeOptions, encode, superseded
+from mg_milvus.bulk.encode import EncodeOptions, encode
+from mg_milvus.bulk.stream import superseded
 from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.index import ImageIndex
