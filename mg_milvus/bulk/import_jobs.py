@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from http.client import HTTPResponse
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mg_milvus.bulk.dataset import CodeFolder
     from mg_milvus.config import MilvusConfig
     from mg_milvus.session import Session
@@ -277,7 +280,7 @@ class Importer:
         self._check_empty()
         old = superseded(_ids(codes, files))
         total = len(old) - int(old.sum())
-        images, regions = self._upload(_newest(codes, files, old.tolist()), total, report)
+        images, regions = self._upload(_newest(codes, files, old), total, report)
         if settings is not None:
             self._run(f"{store.collection}_regions", regions, report)
         self._run(store.collection, images, report)
@@ -361,7 +364,7 @@ def _ids(codes: CodeFolder, files: Sequence[str]) -> Iterator[str]:
             yield from (key for key, _, _ in part.stamps())
 
 
-def _newest(codes: CodeFolder, files: Sequence[str], old: list[bool]) -> Iterator[Row]:
+def _newest(codes: CodeFolder, files: Sequence[str], old: NDArray[np.bool_]) -> Iterator[Row]:
     """The newest row of each image; ``old`` marks the others."""
     place = 0
     for name in files:

@@ -268,7 +268,8 @@ def _lines(plan: Plan) -> list[str]:
     lines = [
         *(_rows(table, what) for table, what in zip(plan.collections, ("images", "regions"), strict=False)),
         "",
-        f"files of codes   {_bytes(plan.codes_folder)}, encoded in {plan.encode_hours:,.1f} hours",
+        f"files of codes   {_bytes(plan.codes_folder)}, encoded in {plan.encode_hours:,.1f} hours "
+        f"at {plan.images_per_second:,.4g} images/s a machine",
         f"Milvus Lite      {_bytes(plan.lite_file)} file, {_bytes(plan.lite_memory)} memory",
         f"Milvus server    {_bytes(plan.server_memory)} memory, {_bytes(plan.server_disk)} mapped from disk, "
         f"{sum(table.segments for table in plan.collections):,} segments",
