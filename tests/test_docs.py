@@ -94,6 +94,16 @@ def test_only_blocks_that_need_more_than_this_machine_are_left_out() -> None:
                 )
 
 
+def test_the_plan_for_a_billion_images_is_what_mgm_plans() -> None:
+    page = page_blocks(DOCS / "scaling.md")
+    place = next(place for place, block in enumerate(page) if "mgm plan --images 1e9" in block.text)
+    (command,) = commands(page[place])
+    planned = CliRunner().invoke(app, mgm(command)).stdout.splitlines()
+    shown = page[place + 1].text.splitlines()
+    assert len(shown) > 5
+    assert [line for line in shown if line not in planned] == []
+
+
 def test_links_and_images_lead_somewhere() -> None:
     for page in PAGES:
         assert not re.search(r"\]\([^)\s]+://", page.read_text(encoding="utf-8")), page
