@@ -102,7 +102,7 @@ build/lowest/.made: pyproject.toml .ci/constraints.py | $(VENV)/.dev
 	@$(PYTHON) -m venv --clear build/lowest
 	@$(BIN)/python .ci/constraints.py --lowest > build/lowest/constraints.txt
 	@build/lowest/bin/python -m pip --disable-pip-version-check install --quiet --quiet -c build/lowest/constraints.txt \
-	  -e '.[large,parquet,remote,report,tensorboard,terminal,web]' efficientnet-lite-pytorch httpx hypothesis packaging pytest pytest-xdist scikit-learn
+	  -e '.[large,parquet,ray,remote,report,tensorboard,terminal,web]' efficientnet-lite-pytorch httpx hypothesis packaging pytest pytest-xdist scikit-learn
 	@touch $@
 
 coverage: $(VENV)/.dev ## pytest with coverage (a third slower)

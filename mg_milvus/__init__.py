@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mg_milvus.encoder.load import load_encoder
     from mg_milvus.errors import (
         AuthenticationError,
+        ClusterError,
         CodeFileError,
         CollectionNotFoundError,
         EncoderError,
@@ -104,6 +105,7 @@ _HOMES = {
 
 __all__ = [
     "AuthenticationError",
+    "ClusterError",
     "CodeFileError",
     "CollectionNotFoundError",
     "Conformance",

@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mg_milvus.encoder.file import BUILTIN
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.models import REGIONS, Schema
 from mg_milvus.store.base import fits, nlist_for, nprobe_for, rows_a_segment
@@ -136,7 +137,7 @@ def images_table(schema: Schema, path_bytes: float, text_bytes: float) -> Table:
         "string": lambda name: Column(name, text_bytes, "text", text_bytes),
         "int": lambda name: Column(name, 8, "number", _LITE_LONG),
         "float": lambda name: Column(name, 8, "number", _LITE_LONG),
-        "bool": lambda name: Column(name, 1, "number", _LITE_INT),
+        "bool": lambda name: Column(name, 1, "number", _LITE_INT),  # INT8, a byte in Milvus' memory and its estimates
     }
     copied = Layout(schema).copy.max_bytes
     return Table(
@@ -177,11 +178,12 @@ def _listed(schema: Schema) -> int:
     return _IVF_ID if schema.storage.index in {"auto", "BIN_IVF_FLAT"} else 0
 
 
-IMAGES_PER_SECOND = 195.0
-"""Encoded by one machine: the encoder that ships, photographs of 384 x 256, two cores (benchmarks/ingest_rate.py)."""
+IMAGES_PER_SECOND = {"builtin": 81.0, "large": 48.0}
+"""Encoder -> images that two cores encode a second, without 8-bit instructions (VNNI), photographs of 384 x 256:
+2 over the seconds of processor time an image (benchmarks/results/encode_cost.json)."""
 
 REGIONS_RATE = 0.92
-"""Share of that rate where regions get codes too: 24 ms of processor time a photograph become 26, with 29 regions."""
+"""Share of that rate where regions get codes too (there)."""
 
 _LITE_MEMORY = 10e6
 """Bytes of private memory of the process that serves an empty file of Milvus Lite."""
@@ -238,6 +240,7 @@ class Plan:
         server_memory: of all query nodes together, all replicas, with headroom.
         server_disk: of codes that are mapped into memory from the nodes' own disks, all replicas.
         index: granularity -> bytes of its index on a server, one replica.
+        images_per_second: encoded by one machine.
         encode_hours: wall time of all machines together.
         changes: changes that reduce the memory; empty if the plan fits into the given memory.
         notes: further advice, in sentences.
@@ -251,6 +254,7 @@ class Plan:
     server_memory: float
     server_disk: float
     index: Mapping[str, float]
+    images_per_second: float
     encode_hours: float
     changes: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
@@ -265,6 +269,7 @@ class Plan:
         return rounded | {
             "collections": [{name: getattr(c, name) for name in c.__slots__} for c in self.collections],
             "changes": changes, "notes": list(self.notes), "encode_hours": round(self.encode_hours, 2),
+            "images_per_second": round(self.images_per_second, 1),
         }  # fmt: skip
 
 
@@ -306,15 +311,30 @@ def plan(images: int, schema: Schema | None = None, assumptions: Assumptions | N
     memory = assumptions.memory
     sizes = _Sizes(schema, images, assumptions.path_bytes, assumptions.text_bytes)
     collections = tuple(_collection(table, rows) for table, rows in sizes.filled)
-    rate = assumptions.images_per_second or IMAGES_PER_SECOND * (REGIONS_RATE if schema.regions else 1)
+    rate = assumptions.images_per_second or _rate(schema)
     draft = Plan(
         images, collections, images * parquet_row(schema, sizes.table), sizes.lite_file,
-        sizes.lite_memory, sizes.memory, sizes.disk, sizes.index, images / rate / assumptions.machines / 3600,
+        sizes.lite_memory, sizes.memory, sizes.disk, sizes.index, rate, images / rate / assumptions.machines / 3600,
     )  # fmt: skip
     changes: tuple[Change, ...] = ()
     if memory is not None and draft.server_memory > memory:
         changes = tuple(change for change in _changes(sizes) if change.memory < draft.server_memory)
-    return replace(draft, changes=changes, notes=tuple(_notes(draft, schema, memory)))
+    notes = [*_notes(draft, schema, memory), *([] if assumptions.images_per_second else [_note_of_rate(schema)])]
+    return replace(draft, changes=changes, notes=tuple(notes))
+
+
+def _rate(schema: Schema) -> float:
+    """Images that two cores encode a second; an encoder that was not measured counts as the default."""
+    rate = IMAGES_PER_SECOND.get(schema.encoder.name, IMAGES_PER_SECOND[BUILTIN])
+    return rate * (REGIONS_RATE if schema.regions else 1)
+
+
+def _note_of_rate(schema: Schema) -> str:
+    measured = schema.encoder.name if schema.encoder.name in IMAGES_PER_SECOND else BUILTIN
+    return (
+        f"the rate is that of the encoder '{measured}' on two cores without VNNI, photographs of 384 x 256; give "
+        "--images-per-second as mgm encode reports it on your machine"
+    )
 
 
 def _collection(table: Table, rows: int) -> Collection:

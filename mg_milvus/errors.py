@@ -13,6 +13,7 @@ MgMilvusError
 ├── LabelError (ValueError)               labels are missing, or do not fit the images
 ├── TrainingError (ValueError)            a training cannot run, or its configuration is invalid
 ├── MissingPackageError (ImportError)     a package is missing or broken, such as that of an extra
+├── ClusterError (ConnectionError)        the Ray cluster is not there, or its workers die
 ├── ServeError (ValueError)               the web page cannot be served: port, token, folders
 └── StoreError                            a Milvus request failed
     ├── StoreUnavailableError (ConnectionError)   not reachable, or the connection broke
@@ -80,6 +81,10 @@ class TrainingError(MgMilvusError, ValueError):
 
 class MissingPackageError(MgMilvusError, ImportError):
     """A package is missing or broken, such as that of an extra."""
+
+
+class ClusterError(MgMilvusError, ConnectionError):
+    """The Ray cluster is not there, or its workers die."""
 
 
 class ServeError(MgMilvusError, ValueError):

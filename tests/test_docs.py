@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-NEEDS_MORE_THAN_THIS_MACHINE = ("make ", "docker ", "pip install ", "http://")  # or never ends
+NEEDS_MORE_THAN_THIS_MACHINE = ("make ", "docker ", "pip install ", "http://", "--on ray")  # or never ends
 
 
 def page_blocks(page: Path) -> list[Block]:
@@ -92,6 +92,16 @@ def test_only_blocks_that_need_more_than_this_machine_are_left_out() -> None:
                 assert all(any(word in line for word in NEEDS_MORE_THAN_THIS_MACHINE) for line in commands(block)), (
                     block
                 )
+
+
+def test_the_plan_for_a_billion_images_is_what_mgm_plans() -> None:
+    page = page_blocks(DOCS / "scaling.md")
+    place = next(place for place, block in enumerate(page) if "mgm plan --images 1e9" in block.text)
+    (command,) = commands(page[place])
+    planned = CliRunner().invoke(app, mgm(command)).stdout.splitlines()
+    shown = page[place + 1].text.splitlines()
+    assert len(shown) > 5
+    assert [line for line in shown if line not in planned] == []
 
 
 def test_links_and_images_lead_somewhere() -> None:

@@ -49,6 +49,7 @@ BORDERS = {
     "milvus_lite": {"store", "bulk"},
     "typer": {"cli"},
     "rich": {"cli"},
+    "ray": {"bulk"},
     "fastapi": {"web"},
     "starlette": {"web"},
     "uvicorn": {"web"},

@@ -3,89 +3,33 @@
 from __future__ import annotations
 
 import os
-import re
 import time
-from array import array
 from contextlib import closing
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from mg_milvus.bulk.cluster import Cluster, encode_on_ray
 from mg_milvus.bulk.dataset import CodeFolder, Shard, to_parquet
-from mg_milvus.bulk.remote import without_query
-from mg_milvus.bulk.sources import images
+from mg_milvus.bulk.sources import files_of_shard
+from mg_milvus.bulk.stream import EncodedImages, Skipped, Work, encode_files
 from mg_milvus.encoder.file import SHIPPED
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import CodeFileError, EncoderError, MgMilvusError, QueryError
-from mg_milvus.images.discover import image_id, is_url, path_text
+from mg_milvus.images.discover import is_url, path_text
 from mg_milvus.ingest.metadata import default_values, read_metadata
-from mg_milvus.ingest.pipeline import Settings, code_bytes, read_images
+from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.records import Failure, Progress
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from mg_milvus.encoder.base import Encoder
     from mg_milvus.images.discover import Found
-    from mg_milvus.ingest.pipeline import PreparedImage
     from mg_milvus.store.base import Row
 
     PathLike = str | os.PathLike[str]
-
-
-def superseded(ids: Iterable[str]) -> NDArray[np.bool_]:
-    """Whether a later row has the same id: (n,) in the order of the rows. 24 bytes of memory a row.
-
-    Raises:
-        CodeFileError: a text is not an id.
-    """
-    keys = _keys(ids)
-    order = np.argsort(keys, kind="stable")
-    old = np.zeros(len(keys), np.bool_)
-    old[order[:-1]] = keys[order[1:]] == keys[order[:-1]]
-    return old
-
-
-def _keys(ids: Iterable[str]) -> NDArray[np.bytes_]:
-    """Ids as an array (n,) of 16 bytes each."""
-    data = bytearray()
-    for key in ids:
-        if not re.fullmatch("[0-9a-f]{32}", key):
-            raise CodeFileError(f"{key!r} is not the id of an image: expected 32 hexadecimal digits")
-        data += bytes.fromhex(key)
-    return np.frombuffer(data, "S16")
-
-
-class EncodedImages:
-    """The images in the files of one shard: 32 bytes of memory an image."""
-
-    def __init__(self, stamps: Iterable[tuple[str, int, int]]) -> None:
-        """Read id, size and mtime_ns of each row in the order of the files; of equal ids the last row counts."""
-        values = array("q")
-
-        def ids() -> Iterator[str]:
-            for key, size, mtime_ns in stamps:
-                values.extend((size, mtime_ns))
-                yield key
-
-        keys = _keys(ids())
-        order = np.argsort(keys, kind="stable")
-        self._keys, self._stamps = keys[order], np.frombuffer(values, np.int64).reshape(-1, 2)[order]
-
-    def has(self, file: Found) -> bool:
-        """Whether an image is encoded in its present state: same time, and same size where that is known."""
-        key = _keys([image_id(file.path)])[0]
-        place = int(np.searchsorted(self._keys, key, side="right")) - 1
-        if place < 0 or self._keys[place] != key:
-            return False
-        size, mtime_ns = self._stamps[place]
-        return bool(file.size in (-1, size) and file.mtime_ns == mtime_ns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +45,8 @@ class EncodeOptions:
         device: of the network.
         allow_private: http(s) URLs may lead to private, loopback and link-local addresses. A list from a stranger could
             then reach services that only this machine reaches.
+        on: the Ray cluster whose machines encode, ``ray`` for the one that this machine belongs to (or one of this
+            machine alone), ``ray://HOST:10001`` for another; None: this machine. See ``bulk.cluster``.
     """
 
     schema: Schema = field(default_factory=Schema)
@@ -110,6 +56,7 @@ class EncodeOptions:
     settings: Settings = field(default_factory=Settings)
     device: str = "auto"
     allow_private: bool = False
+    on: str | None = None
 
     def __post_init__(self) -> None:
         batch_size, workers = self.settings.batch_size, self.settings.workers
@@ -117,6 +64,8 @@ class EncodeOptions:
             raise QueryError(
                 f"batch_size {batch_size}, rows_per_file {self.rows_per_file}, workers {workers}: expected 1 or more"
             )
+        if self.on is not None and self.on != "ray" and not self.on.startswith("ray://"):
+            raise QueryError(f"on is '{self.on}': expected ray, or ray://HOST:10001 for a cluster elsewhere")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +122,7 @@ def encode(
     skipped. An image that has changed since is encoded again, and its newer row wins when the folder is loaded.
 
     Args:
-        *sources: see ``bulk.sources.images``.
+        *sources: see ``bulk.sources.files_of_shard``.
         out: the folder, which the machines of all shards may share, also in a bucket.
         encoder: an encoder file, or ``builtin`` for the one that ships; used with the heads that it has.
         options: see ``EncodeOptions``.
@@ -183,25 +132,25 @@ def encode(
         EncoderError: no encoder is given, or it does not make the codes of the schema.
         ImageError: a source does not exist.
         CodeFileError: the folder holds other codes, is damaged, or cannot be written.
+        ClusterError: the Ray cluster is not there, or its workers die.
     """
     started = time.perf_counter()
     options = options or EncodeOptions()
     values_of = _metadata(options, sources)
-    failures: list[Failure] = []
-    files = images(
-        sources, options.shard, lambda failure: failures.append(_public(failure)), allow_private=options.allow_private
-    )
+    skipped = Skipped()
+    files = files_of_shard(sources, options.shard, skipped.add_failure, allow_private=options.allow_private)
     used = _encoder(encoder, options.schema, options.device)
     description = Description(options.schema, used.fingerprint, used.adapted_on, used.backbone)
-    run = _Run(CodeFolder(out), options.shard, used, description, values_of, failures, progress or (lambda _: None))
+    run = _Run(CodeFolder(out), options, description, values_of, skipped)
     interrupted = False
     try:
-        run.encode(files, options.settings, options.rows_per_file)
+        run.encode(files, used, progress or (lambda _: None))
     except KeyboardInterrupt:
         interrupted = True
+    failures = skipped.failures
     return EncodeReport(
-        shard=options.shard, seen=run.encoded + run.unchanged + len(failures), encoded=run.encoded,
-        unchanged=run.unchanged, failures=tuple(failures), files=run.files, fingerprint=used.fingerprint,
+        shard=options.shard, seen=run.encoded + skipped.unchanged + len(failures), encoded=run.encoded,
+        unchanged=skipped.unchanged, failures=tuple(failures), files=run.files, fingerprint=used.fingerprint,
         seconds=time.perf_counter() - started, interrupted=interrupted,
     )  # fmt: skip
 
@@ -213,11 +162,6 @@ def _metadata(options: EncodeOptions, sources: Sequence[PathLike]) -> Callable[[
         return lambda _: defaults
     roots = [source if is_url(source) else path_text(source) for source in map(str, sources)]
     return read_metadata(options.metadata, fields, roots).values
-
-
-def _public(failure: Failure) -> Failure:
-    """The failure for reports and logs, without the query of its URL."""
-    return Failure(without_query(failure.path), failure.reason)
 
 
 def _encoder(given: Encoder | PathLike | None, schema: Schema, device: str) -> Encoder:
@@ -249,53 +193,62 @@ class _Run:
     """One run over one shard, with its counts."""
 
     folder: CodeFolder
-    shard: Shard
-    encoder: Encoder
+    options: EncodeOptions
     description: Description
     values_of: Callable[[str], Mapping[str, Any]]
-    failures: list[Failure]
-    report: Callable[[Progress], None]
+    skipped: Skipped
     encoded: int = 0
-    unchanged: int = 0
     files: int = 0
 
-    def encode(self, images: Iterator[Found], settings: Settings, rows_per_file: int) -> None:
+    def encode(self, files: Iterator[Found], encoder: Encoder, report: Callable[[Progress], None]) -> None:
         """Encode the images that are new or changed; then mark the shard as finished."""
-        parts = self._prepare()
+        parts = self._prepare(encoder)
+        known = EncodedImages(stamp for name in parts for stamp in self._stamps(name))
+        work = Work(encoder, self.options.settings, known)
         rows: dict[str, Row] = {}
         try:
-            with closing(read_images(self._todo(images, parts), self.encoder, settings)) as prepared:
-                while batch := list(islice(prepared, settings.batch_size)):
-                    rows |= self._rows(batch)
-                    if len(rows) >= rows_per_file:
-                        self._write(rows, parts)
-                    done = self.encoded + len(rows) + self.unchanged
-                    self.report(Progress("encoding", done, 0, len(self.failures)))
+            with closing(self._batches(files, work, report)) as batches:
+                for batch in batches:
+                    for row in batch:
+                        rows[row.id] = replace(row, fields=self.values_of(row.path))
+                        # Not by whole batches: what a run writes does not depend on where an earlier one was stopped.
+                        if len(rows) == self.options.rows_per_file:
+                            self._write(rows, parts)
+                    done = self.encoded + len(rows) + self.skipped.unchanged
+                    report(Progress("encoding", done, 0, len(self.skipped.failures)))
         except (KeyboardInterrupt, MgMilvusError):
             self._write(rows, parts)
             raise
         self._write(rows, parts)
-        self.folder.finish(self.shard, parts)
+        self.folder.finish(self.options.shard, parts)
 
-    def _prepare(self) -> dict[str, int]:
+    def _batches(self, files: Iterator[Found], work: Work, report: Callable[[Progress], None]) -> Generator[list[Row]]:
+        """Rows in the order of the files, encoded here or by the workers of a cluster."""
+        if self.options.on is None:
+            yield from encode_files(files, work, self.skipped)
+        else:
+            yield from encode_on_ray(files, work, self.skipped, Cluster(self.options.on, self.options.device, report))
+
+    def _prepare(self, encoder: Encoder) -> dict[str, int]:
         """Check that the folder belongs to this run; returns part -> rows of the existing parts of the shard."""
-        if others := [str(other) for other in self.folder.shards() if other.count != self.shard.count]:
+        shard = self.options.shard
+        if others := [str(other) for other in self.folder.shards() if other.count != shard.count]:
             raise CodeFileError(
-                f"{self.folder.name} has files of the shard {others[0]}, this is {self.shard}: use the same count on "
+                f"{self.folder.name} has files of the shard {others[0]}, this is {shard}: use the same count on "
                 "all machines, or another folder"
             )
-        fingerprint = self.encoder.fingerprint
+        fingerprint = encoder.fingerprint
         encoders = self.folder.encoders()
         if different := [other for other in encoders if other != fingerprint]:
             raise CodeFileError(
                 f"{self.folder.name} holds codes of the encoder {different[0]}, yours is {fingerprint}: give all "
                 "shards the same --encoder, or use another folder"
             )
-        self.folder.clean(self.shard)
+        self.folder.clean(shard)
         if not encoders:
-            self.folder.add_encoder(fingerprint, self.encoder.to_bytes())
+            self.folder.add_encoder(fingerprint, encoder.to_bytes())
         parts: dict[str, int] = {}
-        for name in self.folder.files(self.shard):
+        for name in self.folder.files(shard):
             with self.folder.part(name) as part:
                 if part.description != self.description:
                     raise CodeFileError(
@@ -305,30 +258,15 @@ class _Run:
                 parts[name] = part.rows
         return parts
 
-    def _todo(self, images: Iterator[Found], parts: Iterable[str]) -> Iterator[tuple[Found, frozenset[str]]]:
-        known = EncodedImages(stamp for name in parts for stamp in self._stamps(name))
-        for image in images:
-            if known.has(image):
-                self.unchanged += 1
-            else:
-                yield image, frozenset()
-
     def _stamps(self, name: str) -> Iterator[tuple[str, int, int]]:
         with self.folder.part(name) as part:
             yield from part.stamps()
 
-    def _rows(self, batch: Sequence[PreparedImage]) -> dict[str, Row]:
-        """Id -> row of the readable images."""
-        self.failures += [_public(Failure(p.file.path, p.failure)) for p in batch if p.failure is not None]
-        good = [image for image in batch if image.pixels is not None]
-        codes = self.encoder.encode([p.pixels for p in good if p.pixels is not None]) if good else {}
-        rows = [p.row(code_bytes(codes, place), self.values_of(p.file.path)) for place, p in enumerate(good)]
-        return {row.id: row for row in rows}
-
     def _write(self, rows: dict[str, Row], parts: dict[str, int]) -> None:
         """Write the rows as another part, and clear them."""
         if rows:
-            parts[self.folder.add_part(self.shard, to_parquet(list(rows.values()), self.description))] = len(rows)
+            data = to_parquet(list(rows.values()), self.description)
+            parts[self.folder.add_part(self.options.shard, data)] = len(rows)
             self.encoded += len(rows)
             self.files += 1
             rows.clear()

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
 from mg_milvus.bulk.dataset import BucketFolder, folder_errors, images_file, regions_file, rows_per_file
-from mg_milvus.bulk.encode import superseded
+from mg_milvus.bulk.stream import superseded
 from mg_milvus.config import Tls, hide, is_loopback
 from mg_milvus.errors import AuthenticationError, CodeFileError, ImageError, StoreError, UnsupportedError
 from mg_milvus.files import one_line
@@ -31,6 +31,9 @@ from mg_milvus.records import Progress
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from http.client import HTTPResponse
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from mg_milvus.bulk.dataset import CodeFolder
     from mg_milvus.config import MilvusConfig
@@ -277,7 +280,7 @@ class Importer:
         self._check_empty()
         old = superseded(_ids(codes, files))
         total = len(old) - int(old.sum())
-        images, regions = self._upload(_newest(codes, files, old.tolist()), total, report)
+        images, regions = self._upload(_newest(codes, files, old), total, report)
         if settings is not None:
             self._run(f"{store.collection}_regions", regions, report)
         self._run(store.collection, images, report)
@@ -361,7 +364,7 @@ def _ids(codes: CodeFolder, files: Sequence[str]) -> Iterator[str]:
             yield from (key for key, _, _ in part.stamps())
 
 
-def _newest(codes: CodeFolder, files: Sequence[str], old: list[bool]) -> Iterator[Row]:
+def _newest(codes: CodeFolder, files: Sequence[str], old: NDArray[np.bool_]) -> Iterator[Row]:
     """The newest row of each image; ``old`` marks the others."""
     place = 0
     for name in files:

@@ -23,7 +23,7 @@ from mg_milvus.ingest.metadata import listed, rows_at_once
 from mg_milvus.records import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from typing import BinaryIO
 
@@ -239,11 +239,11 @@ class Remote(Found):
         return fetch(self.path, allow_private=self.allow_private)
 
 
-def images(
+def files_of_shard(
     sources: Sequence[str | os.PathLike[str]], shard: Shard, on_failure: Callable[[Failure], None],
     *, allow_private: bool = False,
 ) -> Iterator[Found]:  # fmt: skip
-    """Find the images of one shard.
+    """Find the files of one shard: images, and tars and tables, which ``images_in`` looks into.
 
     Folders and files of this machine come first, as ``discover`` orders them, then lists and URLs in the order given.
     In a folder, a table with the name of a tar beside it (as img2dataset writes them) describes the tar and is skipped.
@@ -281,32 +281,43 @@ def images(
         for url in urls:
             yield from _expand_url(url, on_failure, allow_private=allow_private)
 
-    return _images_of_shard(files(), shard, on_failure)
+    return (file for file in files() if _fits(file, on_failure) and shard.holds(file.path))
 
 
-def _images_of_shard(files: Iterator[Found], shard: Shard, on_failure: Callable[[Failure], None]) -> Iterator[Found]:
-    """The images among the files of one shard, and inside of these files."""
+def is_container(file: Found) -> bool:
+    """Whether a file is a tar or a table of images."""
+    return _suffix(file.path) in _CONTAINERS
 
-    def fits(image: Found) -> bool:
-        if len(image.path.encode()) <= _MAX_PATH:
-            return True
-        on_failure(Failure(image.path[:100] + "…", f"has a path longer than {_MAX_PATH} bytes"))
-        return False
 
+def images_in(files: Iterable[Found], on_failure: Callable[[Failure], None]) -> Iterator[Found]:
+    """The images among files, and inside of the tars and tables among them, in order.
+
+    Args:
+        files: of ``files_of_shard``.
+        on_failure: called with what cannot be read.
+
+    Raises:
+        MissingPackageError: a file needs a package that is not installed.
+    """
     for file in files:
-        if not fits(file) or not shard.holds(file.path):
-            continue
-        read = _CONTAINERS.get(_suffix(file.path))
-        if read is None:
+        if not is_container(file):
             yield file
             continue
         try:
             with _open_container(file) as content:
-                yield from filter(fits, read(file, content, on_failure))
+                members = _CONTAINERS[_suffix(file.path)](file, content, on_failure)
+                yield from (member for member in members if _fits(member, on_failure))
         except MissingPackageError:
             raise
         except (ImageError, OSError) as error:
             on_failure(Failure(file.path, _reason(error)))
+
+
+def _fits(image: Found, on_failure: Callable[[Failure], None]) -> bool:
+    if len(image.path.encode()) <= _MAX_PATH:
+        return True
+    on_failure(Failure(image.path[:100] + "…", f"has a path longer than {_MAX_PATH} bytes"))
+    return False
 
 
 def _reason(error: Exception) -> str:

@@ -24,6 +24,8 @@ mgm fit sample/ --out mine.safetensors
 
 mgm encode s3://shop/images --encoder mine.safetensors --shard 2/4 --out s3://shop/codes
 
+mgm encode s3://shop/images --encoder mine.safetensors --on ray://10.0.0.1:10001 --out s3://shop/codes
+
 mgm load s3://shop/codes --uri http://localhost:19530"""
 
 Folder = Annotated[
@@ -54,6 +56,14 @@ def encode(
     shard: Annotated[
         str, typer.Option("--shard", metavar="I/N", help="Share of this machine, e.g. 2/4 for the second of four")
     ] = "1/1",
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="CLUSTER",
+            help="Encode on the machines of a Ray cluster: ray for that of this machine, or e.g. ray://10.0.0.1:10001",
+        ),
+    ] = None,
     schema: options.SchemaFile = None,
     metadata: options.Metadata = None,
     rows_per_file: Annotated[
@@ -104,6 +114,7 @@ def encode(
         settings=Settings(settings.batch_size, settings.workers),
         device=settings.device,
         allow_private=allow_private,
+        on=on,
     )
     with ProgressView() as view:
         report = run(*sources, out=out, encoder=settings.encoder, options=encode_options, progress=view)
@@ -257,7 +268,8 @@ def _lines(plan: Plan) -> list[str]:
     lines = [
         *(_rows(table, what) for table, what in zip(plan.collections, ("images", "regions"), strict=False)),
         "",
-        f"files of codes   {_bytes(plan.codes_folder)}, encoded in {plan.encode_hours:,.1f} hours",
+        f"files of codes   {_bytes(plan.codes_folder)}, encoded in {plan.encode_hours:,.1f} hours "
+        f"at {plan.images_per_second:,.4g} images/s a machine",
         f"Milvus Lite      {_bytes(plan.lite_file)} file, {_bytes(plan.lite_memory)} memory",
         f"Milvus server    {_bytes(plan.server_memory)} memory, {_bytes(plan.server_disk)} mapped from disk, "
         f"{sum(table.segments for table in plan.collections):,} segments",

@@ -21,7 +21,6 @@ import typer
 
 from mg_milvus import errors
 from mg_milvus.bulk.dataset import Shard
-from mg_milvus.bulk.sources import images
 from mg_milvus.cli.settings import settings_from
 from mg_milvus.encoder import file, hash_heads
 from mg_milvus.encoder.load import load_encoder
@@ -29,6 +28,7 @@ from mg_milvus.encoder.networks import read_weights
 from mg_milvus.ingest.metadata import read_metadata
 from mg_milvus.schema.models import ExtraField, Schema
 from mg_milvus.training.config import TrainingConfiguration
+from tests.found_images import images
 from tests.images import encoded, image
 
 GOOD = load_encoder().to_bytes()

@@ -23,7 +23,6 @@ from safetensors.torch import save
 from mg_milvus import errors
 from mg_milvus.bulk.dataset import CodeFolder, Shard
 from mg_milvus.bulk.encode import encode
-from mg_milvus.bulk.sources import images
 from mg_milvus.bulk.transfer import complete_files
 from mg_milvus.cli.settings import settings_from
 from mg_milvus.encoder import file, weights
@@ -39,6 +38,7 @@ from mg_milvus.schema.models import ExtraField, Schema
 from mg_milvus.training.config import TrainingConfiguration
 from mg_milvus.training.trainer import load_checkpoint, refuse_unfinished
 from tests.conftest import make_photos
+from tests.found_images import images
 from tests.images import save_image
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from mg_milvus.bulk.dataset import Shard
-from mg_milvus.bulk.sources import images
 from mg_milvus.errors import ImageError
 from mg_milvus.images import files
 from mg_milvus.images.decode import open_image
 from mg_milvus.images.discover import Found
 from mg_milvus.records import Failure
 from tests.conftest import make_photos
+from tests.found_images import images
 from tests.images import encoded, image
 from tests.waiting import PATIENCE
 

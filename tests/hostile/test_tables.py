@@ -15,11 +15,11 @@ import pytest
 from mg_milvus import errors
 from mg_milvus.bulk.dataset import CodeFolder, Shard
 from mg_milvus.bulk.encode import encode
-from mg_milvus.bulk.sources import images
 from mg_milvus.index import ImageIndex
 from mg_milvus.ingest.metadata import read_metadata
 from mg_milvus.schema.models import ExtraField
 from tests.conftest import make_photos
+from tests.found_images import images
 from tests.in_process import mgm
 from tests.waiting import PATIENCE
 
@@ -76,7 +76,7 @@ import sys
 from pathlib import Path
 import pyarrow.parquet
 from mg_milvus.bulk.dataset import Shard
-from mg_milvus.bulk.sources import images
+from tests.found_images import images
 from mg_milvus.errors import SchemaError
 from mg_milvus.ingest.metadata import read_metadata
 from mg_milvus.schema.models import ExtraField

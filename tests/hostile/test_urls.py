@@ -19,9 +19,9 @@ from mg_milvus.bulk import remote
 from mg_milvus.bulk.dataset import Shard
 from mg_milvus.bulk.encode import EncodeOptions, encode
 from mg_milvus.bulk.import_jobs import ImportApi
-from mg_milvus.bulk.sources import images
 from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
+from tests.found_images import images
 from tests.images import encoded, image
 from tests.in_process import mgm
 from tests.server.test_tls import Repeats

@@ -21,12 +21,12 @@ from mg_milvus import errors
 from mg_milvus.bulk import remote
 from mg_milvus.bulk.dataset import CodeFolder, Shard
 from mg_milvus.bulk.encode import EncodeOptions, encode
-from mg_milvus.bulk.sources import images
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
 from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.schema.models import Schema
+from tests.found_images import images
 from tests.images import encoded, image, save_image
 from tests.in_process import mgm
 from tests.integration.test_bulk import table

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from pymilvus import DataType
 
 from mg_milvus import errors
 from mg_milvus.bulk import dataset
@@ -14,8 +16,12 @@ from mg_milvus.config import MilvusConfig
 from mg_milvus.images.discover import image_id
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
 from mg_milvus.store.base import Description, Row
+from mg_milvus.store.collections import _TYPES
 from mg_milvus.store.milvus import MilvusStore
+from mg_milvus.store.rows import Layout
 from tests.in_process import mgm
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def test_bytes_of_the_default_schema():
@@ -30,7 +36,7 @@ def test_bytes_of_the_default_schema():
     # 2**30 // 212 rows fit into a segment of 1 GiB: 5,064,815, of which a billion has 198.
     assert held.segments == 198
     assert held.nlist == round(4 * 5_064_815**0.5)
-    assert made.encode_hours == pytest.approx(1e9 / 195 / 3600)
+    assert made.encode_hours == pytest.approx(1e9 / 81 / 3600)
     assert plan(10**9, None, Assumptions(machines=4, images_per_second=1000)).encode_hours == pytest.approx(
         1e9 / 4000 / 3600
     )
@@ -40,9 +46,28 @@ def test_bytes_of_the_default_schema():
     assert made.lite_file == pytest.approx(1e9 * (4096 / 6 + 41 / 0.75))
 
 
+def test_the_rates_are_those_that_were_measured():
+    figures = json.loads((RESULTS / "encode_cost.json").read_text())["figures"]
+    measured = {preset: figures[preset]["images/s of two cores"] for preset in ("default", "regions", "precise")}
+    for preset, rate in measured.items():
+        assert plan(1000, Schema.load(preset)).images_per_second == pytest.approx(rate, rel=0.02), preset
+    own = Schema.model_validate({"encoder": {"name": "mine.safetensors"}})
+    assert plan(1000, own).images_per_second == plan(1000).images_per_second
+    assert "the rate is that of the encoder 'builtin'" in plan(1000, own).notes[-1]
+    assert "the rate is that of the encoder 'large'" in plan(1000, Schema.load("precise")).notes[-1]
+    given = plan(1000, None, Assumptions(images_per_second=7))
+    assert given.images_per_second == 7
+    assert not any("the rate is" in note for note in given.notes)
+
+
 def test_fields_replicas_mmap_and_index_count():
-    wide = Schema(fields=(ExtraField(name="caption", type="string"), ExtraField(name="year", type="int")))
-    assert plan(10, wide, Assumptions(text_bytes=200)).collections[0].fields["caption"] == 200
+    types = {"caption": "string", "year": "int", "price": "float", "sold": "bool"}
+    wide = Schema(fields=tuple(ExtraField(name=name, type=kind) for name, kind in types.items()))
+    fields = plan(10, wide, Assumptions(text_bytes=200)).collections[0].fields
+    # Milvus counts 8 bytes of INT64 and DOUBLE, 1 of INT8, which holds a bool and -1 for none (EstimateSizePerRecord).
+    assert {name: fields[name] for name in types} == {"caption": 200, "year": 8, "price": 8, "sold": 1}
+    columns = {column.name: column.type for column in Layout(wide).columns}
+    assert _TYPES[columns["sold"]] == DataType.INT8
     plain, twice = Schema(), Schema.model_validate({"storage": {"replicas": 2}})
     assert plan(1000, twice).server_memory == 2 * plan(1000, plain).server_memory
     mapped = Schema.model_validate({"granularities": [{"name": "fine", "bits": 256, "mmap": True}]})

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mg_milvus import errors
-from mg_milvus.bulk import dataset, import_jobs, remote
-from mg_milvus.bulk.encode import EncodeOptions, encode, superseded
+from mg_milvus.bulk import dataset, import_jobs, remote, stream
+from mg_milvus.bulk.encode import EncodeOptions, encode
+from mg_milvus.bulk.stream import superseded
 from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.index import ImageIndex
@@ -255,7 +256,9 @@ def test_the_api_of_a_uri():
     assert import_jobs.ImportApi(MilvusConfig("http://host:19530/shop"))._database == {"dbName": "shop"}
 
 
-def test_superseded_rows():
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_superseded_rows(monkeypatch, at_once):
+    monkeypatch.setattr(stream, "_AT_ONCE", at_once)
     ids = [f"{number:032x}" for number in (5, 2**64, 5, 7, 5)]
     assert superseded(ids).tolist() == [True, False, True, False, False]
     assert superseded([]).tolist() == []

@@ -1,0 +1,19 @@
+"""The images that sources hold, as ``mgm encode`` finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
+
+from mg_milvus.bulk.dataset import Shard
+from mg_milvus.bulk.sources import files_of_shard, images_in
+from mg_milvus.images.discover import Found
+from mg_milvus.records import Failure
+
+
+def images(
+    sources: Sequence[str | PathLike[str]], shard: Shard, on_failure: Callable[[Failure], None],
+    *, allow_private: bool = False,
+) -> Iterator[Found]:  # fmt: skip
+    """The images of one shard, those in tars and tables included."""
+    return images_in(files_of_shard(sources, shard, on_failure, allow_private=allow_private), on_failure)
