@@ -150,7 +150,7 @@ def summary(report: IngestReport) -> str:
     if report.adapted_on:
         lines.append(f"The hash heads were fitted on {report.adapted_on:,} of these images.")
     if report.table:
-        lines += _table_lines(report.table)
+        lines += [*_column_lines(report.table), *_table_lines(report.table)]
     if report.passed_over:
         kinds = (
             f"{p.count:,} {escape_controls(p.kind)}" + f" ({p.remedy})" * bool(p.remedy) for p in report.passed_over
@@ -162,6 +162,25 @@ def summary(report: IngestReport) -> str:
     if report.interrupted:
         lines.append("Interrupted: the images counted here are stored; run the same command again to continue.")
     return "\n".join(lines)
+
+
+def _column_lines(table: TableMatch) -> list[str]:
+    """Columns of the table of metadata: new ones with their types, and those that are not stored."""
+    lines = []
+    if new := [column for column in table.columns if column.new]:
+        notes = [
+            ", ".join(
+                [column.type]
+                + [f"from {escape_controls(column.header)!r}"] * (column.header != column.name)
+                + [f"not {column.near}, which the table lacks"] * bool(column.near)
+            )
+            for column in new
+        ]
+        lines.append("New columns: " + ", ".join(f"{c.name} ({note})" for c, note in zip(new, notes, strict=True)))
+    if table.columns_passed_over:
+        passed = (f"{escape_controls(column)} ({reason})" for column, reason in table.columns_passed_over)
+        lines.append("Columns not stored: " + ", ".join(passed))
+    return lines
 
 
 def _table_lines(table: TableMatch) -> list[str]:

@@ -26,8 +26,8 @@ from mg_milvus.schema.models import Schema
 from mg_milvus.store import collections
 from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row, Store, typical_rows
 from mg_milvus.store.client import MOST_QUERIES, connect
-from mg_milvus.store.collections import NewCollection, decode_description, encode_description, tuned
-from mg_milvus.store.companions import Companion, TunedRecord
+from mg_milvus.store.collections import NewCollection, decode_description, encode_description, extended, tuned
+from mg_milvus.store.companions import AddedColumns, Companion, TunedRecord
 from mg_milvus.store.filter_language import render
 from mg_milvus.store.filters import among
 from mg_milvus.store.regions import CODE, RegionTable
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.config import MilvusConfig
-    from mg_milvus.schema.models import FusionSettings
+    from mg_milvus.schema.models import ExtraField, FusionSettings
     from mg_milvus.store.client import Connection
 
 
@@ -136,6 +136,7 @@ class MilvusStore:
         self.collection = collection
         self._companion = Companion(self._connection, collection, self._timeout)
         self._tuned = TunedRecord(self._connection, collection, self._timeout)
+        self._added = AddedColumns(self._connection, collection, self._timeout)
         self.regions = RegionTable(self._connection, collection, self._timeout, self._described)
         self.indexes = MilvusIndexes(
             self._connection, collection, self._timeout, lambda: self._described().schema, self._forget
@@ -160,7 +161,12 @@ class MilvusStore:
     def describe(self) -> Description | None:
         """See ``Store``."""
         text = collections.description_of(self._connection, self.collection)
-        return None if text is None else self._tuned.applied(decode_description(text, self.collection))
+        if text is None:
+            return None
+        description = self._added.applied(self._tuned.applied(decode_description(text, self.collection)))
+        if self._layout is not None and description != self._description:
+            self._forget()  # another client has tuned it, or added columns
+        return description
 
     def check(self, schema: Schema) -> None:
         """See ``Store``."""
@@ -191,6 +197,7 @@ class MilvusStore:
         if recorded is None:
             self.check(description.schema)
             self._tuned.drop()  # left by a collection that another program dropped
+            self._added.drop()
             recorded = self._create(description)
         self.regions.create(recorded)
         self._open(recorded)
@@ -201,7 +208,7 @@ class MilvusStore:
         layout, schema = Layout(description.schema), description.schema
         columns = (*layout.columns, layout.copy) if self._connection.engine.lite else layout.columns
         text = encode_description(description)
-        new = NewCollection(self.collection, text, columns, schema.granularities, schema.storage)
+        new = NewCollection(self.collection, text, columns, schema.granularities, schema.storage, dynamic=True)
         try:
             collections.create(self._connection, new)
         except StoreError:
@@ -222,6 +229,19 @@ class MilvusStore:
         self._tuned.write(changed)
         return changed
 
+    def add_columns(self, fields: Sequence[ExtraField]) -> Description:
+        """See ``Store``."""
+        self._ready()
+        description = self.describe()
+        if description is None:
+            raise StoreUnavailableError(f"collection '{self.collection}' was removed meanwhile: try again")
+        changed = extended(description, fields)
+        if new := [field for field in changed.schema.fields if field.name in changed.added[len(description.added) :]]:
+            self._connection.engine.check_names(field.name for field in new)
+            self._added.write(new, description)
+            changed = self.describe() or changed
+        return changed
+
     def drop(self) -> None:
         """See ``Store``."""
         if self.describe() is not None:
@@ -229,6 +249,7 @@ class MilvusStore:
         if self._companion.exists():
             self._connection.write(lambda: self._client.drop_collection(self._companion.name, timeout=self._timeout))
         self._tuned.drop()
+        self._added.drop()
         self.regions.drop()
         self._layout = self._counted = None
 
@@ -426,7 +447,7 @@ class MilvusStore:
 
     def _open(self, description: Description) -> Layout:
         schema = description.schema
-        layout = Layout(schema)
+        layout = Layout(schema, description.added)
         index = self._connection.engine.index(schema)
         mapped = {each.name: each.mmap for each in schema.granularities}
         collections.index_and_load(self._connection, self.collection, mapped, index, schema.storage.replicas)
