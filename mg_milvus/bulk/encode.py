@@ -7,7 +7,7 @@ import re
 import time
 from array import array
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,10 @@ from mg_milvus.bulk.sources import images
 from mg_milvus.encoder.file import SHIPPED
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import CodeFileError, EncoderError, MgMilvusError, QueryError
-from mg_milvus.images.discover import image_id, is_url, path_text
+from mg_milvus.images.discover import Tally, image_id, is_url, path_text
 from mg_milvus.ingest.metadata import default_values, read_metadata
 from mg_milvus.ingest.pipeline import Settings, code_bytes, read_images
-from mg_milvus.records import Failure, Progress
+from mg_milvus.records import Failure, PassedOver, Progress
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description
 
@@ -133,6 +133,7 @@ class EncodeReport:
         fingerprint: of the encoder.
         seconds: wall time.
         interrupted: stopped by the user; the images counted are written.
+        passed_over: what folders, buckets and archives hold that was not taken, by kind.
     """
 
     shard: Shard
@@ -144,6 +145,7 @@ class EncodeReport:
     fingerprint: str
     seconds: float
     interrupted: bool = False
+    passed_over: tuple[PassedOver, ...] = ()
 
     @property
     def images_per_second(self) -> float:
@@ -157,6 +159,7 @@ class EncodeReport:
             "failed": len(self.failures), "failures": [{"path": f.path, "reason": f.reason} for f in self.failures],
             "files": self.files, "fingerprint": self.fingerprint, "seconds": round(self.seconds, 3),
             "images_per_second": round(self.images_per_second, 1), "interrupted": self.interrupted,
+            "passed_over": [asdict(kind) for kind in self.passed_over],
         }  # fmt: skip
 
 
@@ -188,9 +191,11 @@ def encode(
     options = options or EncodeOptions()
     values_of = _metadata(options, sources)
     failures: list[Failure] = []
+    passed = Tally()
     files = images(
-        sources, options.shard, lambda failure: failures.append(_public(failure)), allow_private=options.allow_private
-    )
+        sources, options.shard, lambda failure: failures.append(_public(failure)),
+        allow_private=options.allow_private, passed=passed,
+    )  # fmt: skip
     used = _encoder(encoder, options.schema, options.device)
     description = Description(options.schema, used.fingerprint, used.adapted_on, used.backbone)
     run = _Run(CodeFolder(out), options.shard, used, description, values_of, failures, progress or (lambda _: None))
@@ -202,7 +207,7 @@ def encode(
     return EncodeReport(
         shard=options.shard, seen=run.encoded + run.unchanged + len(failures), encoded=run.encoded,
         unchanged=run.unchanged, failures=tuple(failures), files=run.files, fingerprint=used.fingerprint,
-        seconds=time.perf_counter() - started, interrupted=interrupted,
+        seconds=time.perf_counter() - started, interrupted=interrupted, passed_over=passed.records(),
     )  # fmt: skip
 
 

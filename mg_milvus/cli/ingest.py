@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.console import INTERRUPTED, UNREADABLE, ProgressView, print_failures
+from mg_milvus.cli.console import INTERRUPTED, UNREADABLE, ProgressView, passed_over_line, print_failures
 from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
@@ -152,10 +152,7 @@ def summary(report: IngestReport) -> str:
     if report.table:
         lines += [*_column_lines(report.table), *_table_lines(report.table)]
     if report.passed_over:
-        kinds = (
-            f"{p.count:,} {escape_controls(p.kind)}" + f" ({p.remedy})" * bool(p.remedy) for p in report.passed_over
-        )
-        lines.append("Passed over: " + ", ".join(kinds))
+        lines.append(passed_over_line(report.passed_over))
     lines += [f"Read all the same: {escape_controls(note.path)} {note.text}" for note in report.notes[:NOTES_SHOWN]]
     if len(report.notes) > NOTES_SHOWN:
         lines.append(f"… and {len(report.notes) - NOTES_SHOWN:,} more; --json lists all")

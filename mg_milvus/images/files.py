@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from mg_milvus.errors import ImageError
+from mg_milvus.images.depth import is_deep
 from mg_milvus.images.kinds import HEAD, kind_of
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def memory_needed(file: ImageFile, full: tuple[int, int], data: bytes) -> int:
     """
     pixels = file.width * file.height
     stored = _STORED.get(file.mode, 4) * pixels
-    loading = stored + _decoder(file, full[0] * full[1], data)
+    loading = stored + _decoder(file, full[0] * full[1], data) + (2 * stored if is_deep(file) else 0)
     grey = pixels if file.mode.startswith(("I", "F")) else 0
     return max(loading, stored + grey + _RGB * pixels, 2 * _RGB * pixels)  # loaded, converted, turned upright
 
