@@ -427,7 +427,7 @@ def opening(source: ImageSource, *, least: int | None = None, max_pixels: int | 
         image = from_array(source) if isinstance(source, np.ndarray) else from_tensor(source)
         yield Decoded(image, *image.size)
         return
-    name = f"the {type(source).__name__} given as an image"
+    name = "the data URI" if isinstance(source, str) else f"the {type(source).__name__} given as an image"
     with ExitStack() as stack:
         try:
             if isinstance(source, Image.Image):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from mg_milvus.errors import ImageError
+from mg_milvus.files import one_line
 from mg_milvus.images.depth import is_deep
 from mg_milvus.images.kinds import HEAD, kind_of
 
@@ -252,16 +253,17 @@ def read_stream(read: Callable[[int], object]) -> bytes:
 
 
 def data_uri(text: str) -> bytes | None:
-    """The content of a ``data:image/...;base64,`` URI; None for any other text.
+    """The content of a ``data:image/...;base64,`` URI; None for a text that is no data URI.
 
     Raises:
-        ImageError: it is a data URI and holds no base64.
+        ImageError: it is a data URI of something else, or holds no base64. The message names it.
     """
     head, comma, body = text.partition(",")
-    if not comma or not re.match(r"data:(image/[\w.+-]+)?(;[^,]*)?$", head, re.IGNORECASE):
+    kind = re.match(r"data:([\w.+-]+/[\w.+-]+)?(;[^,]*)?$", head, re.IGNORECASE)
+    if not comma or kind is None:
         return None
-    if not head.lower().endswith(";base64"):
-        raise ImageError("cannot be read: expected data:image/...;base64,...")
+    if not head.lower().endswith(";base64") or not (kind[1] or "image/").lower().startswith("image/"):
+        raise ImageError(f"cannot be read: got {one_line(head, 60)},..., expected data:image/...;base64,...")
     try:
         return base64.b64decode("".join(unquote(body).split()), validate=True)
     except ValueError as error:

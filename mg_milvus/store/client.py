@@ -30,7 +30,7 @@ from mg_milvus.errors import (
     StoreUnavailableError,
     UnsupportedError,
 )
-from mg_milvus.files import expand_home, one_line
+from mg_milvus.files import expand_home, limits_note, one_line
 from mg_milvus.schema.models import RESERVED_FIELDS
 from mg_milvus.store import lite_server
 from mg_milvus.store.base import nprobe_for
@@ -165,7 +165,7 @@ def translate(error: BaseException, config: MilvusConfig) -> StoreError:
         AuthenticationError: f"{where} refused the token ({message}): give --token USER:PASSWORD or MGM_TOKEN",
         CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",
         StoreUnavailableError: f"Milvus at {where} does not answer ({message}): check the URI and that it is running"
-        + proxy_note(where),
+        + (limits_note() if config.is_file else proxy_note(where)),
         FilterError: f"Milvus cannot use the filter ({message}): check the names of columns, quotes and parentheses",
         UnsupportedError: f"{where} cannot do this ({message}): change the storage settings, or the server",
         StoreError: f"Milvus request to {where} failed: {message}",

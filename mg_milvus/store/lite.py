@@ -331,7 +331,7 @@ def _passed_on() -> dict[str, str]:
 
 def cannot_open(file: Path) -> str:
     """The message for an engine that does not start."""
-    return f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to"
+    return f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to{files.limits_note()}"
 
 
 def lock_file(file: Path) -> Path:
