@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.fusion import Fused, Fusion, fuse
     from mg_milvus.search.query import QueryOptions, QueryTerm
-    from mg_milvus.search.query import QueryOptions
     from mg_milvus.store.conformance import Conformance, Feature, conformance
     from mg_milvus.training.config import TrainingConfiguration
     from mg_milvus.training.train import TrainReport, train

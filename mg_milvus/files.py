@@ -308,3 +308,21 @@ def write_whole(file: Path, data: bytes, rights: int = 0o666) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+_FEW_FILES = 64
+"""Open files that a process and the engine of Milvus Lite need at least."""
+
+
+def limits_note() -> str:
+    """A sentence's end about limits of this process that keep programs from working; empty without such limits."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return ""
+    files, size = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE))
+    if 0 <= files < _FEW_FILES:
+        return f"; this process may open {files} files, raise the limit (ulimit -n)"
+    if size != resource.RLIM_INFINITY:
+        return f"; files of this process may have {size:,} bytes, raise the limit (ulimit -f)"
+    return ""

@@ -14,6 +14,7 @@ from mg_milvus.duplicates.ignored import add_ignored, file_content
 from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.images.discover import Rules, Tally, discover, text_path
 from mg_milvus.images.paths import stored_path
+from mg_milvus.ingest.columns import find_columns
 from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE
 from mg_milvus.ingest.metadata import default_values, read_metadata
 from mg_milvus.ingest.metrics import IngestMetrics
@@ -179,8 +180,9 @@ class ImageIndex:
 
         Args:
             *sources: folders, walked recursively, and image files.
-            metadata: CSV, JSON lines or Parquet file with the schema's extra fields; images without a row there keep
-                their values.
+            metadata: CSV, JSON lines or Parquet file with values of the extra fields; images without a row there keep
+                their values. Where no schema with fields was given, every column of the table is stored: those that
+                the collection lacks are added to it, with the type of their cells, and nothing is encoded again.
             reset_metadata: images without a row in ``metadata`` get the defaults instead.
             batch_size: images per batch.
             workers: decoding threads; default: one a core.
@@ -202,8 +204,17 @@ class ImageIndex:
         """
         if reset_metadata and metadata is None:
             raise QueryError("reset_metadata replaces the values of all images by those of a table; give metadata too")
-        table = read_metadata(metadata, self.schema.fields, [stored_path(s) for s in sources]) if metadata else None
-        defaults = default_values(self.schema.fields)
+        self._session.refresh()  # rows are written with the columns that there are now
+        new_fields = self._session.missing_fields()
+        fields = (*self.schema.fields, *new_fields) if self.exists else self.schema.fields
+        table = columns = None
+        if metadata is not None:
+            given = self._session.given_schema
+            required = [field.name for field in given.fields] if given and given.fields else None
+            columns = find_columns(metadata, fields, required, self.schema.bits)
+            new_fields, fields = (*new_fields, *columns.new), (*fields, *columns.new)
+            table = read_metadata(metadata, fields, [stored_path(s) for s in sources], columns.headers)
+        defaults = default_values(fields)
 
         def fields_of(found: Found, row: Row | None) -> Mapping[str, Any]:
             if table is not None:
@@ -212,14 +223,18 @@ class ImageIndex:
 
         passed, rules = Tally(), Rules(inside=inside, exclude=exclude)
         match = None
-        if table is not None:
-            match = table.match(found.path for found in discover(sources, lambda _: None, rules))
+        if table is not None and columns is not None:
+            match = replace(
+                table.match(found.path for found in discover(sources, lambda _: None, rules)),
+                columns=columns.records(fields), columns_passed_over=columns.passed_over,
+            )  # fmt: skip
         report = run_ingest(
             self._session,
             Source(
                 lambda on_failure: discover(sources, on_failure, rules, passed),
                 fields_of,
                 sources if prune else (),
+                new_fields,
             ),
             Settings(batch_size, workers, max_pixels, metrics or IngestMetrics()),
             dry_run=dry_run,
@@ -661,6 +676,7 @@ class ImageIndex:
             NotIndexedError: no row lies in ``old``.
         """
         self._session.existing()
+        self._session.refresh()
         return run_relocate(self._session, old, new, progress or (lambda _: None))
 
     def delete(self, ids_or_paths: Sequence[PathLike]) -> int:

@@ -115,6 +115,25 @@ class PassedOver:
 
 
 @dataclass(frozen=True, slots=True)
+class TableColumn:
+    """A column of a table of metadata whose values are stored.
+
+    Attributes:
+        name: of the field that holds them.
+        type: of the field: string, int, float or bool.
+        header: the column's name in the table.
+        new: whether the ingest adds the field to the collection.
+        near: a field of nearly the same name, which the table lacks; empty where there is none.
+    """
+
+    name: str
+    type: str
+    header: str
+    new: bool = False
+    near: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TableMatch:
     """How a table of metadata and the images of an ingest fit.
 
@@ -124,6 +143,8 @@ class TableMatch:
         without_row: images that no row names.
         unmatched: the first paths of the table that name no image, each with the image of the nearest name.
         first_without_row: the first image that no row names; empty where there is none.
+        columns: those that are stored.
+        columns_passed_over: those that are not, each with the reason.
     """
 
     rows: int
@@ -131,6 +152,8 @@ class TableMatch:
     without_row: int
     unmatched: tuple[tuple[str, str], ...] = ()
     first_without_row: str = ""
+    columns: tuple[TableColumn, ...] = ()
+    columns_passed_over: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

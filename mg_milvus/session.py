@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.config import MilvusConfig
     from mg_milvus.encoder.base import Encoder
+    from mg_milvus.schema.models import ExtraField
     from mg_milvus.store.base import Description, Row, Store
 
     PathLike = str | os.PathLike[str]
@@ -147,6 +148,7 @@ class Session:
         self._store: Store | None = None
         self._description: Description | None = None
         self._encoder: Encoder | None = None
+        self._new_fields: tuple[ExtraField, ...] = ()
         self._identity: object = None
         self._checked = 0.0
         self._closed = False
@@ -206,14 +208,42 @@ class Session:
                 self._checked = time.monotonic()
                 if self.store.identity() != self._identity:
                     self._description = self._encoder = None
+                else:
+                    self.refresh()
             if self._description is None and not self._is_absent():
                 collection = self.collection
                 self._identity, self._checked = self.store.identity(), time.monotonic()
                 description = self.store.describe()
                 if description is not None and self._given_schema is not None:
-                    _check_schema(collection, description.schema, self._given_schema)
+                    _check_schema(collection, description, self._given_schema)
                 self._description = description
             return self._description
+
+    def refresh(self) -> None:
+        """Read the description again: another client may have tuned the collection, or added columns."""
+        with self._lock:
+            if self._description is not None:
+                self._description = self.store.describe()
+
+    def missing_fields(self) -> tuple[ExtraField, ...]:
+        """Fields of the given schema that the collection lacks."""
+        description, given = self.description(), self._given_schema
+        if description is None or given is None:
+            return ()
+        known = {field.name for field in description.schema.fields}
+        return tuple(field for field in given.fields if field.name not in known)
+
+    def add_fields(self, fields: Sequence[ExtraField]) -> None:
+        """Add columns to the collection, or to the schema that it will be created with; see ``Store.add_columns``.
+
+        Raises:
+            SchemaError: the collection has one of another type, or its schema cannot have them.
+        """
+        with self._lock:
+            if self.description() is None:
+                self._new_fields = tuple(fields)
+            elif fields:
+                self._description = self.store.add_columns(fields)
 
     def existing(self) -> Description:
         """The collection's description.
@@ -235,6 +265,8 @@ class Session:
         description, given = self.description(), self._given_schema
         if description is None:
             schema = (given or Schema()).model_copy(update={"collection": self.collection})
+            if self._new_fields:
+                schema = Schema(**schema.model_dump() | {"fields": (*schema.fields, *self._new_fields)})
             if isinstance(self._given_encoder, str | Path):
                 name = str(self._given_encoder)
                 schema = schema.model_copy(update={"encoder": schema.encoder.model_copy(update={"name": name})})
@@ -374,12 +406,22 @@ def _keys(id_or_path: PathLike) -> list[str]:
     return [image_id(text) if is_url(text) else text]
 
 
-def _check_schema(collection: str, recorded: Schema, given: Schema) -> None:
+def _check_schema(collection: str, description: Description, given: Schema) -> None:
     """Refuse a given schema that differs from the collection's in more than weights and fusion.
 
-    Encoders are compared elsewhere, by their fingerprints.
+    Encoders are compared elsewhere, by their fingerprints. The given schema may lack columns that were added since, and
+    have others, which an ingest adds.
     """
-    given = given.model_copy(update={"collection": recorded.collection, "encoder": recorded.encoder})
+    recorded = description.schema
+    own = {field.name: field for field in given.fields}
+    fields = (own.get(f.name, f if f.name in description.added else None) for f in recorded.fields)
+    given = given.model_copy(
+        update={
+            "collection": recorded.collection,
+            "encoder": recorded.encoder,
+            "fields": tuple(field for field in fields if field is not None),
+        }
+    )
     costly = [d for d in difference(recorded, given) if d.consequence != "none"]
     if costly:
         listed = "; ".join(f"{d.key} is {d.old}, the given schema says {d.new}" for d in costly)

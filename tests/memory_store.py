@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +13,9 @@ from mg_milvus.errors import CollectionNotFoundError, QueryError, StoreError
 from mg_milvus.schema.models import region_id, split_id
 from mg_milvus.store import milvus
 from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row
-from mg_milvus.store.collections import decode_description, encode_description, tuned
+from mg_milvus.store.collections import decode_description, encode_description, extended, tuned
 from mg_milvus.store.regions import CODE, NO_REGIONS, check_details, codes_of_regions, region_records
-from mg_milvus.store.rows import Layout, Record, check_collection_name, neighbours, value_of
+from mg_milvus.store.rows import MISSING, Layout, Record, check_collection_name, neighbours, value_of
 from tests.memory_filters import compile_filter
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.config import MilvusConfig
-    from mg_milvus.schema.models import FusionSettings, RegionSettings, Schema
+    from mg_milvus.schema.models import ExtraField, FusionSettings, RegionSettings, Schema
     from mg_milvus.store.base import Store
 
 _BATCH = 1000
@@ -51,6 +52,7 @@ class MemoryStore:
         self.collection = check_collection_name(collection)
         self._lock = threading.RLock()
         self._description: str | None = None
+        self._added: tuple[str, ...] = ()
         self._records: dict[str, Record] = {}
         self._encoders: dict[str, bytes] = {}
         self._closed = False
@@ -61,7 +63,9 @@ class MemoryStore:
         """See ``Store``."""
         with self._lock:
             self._check_open()
-            return None if self._description is None else decode_description(self._description, self.collection)
+            if self._description is None:
+                return None
+            return replace(decode_description(self._description, self.collection), added=self._added)
 
     def identity(self) -> object:
         """See ``Store``."""
@@ -85,11 +89,24 @@ class MemoryStore:
             self._description = encode_description(changed)
             return changed
 
+    def add_columns(self, fields: Sequence[ExtraField]) -> Description:
+        """See ``Store``. Added columns are kept as all others."""
+        with self._lock:
+            before = self._existing()
+            changed = extended(before, fields)
+            self._description, self._added = encode_description(changed), changed.added
+            new = [field.name for field in changed.schema.fields[len(before.schema.fields) :]]
+            missing = {
+                column.name: MISSING[column.type] for column in Layout(changed.schema).extras if column.name in new
+            }
+            self._records = {row_id: record | missing for row_id, record in self._records.items()}
+            return changed
+
     def drop(self) -> None:
         """See ``Store``."""
         with self._lock:
             self._check_open()
-            self._description = None
+            self._description, self._added = None, ()
             self._records = {}
             self._encoders = {}
             self.regions.clear()
@@ -230,7 +247,7 @@ class MemoryStore:
 
     def _matching(self, layout: Layout, where: str | None) -> list[Record]:
         """The records that match, sorted by id. Writers replace the dictionary, so readers need no lock."""
-        matches = compile_filter(where, layout.filterable)
+        matches = compile_filter(where, Layout(layout.schema, self._added).filterable)
         found = []
         for _, record in sorted(self._records.items()):
             if matches(record | {column.name: value_of(column, record[column.name]) for column in layout.extras}):

@@ -158,6 +158,7 @@ def encode_on_ray(files: Iterator[Found], work: Work, skipped: Skipped, cluster:
             for result in pool.run(_pieces(files, PIECE_BATCHES * settings.batch_size)):
                 skipped.unchanged += result.skipped.unchanged
                 skipped.failures += result.skipped.failures
+                skipped.passed.counts.update(result.skipped.passed.counts)
                 yield result.rows
         finally:
             pool.close()

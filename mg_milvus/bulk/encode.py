@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.bulk.cluster import Cluster, encode_on_ray
@@ -18,7 +18,7 @@ from mg_milvus.errors import CodeFileError, EncoderError, MgMilvusError, QueryEr
 from mg_milvus.images.discover import is_url, path_text
 from mg_milvus.ingest.metadata import default_values, read_metadata
 from mg_milvus.ingest.pipeline import Settings
-from mg_milvus.records import Failure, Progress
+from mg_milvus.records import Failure, PassedOver, Progress
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description
 
@@ -82,6 +82,7 @@ class EncodeReport:
         fingerprint: of the encoder.
         seconds: wall time.
         interrupted: stopped by the user; the images counted are written.
+        passed_over: what folders, buckets and archives hold that was not taken, by kind.
     """
 
     shard: Shard
@@ -93,6 +94,7 @@ class EncodeReport:
     fingerprint: str
     seconds: float
     interrupted: bool = False
+    passed_over: tuple[PassedOver, ...] = ()
 
     @property
     def images_per_second(self) -> float:
@@ -106,6 +108,7 @@ class EncodeReport:
             "failed": len(self.failures), "failures": [{"path": f.path, "reason": f.reason} for f in self.failures],
             "files": self.files, "fingerprint": self.fingerprint, "seconds": round(self.seconds, 3),
             "images_per_second": round(self.images_per_second, 1), "interrupted": self.interrupted,
+            "passed_over": [asdict(kind) for kind in self.passed_over],
         }  # fmt: skip
 
 
@@ -138,7 +141,9 @@ def encode(
     options = options or EncodeOptions()
     values_of = _metadata(options, sources)
     skipped = Skipped()
-    files = files_of_shard(sources, options.shard, skipped.add_failure, allow_private=options.allow_private)
+    files = files_of_shard(
+        sources, options.shard, skipped.add_failure, allow_private=options.allow_private, passed=skipped.passed
+    )
     used = _encoder(encoder, options.schema, options.device)
     description = Description(options.schema, used.fingerprint, used.adapted_on, used.backbone)
     run = _Run(CodeFolder(out), options, description, values_of, skipped)
@@ -151,7 +156,7 @@ def encode(
     return EncodeReport(
         shard=options.shard, seen=run.encoded + skipped.unchanged + len(failures), encoded=run.encoded,
         unchanged=skipped.unchanged, failures=tuple(failures), files=run.files, fingerprint=used.fingerprint,
-        seconds=time.perf_counter() - started, interrupted=interrupted,
+        seconds=time.perf_counter() - started, interrupted=interrupted, passed_over=skipped.passed.records(),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The images of a shard: in folders, lists and buckets, in tars (WebDataset) and in Parquet tables.
+"""The images of a shard: in folders, lists and buckets, in tars (WebDataset) and zips, and in Parquet tables.
 
 An image in ``shots.tar`` has the path ``/data/shots.tar#cat.jpg``, one in a table ``/data/shots.parquet#17``, with rows
 from 0. Nothing is unpacked, and at most one image per thread is in memory.
@@ -7,18 +7,18 @@ from 0. Nothing is unpacked, and at most one image per thread is in memory.
 from __future__ import annotations
 
 import os
-import tarfile
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
+from mg_milvus.bulk.archives import Member, OpenFile, in_tar, in_zip
 from mg_milvus.bulk.dataset import arrow
 from mg_milvus.bulk.remote import MAX_BYTES, check_url, download, fetch, is_web, listing, without_query
 from mg_milvus.errors import ImageError, MissingPackageError
 from mg_milvus.files import open_plain
-from mg_milvus.images.discover import SUFFIXES, Found, Rules, discover, is_url, path_text, text_path
+from mg_milvus.images.discover import SUFFIXES, Found, Rules, Tally, discover, is_url, path_text, text_path
 from mg_milvus.ingest.metadata import listed, rows_at_once
 from mg_milvus.records import Failure
 
@@ -30,105 +30,14 @@ if TYPE_CHECKING:
     from mg_milvus.bulk.dataset import Shard
 
 
-_HEADER_BYTES = 1 << 20
-"""Largest read of a header of a tar, so that a false length cannot fill the memory."""
 _ROWS = 16
 """Rows of a table in memory at a time."""
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
 
 
-class OpenFile:
-    """A local file, read at any position from any thread; closed with its last reference."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        """Duplicate the descriptor of ``file``, which may then be closed and removed."""
-        self._descriptor = os.dup(file.fileno())
-
-    def read(self, start: int, size: int) -> bytes:
-        """``size`` bytes from ``start``; fewer at the end of the file."""
-        chunks = []
-        while size > 0 and (chunk := os.pread(self._descriptor, size, start)):
-            chunks.append(chunk)
-            start, size = start + len(chunk), size - len(chunk)
-        return b"".join(chunks)
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
-
-
-@dataclass(frozen=True, slots=True)
-class Member(Found):
-    """An image at ``start`` in a file."""
-
-    file: OpenFile
-    start: int
-
-    def read(self) -> bytes:
-        """See ``Found``."""
-        data = self.file.read(self.start, self.size)
-        if len(data) < self.size:
-            raise ImageError(f"is cut off after {len(data)} of {self.size} bytes")
-        return data
-
-
-def in_tar(container: Found, file: BinaryIO, on_failure: Callable[[Failure], None]) -> Iterator[Member]:
-    """The images in a tar, in its order: the members with the suffix of an image that are not hidden.
-
-    Args:
-        container: the tar.
-        file: the same, open.
-        on_failure: called with members that are not plain files or too long, and when the tar is damaged.
-    """
-    opened = OpenFile(file)
-    count = 0
-    try:
-        with tarfile.open(fileobj=_TarReader(opened), mode="r:") as tar:  # type: ignore[call-overload]
-            while (member := tar.next()) is not None:
-                tar.members = []  # otherwise all members stay in memory
-                count += 1
-                name = member.name.rpartition("/")[2]
-                if os.path.splitext(name)[1].lower() not in SUFFIXES or name.startswith("."):
-                    continue
-                path = f"{container.path}#{_text(member.name)}"
-                if not member.isreg() or member.issparse():
-                    on_failure(Failure(path, "is a link, a device or a sparse file in the tar, expected a plain file"))
-                elif not 0 <= member.size <= MAX_BYTES:
-                    on_failure(Failure(path, f"has {member.size} bytes, at most {MAX_BYTES} are read"))
-                else:
-                    yield Member(path, member.size, _nanoseconds(member.mtime), opened, member.offset_data)
-    except (tarfile.TarError, ImageError, ValueError, OverflowError, RecursionError) as error:
-        # tarfile recurses for each long name or extended header that precedes another one.
-        reason = "nested headers" if isinstance(error, RecursionError) else error
-        on_failure(Failure(container.path, f"is not an uncompressed tar, or damaged after {count} members: {reason}"))
-
-
-class _TarReader:
-    """File object for the headers of a tar: small reads, no seeks backwards, so that no tar fills memory or loops."""
-
-    def __init__(self, file: OpenFile) -> None:
-        self._file = file
-        self._position = self._furthest = 0
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= _HEADER_BYTES:
-            raise ImageError(f"a header claims {size} bytes")
-        data = self._file.read(self._position, size)
-        self._position += len(data)
-        return data
-
-    def seek(self, position: int) -> int:
-        # tarfile reads the byte before the next header to check that the last member is complete.
-        if position + 1 < self._furthest:
-            raise ImageError("its headers point backwards")
-        self._position = position
-        self._furthest = max(self._furthest, position)
-        return position
-
-    def tell(self) -> int:
-        return self._position
-
-
-def in_table(container: Found, file: BinaryIO, on_failure: Callable[[Failure], None]) -> Iterator[Member]:
+def in_table(
+    container: Found, file: BinaryIO, on_failure: Callable[[Failure], None], _passed: Tally
+) -> Iterator[Member]:
     """The images in a Parquet table, one a row.
 
     The column is binary (img2dataset: ``jpg``), or a struct with ``bytes`` (Hugging Face: ``image``): the first of
@@ -203,22 +112,8 @@ def _spooled(container: Found, first: int, images: list[bytes | None]) -> list[M
     return members
 
 
-def _text(name: str) -> str:
-    """The name of a member as valid UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return quote(os.fsencode(name))
-    return name
-
-
-def _nanoseconds(seconds: float) -> int:
-    """Modification time of a member; 0 if invalid."""
-    return int(seconds * 1e9) if 0 <= seconds < 2**33 else 0
-
-
 _LIST = ".txt"
-_CONTAINERS = {".tar": in_tar, ".parquet": in_table}
+_CONTAINERS = {".tar": in_tar, ".zip": in_zip, ".parquet": in_table}
 _SUFFIXES = frozenset(SUFFIXES | set(_CONTAINERS))
 _MAX_PATH = 16_384
 """Bytes of the longest path that fits into its column."""
@@ -241,19 +136,22 @@ class Remote(Found):
 
 def files_of_shard(
     sources: Sequence[str | os.PathLike[str]], shard: Shard, on_failure: Callable[[Failure], None],
-    *, allow_private: bool = False,
+    *, allow_private: bool = False, passed: Tally | None = None,
 ) -> Iterator[Found]:  # fmt: skip
-    """Find the files of one shard: images, and tars and tables, which ``images_in`` looks into.
+    """Find the files of one shard: images, and tars, zips and tables, which ``images_in`` looks into.
+
+    Images are known by their content, or by the ending of their name where the content is not at hand.
 
     Folders and files of this machine come first, as ``discover`` orders them, then lists and URLs in the order given.
     In a folder, a table with the name of a tar beside it (as img2dataset writes them) describes the tar and is skipped.
 
     Args:
-        sources: folders, ``.txt`` files with one path (relative to the list's folder) or URL per line, tars, Parquet
-            tables, images; or URLs of these, of folders in buckets only.
+        sources: folders, ``.txt`` files with one path (relative to the list's folder) or URL per line, tars, zips,
+            Parquet tables, images; or URLs of these, of folders in buckets only.
         shard: which share of the files.
         on_failure: called with each file that cannot be accessed; the walk continues.
         allow_private: URLs may lead to private, loopback and link-local addresses.
+        passed: counts what is passed over in folders, buckets, and the archives of the shard.
 
     Raises:
         ImageError: a source does not exist or cannot be read. Raised before the first image.
@@ -270,31 +168,37 @@ def files_of_shard(
             check_url(url)
         except ImageError as error:
             raise ImageError(f"'{without_query(url)}' {error}") from error
-    local = discover([path for path in paths if path not in lists], on_failure, Rules(_SUFFIXES))
+    passed = Tally() if passed is None else passed
+    local = discover([path for path in paths if path not in lists], on_failure, Rules(_SUFFIXES), passed)
     sources_themselves = {path_text(path) for path in paths}
 
     def files() -> Iterator[Found]:
-        yield from (file for file in local if file.path in sources_themselves or not _describes_tar(file))
+        for file in local:
+            if file.path in sources_themselves or not _describes_tar(file):
+                yield file
+            else:
+                passed.add("tables that describe a tar")
         for path in lists:
             with open_plain(path) as lines:
                 yield from _read_list(lines, os.path.abspath(path), on_failure, allow_private=allow_private)
         for url in urls:
-            yield from _expand_url(url, on_failure, allow_private=allow_private)
+            yield from _expand_url(url, on_failure, passed, allow_private=allow_private)
 
     return (file for file in files() if _fits(file, on_failure) and shard.holds(file.path))
 
 
 def is_container(file: Found) -> bool:
-    """Whether a file is a tar or a table of images."""
+    """Whether a file is a tar, a zip or a table of images."""
     return _suffix(file.path) in _CONTAINERS
 
 
-def images_in(files: Iterable[Found], on_failure: Callable[[Failure], None]) -> Iterator[Found]:
-    """The images among files, and inside of the tars and tables among them, in order.
+def images_in(files: Iterable[Found], on_failure: Callable[[Failure], None], passed: Tally) -> Iterator[Found]:
+    """The images among files, and inside of the tars, zips and tables among them, in order.
 
     Args:
         files: of ``files_of_shard``.
         on_failure: called with what cannot be read.
+        passed: counts what is passed over inside of files.
 
     Raises:
         MissingPackageError: a file needs a package that is not installed.
@@ -305,7 +209,7 @@ def images_in(files: Iterable[Found], on_failure: Callable[[Failure], None]) -> 
             continue
         try:
             with _open_container(file) as content:
-                members = _CONTAINERS[_suffix(file.path)](file, content, on_failure)
+                members = _CONTAINERS[_suffix(file.path)](file, content, on_failure, passed)
                 yield from (member for member in members if _fits(member, on_failure))
         except MissingPackageError:
             raise
@@ -329,7 +233,7 @@ def _describes_tar(file: Found) -> bool:
 
 
 def _open_container(file: Found) -> AbstractContextManager[BinaryIO]:
-    """Open a tar or table, after a download if it is remote."""
+    """Open a tar, zip or table, after a download if it is remote."""
     return _downloaded(file) if isinstance(file, Remote) else open_plain(text_path(file.path))
 
 
@@ -343,7 +247,9 @@ def _downloaded(file: Remote) -> Iterator[BinaryIO]:
         yield copy
 
 
-def _expand_url(url: str, on_failure: Callable[[Failure], None], *, allow_private: bool) -> Iterator[Found]:
+def _expand_url(
+    url: str, on_failure: Callable[[Failure], None], passed: Tally, *, allow_private: bool
+) -> Iterator[Found]:
     """The files of a URL: itself, those of a list, or those of a folder in a bucket."""
     suffix = _suffix(url)
     if suffix == _LIST:
@@ -357,8 +263,10 @@ def _expand_url(url: str, on_failure: Callable[[Failure], None], *, allow_privat
         yield Remote(url, -1, 0, allow_private)
     else:
         for name, size in listing(url):
-            if _suffix(name) in _SUFFIXES:
+            if (ending := _suffix(name)) in _SUFFIXES:
                 yield Remote(name, size, 0)
+            else:
+                passed.add(ending or "files without an ending")
 
 
 def _read_list(

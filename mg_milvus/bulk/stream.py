@@ -14,7 +14,7 @@ import numpy as np
 from mg_milvus.bulk.remote import without_query
 from mg_milvus.bulk.sources import images_in
 from mg_milvus.errors import CodeFileError
-from mg_milvus.images.discover import image_id
+from mg_milvus.images.discover import Tally, image_id
 from mg_milvus.ingest.pipeline import code_bytes, read_images
 from mg_milvus.records import Failure
 
@@ -91,10 +91,12 @@ class Skipped:
     Attributes:
         unchanged: images that are encoded already.
         failures: images, and files of images, that could not be read; URLs without their query.
+        passed: counts what folders, buckets and archives hold that is not taken.
     """
 
     unchanged: int = 0
     failures: list[Failure] = field(default_factory=list)
+    passed: Tally = field(default_factory=Tally)
 
     def add_failure(self, failure: Failure) -> None:
         """Add one, without the query of its URL: reports and logs are public."""
@@ -132,7 +134,7 @@ def encode_files(files: Iterable[Found], work: Work, skipped: Skipped) -> Iterat
     """
 
     def todo() -> Iterator[tuple[Found, frozenset[str]]]:
-        for image in images_in(files, skipped.add_failure):
+        for image in images_in(files, skipped.add_failure, skipped.passed):
             if work.known.has(image):
                 skipped.unchanged += 1
             else:

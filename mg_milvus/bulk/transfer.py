@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from mg_milvus.bulk.dataset import CodeFolder, Shard, rows_per_file, to_parquet
 from mg_milvus.bulk.import_jobs import Importer, ImportPlace
 from mg_milvus.encoder.load import load_encoder
-from mg_milvus.errors import CodeFileError, EncoderMismatchError, SchemaMismatchError, StoreError, WeightsNotFoundError
+from mg_milvus.errors import (
+    CodeFileError,
+    EncoderMismatchError,
+    SchemaMismatchError,
+    StoreError,
+    UnsupportedError,
+    WeightsNotFoundError,
+)
 from mg_milvus.records import Progress
 from mg_milvus.schema.diff import difference
 from mg_milvus.session import keep_encoder
@@ -61,6 +68,11 @@ def load(
     session.prefer(description.schema.collection)
     importer = None if place is None else Importer(session, place)
     _prepare_collection(session, codes, description, total)
+    if importer is not None and session.existing().added:
+        raise UnsupportedError(
+            f"collection '{session.collection}' has columns that were added later, which no import job fills: load "
+            "without --bucket, or into a new --collection"
+        )
     done = 0 if importer is None else importer.load(codes, files, progress or (lambda _: None))
     for name in files if importer is None else ():
         with codes.part(name) as part:
@@ -199,11 +211,15 @@ def _prepare_collection(session: Session, codes: CodeFolder, description: Descri
             f"'{session.collection}' was filled by {recorded.fingerprint}, and these cannot be compared: load into "
             "another --collection, or encode with the encoder of the collection, which mgm export writes to a file"
         )
-    if changed := _fixed_differences(recorded.schema, description.schema):
+    known = {field.name for field in recorded.schema.fields}
+    new = [field for field in description.schema.fields if field.name not in known]
+    wider = recorded.schema.model_copy(update={"fields": (*recorded.schema.fields, *new)})
+    if changed := _fixed_differences(wider, description.schema):
         raise SchemaMismatchError(
             f"the codes in {codes.name} do not fit into collection '{session.collection}': {changed[0]}; load into "
             "another --collection"
         )
+    session.add_fields(new)
 
 
 def fit_index(store: Store, schema: Schema, images: int) -> None:
@@ -245,7 +261,7 @@ def _fixed_differences(old: Schema, new: Schema) -> list[str]:
     return [
         f"{d.key} is {d.old} there, {d.new} here"
         for d in difference(old, new)
-        if d.consequence == "re-ingest" and d.key.startswith(("granularities", "fields", "regions"))
+        if (d.consequence == "re-ingest" or d.old is None) and d.key.startswith(("granularities", "fields", "regions"))
     ]
 
 

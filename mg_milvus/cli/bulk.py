@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.console import INTERRUPTED, UNREADABLE, ProgressView, print_failures
+from mg_milvus.cli.console import INTERRUPTED, UNREADABLE, ProgressView, passed_over_line, print_failures
 from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def encode(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Folders, images, tars, Parquet tables, .txt files with one path or URL per line; or http(s)://, "
+            help="Folders, images, tars, zips, Parquet tables, .txt files of one path or URL per line; or http(s)://, "
             "s3:// and gs:// URLs of them",
         ),
     ],
@@ -127,6 +127,8 @@ def encode(
             f"({report.images_per_second:.1f} images/s, {report.seconds:.1f} s)"
         )
         print(f"encoder {report.fingerprint}, stored in {escape_controls(out)}")
+        if report.passed_over:
+            print(passed_over_line(report.passed_over))
         if report.interrupted:
             print("Interrupted: the images counted are written; run the same command again to continue.")
     print_failures(report.failures, as_json=as_json)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from mg_milvus.records import Failure, Progress
+    from mg_milvus.records import Failure, PassedOver, Progress
 
 
 ERROR = 1
@@ -51,6 +51,12 @@ def console(*, error: bool = False) -> Console:
     if not made.is_terminal:
         made = Console(stderr=error, highlight=False, markup=False, emoji=False, width=100_000)
     return made
+
+
+def passed_over_line(kinds: Sequence[PassedOver]) -> str:
+    """What a walk did not take, by kind, in one line."""
+    each = (f"{p.count:,} {escape_controls(p.kind)}" + f" ({p.remedy})" * bool(p.remedy) for p in kinds)
+    return "Passed over: " + ", ".join(each)
 
 
 def print_failures(failures: Sequence[Failure], *, as_json: bool = False) -> None:

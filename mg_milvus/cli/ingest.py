@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.console import INTERRUPTED, UNREADABLE, ProgressView, print_failures
+from mg_milvus.cli.console import INTERRUPTED, UNREADABLE, ProgressView, passed_over_line, print_failures
 from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
@@ -150,18 +150,34 @@ def summary(report: IngestReport) -> str:
     if report.adapted_on:
         lines.append(f"The hash heads were fitted on {report.adapted_on:,} of these images.")
     if report.table:
-        lines += _table_lines(report.table)
+        lines += [*_column_lines(report.table), *_table_lines(report.table)]
     if report.passed_over:
-        kinds = (
-            f"{p.count:,} {escape_controls(p.kind)}" + f" ({p.remedy})" * bool(p.remedy) for p in report.passed_over
-        )
-        lines.append("Passed over: " + ", ".join(kinds))
+        lines.append(passed_over_line(report.passed_over))
     lines += [f"Read all the same: {escape_controls(note.path)} {note.text}" for note in report.notes[:NOTES_SHOWN]]
     if len(report.notes) > NOTES_SHOWN:
         lines.append(f"… and {len(report.notes) - NOTES_SHOWN:,} more; --json lists all")
     if report.interrupted:
         lines.append("Interrupted: the images counted here are stored; run the same command again to continue.")
     return "\n".join(lines)
+
+
+def _column_lines(table: TableMatch) -> list[str]:
+    """Columns of the table of metadata: new ones with their types, and those that are not stored."""
+    lines = []
+    if new := [column for column in table.columns if column.new]:
+        notes = [
+            ", ".join(
+                [column.type]
+                + [f"from {escape_controls(column.header)!r}"] * (column.header != column.name)
+                + [f"not {column.near}, which the table lacks"] * bool(column.near)
+            )
+            for column in new
+        ]
+        lines.append("New columns: " + ", ".join(f"{c.name} ({note})" for c, note in zip(new, notes, strict=True)))
+    if table.columns_passed_over:
+        passed = (f"{escape_controls(column)} ({reason})" for column, reason in table.columns_passed_over)
+        lines.append("Columns not stored: " + ", ".join(passed))
+    return lines
 
 
 def _table_lines(table: TableMatch) -> list[str]:

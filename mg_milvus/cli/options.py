@@ -108,7 +108,7 @@ Metadata = Annotated[
     typer.Option(
         "--metadata",
         metavar="FILE",
-        help="Values of the schema's extra fields, matched by path: captions.csv, captions.jsonl or captions.parquet",
+        help="Values of the fields, a column each, matched by path: captions.csv, captions.jsonl or captions.parquet",
     ),
 ]
 LabelTable = Annotated[

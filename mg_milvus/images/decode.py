@@ -36,6 +36,7 @@ from PIL import (
 
 from mg_milvus.errors import ImageError, QueryError
 from mg_milvus.images.colours import to_srgb
+from mg_milvus.images.depth import bands, grey_of, is_deep, stretched
 from mg_milvus.images.files import MemoryBudget, content_of, data_uri, memory_needed, read_stream, refuse_url
 from mg_milvus.images.kinds import EXTRA, kind_of
 from mg_milvus.images.limits import pixel_limit
@@ -149,12 +150,6 @@ LAYOUTS = (
 )
 """The accepted arrays and tensors, for messages."""
 
-_BAND = 1 << 18
-"""Approximate pixels of a band."""
-
-_DEPTHS = (8, 10, 12, 14, 16)
-"""Bits that greyscale of 16 bits may use."""
-
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a loaded image of any mode to RGB, by its colour profile.
@@ -162,11 +157,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Transparent pixels are blended with a background that contrasts.
     """
     if image.mode.startswith(("I", "F")):
-        return _grey(image).convert("RGB")
+        return grey_of(image).convert("RGB")
     if image.has_transparency_data:
         blended = Image.new("RGB", image.size, "black" if _is_white_on_transparency(image) else "white")
         profile = image.info.get("icc_profile")
-        for top, band in _bands(image):
+        for top, band in bands(image):
             layer = band.convert("RGBA")
             blended.paste(to_srgb(layer.convert("RGB"), profile), (0, top), mask=layer)
         return blended
@@ -181,20 +176,13 @@ _NEARLY_WHITE = 224
 def _is_white_on_transparency(image: Image.Image) -> bool:
     """Whether nothing would be seen on white: some pixels are transparent, and nearly all others nearly white."""
     white = seen = clear = 0
-    for _, band in _bands(image):
+    for _, band in bands(image):
         values = np.asarray(band.convert("RGBA"))
         visible = values[..., 3] > 127
         seen += int(visible.sum())
         clear += int(visible.size - visible.sum())
         white += int((values[..., :3].min(axis=2)[visible] >= _NEARLY_WHITE).sum())
     return clear > 0 and seen > 0 and white > 0.95 * seen
-
-
-def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yield an image in bands of rows, each with its top, so that temporary arrays stay small."""
-    rows = max(1, _BAND // image.width)
-    for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def from_array(array: NDArray[Any]) -> Image.Image:
@@ -246,43 +234,6 @@ def _refusal(array: NDArray[Any], given: Any) -> ImageError:
         f"the {type(given).__name__} given as an image has shape {tuple(given.shape)}, type {given.dtype}{span}: "
         f"expected {LAYOUTS}"
     )
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    """Convert greyscale of 16 or 32 bits, or of floats, to mode L.
-
-    Integers from 0 to 65,535 keep the scale of the bits that are used: 8, 10, 12, 14 or 16, as sensors have them.
-    Floats from 0 to 1 keep their scale; other ranges are stretched to 0 … 255.
-    """
-    grey = Image.new("L", image.size)
-    low, high = _span(image)
-    if image.mode != "F" and low >= 0 and high <= 65_535:
-        top_value = next(2**bits - 1 for bits in _DEPTHS if high < 2**bits)
-        eight_of = ((np.arange(top_value + 1) * 255 + top_value // 2) // top_value).astype(np.uint8)
-        key = image.info.get("transparency")
-        for top, band in _bands(image):
-            values = np.asarray(band)
-            eight = eight_of[values]
-            if isinstance(key, int):
-                eight = np.where(values == key, np.uint8(255), eight)
-            grey.paste(Image.fromarray(eight), (0, top))
-        return grey
-    if low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    for top, band in _bands(image):
-        numbers = np.rint((_finite(band) - low) * (255 / ((high - low) or 1.0)))
-        grey.paste(Image.fromarray(numbers.astype(np.uint8)), (0, top))
-    return grey
-
-
-def _span(image: Image.Image) -> tuple[float, float]:
-    """Smallest and largest value of an image."""
-    spans = [(values.min(), values.max()) for values in (_finite(band) for _, band in _bands(image))]
-    return float(min(low for low, _ in spans)), float(max(high for _, high in spans))
-
-
-def _finite(band: Image.Image) -> NDArray[np.float64]:
-    return np.nan_to_num(np.asarray(band).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class TensorLike(Protocol):
@@ -373,8 +324,8 @@ def decode(data: bytes, *, least: int | None = None, max_pixels: int | None = No
 
     The format is recognised by the content. Transparent pixels are blended with white, around a white drawing with
     black; the EXIF orientation is applied, colours of an embedded profile become sRGB, 16 bits per sample are scaled to
-    8, and greyscale of any other range is stretched to 0 … 255. A JPEG that lacks only its end marker is decoded, with
-    a note.
+    8 by the bits that are used, and greyscale of any other range is stretched to 0 … 255. A JPEG that lacks only its
+    end marker is decoded, with a note.
 
     Args:
         data: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM/PGM/PBM/PFM, AVIF, JPEG 2000 or PSD; with the extra ``formats`` also
@@ -409,7 +360,7 @@ def decoding(data: bytes, *, least: int | None = None, max_pixels: int | None = 
     with decoders.held(count):
         with _pillow_errors():
             try:
-                decoded = _upright(file, header.full, own=True)
+                decoded = _upright(file, header.full, own=True, again=lambda: _open_again(data))
             except OSError:
                 mended = _without_end(header.data, least)
                 if mended is None:
@@ -476,7 +427,7 @@ def opening(source: ImageSource, *, least: int | None = None, max_pixels: int | 
         image = from_array(source) if isinstance(source, np.ndarray) else from_tensor(source)
         yield Decoded(image, *image.size)
         return
-    name = f"the {type(source).__name__} given as an image"
+    name = "the data URI" if isinstance(source, str) else f"the {type(source).__name__} given as an image"
     with ExitStack() as stack:
         try:
             if isinstance(source, Image.Image):
@@ -603,13 +554,15 @@ def _check_memory(file: ImageFile, count: int, max_pixels: int) -> None:
         )
 
 
-def _upright(image: Image.Image, full: tuple[int, int], *, own: bool) -> Decoded:
-    """Load, convert and rotate an image; ``own``: it may be closed, to free its memory."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tile:
-        # With a canvas already there Pillow does not compare its size with the limit of the whole process.
-        canvas = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
-        image.im = Image.new(image.mode, canvas).im
+def _upright(
+    image: Image.Image, full: tuple[int, int], *, own: bool, again: Callable[[], ImageFile] | None = None
+) -> Decoded:
+    """Load, convert and rotate an image; ``own``: it may be closed, to free its memory; ``again`` opens it anew."""
+    deep = again is not None and is_deep(image)
+    _give_canvas(image)
     image.load()
+    if deep and again is not None:
+        image.im = stretched(image, again).im
     turn = None
     with suppress(Exception):  # damaged EXIF says nothing about the pixels
         # The decoder of JPEG XL turns the image itself, and leaves the EXIF as it was.
@@ -623,3 +576,16 @@ def _upright(image: Image.Image, full: tuple[int, int], *, own: bool) -> Decoded
         return Decoded(rgb, *full)
     swapped = turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
     return Decoded(rgb.transpose(turn), *(full[::-1] if swapped else full))
+
+
+def _give_canvas(image: Image.Image) -> None:
+    """Have Pillow not compare the size of a TIFF with the limit of the whole process: it does so for a new canvas."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tile:
+        canvas = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+        image.im = Image.new(image.mode, canvas).im
+
+
+def _open_again(data: bytes) -> ImageFile:
+    file = _open(kind_of(data).name, data).file
+    _give_canvas(file)
+    return file

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from mg_milvus.errors import ImageError
+from mg_milvus.files import one_line
+from mg_milvus.images.depth import is_deep
 from mg_milvus.images.kinds import HEAD, kind_of
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def memory_needed(file: ImageFile, full: tuple[int, int], data: bytes) -> int:
     """
     pixels = file.width * file.height
     stored = _STORED.get(file.mode, 4) * pixels
-    loading = stored + _decoder(file, full[0] * full[1], data)
+    loading = stored + _decoder(file, full[0] * full[1], data) + (2 * stored if is_deep(file) else 0)
     grey = pixels if file.mode.startswith(("I", "F")) else 0
     return max(loading, stored + grey + _RGB * pixels, 2 * _RGB * pixels)  # loaded, converted, turned upright
 
@@ -251,16 +253,17 @@ def read_stream(read: Callable[[int], object]) -> bytes:
 
 
 def data_uri(text: str) -> bytes | None:
-    """The content of a ``data:image/...;base64,`` URI; None for any other text.
+    """The content of a ``data:image/...;base64,`` URI; None for a text that is no data URI.
 
     Raises:
-        ImageError: it is a data URI and holds no base64.
+        ImageError: it is a data URI of something else, or holds no base64. The message names it.
     """
     head, comma, body = text.partition(",")
-    if not comma or not re.match(r"data:(image/[\w.+-]+)?(;[^,]*)?$", head, re.IGNORECASE):
+    kind = re.match(r"data:([\w.+-]+/[\w.+-]+)?(;[^,]*)?$", head, re.IGNORECASE)
+    if not comma or kind is None:
         return None
-    if not head.lower().endswith(";base64"):
-        raise ImageError("cannot be read: expected data:image/...;base64,...")
+    if not head.lower().endswith(";base64") or not (kind[1] or "image/").lower().startswith("image/"):
+        raise ImageError(f"cannot be read: got {one_line(head, 60)},..., expected data:image/...;base64,...")
     try:
         return base64.b64decode("".join(unquote(body).split()), validate=True)
     except ValueError as error:

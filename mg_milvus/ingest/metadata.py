@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import difflib
 import io
 import json
 import os
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.errors import MissingPackageError, SchemaError
@@ -79,11 +81,13 @@ class Table:
         rows: number and cells of each row, requested columns only; an empty CSV cell is None. To be read once, lazily
             where the format allows it: reading raises ``SchemaError`` as ``read_table`` does.
         unit: what the numbers, from 1, count: "line" or "row".
+        nested: columns of lists, structures or bytes, where the format says so.
     """
 
     columns: list[str]
     rows: Iterable[tuple[int, dict[str, Any]]]
     unit: str
+    nested: frozenset[str] = frozenset()
 
 
 def read_table(name: str, requested: Collection[str]) -> Table:
@@ -189,7 +193,7 @@ def _read_json_lines(name: str, requested: Collection[str]) -> Table:
 
 def _read_parquet(name: str, requested: Collection[str]) -> Table:
     try:
-        from pyarrow import ArrowException
+        from pyarrow import ArrowException, types
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise MissingPackageError(
@@ -212,9 +216,16 @@ def _read_parquet(name: str, requested: Collection[str]) -> Table:
     try:
         with open_plain(name) as opened, ParquetFile(opened) as file:
             columns: list[str] = list(file.schema_arrow.names)
+            nested = frozenset(
+                each.name for each in file.schema_arrow if types.is_nested(each.type) or _is_bytes(types, each.type)
+            )
     except (ArrowException, ValueError) as error:
         raise SchemaError(f"{name!r} is not a Parquet file: {_line(error)}") from error
-    return Table(columns, records(), "row")
+    return Table(columns, records(), "row", nested)
+
+
+def _is_bytes(types: Any, kind: Any) -> bool:
+    return any((types.is_binary(kind), types.is_large_binary(kind), types.is_fixed_size_binary(kind)))
 
 
 _READERS: dict[str, Callable[[str, Collection[str]], Table]] = {
@@ -234,7 +245,10 @@ class Metadata:
     """Field values of images from a metadata file, see ``read_metadata``. Safe to use from several threads."""
 
     def __init__(
-        self, rows: dict[str, tuple[Value | None, ...]], defaults: Mapping[str, Value | None], folders: Sequence[str]
+        self,
+        rows: Mapping[str, Mapping[str, Value | None]],
+        defaults: Mapping[str, Value | None],
+        folders: Sequence[str],
     ) -> None:
         self._rows = rows
         self._defaults = defaults
@@ -246,13 +260,14 @@ class Metadata:
 
         Args:
             path: of the image.
-            before: its values so far, kept where the table has no row for it; None: the defaults.
+            before: its values so far, kept where the table has no row for it, or no column; None: the defaults.
         """
+        own = dict(self._defaults if before is None else before)
         key = self._key_of(path)
         if key is not None:
             self._matched.add(key)
-            return dict(zip(self._defaults, self._rows[key], strict=True))
-        return dict(self._defaults if before is None else before)
+            own |= self._rows[key]
+        return own
 
     def match(self, paths: Iterable[str]) -> TableMatch:
         """Compare the table with the images of an ingest.
@@ -294,7 +309,12 @@ class Metadata:
         return [key for key in self._rows if key not in self._matched]
 
 
-def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], roots: Sequence[str]) -> Metadata:
+def read_metadata(
+    file: str | os.PathLike[str],
+    fields: Sequence[ExtraField],
+    roots: Sequence[str],
+    headers: Mapping[str, str] | None = None,
+) -> Metadata:
     """Read a table with one row per image; paths and the schema's columns are held in memory.
 
     The column ``path`` (or ``file``, ``filename``, ``file_name``) holds paths that are absolute, or relative to the
@@ -307,6 +327,8 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
             (an object per line), ``.parquet``.
         fields: the schema's extra fields.
         roots: folders and files to ingest, absolute.
+        headers: field -> the table's column for it; those of other fields are not read. None: every field has a column
+            of its name.
 
     Raises:
         SchemaError: the file cannot be read, a field has no column, or a value does not fit its field; the message
@@ -314,23 +336,26 @@ def read_metadata(file: str | os.PathLike[str], fields: Sequence[ExtraField], ro
         MissingPackageError: Parquet without pyarrow.
     """
     name = os.fspath(file)
-    table = read_table(name, {*PATH_COLUMNS, *(field.name for field in fields)})
-    key_column = _check_columns(name, table.columns, fields)
+    headers = {field.name: field.name for field in fields} if headers is None else headers
+    table = read_table(name, {*PATH_COLUMNS, *headers.values()})
+    _check_columns(name, table.columns, headers.values())
+    key_column = path_column(name, table.columns)
     folder = os.path.dirname(os.path.abspath(name))
     tops = [root if _is_uri(root) else os.path.abspath(root) for root in roots]
     defaults = default_values(fields)
-    rows: dict[str, tuple[Value | None, ...]] = {}
+    rows: dict[str, dict[str, Value | None]] = {}
     for number, record in table.rows:
         place = f"{name!r}, {table.unit} {number}"
         key = _key(record.get(key_column), folder, f"{place}, column {key_column!r}")
         if key in rows:
             raise SchemaError(f"{place}: {shown(key)} has a row already; expected one row per image")
-        rows[key] = tuple(
-            _convert(value, field, f"{place}, column {field.name!r}")
-            if (value := record.get(field.name)) not in (None, "")
+        rows[key] = {
+            field.name: _convert(value, field, f"{place}, column {headers[field.name]!r}")
+            if not is_missing(value := record.get(headers[field.name]))
             else defaults[field.name]
             for field in fields
-        )
+            if field.name in headers
+        }
     return Metadata(rows, defaults, list(dict.fromkeys([folder, *tops, *map(os.path.dirname, tops)])))
 
 
@@ -352,20 +377,36 @@ def _nearest(key: str, names: Mapping[str, str]) -> str:
     return names[near[0]] if near else ""
 
 
-def _check_columns(name: str, columns: Sequence[str], fields: Sequence[ExtraField]) -> str:
-    """The name of the path column; raises SchemaError when a field has no column."""
-    names = listed(columns)
-    if not fields:
-        raise SchemaError(f"the schema has no fields for the columns of {name!r} ({names}): name some under 'fields'")
-    for field in fields:
-        if field.name not in columns:
-            near = difflib.get_close_matches(field.name, columns, n=1)
-            hint = f"did you mean {shown(near[0])}?" if near else f"its columns: {names}"
-            raise SchemaError(f"{name!r} has no column for the schema's field {field.name!r}; {hint}")
+def _check_columns(name: str, columns: Sequence[str], wanted: Collection[str]) -> None:
+    """Raise SchemaError when a field has no column."""
+    if not wanted:
+        raise SchemaError(
+            f"the schema has no fields for the columns of {name!r} ({listed(columns)}): name some under 'fields'"
+        )
+    for column in wanted:
+        if column not in columns:
+            near = difflib.get_close_matches(column, columns, n=1)
+            hint = f"did you mean {shown(near[0])}?" if near else f"its columns: {listed(columns)}"
+            raise SchemaError(f"{name!r} has no column for the schema's field {column!r}; {hint}")
+
+
+def path_column(name: str, columns: Sequence[str]) -> str:
+    """The column of paths in a table; ``name`` is the file's.
+
+    Raises:
+        SchemaError: there is none.
+    """
     for column in PATH_COLUMNS:
         if column in columns:
             return column
-    raise SchemaError(f"{name!r} has no column of paths: expected one of {', '.join(PATH_COLUMNS)}; found {names}")
+    raise SchemaError(
+        f"{name!r} has no column of paths: expected one of {', '.join(PATH_COLUMNS)}; found {listed(columns)}"
+    )
+
+
+def is_missing(cell: object) -> bool:
+    """Whether a cell holds no value: nothing, an empty text, or the NaN that programs write for it."""
+    return cell is None or cell == "" or (isinstance(cell, float) and cell != cell)
 
 
 def _key(cell: object, folder: str, place: str) -> str:
@@ -403,6 +444,8 @@ def _convert(value: object, field: ExtraField, place: str) -> Value:
 
 
 def _string(value: object) -> str:
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
     if not isinstance(value, str):
         raise TypeError
     return value
@@ -417,7 +460,7 @@ def _int(value: object) -> int:
 
 
 def _float(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or "_" in str(value):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal) or "_" in str(value):
         raise TypeError
     number = float(value)
     if not abs(number) <= 1e308:

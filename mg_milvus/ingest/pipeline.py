@@ -242,7 +242,7 @@ def changed_files(
             if image_id(file.path) in incomplete:
                 # Encoded again, with the fields that it has.
                 changed.append((file, None if row is None else replace(row, content_hash="")))
-            elif row is not None and same_file and dict(row.fields) == dict(run.fields_of(file, row)):
+            elif row is not None and same_file and _same(row.fields, run.fields_of(file, row)):
                 run.tally.unchanged += 1
             else:
                 changed.append((file, row))
@@ -320,8 +320,8 @@ def ingest_files(
                     run.tally.failures.append(Failure(image.file.path, reason))
                     continue
                 fields = run.fields_of(image.file, row)
-                unchanged += dict(fields) == dict(row.fields)
-                updated += dict(fields) != dict(row.fields)
+                unchanged += (same_fields := _same(fields, row.fields))
+                updated += not same_fields
                 rows.append(replace(row, size=image.file.size, mtime_ns=image.file.mtime_ns, fields=fields))
             added = len(rows) - updated - unchanged
             if rows or moved:
@@ -356,6 +356,11 @@ def _find_moved(
         else:  # one more copy than there are rows to move
             others[id(image)] = _read(image.file, frozenset(), encoder, run.settings.max_pixels)
     return moved, list(others.values())
+
+
+def _same(fields: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Whether two rows have the same values; a column that one of them lacks is a missing value."""
+    return all(fields.get(name) == others.get(name) for name in fields.keys() | others.keys())
 
 
 def code_bytes(codes: Mapping[str, Codes], place: int) -> dict[str, bytes]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mg_milvus.ingest.pipeline import FieldsOf
-    from mg_milvus.schema.models import Schema
+    from mg_milvus.schema.models import ExtraField, Schema
     from mg_milvus.session import Session
     from mg_milvus.store.base import Store
 
@@ -82,11 +82,13 @@ class Source:
         files: walks the files, reporting failures to its argument; called twice: for a sample, and for the main pass.
         fields_of: extra fields of a file, given its row if there is one.
         prune: folders whose rows are deleted when their file no longer exists.
+        new_fields: fields that the collection lacks, to be added to it.
     """
 
     files: Files
     fields_of: FieldsOf
     prune: Sequence[str | os.PathLike[str]] = ()
+    new_fields: Sequence[ExtraField] = ()
 
 
 def run_ingest(
@@ -169,11 +171,15 @@ class _Ingest:
         sample, tally.total = random_sample(self._source.files(lambda _: None), SAMPLE_SIZE)
         done: set[str] = set()
         recorded = session.description()
+        if sample:
+            session.add_fields(self._source.new_fields)
         if recorded is not None and recorded.schema.regions is not None:
             session.store.create(recorded)  # a first ingest that was killed may have left it without its regions
         if recorded is None and sample:
             encoder, description, done = first_ingest(self.run, sample)
             session.remember(description, encoder)
+            if not done:  # another client may have created it, with other fields
+                session.add_fields(self._source.new_fields)
             self.adapted_on = description.adapted_on if done else 0
         files = self._source.files(tally.failures.append)
         if not sample:

@@ -39,7 +39,7 @@ _COLUMNS = "Milvus fixes the columns of a collection at its creation"
 _INDEX = "the index is rebuilt from the stored codes"
 _LENGTH = "codes of different lengths cannot be compared"
 
-# `*` stands for the name of a granularity or extra field.
+# `*` stands for the name of a granularity or extra field, `+` for that of a new extra field.
 CONSEQUENCES: dict[str, tuple[Consequence, str]] = {
     "version": ("re-ingest", "another version of the format needs another collection"),
     "collection": ("re-ingest", "another name is another collection, which needs its own ingest"),
@@ -60,6 +60,7 @@ CONSEQUENCES: dict[str, tuple[Consequence, str]] = {
     "fusion.plan": ("none", f"{_AT_QUERY} (--plan)"),
     "fields": ("none", "the order of extra fields has no effect on queries"),
     "fields.*": ("re-ingest", _COLUMNS),
+    "fields.+": ("none", "the next ingest adds the column; images have no value in it until a table names them"),
     "fields.*.type": ("re-ingest", _COLUMNS),
     "fields.*.default": ("re-ingest", "stored rows keep the old default"),
     "fields.*.max_length": ("re-ingest", _COLUMNS),
@@ -108,6 +109,7 @@ def _changes_of_named(
         if name in before and name in after:
             yield from _changes(before[name], after[name], f"{key}.{name}.", f"{pattern}.*.")
         else:
-            yield f"{key}.{name}", f"{pattern}.*", before.get(name), after.get(name)
+            is_new = name not in before and f"{pattern}.+" in CONSEQUENCES
+            yield f"{key}.{name}", f"{pattern}.{'+' if is_new else '*'}", before.get(name), after.get(name)
     if [n for n in before if n in after] != [n for n in after if n in before]:
         yield key, pattern, list(before), list(after)

@@ -44,7 +44,7 @@ _MILVUS_WORDS = frozenset({
 })  # fmt: skip
 """Lower-case names that Milvus reserves, or that a filter expression cannot refer to."""
 
-COMPANION_ENDINGS = ("_encoder", "_regions", "_tuned")
+COMPANION_ENDINGS = ("_encoder", "_regions", "_tuned", "_columns")
 """Endings of the names of the companion collections."""
 
 REGIONS = "regions"
@@ -220,6 +220,11 @@ class StorageSettings(Model):
             sentence = f"nprobe {self.nprobe} is more than nlist {self.nlist}; expected nprobe to be nlist or less"
             raise model_error("StorageSettings", [Problem((key,), sentence)])
         return self
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a field cannot have this name in any schema, since every row, every result or Milvus has it."""
+    return name in RESERVED_FIELDS | _RESULT_KEYS | {REGIONS} or name.casefold() in _MILVUS_WORDS
 
 
 class Schema(Model):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mg_milvus.codes import Codes
-    from mg_milvus.schema.models import FusionSettings, Schema
+    from mg_milvus.schema.models import ExtraField, FusionSettings, Schema
 
 
 FEWEST_ROWS = 1_024
@@ -101,12 +101,14 @@ class Description:
         fingerprint: of the encoder that fills it.
         adapted_on: images of this collection the heads were fitted on; 0 for shipped heads.
         backbone: name of the encoder's backbone, for people.
+        added: names of the fields of the schema that were added since, the last ones there; see ``Store.add_columns``.
     """
 
     schema: Schema
     fingerprint: str
     adapted_on: int = 0
     backbone: str = ""
+    added: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +268,17 @@ class Store(Protocol):
         Raises:
             CollectionNotFoundError: there is no collection.
             ValueError: weights that a schema cannot have; nothing was changed.
+        """
+
+    def add_columns(self, fields: Sequence[ExtraField]) -> Description:
+        """Add columns to those of the schema; return the new description. Rows and codes stay as they are.
+
+        Rows that are there have no value in them. Columns that are there already, with the same type, are left alone.
+        ``describe`` of every client returns the new description from now on.
+
+        Raises:
+            CollectionNotFoundError: there is no collection.
+            SchemaError: a column is there with another type, or the schema cannot have it; nothing was changed.
         """
 
     def drop(self) -> None:

@@ -34,13 +34,13 @@ from mg_milvus.errors import (
     StoreUnavailableError,
     UnsupportedError,
 )
-from mg_milvus.files import expand_home, one_line
+from mg_milvus.files import expand_home, limits_note, one_line
 from mg_milvus.schema.models import RESERVED_FIELDS
 from mg_milvus.store import lite_server
 from mg_milvus.store.base import nprobe_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from mg_milvus.config import MilvusConfig
     from mg_milvus.schema.models import Schema
@@ -170,7 +170,7 @@ def translate(error: BaseException, config: MilvusConfig) -> StoreError:
         "granted to a role of theirs (docs/server.md, 'Users and rights')",
         CollectionNotFoundError: f"there is no collection '{collection}' at {where}: ingest first, or check the name",
         StoreUnavailableError: f"Milvus at {where} does not answer ({message}): check the URI and that it is running"
-        + proxy_note(where),
+        + (limits_note() if config.is_file else proxy_note(where)),
         FilterError: f"Milvus cannot use the filter ({message}): check the names of columns, quotes and parentheses",
         UnsupportedError: f"{where} cannot do this ({message}): change the storage settings, or the server",
         StoreError: f"Milvus request to {where} failed: {message}",
@@ -213,7 +213,7 @@ _MAX_BYTES = 512 << 20
 """Largest response accepted, which is the servers' default limit; pymilvus accepts any."""
 Version = tuple[int, int, int]
 
-_RESERVED: dict[str, Version] = {
+RESERVED_SINCE: dict[str, Version] = {
     "st_contains": (2, 5, 0), "st_equals": (2, 5, 0), "st_intersects": (2, 5, 0), "st_within": (2, 5, 0),
     "minimum_should_match": (2, 6, 0), "interval": (2, 6, 3), "iso": (2, 6, 3), "element_filter": (3, 0, 0),
     "match_all": (3, 0, 0), "match_any": (3, 0, 0), "match_exact": (3, 0, 0), "match_least": (3, 0, 0),
@@ -277,10 +277,7 @@ class Engine:
     def _check_fields(self, schema: Schema) -> None:
         """Refuse names and numbers of fields that this version refuses as it is set up when nobody changes that."""
         names = [*schema.bits, *(each.name for each in schema.fields)]
-        for name in names:
-            since = _RESERVED.get(name.lower())
-            if since is not None and self.since(*since):
-                raise UnsupportedError(f"'{name}' is a word of the filters of {self.label}: choose another name")
+        self.check_names(names)
         if self.lite or self.version is None:
             return
         vectors, most_vectors = len(schema.bits), 10 if self.since(2, 6, 17) else 4
@@ -295,6 +292,13 @@ class Engine:
                 f"{self.label} holds {most} fields in a collection, the schema has {count} with those that every image "
                 "has: use fewer, or Milvus 3.0 or later"
             )
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raise UnsupportedError for a name of a field that is a word of this version's filters."""
+        for name in names:
+            since = RESERVED_SINCE.get(name.lower())
+            if since is not None and self.since(*since):
+                raise UnsupportedError(f"'{name}' is a word of the filters of {self.label}: choose another name")
 
     def index(self, schema: Schema) -> tuple[str, dict[str, Any]]:
         """The index type of every granularity and its build parameters."""

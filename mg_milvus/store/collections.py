@@ -17,6 +17,7 @@ from pymilvus.client.types import LoadState
 from mg_milvus.errors import (
     CollectionNotFoundError,
     ForeignCollectionError,
+    SchemaError,
     StoreError,
     StoreUnavailableError,
     UnsupportedError,
@@ -29,7 +30,7 @@ from mg_milvus.store.base import MOST_LISTS, Description
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mg_milvus.schema.models import Granularity
+    from mg_milvus.schema.models import ExtraField, Granularity
     from mg_milvus.store.client import Connection
 
 
@@ -57,6 +58,7 @@ COMPANIONS = {
     "encoder_of": "keeps the encoders of",
     "tuned_of": "remembers the weights of",
     "regions_of": "holds the regions of",
+    "columns_of": "lists the columns added to",
 }
 """Key in the description of a companion collection -> its purpose for the collection that the value names.
 
@@ -161,6 +163,38 @@ def tuned(description: Description, weights: Mapping[str, float], fusion: Fusion
     plain["granularities"] = [g | {"weight": weights[g["name"]]} for g in plain["granularities"]]
     plain["fusion"] = fusion.model_dump()
     return replace(description, schema=Schema.model_validate(plain))
+
+
+def extended(description: Description, fields: Sequence[ExtraField]) -> Description:
+    """The description with more fields, which were added after the collection was created.
+
+    Args:
+        description: of the collection.
+        fields: the new ones; those that it has already, with the same type, are left out.
+
+    Raises:
+        SchemaError: a field is there with another type, or the schema cannot have it.
+    """
+    types = {f.name: f.type for f in description.schema.fields}
+    for one in fields:
+        if types.get(one.name, one.type) != one.type:
+            raise SchemaError(
+                f"the column {one.name!r} holds {types[one.name]} values, not {one.type}: rename the new one, or "
+                "write its values as that type"
+            )
+    new = [one for one in fields if one.name not in types]
+    try:
+        schema = Schema(**description.schema.model_dump() | {"fields": (*description.schema.fields, *new)})
+    except SchemaError as exc:
+        raise SchemaError(
+            f"the columns {', '.join(one.name for one in new)} cannot be added: {one_line(str(exc), 400)}"
+        ) from exc
+    return replace(description, schema=schema, added=(*description.added, *(one.name for one in new)))
+
+
+def encode_columns(collection: str) -> str:
+    """The description of the companion collection that lists the columns added later."""
+    return json.dumps({"mg_milvus": FORMAT, "columns_of": collection}, separators=(",", ":"))
 
 
 def own_description(text: str) -> dict[str, Any] | None:
@@ -321,13 +355,17 @@ def check_progress(connection: Connection, last: str, records: Sequence[Mapping[
 
 @dataclass(frozen=True, slots=True)
 class NewCollection:
-    """A collection to create: its name, JSON, columns with "id" first, fields of codes, how the server stores it."""
+    """A collection to create: its name, JSON, columns with "id" first, fields of codes, how the server stores it.
+
+    ``dynamic``: rows may have more columns than these.
+    """
 
     name: str
     description: str
     columns: Sequence[Column]
     granularities: Sequence[Granularity]
     storage: StorageSettings = field(default_factory=StorageSettings)
+    dynamic: bool = False
 
 
 def create(connection: Connection, new: NewCollection) -> None:
@@ -337,7 +375,7 @@ def create(connection: Connection, new: NewCollection) -> None:
         StoreError: Milvus refused, and there is no such collection.
     """
     storage = new.storage
-    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=MARK)
+    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=new.dynamic, description=MARK)
     for column in new.columns:
         options: dict[str, Any] = {"max_length": column.max_bytes} if column.type == "string" else {}
         if column.name == storage.partition_key:

@@ -387,7 +387,7 @@ def cannot_open(file: Path, code: int | None) -> str:
     """
     if code is not None and code < 0:
         return f"Milvus Lite's engine for {file} was ended {describe_end(code)} while it started: {ENDED_REMEDY}"
-    return f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to"
+    return f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to{files.limits_note()}"
 
 
 def lock_file(file: Path) -> Path:

@@ -26,8 +26,15 @@ from mg_milvus.schema.models import COMPANION_ENDINGS, Schema
 from mg_milvus.store import collections
 from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row, Store, typical_rows
 from mg_milvus.store.client import MOST_QUERIES, connect
-from mg_milvus.store.collections import Identity, NewCollection, decode_description, encode_description, tuned
-from mg_milvus.store.companions import Companion, TunedRecord
+from mg_milvus.store.collections import (
+    Identity,
+    NewCollection,
+    decode_description,
+    encode_description,
+    extended,
+    tuned,
+)
+from mg_milvus.store.companions import AddedColumns, Companion, TunedRecord
 from mg_milvus.store.filter_language import render
 from mg_milvus.store.filters import among
 from mg_milvus.store.regions import CODE, RegionTable
@@ -38,7 +45,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.config import MilvusConfig
-    from mg_milvus.schema.models import FusionSettings
+    from mg_milvus.schema.models import ExtraField, FusionSettings
     from mg_milvus.store.client import Connection
 
 
@@ -140,6 +147,7 @@ class MilvusStore:
         self._created_as = collection if created_as is None else created_as
         self._companion = Companion(self._connection, collection, self._created_as)
         self._tuned = TunedRecord(self._connection, collection, self._created_as)
+        self._added = AddedColumns(self._connection, collection, self._created_as)
         self.regions = RegionTable(self._connection, collection, self._created_as, self._described)
         self.indexes = MilvusIndexes(
             self._connection, collection, self._timeout, lambda: self._described().schema, self._forget
@@ -169,7 +177,10 @@ class MilvusStore:
         description = decode_description(text, self.collection)
         if self._created_as != self.collection:
             self._check_renamed()
-        return self._tuned.applied(description)
+        description = self._added.applied(self._tuned.applied(description))
+        if self._layout is not None and description != self._description:
+            self._forget()  # another client has tuned it, or added columns
+        return description
 
     def _check_renamed(self) -> None:
         """Raise StoreError if this collection was renamed, and a companion was not."""
@@ -228,6 +239,7 @@ class MilvusStore:
         if recorded is None:
             self.check(description.schema)
             self._tuned.drop()  # left by a collection that another program dropped
+            self._added.drop()
             recorded = self._create(description)
         self.regions.create(recorded)
         self._open(recorded)
@@ -239,7 +251,7 @@ class MilvusStore:
         layout, description = Layout(schema), replace(description, schema=schema)
         columns = (*layout.columns, layout.copy) if self._connection.engine.lite else layout.columns
         text = encode_description(description)
-        new = NewCollection(self.collection, text, columns, schema.granularities, schema.storage)
+        new = NewCollection(self.collection, text, columns, schema.granularities, schema.storage, dynamic=True)
         try:
             collections.create(self._connection, new)
         except StoreError:
@@ -260,6 +272,19 @@ class MilvusStore:
         self._tuned.write(changed)
         return changed
 
+    def add_columns(self, fields: Sequence[ExtraField]) -> Description:
+        """See ``Store``."""
+        self._ready()
+        description = self.describe()
+        if description is None:
+            raise StoreUnavailableError(f"collection '{self.collection}' was removed meanwhile: try again")
+        changed = extended(description, fields)
+        if new := [field for field in changed.schema.fields if field.name in changed.added[len(description.added) :]]:
+            self._connection.engine.check_names(field.name for field in new)
+            self._added.write(new, description)
+            changed = self.describe() or changed
+        return changed
+
     def drop(self) -> None:
         """See ``Store``."""
         if self.describe() is not None:
@@ -269,6 +294,7 @@ class MilvusStore:
         if self._companion.exists():
             self._connection.write(lambda: self._client.drop_collection(self._companion.name, timeout=self._timeout))
         self._tuned.drop()
+        self._added.drop()
         self.regions.drop()
         self._layout = self._counted = None
 
@@ -466,7 +492,7 @@ class MilvusStore:
 
     def _open(self, description: Description) -> Layout:
         schema = description.schema
-        layout = Layout(schema)
+        layout = Layout(schema, description.added)
         index = self._connection.engine.index(schema)
         mapped = {each.name: each.mmap for each in schema.granularities}
         collections.index_and_load(self._connection, self.collection, mapped, index, schema.storage.replicas)

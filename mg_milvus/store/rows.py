@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from binascii import a2b_base64, b2a_base64
 from functools import partial
@@ -16,10 +17,10 @@ from mg_milvus.store.base import Neighbours, Row
 from mg_milvus.store.collections import Column
 from mg_milvus.store.filter_language import LEAST_FLOAT, LEAST_INT, FilterColumn
 from mg_milvus.store.filters import among
-from mg_milvus.store.lite_workarounds import query_records
+from mg_milvus.store.lite_workarounds import META, query_records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from mg_milvus.codes import Codes
     from mg_milvus.schema.models import Schema
@@ -54,10 +55,12 @@ _FIXED = (
     Column("height", "int"),
     Column("content_hash", "string", 64),
 )
+MOST_META = 65_536
+"""Most bytes of a JSON value on servers."""
 COPY = "_codes"
 """Column of Milvus Lite, which cannot return vectors with a search: all codes of the row once more, as text. Reading it
 there costs a tenth of fetching the codes by id afterwards."""
-_MISSING: dict[str, Any] = {"string": "", "int": LEAST_INT - 1, "float": -1.7976931348623157e308, "bool": -1}
+MISSING: dict[str, Any] = {"string": "", "int": LEAST_INT - 1, "float": -1.7976931348623157e308, "bool": -1}
 """What a column of the schema's own holds where an image has no value: Milvus Lite has no nulls."""
 _ACCEPTED: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -70,12 +73,18 @@ _STORED: dict[str, type] = _PYTHON | {"bool": int}
 
 
 class Layout:
-    """The columns and granularities of a schema, and rows to records (one flat dictionary each) and back."""
+    """The columns and granularities of a schema, and rows to records (one dictionary each) and back.
 
-    def __init__(self, schema: Schema) -> None:
+    Columns that were added after the collection was created are in its dynamic field: their values are under ``META``
+    of a record, beside ``true`` under the name and ``?``, by which Milvus Lite finds rows that lack one.
+    """
+
+    def __init__(self, schema: Schema, added: Collection[str] = ()) -> None:
         self.schema = schema
         self.extras = tuple(Column(f.name, f.type, f.max_length, f.default) for f in schema.fields)
-        self.columns = (*_FIXED, *self.extras)
+        self._own = tuple(column for column in self.extras if column.name not in added)
+        self._added = tuple(column for column in self.extras if column.name in added)
+        self.columns = (*_FIXED, *self._own)
         self.bytes = {name: bits // 8 for name, bits in schema.bits.items()}
         ends = list(accumulate(self.bytes.values()))
         self._places = tuple(
@@ -89,13 +98,15 @@ class Layout:
     def rows_a_call(self) -> int:
         """Rows of the longest possible texts and codes that stay well below the 64 MB of a server's message."""
         longest = sum(column.max_bytes or 8 for column in (*self.columns, self.copy)) + sum(self.bytes.values())
+        longest += MOST_META if self._added else 0
         return max(1, min(5000, (48 << 20) // longest))
 
     @property
     def filterable(self) -> dict[str, FilterColumn]:
         """The columns as filters see them."""
-        own = {column.name for column in self.extras}
-        return {c.name: FilterColumn(c.type, "sparse" if c.name in own else "full") for c in self.columns}
+        columns = {column.name: FilterColumn(column.type) for column in _FIXED}
+        columns |= {column.name: FilterColumn(column.type, "sparse") for column in self._own}
+        return columns | {column.name: FilterColumn(column.type, "added") for column in self._added}
 
     def output_fields(self, granularities: Sequence[str]) -> list[str]:
         """Output fields of a request: every scalar column and the codes of these granularities.
@@ -105,7 +116,7 @@ class Layout:
         """
         for name in granularities:
             self._check_granularity(name)
-        return [*(column.name for column in self.columns), *granularities]
+        return [*(column.name for column in (*self.columns, *self._added)), *granularities]
 
     def check_codes(self, granularity: str, codes: Codes) -> None:
         """Raise QueryError unless the codes are (n, bits / 8) uint8 of this granularity."""
@@ -172,14 +183,29 @@ class Layout:
             records.append(record)
         for column in _FIXED:
             _check_column(column, records)
-        for column in self.extras:
+        for column in self._own:
             _check_sparse_column(column, records)
+        if self._added:
+            self._pack_added(records)
         for name, expected in self.bytes.items():
             for record in records:
                 code = record[name]
                 if type(code) is not bytes or len(code) != expected:
                     raise StoreError(f"row {record['id']}: code {name} is {code!r}, expected {expected} bytes")
         return records
+
+    def _pack_added(self, records: list[Record]) -> None:
+        """Check the values of added columns, and put them under ``META``."""
+        for column in self._added:
+            _check_values(column, [record for record in records if record[column.name] is not None])
+        for record in records:
+            given = {c.name: value for c in self._added if (value := record.pop(c.name)) not in (None, "")}
+            record[META] = given | {f"{name}?": True for name in given}
+            if (size := len(json.dumps(record[META], ensure_ascii=False).encode())) > MOST_META:
+                raise StoreError(
+                    f"row {record['id']}: the columns {', '.join(given)} have {size:,} bytes, at most {MOST_META:,} "
+                    "fit into all columns that were added later: shorten them"
+                )
 
     def copied(self, record: Record) -> str:
         """The value of ``COPY``: a record's codes, concatenated in the order of the schema, in base64."""
@@ -219,12 +245,14 @@ class Layout:
         for place, name, most in self._texts:
             if len(values[place]) > most:
                 raise ValueError(f"{name} of row {values[0]!r} is longer than {most} bytes")
-        row_id, path, size, mtime_ns, width, height, content_hash, *extras = values
+        row_id, path, size, mtime_ns, width, height, content_hash, *own = values
         if not could_be_id(row_id):
             raise ValueError(f"{row_id!r} is not an id")
         if size < 0 or width < 0 or height < 0:
             raise ValueError(f"row {row_id!r} is of {width} x {height} pixels and {size} bytes")
-        fields = {column.name: value_of(column, value) for column, value in zip(self.extras, extras, strict=True)}
+        fields = {column.name: value_of(column, value) for column, value in zip(self._own, own, strict=True)}
+        for column in self._added:
+            fields[column.name] = _added_value(column, record.get(column.name), row_id)
         return Row(row_id, path, size, mtime_ns, width, height, content_hash, codes, fields)
 
     def codes_of_copy(self, text: str) -> dict[str, bytes]:
@@ -330,20 +358,48 @@ def value_of(column: Column, stored: Any) -> Any:
     return bool(stored) if stored >= 0 else None
 
 
+def _added_value(column: Column, stored: Any, row_id: str) -> Any:
+    """The value that a column added later holds; None where it is missing.
+
+    Raises:
+        ValueError: it is none that ``Layout.records`` takes.
+    """
+    if stored is None:
+        return None
+    if column.type == "float" and type(stored) is int:
+        stored = float(stored)  # as JSON has it
+    fits = type(stored) is _PYTHON[column.type] and stored != ""
+    if column.type == "string":
+        fits = fits and len(stored) <= column.max_bytes
+    elif column.type == "float":
+        fits = fits and LEAST_FLOAT <= stored <= -LEAST_FLOAT
+    elif column.type == "int":
+        fits = fits and LEAST_INT <= stored < 2**63
+    if not fits:
+        raise ValueError(f"{column.name} of row {row_id!r} is {one_line(repr(stored), 60)}, expected a {column.type}")
+    return stored
+
+
 def _check_sparse_column(column: Column, records: list[Record]) -> None:
     """Check one column of the schema's own, and turn its values into what is stored."""
-    name, missing = column.name, _MISSING[column.type]
-    given = [record for record in records if record[name] is not None]
-    _check_column(column, given)
+    name, missing = column.name, MISSING[column.type]
+    _check_values(column, [record for record in records if record[name] is not None])
     for record in records:
-        value = record[name]
-        if value is None:
+        if record[name] is None:
             record[name] = missing
         elif column.type == "bool":
-            record[name] = int(value)
-        elif column.type == "float" and not LEAST_FLOAT <= value <= -LEAST_FLOAT:
+            record[name] = int(record[name])
+
+
+def _check_values(column: Column, records: list[Record]) -> None:
+    """Check the values that a column of the schema's own has, within the numbers that are values."""
+    _check_column(column, records)
+    name = column.name
+    for record in records:
+        value = record[name]
+        if column.type == "float" and not LEAST_FLOAT <= value <= -LEAST_FLOAT:
             raise StoreError(f"row {record['id']}: {name} is {value}, expected a number within {-LEAST_FLOAT:g}")
-        elif column.type == "int" and value < LEAST_INT:
+        if column.type == "int" and value < LEAST_INT:
             raise StoreError(f"row {record['id']}: {name} is {value}, expected {LEAST_INT} or more")
 
 

@@ -50,7 +50,8 @@ def faults(record: dict[str, Any]) -> list[str]:
     found = [bug for bug in BUGS if bug in said]
     if record["code"] not in CODES:
         found.append(f"exit code {record['code']}")
-    if record["code"] == 1 and record["streams"][2] == "" and not record["err"].strip():
+    findings = record["out"].strip() and " ".join(record["words"][:2]).startswith(("doctor", "schema diff"))
+    if record["code"] == 1 and record["streams"][2] == "" and not record["err"].strip() and not findings:
         found.append("failed and said nothing")
     if record["changed"] and record["words"][0] not in {"delete", "doctor"}:
         found += harm(record)

@@ -6,17 +6,20 @@ import io
 import os
 import pickle
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from mg_milvus.config import is_loopback, proxy_note
 from mg_milvus.errors import ImageError, StoreError
+from mg_milvus.images.decode import open_image
 from mg_milvus.index import ImageIndex
 from mg_milvus.store import lite
-from tests.field.shells import PLAIN, make_index, shell
-from tests.images import encoded, image
+from tests.field.shells import MGM, PLAIN, make_index, shell
+from tests.images import encoded, image, save_image
 from tests.servers import lite_server
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +130,29 @@ def test_a_data_uri_is_an_image_and_a_url_is_refused_with_the_way(home):
     assert b"curl -sSL URL | mgm query -" in done.stderr
     done = shell(["query", "data:image/jpeg;base64,%%%"], home)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+
+
+def test_a_data_uri_of_something_else_is_refused_with_what_was_expected(home):
+    for uri, given in (
+        ("data:text/plain,hello", "data:text/plain"),
+        ("data:text/plain;base64,aGk=", "data:text/plain"),
+    ):
+        with pytest.raises(ImageError, match=rf"^the data URI cannot be read: got {given}.*, expected data:image/"):
+            open_image(uri)
+    with pytest.raises(ImageError, match=r"^the data URI cannot be read: .*; expected data:image/"):
+        open_image("data:image/png;base64,%%%")
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"), [("-n 8", b"this process may open 8 files, raise the limit (ulimit -n)"),
+                        ("-f 8", b"bytes, raise the limit (ulimit -f)")],
+)  # fmt: skip
+def test_a_limit_of_the_shell_is_named_as_the_cause(tmp_path, limit, said):
+    (tmp_path / "photos").mkdir()
+    save_image(tmp_path / "photos/0.jpg", 0)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'ulimit {limit}; exec "$0" ingest photos --timeout 3', MGM],
+        cwd=tmp_path, env=PLAIN, capture_output=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(said), done.stderr

@@ -8,7 +8,7 @@ import zlib
 from functools import cache
 from typing import TYPE_CHECKING
 
-from tests.fuzz.seeds import FORMATS, png_chunk, seeds
+from tests.fuzz.seeds import FORMATS, MORE_FORMATS, png_chunk, seeds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ def _repeat(data: bytearray, chance: random.Random) -> bytearray:
 
 
 def _splice(data: bytearray, chance: random.Random) -> bytearray:
-    other = chance.choice(seeds(chance.choice(FORMATS)))
+    other = chance.choice(seeds(chance.choice((*FORMATS, *MORE_FORMATS))))
     return data[: chance.randrange(1, len(data) + 1)] + other[chance.randrange(len(other)) :]
 
 
@@ -366,6 +366,90 @@ def _bmp_runs(data: bytearray, chance: random.Random) -> bytearray:
     return data[:start] + runs * chance.choice((1, 50))
 
 
+# HEIC, AVIF, JPEG 2000, JPEG XL: boxes
+
+
+_BOXES = (
+    b"ftyp", b"meta", b"hdlr", b"pitm", b"iloc", b"iinf", b"infe", b"iprp", b"ipco", b"ispe", b"pixi", b"hvcC", b"av1C",
+    b"colr", b"ipma", b"iref", b"irot", b"grid", b"mdat", b"moov", b"jp2h", b"ihdr", b"jp2c", b"jxlp", b"jxlc", b"Exif",
+)  # fmt: skip
+
+
+def _find_boxes(data: bytearray) -> list[int]:
+    """Where the lengths of boxes are."""
+    return [place - 4 for kind in _BOXES if (place := data.find(kind)) >= 4]
+
+
+def _box(data: bytearray, chance: random.Random) -> bytearray:
+    """A box whose length, kind or content is another, that comes more often, or is gone."""
+    if not (starts := _find_boxes(data)):
+        return data
+    start = chance.choice(starts)
+    length = int.from_bytes(data[start : start + 4])
+    end = min(len(data), start + max(8, length or len(data)))
+    way = chance.randrange(5)
+    if way == 0:
+        struct.pack_into(">I", data, start, chance.choice(_EXTREMES))
+    elif way == 1:
+        data[start + 4 : start + 8] = chance.choice(_BOXES)
+    elif way == 2 and end > start + 8:
+        data[start + 8 : end] = chance.choice((_flip_bits, _noise, _extreme_number))(data[start + 8 : end], chance)
+    elif way == 3:
+        data[end:end] = data[start:end] * min(chance.choice((1, 10, 1000)), 1 + 200_000 // (end - start))
+    else:
+        del data[start:end]
+    return data or bytearray(b"x")
+
+
+def _box_size(data: bytearray, chance: random.Random) -> bytearray:
+    """Width and height as the boxes tell them."""
+    for kind, offset in ((b"ispe", 8), (b"ihdr", 4)):
+        place = data.find(kind)
+        if place > 0 and len(data) >= place + offset + 8:
+            struct.pack_into(">II", data, place + offset, chance.choice(_SIDES), chance.choice(_SIDES))
+    return data
+
+
+def _jpeg2000_size(data: bytearray, chance: random.Random) -> bytearray:
+    """Sides, tiles, components and depths of the codestream."""
+    place = data.find(b"\xff\x51")
+    if place >= 0 and len(data) >= place + 42:
+        for _ in range(chance.choice((1, 2))):
+            struct.pack_into(">I", data, place + 6 + 4 * chance.randrange(8), chance.choice((*_SIDES, *_EXTREMES)))
+        if chance.random() < 0.3:
+            struct.pack_into(">H", data, place + 38, chance.choice((0, 1, 2, 5, 255, 16_384)))
+            data[place + 40] = chance.randrange(256)
+    return data
+
+
+# Photoshop
+
+
+def _psd_header(data: bytearray, chance: random.Random) -> bytearray:
+    """Channels, sides, depth and mode."""
+    if len(data) >= 26:
+        place, form, values = chance.choice(
+            ((12, ">H", (0, 1, 2, 5, 56, 65_535)), (14, ">I", (*_SIDES, 300_000)), (18, ">I", (*_SIDES, 300_000)),
+             (22, ">H", (1, 8, 16, 32)), (24, ">H", (0, 1, 2, 3, 4, 7, 8, 9)))
+        )  # fmt: skip
+        struct.pack_into(form, data, place, chance.choice(values))
+    return data
+
+
+def _psd_section(data: bytearray, chance: random.Random) -> bytearray:
+    """The length of a section, or the kind of compression with rows that are none."""
+    if len(data) < 40:
+        return data
+    if chance.random() < 0.5:
+        struct.pack_into(">I", data, chance.choice((26, 30, 34)), chance.choice(_EXTREMES))
+        return data
+    (length,) = struct.unpack_from(">I", data, 30)
+    place = 34 + length + 4
+    if len(data) >= place + 2:
+        struct.pack_into(">H", data, place, chance.choice((1, 1, 2, 3, 65_535)))
+    return data
+
+
 _OF_FORMAT: dict[str, tuple[Callable[[bytearray, random.Random], bytearray], ...]] = {
     "JPEG": (_jpeg_size, _jpeg_segment, _jpeg_scans, _jpeg_metadata),
     "PNG": (_png_chunk, _png_chunk, _png_header, _png_bomb),
@@ -373,4 +457,10 @@ _OF_FORMAT: dict[str, tuple[Callable[[bytearray, random.Random], bytearray], ...
     "GIF": (_gif_size, _gif_frames, _gif_extensions),
     "TIFF": (_tiff_tag, _tiff_tag, _tiff_loop),
     "BMP": (_bmp_header, _bmp_header, _bmp_runs),
+    "HEIC": (_box, _box, _box_size),
+    "AVIF": (_box, _box, _box_size),
+    "JPEG2000": (_box, _box_size, _jpeg2000_size),
+    "JPEG XL": (_box, _extreme_number),
+    "camera RAW": (_tiff_tag, _tiff_tag, _tiff_loop),
+    "PSD": (_psd_header, _psd_header, _psd_section),
 }

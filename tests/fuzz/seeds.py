@@ -9,18 +9,28 @@ import zlib
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageCms
+import pylibjxl
+from PIL import Image, ImageCms, UnidentifiedImageError
 
+from mg_milvus.images.decode import decode
+from tests.cameras import dng, heic, jxl, psd
 from tests.images import encoded, image, jpeg_with_broken_exif, turned_jpeg
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+MORE_FORMATS = ("HEIC", "JPEG XL", "camera RAW", "AVIF", "JPEG2000", "PSD")
+"""Those of phones, cameras and programs, which other decoders read."""
 _SIZE = (24, 16)
 
 
 @cache
 def seeds(kind: str) -> tuple[bytes, ...]:
     """Encoded images of one format."""
-    return tuple({"JPEG": _jpeg, "PNG": _png, "WEBP": _webp, "GIF": _gif, "TIFF": _tiff, "BMP": _bmp}[kind]())
+    return tuple(
+        {
+            "JPEG": _jpeg, "PNG": _png, "WEBP": _webp, "GIF": _gif, "TIFF": _tiff, "BMP": _bmp, "HEIC": _heic,
+            "JPEG XL": _jxl, "camera RAW": _raw, "AVIF": _avif, "JPEG2000": _jpeg2000, "PSD": _psd,
+        }[kind]()
+    )  # fmt: skip
 
 
 def _plain(seed: int = 3) -> Image.Image:
@@ -146,10 +156,53 @@ def _bmp() -> list[bytes]:
     return [*(encoded(image, "BMP") for image in images), run_length, bytes(top_down)]
 
 
+def _heic() -> list[bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large = image(3, (70, 50))
+    return [
+        heic(large),
+        heic(large, image(4, (70, 50)), primary=1),
+        heic(_clear().resize((64, 48)), exif=exif.tobytes()),
+    ]
+
+
+def _jxl() -> list[bytes]:
+    return [
+        jxl(_plain()), jxl(_plain().convert("L").convert("RGB")), bytes(pylibjxl.jpeg_to_jxl(turned_jpeg(_plain(), 6))),
+    ]  # fmt: skip
+
+
+def _raw() -> list[bytes]:
+    plain = image(3, (64, 48))
+    return [dng(plain), dng(plain, encoded(plain, "JPEG")), dng(plain, turned_jpeg(plain, 6), 6)]
+
+
+def _avif() -> list[bytes]:
+    return [
+        encoded(_plain(), "AVIF"), encoded(_clear(), "AVIF"),
+        encoded(_plain(), "AVIF", save_all=True, append_images=_several(2)),
+    ]  # fmt: skip
+
+
+def _jpeg2000() -> list[bytes]:
+    return [
+        encoded(_plain(), "JPEG2000"), encoded(_plain(), "JPEG2000", no_jp2=True), encoded(_clear(), "JPEG2000"),
+        encoded(_deep(), "JPEG2000"), encoded(_plain(), "JPEG2000", tile_size=(16, 16), num_resolutions=2),
+    ]  # fmt: skip
+
+
+def _psd() -> list[bytes]:
+    return [psd(_plain()), psd(image(5, (7, 9)))]
+
+
 def sound(data: bytes) -> bool:
-    """Whether Pillow by itself reads these bytes."""
+    """Whether Pillow by itself reads these bytes, or, of formats that it does not know, ``decode``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one seed's EXIF is broken
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
+        try:
+            with Image.open(io.BytesIO(data)) as opened:
+                opened.load()
+        except UnidentifiedImageError:
+            decode(data)
     return True

@@ -20,7 +20,7 @@ from mg_milvus.errors import ImageError
 from mg_milvus.images.decode import decode
 from tests.fuzz.mutate import mutated
 from tests.fuzz.run import MAX_PIXELS
-from tests.fuzz.seeds import FORMATS, png_chunk, seeds, sound
+from tests.fuzz.seeds import FORMATS, MORE_FORMATS, png_chunk, seeds, sound
 from tests.images import encoded, image
 
 COUNT = int(os.environ.get("MGM_FUZZ", "250"))
@@ -59,7 +59,7 @@ def fuzzed(kind: str, count: int, folder: Path) -> list[dict[str, object]]:
 
 
 @linux
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [*FORMATS, *MORE_FORMATS])
 def test_spoiled_images_are_decoded_or_refused(kind: str, tmp_path: Path) -> None:
     records = fuzzed(kind, COUNT, tmp_path)
     outcomes = Counter(record["outcome"] for record in records)
@@ -78,7 +78,7 @@ def test_spoiled_images_are_decoded_or_refused(kind: str, tmp_path: Path) -> Non
     assert largest["grown"] < BYTES, largest
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [*FORMATS, *MORE_FORMATS])
 def test_the_mutations_start_from_sound_images_and_can_be_repeated(kind: str) -> None:
     assert all(map(sound, seeds(kind)))
     made = [mutated(kind, number) for number in range(100)]

@@ -8,6 +8,7 @@ import os
 import tarfile
 import threading
 import time
+import zipfile
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,10 @@ from mg_milvus.bulk import remote
 from mg_milvus.bulk.dataset import CodeFolder, Shard
 from mg_milvus.bulk.encode import EncodeOptions, encode
 from mg_milvus.encoder.load import load_encoder
-from mg_milvus.images.discover import image_id
+from mg_milvus.images.discover import Tally, image_id
 from mg_milvus.index import ImageIndex
 from mg_milvus.ingest.pipeline import Settings
+from mg_milvus.records import Failure
 from mg_milvus.schema.models import Schema
 from tests.found_images import images
 from tests.images import encoded, image, save_image
@@ -133,6 +135,97 @@ def test_codes_do_not_depend_on_where_an_image_lies(tmp_path):
     assert (again.encoded, again.unchanged) == (0, 6)
 
 
+def zip_of(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name, (2024, 5, 6, 7, 8, 10)), data, method)
+    return path
+
+
+MIXED = {
+    "a.jpg": JPEGS[0],
+    "no ending": JPEGS[1],
+    "photo.own": encoded(image(2), "PNG"),
+    "a.json": b"{}",
+    "a.txt": b"a caption",
+    "drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    ".hidden.jpg": JPEGS[3],
+    "__MACOSX/._a.jpg": JPEGS[4],
+    "folder/b.JPG": JPEGS[5],
+}
+
+
+@pytest.mark.parametrize("pack", [tar_of, zip_of, partial(zip_of, method=zipfile.ZIP_STORED)])
+def test_members_are_taken_by_their_content_and_the_others_counted(pack, tmp_path):
+    path = pack(tmp_path / ("a.tar" if pack is tar_of else "a.zip"), MIXED)
+    passed, failures = Tally(), []
+    there = {one.path: (one.read(), one.mtime_ns) for one in images([path], Shard(), failures.append, passed=passed)}
+    taken = ("a.jpg", "no ending", "photo.own", "folder/b.JPG")
+    assert {name: data for name, (data, _) in there.items()} == {f"{path}#{name}": MIXED[name] for name in taken}
+    assert failures == []
+    assert {(record.kind, record.count, record.remedy) for record in passed.records()} == {
+        (".json", 1, ""), (".txt", 1, ""), ("hidden", 1, ""), ("in __MACOSX", 1, ""),
+        (".svg", 1, "a drawing (SVG), not read; export as PNG first"),
+    }  # fmt: skip
+    seconds = {mtime // 10**9 for _, mtime in there.values()}
+    assert seconds == ({1_700_000_000} if pack is tar_of else {1_714_979_290})  # 2024-05-06 07:08:10
+
+
+def test_what_an_encode_passes_over_is_said(tmp_path):
+    tar_of(tmp_path / "a.tar", MIXED)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "notes.md").write_text("x")
+    done = mgm("encode", "sub", "a.tar", "--encoder", "builtin", "--out", "codes", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 seen: 4 encoded" in done.stdout
+    assert "Passed over: 1 .svg (a drawing (SVG), not read; export as PNG first), 1 .json, 1 .md, 1 .txt" in done.stdout
+
+
+def test_hostile_zips_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("mg_milvus.bulk.archives.MAX_BYTES", 10_000)
+    path = zip_of(tmp_path / "evil.zip", {"../../escape.jpg": JPEGS[0], "big.jpg": bytes(10_001), "cut.jpg": JPEGS[1]})
+    data = bytearray(path.read_bytes())
+    place = data.index(b"cut.jpg") + len("cut.jpg")
+    data[place + 50 : place + 60] = bytes(10)
+    path.write_bytes(data)
+    there, failed = {}, []
+    for one in images([path], Shard(), failed.append):
+        try:
+            there[one.path] = one.read()
+        except errors.ImageError as error:
+            failed.append(Failure(one.path, str(error)))
+    assert there == {f"{path}#../../escape.jpg": JPEGS[0]}
+    reasons = {failure.path: failure.reason for failure in failed}
+    assert reasons[f"{path}#big.jpg"] == "has 10001 bytes, at most 10000 are read"
+    assert reasons[f"{path}#cut.jpg"].startswith("is damaged in the zip: ")
+    locked = bytearray(zip_of(path, {"a.jpg": JPEGS[0], "b": JPEGS[1]}).read_bytes())
+    for directory in (place for place in range(len(locked)) if locked[place : place + 4] == b"PK\x01\x02"):
+        locked[directory + 8] |= 1  # says that it is encrypted
+    path.write_bytes(locked)
+    failed = []
+    (only,) = images([path], Shard(), failed.append)
+    with pytest.raises(errors.ImageError, match="is encrypted in the zip: unpack it first"):
+        only.read()
+    assert [(failure.path, failure.reason) for failure in failed] == [
+        (f"{path}#b", "is encrypted in the zip: unpack it first")
+    ]
+    other = zip_of(path, {"a.jpg": JPEGS[0]}, zipfile.ZIP_LZMA)
+    with pytest.raises(errors.ImageError, match="is compressed by method 14, expected deflate"):
+        next(iter(images([other], Shard(), failed.append))).read()
+    for content in (
+        b"",
+        b"PK\x03\x04" + bytes(100),
+        bytes(data[:-30]),
+        bytes(data[:-22]) + b"PK\x05\x06" + b"\xff" * 18,
+    ):
+        path.write_bytes(content)
+        there, reasons = found(path)
+        assert there == {}
+        assert reasons[str(path)].startswith("is not a zip, or damaged: "), content
+        assert "\n" not in reasons[str(path)]
+
+
 def test_a_tar_or_table_is_of_one_shard_with_all_that_is_in_it(tmp_path):
     for number in range(40):
         tar_of(tmp_path / f"{number}.tar", {"a.jpg": JPEGS[0], "b.jpg": JPEGS[1]})
@@ -145,7 +238,7 @@ def test_a_tar_or_table_is_of_one_shard_with_all_that_is_in_it(tmp_path):
 
 
 def test_a_hostile_tar_writes_nothing_and_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("mg_milvus.bulk.sources.MAX_BYTES", 10_000)
+    monkeypatch.setattr("mg_milvus.bulk.archives.MAX_BYTES", 10_000)
     members = {
         "../../escape.jpg": JPEGS[0],
         "/etc/absolute.jpg": JPEGS[1],

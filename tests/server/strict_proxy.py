@@ -67,6 +67,12 @@ _CLASSIC = {
     "array_contains",
 }
 
+
+def _for_engine(text: str) -> str:
+    """A filter whose `not exists name`, which servers read (planparserv2/Plan.g4), the engine can read, too."""
+    return re.sub(r"\bnot exists (\w+)", r'$meta["\1?"] != true', text)
+
+
 # knowhere's parameters of an index, as internal/util/indexparamcheck checks them: name -> least and most
 _INDEXES: dict[str, dict[str, tuple[int, int]]] = {
     "BIN_FLAT": {},
@@ -490,6 +496,7 @@ class StrictProxy(grpc.GenericRpcHandler):
     def _query(self, request: Any) -> Message:
         self._check_filter(request.expr)
         self._check_loaded(request.collection_name)
+        request.expr = _for_engine(request.expr)
         return self._forward("Query", request)  # type: ignore[no-any-return]
 
     def _search(self, request: Any) -> Message:
@@ -521,6 +528,7 @@ class StrictProxy(grpc.GenericRpcHandler):
         """Check a search (proxy/task_search.go, validate_util.go), and leave what the engine's BIN_FLAT knows."""
         self._check_filter(request.dsl)
         self._check_loaded(request.collection_name)
+        request.dsl = _for_engine(request.dsl)
         pairs = {pair.key: pair for pair in request.search_params}
         if not 1 <= request.nq <= MOST_QUERIES:
             raise Refusal(

@@ -156,6 +156,14 @@ def test_rows_written_and_read_with_another_pymilvus_are_the_same(
         assert {row.id: row for batch in store.scan(granularities=("coarse", "fine")) for row in batch} == without
         assert store.regions.codes(ids) == {row.id: row.region_codes for row in written}
         assert store.nearest("coarse", np.array([[1, 1]], np.uint8), 1)[0].ids == [ids[1]]
+        store.add_columns([ExtraField(name="stars", type="int")])
+        starred = {
+            row.id: replace(row, fields={**row.fields, "stars": n or None}, region_codes=b"")
+            for n, row in enumerate(written)
+        }
+        store.upsert(list(starred.values()))
+        assert store.fetch(ids, ("coarse", "fine")) == starred
+        assert {row.id: row for batch in store.scan("stars > 0", ("coarse",)) for row in batch}.keys() == set(ids[1:])
     finally:
         store.close()
 

@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 
 from mg_milvus.config import MilvusConfig
-from mg_milvus.errors import CollectionNotFoundError, FilterError, QueryError, StoreError, UnsupportedError
+from mg_milvus.errors import (
+    CollectionNotFoundError,
+    FilterError,
+    QueryError,
+    SchemaError,
+    StoreError,
+    UnsupportedError,
+)
 from mg_milvus.schema.models import ExtraField, FusionSettings, Granularity, RegionScale, RegionSettings, Schema
 from mg_milvus.store.base import Description, HybridSearch, Row, Store
 from mg_milvus.store.milvus import open_store
@@ -173,6 +180,109 @@ def test_a_collection_can_be_tuned_again_and_again(store: Store) -> None:
     assert [name for name in store.collections() if name.startswith(store.collection)] == [store.collection]
     store.drop()
     assert store.create(first) == first
+
+
+ADDED = (
+    ExtraField(name="title", type="string", max_length=200),
+    ExtraField(name="pages", type="int"),
+    ExtraField(name="stars", type="float"),
+    ExtraField(name="mine", type="bool"),
+)
+MISSING = dict.fromkeys(field.name for field in ADDED)
+
+
+def added_rows(store: Store) -> list[Row]:
+    """Ten rows of before, and ten with values in added columns, but for every fifth of them."""
+    new = [
+        replace(
+            row, fields={**row.fields, "title": f't"{n}\\%', "pages": n - 3, "stars": n / 2, "mine": n % 2 == 0}
+            if n % 5 else row.fields,
+        )
+        for n, row in enumerate(make_rows(store, 10, seed=1))
+    ]  # fmt: skip
+    return [*make_rows(store, 10), *new]
+
+
+def test_columns_added_later_hold_values_and_the_others_stay(store: Store) -> None:
+    before = make_rows(store, 10)
+    store.upsert(before)
+    described = store.describe()
+    assert described is not None
+    changed = store.add_columns(ADDED[:2])
+    assert set(changed.added) == {"title", "pages"}
+    assert store.add_columns(ADDED).schema == store.describe().schema  # type: ignore[union-attr]
+    assert set(store.describe().added) == set(MISSING)  # type: ignore[union-attr]
+    granularities = tuple(bits_of(store))
+    found = store.fetch([row.id for row in before], granularities)
+    expected = {row.id: row for row in before}
+    for row_id, row in found.items():
+        assert row.codes == expected[row_id].codes
+        assert {name: row.fields[name] for name in MISSING} == MISSING
+        assert {name: row.fields[name] for name in expected[row_id].fields} == expected[row_id].fields
+    rows = added_rows(store)
+    store.upsert(rows)
+    with open_again(store) as other:
+        for one in (store, other):
+            fetched = one.fetch([row.id for row in rows])
+            scanned = {row.id: row for batch in one.scan(granularities=granularities) for row in batch}
+            known: dict[str, Row] = {}
+            code = np.zeros((1, bits_of(store)["coarse"] // 8), np.uint8)
+            one.nearest("coarse", code, 20, 'title > ""', known=known)
+            for row in rows:
+                for got in (fetched[row.id], scanned[row.id], *([known[row.id]] if row.id in known else [])):
+                    assert {name: got.fields[name] for name in MISSING} == MISSING | {
+                        name: value for name, value in row.fields.items() if name in MISSING
+                    }
+                assert scanned[row.id].codes == row.codes
+    assert store.delete([rows[0].id]) == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ('title == "t\\"4\\\\%"', [4]),
+        ("pages < 0", [1, 2]),
+        ("pages != 1", [1, 2, 3, 6, 7, 8, 9]),
+        ("not (pages in [1, 2])", [1, 2, 3, 6, 7, 8, 9]),
+        ("stars >= 3.5 and width >= 0", [7, 8, 9]),
+        ("mine == true", [2, 4, 6, 8]),
+        ("mine != true", [1, 3, 7, 9]),
+        ("mine is not null", [1, 2, 3, 4, 6, 7, 8, 9]),
+        ('title like "t%" and mine == false', [1, 3, 7, 9]),
+    ],
+)
+def test_filters_on_added_columns(store: Store, where: str, expected: list[int]) -> None:
+    store.upsert(make_rows(store, 10))
+    store.add_columns(ADDED)
+    rows = added_rows(store)
+    store.upsert(rows)
+    found = {row.id for batch in store.scan(where) for row in batch}
+    assert found == {rows[10 + n].id for n in expected}
+    assert store.count(where) == len(expected)
+    name = where.replace("not (", "").split()[0]
+    assert store.count(f"{name} is null") == len(rows) - 8
+
+
+def test_a_column_of_another_type_is_refused_and_nothing_changes(store: Store) -> None:
+    store.add_columns(ADDED[:1])
+    described = store.describe()
+    for wrong in (ExtraField(name="title", type="int"), ExtraField(name="year", type="string")):
+        with pytest.raises(SchemaError, match=f"the column '{wrong.name}' holds"):
+            store.add_columns([ADDED[1], wrong])
+    with pytest.raises(SchemaError, match=r"cannot be added: .*'width' is a column that every row has"):
+        store.add_columns([ExtraField(name="width", type="int")])
+    assert store.describe() == described
+    rows = make_rows(store, 1)
+    with pytest.raises(StoreError, match="title is 5, expected a value of type string"):
+        store.upsert([replace(rows[0], fields={"title": 5})])
+
+
+def test_a_new_collection_of_the_name_has_no_added_columns(store: Store) -> None:
+    store.add_columns(ADDED)
+    described = description_for(store)
+    store.drop()
+    store.create(described)
+    assert store.describe() == described
 
 
 def test_weights_that_no_schema_can_have_change_nothing(store: Store) -> None:

@@ -94,10 +94,10 @@ def test_parquet(tmp_path: Path) -> None:
 
 def test_parquet_row_number_and_foreign_types(tmp_path: Path) -> None:
     field = ExtraField(name="label", type="string")
-    days = [None, datetime.date(2024, 5, 6)]
+    days = [None, datetime.timedelta(1)]
     pq.write_table(pa.table({"path": ["/a.jpg", "/b.jpg"], "label": days}), tmp_path / "m.parquet")
     message = refusal(tmp_path / "m.parquet", (field,))
-    assert "row 2, column 'label': datetime.date(2024, 5, 6) is not a string" in message
+    assert "row 2, column 'label': datetime.timedelta(days=1) is not a string" in message
     (tmp_path / "n.parquet").write_bytes(b"PAR1 no")
     assert "n.parquet' is not a Parquet file" in refusal(tmp_path / "n.parquet")
 
