@@ -87,7 +87,16 @@ _OBJECT_SHOWN, _SCENE = 0.6, 0.8
 _ROUNDING = 2
 """Grey levels by which decoders differ."""
 _READABLE = 300
-"""Longer side in pixels below which pages cannot be told apart."""
+"""Longer side in pixels below which text cannot be read: small pages are copies only if all of their windows agree."""
+_LEGIBLE = 160
+"""Longer side in pixels below which not even that tells small pages apart."""
+_SMALL_WINDOW, _SMALL_CONTRAST = 7, 15.0
+"""Side in pixels, and contrast in grey levels that counts at least, of the windows of small pages."""
+_SMALL_DIFFERENCE = 0.3
+"""Largest mean square difference in a window of copies of small pages, as a share of its own contrast. One other word
+makes 0.5 and more; compression and interpolation of line drawings and text stay below 0.15."""
+_FLAT = 0.45
+"""Share of the commonest tone from which a small image is a page: when it is reduced, letters become shades."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +224,9 @@ def look(content: bytes, detail: Array) -> Look:
 def _is_page(detail: Array) -> bool:
     """Whether an image is paper, a screen or a drawing: flat tones and strokes, hardly a shade between them."""
     cv2 = _cv2()
+    if max(detail.shape) < _READABLE:
+        counts = np.bincount(detail.ravel(), minlength=256)
+        return bool(np.convolve(counts, np.ones(17), "same").max() > _FLAT * detail.size)
     soft = cv2.GaussianBlur(detail, (0, 0), 1.0)
     spread = cv2.absdiff(cv2.dilate(soft, np.ones((5, 5))), cv2.erode(soft, np.ones((5, 5))))
     flat = spread <= 10
@@ -382,6 +394,29 @@ def _in_one_frame(left: Array, right: Array, matrix: Array, scale: float) -> tup
     return own, other, shown, float(covered.mean())
 
 
+def largest_difference(left: Array, right: Array, matrix: Array) -> float:
+    """The largest difference of aligned images in a small window, as a share of the window's own contrast.
+
+    Arguments as for ``agreement``. Of images with other contents some window has 1 and more.
+    """
+    cv2 = _cv2()
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2] / matrix[2, 2]))))
+    if scale < 0.999:
+        return largest_difference(right, left, np.linalg.inv(matrix))
+    own, other, shown, _ = _in_one_frame(left, right, matrix, scale)
+    own, toned = own.astype(np.float32), _as_toned(other, own.astype(np.float32), shown)[0]
+
+    def mean(values: Array) -> Array:
+        means: Array = cv2.blur(values, (_SMALL_WINDOW, _SMALL_WINDOW))
+        return means
+
+    def difference(image: Array) -> float:
+        contrast = np.maximum(*(mean(each**2) - mean(each) ** 2 for each in (own, image)))
+        return float((mean((own - image) ** 2) / np.maximum(contrast, _SMALL_CONTRAST**2)).max())
+
+    return min(difference(other.astype(np.float32)), difference(toned))  # a tone curve has steps, which letters show
+
+
 def _as_toned(image: Array, like: Array, inside: Array) -> tuple[Array, Array]:
     """An image with the tones of another: of each tone the median there, so that brightness and contrast agree.
 
@@ -447,7 +482,12 @@ def judge(looks: tuple[Look, Look], details: Callable[[], tuple[Array, Array]], 
         return Verdict.SAME
     found = agreement(left, right, alignment.matrix)
     page = looks[0].page or looks[1].page
-    if page and (found.side < _READABLE or found.differing > _STRAY_PAGE):
+    if page and found.side < _READABLE:
+        whole = alignment.inliers == 0 and found.side >= _LEGIBLE
+        if not whole or largest_difference(left, right, alignment.matrix) > _SMALL_DIFFERENCE:
+            return Verdict.SIMILAR
+        return Verdict.EDITED if alignment.turned else Verdict.SAME
+    if page and found.differing > _STRAY_PAGE:
         return Verdict.SIMILAR
     if max(found.left, found.right) < (0.97 if page else _CONTAINED) or not _is_overlay(found):
         return Verdict.SIMILAR

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
-from mg_milvus.duplicates.verify import Verdict, align_by_features, look, mirror, read_detail, verdict
+from mg_milvus.duplicates.verify import (
+    Verdict,
+    align_by_features,
+    largest_difference,
+    look,
+    mirror,
+    read_detail,
+    verdict,
+)
 from mg_milvus.images.decode import to_rgb
 
 if TYPE_CHECKING:
@@ -114,6 +122,46 @@ def test_one_other_word_makes_another_letter(tmp_path: Path) -> None:
     draw.rectangle((60, 350, 160, 374), 250)
     draw.text((60, 350), "seventeen", 30, font=ImageFont.load_default(16))
     assert compare(tmp_path, letter(1), changed) is Verdict.SIMILAR
+
+
+def drawing(seed: int) -> Image.Image:
+    """Lines on white, 200 pixels a side."""
+    dice, image = random.Random(seed), Image.new("L", (200, 200), 255)
+    points = [(dice.randint(10, 190), dice.randint(10, 190)) for _ in range(9)]
+    ImageDraw.Draw(image).line(points, 0, 3)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda image: image, Verdict.SAME),
+        (lambda image: image.resize((400, 400), Image.Resampling.BICUBIC), Verdict.SAME),
+        (ImageOps.mirror, Verdict.EDITED),
+        (lambda _: drawing(2), Verdict.DIFFERENT),
+    ],
+    ids=["recompressed", "enlarged", "mirrored", "another"],
+)
+def test_small_drawings(tmp_path: Path, edit: Edit, expected: Verdict) -> None:
+    assert compare(tmp_path, drawing(1), edit(drawing(1)), quality=75) is expected
+
+
+@pytest.mark.parametrize("side", [280, 200, 100])
+def test_letters_too_small_to_be_read_are_no_copies(tmp_path: Path, side: int) -> None:
+    small = [letter(seed).resize((side * 3 // 4, side), Image.Resampling.LANCZOS) for seed in (1, 2)]
+    assert compare(tmp_path, small[0], small[1]) is Verdict.SIMILAR
+    copy = Verdict.SAME if side >= 160 else Verdict.SIMILAR
+    assert compare(tmp_path, small[0], small[0], quality=75) is copy
+
+
+def test_the_difference_of_small_images_by_hand() -> None:
+    # A stroke of 7 pixels' width in a flat window: where one image has it and the other has not, the mean square of the
+    # difference is its variance plus the square of its mean, which is more than the contrast of either.
+    left, right = (np.full((60, 60), 200, np.uint8) for _ in range(2))
+    left[:, 20:27] = right[:, 20:27] = 20
+    assert largest_difference(left, right, np.eye(3)) == 0
+    right[30:37, 40:47] = 20
+    assert largest_difference(left, right, np.eye(3)) > 1
 
 
 def test_frames_of_a_burst_are_similar(tmp_path: Path) -> None:
