@@ -7,7 +7,7 @@ read. So forms, pages, screenshots and frames of a burst, which share most of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from hashlib import blake2b
@@ -340,11 +340,21 @@ def agreement(left: Array, right: Array, matrix: Array) -> Agreement:
         right: (h, w) uint8.
         matrix: from pixels of the left to pixels of the right one.
     """
-    cv2 = _cv2()
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2] / matrix[2, 2]))))
+    scale = _scale(matrix)
     if scale < 0.999:  # the coarser image is the frame: the other is reduced, nothing is enlarged
-        swapped = agreement(right, left, np.linalg.inv(matrix))
-        return Agreement(swapped.right, swapped.left, swapped.differing, swapped.overlaid, swapped.added, swapped.side)
+        swapped = _agreement(right, left, np.linalg.inv(matrix), 1 / scale)
+        return replace(swapped, left=swapped.right, right=swapped.left)
+    return _agreement(left, right, matrix, scale)
+
+
+def _scale(matrix: Array) -> float:
+    """Pixels of the right image for one of the left one, a side, near the left one's corner."""
+    return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2] / matrix[2, 2]))))
+
+
+def _agreement(left: Array, right: Array, matrix: Array, scale: float) -> Agreement:
+    """``agreement``, where the left image is the coarser one."""
+    cv2 = _cv2()
     own, other, shown, covered = _in_one_frame(left, right, matrix, scale)
     inside = cv2.erode(shown.astype(np.uint8), np.ones((5, 5)), borderValue=1).astype(bool)
     share = float(shown.mean())
@@ -399,10 +409,9 @@ def largest_difference(left: Array, right: Array, matrix: Array) -> float:
 
     Arguments as for ``agreement``. Of images with other contents some window has 1 and more.
     """
-    cv2 = _cv2()
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2] / matrix[2, 2]))))
+    cv2, scale = _cv2(), _scale(matrix)
     if scale < 0.999:
-        return largest_difference(right, left, np.linalg.inv(matrix))
+        left, right, matrix, scale = right, left, np.linalg.inv(matrix), 1 / scale
     own, other, shown, _ = _in_one_frame(left, right, matrix, scale)
     own, toned = own.astype(np.float32), _as_toned(other, own.astype(np.float32), shown)[0]
 

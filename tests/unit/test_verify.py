@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from mg_milvus.duplicates.verify import (
     Verdict,
+    agreement,
     align_by_features,
     largest_difference,
     look,
@@ -188,6 +189,17 @@ def test_mirrored_descriptors_match_those_of_the_mirrored_image(tmp_path: Path) 
     middle = found.matrix @ [100, 50, 1]  # 480 pixels wide: column 100 becomes column 379
     assert np.allclose(middle[:2] / middle[2], [379, 50], atol=1)
     assert np.array_equal(mirror(mirror(left.descriptors)), left.descriptors)
+
+
+def test_a_perspective_that_shrinks_either_way_is_compared_once() -> None:
+    # By its corner's scale the right image is the coarser one, and the left one by that of the inverse.
+    matrix = np.array([[0.95, 0, 200], [0, 0.95, 200], [0.0005, 0.0005, 1]])
+    for each in (matrix, np.linalg.inv(matrix)):
+        assert np.linalg.det(each[:2, :2] / each[2, 2]) < 1
+    image = np.asarray(photo(1).convert("L"))
+    found = agreement(image, image, matrix)
+    assert 0 < found.left < 1
+    assert found.differing > 0
 
 
 def test_white_drawings_on_transparency_are_seen() -> None:
