@@ -1,170 +1,191 @@
-"""Near-duplicates: how precise the prediction of precision is, what is found of edited copies, and what it costs.
+"""Near-duplicates: copies found by kind of edit, precision of the groups among hard negatives, and time.
 
-    python benchmarks/duplicates.py FOLDER [--copies SHARE] [--without EDIT ...] [--rows 100000] [--json FILE]
+    python benchmarks/duplicates.py FOLDER [--each 40] [--negatives 38] [--seed 1] [--json FILE]
 
-A share of the folder's images is edited once each, by a random edit at a random strength, and put beside the folder
-in one index on Milvus Lite. A pair is right when both are the same image or copies of it. The pairs are counted by
-brute force, apart from the code that is measured. A folder has near-duplicates of its own (the same scene a second
-later), which count as wrong here: --show FILE writes the page to look at them.
+Of ``--each`` photographs of the folder for each kind of edit one copy is made: resized to half, recompressed, brighter,
+cropped to 94 % a side, watermarked, mirrored, captioned. They, the originals and eight kinds of ``hard_negatives.py``
+are ingested into one index on Milvus Lite, and ``ImageIndex.duplicates`` groups them. A copy is found when it is in the
+group of its original. A pair in a group is right when both are the same photograph, or copies of it.
 
-Then the whole command on ``--rows`` synthetic rows, one in a hundred of them a copy with some bits turned.
+The time is that of a first search, without kept verdicts, and is extrapolated to 10,000 images: with the pairs looked
+at for each image, and the seconds of processors for each pair, as measured; the comparison of the codes is measured at
+10,000 rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
+import random
+import shutil
 import tempfile
 import time
+from collections import Counter, defaultdict
+from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from hard_negatives import KINDS, write_hard_negatives
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from result_file import write_result
-from synthetic import BATCH, synthetic_codes
+from synthetic import synthetic_codes
 
-from mg_milvus.codes import hamming
-from mg_milvus.config import MilvusConfig
-from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates
-from mg_milvus.duplicates.report import duplicates_page
-from mg_milvus.images.augment import AUGMENTATIONS, STRENGTHS
+from mg_milvus.duplicates.find import CANDIDATES, NEAREST
+from mg_milvus.duplicates.pairs import as_words, nearest_pairs
 from mg_milvus.images.decode import open_image
-from mg_milvus.images.discover import discover, image_id
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
-from mg_milvus.store.base import Description, Row
-from mg_milvus.store.milvus import open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from mg_milvus.duplicates.report import DuplicateReport
+    from mg_milvus.records import Progress
 
-DISTANCES = (8, 16, 24, 32, 40)
-FARTHEST = 96
+    Edit = Callable[[Image.Image], Image.Image]
 
-
-def write_copies(folder: Path, share: float, edits: list[str], out: Path) -> dict[str, tuple[str, str, str]]:
-    """Edited copies of a share of the images: path -> path of the original, edit, strength."""
-    random = np.random.default_rng(0)
-    paths = sorted(found.path for found in discover([folder], print))
-    made = {}
-    for number in np.sort(random.permutation(len(paths))[: round(share * len(paths))]):
-        edit, strength = str(random.choice(edits)), str(random.choice(STRENGTHS))
-        copy = out / f"{number:06}.{edit}.{strength}.jpg"
-        AUGMENTATIONS[edit].apply(open_image(paths[number]).image, strength).save(copy, quality=90)
-        made[str(copy)] = paths[number], edit, strength
-    return made
+IMAGES = 10_000
+"""Images that the time is extrapolated to."""
+RESERVED = 100
+"""Photographs that are not indexed: hard negatives are made of them."""
 
 
-class Truth:
-    """All near pairs of an index by brute force, and which are right."""
-
-    def __init__(self, index: ImageIndex, copies: dict[str, tuple[str, str, str]]) -> None:
-        rows = [r for batch in index._connection.store.scan(None, tuple(index.schema.bits)) for r in batch]
-        sources = [copies.get(r.path, (r.path,))[0] for r in rows]
-        codes = {name: np.array([np.frombuffer(r.codes[name], np.uint8) for r in rows]) for name in index.schema.bits}
-        self.pairs = []
-        for i in range(len(rows)):
-            distances = {name: hamming(own[i : i + 1], own[i + 1 :])[0] for name, own in codes.items()}
-            for j in np.flatnonzero(distances["fine"] <= FARTHEST):
-                apart = {name: int(values[j]) for name, values in distances.items()}
-                self.pairs.append((apart, sources[i] == sources[i + 1 + j]))
-
-    def near(self, report: DuplicateReport) -> list[bool]:
-        """Of each near pair as the report defines it, whether it is right."""
-        limits = {"fine": -1 if report.distance is None else report.distance, **report.limits}
-        return [right for apart, right in self.pairs if all(apart[name] <= most for name, most in limits.items())]
+def cropped(image: Image.Image) -> Image.Image:
+    """94 % a side."""
+    x, y = round(0.03 * image.width), round(0.03 * image.height)
+    return image.crop((x, y, image.width - x, image.height - y))
 
 
-def quality(folder: Path, share: float, edits: list[str], show: Path | None) -> list[dict[str, object]]:
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / "copies").mkdir()
-        copies = write_copies(folder, share, edits, Path(scratch) / "copies")
-        with ImageIndex.open(f"{scratch}/images.db") as index:
-            index.ingest(folder, Path(scratch) / "copies")
-            truth = Truth(index, copies)
-            asked: list[dict[str, float]] = [{"precision": p} for p in (0.5, 0.9, 0.99)]
-            asked += [{"distance": d} for d in DISTANCES]
-            for options in asked:
-                report = index.duplicates(**options)
-                right = truth.near(report)
-                assert len(right) == report.pairs, (len(right), report.pairs)
-                together = {m.path: n for n, group in enumerate(report.groups) for m in group.members}
-                found = [
-                    (strength, together.get(copy, -1) == together.get(original, -2))
-                    for copy, (original, _, strength) in copies.items()
-                ]
-                shares = {s: float(np.mean([hit for own, hit in found if own == s])) for s in STRENGTHS}
-                rows.append({
-                    "asked": " ".join(f"{name} {value:g}" for name, value in options.items()),
-                    "distance": report.distance, "pairs": report.pairs, "expected wrong": report.expected_false,
-                    "wrong": right.count(False),
-                    "precision predicted": 1 - (report.expected_false or 0) / max(1, report.pairs),
-                    "precision": right.count(True) / max(1, len(right)),
-                    "copies found": {name: round(own, 3) for name, own in shares.items()},
-                    "groups": len(report.groups), "chained": sum(map(report.is_chained, report.groups)),
-                })  # fmt: skip
-                if show and options == {"precision": 0.9}:
-                    show.write_text(duplicates_page(report, collection=index.collection, bits=index.schema.bits))
-    return rows
+def watermarked(image: Image.Image) -> Image.Image:
+    """Pale letters all over the image."""
+    layer = Image.new("RGBA", image.size)
+    draw, font = ImageDraw.Draw(layer), ImageFont.load_default(max(12, image.width // 16))
+    for row, y in enumerate(range(0, image.height, image.height // 4)):
+        draw.text((image.width // 12 + (row % 2) * image.width // 3, y), "PREVIEW  PREVIEW", (255, 255, 255, 90), font)
+    return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
-def cost(count: int) -> dict[str, object]:
-    """Seconds of each stage for synthetic rows on Milvus Lite, and the most memory this process has had."""
-    schema, random = Schema(), np.random.default_rng(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        store = open_store(MilvusConfig(f"{scratch}/rows.db", collection=schema.collection))
-        store.create(Description(schema, "0" * 16))
-        for start in range(0, count, BATCH):
-            codes = synthetic_codes(BATCH, schema, seed=start + 1)
-            for own in codes.values():  # one in a hundred is the row before it, with four bits turned
-                copy = own[:-1:100].copy()
-                copy[:, 0] ^= np.uint8(0b01010101)
-                own[1::100] = copy[: len(own[1::100])]
-            paths = [f"/photos/{start + i:09}.jpg" for i in range(BATCH)]
-            times = random.integers(0, 100, BATCH)
-            store.upsert([
-                Row(image_id(path), path, 1, int(times[i]), 640, 480, "0" * 32,
-                    {name: values[i].tobytes() for name, values in codes.items()})
-                for i, path in enumerate(paths)
-            ])  # fmt: skip
-        took: dict[str, object] = {"rows": count}
-        for name, options in {"all pairs": {}, "1 % new": {"newer_than_ns": 98}}.items():
-            began: dict[str, float] = {}
-            started = time.perf_counter()
-            report = find_duplicates(
-                store, schema, DuplicateQuery(**options),
-                lambda step, began=began: began.setdefault(step.stage, time.perf_counter()),
-            )  # fmt: skip
-            seconds = time.perf_counter() - started
-            took[name] = {
-                "seconds": round(seconds, 1), "until comparing": round(began["comparing"] - started, 1),
-                "groups": len(report.groups), "distance": report.distance, "compared": report.compared,
-            }  # fmt: skip
-        store.close()
-    took["peak memory, MB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
-    return took
+def captioned(image: Image.Image) -> Image.Image:
+    """A line of text with an outline near the lower edge."""
+    image, font = image.copy(), ImageFont.load_default(max(12, image.width // 14))
+    place = image.width // 10, round(0.84 * image.height)
+    ImageDraw.Draw(image).text(place, "Summer by the lake", "white", font, stroke_width=2, stroke_fill="black")
+    return image
+
+
+EDITS: dict[str, tuple[Edit, int]] = {
+    "resized": (lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS), 90),
+    "recompressed": (lambda image: image, 50),
+    "brighter": (lambda image: ImageEnhance.Brightness(image).enhance(1.25), 88),
+    "cropped": (cropped, 90),
+    "watermarked": (watermarked, 88),
+    "mirrored": (ImageOps.mirror, 90),
+    "captioned": (captioned, 88),
+}
+"""Kind -> the edit, and the quality of the JPEG."""
+
+
+def lay_out(photos: Sequence[Path], options: argparse.Namespace, out: Path) -> dict[str, tuple[str, str]]:
+    """Originals, copies and hard negatives under ``out``; path of a copy -> path of its original, kind of edit."""
+    each = options.each
+    chosen = random.Random(options.seed).sample(list(photos), each * len(EDITS) + RESERVED)
+    reserved = [chosen.pop() for _ in range(RESERVED)]
+    for folder in ("originals", "copies"):
+        (out / folder).mkdir()
+    copies = {}
+    for number, photo in enumerate(chosen):
+        kind = list(EDITS)[number % len(EDITS)]
+        edit, quality = EDITS[kind]
+        original = Path(shutil.copy(photo, out / "originals" / f"{number:04}{photo.suffix}"))
+        copy = out / "copies" / f"{number:04} {kind}.jpg"
+        edit(open_image(photo).image).save(copy, quality=quality)
+        copies[str(copy)] = str(original), kind
+    write_hard_negatives(out / "negatives", options.negatives, reserved)
+    return copies
+
+
+def quality(report: DuplicateReport, copies: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """Copies found by kind, and precision of pairs and groups."""
+    together = {member.path: number for number, group in enumerate(report.groups) for member in group.members}
+    found: dict[str, list[bool]] = defaultdict(list)
+    verdicts: dict[str, Counter[str]] = defaultdict(Counter)
+    for copy, (original, kind) in copies.items():
+        found[kind].append(together.get(copy, -1) == together.get(original, -2))
+    for group in report.groups:
+        for member in group.members:
+            if member.path in copies and member.verdict:
+                verdicts[copies[member.path][1]][member.verdict] += 1
+    wrong = []
+    pairs = 0
+    for group in report.groups:
+        for one, two in combinations(sorted(member.path for member in group.members), 2):
+            pairs += 1
+            if copies.get(one, (one,))[0] != copies.get(two, (two,))[0]:
+                wrong.append([Path(one).parts[-2:], Path(two).parts[-2:]])
+    impure = sum(len({copies.get(m.path, (m.path,))[0] for m in group.members}) > 1 for group in report.groups)
+    every = [hit for own in found.values() for hit in own]
+    return {
+        "copies": len(every), "found": round(sum(every) / len(every), 4),
+        "found by kind": {kind: round(sum(own) / len(own), 4) for kind, own in found.items()},
+        "missed": sorted(Path(c).name for c, (o, _) in copies.items() if together.get(c, -1) != together.get(o, -2)),
+        "said of copies": {kind: dict(own) for kind, own in verdicts.items()},
+        "pairs": pairs, "precision of pairs": round(1 - len(wrong) / max(1, pairs), 4),
+        "groups": len(report.groups), "precision of groups": round(1 - impure / max(1, len(report.groups)), 4),
+        "wrong": wrong,
+    }  # fmt: skip
+
+
+def cost(index: ImageIndex) -> tuple[DuplicateReport, dict[str, Any]]:
+    """A first search, and its time, extrapolated."""
+    began: dict[str, float] = {}
+
+    def stage(step: Progress) -> None:
+        began.setdefault(step.stage, time.perf_counter())
+
+    start, used = time.perf_counter(), time.process_time()
+    report = index.duplicates(progress=stage)
+    seconds, processor = time.perf_counter() - start, time.process_time() - used
+    looked = sum(report.verdicts.values())
+    codes = synthetic_codes(IMAGES, Schema(), seed=1)["fine"]
+    once = time.process_time()
+    nearest_pairs(as_words(codes), IMAGES, int(CANDIDATES * codes.shape[1] * 8), NEAREST)
+    comparing = time.process_time() - once
+    until = began.get("looking at pairs", start) - start
+    looking = processor * (seconds - until) / seconds
+    predicted = comparing + looking * IMAGES / report.rows
+    cores = os.cpu_count() or 1
+    return report, {
+        "images": report.rows, "seconds": round(seconds, 1), "processor seconds": round(processor, 1),
+        "seconds until pairs are looked at": round(until, 1),
+        "pairs looked at": looked, "pairs an image": round(looked / report.rows, 2),
+        "processor milliseconds a pair, reading included": round(1000 * looking / max(1, looked), 1),
+        "processor seconds to compare the codes of 10,000": round(comparing, 1),
+        "processor seconds for 10,000, extrapolated": round(predicted),
+        "minutes for 10,000 on this machine's cores, extrapolated": round(predicted / cores / 60, 1),
+        "cores for three minutes, extrapolated": -(-round(predicted) // 180),
+    }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?", help="images; without it, only the cost is measured")
-    parser.add_argument("--copies", type=float, default=0.1)
-    parser.add_argument("--without", nargs="*", default=[], choices=list(AUGMENTATIONS), help="edits left out")
-    parser.add_argument("--rows", type=int, default=100_000, help="0 leaves the cost out")
-    parser.add_argument("--show", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--each", type=int, default=40, help="copies of each kind")
+    parser.add_argument("--negatives", type=int, default=38, help="images of each kind of hard negatives")
+    parser.add_argument("--seed", type=int, default=1, help="of the choice of photographs")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    result: dict[str, object] = {}
-    if options.rows:
-        result["cost"] = cost(options.rows)
-        print(json.dumps(result["cost"], indent=1))
-    if options.folder:
-        edits = [edit for edit in AUGMENTATIONS if edit not in options.without]
-        result["quality"] = quality(options.folder, options.copies, edits, options.show)
-        for row in result["quality"]:
-            print("  ".join(f"{k}: {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in row.items()))
+    photos = sorted(options.folder.rglob("*.jpg"))
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["XDG_CACHE_HOME"] = f"{scratch}/cache"  # a first search: nothing is known
+        images = Path(scratch) / "images"
+        images.mkdir()
+        copies = lay_out(photos, options, images)
+        with ImageIndex.open(f"{scratch}/images.db") as index:
+            index.ingest(images)
+            report, times = cost(index)
+        result = {"hard negatives": options.negatives * len(KINDS), **quality(report, copies), "time": times}
+    print(json.dumps(result, indent=1))
     if options.json:
         write_result(options.json, result)
 

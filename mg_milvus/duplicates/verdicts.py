@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-VERSION = 1
+VERSION = 3
 """Of the rules in ``verify``: verdicts of another version are forgotten."""
 _MOST_KEPT = 2_000_000
 """Verdicts on disk, some 50 bytes each; when there are more, all are forgotten."""

@@ -7,7 +7,7 @@ read. So forms, pages, screenshots and frames of a burst, which share most of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from hashlib import blake2b
@@ -87,7 +87,16 @@ _OBJECT_SHOWN, _SCENE = 0.6, 0.8
 _ROUNDING = 2
 """Grey levels by which decoders differ."""
 _READABLE = 300
-"""Longer side in pixels below which pages cannot be told apart."""
+"""Longer side in pixels below which text cannot be read: small pages are copies only if all of their windows agree."""
+_LEGIBLE = 160
+"""Longer side in pixels below which not even that tells small pages apart."""
+_SMALL_WINDOW, _SMALL_CONTRAST = 7, 15.0
+"""Side in pixels, and contrast in grey levels that counts at least, of the windows of small pages."""
+_SMALL_DIFFERENCE = 0.3
+"""Largest mean square difference in a window of copies of small pages, as a share of its own contrast. One other word
+makes 0.5 and more; compression and interpolation of line drawings and text stay below 0.15."""
+_FLAT = 0.45
+"""Share of the commonest tone from which a small image is a page: when it is reduced, letters become shades."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +224,9 @@ def look(content: bytes, detail: Array) -> Look:
 def _is_page(detail: Array) -> bool:
     """Whether an image is paper, a screen or a drawing: flat tones and strokes, hardly a shade between them."""
     cv2 = _cv2()
+    if max(detail.shape) < _READABLE:
+        counts = np.bincount(detail.ravel(), minlength=256)
+        return bool(np.convolve(counts, np.ones(17), "same").max() > _FLAT * detail.size)
     soft = cv2.GaussianBlur(detail, (0, 0), 1.0)
     spread = cv2.absdiff(cv2.dilate(soft, np.ones((5, 5))), cv2.erode(soft, np.ones((5, 5))))
     flat = spread <= 10
@@ -294,20 +306,26 @@ def _homography(left: Look, points: Array, descriptors: Array) -> tuple[Array, i
         return None
     a, b = left.descriptors.astype(np.float32), descriptors.astype(np.float32)
     squares = (b * b).sum(1)[None] - 2 * (a @ b.T) + (a * a).sum(1)[:, None]
-    two = np.argpartition(squares, 1, axis=1)[:, :2]
-    near = np.take_along_axis(squares, two, 1)
-    nearest = np.where(near[:, 0] <= near[:, 1], two[:, 0], two[:, 1])
-    chosen = np.flatnonzero(near.min(1) < _RATIO**2 * near.max(1))
+    rows, nearest = np.arange(len(squares)), squares.argmin(1)
+    first = squares[rows, nearest]
+    squares[rows, nearest] = np.inf
+    chosen = np.flatnonzero(first < _RATIO**2 * squares.min(1))
     if len(chosen) < _LEAST_INLIERS:
         return None
     ends = left.points[chosen], points[nearest[chosen]]
-    matrix, inside = cv2.findHomography(*ends, cv2.RANSAC, _REPROJECTION, maxIters=1000, confidence=0.995)
+    tries = _tries(_LEAST_INLIERS / len(chosen))
+    matrix, inside = cv2.findHomography(*ends, cv2.RANSAC, _REPROJECTION, maxIters=tries, confidence=0.995)
     if matrix is None:
         return None
     inside = inside.ravel().astype(bool)
     # One point that many others match counts once.
     inliers = min(len(np.unique(end[inside].round(), axis=0)) for end in ends) if inside.any() else 0
     return (matrix, inliers) if inliers >= _LEAST_INLIERS and _is_plausible(matrix, left.size) else None
+
+
+def _tries(share: float) -> int:
+    """Samples of four matches of which one is all right with a probability of 0.9999, where this share is right."""
+    return min(1000, max(20, round(float(np.log(1e-4) / np.log1p(-(min(share, 0.99) ** 4))))))
 
 
 def _is_plausible(matrix: Array, size: tuple[int, int]) -> bool:
@@ -328,11 +346,21 @@ def agreement(left: Array, right: Array, matrix: Array) -> Agreement:
         right: (h, w) uint8.
         matrix: from pixels of the left to pixels of the right one.
     """
-    cv2 = _cv2()
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2] / matrix[2, 2]))))
+    scale = _scale(matrix)
     if scale < 0.999:  # the coarser image is the frame: the other is reduced, nothing is enlarged
-        swapped = agreement(right, left, np.linalg.inv(matrix))
-        return Agreement(swapped.right, swapped.left, swapped.differing, swapped.overlaid, swapped.added, swapped.side)
+        swapped = _agreement(right, left, np.linalg.inv(matrix), 1 / scale)
+        return replace(swapped, left=swapped.right, right=swapped.left)
+    return _agreement(left, right, matrix, scale)
+
+
+def _scale(matrix: Array) -> float:
+    """Pixels of the right image for one of the left one, a side, near the left one's corner."""
+    return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2] / matrix[2, 2]))))
+
+
+def _agreement(left: Array, right: Array, matrix: Array, scale: float) -> Agreement:
+    """``agreement``, where the left image is the coarser one."""
+    cv2 = _cv2()
     own, other, shown, covered = _in_one_frame(left, right, matrix, scale)
     inside = cv2.erode(shown.astype(np.uint8), np.ones((5, 5)), borderValue=1).astype(bool)
     share = float(shown.mean())
@@ -380,6 +408,28 @@ def _in_one_frame(left: Array, right: Array, matrix: Array, scale: float) -> tup
     covered = cv2.warpPerspective(back, matrix, reduced.shape[::-1], flags=cv2.INTER_LINEAR, borderValue=0) > 127
     own, other = (cv2.GaussianBlur(image, (0, 0), 1.0) for image in (left, other))
     return own, other, shown, float(covered.mean())
+
+
+def largest_difference(left: Array, right: Array, matrix: Array) -> float:
+    """The largest difference of aligned images in a small window, as a share of the window's own contrast.
+
+    Arguments as for ``agreement``. Of images with other contents some window has 1 and more.
+    """
+    cv2, scale = _cv2(), _scale(matrix)
+    if scale < 0.999:
+        left, right, matrix, scale = right, left, np.linalg.inv(matrix), 1 / scale
+    own, other, shown, _ = _in_one_frame(left, right, matrix, scale)
+    own, toned = own.astype(np.float32), _as_toned(other, own.astype(np.float32), shown)[0]
+
+    def mean(values: Array) -> Array:
+        means: Array = cv2.blur(values, (_SMALL_WINDOW, _SMALL_WINDOW))
+        return means
+
+    def difference(image: Array) -> float:
+        contrast = np.maximum(*(mean(each**2) - mean(each) ** 2 for each in (own, image)))
+        return float((mean((own - image) ** 2) / np.maximum(contrast, _SMALL_CONTRAST**2)).max())
+
+    return min(difference(other.astype(np.float32)), difference(toned))  # a tone curve has steps, which letters show
 
 
 def _as_toned(image: Array, like: Array, inside: Array) -> tuple[Array, Array]:
@@ -447,7 +497,12 @@ def judge(looks: tuple[Look, Look], details: Callable[[], tuple[Array, Array]], 
         return Verdict.SAME
     found = agreement(left, right, alignment.matrix)
     page = looks[0].page or looks[1].page
-    if page and (found.side < _READABLE or found.differing > _STRAY_PAGE):
+    if page and found.side < _READABLE:
+        whole = alignment.inliers == 0 and found.side >= _LEGIBLE
+        if not whole or largest_difference(left, right, alignment.matrix) > _SMALL_DIFFERENCE:
+            return Verdict.SIMILAR
+        return Verdict.EDITED if alignment.turned else Verdict.SAME
+    if page and found.differing > _STRAY_PAGE:
         return Verdict.SIMILAR
     if max(found.left, found.right) < (0.97 if page else _CONTAINED) or not _is_overlay(found):
         return Verdict.SIMILAR
@@ -461,7 +516,7 @@ def _is_overlay(found: Agreement) -> bool:
         return True
     if found.differing <= _LITTLE:
         return found.overlaid >= 0.75 or found.added >= 0.8
-    return found.differing < _OVERLAID and found.added >= 0.65 and found.overlaid + found.added >= 1.5
+    return found.differing < _OVERLAID and found.added >= 0.85 and found.overlaid + found.added >= 1.5
 
 
 def verdict(looks: tuple[Look, Look], details: Callable[[], tuple[Array, Array]]) -> Verdict:

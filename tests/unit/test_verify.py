@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
-from mg_milvus.duplicates.verify import Verdict, align_by_features, look, mirror, read_detail, verdict
+from mg_milvus.duplicates.verify import (
+    Verdict,
+    agreement,
+    align_by_features,
+    largest_difference,
+    look,
+    mirror,
+    read_detail,
+    verdict,
+)
 from mg_milvus.images.decode import to_rgb
 
 if TYPE_CHECKING:
@@ -116,6 +125,46 @@ def test_one_other_word_makes_another_letter(tmp_path: Path) -> None:
     assert compare(tmp_path, letter(1), changed) is Verdict.SIMILAR
 
 
+def drawing(seed: int) -> Image.Image:
+    """Lines on white, 200 pixels a side."""
+    dice, image = random.Random(seed), Image.new("L", (200, 200), 255)
+    points = [(dice.randint(10, 190), dice.randint(10, 190)) for _ in range(9)]
+    ImageDraw.Draw(image).line(points, 0, 3)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda image: image, Verdict.SAME),
+        (lambda image: image.resize((400, 400), Image.Resampling.BICUBIC), Verdict.SAME),
+        (ImageOps.mirror, Verdict.EDITED),
+        (lambda _: drawing(2), Verdict.DIFFERENT),
+    ],
+    ids=["recompressed", "enlarged", "mirrored", "another"],
+)
+def test_small_drawings(tmp_path: Path, edit: Edit, expected: Verdict) -> None:
+    assert compare(tmp_path, drawing(1), edit(drawing(1)), quality=75) is expected
+
+
+@pytest.mark.parametrize("side", [280, 200, 100])
+def test_letters_too_small_to_be_read_are_no_copies(tmp_path: Path, side: int) -> None:
+    small = [letter(seed).resize((side * 3 // 4, side), Image.Resampling.LANCZOS) for seed in (1, 2)]
+    assert compare(tmp_path, small[0], small[1]) is Verdict.SIMILAR
+    copy = Verdict.SAME if side >= 160 else Verdict.SIMILAR
+    assert compare(tmp_path, small[0], small[0], quality=75) is copy
+
+
+def test_the_difference_of_small_images_by_hand() -> None:
+    # A stroke of 7 pixels' width in a flat window: where one image has it and the other has not, the mean square of the
+    # difference is its variance plus the square of its mean, which is more than the contrast of either.
+    left, right = (np.full((60, 60), 200, np.uint8) for _ in range(2))
+    left[:, 20:27] = right[:, 20:27] = 20
+    assert largest_difference(left, right, np.eye(3)) == 0
+    right[30:37, 40:47] = 20
+    assert largest_difference(left, right, np.eye(3)) > 1
+
+
 def test_frames_of_a_burst_are_similar(tmp_path: Path) -> None:
     first = photo(1)
     first.paste(photo(99).crop((100, 100, 200, 240)), (60, 90))
@@ -140,6 +189,17 @@ def test_mirrored_descriptors_match_those_of_the_mirrored_image(tmp_path: Path) 
     middle = found.matrix @ [100, 50, 1]  # 480 pixels wide: column 100 becomes column 379
     assert np.allclose(middle[:2] / middle[2], [379, 50], atol=1)
     assert np.array_equal(mirror(mirror(left.descriptors)), left.descriptors)
+
+
+def test_a_perspective_that_shrinks_either_way_is_compared_once() -> None:
+    # By its corner's scale the right image is the coarser one, and the left one by that of the inverse.
+    matrix = np.array([[0.95, 0, 200], [0, 0.95, 200], [0.0005, 0.0005, 1]])
+    for each in (matrix, np.linalg.inv(matrix)):
+        assert np.linalg.det(each[:2, :2] / each[2, 2]) < 1
+    image = np.asarray(photo(1).convert("L"))
+    found = agreement(image, image, matrix)
+    assert 0 < found.left < 1
+    assert found.differing > 0
 
 
 def test_white_drawings_on_transparency_are_seen() -> None:
