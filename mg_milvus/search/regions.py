@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MAX_REGIONS = 16_384
 """Most results that Milvus returns for one search."""
-REGIONS_PER_IMAGE = 8
+REGIONS_PER_IMAGE = 4
 """Regions to retrieve per image of the depth, for a single query region: an image often has several near ones."""
 REGIONS_OF_MANY = 16
 """Regions to retrieve for each of many query regions."""
