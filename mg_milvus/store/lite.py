@@ -386,7 +386,8 @@ def cannot_open(file: Path, code: int | None) -> str:
         code: its ``returncode``; None if it still runs, but does not listen.
     """
     if code is not None and code < 0:
-        return f"Milvus Lite's engine for {file} was ended {describe_end(code)} while it started: {ENDED_REMEDY}"
+        cause = files.limits_note() or f": {ENDED_REMEDY}"
+        return f"Milvus Lite's engine for {file} was ended {describe_end(code)} while it started{cause}"
     return f"Milvus Lite cannot open {file}: it is damaged, or the folder cannot be written to{files.limits_note()}"
 
 
