@@ -11,12 +11,12 @@ import json
 import os
 import subprocess
 import sysconfig
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -127,10 +127,18 @@ def test_reader_writer_and_owner_have_the_rights_of_the_page(server: RealMilvus)
             for role, own in rights.documented().items()
         }
         rights.add_users(admin, grants, second=False)
-    time.sleep(1)  # the proxy learns of them a moment later
+
+    def may(role: str, store: Any) -> bool:
+        try:
+            rights.do(role, store, schema)
+        except PrivilegeError:
+            return False
+        return True
+
     for role in ("owner", "writer", "reader"):
         with closing(open_store(MilvusConfig(server.uri, f"{role}:Passw0rd!", "photos", PATIENCE))) as store:
-            rights.do(role, store, schema)
+            # The proxy learns of new rights a moment later.
+            wait_until(partial(may, role, store), f"the {role} has the rights of the page", patience=60, pause=1)
             if role == "reader":
                 with pytest.raises(PrivilegeError, match="who lacks the privilege Delete for 'photos'"):
                     store.delete([rights.rows(schema)[0].id])
