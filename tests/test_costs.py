@@ -48,8 +48,8 @@ CALLS = {
     "two batches of new images": {"Upsert": 2, "Search": 1, "Query": 2, "DescribeCollection": 4},
     "images that are there": {"Search": 1, "DescribeCollection": 3},
     "five images deleted": {"Delete": 1, "Search": 2},
-    "the first detail": {"Search": 3, "DescribeCollection": 1},
-    "a detail": {"Search": 3},
+    "the first detail": {"Search": 3, "Query": 1, "DescribeCollection": 1},
+    "a detail": {"Search": 3, "Query": 1},
     "two batches of new images with regions": {
         "Upsert": 4, "Search": 1, "Query": 4, "DescribeCollection": 9, "DescribeIndex": 1, "GetLoadState": 1,
     },
