@@ -383,7 +383,7 @@ def _find_boxes(data: bytearray) -> list[int]:
 def _box(data: bytearray, chance: random.Random) -> bytearray:
     """A box whose length, kind or content is another, that comes more often, or is gone."""
     if not (starts := _find_boxes(data)):
-        return data
+        return _flip_bits(data, chance)  # a codestream of JPEG XL or JPEG 2000 alone
     start = chance.choice(starts)
     length = int.from_bytes(data[start : start + 4])
     end = min(len(data), start + max(8, length or len(data)))

@@ -14,7 +14,7 @@ from mg_milvus.store.base import Description, Neighbours, Row
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROWS = 12_000
+ROWS = 20_000
 
 
 @pytest.fixture(scope="module")
