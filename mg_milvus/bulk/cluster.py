@@ -47,6 +47,9 @@ _ATTEMPTS = 3
 """Workers that may die over the same piece."""
 _PATIENCE = 5.0
 """Seconds between two reports while no worker is ready."""
+_ATTEMPTS_TO_CONNECT = 3
+_NOT_STARTED = "Starting Ray client server failed"
+"""What a head says that could not start the process of a new driver in time, as a busy one does now and then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,15 +349,21 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray.init(None if address == "ray" else address, log_to_driver=False, logging_level="error")
-    except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"the Ray cluster {address} cannot be reached ({one_line(str(error), 300)}): start it with ray start, "
-            "and with the Python and ray that are here"
-        ) from error
+    for attempt in range(_ATTEMPTS_TO_CONNECT):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ray.init(None if address == "ray" else address, log_to_driver=False, logging_level="error")
+            break
+        except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+            # A failed connection leaves Ray's functions directed to a client that is none.
+            ray.util.disconnect()
+            if _NOT_STARTED in str(error) and attempt + 1 < _ATTEMPTS_TO_CONNECT:
+                continue
+            raise ClusterError(
+                f"the Ray cluster {address} cannot be reached ({one_line(str(error), 300)}): start it with ray start, "
+                "and with the Python and ray that are here"
+            ) from error
     # Deaths of workers are printed to standard output whatever Ray is told (2.60), where reports and JSON belong.
     printed = getattr(ray._private.worker, "print_to_stdstream", None)
     ray._private.worker.print_to_stdstream = lambda *_, **__: None

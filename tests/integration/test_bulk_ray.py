@@ -12,23 +12,28 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mg_milvus import errors
-from mg_milvus.bulk.cluster import workers
+from mg_milvus.bulk.cluster import _connected, workers
 from mg_milvus.bulk.encode import EncodeOptions, encode
-from mg_milvus.encoder.function import function_encoder
+from mg_milvus.encoder.function import FunctionEncoder, function_encoder
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.ingest.pipeline import Settings
 from tests.conftest import make_photos
 from tests.in_process import mgm
 from tests.waiting import wait_until
+
+
+class RaisedByRay(Exception):
+    pass
+
 
 SCHEMA = "fields: [{name: caption, type: string, default: none}]\n"
 
@@ -64,9 +69,8 @@ def command(out: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Head:
-    """A cluster of this machine: its process, and the URL that other machines would use."""
+    """A cluster of this machine: the URL that other machines would use."""
 
-    process: int
     url: str
 
 
@@ -87,7 +91,7 @@ def head() -> Iterator[Head]:
         try:
             wait_until(lambda: "Ray runtime started" in (Path(folder) / "log").read_text(), "the cluster starts")
             patch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-            yield Head(running.pid, f"ray://127.0.0.1:{client_port}")
+            yield Head(f"ray://127.0.0.1:{client_port}")
         finally:
             running.terminate()
             running.wait(timeout=60)
@@ -101,33 +105,39 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def busy_workers(head: Head) -> list[int]:
-    """Processes of the cluster that encode now."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
-    parent = {int(pid): int(ppid) for pid, ppid, *_ in rows}
-    encoding = [int(pid) for pid, _, *args in rows if args and args[0].startswith("ray::Worker.encode")]
-    return [pid for pid in encoding if parent.get(parent[pid]) == head.process]
+def pixels_encoder(features) -> FunctionEncoder:
+    """An encoder around ``features`` (images of 4 x 4 pixels), with heads of random features."""
+    random = np.random.default_rng(0)
+    plain = function_encoder(features)
+    names = plain.state.configuration.poolings
+    bits = {"coarse": 64, "mid": 128, "fine": 256}
+    return plain.adapted({name: random.normal(size=(60, 48)).astype(np.float32) for name in names}, bits)
 
 
-def test_a_killed_worker_changes_no_file(home, head):
-    killed: list[int] = []
+def pixels(images) -> np.ndarray:
+    return np.asarray([np.asarray(image.resize((4, 4)), np.float32).ravel() for image in images])
 
-    def kill_one() -> None:
-        wait_until(lambda: len(busy_workers(head)) == 2, "two workers encode", patience=60)
-        killed.append(busy_workers(head)[0])
-        os.kill(killed[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    done = mgm(*command("codes"), "--on", "ray", cwd=home)
-    assert done.returncode == 3, done.stderr
-    killer.join()
-    assert len(killed) == 1
-    report = json.loads(done.stdout)
-    assert (report["encoded"], report["failed"], report["files"]) == (66, 1, 7)
-    assert [Path(failure["path"]).name for failure in report["failures"]] == ["07a.jpg"]
-    assert contents(home / "codes") == contents(home / "local")
+def test_a_killed_worker_changes_no_file(home, head, tmp_path):
+    driver, killed = os.getpid(), tmp_path / "killed"
+
+    def features(images):
+        with contextlib.suppress(FileExistsError):
+            if os.getpid() != driver:
+                killed.touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return pixels(images)
+
+    encoder = pixels_encoder(features)
+    settings = Settings(batch_size=1)
+    options = {on: EncodeOptions(on=on, settings=settings, rows_per_file=10) for on in (None, "ray")}
+    alone = encode(home / "photos", out=tmp_path / "alone", encoder=encoder, options=options[None])
+    assert not killed.exists()
+    report = encode(home / "photos", out=tmp_path / "codes", encoder=encoder, options=options["ray"])
+    assert killed.exists()
+    assert (report.encoded, report.files) == (alone.encoded, alone.files) == (60, 6)
+    assert [Path(failure.path).name for failure in report.failures] == ["07a.jpg"]
+    assert contents(tmp_path / "codes") == contents(tmp_path / "alone")
 
 
 def test_what_is_encoded_already_is_skipped(home, head, tmp_path):
@@ -137,6 +147,7 @@ def test_what_is_encoded_already_is_skipped(home, head, tmp_path):
     for lost in sorted(out.glob("*.parquet"))[4:]:
         lost.unlink()
     done = mgm(*command(str(out)), "--on", head.url, cwd=home)
+    assert done.returncode == 3, done.stderr
     report = json.loads(done.stdout)
     assert (report["unchanged"], report["encoded"], report["failed"], report["seen"]) == (40, 26, 1, 67)
     assert contents(out) == contents(home / "local")
@@ -146,20 +157,52 @@ def test_images_that_kill_every_worker_are_named(home, head, tmp_path):
     def features(images):
         if os.getpid() != driver:
             os.kill(os.getpid(), signal.SIGKILL)
-        return np.asarray([np.asarray(image.resize((4, 4)), np.float32).ravel() for image in images])
+        return pixels(images)
 
     driver = os.getpid()
-    random = np.random.default_rng(0)
-    plain = function_encoder(features)
-    names = plain.state.configuration.poolings
-    bits = {"coarse": 64, "mid": 128, "fine": 256}
-    encoder = plain.adapted({name: random.normal(size=(60, 48)).astype(np.float32) for name in names}, bits)
+    encoder = pixels_encoder(features)
     options = EncodeOptions(on="ray", settings=Settings(batch_size=1))
     with pytest.raises(
         errors.ClusterError, match=r"3 workers .* died at the same 8 files, from .*00\.jpg to .*07\.jpg"
     ):
         encode(home / "photos" / "blocks", out=tmp_path / "codes", encoder=encoder, options=options)
     assert list((tmp_path / "codes").glob("*.parquet")) == []
+
+
+class BusyHead:
+    """In place of ``ray``: a head that starts the process of a driver only when asked for the third time."""
+
+    exceptions = SimpleNamespace(RayError=RaisedByRay)
+    _private = SimpleNamespace(worker=SimpleNamespace())
+
+    def __init__(self, reason: str):
+        self.reason, self.calls = reason, []
+        self.util = SimpleNamespace(disconnect=lambda: self.calls.append("disconnect"))
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, address, **_) -> None:
+        self.calls.append(address)
+        if len(self.calls) < 5:
+            raise RuntimeError(self.reason)
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+
+def test_a_busy_head_is_asked_again():
+    url = "ray://head:10001"
+    busy = BusyHead(
+        "Initialization failure from server: Starting Ray client server failed. See ray_client_server_23000.err"
+    )
+    with _connected(busy, url):
+        pass
+    assert busy.calls == [url, "disconnect", url, "disconnect", url, "shutdown"]
+    other = BusyHead("Version mismatch: The cluster was started with Python 3.9")
+    with pytest.raises(errors.ClusterError, match=r"cannot be reached \(Version mismatch"), _connected(other, url):
+        pass
+    assert other.calls == [url, "disconnect"]
 
 
 def test_workers_of_a_cluster():
