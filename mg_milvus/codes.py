@@ -6,7 +6,6 @@ A code is ``bits / 8`` bytes, most significant bit first, as ``np.packbits`` wri
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +13,13 @@ from numpy.typing import NDArray
 Codes = NDArray[np.uint8]
 RealCodes = NDArray[np.float32]
 """What a hash head computes, before the signs are taken: (..., bits)."""
-QueryCodes = Mapping[str, NDArray[Any]]
-"""Codes of n query images: granularity -> (n, bits / 8) uint8. Where the regions are searched, under ``regions`` the
-real codes (n, m, bits) float32 of the m query regions: one for each scale, or those of ``query_scales``, pass by pass.
+QueryCodes = Mapping[str, RealCodes]
+"""What n images are searched with: granularity -> (n, bits) real codes, ``in_steps``; or the ``signs`` of stored codes.
+Where the regions are searched, under ``regions`` those of the m query regions (n, m, bits): one for each scale, or
+those of ``query_scales``, pass by pass.
 """
+_STEPS = 127
+"""Different sizes of a real code's values: they fit a byte with its sign."""
 
 
 def pack(values: NDArray[np.floating] | NDArray[np.bool_]) -> Codes:
@@ -40,6 +42,22 @@ def pack(values: NDArray[np.floating] | NDArray[np.bool_]) -> Codes:
 def unpack(codes: Codes) -> NDArray[np.bool_]:
     """Codes (n, bits / 8) uint8 -> bits (n, bits) bool; the inverse of ``pack``."""
     return np.unpackbits(codes, axis=1).astype(bool)
+
+
+def signs(codes: Codes) -> RealCodes:
+    """Codes (n, bits / 8) uint8 -> (n, bits) float32, 1 for a one and -1 for a zero: all bits equally sure."""
+    return unpack(codes).astype(np.float32) * 2 - 1
+
+
+def in_steps(values: RealCodes) -> RealCodes:
+    """Real codes (..., bits) in whole numbers from -127 to 127, the largest value of each code becoming 127.
+
+    The signs stay. Distances from whole numbers are exact, and a byte holds each.
+    """
+    sizes = np.abs(values)
+    largest = np.maximum(sizes.max(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    steps: RealCodes = np.copysign(np.ceil(sizes / largest * _STEPS), values)
+    return steps
 
 
 def hamming(queries: Codes, database: Codes) -> NDArray[np.int32]:
@@ -84,9 +102,10 @@ def weighted_hamming(queries: RealCodes, database: Codes) -> NDArray[np.float32]
     """
     values = queries.astype(np.float64)  # in single precision the sum would depend on the number of rows
     sizes = np.maximum(np.abs(values).mean(axis=1, keepdims=True), 1e-300)
-    signs = unpack(database).astype(np.float64) * 2 - 1
-    distances: NDArray[np.float32] = np.clip((queries.shape[1] - values / sizes @ signs.T) / 2, 0, None)
-    return distances.astype(np.float32)
+    # All that is above 0 differs from zeros; a one takes a value above 0 away, and adds the size of one below.
+    differing = np.maximum(values, 0).sum(axis=1, keepdims=True) - values @ unpack(database).astype(np.float64).T
+    distances: NDArray[np.float32] = np.clip(differing / sizes, 0, None).astype(np.float32)
+    return distances
 
 
 def bit_balance(codes: Codes) -> NDArray[np.float64]:

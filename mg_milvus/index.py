@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from mg_milvus.codes import pack
 from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
 from mg_milvus.duplicates.hits import readable_twice, verify_hits, verify_rows
@@ -372,7 +373,8 @@ class ImageIndex:
             QueryError: an option is out of range, or no image has a positive weight.
         """
         query = check_together(terms, self.check_query(**options), options)
-        encoder, exclude, codes = self._session.encoder, [], {}
+        encoder, exclude = self._session.encoder, []
+        codes: dict[int, QueryCodes] = {}
         files = [(place, term.image) for place, term in enumerate(terms) if term.like is None]
         if files:
             encoded = encode_query_images(encoder, [decode_query_image(encoder, image) for _, image in files])
@@ -489,8 +491,8 @@ class ImageIndex:
         """Encode decoded query images in one batch.
 
         Returns:
-            The codes of each image, for ``search``: granularity -> (1, bits / 8) uint8; for one with query regions also
-            ``regions`` -> (1, m, bits) float32, see ``codes.QueryCodes``.
+            What each image is searched with, for ``search``: granularity -> (1, bits) float32; for one with query
+            regions also ``regions`` -> (1, m, bits), see ``codes.QueryCodes``.
         """
         codes: list[dict[str, Any]] = [{} for _ in images]
         for regions in {image.regions for image in images}:
@@ -508,7 +510,7 @@ class ImageIndex:
             NotIndexedError: it is not indexed.
         """
         self._session.existing()
-        return self._stored_codes(id_or_path)[1]
+        return {name: pack(values) for name, values in self._stored_codes(id_or_path)[1].items()}
 
     def search(
         self, codes: QueryCodes, *, exclude: Sequence[str] = (), all_candidates: bool = False,
@@ -517,8 +519,8 @@ class ImageIndex:
         """Search with the codes of one image: the query as it was understood, its hits and its candidates.
 
         Args:
-            codes: as ``encode`` or ``codes`` returns them. Without codes of regions, a query that does not name the
-                regions leaves them out.
+            codes: as ``encode`` returns them, or ``mg_milvus.codes.signs`` of what ``codes`` returns. Without codes of
+                regions, a query that does not name the regions leaves them out.
             exclude: ids to leave out of the results.
             all_candidates: retrieve the candidates of every granularity, those without a weight too, by the plan
                 ``full``: they can be ranked again with any weights.
@@ -540,7 +542,7 @@ class ImageIndex:
     def _searcher(self) -> Searcher:
         return Searcher(self._session.store, self.schema)
 
-    def _stored_codes(self, id_or_path: PathLike) -> tuple[Row, dict[str, Codes]]:
+    def _stored_codes(self, id_or_path: PathLike) -> tuple[Row, QueryCodes]:
         row = self._session.rows([id_or_path], tuple(self.schema.bits))[0]
         return row, check_codes(self.schema, row.codes)
 

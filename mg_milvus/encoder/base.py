@@ -90,6 +90,9 @@ class Encoder(Protocol):
     def codes(self, features: Features) -> dict[str, Codes]:
         """Features -> granularity -> (n, bits / 8) uint8 codes; (n, r, bits / 8) of the regions."""
 
+    def real_codes(self, features: Features) -> dict[str, RealCodes]:
+        """Features -> granularity -> (n, bits) float32 real codes; those of the regions are left out."""
+
     def encode(self, images: Sequence[Pixels]) -> dict[str, Codes]:
         """``codes(features(images))``. The code of an image does not depend on the others in the batch."""
 
@@ -261,6 +264,10 @@ class HashEncoder(ABC):
 
     def codes(self, features: Features) -> dict[str, Codes]:
         return {name: _hash(head, features[name]) for name, head in self.state.heads.items()}
+
+    def real_codes(self, features: Features) -> dict[str, RealCodes]:
+        heads = {name: head for name, head in self.state.heads.items() if name != REGIONS}
+        return {name: _real_codes(head, features[name]) for name, head in heads.items()}
 
     def region_codes(self, images: Sequence[Image.Image]) -> RealCodes:
         return _real_codes(self.state.heads[REGIONS], self.region_image_features(images))

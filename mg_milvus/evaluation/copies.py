@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mg_milvus.codes import hamming
+from mg_milvus.codes import in_steps, weighted_hamming
 from mg_milvus.errors import ImageError
 from mg_milvus.evaluation.encoded import Setup, encode_labelled, heads_text, with_heads
 from mg_milvus.evaluation.labels import Labelled
@@ -163,7 +163,8 @@ def _count(
         return
     features = encoder.features([pixels for *_, pixels in versions])
     features = {name: features[name] for name in database.features}
-    distances = {name: hamming(codes, database.codes[name]) for name, codes in encoder.codes(features).items()}
+    asked = {name: in_steps(values) for name, values in encoder.real_codes(features).items()}
+    distances = {name: weighted_hamming(values, database.codes[name]) for name, values in asked.items()}
     schema = database.schema
     recipes = recipes_of(schema)
     nothing = np.empty((0, 0), np.uint8)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mg_milvus.codes import in_steps, signs
 from mg_milvus.errors import QueryError
 from mg_milvus.images.decode import crop, opening
 from mg_milvus.schema.models import REGIONS
@@ -14,10 +15,9 @@ from mg_milvus.schema.models import REGIONS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
     from PIL import Image
 
-    from mg_milvus.codes import Codes, QueryCodes
+    from mg_milvus.codes import Codes, QueryCodes, RealCodes
     from mg_milvus.encoder.base import Encoder, Pixels
     from mg_milvus.images.decode import Decoded, ImageSource
     from mg_milvus.records import Box
@@ -93,22 +93,21 @@ def _query_image(encoder: Encoder, decoded: Decoded, area: QueryArea) -> QueryIm
 
 def encode_query_images(encoder: Encoder, images: Sequence[QueryImage]) -> QueryCodes:
     """Encode n query images that search the regions in the same way, or all do not."""
-    codes: dict[str, NDArray[Any]] = dict(encoder.encode([image.pixels for image in images]))
-    codes.pop(REGIONS, None)
+    codes = encoder.real_codes(encoder.features([image.pixels for image in images]))
     regions = [image.region for image in images if image.region is not None]
     if regions:
         encode = encoder.shared_region_codes if images[0].regions == "overlap" else encoder.region_codes
         codes[REGIONS] = encode(regions)
-    return codes
+    return {name: in_steps(values) for name, values in codes.items()}
 
 
-def check_codes(schema: Schema, codes: Mapping[str, bytes | Codes]) -> dict[str, Codes]:
-    """Codes of one image in the form that a search takes: granularity -> (1, bits / 8) uint8, for all of the schema.
+def check_codes(schema: Schema, codes: Mapping[str, bytes | Codes]) -> QueryCodes:
+    """Stored codes of one image in the form that a search takes: granularity -> (1, bits), for all of the schema.
 
     Raises:
         QueryError: a granularity is missing, or a code has the wrong length.
     """
-    checked: dict[str, Codes] = {}
+    checked: dict[str, RealCodes] = {}
     for name, bits in schema.bits.items():
         if name not in codes:
             raise QueryError(f"there is no code for '{name}'; give one for each of {', '.join(schema.bits)}")
@@ -116,5 +115,5 @@ def check_codes(schema: Schema, codes: Mapping[str, bytes | Codes]) -> dict[str,
         code = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value).reshape(-1)
         if code.dtype != np.uint8 or len(code) != bits // 8:
             raise QueryError(f"the code for {name} has {len(code)} {code.dtype}, expected {bits // 8} uint8 bytes")
-        checked[name] = code[None]
+        checked[name] = signs(code[None])
     return checked

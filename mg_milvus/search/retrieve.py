@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mg_milvus.codes import hamming
+from mg_milvus.codes import pack, signs, weighted_hamming
 from mg_milvus.schema.models import REGIONS
 from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import MAX_DEPTH
@@ -75,8 +75,8 @@ class Candidates:
 
     Attributes:
         rows: (n) rows, all different, with their codes.
-        distances: granularity -> (n,) int32 Hamming distances in bits, for every granularity of the schema; of regions
-            (n,) float64, see ``search.regions``.
+        distances: granularity -> (n,) float32 distances in bits, see ``weighted_hamming``, for every granularity of the
+            schema; of regions (n,) float64, see ``search.regions``.
         retrieved_by: (n) the granularities whose search returned the row.
         boxes: (n) boxes of the best matching regions, in pixels of the upright original; None where the query has no
             regions, or no region of the image was retrieved.
@@ -94,11 +94,11 @@ def retrieve(store: Store, schema: Schema, request: SearchRequest) -> list[Candi
 
 
 def exact_distances(
-    stored: Sequence[Mapping[str, bytes]], codes: QueryCodes, bits: Mapping[str, int], i: int
-) -> dict[str, NDArray[np.int32]]:
-    """Exact distances of query image ``i`` to n stored images: granularity -> (n,) int32 bits."""
+    stored: Sequence[Mapping[str, bytes]], codes: QueryCodes, bits: Mapping[str, int], i: int = 0
+) -> dict[str, NDArray[np.float32]]:
+    """Distances of query image ``i`` to n stored images: granularity -> (n,) float32 bits, see ``weighted_hamming``."""
     return {
-        name: hamming(
+        name: weighted_hamming(
             codes[name][i : i + 1],
             np.frombuffer(b"".join(own[name] for own in stored), np.uint8).reshape(len(stored), bits[name] // 8),
         )[0]
@@ -175,7 +175,7 @@ class _Retrieval:
         for name in fields:
             with self._trace.timed(f"search {name}"):
                 results = self._store.nearest(
-                    name, self._codes[name], min(depth, MAX_DEPTH), self._query.where, known=rows
+                    name, pack(self._codes[name]), min(depth, MAX_DEPTH), self._query.where, known=rows
                 )
             if results:
                 self._trace.results[name] = (min(depth, MAX_DEPTH), results[0].ids)
@@ -196,7 +196,9 @@ class _Retrieval:
         stored = {key: rows[key].codes for key in ids if key in rows}
         if missing := [key for key in ids if key not in stored]:
             stored |= self._store.fetch_codes(missing, tuple(bits))
-        distances: dict[str, NDArray[Any]] = {**exact_distances(list(stored.values()), self._codes, bits, i)}
+        # By plain Hamming distance, as the store searches.
+        plain = {name: signs(pack(self._codes[name][i : i + 1])) for name in bits}
+        distances: dict[str, NDArray[Any]] = {**exact_distances(list(stored.values()), plain, bits)}
         if matches:
             distances[REGIONS] = matches.distances(list(stored))
         keys = np.array(list(stored), dtype=np.str_)

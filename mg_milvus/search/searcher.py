@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mg_milvus.codes import pack
 from mg_milvus.errors import QueryError
 from mg_milvus.records import Hit
 from mg_milvus.results import Hits
@@ -51,8 +52,7 @@ class Searcher:
         """Search with n query images.
 
         Args:
-            codes: granularity -> (n, bits / 8) uint8, for every granularity of the schema; under ``regions`` (n, query
-                regions, scales, bits / 8) uint8, where the query has regions.
+            codes: see ``QueryCodes``, for every granularity of the schema; of regions, where the query has them.
             query: the checked options.
             exclude: ids to leave out of the results.
 
@@ -103,7 +103,7 @@ class Searcher:
             nearest = {name: min(wanted, key=[own[name][place] for own in distances].__getitem__) for name in bits}
             hits.append(Hit(
                 rank, every[place].id, every[place].path, float(fused.scores[place]),
-                {name: int(distances[i][name][place]) for name, i in nearest.items()},
+                {name: round(float(distances[i][name][place])) for name, i in nearest.items()},
                 {name: float(fused.ranks[names[i, name]][place]) for name, i in nearest.items()},
                 _row_fields(every[place]),
             ))  # fmt: skip
@@ -172,7 +172,7 @@ class Searcher:
         with trace.timed("search"):
             k = min(query.k + len(request.exclude), MAX_DEPTH)
             search = HybridSearch(query.weights, k, query.depth, query.rrf_k, query.where)
-            results = self._store.hybrid({name: codes[name] for name in query.weights}, search)
+            results = self._store.hybrid({name: pack(codes[name]) for name in query.weights}, search)
         bits = self._schema.bits
         with trace.timed("fetch"):
             rows = self._store.fetch(list(dict.fromkeys(key for own in results for key, _ in own)), tuple(bits))
@@ -185,7 +185,7 @@ class Searcher:
             hits = [
                 Hit(
                     place + 1, row.id, row.path, float(scores[row.id]),
-                    {name: int(values[place]) for name, values in distances.items()},
+                    {name: round(float(values[place])) for name, values in distances.items()},
                     {name: float(values[place]) for name, values in ranks.items()},
                     _row_fields(row),
                 )
@@ -223,10 +223,14 @@ def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str
             farthest=max(distances, default=None),
             seconds=trace.seconds.get(f"search {name}"),
         )
+    exact = {} if candidates is None else candidates.distances
     contributions = [
         {
             name: Contribution(
-                distance, positions.get(name, {}).get(hit.id), hit.ranks[name], _score(hit, name, query, bits)
+                distance,
+                positions.get(name, {}).get(hit.id),
+                hit.ranks[name],
+                _score(hit, name, query, float(exact[name][places[hit.id]]) / bits[name]) if exact else None,
             )
             for name, distance in hit.distances.items()
         }
@@ -238,11 +242,11 @@ def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str
     )  # fmt: skip
 
 
-def _score(hit: Hit, name: str, query: Query, bits: Mapping[str, int]) -> float | None:
-    """The granularity's term of the fused score."""
+def _score(hit: Hit, name: str, query: Query, distance: float) -> float | None:
+    """The granularity's term of the fused score; the distance is a share of the largest possible one."""
     weight = query.weights.get(name)
-    if weight is None or query.fusion == "server":
+    if weight is None:
         return None
     if query.fusion == "score":
-        return weight * (1 - hit.distances[name] / bits[name])
+        return weight * (1 - distance)
     return weight / (query.rrf_k + hit.ranks[name])

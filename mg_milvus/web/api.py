@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from mg_milvus.codes import signs
 from mg_milvus.duplicates.report import KEEP
 from mg_milvus.errors import ImageError, MgMilvusError, QueryError, ServeError
 from mg_milvus.images.discover import path_text, text_path
@@ -131,7 +132,8 @@ async def query_indexed(
     if options.get("crop") is not None or names_regions(options):
         codes: QueryCodes = (await _encode(state, text_path(row.path), options)).codes
     else:
-        codes = await _in_thread(state.index.codes, row_id)
+        stored = await _in_thread(state.index.codes, row_id)
+        codes = {name: signs(code) for name, code in stored.items()}
     return await _respond(state, _QuerySource(codes, (row.width, row.height), row_id), parameters, started)
 
 

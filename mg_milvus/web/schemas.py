@@ -15,9 +15,7 @@ from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.web.limits import check_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mg_milvus.codes import Codes
+    from mg_milvus.codes import QueryCodes
     from mg_milvus.schema.models import Schema
     from mg_milvus.search.query import QueryOptions
     from mg_milvus.search.searcher import SearchResult
@@ -53,7 +51,9 @@ class Candidate(BaseModel):
 
     id: str
     path: str
-    distances: Annotated[dict[str, float], Field(description="In bits; of regions not a whole number.")]
+    distances: Annotated[
+        dict[str, float], Field(description="In bits; a bit counts as much as the query image is sure of it.")
+    ]
     retrieved_by: Annotated[list[str], Field(description="The granularities whose search returned it.")]
     box: Annotated[list[int] | None, BOX] = None
 
@@ -205,14 +205,14 @@ def _parse_weights(text: str) -> dict[str, float]:
     return weights
 
 
-def encode_codes(codes: Mapping[str, Codes], fingerprint: str) -> str:
-    """Codes of one image as text for an address, with the fingerprint of the encoder that made them."""
-    packed = b"".join(value.tobytes() for value in codes.values())
+def encode_codes(codes: QueryCodes, fingerprint: str) -> str:
+    """What one image is searched with as text for an address, with the fingerprint of the encoder that made it."""
+    packed = b"".join(value.astype(np.int8).tobytes() for value in codes.values())
     return f"{fingerprint}.{base64.urlsafe_b64encode(packed).decode().rstrip('=')}"
 
 
-def decode_codes(text: str, schema: Schema, fingerprint: str) -> dict[str, Codes]:
-    """The codes that ``encode_codes`` wrote: granularity -> (1, bits / 8) uint8.
+def decode_codes(text: str, schema: Schema, fingerprint: str) -> QueryCodes:
+    """What ``encode_codes`` wrote: granularity -> (1, bits).
 
     Raises:
         QueryError: they are damaged, or another encoder's.
@@ -225,13 +225,14 @@ def decode_codes(text: str, schema: Schema, fingerprint: str) -> dict[str, Codes
         )
     try:
         padded = packed + "=" * (-len(packed) % 4)
-        data = np.frombuffer(base64.b64decode(padded, altchars="-_", validate=True), np.uint8)
+        data = np.frombuffer(base64.b64decode(padded, altchars="-_", validate=True), np.int8)
     except (binascii.Error, ValueError):
-        data = np.empty(0, np.uint8)
-    ends = np.cumsum([bits // 8 for bits in schema.bits.values()])
+        data = np.empty(0, np.int8)
+    ends = np.cumsum(list(schema.bits.values()))
     if len(data) != ends[-1]:
         raise QueryError(f"the codes hold {len(data)} bytes, expected {ends[-1]}: copy them whole")
-    return {name: part[None] for name, part in zip(schema.bits, np.split(data, ends[:-1]), strict=True)}
+    parts = np.split(data.astype(np.float32), ends[:-1])
+    return {name: part[None] for name, part in zip(schema.bits, parts, strict=True)}
 
 
 def row_fields(row: Row) -> dict[str, Any]:

@@ -33,6 +33,8 @@ from mg_milvus.records import Progress
 from mg_milvus.schema.models import Schema
 from mg_milvus.session import cache_folder
 from tests.conftest import kind_of_image, make_photos
+from tests.real_codes import distance as far
+from tests.real_codes import real_code
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +86,12 @@ def test_the_ranking_is_the_definition(read_only: tuple[ImageIndex, Path]) -> No
     index, photos = read_only
     file = photos / "stripes" / "05.jpg"
     stored, weights = rows(index), {"coarse": 1.0, "mid": 0.0, "fine": 3.0}
-    bits = {path: np.unpackbits(np.frombuffer(c["coarse"] + c["fine"], np.uint8)) for path, c in stored.items()}
-    own = bits[str(file)]
     distance = {
-        "coarse": {path: int((b[:64] != own[:64]).sum()) for path, b in bits.items()},
-        "fine": {path: int((b[64:] != own[64:]).sum()) for path, b in bits.items()},
+        name: {
+            path: far(real_code(index, file, name), np.unpackbits(np.frombuffer(codes[name], np.uint8)))
+            for path, codes in stored.items()
+        }
+        for name in ("coarse", "fine")
     }
 
     def score(path: str) -> float:
@@ -102,30 +105,37 @@ def test_the_ranking_is_the_definition(read_only: tuple[ImageIndex, Path]) -> No
     expected = sorted(stored, key=lambda path: -round(score(path), 12))
     hits = index.query(file, k=60, weights=weights, depth=60)
     assert [hit.score for hit in hits] == pytest.approx([score(path) for path in expected])
-    assert {hit.path: hit.distances["fine"] for hit in hits} == distance["fine"]
+    assert {hit.path: hit.distances["fine"] for hit in hits} == {p: round(d) for p, d in distance["fine"].items()}
     assert [h.score for h in hits] == pytest.approx([score(h.path) for h in hits])
 
 
-def test_like_is_the_query_without_the_image_itself(read_only: tuple[ImageIndex, Path]) -> None:
+def test_like_is_the_query_of_the_stored_codes_without_the_image_itself(read_only: tuple[ImageIndex, Path]) -> None:
     index, photos = read_only
     file = photos / "disc" / "07.jpg"
-    asked = index.query(file, k=60)
+    stored = rows(index)
+    asked = index.query_codes(stored[str(file)], k=60)
     liked = index.like(file, k=59)
     assert {hit.path: hit.distances for hit in liked} == {
         hit.path: hit.distances for hit in asked if hit.path != str(file)
+    }
+    assert {hit.path: hit.distances["mid"] for hit in asked} == {
+        path: (int.from_bytes(codes["mid"]) ^ int.from_bytes(stored[str(file)]["mid"])).bit_count()
+        for path, codes in stored.items()
     }
     assert index.like(asked[0].id, k=59) == liked
     assert [hit.rank for hit in liked] == list(range(1, 60))
     # All ranks move up by one, which may change the order where several are fused, but not that of one alone.
     alone = {"weights": {"fine": 1}, "k": 60}
-    paths = [hit.path for hit in index.query(file, **alone) if hit.path != str(file)]
+    paths = [hit.path for hit in index.query_codes(stored[str(file)], **alone) if hit.path != str(file)]
     assert [hit.path for hit in index.like(file, **alone)] == paths
 
 
 def test_codes_can_be_asked_directly(read_only: tuple[ImageIndex, Path]) -> None:
     index, photos = read_only
     path = str(photos / "disc" / "01.jpg")
-    assert index.query_codes(rows(index)[path], k=5) == index.query(path, k=5)
+    first, *others = index.query_codes(rows(index)[path], k=5)
+    assert (first.path, first.distances) == (path, {"coarse": 0, "mid": 0, "fine": 0})
+    assert others == index.query_codes(index.codes(path), k=5)[1:]
     with pytest.raises(QueryError, match="no code for 'mid'"):
         index.query_codes({"coarse": bytes(8)})
     with pytest.raises(QueryError, match="the code for coarse has 4 uint8, expected 8 uint8 bytes"):

@@ -14,6 +14,8 @@ from mg_milvus import QueryTerm
 from mg_milvus.errors import NotIndexedError, QueryError
 from tests.cli.test_log import run
 from tests.integration.test_explanation import BITS, all_codes, mean_rank
+from tests.real_codes import distance as distance_to
+from tests.real_codes import real_code
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,13 +32,14 @@ def photos(labelled_index: ImageIndex, labelled_photos: Path) -> list[Path]:
             sorted(sorted(labelled_photos.iterdir())[0].iterdir())[1]]  # fmt: skip
 
 
-def reference(index: ImageIndex, terms: dict[str, float], fusion: str) -> list[tuple[str, float]]:
+def reference(index: ImageIndex, terms: dict[Path, float], fusion: str) -> list[tuple[str, float]]:
     """Ids and scores of all rows, from the formula, best first: every row is a candidate."""
     ids, bits = all_codes(index)
     scores = dict.fromkeys(ids, 0.0)
-    for key, weight in terms.items():
+    for file, weight in terms.items():
         for name, of_granularity in WEIGHTS.items():
-            far = [int((codes != bits[name][ids.index(key)]).sum()) for codes in bits[name]]
+            asked = real_code(index, file, name)
+            far = [distance_to(asked, codes) for codes in bits[name]]
             for row, distance in zip(ids, far, strict=True):
                 near = 1 / (60 + mean_rank(distance, far)) if fusion == "rank" else 1 - distance / BITS[name]
                 scores[row] += weight * of_granularity * near
@@ -48,19 +51,19 @@ def test_the_score_is_the_sum_over_images_and_granularities(
     labelled_index: ImageIndex, photos: list[Path], fusion: str
 ) -> None:
     size = labelled_index.info().rows
-    keys = [labelled_index.row(path).id for path in photos[:3]]
     terms = [QueryTerm(photos[0]), QueryTerm(photos[1], weight=2.0), QueryTerm(photos[2], weight=-0.5)]
     options: dict[str, Any] = {"k": size, "depth": size, "weights": WEIGHTS, "fusion": fusion}
     hits = labelled_index.query_together(terms, **options)
-    expected = reference(labelled_index, dict(zip(keys, (1.0, 2.0, -0.5), strict=True)), fusion)
+    expected = reference(labelled_index, dict(zip(photos[:3], (1.0, 2.0, -0.5), strict=True)), fusion)
     assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected])
     assert {hit.id: hit.score for hit in hits} == pytest.approx(dict(expected))
     # The distances are those to the nearer of the two images that are looked for.
     ids, bits = all_codes(labelled_index)
-    for hit in hits:
-        for name in BITS:
+    for name in BITS:
+        wanted = [real_code(labelled_index, file, name) for file in photos[:2]]
+        for hit in hits:
             row = bits[name][ids.index(hit.id)]
-            assert hit.distances[name] == min((row != bits[name][ids.index(key)]).sum() for key in keys[:2])
+            assert hit.distances[name] == round(min(distance_to(asked, row) for asked in wanted))
 
 
 def test_one_image_alone_is_the_plain_query(labelled_index: ImageIndex, photos: list[Path]) -> None:

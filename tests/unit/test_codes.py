@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mg_milvus.codes import bit_balance, hamming, pack, unpack, weighted_hamming
+from mg_milvus.codes import bit_balance, hamming, in_steps, pack, signs, unpack, weighted_hamming
 
 
 def test_the_first_bit_is_the_most_significant() -> None:
@@ -56,6 +56,15 @@ def test_bits_count_as_much_as_the_query_is_sure_by_hand() -> None:
     codes = np.array([[0b1100_0000], [0b0000_0000], [0b0100_0000], [0b0011_1111]], np.uint8)
     assert weighted_hamming(real, codes).tolist() == [[0, 2.5, 2, 8]]
     assert weighted_hamming(7 * real, codes).tolist() == [[0, 2.5, 2, 8]]
+    assert signs(codes[:1]).tolist() == [[1, 1, -1, -1, -1, -1, -1, -1]]
+    assert weighted_hamming(signs(codes), codes).tolist() == hamming(codes, codes).tolist()
+
+
+def test_a_real_code_in_steps_by_hand() -> None:
+    """The largest is 127, the others are rounded away from 0, so that no sign is lost."""
+    real = np.array([[[2.0, -1.0, 1e-9, -1e-9]], [[0.0, 0, 0, 0]]], np.float32)
+    assert in_steps(real).tolist() == [[[127, -64, 1, -1]], [[0, 0, 0, 0]]]
+    assert in_steps(real).dtype == np.float32
 
 
 def test_balance_is_the_share_of_ones() -> None:
