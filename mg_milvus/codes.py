@@ -15,6 +15,7 @@ RealCodes = NDArray[np.float32]
 """What a hash head computes, before the signs are taken: (..., bits)."""
 QueryCodes = Mapping[str, RealCodes]
 """What n images are searched with: granularity -> (n, bits) real codes, ``in_steps``; or the ``signs`` of stored codes.
+A granularity that is searched with several views of each image has (n, views, bits), the whole image first.
 Where the regions are searched, under ``regions`` those of the m query regions (n, m, bits): one for each scale, or
 those of ``query_scales``, pass by pass.
 """

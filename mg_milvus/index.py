@@ -350,7 +350,7 @@ class ImageIndex:
         crop, encoder = options.get("crop"), self._session.encoder
         if options.get("verify"):
             images = [readable_twice(image) for image in images]
-        decoded = [decode_query_image(encoder, image, QueryArea(crop, query.regions)) for image in images]
+        decoded = [decode_query_image(encoder, image, QueryArea(crop, query.regions, query.views)) for image in images]
         found = self._searcher.search(encode_query_images(encoder, decoded), query)
         if options.get("verify"):
             return [verify_hits(hits, image, crop) for hits, image in zip(found, images, strict=True)]
@@ -395,9 +395,9 @@ class ImageIndex:
             **options: see ``QueryOptions``; ``crop`` has no meaning here.
 
         Raises:
-            QueryError: a granularity is missing, or a code has the wrong length.
+            QueryError: a granularity is missing, a code has the wrong length, or ``views`` are asked for.
         """
-        self._session.existing()
+        self.check_query(**options).without_image(options)
         return self.search(check_codes(self.schema, codes), **options).hits
 
     def like(self, id_or_path: PathLike, **options: Unpack[QueryOptions]) -> Hits:
@@ -407,7 +407,7 @@ class ImageIndex:
             NotIndexedError: it is not indexed.
             ImageError: its file cannot be read, which ``verify`` needs.
         """
-        query = self.check_query(**options).without_regions(options)
+        query = self.check_query(**options).without_image(options)
         row, codes = self._stored_codes(id_or_path)
         hits = self._searcher.search(codes, query, [row.id])[0]
         return verify_hits(hits, text_path(row.path)) if options.get("verify") else hits
@@ -431,7 +431,7 @@ class ImageIndex:
         with trace.timed("connect"):
             query = self.check_query(**options)
         if image is None:
-            query = query.without_regions(options)
+            query = query.without_image(options)
             with trace.timed("codes"):
                 row, codes = self._stored_codes(like or "")
             explained = self._searcher.explain(codes, query, [row.id], trace)
@@ -447,7 +447,7 @@ class ImageIndex:
         with trace.timed("load encoder"):
             encoder = self._session.encoder
         with trace.timed("decode"):
-            decoded = decode_query_image(encoder, image, QueryArea(options.get("crop"), query.regions))
+            decoded = decode_query_image(encoder, image, QueryArea(options.get("crop"), query.regions, query.views))
         with trace.timed("encode"):
             return encode_query_images(encoder, [decoded])
 
@@ -484,19 +484,21 @@ class ImageIndex:
             ImageError: it cannot be read, or has more than ``max_pixels``.
             QueryError: an option is out of range, or the crop does not lie inside the image.
         """
-        area = QueryArea(options.get("crop"), self.check_query(**options).regions)
+        query = self.check_query(**options)
+        area = QueryArea(options.get("crop"), query.regions, query.views)
         return decode_query_image(self._session.encoder, image, area, max_pixels)
 
     def encode(self, images: Sequence[QueryImage]) -> list[QueryCodes]:
         """Encode decoded query images in one batch.
 
         Returns:
-            What each image is searched with, for ``search``: granularity -> (1, bits) float32; for one with query
-            regions also ``regions`` -> (1, m, bits), see ``codes.QueryCodes``.
+            What each image is searched with, for ``search``: granularity -> (1, bits) float32, with views (1, views,
+            bits); for one with query regions also ``regions`` -> (1, m, bits), see ``codes.QueryCodes``.
         """
         codes: list[dict[str, Any]] = [{} for _ in images]
-        for regions in {image.regions for image in images}:
-            places = [place for place, image in enumerate(images) if image.regions == regions]
+        ways = [(image.regions, bool(image.views)) for image in images]
+        for way in set(ways):
+            places = [place for place, own in enumerate(ways) if own == way]
             batch = encode_query_images(self._session.encoder, [images[place] for place in places])
             names = [name for name in self.schema.code_bits if name in batch]
             for i, place in enumerate(places):

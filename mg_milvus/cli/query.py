@@ -305,6 +305,14 @@ def query(
             help="Look at the pixels of the first ten hits: the same image, edited, the same flat object, and where",
         ),
     ] = False,
+    views: Annotated[
+        bool | None,
+        typer.Option(
+            "--views/--no-views",
+            help="Search with the middle and the corners of the image, too: finds what is framed, on a page or in a "
+            "collage; default: with --profile instance",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per hit and line: mgm query cat.jpg --json | jq .path")
     ] = False,
@@ -355,6 +363,7 @@ def query(
         "crop": area,
         "regions": "contains" if contains else "overlap" if overlap else None,
         "verify": verify,
+        "views": views,
         "plan": plan,
     }
     settings = settings_from(uri, token, collection, device, encoder=encoder, max_pixels=max_pixels)

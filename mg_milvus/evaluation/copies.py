@@ -2,7 +2,8 @@
 
 Every image of a folder is in the database; edited versions of some, one edit at a time, are the queries. The
 rank of the original is the worst inside its tie, so a tie with another image counts as missed by recall@1. One
-image is relevant to a query, so ``map`` is the mean reciprocal rank. Labels are not looked at.
+image is relevant to a query, so ``map`` is the mean reciprocal rank. Labels are not looked at. As in a query, the
+edited image is searched with by its real codes, and by the profile ``instance`` with views.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from mg_milvus.codes import in_steps, weighted_hamming
 from mg_milvus.errors import ImageError
 from mg_milvus.evaluation.encoded import Setup, encode_labelled, heads_text, with_heads
 from mg_milvus.evaluation.labels import Labelled
-from mg_milvus.evaluation.scoring import FLOAT, FUSED, float_rankings, fused_keys, health_metrics, recipes_of
+from mg_milvus.evaluation.scoring import FLOAT, FUSED, float_rankings, health_metrics, recipes_of
 from mg_milvus.images.augment import AUGMENTATIONS, STRENGTHS
 from mg_milvus.images.decode import opening
 from mg_milvus.images.discover import discover, text_path
 from mg_milvus.records import Failure, Progress
+from mg_milvus.schema.models import FINE
+from mg_milvus.search.fusion import Fusion, fuse
+from mg_milvus.search.query_image import prepared_views
 
 if TYPE_CHECKING:
     import os
@@ -33,10 +37,13 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.encoder.base import Encoder, Features, Pixels
+    from mg_milvus.evaluation.scoring import Recipe
     from mg_milvus.images.discover import Found
     from mg_milvus.schema.models import Schema
 
     Version = tuple[str, str]
+    Inputs = tuple[Pixels, ...]
+    """Of the encoder: an edited version, and the views of it."""
     Ranks = dict[Version, dict[str, list[int]]]
 
 COPIES = 200
@@ -131,7 +138,7 @@ def evaluate_copies(
 
 def _versions(
     original: Found, encoder: Encoder, max_pixels: int | None
-) -> tuple[list[tuple[Version, Pixels]], list[Failure]]:
+) -> tuple[list[tuple[Version, Inputs]], list[Failure]]:
     """The edited versions of an image, ready for the encoder, and those that cannot be made."""
     try:
         with opening(text_path(original.path), max_pixels=max_pixels) as decoded:
@@ -140,20 +147,21 @@ def _versions(
         return [], [Failure(original.path, str(error))]
 
 
-def _edited(image: Image.Image, path: str, encoder: Encoder) -> tuple[list[tuple[Version, Pixels]], list[Failure]]:
-    made: list[tuple[Version, Pixels]] = []
+def _edited(image: Image.Image, path: str, encoder: Encoder) -> tuple[list[tuple[Version, Inputs]], list[Failure]]:
+    made: list[tuple[Version, Inputs]] = []
     failures: list[Failure] = []
     for name, edit in AUGMENTATIONS.items():
         for strength in STRENGTHS:
             try:
-                made.append(((name, strength), encoder.prepare(edit.apply(image, strength))))
+                edited = edit.apply(image, strength)
+                made.append(((name, strength), (encoder.prepare(edited), *prepared_views(encoder, edited))))
             except ImageError as error:
                 failures.append(Failure(path, f"{name}, {strength}: {error}"))
     return made, failures
 
 
 def _count(
-    versions: Sequence[tuple[int, Version, Pixels]],
+    versions: Sequence[tuple[int, Version, Inputs]],
     encoder: Encoder,
     database: _Database,
     ranks: Ranks,
@@ -161,21 +169,34 @@ def _count(
     """Add the rank of each version's original, in every ranking."""
     if not versions:
         return
-    features = encoder.features([pixels for *_, pixels in versions])
-    features = {name: features[name] for name in database.features}
+    inputs = [pixels for *_, own in versions for pixels in own]
+    features = encoder.features(inputs)
     asked = {name: in_steps(values) for name, values in encoder.real_codes(features).items()}
-    distances = {name: weighted_hamming(values, database.codes[name]) for name, values in asked.items()}
-    schema = database.schema
-    recipes = recipes_of(schema)
+    every = {name: weighted_hamming(values, database.codes[name]) for name, values in asked.items()}
+    every = {name: values.reshape(len(versions), -1, values.shape[1]) for name, values in every.items()}
+    whole = slice(None, None, len(versions[0][2]))
+    features = {name: features[name][whole] for name in database.features}
+    bits, recipes = database.schema.bits, recipes_of(database.schema)
     nothing = np.empty((0, 0), np.uint8)
     cosines = dict(float_rankings(features, database.features)(slice(None), nothing))
     for place, (row, version, _) in enumerate(versions):
-        own = {name: values[place] for name, values in distances.items()}
-        keys = fused_keys(own, schema.bits, list(recipes.values()))
-        rankings = own | {FUSED + name: ordered for name, ordered in zip(recipes, keys, strict=True)}
+        distances = {name: values[place, 0] for name, values in every.items()}
+        viewed = {
+            name: values[place].min(axis=0) if name == FINE else values[place, 0] for name, values in every.items()
+        }
+        rankings: dict[str, NDArray[Any]] = dict(distances)
+        for name, recipe in recipes.items():
+            rankings[FUSED + name] = _fused(viewed if name == "instance" else distances, bits, recipe)
         rankings |= {FLOAT + name: values[place] for name, values in cosines.items()}
         for name, values in rankings.items():
             ranks[version][name].append(_worst_rank(values, row))
+
+
+def _fused(distances: Mapping[str, NDArray[Any]], bits: Mapping[str, int], recipe: Recipe) -> NDArray[np.float64]:
+    """Minus the fused scores (n,), so that smaller is nearer."""
+    ids = [f"{row:09}" for row in range(len(next(iter(distances.values()))))]
+    method = Fusion(recipe.method, recipe.rrf_k)
+    return -np.round(fuse(ids, distances, bits=bits, weights=recipe.weights, fusion=method).scores, 12)
 
 
 def _worst_rank(distances: NDArray[Any], row: int) -> int:

@@ -50,6 +50,9 @@ COMPANION_ENDINGS = ("_encoder", "_regions", "_tuned", "_columns")
 REGIONS = "regions"
 """Name of the granularity of regions, in weights, distances and ranks."""
 
+FINE = "fine"
+"""Name of the granularity that tells one image from all others, and is searched with views of the query image."""
+
 MOST_REGIONS = 256
 """Most regions of one image."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast, get_ar
 
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import format_value
-from mg_milvus.schema.models import PROFILES, REGIONS, Schema, shared_scales
+from mg_milvus.schema.models import FINE, PROFILES, REGIONS, Schema, shared_scales
 from mg_milvus.store.filters import Filter, filter_text
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ class QueryOptions(TypedDict, total=False):
             the query image is searched for.
         verify: look at the pixels of the first ten hits: which of them is the same image, an edited one, or shows the
             flat object that the query image is, and where (``Hit.verified``). The order of the hits stays.
+        views: search with the middle and the corners of the query image, too, on the granularity ``fine``: the distance
+            is that of the nearest. So an image is found that is framed, on a page or in a collage. True by default for
+            the profile ``instance``; takes five times as long to encode.
         plan: ``full`` searches every granularity; ``cascade`` searches the one of the shortest codes deeply, and the
             others rank its candidates only; ``auto`` (the schema's default) chooses by the number of images.
     """
@@ -73,6 +76,7 @@ class QueryOptions(TypedDict, total=False):
     crop: tuple[int, int, int, int] | None
     regions: str | None
     verify: bool
+    views: bool | None
     plan: str | None
 
 
@@ -84,6 +88,7 @@ class Query:
         weights: positive weights only.
         where: the filter.
         regions: how the regions are searched; None when ``weights`` does not name them.
+        views: search ``fine`` with views of the query image, too.
         cascade_depth: candidates of a cascade's first search; the option ``depth``, where it is given.
         narrowed_depth: of these, the nearest that each granularity contributes to the fusion.
     """
@@ -95,6 +100,7 @@ class Query:
     depth: int
     where: str | None
     regions: Regions | None = None
+    views: bool = False
     plan: Plan = "full"
     cascade_depth: int = CASCADE_DEPTH
     narrowed_depth: int = 100
@@ -134,6 +140,7 @@ class Query:
             depth=depth,
             where=filter_text(options.get("filter")) or None,
             regions=regions,
+            views=_views(schema, options),
             plan=plan,
             cascade_depth=depth if options.get("depth") is not None else max(depth, CASCADE_DEPTH),
             narrowed_depth=default_depth,
@@ -157,6 +164,16 @@ class Query:
         if names_regions(options) or not weights:
             raise QueryError("regions are searched with the image itself; query with its path, or without regions")
         return replace(self, weights=weights, regions=None)
+
+    def without_image(self, options: QueryOptions) -> Query:
+        """As ``without_regions``; and views cannot be asked for.
+
+        Raises:
+            QueryError: the options name the regions, or nothing else, or views.
+        """
+        if options.get("views"):
+            raise QueryError("views are parts of the image itself; query with its path, or without views")
+        return self.without_regions(options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +207,8 @@ def check_together(terms: Sequence[QueryTerm], query: Query, options: QueryOptio
         raise QueryError("there is no image to look for: give at least one with a weight above 0")
     if options.get("verify"):
         raise QueryError("the hits of several images cannot be verified; query with one of them")
+    if options.get("views"):
+        raise QueryError("several images are searched with as they are; query with one of them, or without views")
     if options.get("crop") is not None:
         raise QueryError("a crop is of one image: cut it out, and give the cut as one of the query images")
     if query.fusion == "server":
@@ -215,8 +234,9 @@ def _check_types(options: QueryOptions) -> None:
     for name in ("granularity", "profile"):
         if not isinstance(options.get(name, ""), str | None):
             raise QueryError(f"{name} is {format_value(options.get(name))}, expected text")
-    if not isinstance(options.get("verify", False), bool):
-        raise QueryError(f"verify is {format_value(options.get('verify'))}, expected True or False")
+    for name in ("verify", "views"):
+        if not isinstance(options.get(name) or False, bool):
+            raise QueryError(f"{name} is {format_value(options.get(name))}, expected True or False")
     whole = isinstance(crop, list | tuple) and len(crop) == 4 and all(_is_whole(number) for number in crop)
     if crop is not None and not whole:
         raise QueryError(f"crop is {format_value(crop)}, expected four whole numbers: x, y, width and height in pixels")
@@ -270,6 +290,18 @@ def _searches_regions(schema: Schema, options: QueryOptions) -> bool:
         raise QueryError(_NO_REGIONS)
     weighted = any(options.get(name) is not None for name in ("weights", "profile", "granularity"))
     return regions is not None or (options.get("crop") is not None and schema.regions is not None and not weighted)
+
+
+def _views(schema: Schema, options: QueryOptions) -> bool:
+    """Whether to search with views; where nothing is said, with the profile ``instance``.
+
+    Raises:
+        QueryError: they are asked for, and the schema has no granularity that is searched with them.
+    """
+    given = options.get("views")
+    if given and FINE not in schema.bits:
+        raise QueryError(f"views are searched on {FINE}, this collection has {', '.join(schema.bits)}")
+    return options.get("profile") == "instance" if given is None else given
 
 
 def _profile_weights(schema: Schema, profile: str) -> dict[str, float]:

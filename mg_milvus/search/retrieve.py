@@ -96,12 +96,15 @@ def retrieve(store: Store, schema: Schema, request: SearchRequest) -> list[Candi
 def exact_distances(
     stored: Sequence[Mapping[str, bytes]], codes: QueryCodes, bits: Mapping[str, int], i: int = 0
 ) -> dict[str, NDArray[np.float32]]:
-    """Distances of query image ``i`` to n stored images: granularity -> (n,) float32 bits, see ``weighted_hamming``."""
+    """Distances of query image ``i`` to n stored images: granularity -> (n,) float32 bits, see ``weighted_hamming``.
+
+    Of an image with views it is the distance of the nearest of them.
+    """
     return {
         name: weighted_hamming(
-            codes[name][i : i + 1],
+            codes[name][i].reshape(-1, bits[name]),
             np.frombuffer(b"".join(own[name] for own in stored), np.uint8).reshape(len(stored), bits[name] // 8),
-        )[0]
+        ).min(axis=0)
         for name in bits
     }
 
@@ -174,15 +177,29 @@ class _Retrieval:
         rows: dict[str, Row] | None = {} if self._size * depth <= MAX_INLINE_ROWS else None
         for name in fields:
             with self._trace.timed(f"search {name}"):
-                results = self._store.nearest(
-                    name, pack(self._codes[name]), min(depth, MAX_DEPTH), self._query.where, known=rows
-                )
+                results = self._nearest(name, min(depth, MAX_DEPTH), rows)
             if results:
-                self._trace.results[name] = (min(depth, MAX_DEPTH), results[0].ids)
-            for own, neighbours in zip(retrieved, results, strict=True):
-                for key in neighbours.ids:
+                self._trace.results[name] = (min(depth, MAX_DEPTH), results[0])
+            for own, ids in zip(retrieved, results, strict=True):
+                for key in ids:
                     own.setdefault(key, []).append(name)
         return retrieved, rows or {}
+
+    def _nearest(self, name: str, depth: int, rows: dict[str, Row] | None) -> list[Sequence[str]]:
+        """For each query image the ids of the ``depth`` nearest, ties by id; of one with views, to any of them."""
+        codes = self._codes[name]
+        every = pack(codes.reshape(-1, codes.shape[-1]))
+        results = self._store.nearest(name, every, depth, self._query.where, known=rows)
+        if codes.ndim == 2:
+            return [neighbours.ids for neighbours in results]
+        nearest: list[Sequence[str]] = []
+        for start in range(0, len(results), codes.shape[1]):
+            distances: dict[str, int] = {}
+            for neighbours in results[start : start + codes.shape[1]]:
+                for key, distance in zip(neighbours.ids, neighbours.distances.tolist(), strict=True):
+                    distances[key] = min(distance, distances.get(key, distance))
+            nearest.append(sorted(distances, key=lambda key: (distances[key], key))[:depth])
+        return nearest
 
     def _narrow(
         self, i: int, ids: Sequence[str], matches: RegionMatches | None, rows: Mapping[str, Row]
@@ -197,7 +214,7 @@ class _Retrieval:
         if missing := [key for key in ids if key not in stored]:
             stored |= self._store.fetch_codes(missing, tuple(bits))
         # By plain Hamming distance, as the store searches.
-        plain = {name: signs(pack(self._codes[name][i : i + 1])) for name in bits}
+        plain = {name: signs(pack(self._codes[name][i].reshape(-1, bits[name])))[None] for name in bits}
         distances: dict[str, NDArray[Any]] = {**exact_distances(list(stored.values()), plain, bits)}
         if matches:
             distances[REGIONS] = matches.distances(list(stored))

@@ -21,7 +21,7 @@ from mg_milvus.store.base import HybridSearch
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mg_milvus.codes import QueryCodes
+    from mg_milvus.codes import QueryCodes, RealCodes
     from mg_milvus.schema.models import Schema
     from mg_milvus.search.query import Query
     from mg_milvus.store.base import Row, Store
@@ -172,7 +172,7 @@ class Searcher:
         with trace.timed("search"):
             k = min(query.k + len(request.exclude), MAX_DEPTH)
             search = HybridSearch(query.weights, k, query.depth, query.rrf_k, query.where)
-            results = self._store.hybrid({name: pack(codes[name]) for name in query.weights}, search)
+            results = self._store.hybrid({name: pack(_whole(codes[name])) for name in query.weights}, search)
         bits = self._schema.bits
         with trace.timed("fetch"):
             rows = self._store.fetch(list(dict.fromkeys(key for own in results for key, _ in own)), tuple(bits))
@@ -193,6 +193,11 @@ class Searcher:
             ]  # fmt: skip
             all_hits.append(Hits(hits, query.max_distances(self._schema)))
         return all_hits
+
+
+def _whole(codes: RealCodes) -> RealCodes:
+    """The codes (n, bits) of the whole images, without views."""
+    return codes if codes.ndim == 2 else codes[:, 0]
 
 
 def _row_fields(row: Row) -> dict[str, Any]:

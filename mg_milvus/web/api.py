@@ -129,7 +129,7 @@ async def query_indexed(
         source = await _in_thread(_decode_source, state, parameters.codes or "")
         return await _respond(state, source, parameters, started)
     row = await _in_thread(state.index.row, row_id)
-    if options.get("crop") is not None or names_regions(options):
+    if options.get("crop") is not None or options.get("views") or names_regions(options):
         codes: QueryCodes = (await _encode(state, text_path(row.path), options)).codes
     else:
         stored = await _in_thread(state.index.codes, row_id)

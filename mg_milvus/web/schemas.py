@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mg_milvus.duplicates.hits import VERIFIED
 from mg_milvus.errors import QueryError
+from mg_milvus.schema.models import FINE
 from mg_milvus.search.query import MAX_DEPTH
+from mg_milvus.search.query_image import VIEWS
 from mg_milvus.web.limits import check_filter
 
 if TYPE_CHECKING:
@@ -137,6 +139,10 @@ class QueryParameters(BaseModel):
         "Search with this crop: X,Y,W,H in pixels. In a query with regions, the regions search with the crop and the "
         "other granularities with the whole image; a schema with regions searches them only, unless weights are given."
     ))] = None  # fmt: skip
+    views: Annotated[bool | None, Field(description=(
+        "Search fine with the middle and the corners of the image, too, which finds what is framed or in a collage; by "
+        "default with the profile instance. Not with candidates."
+    ))] = None  # fmt: skip
     candidates: Annotated[bool, Field(description="Also return every candidate with its distances.")] = False
 
     def options(self) -> QueryOptions:
@@ -152,6 +158,7 @@ class QueryParameters(BaseModel):
             "profile": self.profile or None, "granularity": self.granularity or None, "fusion": self.fusion or None,
             "rrf_k": self.rrf_k, "depth": self.depth, "filter": self.filter or None, "regions": self.regions or None,
             "plan": self.plan or None, "crop": _parse_crop(self.crop) if self.crop else None,
+            "views": False if self.candidates else self.views,  # candidates are ranked again with any weights
         }  # fmt: skip
 
 
@@ -207,12 +214,14 @@ def _parse_weights(text: str) -> dict[str, float]:
 
 def encode_codes(codes: QueryCodes, fingerprint: str) -> str:
     """What one image is searched with as text for an address, with the fingerprint of the encoder that made it."""
-    packed = b"".join(value.astype(np.int8).tobytes() for value in codes.values())
+    whole = [values.reshape(1, -1, values.shape[-1])[:, 0] for values in codes.values()]
+    views = [values[:, 1:] for values in codes.values() if values.ndim == 3]
+    packed = b"".join(values.astype(np.int8).tobytes() for values in (*whole, *views))
     return f"{fingerprint}.{base64.urlsafe_b64encode(packed).decode().rstrip('=')}"
 
 
 def decode_codes(text: str, schema: Schema, fingerprint: str) -> QueryCodes:
-    """What ``encode_codes`` wrote: granularity -> (1, bits).
+    """What ``encode_codes`` wrote: granularity -> (1, bits), and of one with views (1, views, bits).
 
     Raises:
         QueryError: they are damaged, or another encoder's.
@@ -229,10 +238,14 @@ def decode_codes(text: str, schema: Schema, fingerprint: str) -> QueryCodes:
     except (binascii.Error, ValueError):
         data = np.empty(0, np.int8)
     ends = np.cumsum(list(schema.bits.values()))
-    if len(data) != ends[-1]:
+    views = len(VIEWS) * schema.bits.get(FINE, 0)
+    if len(data) not in (ends[-1], ends[-1] + views):
         raise QueryError(f"the codes hold {len(data)} bytes, expected {ends[-1]}: copy them whole")
-    parts = np.split(data.astype(np.float32), ends[:-1])
-    return {name: part[None] for name, part in zip(schema.bits, parts, strict=True)}
+    *parts, seen = np.split(data.astype(np.float32), ends)
+    codes = {name: part[None] for name, part in zip(schema.bits, parts, strict=True)}
+    if len(seen):
+        codes[FINE] = np.concatenate([codes[FINE], seen.reshape(len(VIEWS), -1)])[None]
+    return codes
 
 
 def row_fields(row: Row) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -110,6 +111,19 @@ def test_codes_ask_the_same_again_without_the_image(client: TestClient) -> None:
     again = client.get("/api/query", params={"codes": first["query"]["codes"], "candidates": True}).json()
     assert again["hits"] == first["hits"]
     assert again["candidates"] == first["candidates"]
+
+
+def test_views_are_asked_again_by_their_codes(client: TestClient, index: ImageIndex) -> None:
+    """56 bytes of codes are 448 bits, a byte each; five views of the 256 bits of fine stand behind them."""
+    first = client.post("/api/query?profile=instance&k=4", content=jpeg()).json()
+    assert len(base64.urlsafe_b64decode(first["query"]["codes"].partition(".")[2] + "==")) == 448 + 5 * 256
+    assert first["hits"] == [hit.as_dict() for hit in index.query(jpeg(), profile="instance", k=4)]
+    again = client.get("/api/query", params={"codes": first["query"]["codes"], "profile": "instance", "k": 4}).json()
+    assert again["hits"] == first["hits"]
+    plain = client.post("/api/query?profile=instance&k=4&views=false", content=jpeg()).json()
+    assert plain["hits"] == [hit.as_dict() for hit in index.query(jpeg(), profile="instance", k=4, views=False)]
+    ranked_again = client.post("/api/query?profile=instance&k=4&candidates=true", content=jpeg()).json()
+    assert ranked_again["hits"] == plain["hits"]
 
 
 def test_a_part_is_asked_for_as_by_the_library(client: TestClient, index: ImageIndex, folder: Path) -> None:
