@@ -8,9 +8,10 @@ import sys
 def main() -> None:
     """Run the command line; ends the process with the exit code of the command."""
     from mg_milvus.cli.app import run
-    from mg_milvus.store.lite_workarounds import skip_scipy
+    from mg_milvus.store.lite_workarounds import skip_pandas, skip_scipy
 
     skip_scipy()
+    skip_pandas()
 
     sys.exit(run())
 

@@ -1,4 +1,4 @@
-"""Milvus filters for the in-memory store: the tree of a filter, computed row by row.
+"""Milvus filters for the in-memory store: the tree of a filter as a function of a row.
 
 Conditions are true, false or, beside a missing value, unknown, as in SQL; a row is found where the whole is true.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.store.filter_language import FilterColumn, characters, members, parse, render, value_of
@@ -35,47 +36,75 @@ def compile_filter(where: str | None, columns: Mapping[str, FilterColumn | str])
     full = {name: FilterColumn(kind, "sparse") if isinstance(kind, str) else kind for name, kind in columns.items()}
     if not where or not render(where, full, lite=False):
         return lambda _: True
-    tree = parse(where)
-    return lambda row: _condition(tree, where, row) is True
+    holds = _condition(parse(where), where)
+    return lambda row: holds(row) is True
 
 
-def _condition(node: Any, where: str, row: Mapping[str, Any]) -> bool | None:
+def _condition(node: Any, where: str) -> Callable[[Mapping[str, Any]], bool | None]:
+    """What a node says of a row: true, false or unknown. Literals are read once, not with every row."""
     match node.data:
         case "or_" | "and_":
-            parts = {_condition(child, where, row) for child in node.children}
-            decisive = node.data == "or_"
-            return decisive if decisive in parts else None if None in parts else not decisive
+            return _joined([_condition(child, where) for child in node.children], decisive=node.data == "or_")
         case "negation":
-            part = _condition(node.children[0], where, row)
-            return None if part is None else not part
+            inner = _condition(node.children[0], where)
+            return lambda row: None if (part := inner(row)) is None else not part
         case "null":
-            return (row[str(node.children[0])] is None) == (node.children[1] is None)
+            name, missing = str(node.children[0]), node.children[1] is None
+            return lambda row: (row[name] is None) == missing
         case "compare":
-            values, signs = node.children[::2], node.children[1::2]
-            compared = {_compared(pair, str(sign), where, row) for *pair, sign in zip(values, values[1:], signs)}  # noqa: B905
-            return False if False in compared else None if None in compared else True
-    value = row[str(node.children[0])]
-    negated = node.children[1] is not None
+            values, signs = [_operand(child, where) for child in node.children[::2]], map(str, node.children[1::2])
+            pairs = [_compared(left, right, sign) for left, right, sign in zip(values, values[1:], signs)]  # noqa: B905
+            return _joined(pairs, decisive=False)
+    name, negated = str(node.children[0]), node.children[1] is not None
     if node.data == "like":
-        return None if value is None else bool(_like(characters(node.children[2], where, "\\\"'%_"))(value)) != negated
+        is_like = _like(characters(node.children[2], where, "\\\"'%_"))
+        return lambda row: None if (value := row[name]) is None else is_like(value) != negated
     wanted = [value_of(token, where) for token in members(node.children[2])]
-    found = (True if "" in wanted else None) if value is None else value in wanted
-    return None if found is None else found != negated
+    beside_missing = True if "" in wanted else None
+
+    def is_member(row: Mapping[str, Any]) -> bool | None:
+        found = beside_missing if (value := row[name]) is None else value in wanted
+        return None if found is None else found != negated
+
+    return is_member
 
 
-def _compared(pair: list[Any], sign: str, where: str, row: Mapping[str, Any]) -> bool | None:
-    left, right = (_operand(node, where, row) for node in pair)
-    if "" in (left, right) and sign in {"==", "!="}:  # a text without characters is missing
-        return (left in (None, "") and right in (None, "")) == (sign == "==")
-    return None if left is None or right is None else _SIGNS[sign](left, right)
+def _joined(parts: list[Callable[[Mapping[str, Any]], bool | None]], *, decisive: bool) -> Any:
+    """``or`` where true is decisive, ``and`` where false is; every part is computed, as errors of any count."""
+
+    def joined(row: Mapping[str, Any]) -> bool | None:
+        results = [part(row) for part in parts]
+        return decisive if decisive in results else None if None in results else not decisive
+
+    return joined
 
 
-def _operand(node: Any, where: str, row: Mapping[str, Any]) -> Any:
+def _compared(left: Any, right: Any, sign: str) -> Callable[[Mapping[str, Any]], bool | None]:
+    compare, equality = _SIGNS[sign], sign in {"==", "!="}
+
+    def compared(row: Mapping[str, Any]) -> bool | None:
+        one, other = left(row), right(row)
+        if equality and "" in (one, other):  # a text without characters is missing
+            return (one in (None, "") and other in (None, "")) == (sign == "==")
+        return None if one is None or other is None else compare(one, other)
+
+    return compared
+
+
+def _operand(node: Any, where: str) -> Callable[[Mapping[str, Any]], Any]:
     if getattr(node, "data", None) == "arithmetic":
         left, sign, right = node.children
-        values = _operand(left, where, row), _operand(right, where, row)
-        return None if None in values else _SIGNS[str(sign)](*values)
-    return row[str(node)] if getattr(node, "type", None) == "NAME" else value_of(node, where)
+        one, other, compute = _operand(left, where), _operand(right, where), _SIGNS[str(sign)]
+
+        def computed(row: Mapping[str, Any]) -> Any:
+            values = one(row), other(row)
+            return None if None in values else compute(*values)
+
+        return computed
+    if getattr(node, "type", None) == "NAME":
+        return itemgetter(str(node))
+    value = value_of(node, where)
+    return lambda _: value
 
 
 def _like(pattern: list[tuple[str, bool]]) -> Callable[[str], bool]:

@@ -247,6 +247,8 @@ class MemoryStore:
 
     def _matching(self, layout: Layout, where: str | None) -> list[Record]:
         """The records that match, sorted by id. Writers replace the dictionary, so readers need no lock."""
+        if not where:
+            return [record for _, record in sorted(self._records.items())]
         matches = compile_filter(where, Layout(layout.schema, self._added).filterable)
         found = []
         for _, record in sorted(self._records.items()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -263,11 +264,12 @@ def _tls_options(
     """Declare the TLS options for ``tls_parameters``."""
 
 
-def tls_parameters() -> list[Any]:
-    """Return the TLS options as parameters of a command."""
+@cache
+def tls_parameters() -> tuple[Any, ...]:
+    """Return the TLS options as parameters, which all commands share."""
     declaring = typer.Typer(add_completion=False)
     declaring.command()(_tls_options)
-    return [parameter for parameter in typer.main.get_command(declaring).params if parameter.name != "help"]
+    return tuple(parameter for parameter in typer.main.get_command(declaring).params if parameter.name != "help")
 
 
 @contextmanager

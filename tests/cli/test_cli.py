@@ -1,4 +1,4 @@
-"""The command line as a user meets it: the installed command, in a process of its own."""
+"""The command line as a user meets it: the command in a process of its own, and where that matters, started anew."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 
@@ -18,9 +17,9 @@ import pytest
 from PIL import Image
 
 from mg_milvus import __version__
+from tests.forked import MGM, program
 from tests.waiting import PATIENCE
 
-MGM = Path(sysconfig.get_path("scripts")) / "mgm"
 ENVIRONMENT = {
     key: value for key, value in os.environ.items() if not key.startswith(("MGM_", "COLUMNS")) or key == "MGM_RUNTIME"
 }
@@ -30,7 +29,12 @@ def mgm(
     *arguments: str | Path, cwd: Path, stdin: bytes = b"", **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [MGM, *arguments], cwd=cwd, input=stdin, env=ENVIRONMENT | environment, capture_output=True, timeout=PATIENCE
+        [program(), *arguments],
+        cwd=cwd,
+        input=stdin,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        timeout=PATIENCE,
     )
 
 
@@ -50,7 +54,7 @@ def on_a_terminal(*arguments: str | Path, cwd: Path, answer: bytes = b"", until:
     leader, follower = pty.openpty()
     environment = ENVIRONMENT | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "30"}
     process = subprocess.Popen(
-        [MGM, *arguments], cwd=cwd, env=environment, stdin=follower, stdout=follower, stderr=follower
+        [program(), *arguments], cwd=cwd, env=environment, stdin=follower, stdout=follower, stderr=follower
     )
     os.close(follower)
     seen = b""
@@ -336,8 +340,8 @@ def test_completion_can_be_shown(tmp_path):
 
 def test_version(tmp_path):
     expected = f"mg-milvus {__version__}\n".encode()
-    assert mgm("version", cwd=tmp_path).stdout == expected
-    assert mgm("--version", cwd=tmp_path).stdout == expected
+    for started in ([MGM, "version"], [MGM, "--version"]):
+        assert subprocess.run(started, capture_output=True, cwd=tmp_path).stdout == expected
     module = subprocess.run([sys.executable, "-m", "mg_milvus", "version"], capture_output=True, cwd=tmp_path)
     assert module.stdout == expected
 

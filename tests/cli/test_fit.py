@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sysconfig
 from pathlib import Path
 
 from tests.conftest import make_photos
+from tests.forked import program
 from tests.waiting import PATIENCE
-
-MGM = Path(sysconfig.get_path("scripts")) / "mgm"
 
 
 def mgm(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [MGM, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE
+        [program(), *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from mg_milvus.cli.app import app
 from mg_milvus.cli.console import ProgressView
 from mg_milvus.cli.log import log_error, log_info
 from mg_milvus.records import Failure, Progress
-from tests.cli.test_cli import mgm
+from tests.cli.test_cli import ENVIRONMENT
+from tests.forked import MGM
 from tests.images import save_image
 
 
@@ -155,7 +157,10 @@ def test_a_bug_is_an_event_too(tmp_path: Path) -> None:
     from os import environ, pathsep
 
     path = pathsep.join(filter(None, [str(tmp_path), environ.get("PYTHONPATH", "")]))
-    done = mgm("info", "--log-json", cwd=tmp_path, PYTHONPATH=path, MGM_DEBUG="1")
-    told = events(done.stderr.decode())
+    done = subprocess.run(  # started: Python reads the path at its start
+        [MGM, "info", "--log-json"], cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": path, "MGM_DEBUG": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    told = events(done.stderr)
     assert (done.returncode, [event["event"] for event in told]) == (1, ["started", "error"])
     assert (told[1]["error"], "ZeroDivisionError: oh" in told[1]["traceback"]) == ("ZeroDivisionError", True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +16,7 @@ from mg_milvus.schema.models import Schema
 from mg_milvus.schema.yaml import commented_yaml
 from mg_milvus.store.base import Description
 from mg_milvus.store.milvus import open_store
+from tests.forked import program
 from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def mgm(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("MGM_") or name == "MGM_RUNTIME"
     }
-    command = [sys.executable, "-m", "mg_milvus", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
+    return subprocess.run([program(), *arguments], capture_output=True, text=True, env=environment, timeout=PATIENCE)
 
 
 def test_presets_are_listed_with_their_purpose() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,15 @@ from PIL import ImageEnhance
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
 from tests.conftest import KINDS, kind_of_image, make_photos
+from tests.forked import program
 from tests.waiting import PATIENCE
 
-MGM = Path(sysconfig.get_path("scripts")) / "mgm"
 SMALL = "# mine\ncollection: copies\ngranularities: [{name: coarse, bits: 8}, {name: fine, bits: 256}]\n"
 
 
 def mgm(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [MGM, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE
+        [program(), *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE
     )
 
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import sysconfig
 from pathlib import Path
 
+from tests.forked import MGM, program
 from tests.images import save_image
 from tests.waiting import PATIENCE
 
-MGM = Path(sysconfig.get_path("scripts")) / "mgm"
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("MGM_")}
 
 
 def shell(
     words: list[str | Path], cwd: Path, redirection: str = "", environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run ``mgm`` by a shell, with a redirection as one writes it there, such as ``>&-``."""
-    line = f"exec {shlex.join(map(str, [MGM, *words]))} {redirection}"
+    """Run ``mgm`` by a shell, with a redirection as one writes it there, such as ``>&-``.
+
+    It is started where Python finds something unusual at its start: with a redirection, or an environment.
+    """
+    mgm = program() if (redirection, environment) == ("", None) else MGM
+    line = f"exec {shlex.join(map(str, [mgm, *words]))} {redirection}"
     environment = PLAIN if environment is None else environment
     return subprocess.run(
         ["/bin/sh", "-c", line], cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True,

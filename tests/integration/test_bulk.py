@@ -23,8 +23,9 @@ from mg_milvus.index import ImageIndex
 from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.milvus import open_store
-from tests.cli.test_cli import ENVIRONMENT, MGM
+from tests.cli.test_cli import ENVIRONMENT
 from tests.conftest import kind_of_image, make_photos
+from tests.forked import MGM
 from tests.in_process import mgm
 from tests.servers import lite_server
 from tests.waiting import wait_until

@@ -131,11 +131,15 @@ def test_another_file_of_weights_is_refused(tmp_path: Path, monkeypatch: pytest.
     shutil.copy(weights_file(name), file)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(imagenet.PACKAGES, name, replace(PACKAGES[name], module="other_weights"))
-    assert len(exact_imagenet_weights(name)) == 245
+    assert len(exact_imagenet_weights(name)) == len(imagenet_weights(name)) == 245
+    assert not any(values.flags.writeable for values in imagenet_weights(name).values())
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    with pytest.raises(WeightsNotFoundError, match=rf"SHA-256 {digest}, expected 5793.*--force-reinstall efficientnet"):
-        exact_imagenet_weights(name)
+    for load in (exact_imagenet_weights, imagenet_weights):
+        with pytest.raises(
+            WeightsNotFoundError, match=rf"SHA-256 {digest}, expected 5793.*--force-reinstall efficient"
+        ):
+            load(name)
 
 
 def test_without_the_package_one_sentence_names_it_and_indexes_still_answer(

@@ -235,6 +235,12 @@ def test_held_out_metrics_by_hand() -> None:
 # Whole trainings
 
 
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """30 images in three folders: no whole training here needs more."""
+    return make_photos(tmp_path / "photos", 10)
+
+
 def test_training_learns_and_the_file_is_an_encoder(tmp_path: Path) -> None:
     photos = coloured(tmp_path / "photos")
     told: list[Mapping[str, float]] = []
@@ -254,10 +260,10 @@ def test_training_learns_and_the_file_is_an_encoder(tmp_path: Path) -> None:
     assert figures["map_mid"] > 0.9, "chance is 0.33"
 
 
-def test_learned_codes_are_those_of_the_network(photos: Path, tmp_path: Path) -> None:
+def test_learned_codes_are_those_of_the_network(few: Path, tmp_path: Path) -> None:
     """The file's linear head must give the signs that the network's normalised hash layer gives."""
     out = tmp_path / "e.safetensors"
-    train(photos, out, small(), device="cpu")
+    train(few, out, small(), device="cpu")
     best = {k[5:]: v for k, v in trainer_module.load_checkpoint(out.with_name("e.checkpoint.safetensors"))[0].items()
             if k.startswith("best.")}  # fmt: skip
     encoder = load_encoder(out)
@@ -268,8 +274,8 @@ def test_learned_codes_are_those_of_the_network(photos: Path, tmp_path: Path) ->
     assert np.unpackbits(found ^ expected).mean() < 0.005, "but for the rounding to half precision"
 
 
-def test_learned_heads_stay_what_they_are(photos: Path, tmp_path: Path) -> None:
-    train(photos, tmp_path / "e.safetensors", small(phases=[{"epochs": 1, "sides": [16]}]), device="cpu")
+def test_learned_heads_stay_what_they_are(few: Path, tmp_path: Path) -> None:
+    train(few, tmp_path / "e.safetensors", small(phases=[{"epochs": 1, "sides": [16]}]), device="cpu")
     encoder = load_encoder(tmp_path / "e.safetensors")
     sample = {"mid": np.random.default_rng(0).random((60, 512), np.float32)}
     assert encoder.adapted(sample, {"mid": 16}).fingerprint == encoder.fingerprint
@@ -277,10 +283,10 @@ def test_learned_heads_stay_what_they_are(photos: Path, tmp_path: Path) -> None:
         encoder.adapted(sample, {"mid": 32})
 
 
-def test_without_labels_clusters_teach(photos: Path, tmp_path: Path) -> None:
+def test_without_labels_clusters_teach(few: Path, tmp_path: Path) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
-    for number, image in enumerate(sorted(photos.rglob("*.jpg"))):
+    for number, image in enumerate(sorted(few.rglob("*.jpg"))):
         image.rename(flat / f"{number}.jpg")
     settings = small(bits={"coarse": 8, "mid": 16, "fine": 32}, phases=[{"epochs": 1, "sides": [16]}])
     report = train(flat, tmp_path / "e.safetensors", settings, device="cpu")
@@ -289,35 +295,35 @@ def test_without_labels_clusters_teach(photos: Path, tmp_path: Path) -> None:
     assert dict(load_encoder(tmp_path / "e.safetensors").bits) == {"coarse": 8, "mid": 16, "fine": 32}
 
 
-def test_several_labels_and_every_loss(photos: Path, tmp_path: Path) -> None:
+def test_several_labels_and_every_loss(few: Path, tmp_path: Path) -> None:
     lines = ["path,label"]
-    for number, image in enumerate(sorted(photos.rglob("*.jpg"))):
-        lines.append(f"{image.relative_to(photos)},{image.parent.name}{'|odd' if number % 2 else ''}")
+    for number, image in enumerate(sorted(few.rglob("*.jpg"))):
+        lines.append(f"{image.relative_to(few)},{image.parent.name}{'|odd' if number % 2 else ''}")
     (tmp_path / "labels.csv").write_text("\n".join(lines))
     for loss in ("orthohash", "csq", "dsh", "hashnet", "greedyhash"):
         settings = small(supervised=loss, phases=[{"epochs": 1, "sides": [16]}])
-        report = train(photos, tmp_path / f"{loss}.safetensors", settings, labels=tmp_path / "labels.csv", device="cpu")
+        report = train(few, tmp_path / f"{loss}.safetensors", settings, labels=tmp_path / "labels.csv", device="cpu")
         assert report.labels["classes"] == 4
         assert math.isfinite(report.history[0]["mid"])
 
 
-def test_adaptive_encoders_keep_no_learned_heads(photos: Path, tmp_path: Path) -> None:
+def test_adaptive_encoders_keep_no_learned_heads(few: Path, tmp_path: Path) -> None:
     weights = {"coarse": 0, "mid": 0, "fine": 1, "softmax": 1}
     bits = {"coarse": 16, "mid": 16, "fine": 32}
     settings = small(heads="adaptive", weights=weights, bits=bits, phases=[{"epochs": 1, "sides": [16]}])
-    report = train(photos, tmp_path / "e.safetensors", settings, device="cpu")
+    report = train(few, tmp_path / "e.safetensors", settings, device="cpu")
     assert {"softmax", "fine"} <= set(report.history[0])
     assert "mid" not in report.history[0]
     encoder = load_encoder(tmp_path / "e.safetensors")
     assert encoder.with_bits({"mid": 64}).bits == {"mid": 64}, "which only heads that adapt can"
 
 
-def test_blending_keeps_a_share_of_the_first_weights(photos: Path, tmp_path: Path) -> None:
+def test_blending_keeps_a_share_of_the_first_weights(few: Path, tmp_path: Path) -> None:
     first = tmp_path / "first.safetensors"
     settings = small(heads="adaptive", weights={"mid": 0, "softmax": 1}, phases=[{"epochs": 1, "sides": [16]}])
-    train(photos, first, settings, device="cpu")
+    train(few, first, settings, device="cpu")
     out = tmp_path / "e.safetensors"
-    train(photos, out, settings.changed({"init": str(first), "blend": 0.25}), device="cpu")
+    train(few, out, settings.changed({"init": str(first), "blend": 0.25}), device="cpu")
     before, after = load_file(first), load_file(out)
     best = load_file(tmp_path / "e.checkpoint.safetensors")
     name = "stage2.conv.weight"
@@ -327,69 +333,69 @@ def test_blending_keeps_a_share_of_the_first_weights(photos: Path, tmp_path: Pat
         small(blend=0.5)
 
 
-def test_frozen_parts_do_not_move(photos: Path, tmp_path: Path) -> None:
+def test_frozen_parts_do_not_move(few: Path, tmp_path: Path) -> None:
     settings = small(freeze=("stem", "stage1"), phases=[{"epochs": 1, "sides": [16]}])
-    train(photos, tmp_path / "e.safetensors", settings, device="cpu")
+    train(few, tmp_path / "e.safetensors", settings, device="cpu")
     tensors, _ = trainer_module.load_checkpoint(tmp_path / "e.checkpoint.safetensors")
     moved = {k for k in tensors if k.startswith("network.backbone.") and not torch.equal(
         tensors[k], tensors[k.replace("network.", "average.")])}  # fmt: skip
     assert any(".stage2." in name for name in moved)
     assert not any(".stem." in name or ".stage1." in name for name in moved)
     with pytest.raises(TrainingError, match=r"freeze 'head' names no module.*stem, stage1"):
-        train(photos, tmp_path / "f.safetensors", small(freeze=("head",)), device="cpu")
+        train(few, tmp_path / "f.safetensors", small(freeze=("head",)), device="cpu")
 
 
-def test_a_resumed_training_gives_the_same_encoder(photos: Path, tmp_path: Path) -> None:
+def test_a_resumed_training_gives_the_same_encoder(few: Path, tmp_path: Path) -> None:
     settings = small(
         phases=[{"epochs": 3, "sides": [16, 24]}], augmentation={}, supervised="hashnet",
-        bits={"mid": 16, "fine": 16},
+        bits={"mid": 16, "fine": 16}, optimisation={"batch": 8, "rate": 0.05},
     )  # fmt: skip
-    whole = train(photos, tmp_path / "whole.safetensors", settings, device="cpu")
+    whole = train(few, tmp_path / "whole.safetensors", settings, device="cpu")
 
     class Killed(Exception):
         pass
 
     def kill(report: trainer_module.StepReport) -> None:
-        if report.epoch == 2 and report.done == 32:
+        if report.epoch == 2 and report.done == 16:  # of 24
             raise Killed
 
     out = tmp_path / "halves.safetensors"
     with pytest.raises(TrainingError, match=r"no checkpoint .*halves.checkpoint.safetensors to go on from"):
-        train(photos, out, settings, resume=True, device="cpu")
+        train(few, out, settings, resume=True, device="cpu")
     with pytest.raises(Killed):
-        train(photos, out, settings, device="cpu", on_step=kill)
+        train(few, out, settings, device="cpu", on_step=kill)
     with pytest.raises(TrainingError, match=r"unfinished training, 1 of 3 epochs: go on with --resume"):
-        train(photos, out, settings, device="cpu")
+        train(few, out, settings, device="cpu")
     told: list[Mapping[str, float]] = []
-    resumed = train(photos, out, settings, resume=True, device="cpu", on_epoch=told.append)
+    resumed = train(few, out, settings, resume=True, device="cpu", on_epoch=told.append)
     assert [record["epoch"] for record in told] == [2, 3], "at most the broken epoch is done again"
     assert resumed.fingerprint == whole.fingerprint
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     with pytest.raises(TrainingError, match="made with another configuration"):
-        train(photos, out, settings.changed({"seed": 5}), resume=True, device="cpu")
-    next((photos / "disc").iterdir()).unlink()
+        train(few, out, settings.changed({"seed": 5}), resume=True, device="cpu")
+    next((few / "disc").iterdir()).unlink()
     with pytest.raises(TrainingError, match="made with another images"):
-        train(photos, out, settings, resume=True, device="cpu")
+        train(few, out, settings, resume=True, device="cpu")
 
 
-def test_early_stop_looks_at_the_held_out_part(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stop_looks_at_the_held_out_part(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([0.5, 0.7, 0.6, 0.69, 0.9])
     monkeypatch.setattr(trainer_module, "held_out_metrics", lambda *_: {"held_out": next(figures)})
     settings = small(patience=2, phases=[{"epochs": 5, "sides": [16]}])
-    report = train(photos, tmp_path / "e.safetensors", settings, device="cpu")
+    report = train(few, tmp_path / "e.safetensors", settings, device="cpu")
     assert (report.epochs, report.best_epoch) == (4, 2)
 
 
 def test_of_epochs_that_are_as_good_the_last_is_kept(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer_module, "held_out_metrics", lambda *_: {"held_out": 0.0})
     settings = small(patience=1, phases=[{"epochs": 3, "sides": [16]}])
-    report = train(photos, tmp_path / "e.safetensors", settings, device="cpu")
+    report = train(few, tmp_path / "e.safetensors", settings, device="cpu")
     assert (report.epochs, report.best_epoch) == (3, 3)
 
 
-def test_a_batch_that_does_not_fit_is_divided(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_is_divided(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     forward = HashingNetwork.forward
 
@@ -401,12 +407,12 @@ def test_a_batch_that_does_not_fit_is_divided(photos: Path, tmp_path: Path, monk
         return forward(self, x)
 
     monkeypatch.setattr(HashingNetwork, "forward", narrow)
-    train(photos, tmp_path / "e.safetensors", small(phases=[{"epochs": 1, "sides": [16]}]), device="cpu")
+    train(few, tmp_path / "e.safetensors", small(phases=[{"epochs": 1, "sides": [16]}]), device="cpu")
     assert sizes[:3] == [16, 8, 4]
     assert set(sizes[3:]) == {4}
     monkeypatch.setattr(HashingNetwork, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(TrainingError, match="even two images at a time"):
-        train(photos, tmp_path / "f.safetensors", small(), device="cpu")
+        train(few, tmp_path / "f.safetensors", small(), device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -425,34 +431,34 @@ def test_configurations_that_are_wrong(settings: dict[str, Any], said: str) -> N
         small(**settings)
 
 
-def test_images_that_cannot_be_trained_on(photos: Path, tmp_path: Path) -> None:
+def test_images_that_cannot_be_trained_on(few: Path, tmp_path: Path) -> None:
     out = tmp_path / "e.safetensors"
     for kind in ("stripes", "blocks"):
-        for file in (photos / kind).iterdir():
+        for file in (few / kind).iterdir():
             file.unlink()
     with pytest.raises(LabelError, match=r"all images of .* have the label 'disc'"):
-        train(photos, out, small(), device="cpu")
-    for file in sorted((photos / "disc").iterdir())[3:]:
+        train(few, out, small(), device="cpu")
+    for file in sorted((few / "disc").iterdir())[3:]:
         file.unlink()
     with pytest.raises(TrainingError, match="3 readable images, expected at least 20"):
-        train(photos, out, small(), device="cpu")
+        train(few, out, small(), device="cpu")
     assert not out.exists()
     with pytest.raises(TrainingError, match=r"the folder .*nowhere for the encoder file does not exist"):
-        train(photos, tmp_path / "nowhere" / "e.safetensors", small(), device="cpu")
+        train(few, tmp_path / "nowhere" / "e.safetensors", small(), device="cpu")
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "e.safetensors"
     settings = small(phases=[{"epochs": 1, "sides": [16]}])
-    train(photos, out, settings, device="cpu")
+    train(few, out, settings, device="cpu")
     before = {file.name: file.read_bytes() for file in tmp_path.glob("e.*")}
     monkeypatch.setattr(
         "mg_milvus.training.trainer.write_whole", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
     with pytest.raises(TrainingError, match=r"e.safetensors \(.* MB\) cannot be written: No space left"):
-        train(photos, out, settings, device="cpu")
+        train(few, out, settings, device="cpu")
     assert {file.name: file.read_bytes() for file in tmp_path.glob("e.*")} == before
 
 
@@ -500,11 +506,11 @@ def test_the_command_survives_sigkill(tmp_path: Path) -> None:
     assert (tmp_path / "e.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
-def test_the_trained_encoder_serves_an_index(photos: Path, tmp_path: Path) -> None:
+def test_the_trained_encoder_serves_an_index(few: Path, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(CONFIG)
     out = tmp_path / "mine.safetensors"
     trained = mgm(
-        "train", photos, "--out", out, "--config", tmp_path / "t.yaml", "--epochs", 1, "--loss", "csq",
+        "train", few, "--out", out, "--config", tmp_path / "t.yaml", "--epochs", 1, "--loss", "csq",
         "--tensorboard", tmp_path / "curves", "--report", tmp_path / "report",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
@@ -514,7 +520,7 @@ def test_the_trained_encoder_serves_an_index(photos: Path, tmp_path: Path) -> No
     assert list((tmp_path / "curves").iterdir())
     assert f"wrote {tmp_path / 'report' / 'index.html'}" in trained.stderr
     assert "How mine.safetensors was trained" in (tmp_path / "report" / "index.html").read_text()
-    wrong = mgm("train", photos, "--out", out, "--config", tmp_path / "none.yaml")
+    wrong = mgm("train", few, "--out", out, "--config", tmp_path / "none.yaml")
     assert wrong.returncode == 1
     assert "cannot be read" in wrong.stderr
     assert wrong.stderr.count("\n") == 1

@@ -237,3 +237,47 @@ def test_scipy_is_skipped_for_a_known_pymilvus_only(
     monkeypatch.setattr(sys, "modules", {name: module for name, module in sys.modules.items() if name != "scipy"})
     lite_workarounds.skip_scipy()
     assert ("scipy" in sys.modules) is skipped
+
+
+LOADED = """
+import sys
+from mg_milvus.store.lite_workarounds import skip_pandas
+
+finders = list(sys.meta_path)
+skip_pandas()
+import pymilvus
+from pymilvus.client import global_topology
+from pymilvus.orm import schema, types
+
+assert sys.meta_path == finders
+assert not {"pandas", "requests", "pyarrow"} & sys.modules.keys()
+assert schema.is_valid_insert_data([]) and not schema.is_valid_insert_data(())
+assert [schema.is_scalar(value) for value in ("a", 1, 0.5, True)] == [True] * 4
+assert "pandas" not in sys.modules
+
+assert [schema.is_scalar(value) for value in (None, b"a", [1], {})] == [True, True, False, False]
+assert schema.is_list_like((1, 2)) and not schema.is_list_like("a")
+import pandas, pandas.api.types, requests
+
+frame = pandas.DataFrame({"a": [1]})
+assert schema.is_valid_insert_data(frame) and schema.check_is_row_based(frame) is False
+for value in ([1.5], 1.5, "a", frame["a"]):
+    for name in ("is_array_like", "is_float", "is_list_like", "is_scalar"):
+        assert getattr(types, name)(value) == getattr(pandas.api.types, name)(value), (name, value)
+assert types.infer_dtype([1, 2.5]) == "mixed-integer-float"
+assert global_topology.requests.exceptions.RequestException is requests.exceptions.RequestException
+"""
+
+
+def test_pymilvus_is_imported_without_pandas_and_gets_the_real_one_when_it_needs_it() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_another_pymilvus_gets_pandas(pretend: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend("pymilvus", "3.1.0")
+    absent = {name: each for name, each in sys.modules.items() if name not in ("pymilvus", "pandas", "requests")}
+    monkeypatch.setattr(sys, "modules", absent)
+    finders = list(sys.meta_path)
+    lite_workarounds.skip_pandas()
+    assert sys.meta_path == finders

@@ -328,7 +328,7 @@ def test_a_restart(server: RealMilvus) -> None:
 
 
 def test_kill_9_in_the_middle_of_an_ingest(server: RealMilvus, schema: Path, tmp_path: Path) -> None:
-    photos = make_photos(tmp_path / "photos", per_kind=120)
+    photos = make_photos(tmp_path / "photos", per_kind=40)
     files = sorted(str(path) for path in photos.rglob("*.jpg"))
     name = next(_names)
     command = [MGM, "ingest", photos, "--schema", schema, "--uri", server.uri, "--collection", name]
