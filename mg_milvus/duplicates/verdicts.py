@@ -11,7 +11,8 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import quote
 
-from mg_milvus.duplicates.verify import Verdict, look, read_detail, verdict
+from mg_milvus.duplicates.looks import look, read_detail
+from mg_milvus.duplicates.verify import Verdict, verdict
 from mg_milvus.errors import ImageError
 from mg_milvus.files import cache_folder, make_folder
 from mg_milvus.images.discover import text_path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from mg_milvus.duplicates.verify import Array, Look
+    from mg_milvus.duplicates.looks import Detail, Look
     from mg_milvus.store.base import Row
 
     Pair = tuple[Row, Row]
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-VERSION = 3
-"""Of the rules in ``verify``: verdicts of another version are forgotten."""
+VERSION = 4
+"""Of the rules in ``looks`` and ``verify``: verdicts of another version are forgotten."""
 _MOST_KEPT = 2_000_000
 """Verdicts on disk, some 50 bytes each; when there are more, all are forgotten."""
-_LOOKS, _DETAILS = 2048, 96
-"""Looks (80 kB each) and pixels (up to 1 MB each) in memory."""
+_LOOKS, _DETAILS = 10_000, 96
+"""Looks (22 kB each) and details (up to 1.2 MB each) in memory."""
 
 
 def cache_file() -> Path:
@@ -88,7 +89,7 @@ class Verdicts:
 
     def __init__(self) -> None:
         self.unreadable: set[str] = set()
-        self._details: _Once[str, tuple[bytes, Array]] = _Once(lambda path: read_detail(text_path(path)), _DETAILS)
+        self._details: _Once[str, tuple[bytes, Detail]] = _Once(lambda path: read_detail(text_path(path)), _DETAILS)
         self._looks: _Once[str, Look] = _Once(lambda path: look(*self._details.get(path)), _LOOKS)
         self._kept = _open()
 
