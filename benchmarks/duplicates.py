@@ -32,7 +32,7 @@ from result_file import write_result
 from synthetic import synthetic_codes
 
 from mg_milvus.duplicates.find import CANDIDATES, NEAREST
-from mg_milvus.duplicates.looks import look, read_detail
+from mg_milvus.duplicates.looks import look, read_pixels
 from mg_milvus.duplicates.pairs import as_words, nearest_pairs
 from mg_milvus.images.decode import open_image
 from mg_milvus.index import ImageIndex
@@ -159,7 +159,7 @@ def cost(photos: Sequence[Path], scratch: Path) -> dict[str, Any]:
     sample = random.Random(0).sample(sorted(images.iterdir()), min(SAMPLE, report.rows))
     once = time.process_time()
     for image in sample:
-        look(*read_detail(image))
+        look(*read_pixels(image))
     looks = (time.process_time() - once) / len(sample)
     codes = synthetic_codes(IMAGES, Schema(), seed=1)["fine"]
     once = time.process_time()

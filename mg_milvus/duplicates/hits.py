@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mg_milvus.duplicates.looks import DETAIL, detail_of, look, read_detail
+from mg_milvus.duplicates.looks import DETAIL, Detail, look, pixels_of, read_pixels
 from mg_milvus.duplicates.report import MARKS, VISIBLE
 from mg_milvus.duplicates.verify import COPIES, Verdict, match, shows
 from mg_milvus.errors import ImageError
@@ -25,7 +25,7 @@ from mg_milvus.store.base import Row
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mg_milvus.duplicates.looks import Detail
+    from mg_milvus.duplicates.looks import Array
     from mg_milvus.duplicates.verify import Match
     from mg_milvus.images.decode import ImageSource
     from mg_milvus.records import Box, Hit
@@ -84,20 +84,20 @@ def verify_rows(
     """
     if not rows:
         return []
-    content, detail = _query_detail(image, crop, max_pixels)
-    own, disks = look(content, detail), Disks()
+    content, grey = _query_pixels(image, crop, max_pixels)
+    own, detail, disks = look(content, grey), Detail(lambda: grey), Disks()
 
     def verify(row: Row) -> Verification:
         state = disks.state(row.path, row.size, row.mtime_ns)
         if state not in VISIBLE:
             return Verification(MARKS[state])
         try:
-            content, shown = read_detail(text_path(row.path))
+            content, pixels = read_pixels(text_path(row.path))
         except (ImageError, OSError):
             return Verification("cannot be read")
         if content.hex() != row.content_hash:
             return Verification(MARKS["changed"])
-        looks = own, look(content, shown)
+        looks, shown = (own, look(content, pixels)), Detail(lambda: pixels)
         found = match(looks, lambda: (detail, shown))
         verdict = found.verdict
         if verdict is Verdict.SIMILAR and shows((detail, shown), found):
@@ -109,18 +109,18 @@ def verify_rows(
         return list(pool.map(verify, rows))
 
 
-def _query_detail(image: ImageSource, crop: Box | None, max_pixels: int | None) -> tuple[bytes, Detail]:
-    """Hash of the content of a query image, empty where that is no file, and its details; see ``read_detail``."""
+def _query_pixels(image: ImageSource, crop: Box | None, max_pixels: int | None) -> tuple[bytes, Array]:
+    """Hash of the content of a query image, empty where that is no file, and its pixels; see ``read_pixels``."""
     with opening(image, least=None if crop else DETAIL // 2, max_pixels=max_pixels) as decoded:
-        detail = detail_of(decoded.image if crop is None else crop_of(decoded, crop))
+        grey = pixels_of(decoded.image if crop is None else crop_of(decoded, crop))
     if crop is not None:
-        return b"", detail
+        return b"", grey
     if isinstance(image, bytes | bytearray | memoryview):
-        return bytes.fromhex(content_hash(bytes(image))), detail
+        return bytes.fromhex(content_hash(bytes(image))), grey
     if isinstance(image, str | os.PathLike) and not (isinstance(image, str) and data_uri(image)):
         with content_of(image) as data:
-            return bytes.fromhex(content_hash(data)), detail
-    return b"", detail
+            return bytes.fromhex(content_hash(data)), grey
+    return b"", grey
 
 
 def _box(found: Match, details: tuple[Detail, Detail], row: Row) -> Box | None:

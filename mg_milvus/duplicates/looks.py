@@ -18,6 +18,7 @@ from mg_milvus.images.files import content_of
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -100,15 +101,20 @@ def _features(grey: Array, side: int, most: int) -> Features:
     return Features(points, np.zeros((0, 128), np.uint8) if descriptors is None else descriptors.astype(np.uint8))
 
 
-@dataclass(frozen=True)
 class Detail:
-    """What a verdict is given from; features and kind are computed when they are asked for.
+    """What a verdict is given from; features and kind are computed once, when they are asked for.
 
-    Attributes:
-        grey: (h, w) uint8 pixels, at most ``DETAIL`` a side.
+    Args:
+        pixels: gives the pixels of ``pixels_of``, which few images at a time can have in memory.
     """
 
-    grey: Array
+    def __init__(self, pixels: Callable[[], Array]) -> None:
+        self._pixels = pixels
+
+    @property
+    def grey(self) -> Array:
+        """(h, w) uint8 pixels, at most ``DETAIL`` a side."""
+        return self._pixels()
 
     @cached_property
     def features(self) -> Features:
@@ -140,8 +146,8 @@ class Look:
     blank: bool
 
 
-def read_detail(path: str | os.PathLike[str]) -> tuple[bytes, Detail]:
-    """Read an image file: the hash of its content, and its details.
+def read_pixels(path: str | os.PathLike[str]) -> tuple[bytes, Array]:
+    """Read an image file: the hash of its content, and its pixels.
 
     Raises:
         ImageError: it cannot be read.
@@ -149,25 +155,25 @@ def read_detail(path: str | os.PathLike[str]) -> tuple[bytes, Detail]:
     with content_of(path) as data:
         content = blake2b(data, digest_size=16).digest()
         with decoding(data, least=DETAIL // 2) as decoded:
-            return content, detail_of(decoded.image)
+            return content, pixels_of(decoded.image)
 
 
-def detail_of(image: Image.Image) -> Detail:
-    """The details of an image."""
+def pixels_of(image: Image.Image) -> Array:
+    """The grey pixels of an image, (h, w) uint8, at most ``DETAIL`` a side."""
     image, scale = image.convert("L"), DETAIL / max(image.size)
     if scale < 1:
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         image = image.resize(size, Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR)
-    return Detail(np.asarray(image))
+    return np.asarray(image)
 
 
-def look(content: bytes, detail: Detail) -> Look:
-    """Look at an image; see ``read_detail``."""
-    height, width = detail.grey.shape
-    thumb = opencv().resize(detail.grey, (_THUMB, _THUMB), interpolation=opencv().INTER_AREA).astype(np.float32)
+def look(content: bytes, grey: Array) -> Look:
+    """Look at an image; see ``read_pixels``."""
+    height, width = grey.shape
+    thumb = opencv().resize(grey, (_THUMB, _THUMB), interpolation=opencv().INTER_AREA).astype(np.float32)
     thumb = (thumb - thumb.mean()) / max(float(thumb.std()), 1e-3)
-    blank = float(opencv().GaussianBlur(detail.grey, (0, 0), 1.5).std()) < _BLANK
-    return Look(content, (width, height), thumb, _features(detail.grey, _LOOK_SIDE, _LOOK_POINTS), blank)
+    blank = float(opencv().GaussianBlur(grey, (0, 0), 1.5).std()) < _BLANK
+    return Look(content, (width, height), thumb, _features(grey, _LOOK_SIDE, _LOOK_POINTS), blank)
 
 
 def _is_page(grey: Array) -> bool:

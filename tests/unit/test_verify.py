@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
-from mg_milvus.duplicates.looks import Features, detail_of, look, read_detail
+from mg_milvus.duplicates.looks import Detail, Features, look, pixels_of, read_pixels
 from mg_milvus.duplicates.verify import (
     Verdict,
     agreement,
@@ -56,8 +57,8 @@ def compare(folder: Path, left: Image.Image, right: Image.Image, quality: int = 
     files = folder / "left.jpg", folder / "right.jpg"
     left.save(files[0], quality=92)
     right.save(files[1], quality=quality)
-    one, two = map(read_detail, files)
-    return verdict((look(*one), look(*two)), lambda: (one[1], two[1]))
+    one, two = map(read_pixels, files)
+    return verdict((look(*one), look(*two)), lambda: (Detail(lambda: one[1]), Detail(lambda: two[1])))
 
 
 def captioned(image: Image.Image) -> Image.Image:
@@ -113,7 +114,7 @@ def test_another_image_is_different(tmp_path: Path) -> None:
 
 
 def test_a_first_look_tells_different_images_without_their_details() -> None:
-    looks = [look(bytes([seed]), detail_of(photo(seed))) for seed in range(6)]
+    looks = [look(bytes([seed]), pixels_of(photo(seed))) for seed in range(6)]
     for left, right in itertools.combinations(looks, 2):
         assert verdict((left, right), lambda: pytest.fail("their details were asked for")) is Verdict.DIFFERENT
 
@@ -127,7 +128,7 @@ def test_a_first_look_passes_small_crops(original: Image.Image, mirrored: bool, 
     crop = crop.crop((crop.width // 5, crop.height // 5, crop.width * 4 // 5, crop.height * 4 // 5))
     crop = ImageOps.mirror(crop) if mirrored else crop
     small = crop.resize((crop.width * 3 // 4, crop.height * 3 // 4), Image.Resampling.LANCZOS)
-    assert may_be_copies(look(b"a", detail_of(original)), look(b"b", detail_of(small)))
+    assert may_be_copies(look(b"a", pixels_of(original)), look(b"b", pixels_of(small)))
     assert max(small.size) < 0.7 * max(w, h)
 
 
@@ -215,7 +216,7 @@ def test_mirrored_descriptors_match_those_of_the_mirrored_image(tmp_path: Path) 
     files = tmp_path / "left.png", tmp_path / "right.png"
     photo(1).save(files[0])
     ImageOps.mirror(photo(1)).save(files[1])
-    left, right = (read_detail(file)[1] for file in files)
+    left, right = (Detail(partial(np.asarray, Image.open(file).convert("L"))) for file in files)
     found = align_by_features(left, right)
     assert found is not None
     assert found.turned
