@@ -100,9 +100,11 @@ def examine(
             yield _attempt(package, partial(_package, package))
     yield _attempt("torch and torchvision", _torch_pair, "install the two together: pip install -U torch torchvision")
     yield _attempt("image formats", _formats, "pip install --force-reinstall Pillow, whose wheels have both")
-    yield _attempt("device", lambda: _device(device), "use --device auto or cpu")
-    yield _attempt("encoder", lambda: _encoder(device), "pip install --force-reinstall mg-milvus")
-    yield from _milvus(config, device, recall=recall, repair=repair)
+    there = _attempt("device", lambda: _device(device), "use --device auto or cpu")
+    yield there
+    runs_on = device if there.ok else "auto"  # one fault, one line: the network is tried where it can run
+    yield _attempt("encoder", lambda: _encoder(runs_on), "pip install --force-reinstall mg-milvus")
+    yield from _milvus(config, runs_on, recall=recall, repair=repair)
 
 
 def _attempt(name: str, check: Callable[[], Check], remedy: str = "see the message") -> Check:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -34,6 +35,14 @@ def one_line(text: str, most: int = 200) -> str:
     """What a stranger said, within a sentence: printable, on one line, of at most about ``most`` characters."""
     # What is cut off is never looked at: it may be megabytes.
     return escape_controls(" ".join(text[: 4 * most].split()))[:most] + ("…" if len(text) > most else "")
+
+
+_LONG = re.compile(r"'[^']{500,}'|\S{500,}")
+
+
+def shorten_long(text: str) -> str:
+    """A sentence whose quoted names and words of 500 characters and more have lost their middle."""
+    return _LONG.sub(lambda found: f"{found[0][:150]}…{found[0][-150:]}", text)
 
 
 def _escape(char: str) -> str:

@@ -19,7 +19,7 @@ from mg_milvus.cli import bulk, duplicates, evaluate, ingest, log, manage, optio
 from mg_milvus.cli.console import ERROR, INTERRUPTED, UNREADABLE, USAGE
 from mg_milvus.cli.log import log_error
 from mg_milvus.errors import MgMilvusError
-from mg_milvus.files import escape_controls
+from mg_milvus.files import escape_controls, shorten_long
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def _usage_errors() -> Iterator[None]:
         yield
     except _UsageError as exc:
         if not log.is_json():
-            exc.message = escape_controls(exc.message)  # type: ignore[attr-defined]
+            exc.message = shorten_long(escape_controls(exc.message))  # type: ignore[attr-defined]
             raise
         log_error(str(exc.format_message()), error="UsageError")  # type: ignore[attr-defined]
         raise typer.Exit(USAGE) from exc

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mg_milvus.config import hide
-from mg_milvus.files import escape_controls
+from mg_milvus.files import escape_controls, shorten_long
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,11 +25,11 @@ VARIABLE = "MGM_LOG_JSON"
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a record as one line, with control characters escaped."""
+    """Formats a record as one line, with control characters escaped and long names shortened."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return ``mgm: message``."""
-        return "mgm: " + " ".join(map(escape_controls, record.getMessage().splitlines()))
+        return "mgm: " + shorten_long(" ".join(map(escape_controls, record.getMessage().splitlines())))
 
 
 class JsonFormatter(logging.Formatter):

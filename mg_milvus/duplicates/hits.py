@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mg_milvus.duplicates.looks import DETAIL, Detail, look, pixels_of, read_pixels
 from mg_milvus.duplicates.report import MARKS, VISIBLE
-from mg_milvus.duplicates.verify import COPIES, DETAIL, Verdict, detail_of, look, match, read_detail, shows
+from mg_milvus.duplicates.verify import COPIES, Verdict, match, shows
 from mg_milvus.errors import ImageError
 from mg_milvus.images.decode import crop as crop_of
 from mg_milvus.images.decode import opening
@@ -24,7 +25,8 @@ from mg_milvus.store.base import Row
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mg_milvus.duplicates.verify import Array, Match
+    from mg_milvus.duplicates.looks import Array
+    from mg_milvus.duplicates.verify import Match
     from mg_milvus.images.decode import ImageSource
     from mg_milvus.records import Box, Hit
 
@@ -82,50 +84,50 @@ def verify_rows(
     """
     if not rows:
         return []
-    content, detail = _query_detail(image, crop, max_pixels)
-    own, disks = look(content, detail), Disks()
+    content, grey = _query_pixels(image, crop, max_pixels)
+    own, detail, disks = look(content, grey), Detail(lambda: grey), Disks()
 
     def verify(row: Row) -> Verification:
         state = disks.state(row.path, row.size, row.mtime_ns)
         if state not in VISIBLE:
             return Verification(MARKS[state])
         try:
-            content, pixels = read_detail(text_path(row.path))
+            content, pixels = read_pixels(text_path(row.path))
         except (ImageError, OSError):
             return Verification("cannot be read")
         if content.hex() != row.content_hash:
             return Verification(MARKS["changed"])
-        looks = own, look(content, pixels)
-        found = match(looks, lambda: (detail, pixels))
+        looks, shown = (own, look(content, pixels)), Detail(lambda: pixels)
+        found = match(looks, lambda: (detail, shown))
         verdict = found.verdict
-        if verdict is Verdict.SIMILAR and shows(looks, (detail, pixels), found):
+        if verdict is Verdict.SIMILAR and shows((detail, shown), found):
             verdict = Verdict.OBJECT
-        box = _box(found, (detail, pixels), row) if verdict in COPIES or verdict is Verdict.OBJECT else None
+        box = _box(found, (detail, shown), row) if verdict in COPIES or verdict is Verdict.OBJECT else None
         return Verification(verdict.value, box)
 
     with ThreadPoolExecutor(os.cpu_count() or 1, "mgm-verify") as pool:
         return list(pool.map(verify, rows))
 
 
-def _query_detail(image: ImageSource, crop: Box | None, max_pixels: int | None) -> tuple[bytes, Array]:
-    """Hash of the content of a query image, empty where that is no file, and its grey pixels; see ``read_detail``."""
+def _query_pixels(image: ImageSource, crop: Box | None, max_pixels: int | None) -> tuple[bytes, Array]:
+    """Hash of the content of a query image, empty where that is no file, and its pixels; see ``read_pixels``."""
     with opening(image, least=None if crop else DETAIL // 2, max_pixels=max_pixels) as decoded:
-        detail = detail_of(decoded.image if crop is None else crop_of(decoded, crop))
+        grey = pixels_of(decoded.image if crop is None else crop_of(decoded, crop))
     if crop is not None:
-        return b"", detail
+        return b"", grey
     if isinstance(image, bytes | bytearray | memoryview):
-        return bytes.fromhex(content_hash(bytes(image))), detail
+        return bytes.fromhex(content_hash(bytes(image))), grey
     if isinstance(image, str | os.PathLike) and not (isinstance(image, str) and data_uri(image)):
         with content_of(image) as data:
-            return bytes.fromhex(content_hash(data)), detail
-    return b"", detail
+            return bytes.fromhex(content_hash(data)), grey
+    return b"", grey
 
 
-def _box(found: Match, details: tuple[Array, Array], row: Row) -> Box | None:
+def _box(found: Match, details: tuple[Detail, Detail], row: Row) -> Box | None:
     """Where the query image lies in an image, in pixels of the full upright image."""
     if found.alignment is None:
         return 0, 0, row.width, row.height
-    (height, width), (high, wide) = (detail.shape for detail in details)
+    (height, width), (high, wide) = (detail.grey.shape for detail in details)
     corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], float) - [0.5, 0.5, 0]
     ends = corners @ found.alignment.matrix.T
     points = (ends[:, :2] / ends[:, 2:] + 0.5) * [row.width / wide, row.height / high]

@@ -11,7 +11,8 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import quote
 
-from mg_milvus.duplicates.verify import Verdict, look, read_detail, verdict
+from mg_milvus.duplicates.looks import Detail, look, read_pixels
+from mg_milvus.duplicates.verify import Verdict, verdict
 from mg_milvus.errors import ImageError
 from mg_milvus.files import cache_folder, make_folder
 from mg_milvus.images.discover import text_path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from mg_milvus.duplicates.verify import Array, Look
+    from mg_milvus.duplicates.looks import Array, Look
     from mg_milvus.store.base import Row
 
     Pair = tuple[Row, Row]
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-VERSION = 3
-"""Of the rules in ``verify``: verdicts of another version are forgotten."""
+VERSION = 4
+"""Of the rules in ``looks`` and ``verify``: verdicts of another version are forgotten."""
 _MOST_KEPT = 2_000_000
 """Verdicts on disk, some 50 bytes each; when there are more, all are forgotten."""
-_LOOKS, _DETAILS = 2048, 96
-"""Looks (80 kB each) and pixels (up to 1 MB each) in memory."""
+_LOOKS, _DETAILS, _PIXELS = 10_000, 1024, 96
+"""Looks (22 kB each), details (80 kB) and pixels (up to 1 MB) in memory."""
 
 
 def cache_file() -> Path:
@@ -88,8 +89,9 @@ class Verdicts:
 
     def __init__(self) -> None:
         self.unreadable: set[str] = set()
-        self._details: _Once[str, tuple[bytes, Array]] = _Once(lambda path: read_detail(text_path(path)), _DETAILS)
-        self._looks: _Once[str, Look] = _Once(lambda path: look(*self._details.get(path)), _LOOKS)
+        self._pixels: _Once[str, tuple[bytes, Array]] = _Once(lambda path: read_pixels(text_path(path)), _PIXELS)
+        self._looks: _Once[str, Look] = _Once(lambda path: look(*self._pixels.get(path)), _LOOKS)
+        self._details: _Once[str, Detail] = _Once(lambda path: Detail(lambda: self._pixels.get(path)[1]), _DETAILS)
         self._kept = _open()
 
     def __enter__(self) -> Verdicts:
@@ -162,7 +164,7 @@ class Verdicts:
             return None
         (one, first), (two, second) = sorted(seen, key=lambda each: each[0].content)
         try:
-            return verdict((one, two), lambda: (self._details.get(first)[1], self._details.get(second)[1]))
+            return verdict((one, two), lambda: (self._details.get(first), self._details.get(second)))
         except (ImageError, OSError):  # they were there a moment ago
             self.unreadable |= {first, second}
             return None

@@ -9,23 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cache
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
-from mg_milvus.images.decode import decoding
-from mg_milvus.images.files import content_of
+from mg_milvus.duplicates.looks import READABLE, opencv
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
+    from mg_milvus.duplicates.looks import Array, Detail, Features, Look
 
 
 class Verdict(StrEnum):
@@ -48,18 +41,14 @@ COPIES = frozenset({Verdict.IDENTICAL, Verdict.SAME, Verdict.EDITED})
 SEEN = tuple(verdict for verdict in Verdict if verdict not in {Verdict.UNSEEN, Verdict.OBJECT})
 """The verdicts that a look at the pixels of a pair gives."""
 
-DETAIL = 1024
-"""Longer side in pixels at which aligned images are compared: the text of a page can be read."""
-_POINTS_SIDE = 512
-_POINTS = 600
-_THUMB = 32
-_BLANK = 3.0
-"""Standard deviation, in grey levels, below which an image is blank: a lens cap, a black frame, an empty page."""
-_RATIO = 0.8
-"""A match is kept when the second nearest descriptor is farther by this factor (Lowe's ratio test)."""
 _REPROJECTION = 4.0
 """Pixels of ``DETAIL`` within which a matched point follows the homography."""
 _LEAST_INLIERS = 12
+_LEAST_CONSISTENT, _CONSISTENT_SHARE = 4, 0.3
+"""Matched points of looks, and their share of all matches, that must lie alike for a second look. Copies have more than
+0.4 and mostly 8 points and more; of a hundred pairs of different images two have as many by chance."""
+_CONSISTENT_WITHIN = 0.02
+"""Distance within which they lie alike, as a share of the longer side."""
 _ALIKE = 0.8
 """Correlation of thumbnails from which images are compared as they lie, without features."""
 _WINDOW = 15
@@ -73,8 +62,6 @@ _STRAY, _STRAY_PAGE = 0.006, 0.0005
 """Share of differing windows that compression and interpolation leave in copies of photographs and of pages."""
 _LITTLE = 0.025
 """Share of differing windows up to which less is asked of the difference to be an overlay."""
-_SHADED = 0.014
-"""Share of softly shaded pixels from which an image is no page."""
 _OVERLAID = 0.2
 """Most of an image that captions and watermarks change."""
 _CONTAINED = 0.85
@@ -86,8 +73,6 @@ _OBJECT_SHOWN, _SCENE = 0.6, 0.8
 """Share of an object that a scene must show; most of a scene that an object fills."""
 _ROUNDING = 2
 """Grey levels by which decoders differ."""
-_READABLE = 300
-"""Longer side in pixels below which text cannot be read: small pages are copies only if all of their windows agree."""
 _LEGIBLE = 160
 """Longer side in pixels below which not even that tells small pages apart."""
 _SMALL_WINDOW, _SMALL_CONTRAST = 7, 15.0
@@ -95,31 +80,6 @@ _SMALL_WINDOW, _SMALL_CONTRAST = 7, 15.0
 _SMALL_DIFFERENCE = 0.3
 """Largest mean square difference in a window of copies of small pages, as a share of its own contrast. One other word
 makes 0.5 and more; compression and interpolation of line drawings and text stay below 0.15."""
-_FLAT = 0.45
-"""Share of the commonest tone from which a small image is a page: when it is reduced, letters become shades."""
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What is kept of an image to compare it.
-
-    Attributes:
-        content: hash of the file's bytes.
-        size: width and height of ``detail``, in pixels.
-        thumb: (32, 32) float32 grey, zero mean and unit variance; the whole image, squeezed.
-        points: (n, 2) float32 x, y of local features in pixels of ``detail``.
-        descriptors: (n, 128) uint8 SIFT descriptors.
-        blank: nothing is to be seen.
-        page: paper, screen or drawing, mostly of one flat tone: a few strokes are what it is about.
-    """
-
-    content: bytes
-    size: tuple[int, int]
-    thumb: Array
-    points: Array
-    descriptors: Array
-    blank: bool
-    page: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,80 +132,6 @@ class Agreement:
     side: int
 
 
-@cache
-def _cv2() -> Any:
-    import cv2
-
-    cv2.setNumThreads(1)  # pairs are compared in parallel
-    return cv2
-
-
-def read_detail(path: str | os.PathLike[str]) -> tuple[bytes, Array]:
-    """Read an image file: the hash of its content, and its grey pixels (h, w) uint8, at most ``DETAIL`` a side.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    with content_of(path) as data:
-        content = blake2b(data, digest_size=16).digest()
-        with decoding(data, least=DETAIL // 2) as decoded:
-            return content, detail_of(decoded.image)
-
-
-def detail_of(image: Image.Image) -> Array:
-    """The grey pixels of an image, (h, w) uint8, at most ``DETAIL`` a side."""
-    image, scale = image.convert("L"), DETAIL / max(image.size)
-    if scale < 1:
-        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        image = image.resize(size, Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR)
-    return np.asarray(image)
-
-
-def look(content: bytes, detail: Array) -> Look:
-    """Local features and thumbnail of an image; see ``read_detail``."""
-    cv2 = _cv2()
-    height, width = detail.shape
-    thumb = cv2.resize(detail, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).astype(np.float32)
-    thumb = (thumb - thumb.mean()) / max(float(thumb.std()), 1e-3)
-    scale = min(1.0, _POINTS_SIDE / max(width, height))
-    small = detail
-    if scale < 1:
-        small = cv2.resize(detail, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    keypoints, descriptors = cv2.SIFT_create(_POINTS).detectAndCompute(small, None)
-    points: Array = np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)
-    points = (points + 0.5) * (np.array([width, height], np.float32) / small.shape[::-1]) - 0.5
-    return Look(
-        content, (width, height), thumb, points,
-        np.zeros((0, 128), np.uint8) if descriptors is None else descriptors.astype(np.uint8),
-        float(cv2.GaussianBlur(detail, (0, 0), 1.5).std()) < _BLANK, _is_page(detail),
-    )  # fmt: skip
-
-
-def _is_page(detail: Array) -> bool:
-    """Whether an image is paper, a screen or a drawing: flat tones and strokes, hardly a shade between them."""
-    cv2 = _cv2()
-    if max(detail.shape) < _READABLE:
-        counts = np.bincount(detail.ravel(), minlength=256)
-        return bool(np.convolve(counts, np.ones(17), "same").max() > _FLAT * detail.size)
-    soft = cv2.GaussianBlur(detail, (0, 0), 1.0)
-    spread = cv2.absdiff(cv2.dilate(soft, np.ones((5, 5))), cv2.erode(soft, np.ones((5, 5))))
-    flat = spread <= 10
-    counts = np.bincount(soft[flat], minlength=256)
-    toned = np.zeros(256, bool)
-    for _ in range(4):
-        tone = int(np.convolve(np.where(toned, 0, counts), np.ones(9), "same").argmax())
-        toned[max(0, tone - 5) : tone + 6] = True
-    shaded = (spread <= 40) & ~toned[soft]
-    return bool(flat.mean() > 0.25 and shaded.mean() < _SHADED) or _two_tones(
-        np.bincount(detail.ravel(), minlength=256)
-    )
-
-
-def _two_tones(counts: Array) -> bool:
-    """Whether nearly all pixels are nearly black or nearly white: codes, stamps, fax."""
-    return bool(counts[:24].sum() + counts[232:].sum() > 0.85 * counts.sum())
-
-
 def align_as_they_lie(left: Look, right: Look) -> Alignment | None:
     """Align whole images by one of the eight ways to turn and mirror; None when their thumbnails are not alike."""
     best = max(((float((left.thumb * _turn(right.thumb, way)).mean()), -way) for way in range(8)), default=(0.0, 0))
@@ -281,12 +167,11 @@ def _turn_matrix(way: int, left: tuple[int, int], right: tuple[int, int]) -> Arr
     return matrix
 
 
-def align_by_features(left: Look, right: Look) -> Alignment | None:
+def align_by_features(left: Detail, right: Detail) -> Alignment | None:
     """Align images, one of them possibly mirrored, by their local features; None when too few agree."""
     best: Alignment | None = None
-    for mirrored in (False, True):
-        descriptors = mirror(right.descriptors) if mirrored else right.descriptors
-        found = _homography(left, right.points, descriptors)
+    for mirrored, features in ((False, right.features), (True, right.features.mirrored())):
+        found = _homography(left, features)
         if found is not None and (best is None or found[1] > best.inliers):
             linear = found[0][:2, :2]
             upright = linear[0, 0] > 0 and abs(linear[0, 1]) < 0.2 * linear[0, 0]
@@ -294,33 +179,22 @@ def align_by_features(left: Look, right: Look) -> Alignment | None:
     return best
 
 
-def mirror(descriptors: Array) -> Array:
-    """SIFT descriptors of the mirrored image, without computing them anew: rows and directions are reversed."""
-    cells = descriptors.reshape(-1, 4, 4, 8)[:, ::-1][..., np.arange(8, 0, -1) % 8]
-    return np.ascontiguousarray(cells).reshape(-1, 128)
-
-
-def _homography(left: Look, points: Array, descriptors: Array) -> tuple[Array, int] | None:
-    cv2 = _cv2()
-    if min(len(left.points), len(points)) < _LEAST_INLIERS:
+def _homography(left: Detail, features: Features) -> tuple[Array, int] | None:
+    ends = left.features.matches(features)
+    if len(ends[0]) < _LEAST_INLIERS:
         return None
-    a, b = left.descriptors.astype(np.float32), descriptors.astype(np.float32)
-    squares = (b * b).sum(1)[None] - 2 * (a @ b.T) + (a * a).sum(1)[:, None]
-    rows, nearest = np.arange(len(squares)), squares.argmin(1)
-    first = squares[rows, nearest]
-    squares[rows, nearest] = np.inf
-    chosen = np.flatnonzero(first < _RATIO**2 * squares.min(1))
-    if len(chosen) < _LEAST_INLIERS:
-        return None
-    ends = left.points[chosen], points[nearest[chosen]]
-    tries = _tries(_LEAST_INLIERS / len(chosen))
-    matrix, inside = cv2.findHomography(*ends, cv2.RANSAC, _REPROJECTION, maxIters=tries, confidence=0.995)
+    tries = _tries(_LEAST_INLIERS / len(ends[0]))
+    matrix, inside = opencv().findHomography(*ends, opencv().RANSAC, _REPROJECTION, maxIters=tries, confidence=0.995)
     if matrix is None:
         return None
-    inside = inside.ravel().astype(bool)
-    # One point that many others match counts once.
-    inliers = min(len(np.unique(end[inside].round(), axis=0)) for end in ends) if inside.any() else 0
-    return (matrix, inliers) if inliers >= _LEAST_INLIERS and _is_plausible(matrix, left.size) else None
+    inliers = _distinct(ends, inside)
+    return (matrix, inliers) if inliers >= _LEAST_INLIERS and _is_plausible(matrix, left.grey.shape[::-1]) else None
+
+
+def _distinct(ends: tuple[Array, Array], inside: Array) -> int:
+    """Number of matches inside, (m, 1); one point that many others match counts once."""
+    chosen = inside.ravel().astype(bool)
+    return min(len(np.unique(end[chosen].round(), axis=0)) for end in ends) if chosen.any() else 0
 
 
 def _tries(share: float) -> int:
@@ -360,7 +234,7 @@ def _scale(matrix: Array) -> float:
 
 def _agreement(left: Array, right: Array, matrix: Array, scale: float) -> Agreement:
     """``agreement``, where the left image is the coarser one."""
-    cv2 = _cv2()
+    cv2 = opencv()
     own, other, shown, covered = _in_one_frame(left, right, matrix, scale)
     inside = cv2.erode(shown.astype(np.uint8), np.ones((5, 5)), borderValue=1).astype(bool)
     share = float(shown.mean())
@@ -392,7 +266,7 @@ def _agreement(left: Array, right: Array, matrix: Array, scale: float) -> Agreem
 
 def _in_one_frame(left: Array, right: Array, matrix: Array, scale: float) -> tuple[Array, Array, Array, float]:
     """The left image, the right one in its place, where the right one lies, and the share of the right one shown."""
-    cv2 = _cv2()
+    cv2 = opencv()
     height, width = left.shape
     reduced = right
     if scale > 1.05:
@@ -415,7 +289,7 @@ def largest_difference(left: Array, right: Array, matrix: Array) -> float:
 
     Arguments as for ``agreement``. Of images with other contents some window has 1 and more.
     """
-    cv2, scale = _cv2(), _scale(matrix)
+    cv2, scale = opencv(), _scale(matrix)
     if scale < 0.999:
         left, right, matrix, scale = right, left, np.linalg.inv(matrix), 1 / scale
     own, other, shown, _ = _in_one_frame(left, right, matrix, scale)
@@ -486,18 +360,14 @@ def _explained(base: Array, top: Array) -> float:
     return float(explained.mean())
 
 
-def judge(looks: tuple[Look, Look], details: Callable[[], tuple[Array, Array]], alignment: Alignment | None) -> Verdict:
+def judge(details: tuple[Detail, Detail], alignment: Alignment) -> Verdict:
     """The verdict on two aligned images of different content."""
-    if any(one.blank for one in looks):
-        return Verdict.SIMILAR if all(one.blank for one in looks) else Verdict.DIFFERENT
-    if alignment is None:
-        return Verdict.DIFFERENT
-    left, right = details()
-    if not alignment.turned and left.shape == right.shape and int(_cv2().absdiff(left, right).max()) <= _ROUNDING:
+    left, right = (detail.grey for detail in details)
+    if not alignment.turned and left.shape == right.shape and int(opencv().absdiff(left, right).max()) <= _ROUNDING:
         return Verdict.SAME
     found = agreement(left, right, alignment.matrix)
-    page = looks[0].page or looks[1].page
-    if page and found.side < _READABLE:
+    page = details[0].page or details[1].page
+    if page and found.side < READABLE:
         whole = alignment.inliers == 0 and found.side >= _LEGIBLE
         if not whole or largest_difference(left, right, alignment.matrix) > _SMALL_DIFFERENCE:
             return Verdict.SIMILAR
@@ -519,30 +389,57 @@ def _is_overlay(found: Agreement) -> bool:
     return found.differing < _OVERLAID and found.added >= 0.85 and found.overlaid + found.added >= 1.5
 
 
-def verdict(looks: tuple[Look, Look], details: Callable[[], tuple[Array, Array]]) -> Verdict:
-    """The verdict on two images: what ``look`` gives of both, and their pixels, which few pairs need."""
+def verdict(looks: tuple[Look, Look], details: Callable[[], tuple[Detail, Detail]]) -> Verdict:
+    """The verdict on two images, from looks at both; few pairs need their details."""
+    if looks[0].content != looks[1].content and not may_be_copies(*looks):
+        return Verdict.DIFFERENT
     return match(looks, details).verdict
 
 
-def match(looks: tuple[Look, Look], details: Callable[[], tuple[Array, Array]]) -> Match:
-    """The verdict on two images, as ``verdict``, and how they are aligned."""
+def may_be_copies(left: Look, right: Look) -> bool:
+    """Whether their details may show that two images are copies: they are alike as they lie, or a few features are."""
+    if left.blank or right.blank or align_as_they_lie(left, right) is not None:
+        return True
+    return any(_consistent(left, right, mirrored) for mirrored in (False, True))
+
+
+def _consistent(left: Look, right: Look, mirrored: bool) -> bool:
+    """Whether matched features lie alike: turned, scaled and moved together, and mirrored before if need be."""
+    one, two = left.features.matches(right.features.mirrored() if mirrored else right.features)
+    if len(one) < _LEAST_CONSISTENT:
+        return False
+    if mirrored:
+        two = two * np.array([-1, 1], np.float32)
+    matrix, inside = opencv().estimateAffinePartial2D(
+        one, two, method=opencv().RANSAC, ransacReprojThreshold=_CONSISTENT_WITHIN * max(right.size), maxIters=300,
+        refineIters=0,
+    )  # fmt: skip
+    if matrix is None or not 0.05 < np.hypot(*matrix[:, 0]) < 20:
+        return False
+    return _distinct((one, two), inside) >= max(_LEAST_CONSISTENT, _CONSISTENT_SHARE * len(one))
+
+
+def match(looks: tuple[Look, Look], details: Callable[[], tuple[Detail, Detail]]) -> Match:
+    """The verdict on two images by their details, and how they are aligned."""
     if looks[0].content == looks[1].content:
         return Match(Verdict.IDENTICAL, None)
+    if any(one.blank for one in looks):
+        return Match(Verdict.SIMILAR if all(one.blank for one in looks) else Verdict.DIFFERENT, None)
     lying = align_as_they_lie(*looks)
-    if lying is not None and (found := judge(looks, details, lying)) in COPIES:
+    if lying is not None and (found := judge(details(), lying)) in COPIES:
         return Match(found, lying)
-    aligned = align_by_features(*looks) or lying
-    return Match(judge(looks, details, aligned), aligned)
+    aligned = align_by_features(*details()) or lying
+    return Match(Verdict.DIFFERENT if aligned is None else judge(details(), aligned), aligned)
 
 
-def shows(looks: tuple[Look, Look], details: tuple[Array, Array], similar: Match) -> bool:
+def shows(details: tuple[Detail, Detail], similar: Match) -> bool:
     """Whether the right image, which is only similar, shows the flat object that the left image is, in a scene.
 
     Two frames of one scene show each other whole; here the right image must show more than the left one does.
     """
     alignment = similar.alignment
-    if alignment is None or alignment.inliers < _OBJECT_INLIERS or any(one.blank for one in looks):
+    if alignment is None or alignment.inliers < _OBJECT_INLIERS:
         return False
-    found = agreement(*details, alignment.matrix)
-    most = _OBJECT_PAGE if looks[0].page or looks[1].page else _OBJECT
+    found = agreement(details[0].grey, details[1].grey, alignment.matrix)
+    most = _OBJECT_PAGE if details[0].page or details[1].page else _OBJECT
     return found.left > _OBJECT_SHOWN and found.right < _SCENE and found.differing < most

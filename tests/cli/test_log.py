@@ -98,6 +98,16 @@ def test_errors_are_events_and_exit_codes_stay(arguments: list[str], code: int, 
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("name", ["long" * 1250, "/".join(["two words"] * 500)], ids=["one word", "a path with spaces"])
+def test_long_names_lose_their_middle_in_lines_and_are_whole_in_json(name: str) -> None:
+    line = run("ingest", name).stderr
+    assert len(line) < 400
+    assert line.startswith(f"mgm: '{name[:100]}")
+    assert f"{name[-100:]}'" in line
+    assert name in events(run("ingest", name, "--log-json").stderr)[1]["message"]
+    assert len(run("query", "--k", name).stderr) < 1000  # in a box
+
+
 def test_every_problem_of_a_schema_is_an_event(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("collection: 1x\ngranularities: [{name: coarse, bits: 7}]\n")
     done = run("schema", "check", tmp_path / "bad.yaml", "--log-json")

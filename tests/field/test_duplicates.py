@@ -160,7 +160,7 @@ def test_verdicts_are_kept_and_a_damaged_cache_is_made_anew(index: ImageIndex, m
     kept.close()
     assert number >= 6
     with monkeypatch.context() as blind:
-        blind.setattr(verdicts, "read_detail", lambda _: pytest.fail("it was looked at before"))
+        blind.setattr(verdicts, "read_pixels", lambda _: pytest.fail("it was looked at before"))
         assert index.duplicates().as_dict() | {"seconds": 0} == first
     verdicts.cache_file().write_bytes(b"no database" * 500)
     assert index.duplicates().as_dict() | {"seconds": 0} == first

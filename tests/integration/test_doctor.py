@@ -11,6 +11,7 @@ from mg_milvus import doctor
 from mg_milvus.config import MilvusConfig
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.index import ImageIndex
+from tests.images import save_image
 
 
 def check_of(
@@ -118,6 +119,16 @@ def test_a_device_that_is_not_here(tmp_path, monkeypatch):
     assert not check.ok
     assert "cuda" in check.message
     assert check.remedy == "use --device auto or cpu"
+
+
+def test_a_device_that_is_not_here_is_one_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    save_image(tmp_path / "1.jpg", 1)
+    with ImageIndex.open(tmp_path / "mgm.db") as index:
+        index.ingest(tmp_path / "1.jpg")
+    checks = list(doctor.examine(MilvusConfig(str(tmp_path / "mgm.db"), collection="images"), device="cuda"))
+    assert [check.name for check in checks if not check.ok] == ["device"]
+    assert {"encoder", "collection"} <= {check.name for check in checks}
 
 
 def test_a_file_that_is_no_milvus_lite_file(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
+from mg_milvus.duplicates.looks import Detail, Features, look, pixels_of, read_pixels
 from mg_milvus.duplicates.verify import (
     Verdict,
     agreement,
     align_by_features,
     largest_difference,
-    look,
-    mirror,
-    read_detail,
+    may_be_copies,
     verdict,
 )
 from mg_milvus.images.decode import to_rgb
@@ -56,8 +57,8 @@ def compare(folder: Path, left: Image.Image, right: Image.Image, quality: int = 
     files = folder / "left.jpg", folder / "right.jpg"
     left.save(files[0], quality=92)
     right.save(files[1], quality=quality)
-    one, two = map(read_detail, files)
-    return verdict((look(*one), look(*two)), lambda: (one[1], two[1]))
+    one, two = map(read_pixels, files)
+    return verdict((look(*one), look(*two)), lambda: (Detail(lambda: one[1]), Detail(lambda: two[1])))
 
 
 def captioned(image: Image.Image) -> Image.Image:
@@ -110,6 +111,39 @@ def test_an_edited_image(tmp_path: Path, edit: Edit) -> None:
 
 def test_another_image_is_different(tmp_path: Path) -> None:
     assert compare(tmp_path, photo(1), photo(2)) is Verdict.DIFFERENT
+
+
+def test_a_first_look_tells_different_images_without_their_details() -> None:
+    looks = [look(bytes([seed]), pixels_of(photo(seed))) for seed in range(6)]
+    for left, right in itertools.combinations(looks, 2):
+        assert verdict((left, right), lambda: pytest.fail("their details were asked for")) is Verdict.DIFFERENT
+
+
+@pytest.mark.parametrize("original", [photo(1), letter(1)], ids=["photo", "letter"])
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("turn", [0, 15, 90])
+def test_a_first_look_passes_small_crops(original: Image.Image, mirrored: bool, turn: int) -> None:
+    w, h = original.size
+    crop = original.rotate(turn, Image.Resampling.BICUBIC, expand=turn == 90)
+    crop = crop.crop((crop.width // 5, crop.height // 5, crop.width * 4 // 5, crop.height * 4 // 5))
+    crop = ImageOps.mirror(crop) if mirrored else crop
+    small = crop.resize((crop.width * 3 // 4, crop.height * 3 // 4), Image.Resampling.LANCZOS)
+    assert may_be_copies(look(b"a", pixels_of(original)), look(b"b", pixels_of(small)))
+    assert max(small.size) < 0.7 * max(w, h)
+
+
+def test_matches_by_hand() -> None:
+    # The first descriptor is 9 and 1 from the right ones and matches; the second is 4.1 and 5 from them, too alike.
+    def features(*values: tuple[int, int]) -> Features:
+        descriptors = np.zeros((len(values), 128), np.uint8)
+        descriptors[:, :2] = values
+        return Features(np.array([[10 * place, 5] for place in range(len(values))], np.float32), descriptors)
+
+    left, right = features((0, 1), (5, 2)), features((9, 1), (0, 2))
+    one, two = left.matches(right)
+    assert one.tolist() == [[0, 5]]
+    assert two.tolist() == [[10, 5]]
+    assert len(left.matches(features((0, 1)))[0]) == 0  # there is no second one to be farther
 
 
 def test_letters_with_one_head_are_no_copies_but_a_copy_of_a_letter_is(tmp_path: Path) -> None:
@@ -182,13 +216,13 @@ def test_mirrored_descriptors_match_those_of_the_mirrored_image(tmp_path: Path) 
     files = tmp_path / "left.png", tmp_path / "right.png"
     photo(1).save(files[0])
     ImageOps.mirror(photo(1)).save(files[1])
-    left, right = (look(*read_detail(file)) for file in files)
+    left, right = (Detail(partial(np.asarray, Image.open(file).convert("L"))) for file in files)
     found = align_by_features(left, right)
     assert found is not None
     assert found.turned
     middle = found.matrix @ [100, 50, 1]  # 480 pixels wide: column 100 becomes column 379
     assert np.allclose(middle[:2] / middle[2], [379, 50], atol=1)
-    assert np.array_equal(mirror(mirror(left.descriptors)), left.descriptors)
+    assert np.array_equal(left.features.mirrored().mirrored().descriptors, left.features.descriptors)
 
 
 def test_a_perspective_that_shrinks_either_way_is_compared_once() -> None:
