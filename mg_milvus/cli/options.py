@@ -49,7 +49,17 @@ class Fusion(StrEnum):
 
     rank = "rank"
     score = "score"
+    chance = "chance"
     server = "server"
+
+
+class Minimum(StrEnum):
+    """The least verdicts of ``search.verdicts.MINIMA``."""
+
+    same_image = "same-image"
+    same_object = "same-object"
+    same_kind = "same-kind"
+    loosely_similar = "loosely-similar"
 
 
 class Plan(StrEnum):

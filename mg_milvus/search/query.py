@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast, get_args
 
 from mg_milvus.errors import QueryError
+from mg_milvus.records import MINIMA
 from mg_milvus.schema.errors import format_value
 from mg_milvus.schema.models import PROFILES, REGIONS, Schema, shared_scales
 from mg_milvus.store.filters import Filter, filter_text
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
 
+    from mg_milvus.records import HitVerdict
 
-Method = Literal["rank", "score", "server"]
+
+Method = Literal["rank", "score", "chance", "server"]
 Plan = Literal["auto", "full", "cascade"]
 Regions = Literal["contains", "overlap"]
 _T = TypeVar("_T")
@@ -43,9 +46,10 @@ class QueryOptions(TypedDict, total=False):
         weights: granularity -> weight in the fusion; granularities that are not named are left out.
         profile: named weights instead: category, object, instance or balanced.
         granularity: search this one only.
-        fusion: ``rank``, ``score`` or ``server``. The server's own (hybrid_search) takes one round trip, but ranks an
-            image only on the granularities whose search returned it, breaks ties by its own order, and ignores weights
-            on older servers.
+        fusion: ``rank``, ``score``, ``chance`` or ``server``. Scores of ``chance``, -log10 of the share of random pairs
+            that are as near, are comparable between queries. The server's own (hybrid_search) takes one round trip, but
+            ranks an image only on the granularities whose search returned it, breaks ties by its own order, and ignores
+            weights on older servers.
         rrf_k: the constant in weight / (rrf_k + rank).
         depth: candidates retrieved from each granularity, at least k; in a cascade, from the first granularity.
         filter: a Milvus boolean expression on the row's fields, or values: ``{"kind": "shoe", "price": ("<", 40)}``;
@@ -56,6 +60,10 @@ class QueryOptions(TypedDict, total=False):
         regions: search the regions of the images. ``contains``: images that contain what the query image, or the crop,
             shows, and where. ``overlap``: images that share something with it, at any place and scale: every region of
             the query image is searched for.
+        min: leave out hits whose verdict is less: ``same-image``, ``same-object``, ``same-kind`` or
+            ``loosely-similar``; see ``Hit.verdict``.
+        max_chance: leave out hits that are as near as a larger share of random pairs on every granularity of the query:
+            0.001.
         verify: look at the pixels of the first ten hits: which of them is the same image, an edited one, or shows the
             flat object that the query image is, and where (``Hit.verified``). The order of the hits stays.
         plan: ``full`` searches every granularity; ``cascade`` searches the one of the shortest codes deeply, and the
@@ -72,6 +80,8 @@ class QueryOptions(TypedDict, total=False):
     filter: Filter | None
     crop: tuple[int, int, int, int] | None
     regions: str | None
+    min: str | None
+    max_chance: float | None
     verify: bool
     plan: str | None
 
@@ -86,6 +96,8 @@ class Query:
         regions: how the regions are searched; None when ``weights`` does not name them.
         cascade_depth: candidates of a cascade's first search; the option ``depth``, where it is given.
         narrowed_depth: of these, the nearest that each granularity contributes to the fusion.
+        least: the least verdict of a hit; None for any.
+        max_chance: the largest chance of a hit, on the granularity where that is smallest.
     """
 
     k: int
@@ -98,6 +110,13 @@ class Query:
     plan: Plan = "full"
     cascade_depth: int = CASCADE_DEPTH
     narrowed_depth: int = 100
+    least: HitVerdict | None = None
+    max_chance: float = 1.0
+
+    @property
+    def needs_chance(self) -> bool:
+        """Whether it can be answered only where the distances of random pairs are known."""
+        return self.fusion == "chance" or self.least is not None or self.max_chance < 1
 
     @classmethod
     def of(cls, schema: Schema, options: QueryOptions) -> Query:
@@ -126,6 +145,8 @@ class Query:
         regions = cast("Regions", options.get("regions") or "contains") if REGIONS in weights else None
         if regions and fusion == "server":
             raise QueryError("the server cannot fuse the regions with the rest; query with fusion 'rank' or 'score'")
+        if regions and fusion == "chance":
+            raise QueryError("there is no chance of regions; query with fusion 'rank' or 'score', or without regions")
         return cls(
             k=k,
             weights=weights,
@@ -137,6 +158,8 @@ class Query:
             plan=plan,
             cascade_depth=depth if options.get("depth") is not None else max(depth, CASCADE_DEPTH),
             narrowed_depth=default_depth,
+            least=_least(options.get("min")),
+            max_chance=_share(_or(options.get("max_chance"), 1.0)),
         )
 
     def max_distances(self, schema: Schema) -> dict[str, int]:
@@ -289,6 +312,20 @@ def _whole_number(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DEPTH:
         raise QueryError(f"{name} is {format_value(value)}, expected a whole number from 1 to {MAX_DEPTH}")
     return value
+
+
+def _least(value: object) -> HitVerdict | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in MINIMA:
+        raise QueryError(f"min is {format_value(value)}, expected {', '.join(MINIMA)}")
+    return MINIMA[value]
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise QueryError(f"max_chance is {format_value(value)}, expected a share above 0, at most 1, such as 0.001")
+    return float(value)
 
 
 def _or(value: _T | None, default: _T) -> _T:

@@ -25,8 +25,8 @@ function rounded(value) {
 /**
  * Rank the candidates that a granularity with a weight retrieved.
  *
- * candidates: [{id, distances: {name: bits}, retrieved_by: [name]}]
- * bits: {name: code length}; weights: {name: number}; method: "rank" or "score".
+ * candidates: [{id, distances: {name: bits}, chance: {name: share}, retrieved_by: [name]}]
+ * bits: {name: code length}; weights: {name: number}; method: "rank", "score" or "chance".
  * Returns [{row, rank, score, ranks}], best first; empty when no weight is above 0.
  */
 export function fuse(candidates, { bits, weights, method, rrfK }) {
@@ -39,7 +39,7 @@ export function fuse(candidates, { bits, weights, method, rrfK }) {
     let score = 0;
     for (const name of used) {
       nearness += weights[name] * (1 - row.distances[name] / bits[name]);
-      score += weights[name] / (rrfK + ranks[name][place]);
+      score += method === "chance" ? -weights[name] * Math.log10(row.chance[name]) : weights[name] / (rrfK + ranks[name][place]);
     }
     if (method === "score") score = nearness;
     const own = Object.fromEntries(Object.keys(bits).map((name) => [name, ranks[name][place]]));
@@ -57,6 +57,8 @@ export function contributions(entry, { bits, weights, method, rrfK }) {
   const share = (name) =>
     method === "score"
       ? weights[name] * (1 - entry.row.distances[name] / bits[name])
+      : method === "chance"
+      ? -weights[name] * Math.log10(entry.row.chance[name])
       : weights[name] / (rrfK + entry.ranks[name]);
   return Object.fromEntries(Object.keys(bits).map((name) => [name, weights[name] > 0 ? share(name) : 0]));
 }
