@@ -185,7 +185,7 @@ def test_the_page_ranks_as_the_library_does(page: Page, index: ImageIndex, folde
     random_ = random.Random(5)
     for kind in ("disc", "stripes", "blocks"):
         image = folder / kind / "13.jpg"
-        for method in ("rank", "score"):
+        for method in ("rank", "score", "chance"):
             drawn = {name: random_.choice([0, 0.5, 1, 2.7, 3]) for name in ("coarse", "mid", "fine")}
             weights = drawn if any(drawn.values()) else {"mid": 1}
             depth = random_.choice([10, 30])
