@@ -34,7 +34,7 @@ _UNRELATED = 0.5
 SURE = 0.06
 """An image that is this near on ``fine`` is the same, however near others are."""
 FARTHEST = 0.30
-IMAGE_GAP = 0.75
+IMAGE_GAP = 0.80
 """The same image is at most this far, as a share of the distance of the next image."""
 OBJECT_GAP = 0.80
 """The same object or scene is at most this far, as a share of the distance of the ``CROWD``-th other image."""
