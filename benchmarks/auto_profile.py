@@ -8,7 +8,7 @@ FOLDER holds class/image and is ingested into Milvus Lite with the schema ``regi
 - class: mAP over the first 300 results, of indexed images asked as files, which are left out of the ranking.
 - copies: the share of edited copies of 20 images, each edit alone at each strength, whose original comes first.
 - details: the share of crops of a quarter of an image, enlarged and saved again, whose source comes first.
-- phone: 40 crops of 40 to 70 % of an image, seen askew, blurred, with another light and colour and the pattern of a
+- phone: 40 crops of 20 to 45 % of an image, seen askew, blurred, with another light and colour and the pattern of a
   screen: how many find their source first.
 """
 
@@ -40,14 +40,13 @@ DEPTH, EDITED, PHONE = 300, 20, 40
 
 def phone(image: Image.Image, random: np.random.Generator) -> Image.Image:
     """A crop as a phone takes it of a screen."""
-    share = float(random.uniform(0.4, 0.7)) ** 0.5
+    share = float(random.uniform(0.2, 0.45)) ** 0.5
     width, height = (round(side * share) for side in image.size)
     x, y = int(random.integers(image.width - width + 1)), int(random.integers(image.height - height + 1))
-    corners = np.array([[0, 0], [0, height], [width, height], [width, 0]]) + [x, y]
-    corners = corners + random.uniform(-0.06, 0.06, (4, 2)) * [width, height]
-    seen = image.transform(
-        (2 * width, 2 * height), Image.Transform.QUAD, corners.ravel().tolist(), Image.Resampling.BICUBIC
-    )
+    corners = np.array([[x, y], [x, y + height], [x + width, y + height], [x + width, y]], float)
+    corners += random.uniform(-0.03, 0.03, (4, 2)) * [width, height]
+    quad, size = corners.ravel().tolist(), (2 * width, 2 * height)
+    seen = image.transform(size, Image.Transform.QUAD, quad, Image.Resampling.BICUBIC)
     pixels = np.asarray(seen, float) * random.uniform(0.8, 1.15, 3)
     pixels *= 1 + 0.08 * np.sin(np.arange(2 * height) * random.uniform(1.5, 2.5))[:, None, None]
     pixels += random.normal(0, 8, pixels.shape)

@@ -60,6 +60,7 @@ class Hit:
         verdict: what it is to the query image by their codes; None where the collection has too few images to tell.
         confidence: probability that it is of the query's kind, or nearer; None as ``verdict``.
         chance: granularity -> share of random pairs of the collection's images that are as near; empty as ``verdict``.
+        lead: granularity on which it stands out from all others; with the profile auto it then comes first.
     """
 
     rank: int
@@ -74,6 +75,7 @@ class Hit:
     verdict: HitVerdict | None = None
     confidence: float | None = None
     chance: Mapping[str, float] = field(default_factory=dict)
+    lead: str | None = None
 
     @property
     def words(self) -> str:
@@ -92,6 +94,7 @@ class Hit:
         own: dict[str, Any] = {"rank": self.rank, "id": self.id, "path": self.path, "score": self.score}
         if self.verdict is not None:
             own |= {"verdict": self.verdict, "confidence": self.confidence, "chance": dict(self.chance)}
+        own |= {"lead": self.lead} if self.lead else {}
         own |= {"distances": dict(self.distances), "ranks": dict(self.ranks)}
         own |= {"box": list(self.box)} if self.box else {}
         return own | ({"verified": self.verified.as_dict()} if self.verified else {}) | dict(self.fields)

@@ -59,9 +59,8 @@ CALLS = {
     },
     "five images with regions deleted": {"Delete": 2, "Search": 2},
 }  # fmt: skip
-"""How often Milvus is called; an ingest first reads which columns there are, and at its end how many images there were when
-their random pairs were compared. Whoever changes a number here says why:
-each call takes a millisecond or more."""
+"""How often Milvus is called; an ingest first reads which columns there are, and at its end how many images there were
+when their random pairs were compared. Whoever changes a number here says why: each call takes a millisecond or more."""
 
 ANSWER_BYTES = 300
 """Most bytes that come back for one row that a granularity of a query finds: id, distance, columns, codes."""

@@ -36,8 +36,9 @@ class Device(StrEnum):
 
 
 class Profile(StrEnum):
-    """The weight profiles of ``schema.models.PROFILES``; repeated here because importing those is slow."""
+    """``auto``, and the profiles of ``schema.models.PROFILES``: repeated here because importing those is slow."""
 
+    auto = "auto"
     category = "category"
     object = "object"
     instance = "instance"

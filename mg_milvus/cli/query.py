@@ -269,7 +269,8 @@ def query(
         options.Profile | None,
         typer.Option(
             "--profile",
-            help="Weights by purpose: same kind of scene, same class of object, same image or object, or all equal",
+            help="Weights by purpose: same kind of scene, same class of object, same image or object, all equal; "
+            "default: auto, where what stands out as the same image comes first",
         ),
     ] = None,
     fusion: Annotated[

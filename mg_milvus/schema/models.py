@@ -35,7 +35,7 @@ RESERVED_FIELDS = frozenset({"id", "path", "size", "mtime_ns", "width", "height"
 """Columns that every row has."""
 
 _RESULT_KEYS = frozenset({
-    "query", "rank", "score", "distances", "ranks", "box", "verified", "verdict", "confidence", "chance",
+    "query", "rank", "score", "distances", "ranks", "box", "verified", "verdict", "confidence", "chance", "lead",
 })  # fmt: skip
 """Keys of a hit as JSON, beside which the extra fields are written."""
 

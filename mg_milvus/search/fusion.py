@@ -124,6 +124,25 @@ def fuse(
     return Fused(order, scores, ranks)
 
 
+def lead(fused: Fused, leading: Mapping[str, NDArray[np.bool_]], weight: float, rrf_k: int) -> Fused:
+    """Move candidates that stand out on a granularity before all others.
+
+    Their score grows by weight / (rrf_k + rank on that granularity), where the first of all others has at most
+    weight / (rrf_k + 1).
+
+    Args:
+        fused: by rank.
+        leading: granularity -> (n,) which candidates stand out on it.
+        weight: sum of the weights of ``fused``.
+        rrf_k: the constant of ``fused``.
+    """
+    scores = fused.scores.copy()
+    for name, chosen in leading.items():
+        scores[chosen] += weight / (rrf_k + fused.ranks[name][chosen])
+    rounded = np.round(scores[fused.order] / weight, 12)
+    return Fused(fused.order[np.argsort(-rounded, kind="stable")], scores, fused.ranks)
+
+
 def _ordered(ids: Sequence[str], scores: NDArray[np.float64], nearness: NDArray[np.float64]) -> NDArray[np.intp]:
     """Order by falling score, then falling nearness, then id. Strings sort slowly: ids are sorted within ties only."""
     order = np.lexsort((-nearness, -scores))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mg_milvus.records import HitVerdict
 
 
+AUTO = "auto"
+"""The profile by default."""
 Method = Literal["rank", "score", "chance", "server"]
 Plan = Literal["auto", "full", "cascade"]
 Regions = Literal["contains", "overlap"]
@@ -44,7 +46,9 @@ class QueryOptions(TypedDict, total=False):
     Attributes:
         k: results returned (10).
         weights: granularity -> weight in the fusion; granularities that are not named are left out.
-        profile: named weights instead: category, object, instance or balanced.
+        profile: named weights instead: category, object, instance or balanced; or ``auto``, the default: the schema's
+            weights, and before all others the hits that stand out: as the same image on ``fine``, or, on a collection
+            with regions, as the image that a crop or a photograph of it shows.
         granularity: search this one only.
         fusion: ``rank``, ``score``, ``chance`` or ``server``. Scores of ``chance``, -log10 of the share of random pairs
             that are as near, are comparable between queries. The server's own (hybrid_search) takes one round trip, but
@@ -98,6 +102,7 @@ class Query:
         narrowed_depth: of these, the nearest that each granularity contributes to the fusion.
         least: the least verdict of a hit; None for any.
         max_chance: the largest chance of a hit, on the granularity where that is smallest.
+        auto: hits that stand out come first; see ``search.verdicts``. Then regions may be searched without a weight.
     """
 
     k: int
@@ -112,6 +117,7 @@ class Query:
     narrowed_depth: int = 100
     least: HitVerdict | None = None
     max_chance: float = 1.0
+    auto: bool = False
 
     @property
     def needs_chance(self) -> bool:
@@ -142,7 +148,9 @@ class Query:
         if plan not in get_args(Plan):
             raise QueryError(f"plan is {format_value(plan)}, expected {', '.join(get_args(Plan))}")
         weights = _weights(schema, options)
-        regions = cast("Regions", options.get("regions") or "contains") if REGIONS in weights else None
+        auto = fusion == "rank" and _is_auto(schema, options)
+        searched = REGIONS in weights or (auto and schema.regions is not None)
+        regions = cast("Regions", options.get("regions") or "contains") if searched else None
         if regions and fusion == "server":
             raise QueryError("the server cannot fuse the regions with the rest; query with fusion 'rank' or 'score'")
         if regions and fusion == "chance":
@@ -160,6 +168,7 @@ class Query:
             narrowed_depth=default_depth,
             least=_least(options.get("min")),
             max_chance=_share(_or(options.get("max_chance"), 1.0)),
+            auto=auto,
         )
 
     def max_distances(self, schema: Schema) -> dict[str, int]:
@@ -175,7 +184,7 @@ class Query:
             QueryError: the options name the regions, or nothing else.
         """
         if REGIONS not in self.weights:
-            return self
+            return replace(self, regions=None)
         weights = {name: weight for name, weight in self.weights.items() if name != REGIONS}
         if names_regions(options) or not weights:
             raise QueryError("regions are searched with the image itself; query with its path, or without regions")
@@ -257,7 +266,7 @@ def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
     searches_regions = _searches_regions(schema, options)
     if only is not None:
         weights = {only: 1.0}
-    if profile is not None:
+    if profile not in {None, AUTO}:
         weights = _profile_weights(schema, profile)
     if weights is None:
         default = schema.weights | ({REGIONS: schema.regions.weight} if schema.regions else {})
@@ -280,6 +289,14 @@ def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
     return positive
 
 
+def _is_auto(schema: Schema, options: QueryOptions) -> bool:
+    """Whether the profile is ``auto``: as given, or without any other choice of what to search with."""
+    chosen = options.get("weights") is not None or options.get("granularity") is not None
+    return options.get("profile") == AUTO or not (
+        chosen or options.get("profile") or _searches_regions(schema, options)
+    )
+
+
 def _searches_regions(schema: Schema, options: QueryOptions) -> bool:
     """Whether the option ``regions`` is given, or a crop without weights on a collection with regions.
 
@@ -291,13 +308,14 @@ def _searches_regions(schema: Schema, options: QueryOptions) -> bool:
         raise QueryError(f"regions is {format_value(regions)}, expected {' or '.join(get_args(Regions))}")
     if regions is not None and schema.regions is None:
         raise QueryError(_NO_REGIONS)
-    weighted = any(options.get(name) is not None for name in ("weights", "profile", "granularity"))
+    weighted = any(options.get(name) not in {None, AUTO} for name in ("profile", "granularity"))
+    weighted = weighted or options.get("weights") is not None
     return regions is not None or (options.get("crop") is not None and schema.regions is not None and not weighted)
 
 
-def _profile_weights(schema: Schema, profile: str) -> dict[str, float]:
-    if profile not in PROFILES:
-        raise QueryError(f"unknown profile {format_value(profile)}, expected {', '.join(PROFILES)}")
+def _profile_weights(schema: Schema, profile: str | None) -> dict[str, float]:
+    if profile is None or profile not in PROFILES:
+        raise QueryError(f"unknown profile {format_value(profile)}, expected {AUTO}, {', '.join(PROFILES)}")
     weights = {name: PROFILES[profile].get(name, weight) for name, weight in schema.weights.items()}
     if not any(weights.values()):
         used = ", ".join(name for name, weight in PROFILES[profile].items() if weight)

@@ -14,7 +14,7 @@ from mg_milvus.results import Hits
 from mg_milvus.schema.models import REGIONS
 from mg_milvus.search.chance import FEWEST
 from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
-from mg_milvus.search.fusion import Fusion, fuse, shared_ranks
+from mg_milvus.search.fusion import Fusion, fuse, lead, shared_ranks
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.retrieve import Candidates, SearchRequest, exact_distances, retrieve
 from mg_milvus.search.verdicts import Judgement, judge, remark
@@ -150,8 +150,7 @@ class Searcher:
         names = [*self._schema.bits, *([REGIONS] if query.regions else [])]
         every = replace(query, weights=dict.fromkeys(names, 1.0), plan="full")
         (candidates,) = retrieve(self._store, self._schema, SearchRequest(codes, every, exclude))
-        judgement = self._judge(candidates.distances)
-        return SearchResult(query, self._rank(candidates, query, judgement), candidates, judgement)
+        return self._ranked(candidates, query)
 
     def _search(self, request: SearchRequest) -> list[SearchResult]:
         """Retrieve and fuse, for each query image."""
@@ -168,7 +167,8 @@ class Searcher:
             return [self._ranked(own, query) for own in candidates]
 
     def _ranked(self, candidates: Candidates, query: Query) -> SearchResult:
-        judgement = self._judge(candidates.distances)
+        names = [*self._schema.bits, *([REGIONS] if query.regions == "contains" else [])]
+        judgement = self._judge({name: candidates.distances[name] for name in names})
         return SearchResult(query, self._rank(candidates, query, judgement), candidates, judgement)
 
     def _judge(self, distances: Mapping[str, NDArray[Any]]) -> Judgement | None:
@@ -199,22 +199,32 @@ class Searcher:
         return Hits(passed, query.max_distances(self._schema), said)
 
     def _rank(self, candidates: Candidates, query: Query, judgement: Judgement | None) -> Hits:
-        """The best ``k`` of those candidates that a granularity with a weight retrieved."""
-        used = [i for i, names in enumerate(candidates.retrieved_by) if not query.weights.keys().isdisjoint(names)]
+        """The best ``k`` of those candidates that a granularity with a weight retrieved, or that lead."""
+        leading = judgement.leading if query.auto and judgement is not None else {}
+        used = [
+            i
+            for i, names in enumerate(candidates.retrieved_by)
+            if not query.weights.keys().isdisjoint(names) or any(own[i] for own in leading.values())
+        ]
         bits = query.max_distances(self._schema)
         distances = {name: values[used] for name, values in candidates.distances.items()}
         fused = fuse(
             [candidates.rows[i].id for i in used], distances, bits=bits, weights=query.weights,
             fusion=self._fusion(query),
         )  # fmt: skip
+        if leading:
+            chosen = {name: own[used] for name, own in leading.items()}
+            fused = lead(fused, chosen, sum(query.weights.values()), query.rrf_k)
         hits = []
         for place, i in enumerate(fused.order[: query.k], start=1):
-            row = candidates.rows[used[i]]
+            row, verdict = candidates.rows[used[i]], _verdict(judgement, used[i])
+            # Searched without a weight, the regions say something about the image only that stands out on them.
+            names = [name for name in distances if name != REGIONS or REGIONS in (*query.weights, verdict.get("lead"))]
             hits.append(Hit(
                 place, row.id, row.path, float(fused.scores[i]),
-                {name: round(float(values[i])) for name, values in distances.items()},
-                {name: float(values[i]) for name, values in fused.ranks.items()},
-                _row_fields(row), candidates.boxes[used[i]], **_verdict(judgement, used[i]),
+                {name: round(float(distances[name][i])) for name in names},
+                {name: float(fused.ranks[name][i]) for name in names},
+                _row_fields(row), candidates.boxes[used[i]] if REGIONS in names else None, **verdict,
             ))  # fmt: skip
         return self._answer(hits, query)
 
@@ -305,6 +315,8 @@ def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str
 def _score(hit: Hit, name: str, query: Query, bits: Mapping[str, int]) -> float | None:
     """The granularity's term of the fused score."""
     weight = query.weights.get(name)
+    if query.auto and hit.lead == name:
+        weight = (weight or 0.0) + sum(query.weights.values())
     if weight is None or query.fusion == "server":
         return None
     if query.fusion == "chance":

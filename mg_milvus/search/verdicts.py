@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mg_milvus.records import VERDICTS
+from mg_milvus.schema.models import REGIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +39,11 @@ IMAGE_GAP = 0.80
 """The same image is at most this far, as a share of the distance of the next image."""
 OBJECT_GAP = 0.80
 """The same object or scene is at most this far, as a share of the distance of the ``CROWD``-th other image."""
+REGION_LEAD = 0.90
+"""The image that contains the query image is at most this far on the regions, as a share of the next one's distance."""
+REGION_GAP = 0.75
+"""So far it is the same object or scene, if it is among the ``AGREEING`` nearest on ``fine``, too."""
+AGREEING = 3
 CROWD = 5
 LIKELY = 0.85
 """Probability from which on a hit is of the same kind."""
@@ -61,18 +67,22 @@ class Judgement:
         verdicts: (n,) places in ``VERDICTS``; smaller is nearer.
         confidence: (n,) float64 probabilities that a candidate is at least of the same kind.
         chance: granularity -> (n,) float64 shares of random pairs of images that are as near.
+        leading: ``fine`` -> (n,) which candidates stand out as the same image; ``regions`` -> (n,) which stand out as
+            the one that contains the query image; the former are not among the latter.
     """
 
     verdicts: NDArray[np.intp]
     confidence: Floats
     chance: Mapping[str, Floats]
+    leading: Mapping[str, NDArray[np.bool_]]
 
     def of(self, place: int) -> dict[str, Any]:
-        """The fields ``verdict``, ``confidence`` and ``chance`` of one candidate's hit."""
+        """The fields ``verdict``, ``confidence``, ``chance`` and ``lead`` of one candidate's hit."""
         return {
             "verdict": VERDICTS[self.verdicts[place]],
             "confidence": float(self.confidence[place]),
             "chance": {name: float(own[place]) for name, own in self.chance.items()},
+            "lead": next((name for name, own in self.leading.items() if own[place]), None),
         }
 
 
@@ -80,7 +90,8 @@ def judge(distances: Mapping[str, NDArray[Any]], chance: Chance) -> Judgement:
     """Judge the candidates of one query.
 
     Args:
-        distances: granularity -> (n,) distances in bits, for every granularity of ``chance``; others are not looked at.
+        distances: granularity -> (n,) distances in bits, for every granularity of ``chance``; those of ``regions`` are
+            of images that contain the query image.
         chance: of the collection.
     """
     shares = {name: np.asarray(distances[name]) / (len(chance.counts[name]) - 1) for name in chance.counts}
@@ -90,12 +101,20 @@ def judge(distances: Mapping[str, NDArray[Any]], chance: Chance) -> Judgement:
         [VERDICTS.index(SAME_KIND), VERDICTS.index(LOOSELY_SIMILAR)],
         VERDICTS.index(NOTHING),
     )
+    leading = {}
+    image = thing = np.zeros(len(verdicts), bool)
     if FINE in shares:
         image, thing = stands_out(shares[FINE])
-        verdicts[thing] = VERDICTS.index(SAME_OBJECT)
-        verdicts[image] = VERDICTS.index(SAME_IMAGE)
-        confidence = np.where(image | thing, np.maximum(confidence, LIKELY), confidence)
-    return Judgement(verdicts, confidence, {name: chance.of(name, distances[name]) for name in chance.counts})
+        leading[FINE] = image
+    if REGIONS in distances:
+        leading[REGIONS], contains = contains_query(distances[REGIONS], shares.get(FINE))
+        leading[REGIONS] &= ~image
+        thing = thing | contains
+    verdicts[thing] = VERDICTS.index(SAME_OBJECT)
+    verdicts[image] = VERDICTS.index(SAME_IMAGE)
+    confidence = np.where(image | thing, np.maximum(confidence, LIKELY), confidence)
+    shares_by_chance = {name: chance.of(name, distances[name]) for name in chance.counts}
+    return Judgement(verdicts, confidence, shares_by_chance, leading)
 
 
 def kind_probability(shares: Mapping[str, NDArray[Any]], chance: Chance) -> Floats:
@@ -122,10 +141,40 @@ def stands_out(shares: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool
         shares: (n,) distances on ``fine`` as shares of the bits.
     """
     ordered = np.concatenate([np.sort(shares), np.full(CROWD + 1, _UNRELATED)])
-    first = (shares == ordered[0]) & (shares <= IMAGE_GAP * ordered[1])
     near = shares <= FARTHEST
-    image = (near & first) | (shares <= SURE)
+    image = (near & gap(np.append(shares, _UNRELATED), IMAGE_GAP)[:-1]) | (shares <= SURE)
     return image, image | (near & (shares <= OBJECT_GAP * ordered[CROWD]))
+
+
+def contains_query(distances: NDArray[Any], fine: NDArray[Any] | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which candidate leads as the one that contains the query image, and which is the same object: (n,) and (n,) bool.
+
+    The nearest on the regions leads if it is clearly nearer than the next, or among the nearest on ``fine``, too. With
+    both it is the same object or scene.
+
+    Args:
+        distances: (n,) of the regions, in bits.
+        fine: (n,) distances on ``fine``; None: the collection lacks it.
+    """
+    agrees = np.zeros(len(distances), bool)
+    if fine is not None and len(fine):
+        agrees = fine <= np.sort(fine)[min(AGREEING, len(fine)) - 1]
+    leads = gap(distances, REGION_LEAD) | (gap(distances, 1.0) & agrees)
+    return leads, gap(distances, REGION_GAP) & agrees
+
+
+def gap(distances: NDArray[Any], share: float) -> NDArray[np.bool_]:
+    """Which candidate is the nearest, at most at this share of the distance of the next: (n,) bool.
+
+    Args:
+        distances: (n,) of one granularity.
+        share: at most 1.
+    """
+    if len(distances) < 2:
+        return np.zeros(len(distances), bool)
+    nearest, following = np.partition(distances, 1)[:2]
+    found: NDArray[np.bool_] = (distances == nearest) & (distances <= share * following) & (distances < following)
+    return found
 
 
 def remark(verdicts: Sequence[HitVerdict | None]) -> str:

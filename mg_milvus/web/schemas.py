@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mg_milvus.duplicates.hits import VERIFIED
 from mg_milvus.errors import QueryError
 from mg_milvus.records import MINIMA, VERDICTS
+from mg_milvus.schema.models import REGIONS
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.web.limits import check_filter
 
@@ -32,6 +33,7 @@ BOX = Field(
 )  # fmt: skip
 VERDICT = Field(description=f"{', '.join(VERDICTS)}; missing where the collection has too few images to tell.")
 CHANCE = Field(description="The share of random pairs of the collection's images that are as near.")
+LEAD = Field(description="The granularity on which it stands out; with the profile auto it then comes first.")
 ID_PATTERN = r"^[0-9a-f]{32}$"
 
 
@@ -52,6 +54,7 @@ class HitResponse(BaseModel):
         None
     )
     chance: Annotated[dict[str, float] | None, CHANCE] = None
+    lead: Annotated[str | None, LEAD] = None
 
 
 class Candidate(BaseModel):
@@ -69,6 +72,7 @@ class Candidate(BaseModel):
         None
     )
     chance: Annotated[dict[str, float] | None, CHANCE] = None
+    lead: Annotated[str | None, LEAD] = None
 
 
 class QueryInfo(BaseModel):
@@ -130,7 +134,9 @@ class QueryParameters(BaseModel):
 
     k: Annotated[int, Field(ge=1, le=MAX_DEPTH, description="Number of results.")] = 10
     weights: Annotated[str | None, Field(description="Weight of each granularity: coarse=1,fine=3")] = None
-    profile: Annotated[str | None, Field(description="Named weights: category, object, instance, balanced.")] = None
+    profile: Annotated[
+        str | None, Field(description="Named weights: auto (the default), category, object, instance, balanced.")
+    ] = None
     granularity: Annotated[str | None, Field(description="Search this granularity only.")] = None
     fusion: Annotated[str | None, Field(description="rank, score, chance, or server.")] = None
     rrf_k: Annotated[int | None, Field(ge=1, le=MAX_DEPTH, description="The constant in weight / (rrf_k + rank).")] = (
@@ -266,7 +272,7 @@ def row_fields(row: Row) -> dict[str, Any]:
 def result_fields(result: SearchResult, schema: Schema, *, with_candidates: bool) -> dict[str, Any]:
     """A result as plain data, without ``seconds`` and the query image; see ``QueryResponse``."""
     query, candidates, judgement = result.query, result.candidates, result.judgement
-    compared = schema.code_bits if query.regions else schema.bits
+    compared = schema.code_bits if REGIONS in query.weights else schema.bits
     response: dict[str, Any] = {
         "k": query.k, "depth": query.depth, "fusion": query.fusion, "rrf_k": query.rrf_k,
         "weights": dict(query.weights), "regions": query.regions,
@@ -274,15 +280,20 @@ def result_fields(result: SearchResult, schema: Schema, *, with_candidates: bool
         "hits": [hit.as_dict() for hit in result.hits], "remark": result.hits.remark or None,
     }  # fmt: skip
     if with_candidates and candidates is not None:
-        distances = {name: values.tolist() for name, values in candidates.distances.items()}
+        judged = [{} if judgement is None else judgement.of(i) for i in range(len(candidates.rows))]
+        distances = {name: values.tolist() for name, values in candidates.distances.items() if name in compared}
         response["candidates"] = [
             row_fields(row)
             | {
                 "distances": {name: values[i] for name, values in distances.items()},
                 "retrieved_by": candidates.retrieved_by[i],
             }
-            | ({"box": list(box)} if (box := candidates.boxes[i]) else {})
-            | ({} if judgement is None else judgement.of(i))
+            | (
+                {"box": list(box)}
+                if (box := candidates.boxes[i]) and REGIONS in (*compared, judged[i].get("lead"))
+                else {}
+            )
+            | judged[i]
             for i, row in enumerate(candidates.rows)
         ]
     return response

@@ -9,7 +9,7 @@ import pytest
 
 from mg_milvus.records import VERDICTS
 from mg_milvus.search.chance import Chance
-from mg_milvus.search.verdicts import judge, remark, stands_out
+from mg_milvus.search.verdicts import contains_query, judge, remark, stands_out
 
 
 def gaussian(bits: int, deviation: float) -> np.ndarray:
@@ -64,6 +64,26 @@ def test_fractions_of_bits_and_lacking_granularities() -> None:
     judged = judge(near, without)
     assert VERDICTS[judged.verdicts[0]] in VERDICTS[2:]  # the same image, or object, is told on fine only
     assert set(judged.of(0)["chance"]) == {"mid"}
+
+
+@pytest.mark.parametrize(
+    ("regions", "fine", "leads", "thing"),
+    [
+        ([10, 20, 30, 40, 50], [0.4, 0.41, 0.42, 0.43, 0.44], [0], [0]),
+        ([10, 12, 30, 40, 50], [0.4, 0.41, 0.42, 0.43, 0.44], [0], []),  # the gap is enough to lead
+        ([10, 12, 30, 40, 50], [0.44, 0.41, 0.42, 0.43, 0.40], [0], []),
+        ([10, 10.5, 30, 40, 50], [0.42, 0.41, 0.40, 0.43, 0.44], [0], []),  # no gap, and the third on fine
+        ([10, 10.5, 30, 40, 50], [0.43, 0.41, 0.40, 0.42, 0.44], [], []),
+        ([10, 10, 30, 40, 50], [0.4, 0.41, 0.42, 0.43, 0.44], [], []),  # two are equally near
+    ],
+)
+def test_the_image_that_contains_the_query(
+    regions: list[float], fine: list[float], leads: list[int], thing: list[int]
+) -> None:
+    leading, same = contains_query(np.array(regions), np.array(fine))
+    assert np.flatnonzero(leading).tolist() == leads
+    assert np.flatnonzero(same).tolist() == thing
+    assert np.flatnonzero(contains_query(np.array(regions), None)[1]).tolist() == []
 
 
 def test_a_remark_where_nothing_is_related() -> None:

@@ -204,6 +204,25 @@ def test_the_page_ranks_as_the_library_does(page: Page, index: ImageIndex, folde
             assert [entry["ranks"] for entry in ranked[:depth]] == [hit.ranks for hit in hits]
 
 
+def test_what_stands_out_comes_first_on_the_page_too(page: Page, index: ImageIndex, folder: Path) -> None:
+    image = folder / "stripes" / "13.jpg"
+    ranked = page.evaluate(
+        """async ([codes, bits, weights]) => {
+            const { fuse, contributions } = await import("/static/fusion.js");
+            const { candidates } = await (await fetch(`/api/query?candidates=true&codes=${codes}`)).json();
+            const settings = { bits, weights, method: "rank", rrfK: 60, lead: true };
+            const entries = fuse(candidates, settings);
+            return entries.map((entry) => [entry.row.id, entry.score, contributions(entry, settings)]);
+        }""",
+        [codes_of(page, image), index.schema.bits, index.schema.weights],
+    )
+    hits = index.query(image, k=len(ranked))
+    assert hits[0].lead == "fine"
+    assert [key for key, _, _ in ranked] == ids(hits)
+    assert [score for _, score, _ in ranked] == pytest.approx([hit.score for hit in hits], abs=1e-12)
+    assert [sum(parts.values()) for _, _, parts in ranked] == pytest.approx([hit.score for hit in hits], abs=1e-12)
+
+
 def codes_of(page: Page, image: Path) -> str:
     """The codes of an image, as an answer tells them."""
     return page.request.post(f"{page.url}api/query", data=image.read_bytes()).json()["query"]["codes"]

@@ -42,7 +42,8 @@ function settings() {
   const bits = result?.response?.bits ?? about.bits;
   const chosen = weights.of(query);
   const compared = Object.fromEntries(Object.keys(bits).map((name) => [name, chosen[name] ?? 0]));
-  return { bits, weights: compared, method, rrfK: about.fusion.rrf_k };
+  const lead = !query.profile && !query.weights && !regions.boxed(query);
+  return { bits, weights: compared, method, rrfK: about.fusion.rrf_k, lead };
 }
 
 /** How the candidates can be ranked: by chance only where it is known, and without regions. */
@@ -206,7 +207,7 @@ const remember = calmly(150, () => {
 function writeWeights() {
   weights.write(query);
   $("#regions-hint").textContent = regions.hint(query);
-  $("#regions-hint").hidden = !regions.there || !isQuery(query);
+  $("#regions-hint").hidden = !isQuery(query) || !(regions.there || query.crop);
 }
 
 const searchRegionsToo = calmly(150, () => search(query, { push: false, again: true }));

@@ -67,7 +67,8 @@ export class Why {
     const rows = Object.keys(bits).map((name, place) => {
       const distance = entry.row.distances[name];
       const near = 1 - distance / bits[name];
-      const weight = weights[name] ?? 0;
+      const leads = settings.lead && entry.row.lead === name;
+      const weight = (weights[name] ?? 0) + (leads ? Object.values(weights).reduce((all, own) => all + own, 0) : 0);
       const chance = entry.row.chance?.[name];
       const formula = method === "chance" ? `${weight} × -log10 ${chance?.toPrecision(2)}` : method === "score" ? `${weight} × ${near.toFixed(3)}` : `${weight} / (${rrfK} + ${rankText(entry.ranks[name])})`;
       return h("tr", { class: `h${place % 6}` },
