@@ -22,7 +22,8 @@ class Hits(list[Hit]):
 
     Attributes:
         bits: granularity -> largest possible distance in bits.
-        remark: a sentence where none of the hits is related to the query image, or all were cut; else empty.
+        remark: a sentence where none of the hits is related to the query image, or all were cut, or where a crop was
+            compared with whole images; else empty.
     """
 
     def __init__(self, hits: Iterable[Hit] = (), bits: Mapping[str, int] | None = None, remark: str = "") -> None:

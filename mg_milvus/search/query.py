@@ -40,6 +40,12 @@ _NO_REGIONS = (
 )
 
 
+_NO_DETAILS = (
+    "this collection has no regions, so the crop was compared with whole images; to find details, ingest into a new "
+    "collection with --schema regions"
+)
+
+
 class QueryOptions(TypedDict, total=False):
     """How to search; options that are missing or None come from the collection's schema.
 
@@ -102,6 +108,7 @@ class Query:
         narrowed_depth: of these, the nearest that each granularity contributes to the fusion.
         least: the least verdict of a hit; None for any.
         max_chance: the largest chance of a hit, on the granularity where that is smallest.
+        note: a sentence about a query that cannot be answered as it may be meant; else empty.
         auto: hits that stand out come first; see ``search.verdicts``. Then regions may be searched without a weight.
     """
 
@@ -118,6 +125,7 @@ class Query:
     least: HitVerdict | None = None
     max_chance: float = 1.0
     auto: bool = False
+    note: str = ""
 
     @property
     def needs_chance(self) -> bool:
@@ -169,6 +177,7 @@ class Query:
             least=_least(options.get("min")),
             max_chance=_share(_or(options.get("max_chance"), 1.0)),
             auto=auto,
+            note=_NO_DETAILS if options.get("crop") is not None and schema.regions is None else "",
         )
 
     def max_distances(self, schema: Schema) -> dict[str, int]:

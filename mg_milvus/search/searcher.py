@@ -193,9 +193,9 @@ class Searcher:
         ]
         said = remark([hit.verdict for hit in hits])
         if hits and not passed:
-            said = (
-                f"{said.partition(';')[0] or 'no hit is near enough'}; without min and max_chance the nearest are shown"
-            )
+            said = said.partition(";")[0] or "no hit is near enough"
+            said += "; without min and max_chance the nearest are shown"
+        said = ". ".join(filter(None, (said, query.note)))
         return Hits(passed, query.max_distances(self._schema), said)
 
     def _rank(self, candidates: Candidates, query: Query, judgement: Judgement | None) -> Hits:

@@ -130,6 +130,37 @@ def test_there_is_no_chance_of_regions(collage_index: ImageIndex, collages: Path
     assert {hit.path: hit.verdict for hit in hits}[str(collages / "07.png")] == "same image"
 
 
+def test_a_crop_without_regions_says_so(labelled_index: ImageIndex, photo: Path, collage_index: ImageIndex) -> None:
+    remark = labelled_index.query(photo, crop=(0, 0, 40, 40)).remark
+    assert remark.endswith("to find details, ingest into a new collection with --schema regions")
+    assert labelled_index.query(photo).remark == ""
+    (row, *_) = collage_index.sample(1)
+    assert collage_index.query(row.path, crop=(0, 0, 60, 60)).remark == ""
+
+
+def test_auto_puts_first_what_stands_out(labelled_index: ImageIndex, photo: Path, collage_index: ImageIndex) -> None:
+    plain = labelled_index.query(photo, k=60, weights=labelled_index.schema.weights)
+    hits = labelled_index.query(photo, k=60)
+    assert hits == labelled_index.query(photo, k=60, profile="auto")
+    assert {hit.lead for hit in hits[1:]} == {None}
+    assert (hits[0].lead, hits[0].path) == ("fine", str(photo))
+    assert hits[0].score == pytest.approx(2 * 3.6 / 61)
+    assert {hit.id: hit.score for hit in hits[1:]} == {hit.id: hit.score for hit in plain[1:]}
+    # A quarter of an image is found by the regions, though they have no weight; only that hit has a box.
+    (row, *_) = collage_index.sample(1)
+    image = Image.open(row.path)
+    detail = image.crop((0, 0, image.width // 2, image.height // 2))
+    found = collage_index.query(detail, k=5)
+    contains = collage_index.query(detail, k=5, regions="contains", weights={"regions": 1})
+    if found[0].lead == "regions":
+        assert found[0].path == contains[0].path == row.path
+        assert found[0].box == contains[0].box
+        explained = collage_index.explain(detail, k=5)
+        for hit, parts in zip(explained.hits, explained.contributions, strict=True):
+            assert sum(one.score or 0 for one in parts.values()) == pytest.approx(hit.score)
+    assert all(hit.box is None and "regions" not in hit.distances for hit in found if hit.lead != "regions")
+
+
 def test_few_images_say_nothing_and_more_do(tmp_path: Path) -> None:
     for number in range(20):
         kind_of_image("disc", number).save(tmp_path / f"{number}.jpg")
