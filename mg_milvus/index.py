@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -25,6 +26,7 @@ from mg_milvus.ingest.run import Source, run_ingest, run_refit
 from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import REGIONS, Schema
 from mg_milvus.search import sample
+from mg_milvus.search.chance import ChanceKeeper
 from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import Query, QueryOptions, QueryTerm, check_together
 from mg_milvus.search.query_image import QueryArea, check_codes, decode_query_image, encode_query_images
@@ -64,6 +66,7 @@ class ImageIndex:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._chance = ChanceKeeper(session)
 
     @classmethod
     def open(
@@ -241,6 +244,8 @@ class ImageIndex:
             dry_run=dry_run,
             progress=progress,
         )
+        if not dry_run:
+            self._chance.refresh()
         return replace(report, passed_over=passed.records(), table=match)
 
     def refit(
@@ -265,7 +270,11 @@ class ImageIndex:
         Raises:
             QueryError: ``to`` exists already.
         """
-        return run_refit(self._session, to, Settings(batch_size, workers), progress=progress)
+        report = run_refit(self._session, to, Settings(batch_size, workers), progress=progress)
+        new = self._session.sibling(to, self.schema.model_copy(update={"collection": to}))
+        with closing(new):
+            ChanceKeeper(new).refresh()
+        return report
 
     def load(
         self, folder: PathLike, *, partial: bool = False, bucket: str | None = None, rest: str | None = None,
@@ -294,7 +303,9 @@ class ImageIndex:
         from mg_milvus.bulk import import_jobs, transfer  # with all that reads from the web, which few commands need
 
         place = None if bucket is None else import_jobs.ImportPlace(bucket, rest)
-        return transfer.load(self._session, folder, partial=partial, place=place, progress=progress)
+        report = transfer.load(self._session, folder, partial=partial, place=place, progress=progress)
+        self._chance.refresh()
+        return report
 
     def export(self, folder: PathLike, *, progress: Callable[[Progress], None] | None = None) -> TransferReport:
         """Write the collection into a folder of codes: all rows, the schema as it is tuned, and the encoder's file.
@@ -542,7 +553,7 @@ class ImageIndex:
 
     @property
     def _searcher(self) -> Searcher:
-        return Searcher(self._session.store, self.schema)
+        return Searcher(self._session.store, self.schema, self._chance.chance())
 
     def _stored_codes(self, id_or_path: PathLike) -> tuple[Row, QueryCodes]:
         row = self._session.rows([id_or_path], tuple(self.schema.bits))[0]

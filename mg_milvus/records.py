@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -11,6 +11,15 @@ if TYPE_CHECKING:
 
 FAILURES_SHOWN = 20
 """Most failures that a report shows in a notebook."""
+
+
+HitVerdict = Literal["same image", "same object or scene", "same kind", "loosely similar", "nothing in common"]
+"""What a hit is to the query image, from the nearest to the farthest."""
+VERDICTS: tuple[HitVerdict, ...] = get_args(HitVerdict)
+MINIMA: dict[str, HitVerdict] = dict(
+    zip(("same-image", "same-object", "same-kind", "loosely-similar"), VERDICTS, strict=False)
+)
+"""Values of the option ``min`` of a query, and the least verdict that each lets pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,10 @@ class Hit:
             has no regions, or no region of this image is among the nearest.
         verified: what the query image is to it by their pixels; None when that was not asked for, and behind the first
             ten hits.
+        verdict: what it is to the query image by their codes; None where the collection has too few images to tell.
+        confidence: probability that it is of the query's kind, or nearer; None as ``verdict``.
+        chance: granularity -> share of random pairs of the collection's images that are as near; empty as ``verdict``.
+        lead: granularity on which it stands out from all others; with the profile auto it then comes first.
     """
 
     rank: int
@@ -59,6 +72,17 @@ class Hit:
     fields: Mapping[str, Any] = field(default_factory=dict)
     box: tuple[int, int, int, int] | None = None
     verified: Verification | None = None
+    verdict: HitVerdict | None = None
+    confidence: float | None = None
+    chance: Mapping[str, float] = field(default_factory=dict)
+    lead: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The verdict, with the confidence where that is all it says: ``same kind, 93 %``; empty without one."""
+        if self.verdict in {"same kind", "loosely similar"} and self.confidence is not None:
+            return f"{self.verdict}, {100 * self.confidence:.0f} %"
+        return self.verdict or ""
 
     @property
     def shown_box(self) -> tuple[int, int, int, int] | None:
@@ -66,8 +90,11 @@ class Hit:
         return self.verified.box if self.verified and self.verified.box else self.box
 
     def as_dict(self) -> dict[str, Any]:
-        """A dictionary, ready for JSON: rank, id, path, score, distances, ranks, box, verified, the row's fields."""
+        """A dictionary, ready for JSON: these attributes, without those that are None, and the row's fields."""
         own: dict[str, Any] = {"rank": self.rank, "id": self.id, "path": self.path, "score": self.score}
+        if self.verdict is not None:
+            own |= {"verdict": self.verdict, "confidence": self.confidence, "chance": dict(self.chance)}
+        own |= {"lead": self.lead} if self.lead else {}
         own |= {"distances": dict(self.distances), "ranks": dict(self.ranks)}
         own |= {"box": list(self.box)} if self.box else {}
         return own | ({"verified": self.verified.as_dict()} if self.verified else {}) | dict(self.fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
-from mg_milvus.html.pages import SIDE, bars_of, render
+from mg_milvus.html.pages import SIDE, bars_of, render, words_of
 from mg_milvus.images.discover import text_path
 from mg_milvus.records import FAILURES_SHOWN, Failure, Hit, Note, PassedOver, TableMatch
 
@@ -22,11 +22,13 @@ class Hits(list[Hit]):
 
     Attributes:
         bits: granularity -> largest possible distance in bits.
+        remark: a sentence where none of the hits is related to the query image, or all were cut, or where a crop was
+            compared with whole images; else empty.
     """
 
-    def __init__(self, hits: Iterable[Hit] = (), bits: Mapping[str, int] | None = None) -> None:
+    def __init__(self, hits: Iterable[Hit] = (), bits: Mapping[str, int] | None = None, remark: str = "") -> None:
         super().__init__(hits)
-        self.bits = dict(bits or {})
+        self.bits, self.remark = dict(bits or {}), remark
 
     @overload
     def __getitem__(self, place: SupportsIndex) -> Hit: ...
@@ -37,7 +39,7 @@ class Hits(list[Hit]):
     def __getitem__(self, place: SupportsIndex | slice) -> Hit | Hits:
         """A hit, or ``Hits`` for a slice."""
         if isinstance(place, slice):
-            return Hits(super().__getitem__(place), self.bits)
+            return Hits(super().__getitem__(place), self.bits, self.remark)
         return super().__getitem__(place)
 
     def _repr_html_(self) -> str:
@@ -46,7 +48,7 @@ class Hits(list[Hit]):
 
         cards = [
             {
-                "rank": f"{hit.rank} · {hit.verified.verdict}" if hit.verified else hit.rank,
+                "rank": " · ".join(str(own) for own in (hit.rank, words_of(hit)) if own),
                 "score": f"{hit.score:.4f}",
                 "path": str(path),
                 "name": path.name or hit.path,
@@ -56,7 +58,7 @@ class Hits(list[Hit]):
             for hit in self[:MAX_SHOWN]
             for path in [text_path(hit.path)]
         ]
-        return render("hits", cards=cards, count=len(self))
+        return render("hits", cards=cards, count=len(self), remark=self.remark)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class MemoryStore:
         self._added: tuple[str, ...] = ()
         self._records: dict[str, Record] = {}
         self._encoders: dict[str, bytes] = {}
+        self._statistics: bytes | None = None
         self._closed = False
         self.regions = MemoryRegions(self._settings)
         self.indexes = NoIndexes()
@@ -108,7 +109,7 @@ class MemoryStore:
             self._check_open()
             self._description, self._added = None, ()
             self._records = {}
-            self._encoders = {}
+            self._encoders, self._statistics = {}, None
             self.regions.clear()
 
     def upsert(self, rows: Sequence[Row]) -> None:
@@ -213,6 +214,18 @@ class MemoryStore:
         with self._lock:
             self._check_open()
             self._encoders.pop(fingerprint, None)
+
+    def put_statistics(self, data: bytes) -> None:
+        """See ``Store``."""
+        with self._lock:
+            self._check_open()
+            self._statistics = data
+
+    def get_statistics(self) -> bytes | None:
+        """See ``Store``."""
+        with self._lock:
+            self._check_open()
+            return self._statistics
 
     def collections(self) -> list[str]:
         """See ``Store``."""

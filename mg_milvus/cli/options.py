@@ -37,8 +37,9 @@ class Device(StrEnum):
 
 
 class Profile(StrEnum):
-    """The weight profiles of ``schema.models.PROFILES``; repeated here because importing those is slow."""
+    """``auto``, and the profiles of ``schema.models.PROFILES``: repeated here because importing those is slow."""
 
+    auto = "auto"
     category = "category"
     object = "object"
     instance = "instance"
@@ -50,7 +51,17 @@ class Fusion(StrEnum):
 
     rank = "rank"
     score = "score"
+    chance = "chance"
     server = "server"
+
+
+class Minimum(StrEnum):
+    """The least verdicts of ``search.verdicts.MINIMA``."""
+
+    same_image = "same-image"
+    same_object = "same-object"
+    same_kind = "same-kind"
+    loosely_similar = "loosely-similar"
 
 
 class Plan(StrEnum):

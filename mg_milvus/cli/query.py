@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.images.decode import ImageSource
     from mg_milvus.records import Hit
+    from mg_milvus.results import Hits
     from mg_milvus.search.explain import Contribution, Explanation
     from mg_milvus.search.query import QueryOptions, QueryTerm
 
@@ -38,6 +39,7 @@ NO_HITS = "No images found."
 FORMULAS = {
     "rank": "the score is the sum of weight / ({rrf_k} + rank)",
     "score": "the score is the sum of weight × (1 - distance / bits)",
+    "chance": "the score is the sum of weight × -log10 of the share of random pairs that are as near",
     "server": "the server's own ranks and scores",
 }
 
@@ -53,6 +55,8 @@ mgm query --like photos/cat.jpg -k 20 --html result.html
 
 mgm query scene.jpg --crop 40,60,200,150 --weights coarse=1,regions=2      (same kind of scene, with this in it)
 
+mgm query cat.jpg --min same-kind      (nothing that is merely the nearest)
+
 mgm query poster.jpg --verify      (which hits are the same image, or show it, and where)
 
 mgm query red.jpg shoe.jpg --together --not boot.jpg
@@ -60,7 +64,7 @@ mgm query red.jpg shoe.jpg --together --not boot.jpg
 mgm query cat.jpg -k 3 --explain      (why these, and where the time went)"""
 
 
-def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "") -> None:
+def print_hits(hits: Hits, bits: Mapping[str, int], *, title: str = "") -> None:
     """Print rank, score, path, and per granularity distance and rank.
 
     Args:
@@ -74,16 +78,19 @@ def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "")
     _print_title(title, out)
     if not hits:
         out.print(Text(NO_HITS))
+        _print_remark(hits, out)
         return
     names = [name for name in bits if any(name in hit.distances for hit in hits)]
     columns = [_numbers(hits, name) for name in names]
     widths = [max(len(name), len(column[0])) for name, column in zip(names, columns, strict=True)]
     left = max(4, len(str(hits[-1].rank))) + GAP + 6 + GAP
     boxes = [",".join(map(str, hit.box)) if hit.box else "" for hit in hits]
-    verified = [_verified(hit) for hit in hits]
-    for name, column in (("box", boxes), ("verified", verified)):
+    verdicts, verified = [hit.words for hit in hits], [_verified(hit) for hit in hits]
+    for name, column in (("verdict", verdicts), ("box", boxes), ("verified", verified)):
         if any(column):
-            names, columns = [*names, name], [*columns, column]
+            place = 0 if name == "verdict" else len(names)
+            names.insert(place, name)
+            columns.insert(place, column)
             widths.append(max(len(name), *map(len, column)))
     room = out.width - left - sum(width + GAP for width in widths)
     stacked = room < MIN_PATH
@@ -100,8 +107,16 @@ def print_hits(hits: Sequence[Hit], bits: Mapping[str, int], *, title: str = "")
             cells = []
         table.add_row(Text(str(hit.rank)), Text(f"{hit.score:.4f}"), path, *cells)
     out.print(table)
+    _print_remark(hits, out)
     if title:
         out.print()
+
+
+def _print_remark(hits: Hits, out: Console) -> None:
+    from rich.text import Text
+
+    if hits.remark:
+        out.print(Text(f"{hits.remark[0].upper()}{hits.remark[1:]}."))
 
 
 def _verified(hit: Hit) -> str:
@@ -142,6 +157,7 @@ def print_explanation(explanation: Explanation, *, title: str = "") -> None:
         out.print(Text(f"{explanation.candidates:,} different images were ranked on every granularity."))
     out.print(Text())
     out.print(_hits(explanation, out) if explanation.hits else Text(NO_HITS))
+    _print_remark(explanation.hits, out)
     out.print(Text())
     out.print(_times(explanation))
 
@@ -184,6 +200,8 @@ def _hits(explanation: Explanation, out: Console) -> Table:
     for hit, contributions in zip(explanation.hits, explanation.contributions, strict=True):
         path = Text(shorten(escape_controls(hit.path), room), style="bold")
         table.add_row(str(hit.rank), path, "", "", "", Text(f"{hit.score:.4f}", style="bold"))
+        if hit.verdict is not None:
+            table.add_row("", f"  {hit.words}", "", "", "", "")
         if hit.verified is not None:
             table.add_row("", f"  verified: {_verified(hit)}", "", "", "", "")
         for name, contribution in contributions.items():
@@ -251,7 +269,8 @@ def query(
         options.Profile | None,
         typer.Option(
             "--profile",
-            help="Weights by purpose: same kind of scene, same class of object, same image or object, or all equal",
+            help="Weights by purpose: same kind of scene, same class of object, same image or object, all equal; "
+            "default: auto, where what stands out as the same image comes first",
         ),
     ] = None,
     fusion: Annotated[
@@ -296,6 +315,18 @@ def query(
         typer.Option(
             "--plan",
             help="Search every granularity (full), or first the shortest (cascade); default: the schema's",
+        ),
+    ] = None,
+    least: Annotated[
+        options.Minimum | None,
+        typer.Option("--min", help="Leave out results that are less: mgm query cat.jpg --min same-kind"),
+    ] = None,
+    max_chance: Annotated[
+        float | None,
+        typer.Option(
+            "--max-chance",
+            metavar="SHARE",
+            help="Leave out results that a larger share of random pairs of images is as near as, e.g. 0.001",
         ),
     ] = None,
     verify: Annotated[
@@ -362,6 +393,8 @@ def query(
         "filter": where,
         "crop": area,
         "regions": "contains" if contains else "overlap" if overlap else None,
+        "min": least,
+        "max_chance": max_chance,
         "verify": verify,
         "views": views,
         "plan": plan,
@@ -399,6 +432,8 @@ def query(
         elif as_json:
             for hit in hits:
                 print(json.dumps({"query": name} | hit.as_dict()))
+            if hits.remark:
+                log_info(hits.remark, "remark", query=name)
         elif explain:
             print_explanation(explanations[place], title=title)
         else:
@@ -475,7 +510,7 @@ def _write_page(
 
     query, hits = explanations[0].query, explanations[0].hits
     results = [
-        QueryResult(name, source, explanation.hits, options["crop"])
+        QueryResult(name, source, explanation.hits, options["crop"], explanation.hits.remark)
         for (name, source), explanation in zip(queries, explanations, strict=True)
     ]
     settings = QuerySettings(collection, hits.bits, query.weights, query.fusion, options["profile"])

@@ -42,7 +42,7 @@ def verify_hits(hits: Hits, image: ImageSource, crop: Box | None = None) -> Hits
     """
     found = verify_rows([_row_of(hit) for hit in hits[:VERIFIED]], image, crop)
     verified = [replace(hit, verified=own) for hit, own in zip(hits, found, strict=False)]
-    return Hits([*verified, *hits[VERIFIED:]], hits.bits)
+    return Hits([*verified, *hits[VERIFIED:]], hits.bits, hits.remark)
 
 
 def readable_twice(image: ImageSource) -> ImageSource:

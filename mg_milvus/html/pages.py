@@ -81,6 +81,11 @@ def bars_of(distances: Mapping[str, int], bits: Mapping[str, int]) -> list[Bar]:
     ]
 
 
+def words_of(hit: Hit) -> str:
+    """What a hit is to the query image, in words: by the pixels where they were looked at, else by the codes."""
+    return hit.verified.verdict if hit.verified else hit.words
+
+
 HIT_SIDE = 480
 """Longest side of a hit's thumbnail in pixels: twice what a card shows, for dense screens."""
 
@@ -97,12 +102,14 @@ class QueryResult:
         image: the query image.
         hits: best first.
         crop: the area that was searched with, as x, y, width, height in pixels of the whole image.
+        remark: a sentence where none of the hits is related; see ``Hits``.
     """
 
     title: str
     image: ImageSource
     hits: Sequence[Hit]
     crop: tuple[int, int, int, int] | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +181,7 @@ def result_page(results: Sequence[QueryResult], settings: QuerySettings) -> str:
             "name": os.path.basename(result.title) or result.title,
             "thumbnail": thumbnail(result.image, QUERY_SIDE),
             "crop": result.crop,
+            "remark": result.remark,
             "cards": [_card(hit, settings.bits) for hit in result.hits],
         }
         for result in results
@@ -215,5 +223,5 @@ def _card(hit: Hit, bits: Mapping[str, int]) -> _Card:
         thumbnail=thumbnail(path, HIT_SIDE, hit.shown_box),
         box=hit.shown_box,
         bars=bars,
-        verdict=hit.verified.verdict if hit.verified else "",
+        verdict=words_of(hit),
     )

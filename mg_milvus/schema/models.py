@@ -34,7 +34,9 @@ PROFILES: dict[str, dict[str, float]] = {
 RESERVED_FIELDS = frozenset({"id", "path", "size", "mtime_ns", "width", "height", "content_hash", "_codes"})
 """Columns that every row has."""
 
-_RESULT_KEYS = frozenset({"query", "rank", "score", "distances", "ranks", "box"})
+_RESULT_KEYS = frozenset({
+    "query", "rank", "score", "distances", "ranks", "box", "verified", "verdict", "confidence", "chance", "lead",
+})  # fmt: skip
 """Keys of a hit as JSON, beside which the extra fields are written."""
 
 _MILVUS_WORDS = frozenset({
@@ -140,8 +142,11 @@ class FusionSettings(Model):
     """How the rankings of the granularities are fused."""
 
     method: Annotated[
-        Literal["rank", "score", "server"],
-        Field(description="rank: weighted 1 / (rrf_k + rank); score: weighted 1 - distance / bits; server: Milvus'."),
+        Literal["rank", "score", "chance", "server"],
+        Field(
+            description="rank: weighted 1 / (rrf_k + rank); score: weighted 1 - distance / bits; chance: weighted "
+            "-log10 of the share of random pairs as near; server: Milvus'."
+        ),
     ] = "rank"
     rrf_k: Annotated[int, _whole(1, 16_384, "Constant of rank fusion; small: the first ranks dominate.")] = 60
     depth: Annotated[int, _whole(1, 16_384, "Candidates retrieved of each granularity.")] = 100

@@ -118,7 +118,7 @@ class Explanation:
             "plan": self.plan, "reason": self.reason, "k": query.k, "depth": query.depth, "fusion": query.fusion,
             "rrf_k": query.rrf_k, "weights": dict(query.weights), "filter": query.where, "regions": query.regions,
             "fields": {name: _as_dict(field) for name, field in self.fields.items()},
-            "candidates": self.candidates,
+            "candidates": self.candidates, "remark": self.hits.remark or None,
             "seconds": {step: round(value, 6) for step, value in self.seconds.items()},
             "total_seconds": round(self.total_seconds, 6),
             "hits": [

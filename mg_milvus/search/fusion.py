@@ -2,7 +2,7 @@
 
 Rank fusion is weighted reciprocal rank fusion (Cormack et al. 2009) over the union of the candidates, each
 with its exact distance on every granularity; score fusion is the convex combination of normalised distances (Bruch
-et al. 2022).
+et al. 2022). Chance fusion adds up how rare it is to be as near by chance, as Fisher's combined probability does.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mg_milvus.search.chance import Chance
+
 
 DEFAULT_RRF_K = 60
 
@@ -26,12 +28,15 @@ class Fusion:
     """How scores are computed.
 
     Attributes:
-        method: ``rank``: score = sum of weight / (rrf_k + rank); ``score``: sum of weight * (1 - distance / bits).
+        method: ``rank``: score = sum of weight / (rrf_k + rank); ``score``: sum of weight * (1 - distance / bits);
+            ``chance``: sum of weight * -log10 of the share of random pairs that are as near.
         rrf_k: the constant of rank fusion; a smaller one favours the first ranks.
+        chance: the distances of random pairs, for every granularity with a weight; ``chance`` needs it.
     """
 
-    method: Literal["rank", "score"] = "rank"
+    method: Literal["rank", "score", "chance"] = "rank"
     rrf_k: int = DEFAULT_RRF_K
+    chance: Chance | None = None
 
 
 RANK_FUSION = Fusion()
@@ -89,8 +94,10 @@ def fuse(
         fusion: the formula of the scores.
 
     Raises:
-        ValueError: no positive weight, a weight for an unknown granularity, or lengths that differ.
+        ValueError: no positive weight, a weight for an unknown granularity, lengths that differ, or no chance.
     """
+    if fusion.method == "chance" and fusion.chance is None:
+        raise ValueError("fusion by chance needs the distances of random pairs")
     used = {name: weight for name, weight in sorted(weights.items()) if weight}
     if not any(weight > 0 for weight in used.values()):
         raise ValueError(f"weights are {dict(weights)}, expected at least one above 0")
@@ -105,13 +112,35 @@ def fuse(
     for name, weight in used.items():
         nearness += weight * (1 - np.asarray(distances[name]) / bits[name])
     scores = nearness
-    if fusion.method == "rank":
+    if fusion.method != "score":
         scores = np.zeros(len(ids))
         for name, weight in used.items():
-            scores += weight / (fusion.rrf_k + ranks[name])
+            if fusion.chance is None or fusion.method == "rank":
+                scores += weight / (fusion.rrf_k + ranks[name])
+            else:
+                scores -= weight * np.log10(fusion.chance.of(name, distances[name]))
     largest = max(map(abs, used.values()))  # scores that differ by rounding only are equal at any scale of the weights
     order = _ordered(ids, np.round(scores / largest, 12), np.round(nearness / largest, 12))
     return Fused(order, scores, ranks)
+
+
+def lead(fused: Fused, leading: Mapping[str, NDArray[np.bool_]], weight: float, rrf_k: int) -> Fused:
+    """Move candidates that stand out on a granularity before all others.
+
+    Their score grows by weight / (rrf_k + rank on that granularity), where the first of all others has at most
+    weight / (rrf_k + 1).
+
+    Args:
+        fused: by rank.
+        leading: granularity -> (n,) which candidates stand out on it.
+        weight: sum of the weights of ``fused``.
+        rrf_k: the constant of ``fused``.
+    """
+    scores = fused.scores.copy()
+    for name, chosen in leading.items():
+        scores[chosen] += weight / (rrf_k + fused.ranks[name][chosen])
+    rounded = np.round(scores[fused.order] / weight, 12)
+    return Fused(fused.order[np.argsort(-rounded, kind="stable")], scores, fused.ranks)
 
 
 def _ordered(ids: Sequence[str], scores: NDArray[np.float64], nearness: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast, get_args
 
 from mg_milvus.errors import QueryError
+from mg_milvus.records import MINIMA
 from mg_milvus.schema.errors import format_value
 from mg_milvus.schema.models import FINE, PROFILES, REGIONS, Schema, shared_scales
 from mg_milvus.store.filters import Filter, filter_text
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
 
+    from mg_milvus.records import HitVerdict
 
-Method = Literal["rank", "score", "server"]
+
+AUTO = "auto"
+"""The profile by default."""
+Method = Literal["rank", "score", "chance", "server"]
 Plan = Literal["auto", "full", "cascade"]
 Regions = Literal["contains", "overlap"]
 _T = TypeVar("_T")
@@ -35,17 +40,26 @@ _NO_REGIONS = (
 )
 
 
+_NO_DETAILS = (
+    "this collection has no regions, so the crop was compared with whole images; to find details, ingest into a new "
+    "collection with --schema regions"
+)
+
+
 class QueryOptions(TypedDict, total=False):
     """How to search; options that are missing or None come from the collection's schema.
 
     Attributes:
         k: results returned (10).
         weights: granularity -> weight in the fusion; granularities that are not named are left out.
-        profile: named weights instead: category, object, instance or balanced.
+        profile: named weights instead: category, object, instance or balanced; or ``auto``, the default: the schema's
+            weights, and before all others the hits that stand out: as the same image on ``fine``, or, on a collection
+            with regions, as the image that a crop or a photograph of it shows.
         granularity: search this one only.
-        fusion: ``rank``, ``score`` or ``server``. The server's own (hybrid_search) takes one round trip, but ranks an
-            image only on the granularities whose search returned it, breaks ties by its own order, and ignores weights
-            on older servers.
+        fusion: ``rank``, ``score``, ``chance`` or ``server``. Scores of ``chance``, -log10 of the share of random pairs
+            that are as near, are comparable between queries. The server's own (hybrid_search) takes one round trip, but
+            ranks an image only on the granularities whose search returned it, breaks ties by its own order, and ignores
+            weights on older servers.
         rrf_k: the constant in weight / (rrf_k + rank).
         depth: candidates retrieved from each granularity, at least k; in a cascade, from the first granularity.
         filter: a Milvus boolean expression on the row's fields, or values: ``{"kind": "shoe", "price": ("<", 40)}``;
@@ -56,6 +70,10 @@ class QueryOptions(TypedDict, total=False):
         regions: search the regions of the images. ``contains``: images that contain what the query image, or the crop,
             shows, and where. ``overlap``: images that share something with it, at any place and scale: every region of
             the query image is searched for.
+        min: leave out hits whose verdict is less: ``same-image``, ``same-object``, ``same-kind`` or
+            ``loosely-similar``; see ``Hit.verdict``.
+        max_chance: leave out hits that are as near as a larger share of random pairs on every granularity of the query:
+            0.001.
         verify: look at the pixels of the first ten hits: which of them is the same image, an edited one, or shows the
             flat object that the query image is, and where (``Hit.verified``). The order of the hits stays.
         views: search with the middle and the corners of the query image, too, on the granularity ``fine``: the distance
@@ -75,6 +93,8 @@ class QueryOptions(TypedDict, total=False):
     filter: Filter | None
     crop: tuple[int, int, int, int] | None
     regions: str | None
+    min: str | None
+    max_chance: float | None
     verify: bool
     views: bool | None
     plan: str | None
@@ -91,6 +111,10 @@ class Query:
         views: search ``fine`` with views of the query image, too.
         cascade_depth: candidates of a cascade's first search; the option ``depth``, where it is given.
         narrowed_depth: of these, the nearest that each granularity contributes to the fusion.
+        least: the least verdict of a hit; None for any.
+        max_chance: the largest chance of a hit, on the granularity where that is smallest.
+        note: a sentence about a query that cannot be answered as it may be meant; else empty.
+        auto: hits that stand out come first; see ``search.verdicts``. Then regions may be searched without a weight.
     """
 
     k: int
@@ -104,6 +128,15 @@ class Query:
     plan: Plan = "full"
     cascade_depth: int = CASCADE_DEPTH
     narrowed_depth: int = 100
+    least: HitVerdict | None = None
+    max_chance: float = 1.0
+    auto: bool = False
+    note: str = ""
+
+    @property
+    def needs_chance(self) -> bool:
+        """Whether it can be answered only where the distances of random pairs are known."""
+        return self.fusion == "chance" or self.least is not None or self.max_chance < 1
 
     @classmethod
     def of(cls, schema: Schema, options: QueryOptions) -> Query:
@@ -129,9 +162,13 @@ class Query:
         if plan not in get_args(Plan):
             raise QueryError(f"plan is {format_value(plan)}, expected {', '.join(get_args(Plan))}")
         weights = _weights(schema, options)
-        regions = cast("Regions", options.get("regions") or "contains") if REGIONS in weights else None
+        auto = fusion == "rank" and _is_auto(schema, options)
+        searched = REGIONS in weights or (auto and schema.regions is not None)
+        regions = cast("Regions", options.get("regions") or "contains") if searched else None
         if regions and fusion == "server":
             raise QueryError("the server cannot fuse the regions with the rest; query with fusion 'rank' or 'score'")
+        if regions and fusion == "chance":
+            raise QueryError("there is no chance of regions; query with fusion 'rank' or 'score', or without regions")
         return cls(
             k=k,
             weights=weights,
@@ -144,6 +181,10 @@ class Query:
             plan=plan,
             cascade_depth=depth if options.get("depth") is not None else max(depth, CASCADE_DEPTH),
             narrowed_depth=default_depth,
+            least=_least(options.get("min")),
+            max_chance=_share(_or(options.get("max_chance"), 1.0)),
+            auto=auto,
+            note=_NO_DETAILS if options.get("crop") is not None and schema.regions is None else "",
         )
 
     def max_distances(self, schema: Schema) -> dict[str, int]:
@@ -159,7 +200,7 @@ class Query:
             QueryError: the options name the regions, or nothing else.
         """
         if REGIONS not in self.weights:
-            return self
+            return replace(self, regions=None)
         weights = {name: weight for name, weight in self.weights.items() if name != REGIONS}
         if names_regions(options) or not weights:
             raise QueryError("regions are searched with the image itself; query with its path, or without regions")
@@ -254,7 +295,7 @@ def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
     searches_regions = _searches_regions(schema, options)
     if only is not None:
         weights = {only: 1.0}
-    if profile is not None:
+    if profile not in {None, AUTO}:
         weights = _profile_weights(schema, profile)
     if weights is None:
         default = schema.weights | ({REGIONS: schema.regions.weight} if schema.regions else {})
@@ -277,6 +318,14 @@ def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
     return positive
 
 
+def _is_auto(schema: Schema, options: QueryOptions) -> bool:
+    """Whether the profile is ``auto``: as given, or without any other choice of what to search with."""
+    chosen = options.get("weights") is not None or options.get("granularity") is not None
+    return options.get("profile") == AUTO or not (
+        chosen or options.get("profile") or _searches_regions(schema, options)
+    )
+
+
 def _searches_regions(schema: Schema, options: QueryOptions) -> bool:
     """Whether the option ``regions`` is given, or a crop without weights on a collection with regions.
 
@@ -288,7 +337,8 @@ def _searches_regions(schema: Schema, options: QueryOptions) -> bool:
         raise QueryError(f"regions is {format_value(regions)}, expected {' or '.join(get_args(Regions))}")
     if regions is not None and schema.regions is None:
         raise QueryError(_NO_REGIONS)
-    weighted = any(options.get(name) is not None for name in ("weights", "profile", "granularity"))
+    weighted = any(options.get(name) not in {None, AUTO} for name in ("profile", "granularity"))
+    weighted = weighted or options.get("weights") is not None
     return regions is not None or (options.get("crop") is not None and schema.regions is not None and not weighted)
 
 
@@ -304,9 +354,9 @@ def _views(schema: Schema, options: QueryOptions) -> bool:
     return options.get("profile") == "instance" if given is None else given
 
 
-def _profile_weights(schema: Schema, profile: str) -> dict[str, float]:
-    if profile not in PROFILES:
-        raise QueryError(f"unknown profile {format_value(profile)}, expected {', '.join(PROFILES)}")
+def _profile_weights(schema: Schema, profile: str | None) -> dict[str, float]:
+    if profile is None or profile not in PROFILES:
+        raise QueryError(f"unknown profile {format_value(profile)}, expected {AUTO}, {', '.join(PROFILES)}")
     weights = {name: PROFILES[profile].get(name, weight) for name, weight in schema.weights.items()}
     if not any(weights.values()):
         used = ", ".join(name for name, weight in PROFILES[profile].items() if weight)
@@ -321,6 +371,20 @@ def _whole_number(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DEPTH:
         raise QueryError(f"{name} is {format_value(value)}, expected a whole number from 1 to {MAX_DEPTH}")
     return value
+
+
+def _least(value: object) -> HitVerdict | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in MINIMA:
+        raise QueryError(f"min is {format_value(value)}, expected {', '.join(MINIMA)}")
+    return MINIMA[value]
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise QueryError(f"max_chance is {format_value(value)}, expected a share above 0, at most 1, such as 0.001")
+    return float(value)
 
 
 def _or(value: _T | None, default: _T) -> _T:

@@ -33,9 +33,13 @@ def sample_rows(store: Store, schema: Schema, count: int, where: str | None = No
     """
     if not 1 <= count <= MAX_SAMPLE:
         raise QueryError(f"count is {count}, expected a whole number from 1 to {MAX_SAMPLE}")
+    return list(store.fetch(random_ids(store, schema, count, where)).values())
+
+
+def random_ids(store: Store, schema: Schema, count: int, where: str | None = None) -> list[str]:
+    """Ids of a random sample of at most ``count`` rows, or of those that match."""
     ids = _ids_from(secrets.randbits(_ID_BITS), store, schema, count, where)
-    chosen = np.random.default_rng().permutation(len(ids))[:count]
-    return list(store.fetch([ids[i] for i in chosen]).values())
+    return [ids[i] for i in np.random.default_rng().permutation(len(ids))[:count]]
 
 
 def facets(store: Store, schema: Schema) -> dict[str, Any]:

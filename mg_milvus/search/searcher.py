@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,20 +10,25 @@ import numpy as np
 
 from mg_milvus.codes import pack
 from mg_milvus.errors import QueryError
-from mg_milvus.records import Hit
+from mg_milvus.records import VERDICTS, Hit
 from mg_milvus.results import Hits
 from mg_milvus.schema.models import REGIONS
+from mg_milvus.search.chance import FEWEST
 from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
-from mg_milvus.search.fusion import Fusion, fuse, shared_ranks
+from mg_milvus.search.fusion import Fusion, fuse, lead, shared_ranks
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.retrieve import Candidates, SearchRequest, exact_distances, retrieve
+from mg_milvus.search.verdicts import Judgement, judge, remark
 from mg_milvus.store.base import HybridSearch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from mg_milvus.codes import QueryCodes, RealCodes
     from mg_milvus.schema.models import Schema
+    from mg_milvus.search.chance import Chance
     from mg_milvus.search.query import Query
     from mg_milvus.store.base import Row, Store
 
@@ -35,18 +41,27 @@ class SearchResult:
         query: the checked query.
         hits: best first.
         candidates: what they were chosen from; None when the server fused.
+        judgement: what the candidates are to the query image; None where chance is not known, and without candidates.
     """
 
     query: Query
     hits: Hits
     candidates: Candidates | None
+    judgement: Judgement | None = None
 
 
 class Searcher:
     """Searches one collection. Its methods may be called from several threads at once."""
 
-    def __init__(self, store: Store, schema: Schema) -> None:
-        self._store, self._schema = store, schema
+    def __init__(self, store: Store, schema: Schema, chance: Chance | None = None) -> None:
+        """Search a store.
+
+        Args:
+            store: holds the collection.
+            schema: the collection's.
+            chance: the distances of random pairs; None: they are not known, and hits have no verdicts.
+        """
+        self._store, self._schema, self._chance = store, schema, chance
 
     def search(self, codes: QueryCodes, query: Query, exclude: Sequence[str] = ()) -> list[Hits]:
         """Search with n query images.
@@ -96,18 +111,19 @@ class Searcher:
             {key: distances[i][name] for (i, name), key in names.items()},
             bits={key: bits[name] for (_, name), key in names.items()},
             weights={key: ordered[i][1] * query.weights.get(name, 0.0) for (i, name), key in names.items()},
-            fusion=Fusion("score" if query.fusion == "score" else "rank", query.rrf_k),
+            fusion=self._fusion(query, {key: name for (_, name), key in names.items()}),
         )
         hits, every = [], list(rows.values())
+        judgement = self._judge({name: np.min([distances[i][name] for i in wanted], axis=0) for name in bits})
         for rank, place in enumerate(fused.order[: query.k].tolist(), start=1):
             nearest = {name: min(wanted, key=[own[name][place] for own in distances].__getitem__) for name in bits}
             hits.append(Hit(
                 rank, every[place].id, every[place].path, float(fused.scores[place]),
                 {name: round(float(distances[i][name][place])) for name, i in nearest.items()},
                 {name: float(fused.ranks[names[i, name]][place]) for name, i in nearest.items()},
-                _row_fields(every[place]),
+                _row_fields(every[place]), **_verdict(judgement, place),
             ))  # fmt: skip
-        return Hits(hits, query.max_distances(self._schema))
+        return self._answer(hits, query)
 
     def explain(
         self, codes: QueryCodes, query: Query, exclude: Sequence[str] = (), trace: Trace | None = None
@@ -134,36 +150,83 @@ class Searcher:
         names = [*self._schema.bits, *([REGIONS] if query.regions else [])]
         every = replace(query, weights=dict.fromkeys(names, 1.0), plan="full")
         (candidates,) = retrieve(self._store, self._schema, SearchRequest(codes, every, exclude))
-        return SearchResult(query, self._rank(candidates, query), candidates)
+        return self._ranked(candidates, query)
 
     def _search(self, request: SearchRequest) -> list[SearchResult]:
         """Retrieve and fuse, for each query image."""
         query = request.query
+        if query.needs_chance and self._chance is None:
+            raise QueryError(
+                "fusion 'chance', min and max_chance need what an ingest measures of at least "
+                f"{FEWEST} images, and this collection lacks it: query without them, or run mgm ingest again"
+            )
         if query.fusion == "server":
             return [SearchResult(query, hits, None) for hits in self._hybrid_search(request)]
         candidates = retrieve(self._store, self._schema, request)
         with request.trace.timed("fusion"):
-            return [SearchResult(query, self._rank(own, query), own) for own in candidates]
+            return [self._ranked(own, query) for own in candidates]
 
-    def _rank(self, candidates: Candidates, query: Query) -> Hits:
-        """The best ``k`` of those candidates that a granularity with a weight retrieved."""
-        used = [i for i, names in enumerate(candidates.retrieved_by) if not query.weights.keys().isdisjoint(names)]
+    def _ranked(self, candidates: Candidates, query: Query) -> SearchResult:
+        names = [*self._schema.bits, *([REGIONS] if query.regions == "contains" else [])]
+        judgement = self._judge({name: candidates.distances[name] for name in names})
+        return SearchResult(query, self._rank(candidates, query, judgement), candidates, judgement)
+
+    def _judge(self, distances: Mapping[str, NDArray[Any]]) -> Judgement | None:
+        return None if self._chance is None else judge(distances, self._chance)
+
+    def _fusion(self, query: Query, names: Mapping[str, str] | None = None) -> Fusion:
+        """The fusion of a query; ``names``: what the granularities are called in it -> granularity."""
+        if query.fusion != "chance" or self._chance is None:
+            return Fusion("score" if query.fusion == "score" else "rank", query.rrf_k)
+        counts = self._chance.counts
+        named = counts if names is None else {key: counts[name] for key, name in names.items()}
+        return Fusion("chance", query.rrf_k, replace(self._chance, counts=named))
+
+    def _answer(self, hits: Sequence[Hit], query: Query) -> Hits:
+        """The hits that ``min`` and ``max_chance`` let pass, and a remark where none is related."""
+        least = len(VERDICTS) if query.least is None else VERDICTS.index(query.least)
+        passed = [
+            hit
+            for hit in hits
+            if hit.verdict is None
+            or (VERDICTS.index(hit.verdict) <= least and _smallest(hit, query) <= query.max_chance)
+        ]
+        said = remark([hit.verdict for hit in hits])
+        if hits and not passed:
+            said = said.partition(";")[0] or "no hit is near enough"
+            said += "; without min and max_chance the nearest are shown"
+        said = ". ".join(filter(None, (said, query.note)))
+        return Hits(passed, query.max_distances(self._schema), said)
+
+    def _rank(self, candidates: Candidates, query: Query, judgement: Judgement | None) -> Hits:
+        """The best ``k`` of those candidates that a granularity with a weight retrieved, or that lead."""
+        leading = judgement.leading if query.auto and judgement is not None else {}
+        used = [
+            i
+            for i, names in enumerate(candidates.retrieved_by)
+            if not query.weights.keys().isdisjoint(names) or any(own[i] for own in leading.values())
+        ]
         bits = query.max_distances(self._schema)
         distances = {name: values[used] for name, values in candidates.distances.items()}
         fused = fuse(
             [candidates.rows[i].id for i in used], distances, bits=bits, weights=query.weights,
-            fusion=Fusion("score" if query.fusion == "score" else "rank", query.rrf_k),
+            fusion=self._fusion(query),
         )  # fmt: skip
+        if leading:
+            chosen = {name: own[used] for name, own in leading.items()}
+            fused = lead(fused, chosen, sum(query.weights.values()), query.rrf_k)
         hits = []
         for place, i in enumerate(fused.order[: query.k], start=1):
-            row = candidates.rows[used[i]]
+            row, verdict = candidates.rows[used[i]], _verdict(judgement, used[i])
+            # Searched without a weight, the regions say something about the image only that stands out on them.
+            names = [name for name in distances if name != REGIONS or REGIONS in (*query.weights, verdict.get("lead"))]
             hits.append(Hit(
                 place, row.id, row.path, float(fused.scores[i]),
-                {name: round(float(values[i])) for name, values in distances.items()},
-                {name: float(values[i]) for name, values in fused.ranks.items()},
-                _row_fields(row), candidates.boxes[used[i]],
+                {name: round(float(distances[name][i])) for name in names},
+                {name: float(fused.ranks[name][i]) for name in names},
+                _row_fields(row), candidates.boxes[used[i]] if REGIONS in names else None, **verdict,
             ))  # fmt: skip
-        return Hits(hits, bits)
+        return self._answer(hits, query)
 
     def _hybrid_search(self, request: SearchRequest) -> list[Hits]:
         """Let the server fuse, then compute the exact distances of its results; ranks are among these results."""
@@ -182,22 +245,33 @@ class Searcher:
             own = [rows[key] for key in scores][: query.k]
             distances = exact_distances([row.codes for row in own], codes, bits, i)
             ranks = {name: shared_ranks(values) for name, values in distances.items()}
+            judgement = self._judge(distances)
             hits = [
                 Hit(
                     place + 1, row.id, row.path, float(scores[row.id]),
                     {name: round(float(values[place])) for name, values in distances.items()},
                     {name: float(values[place]) for name, values in ranks.items()},
-                    _row_fields(row),
+                    _row_fields(row), **_verdict(judgement, place),
                 )
                 for place, row in enumerate(own)
             ]  # fmt: skip
-            all_hits.append(Hits(hits, query.max_distances(self._schema)))
+            all_hits.append(self._answer(hits, query))
         return all_hits
 
 
 def _whole(codes: RealCodes) -> RealCodes:
     """The codes (n, bits) of the whole images, without views."""
     return codes if codes.ndim == 2 else codes[:, 0]
+
+
+def _verdict(judgement: Judgement | None, place: int) -> dict[str, Any]:
+    """What a hit has of the judgement on its query's candidates."""
+    return {} if judgement is None else judgement.of(place)
+
+
+def _smallest(hit: Hit, query: Query) -> float:
+    """The chance on the granularity of the query where it is smallest; 1 for regions only."""
+    return min((chance for name, chance in hit.chance.items() if name in query.weights), default=1.0)
 
 
 def _row_fields(row: Row) -> dict[str, Any]:
@@ -250,8 +324,12 @@ def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str
 def _score(hit: Hit, name: str, query: Query, distance: float) -> float | None:
     """The granularity's term of the fused score; the distance is a share of the largest possible one."""
     weight = query.weights.get(name)
+    if query.auto and hit.lead == name:
+        weight = (weight or 0.0) + sum(query.weights.values())
     if weight is None:
         return None
+    if query.fusion == "chance":
+        return -weight * math.log10(hit.chance[name])
     if query.fusion == "score":
         return weight * (1 - distance)
     return weight / (query.rrf_k + hit.ranks[name])

@@ -335,6 +335,12 @@ class Store(Protocol):
     def drop_encoder(self, fingerprint: str) -> None:
         """Remove one encoder from beside the collection. No error when there is none."""
 
+    def put_statistics(self, data: bytes) -> None:
+        """Store what was measured of the collection beside it; what was there before is replaced."""
+
+    def get_statistics(self) -> bytes | None:
+        """What ``put_statistics`` stored last; None if nothing."""
+
     def collections(self) -> list[str]:
         """Names of all mg-milvus collections at this URI, without companions, sorted."""
 

@@ -34,7 +34,7 @@ from mg_milvus.store.collections import (
     extended,
     tuned,
 )
-from mg_milvus.store.companions import AddedColumns, Companion, TunedRecord
+from mg_milvus.store.companions import STATISTICS, AddedColumns, Companion, TunedRecord
 from mg_milvus.store.filter_language import render
 from mg_milvus.store.filters import among
 from mg_milvus.store.regions import CODE, RegionTable
@@ -453,6 +453,14 @@ class MilvusStore:
     def drop_encoder(self, fingerprint: str) -> None:
         """See ``Store``."""
         self._companion.drop(fingerprint)
+
+    def put_statistics(self, data: bytes) -> None:
+        """See ``Store``."""
+        self._companion.put(STATISTICS, data)
+
+    def get_statistics(self) -> bytes | None:
+        """See ``Store``."""
+        return self._companion.get(STATISTICS)
 
     def collections(self) -> list[str]:
         """See ``Store``."""

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mg_milvus.duplicates.hits import VERIFIED
 from mg_milvus.errors import QueryError
-from mg_milvus.schema.models import FINE
+from mg_milvus.records import MINIMA, VERDICTS
+from mg_milvus.schema.models import FINE, REGIONS
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.query_image import VIEWS
 from mg_milvus.web.limits import check_filter
@@ -29,6 +30,9 @@ BOX = Field(
     description="x, y, width, height in pixels of the image: the best matching region. Missing when the query has no "
     "regions, or no region of this image is among the nearest: then its distance on regions is a lower bound.",
 )  # fmt: skip
+VERDICT = Field(description=f"{', '.join(VERDICTS)}; missing where the collection has too few images to tell.")
+CHANCE = Field(description="The share of random pairs of the collection's images that are as near.")
+LEAD = Field(description="The granularity on which it stands out; with the profile auto it then comes first.")
 ID_PATTERN = r"^[0-9a-f]{32}$"
 
 
@@ -44,6 +48,12 @@ class HitResponse(BaseModel):
     distances: dict[str, int]
     ranks: dict[str, float]
     box: Annotated[list[int] | None, BOX] = None
+    verdict: Annotated[str | None, VERDICT] = None
+    confidence: Annotated[float | None, Field(description="Probability that it is of the query's kind, or nearer.")] = (
+        None
+    )
+    chance: Annotated[dict[str, float] | None, CHANCE] = None
+    lead: Annotated[str | None, LEAD] = None
 
 
 class Candidate(BaseModel):
@@ -58,6 +68,12 @@ class Candidate(BaseModel):
     ]
     retrieved_by: Annotated[list[str], Field(description="The granularities whose search returned it.")]
     box: Annotated[list[int] | None, BOX] = None
+    verdict: Annotated[str | None, VERDICT] = None
+    confidence: Annotated[float | None, Field(description="Probability that it is of the query's kind, or nearer.")] = (
+        None
+    )
+    chance: Annotated[dict[str, float] | None, CHANCE] = None
+    lead: Annotated[str | None, LEAD] = None
 
 
 class QueryInfo(BaseModel):
@@ -109,6 +125,7 @@ class QueryResponse(BaseModel):
     regions: Annotated[str | None, Field(description="contains or overlap; null: regions were not searched.")]
     bits: Annotated[dict[str, int], Field(description="The largest distance on each granularity that was compared.")]
     hits: list[HitResponse]
+    remark: Annotated[str | None, Field(description="A sentence where no hit is related to the query image.")] = None
     candidates: list[Candidate] | None = None
     seconds: float
 
@@ -118,9 +135,11 @@ class QueryParameters(BaseModel):
 
     k: Annotated[int, Field(ge=1, le=MAX_DEPTH, description="Number of results.")] = 10
     weights: Annotated[str | None, Field(description="Weight of each granularity: coarse=1,fine=3")] = None
-    profile: Annotated[str | None, Field(description="Named weights: category, object, instance, balanced.")] = None
+    profile: Annotated[
+        str | None, Field(description="Named weights: auto (the default), category, object, instance, balanced.")
+    ] = None
     granularity: Annotated[str | None, Field(description="Search this granularity only.")] = None
-    fusion: Annotated[str | None, Field(description="rank, score, or server.")] = None
+    fusion: Annotated[str | None, Field(description="rank, score, chance, or server.")] = None
     rrf_k: Annotated[int | None, Field(ge=1, le=MAX_DEPTH, description="The constant in weight / (rrf_k + rank).")] = (
         None
     )
@@ -131,6 +150,12 @@ class QueryParameters(BaseModel):
     regions: Annotated[str | None, Field(description=(
         "Search the regions of the images: contains (images that contain what the image, or the crop, shows, and "
         "where), or overlap (images that share something with it). Needs an image or an id, and a schema with regions."
+    ))] = None  # fmt: skip
+    min: Annotated[str | None, Field(description=(
+        f"Leave out hits whose verdict is less: {', '.join(MINIMA)}. Candidates are always all."
+    ))] = None  # fmt: skip
+    max_chance: Annotated[float | None, Field(description=(
+        "Leave out hits that are as near as a larger share of random pairs: 0.001"
     ))] = None  # fmt: skip
     plan: Annotated[str | None, Field(description=(
         "full, cascade, or auto: by the number of images. Candidates are always those of full."
@@ -157,7 +182,8 @@ class QueryParameters(BaseModel):
             "k": self.k, "weights": _parse_weights(self.weights) if self.weights else None,
             "profile": self.profile or None, "granularity": self.granularity or None, "fusion": self.fusion or None,
             "rrf_k": self.rrf_k, "depth": self.depth, "filter": self.filter or None, "regions": self.regions or None,
-            "plan": self.plan or None, "crop": _parse_crop(self.crop) if self.crop else None,
+            "min": self.min or None, "max_chance": self.max_chance, "plan": self.plan or None,
+            "crop": _parse_crop(self.crop) if self.crop else None,
             "views": False if self.candidates else self.views,  # candidates are ranked again with any weights
         }  # fmt: skip
 
@@ -258,23 +284,29 @@ def row_fields(row: Row) -> dict[str, Any]:
 
 def result_fields(result: SearchResult, schema: Schema, *, with_candidates: bool) -> dict[str, Any]:
     """A result as plain data, without ``seconds`` and the query image; see ``QueryResponse``."""
-    query, candidates = result.query, result.candidates
-    compared = schema.code_bits if query.regions else schema.bits
+    query, candidates, judgement = result.query, result.candidates, result.judgement
+    compared = schema.code_bits if REGIONS in query.weights else schema.bits
     response: dict[str, Any] = {
         "k": query.k, "depth": query.depth, "fusion": query.fusion, "rrf_k": query.rrf_k,
         "weights": dict(query.weights), "regions": query.regions,
         "bits": {name: bits for name, bits in query.max_distances(schema).items() if name in compared},
-        "hits": [hit.as_dict() for hit in result.hits],
+        "hits": [hit.as_dict() for hit in result.hits], "remark": result.hits.remark or None,
     }  # fmt: skip
     if with_candidates and candidates is not None:
-        distances = {name: values.tolist() for name, values in candidates.distances.items()}
+        judged = [{} if judgement is None else judgement.of(i) for i in range(len(candidates.rows))]
+        distances = {name: values.tolist() for name, values in candidates.distances.items() if name in compared}
         response["candidates"] = [
             row_fields(row)
             | {
                 "distances": {name: values[i] for name, values in distances.items()},
                 "retrieved_by": candidates.retrieved_by[i],
             }
-            | ({"box": list(box)} if (box := candidates.boxes[i]) else {})
+            | (
+                {"box": list(box)}
+                if (box := candidates.boxes[i]) and REGIONS in (*compared, judged[i].get("lead"))
+                else {}
+            )
+            | judged[i]
             for i, row in enumerate(candidates.rows)
         ]
     return response

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from mg_milvus.cli import options
 from mg_milvus.cli.settings import NAMES, Settings, settings_from
 from mg_milvus.schema.models import PROFILES, FusionSettings
+from mg_milvus.search.query import AUTO
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +117,7 @@ def test_settings_are_frozen():
 
 
 def test_the_choices_of_the_options_are_those_of_the_library():
-    assert {profile.value for profile in options.Profile} == set(PROFILES)
+    assert {profile.value for profile in options.Profile} == {AUTO, *PROFILES}
     assert {fusion.value for fusion in options.Fusion} == set(
         get_args(FusionSettings.model_fields["method"].annotation)
     )

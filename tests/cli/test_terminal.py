@@ -13,7 +13,7 @@ from mg_milvus.cli.log import log_error
 from mg_milvus.cli.query import print_hits
 from mg_milvus.files import escape_controls
 from mg_milvus.records import Failure, Hit, Progress
-from mg_milvus.results import IngestReport
+from mg_milvus.results import Hits, IngestReport
 
 BITS = {"coarse": 64, "mid": 128, "fine": 256}
 
@@ -60,7 +60,7 @@ def table(capsys, monkeypatch, width, paths, **options):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the output for a terminal
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    print_hits([a_hit(rank, path) for rank, path in enumerate(paths, 1)], BITS, **options)
+    print_hits(Hits([a_hit(rank, path) for rank, path in enumerate(paths, 1)]), BITS, **options)
     return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).rstrip("\n").split("\n")
 
 
@@ -84,17 +84,17 @@ def test_on_a_narrow_terminal_the_granularities_move_below(capsys, monkeypatch):
 
 def test_in_a_pipe_paths_are_whole(capsys):
     path = "/very" * 60 + "/cat.jpg"
-    print_hits([a_hit(1, path)], BITS)
+    print_hits(Hits([a_hit(1, path)]), BITS)
     assert path in capsys.readouterr().out
 
 
 def test_markup_in_a_path_is_text(capsys):
-    print_hits([a_hit(1, "/[red]x[/red] :smile:.jpg")], BITS)
+    print_hits(Hits([a_hit(1, "/[red]x[/red] :smile:.jpg")]), BITS)
     assert "/[red]x[/red] :smile:.jpg" in capsys.readouterr().out
 
 
 def test_no_hits_say_so(capsys):
-    print_hits([], BITS, title="cat.jpg")
+    print_hits(Hits(), BITS, title="cat.jpg")
     assert capsys.readouterr().out == "cat.jpg\nNo images found.\n"
 
 

@@ -224,7 +224,7 @@ def groups(name: str) -> None:
 
 
 TERMINAL: dict[str, tuple[int, Callable[[str], object]]] = {
-    "hits": (4, lambda name: print_hits([a_hit(1, name)], BITS, title=name)),
+    "hits": (4, lambda name: print_hits(Hits([a_hit(1, name)]), BITS, title=name)),
     "failures": (3, lambda name: print_failures([Failure(name, name)])),
     "error": (1, log_error),
     "message": (1, log_info),

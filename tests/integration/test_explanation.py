@@ -163,8 +163,9 @@ def test_the_command_tells_people_and_programs(
     assert lines[5].split()[:6] == ["coarse", "2.5", "64", "100", "60", "0"]
     assert "60 different images were ranked on every granularity." in lines
     shown = [line.split() for line in lines if "05.jpg" in line or line.startswith("      ")]
-    assert shown[0] == ["1", image, "0.0590"]  # 3.6 / 61
-    assert shown[1] == ["coarse", "0", "#1", "#1", "0.0410"]
+    assert shown[0] == ["1", image, "0.1180"]  # 3.6 / 61, and as much again because it stands out on fine
+    assert shown[1] == ["same", "image"]
+    assert shown[2] == ["coarse", "0", "#1", "#1", "0.0410"]
     assert lines[-1].split()[0] == "total"
     record = json.loads(run("query", "--like", image, *options, "--json").stdout)
     assert (record["query"], record["candidates"], record["plan"], len(record["hits"])) == (image, 59, "full", 2)

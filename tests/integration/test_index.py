@@ -171,7 +171,7 @@ def test_filters_and_the_single_granularity(read_only: tuple[ImageIndex, Path]) 
         ({"weights": {"coarse": 0}}, "all weights are 0"),
         ({"weights": {"coarse": float("nan")}}, "the weight of coarse is nan"),
         ({"weights": {"coarse": 1}, "profile": "object"}, "exclude each other"),
-        ({"fusion": "sum"}, "fusion is 'sum', expected rank, score, server"),
+        ({"fusion": "sum"}, "fusion is 'sum', expected rank, score, chance, server"),
         ({"rrf_k": -1}, "rrf_k is -1"),
         ({"kk": 3}, "unknown option 'kk' (did you mean 'k'?)"),
     ],

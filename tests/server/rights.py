@@ -84,6 +84,7 @@ def write(store: MilvusStore, schema: Schema) -> None:
     store.upsert([first, *others])
     store.delete([first.id])
     store.upsert([first])
+    store.put_statistics(b"some")
 
 
 def read(store: MilvusStore, schema: Schema) -> None:
@@ -91,6 +92,7 @@ def read(store: MilvusStore, schema: Schema) -> None:
     description = store.describe()
     assert description is not None
     assert store.get_encoder(description.fingerprint) == b"an encoder"
+    assert store.get_statistics() in {None, b"some"}
     assert store.collection in store.collections()
     assert store.count() == 3
     names = list(schema.bits)

@@ -484,6 +484,15 @@ def test_rows_that_do_not_fit_are_refused_and_nothing_breaks(
     assert store.count() == 3
 
 
+def test_statistics_are_kept_beside_the_collection(store: Store) -> None:
+    assert store.get_statistics() is None
+    store.put_encoder("aa", b"an encoder")
+    for data in (b"first", bytes(100_000), b"last"):
+        store.put_statistics(data)
+        assert store.get_statistics() == data
+    assert store.get_encoder("aa") == b"an encoder"
+
+
 def test_an_encoder_of_9_mb_travels_with_the_collection(store: Store) -> None:
     data = np.random.default_rng(0).bytes(9_000_001)
     assert store.get_encoder("aa") is None

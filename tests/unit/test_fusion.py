@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mg_milvus.search.fusion import Fusion, fuse, shared_ranks
+from mg_milvus.search.fusion import Fusion, fuse, lead, shared_ranks
 
 BITS = {"coarse": 64, "mid": 128, "fine": 256}
 Method = Literal["rank", "score"]
@@ -171,3 +171,19 @@ def test_coming_nearer_never_costs_places(
     distances[name][chosen] = max(0, distances[name][chosen] - data.draw(st.integers(1, 6)))
     after = fuse(ids, distances, bits=BITS, weights=weights, fusion=Fusion(method))
     assert after.order.tolist().index(chosen) <= before.order.tolist().index(chosen)
+
+
+def test_what_stands_out_leads() -> None:
+    """With the score of its own rank on that granularity for all the weight there is."""
+    distances = {"coarse": np.array([1, 2, 3]), "fine": np.array([60, 50, 40])}
+    fused = fuse(["a", "b", "c"], distances, bits=BITS, weights={"coarse": 2})
+    assert fused.order.tolist() == [0, 1, 2]
+    led = lead(fused, {"fine": np.array([False, False, True])}, 2, 60)
+    assert led.order.tolist() == [2, 0, 1]
+    assert led.scores.tolist() == pytest.approx([2 / 61, 2 / 62, 2 / 63 + 2 / 61])
+    assert lead(fused, {}, 2, 60).order.tolist() == [0, 1, 2]
+
+
+def test_fusion_by_chance_needs_the_pairs() -> None:
+    with pytest.raises(ValueError, match="needs the distances of random pairs"):
+        fuse(["a"], {"fine": np.array([1])}, bits=BITS, weights={"fine": 1}, fusion=Fusion("chance"))

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -97,6 +98,19 @@ def test_an_uploaded_image_is_answered_as_by_the_library(client: TestClient, ind
     assert (answer["query"]["width"], answer["query"]["height"]) == (96, 64)
     assert (answer["weights"], answer["fusion"]) == ({"coarse": 1, "fine": 2.5}, "rank")
     assert "candidates" not in answer
+
+
+def test_hits_and_candidates_say_what_they_are(client: TestClient, index: ImageIndex) -> None:
+    answer = client.post("/api/query?k=3&candidates=true", content=jpeg()).json()
+    (first, *_) = answer["hits"]
+    assert (first["verdict"], answer["remark"]) == ("same image", None)
+    own = next(row for row in answer["candidates"] if row["id"] == first["id"])
+    assert [own[name] for name in ("verdict", "chance")] == [first[name] for name in ("verdict", "chance")]
+    assert len(client.post("/api/query?min=same-image", content=jpeg()).json()["hits"]) == 1
+    noise = encoded(Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)), "PNG")
+    remark = client.post("/api/query", content=noise).json()["remark"]
+    assert remark == index.query(noise).remark
+    assert "is indexed; the nearest are" in remark
 
 
 def test_asking_by_id_leaves_the_image_out(client: TestClient, index: ImageIndex, folder: Path) -> None:
@@ -260,7 +274,9 @@ def test_candidates_of_all_granularities_rank_as_any_weights_do(client: TestClie
         ("weights=coarse=nan", 400, "expected a number"),
         ("weights=gross=1", 400, "unknown granularity 'gross'"),
         ("profile=loud", 400, "expected category, object, instance, balanced"),
-        ("fusion=magic", 400, "rank, score, server"),
+        ("fusion=magic", 400, "rank, score, chance, server"),
+        ("min=kind", 400, "expected same-image, same-object"),
+        ("max_chance=2", 400, "max_chance is 2.0"),
         ("filter=width >", 400, "width >"),
         ("filter=colour == 1", 400, "colour"),
         ("crop=1,2,3", 400, "X,Y,W,H"),
@@ -736,7 +752,7 @@ def test_queries_are_timed(client: TestClient) -> None:
     answer = client.post("/api/query", content=jpeg()).json()
     assert 0 < answer["seconds"] <= time.perf_counter() - started
     assert set(without_seconds(answer)) == {
-        "query", "k", "depth", "fusion", "rrf_k", "weights", "regions", "bits", "hits",
+        "query", "k", "depth", "fusion", "rrf_k", "weights", "regions", "bits", "hits", "remark",
     }  # fmt: skip
 
 

@@ -148,10 +148,10 @@ def test_the_first_results_are_verified(page: Page, index: ImageIndex, folder: P
     image = folder / "disc" / "03.jpg"
     drop(page, image)
     page.check("#verify")
-    page.wait_for_selector("#grid .card:first-child .verdict:not(:empty)")
+    page.wait_for_selector("#grid .card:first-child .verdict:has-text('identical file')")
     said = page.eval_on_selector_all("#grid .verdict", "all => all.map(own => own.textContent)")
     expected = index.query(image, k=12, verify=True)
-    assert said[:12] == [hit.verified.verdict if hit.verified else "" for hit in expected]
+    assert said[:12] == [hit.verified.verdict if hit.verified else hit.words for hit in expected]
     assert said[0] == "identical file"
     assert page.locator("#grid .card:first-child .region").count() == 1
 
@@ -185,7 +185,7 @@ def test_the_page_ranks_as_the_library_does(page: Page, index: ImageIndex, folde
     random_ = random.Random(5)
     for kind in ("disc", "stripes", "blocks"):
         image = folder / kind / "13.jpg"
-        for method in ("rank", "score"):
+        for method in ("rank", "score", "chance"):
             drawn = {name: random_.choice([0, 0.5, 1, 2.7, 3]) for name in ("coarse", "mid", "fine")}
             weights = drawn if any(drawn.values()) else {"mid": 1}
             depth = random_.choice([10, 30])
@@ -202,6 +202,25 @@ def test_the_page_ranks_as_the_library_does(page: Page, index: ImageIndex, folde
             assert [entry["row"]["id"] for entry in ranked[:depth]] == ids(hits)
             assert [entry["score"] for entry in ranked[:depth]] == pytest.approx([hit.score for hit in hits], abs=1e-12)
             assert [entry["ranks"] for entry in ranked[:depth]] == [hit.ranks for hit in hits]
+
+
+def test_what_stands_out_comes_first_on_the_page_too(page: Page, index: ImageIndex, folder: Path) -> None:
+    image = folder / "stripes" / "13.jpg"
+    ranked = page.evaluate(
+        """async ([codes, bits, weights]) => {
+            const { fuse, contributions } = await import("/static/fusion.js");
+            const { candidates } = await (await fetch(`/api/query?candidates=true&codes=${codes}`)).json();
+            const settings = { bits, weights, method: "rank", rrfK: 60, lead: true };
+            const entries = fuse(candidates, settings);
+            return entries.map((entry) => [entry.row.id, entry.score, contributions(entry, settings)]);
+        }""",
+        [codes_of(page, image), index.schema.bits, index.schema.weights],
+    )
+    hits = index.query(image, k=len(ranked))
+    assert hits[0].lead == "fine"
+    assert [key for key, _, _ in ranked] == ids(hits)
+    assert [score for _, score, _ in ranked] == pytest.approx([hit.score for hit in hits], abs=1e-12)
+    assert [sum(parts.values()) for _, _, parts in ranked] == pytest.approx([hit.score for hit in hits], abs=1e-12)
 
 
 def codes_of(page: Page, image: Path) -> str:

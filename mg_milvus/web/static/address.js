@@ -32,7 +32,7 @@ export function fromAddress(search, about) {
     crop: crop?.length === 4 && crop.every(Number.isInteger) ? crop : null,
     profile: Object.hasOwn(about.profiles, params.get("profile") ?? "") ? params.get("profile") : null,
     weights: readWeights(params.get("weights"), about.bits),
-    fusion: ["rank", "score"].includes(params.get("fusion")) ? params.get("fusion") : null,
+    fusion: ["rank", "score", "chance"].includes(params.get("fusion")) ? params.get("fusion") : null,
     depth: Number.isInteger(depth) && depth > 0 ? depth : null,
     filters,
   };

@@ -25,13 +25,15 @@ function rounded(value) {
 /**
  * Rank the candidates that a granularity with a weight retrieved.
  *
- * candidates: [{id, distances: {name: bits}, retrieved_by: [name]}]
- * bits: {name: code length}; weights: {name: number}; method: "rank" or "score".
+ * candidates: [{id, distances: {name: bits}, chance: {name: share}, retrieved_by: [name]}]
+ * bits: {name: code length}; weights: {name: number}; method: "rank", "score" or "chance".
+ * lead: the profile auto: candidates that stand out, on the granularity `row.lead`, come first.
  * Returns [{row, rank, score, ranks}], best first; empty when no weight is above 0.
  */
-export function fuse(candidates, { bits, weights, method, rrfK }) {
+export function fuse(candidates, { bits, weights, method, rrfK, lead = false }) {
   const used = Object.keys(weights).filter((name) => weights[name] > 0).sort();
-  const rows = candidates.filter((row) => row.retrieved_by.some((name) => used.includes(name)));
+  const leads = (row) => lead && method === "rank" && Boolean(row.lead);
+  const rows = candidates.filter((row) => leads(row) || row.retrieved_by.some((name) => used.includes(name)));
   const ranks = {};
   for (const name of Object.keys(bits)) ranks[name] = sharedRanks(rows.map((row) => row.distances[name]));
   const entries = rows.map((row, place) => {
@@ -39,9 +41,10 @@ export function fuse(candidates, { bits, weights, method, rrfK }) {
     let score = 0;
     for (const name of used) {
       nearness += weights[name] * (1 - row.distances[name] / bits[name]);
-      score += weights[name] / (rrfK + ranks[name][place]);
+      score += method === "chance" ? -weights[name] * Math.log10(row.chance[name]) : weights[name] / (rrfK + ranks[name][place]);
     }
     if (method === "score") score = nearness;
+    if (leads(row)) score += leadingScore(row, ranks[row.lead]?.[place], weights, rrfK);
     const own = Object.fromEntries(Object.keys(bits).map((name) => [name, ranks[name][place]]));
     return { row, score, ranks: own, keys: [rounded(score), rounded(nearness)] };
   });
@@ -52,11 +55,24 @@ export function fuse(candidates, { bits, weights, method, rrfK }) {
   return entries.map(({ row, score, ranks: own }, place) => ({ row, rank: place + 1, score, ranks: own }));
 }
 
+/** What a candidate that stands out has beyond the others. On the regions only the nearest can, and its rank is 1. */
+function leadingScore(row, rank, weights, rrfK) {
+  const sum = Object.values(weights).reduce((all, weight) => all + weight, 0);
+  return sum / (rrfK + (rank ?? 1));
+}
+
 /** What each granularity adds to the score of one entry: {name: number}. */
-export function contributions(entry, { bits, weights, method, rrfK }) {
+export function contributions(entry, { bits, weights, method, rrfK, lead = false }) {
   const share = (name) =>
     method === "score"
       ? weights[name] * (1 - entry.row.distances[name] / bits[name])
+      : method === "chance"
+      ? -weights[name] * Math.log10(entry.row.chance[name])
       : weights[name] / (rrfK + entry.ranks[name]);
-  return Object.fromEntries(Object.keys(bits).map((name) => [name, weights[name] > 0 ? share(name) : 0]));
+  const parts = Object.fromEntries(Object.keys(bits).map((name) => [name, weights[name] > 0 ? share(name) : 0]));
+  const { row, ranks } = entry;
+  if (lead && method === "rank" && row.lead) {
+    parts[row.lead] = (parts[row.lead] ?? 0) + leadingScore(row, ranks[row.lead], weights, rrfK);
+  }
+  return parts;
 }

@@ -177,7 +177,7 @@ export class Grid {
 
   /** What the query image is to a card's image by their pixels, and where, once that is known. */
   verify(card, row) {
-    const verdict = row.verified?.verdict ?? "";
+    const verdict = row.verified?.verdict ?? words(row);
     if (card.verdict.textContent === verdict) return;
     card.verdict.textContent = verdict;
     if (!row.verified?.box) return;
@@ -224,6 +224,12 @@ export class Grid {
     this.cards.get(this.entries[place].row.id).tile.focus();
   }
 }
+
+const UNSURE = new Set(["same kind", "loosely similar"]);
+
+/** The verdict on a hit, with the confidence where that is all it says. */
+export const words = ({ verdict, confidence }) =>
+  UNSURE.has(verdict) ? `${verdict}, ${Math.round(100 * confidence)} %` : (verdict ?? "");
 
 const heading = (row, name) => h("h3", { title: row.path }, h("bdi", {}, name));
 

@@ -37,11 +37,19 @@ const why = new Why($("#why"), about, { search: searchWithRow, removed: forget }
 
 /** How the candidates are ranked now. */
 function settings() {
-  const method = query.fusion ?? (about.fusion.method === "score" ? "score" : "rank");
+  const wanted = query.fusion ?? about.fusion.method;
+  const method = methods().includes(wanted) ? wanted : "rank";
   const bits = result?.response?.bits ?? about.bits;
   const chosen = weights.of(query);
   const compared = Object.fromEntries(Object.keys(bits).map((name) => [name, chosen[name] ?? 0]));
-  return { bits, weights: compared, method, rrfK: about.fusion.rrf_k };
+  const lead = !query.profile && !query.weights && !regions.boxed(query);
+  return { bits, weights: compared, method, rrfK: about.fusion.rrf_k, lead };
+}
+
+/** How the candidates can be ranked: by chance only where it is known, and without regions. */
+function methods() {
+  const known = !result?.response || result.response.candidates[0]?.chance;
+  return known && !(weights.of(query)[REGIONS] > 0) ? ["rank", "score", "chance"] : ["rank", "score"];
 }
 
 /** What the candidates depend on: not the weights. */
@@ -165,10 +173,13 @@ function rank() {
   const weightless = !Object.values(settings().weights).some((weight) => weight > 0);
   $("#status").textContent = weightless
     ? "Every weight is 0: raise one of them."
-    : entries.length ? `${number(entries.length)} candidates in ${Math.round(result.milliseconds)} ms` : "No results.";
+    : entries.length ? `${number(entries.length)} candidates in ${Math.round(result.milliseconds)} ms${remark()}` : "No results.";
   grid.show(entries, settings().bits);
   verifySoon();
 }
+
+/** The sentence on an answer without any related image. */
+const remark = () => (result.response.remark ? `: ${result.response.remark}` : "");
 
 /** Ask what the query image is to the first results, by their pixels, of those that are not known yet. */
 const verifySoon = calmly(300, async () => {
@@ -196,7 +207,7 @@ const remember = calmly(150, () => {
 function writeWeights() {
   weights.write(query);
   $("#regions-hint").textContent = regions.hint(query);
-  $("#regions-hint").hidden = !regions.there || !isQuery(query);
+  $("#regions-hint").hidden = !isQuery(query) || !(regions.there || query.crop);
 }
 
 const searchRegionsToo = calmly(150, () => search(query, { push: false, again: true }));

@@ -22,6 +22,11 @@ export class Regions {
     return Object.values(possible).some((weight) => weight > 0) ? possible : { ...this.whole, [REGIONS]: 0 };
   }
 
+  /** Whether the query is a box that is looked for in the regions. */
+  boxed(query) {
+    return this.there && Boolean(query.crop);
+  }
+
   /** A query with another box, or with none: the weights of the whole image are kept for when the box is gone. */
   withBox(query, crop) {
     if (!this.there || Boolean(crop) === Boolean(query.crop)) return { ...query, crop };
@@ -37,6 +42,7 @@ export class Regions {
 
   /** A sentence for the page. */
   hint(query) {
+    if (!this.there) return "This index has no regions, so the crop is compared with whole images. To find details, ingest into a new collection with --schema regions.";
     if (this.missed(query)) return "Regions need the image itself; here are only its codes, so regions are left out.";
     return query.crop
       ? "regions searches for the crop in the regions of every image; the others see the whole image."

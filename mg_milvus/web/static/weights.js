@@ -3,6 +3,10 @@
 import { h } from "./dom.js";
 import { REGIONS } from "./regions.js";
 
+const AUTO = "auto"; // the default weights, and what stands out first
+
+const chosenAuto = (query) => !query.profile && !query.weights && !query.crop;
+
 const same = (a, b) => Object.keys(b).every((name) => (a[name] ?? 0) === b[name]); // where b has any
 
 export class Weights {
@@ -15,9 +19,7 @@ export class Weights {
     this.regions = regions;
     this.sliders = new Map();
     this.buttons = new Map();
-    const known = Object.values(about.profiles).some((weights) => same(weights, about.weights));
-    for (const profile of known ? [] : ["default"]) this.addProfile(profiles, profile, changed);
-    for (const profile of Object.keys(about.profiles)) this.addProfile(profiles, profile, changed);
+    for (const profile of [AUTO, ...Object.keys(about.profiles)]) this.addProfile(profiles, profile, changed);
     const most = Math.max(5, ...Object.values(about.weights), ...Object.values(about.profiles).flatMap(Object.values));
     Object.keys(about.bits).forEach((name, place) => {
       const value = h("output", { for: `weight-${name}` });
@@ -38,7 +40,7 @@ export class Weights {
       type: "button",
       class: "segment",
       "aria-pressed": "false",
-      onclick: () => changed({ profile: profile === "default" ? null : profile, weights: null }),
+      onclick: () => changed({ profile: profile === AUTO ? null : profile, weights: null }),
     }, profile);
     this.buttons.set(profile, button);
     container.append(button);
@@ -68,8 +70,9 @@ export class Weights {
       value.textContent = String(Number((weights[name] ?? 0).toFixed(2)));
     }
     for (const [profile, button] of this.buttons) {
-      const own = profile === "default" ? this.about.weights : this.about.profiles[profile];
-      button.setAttribute("aria-pressed", String(same(weights, own) && same(own, weights)));
+      const own = profile === AUTO ? this.about.weights : this.about.profiles[profile];
+      const chosen = profile === AUTO ? !query.profile && !query.weights : !chosenAuto(query);
+      button.setAttribute("aria-pressed", String(chosen && same(weights, own) && same(own, weights)));
     }
   }
 }

@@ -4,11 +4,14 @@ import { original, remove, thumbnail } from "./api.js";
 import { BoxDrawer } from "./box.js";
 import { fileName, fileSize, h, number, rankText } from "./dom.js";
 import { contributions } from "./fusion.js";
-import { distanceText, region } from "./grid.js";
+import { distanceText, region, words } from "./grid.js";
 
-const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "distances", "retrieved_by", "box", "verified"]);
+const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "distances", "retrieved_by", "box", "verified", "verdict", "confidence", "chance"]);
 
 const date = (nanoseconds) => new Date(nanoseconds / 1e6).toISOString().slice(0, 16).replace("T", " ");
+
+/** A share of random pairs, in words. */
+const chanceText = (share) => (share >= 0.1 ? `${Math.round(100 * share)} %` : `1 in ${number(Number((1 / share).toPrecision(2)))}`);
 
 const queryRegion = ({ crop, size }) => (crop && size ? region({ box: crop, width: size[0], height: size[1] }) : null);
 
@@ -41,6 +44,7 @@ export class Why {
           queryImage.address ? h("div", { class: "frame" }, h("img", { src: queryImage.address, alt: "the query" }), queryRegion(queryImage)) : h("p", { class: "nothing" }, "The query was shared without its image."),
           h("figcaption", {}, "query")),
         h("figure", {}, frame, h("figcaption", {}, "result", h("span", { class: "roomy" }, "; drag a box on it to search with that crop")))),
+      row.verdict ? h("p", { class: "verdict" }, words(row)) : null,
       this.table(entry, settings),
       this.facts(row),
       h("div", { class: "buttons" },
@@ -63,20 +67,23 @@ export class Why {
     const rows = Object.keys(bits).map((name, place) => {
       const distance = entry.row.distances[name];
       const near = 1 - distance / bits[name];
-      const weight = weights[name] ?? 0;
-      const formula = method === "score" ? `${weight} × ${near.toFixed(3)}` : `${weight} / (${rrfK} + ${rankText(entry.ranks[name])})`;
+      const leads = settings.lead && entry.row.lead === name;
+      const weight = (weights[name] ?? 0) + (leads ? Object.values(weights).reduce((all, own) => all + own, 0) : 0);
+      const chance = entry.row.chance?.[name];
+      const formula = method === "chance" ? `${weight} × -log10 ${chance?.toPrecision(2)}` : method === "score" ? `${weight} × ${near.toFixed(3)}` : `${weight} / (${rrfK} + ${rankText(entry.ranks[name])})`;
       return h("tr", { class: `h${place % 6}` },
         h("th", { scope: "row" }, name),
         h("td", {}, h("span", { class: "track", "aria-hidden": "true" }, h("i", { style: { width: `${100 * near}%` } })), `${(100 * near).toFixed(0)} %`),
         h("td", {}, `${distanceText(entry.row, name)} of ${bits[name]}`),
+        h("td", {}, chance === undefined ? "–" : chanceText(chance)),
         h("td", {}, `#${rankText(entry.ranks[name])}`),
         h("td", {}, weight ? h("span", { class: "formula" }, `${formula} = `) : null, weight ? scores[name].toFixed(4) : "–"));
     });
-    const head = ["granularity", "matching bits", "differing bits", "rank", "contribution"];
+    const head = ["granularity", "matching bits", "differing bits", "by chance", "rank", "contribution"];
     return h("div", { class: "scroll" }, h("table", { class: "shares" },
       h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, ...rows),
-      h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, "score"), h("td"), h("td"), h("td"), h("td", {}, h("b", {}, entry.score.toFixed(4)))))));
+      h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, "score"), h("td"), h("td"), h("td"), h("td"), h("td", {}, h("b", {}, entry.score.toFixed(4)))))));
   }
 
   facts(row) {

@@ -1,0 +1,190 @@
+"""Verdicts: what a hit is to the query image, in words, from its distances and what chance looks like. Pure numpy.
+
+``same image`` and ``same object or scene`` need a gap: the hit is clearly nearer on ``fine`` than the images behind
+it. ``same kind`` and ``loosely similar`` are probabilities of a logistic regression, fitted to labelled images of four
+kinds and to queries that are foreign to them (benchmarks/verdicts.py): of the distances as shares of the bits, and of
+the spread of the collection. Where images fall into clear groups, a distance on ``fine`` says more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mg_milvus.records import VERDICTS
+from mg_milvus.schema.models import FINE, REGIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from mg_milvus.records import HitVerdict
+    from mg_milvus.search.chance import Chance
+
+    Floats = NDArray[np.float64]
+
+
+SAME_IMAGE, SAME_OBJECT, SAME_KIND, LOOSELY_SIMILAR, NOTHING = VERDICTS
+
+_UNRELATED = 0.5
+"""Distance of unrelated images, as a share of the bits."""
+SURE = 0.06
+"""An image that is this near on ``fine`` is the same, however near others are."""
+FARTHEST = 0.30
+IMAGE_GAP = 0.80
+"""The same image is at most this far, as a share of the distance of the next image."""
+OBJECT_GAP = 0.80
+"""The same object or scene is at most this far, as a share of the distance of the ``CROWD``-th other image."""
+REGION_LEAD = 0.90
+"""The image that contains the query image is at most this far on the regions, as a share of the next one's distance."""
+REGION_GAP = 0.75
+"""So far it is the same object or scene, if it is among the ``AGREEING`` nearest on ``fine``, too."""
+AGREEING = 3
+CROWD = 5
+LIKELY = 0.85
+"""Probability from which on a hit is of the same kind."""
+POSSIBLE = 0.4
+"""Probability from which on a hit is loosely similar."""
+
+INTERCEPT = 2.28
+SLOPES = {"coarse": -5.61, "mid": -8.62, FINE: 2.53}
+SPREAD = 161.8
+SPREAD_OF_FINE = -423.5
+"""The slope of ``fine`` times the spread."""
+FITTED_SPREADS = 0.01, 0.1
+"""The regression is not extrapolated beyond these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the candidates of one query are to its image.
+
+    Attributes:
+        verdicts: (n,) places in ``VERDICTS``; smaller is nearer.
+        confidence: (n,) float64 probabilities that a candidate is at least of the same kind.
+        chance: granularity -> (n,) float64 shares of random pairs of images that are as near.
+        leading: ``fine`` -> (n,) which candidates stand out as the same image; ``regions`` -> (n,) which stand out as
+            the one that contains the query image; the former are not among the latter.
+    """
+
+    verdicts: NDArray[np.intp]
+    confidence: Floats
+    chance: Mapping[str, Floats]
+    leading: Mapping[str, NDArray[np.bool_]]
+
+    def of(self, place: int) -> dict[str, Any]:
+        """The fields ``verdict``, ``confidence``, ``chance`` and ``lead`` of one candidate's hit."""
+        return {
+            "verdict": VERDICTS[self.verdicts[place]],
+            "confidence": float(self.confidence[place]),
+            "chance": {name: float(own[place]) for name, own in self.chance.items()},
+            "lead": next((name for name, own in self.leading.items() if own[place]), None),
+        }
+
+
+def judge(distances: Mapping[str, NDArray[Any]], chance: Chance) -> Judgement:
+    """Judge the candidates of one query.
+
+    Args:
+        distances: granularity -> (n,) distances in bits, for every granularity of ``chance``; those of ``regions`` are
+            of images that contain the query image.
+        chance: of the collection.
+    """
+    shares = {name: np.asarray(distances[name]) / (len(chance.counts[name]) - 1) for name in chance.counts}
+    confidence = kind_probability(shares, chance)
+    verdicts = np.select(
+        [confidence >= LIKELY, confidence >= POSSIBLE],
+        [VERDICTS.index(SAME_KIND), VERDICTS.index(LOOSELY_SIMILAR)],
+        VERDICTS.index(NOTHING),
+    )
+    leading = {}
+    image = thing = np.zeros(len(verdicts), bool)
+    if FINE in shares:
+        image, thing = stands_out(shares[FINE])
+        leading[FINE] = image
+    if REGIONS in distances:
+        leading[REGIONS], contains = contains_query(distances[REGIONS], shares.get(FINE))
+        leading[REGIONS] &= ~image
+        thing = thing | contains
+    verdicts[thing] = VERDICTS.index(SAME_OBJECT)
+    verdicts[image] = VERDICTS.index(SAME_IMAGE)
+    confidence = np.where(image | thing, np.maximum(confidence, LIKELY), confidence)
+    shares_by_chance = {name: chance.of(name, distances[name]) for name in chance.counts}
+    return Judgement(verdicts, confidence, shares_by_chance, leading)
+
+
+def kind_probability(shares: Mapping[str, NDArray[Any]], chance: Chance) -> Floats:
+    """The probability that candidates are of the query's kind.
+
+    Args:
+        shares: granularity -> (n,) distances as shares of the bits. One that the collection lacks counts as the mean of
+            the others.
+        chance: of the collection.
+    """
+    mean = np.mean(list(shares.values()), axis=0)
+    spread = float(np.clip(chance.spread(FINE if FINE in shares else list(shares)[-1]), *FITTED_SPREADS))
+    logit = INTERCEPT + SPREAD * spread + SPREAD_OF_FINE * spread * shares.get(FINE, mean)
+    for name, slope in SLOPES.items():
+        logit = logit + slope * shares.get(name, mean)
+    probability: Floats = 1 / (1 + np.exp(-logit))
+    return probability
+
+
+def stands_out(shares: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which candidates are the same image, and which at least the same object or scene: (n,) and (n,) bool.
+
+    Args:
+        shares: (n,) distances on ``fine`` as shares of the bits.
+    """
+    ordered = np.concatenate([np.sort(shares), np.full(CROWD + 1, _UNRELATED)])
+    near = shares <= FARTHEST
+    image = (near & gap(np.append(shares, _UNRELATED), IMAGE_GAP)[:-1]) | (shares <= SURE)
+    return image, image | (near & (shares <= OBJECT_GAP * ordered[CROWD]))
+
+
+def contains_query(distances: NDArray[Any], fine: NDArray[Any] | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which candidate leads as the one that contains the query image, and which is the same object: (n,) and (n,) bool.
+
+    The nearest on the regions leads if it is clearly nearer than the next, or among the nearest on ``fine``, too. With
+    both it is the same object or scene.
+
+    Args:
+        distances: (n,) of the regions, in bits.
+        fine: (n,) distances on ``fine``; None: the collection lacks it.
+    """
+    agrees = np.zeros(len(distances), bool)
+    if fine is not None and len(fine):
+        agrees = fine <= np.sort(fine)[min(AGREEING, len(fine)) - 1]
+    leads = gap(distances, REGION_LEAD) | (gap(distances, 1.0) & agrees)
+    return leads, gap(distances, REGION_GAP) & agrees
+
+
+def gap(distances: NDArray[Any], share: float) -> NDArray[np.bool_]:
+    """Which candidate is the nearest, at most at this share of the distance of the next: (n,) bool.
+
+    Args:
+        distances: (n,) of one granularity.
+        share: at most 1.
+    """
+    if len(distances) < 2:
+        return np.zeros(len(distances), bool)
+    nearest, following = np.partition(distances, 1)[:2]
+    found: NDArray[np.bool_] = (distances == nearest) & (distances <= share * following) & (distances < following)
+    return found
+
+
+def remark(verdicts: Sequence[HitVerdict | None]) -> str:
+    """A sentence about an answer without any related image; empty where there is one, or no verdict.
+
+    Args:
+        verdicts: of the hits.
+    """
+    best = min((VERDICTS.index(verdict) for verdict in verdicts if verdict is not None), default=0)
+    if VERDICTS[best] == NOTHING:
+        return "nothing similar is indexed; the nearest are shown"
+    if VERDICTS[best] == LOOSELY_SIMILAR:
+        return "nothing surely of the same kind is indexed; the nearest are loosely similar"
+    return ""
