@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from PIL import Image
+
 from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
 from mg_milvus.duplicates.hits import readable_twice, verify_hits, verify_rows
@@ -23,9 +25,9 @@ from mg_milvus.ingest.relocate import run_relocate
 from mg_milvus.ingest.run import Source, run_ingest, run_refit
 from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import REGIONS, Schema
-from mg_milvus.search import sample
+from mg_milvus.search import rows as listing
 from mg_milvus.search.explain import Trace
-from mg_milvus.search.query import Query, QueryOptions, QueryTerm, check_together
+from mg_milvus.search.query import Query, QueryOptions, QueryTerm, check_together, with_query_options
 from mg_milvus.search.query_image import QueryArea, check_codes, decode_query_image, encode_query_images
 from mg_milvus.search.searcher import Searcher
 from mg_milvus.session import Session
@@ -310,6 +312,7 @@ class ImageIndex:
 
         return transfer.export(self._session, folder, progress=progress)
 
+    @with_query_options
     def query(
         self, image: ImageSource | list[ImageSource], *, unlike: Sequence[ImageSource] = (),
         **options: Unpack[QueryOptions],
@@ -326,6 +329,7 @@ class ImageIndex:
         terms = [QueryTerm(own) for own in (image if isinstance(image, list) else [image])]
         return self.query_together([*terms, *(QueryTerm(own, weight=-1.0) for own in unlike)], **options)
 
+    @with_query_options
     def query_many(self, images: Sequence[ImageSource], **options: Unpack[QueryOptions]) -> list[Hits]:
         """Find the images that look like each of several, in one batch.
 
@@ -355,12 +359,15 @@ class ImageIndex:
             return [verify_hits(hits, image, crop) for hits, image in zip(found, images, strict=True)]
         return found
 
+    @with_query_options
     def query_together(self, terms: Sequence[QueryTerm], **options: Unpack[QueryOptions]) -> Hits:
         """Find the images that look like several at once, and unlike others: one ranking over images and granularities.
 
+        It takes no ``crop``, and searches no regions.
+
         Args:
             terms: the images, each with a weight; with a negative one it pushes down what is near to it.
-            **options: see ``QueryOptions``; without ``crop`` and ``regions``.
+            **options: see ``QueryOptions``.
 
         Returns:
             At most k hits, best first, with the distances to the nearest of the images to look for. The order of the
@@ -385,12 +392,13 @@ class ImageIndex:
         weighted = [(codes[place], float(term.weight)) for place, term in enumerate(terms)]
         return self._searcher.search_together(weighted, query, exclude)
 
+    @with_query_options
     def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> Hits:
-        """Find the images whose codes are near to given ones.
+        """Find the images whose codes are near to given ones; a ``crop`` has no meaning here.
 
         Args:
             codes: granularity -> bits / 8 bytes (or uint8), for every granularity of the schema.
-            **options: see ``QueryOptions``; ``crop`` has no meaning here.
+            **options: see ``QueryOptions``.
 
         Raises:
             QueryError: a granularity is missing, or a code has the wrong length.
@@ -398,8 +406,13 @@ class ImageIndex:
         self._session.existing()
         return self.search(check_codes(self.schema, codes), **options).hits
 
+    @with_query_options
     def like(self, id_or_path: PathLike, **options: Unpack[QueryOptions]) -> Hits:
         """Find the images that look like one that is indexed, which is left out; nothing is encoded.
+
+        Args:
+            id_or_path: of the image.
+            **options: see ``QueryOptions``.
 
         Raises:
             NotIndexedError: it is not indexed.
@@ -410,6 +423,7 @@ class ImageIndex:
         hits = self._searcher.search(codes, query, [row.id])[0]
         return verify_hits(hits, text_path(row.path)) if options.get("verify") else hits
 
+    @with_query_options
     def explain(
         self, image: ImageSource | None = None, *, like: PathLike | None = None, **options: Unpack[QueryOptions]
     ) -> Explanation:
@@ -463,6 +477,7 @@ class ImageIndex:
         self._session.existing()
         return verify_rows(self._session.rows(ids_or_paths), image, crop, max_pixels)
 
+    @with_query_options
     def check_query(self, **options: Unpack[QueryOptions]) -> Query:
         """Check options against the collection's schema, and take missing ones from it.
 
@@ -473,6 +488,7 @@ class ImageIndex:
         self._session.existing()
         return Query.of(self.schema, options)
 
+    @with_query_options
     def decode_query(
         self, image: ImageSource, *, max_pixels: int | None = None, **options: Unpack[QueryOptions]
     ) -> QueryImage:
@@ -510,11 +526,14 @@ class ImageIndex:
         self._session.existing()
         return self._stored_codes(id_or_path)[1]
 
+    @with_query_options
     def search(
         self, codes: QueryCodes, *, exclude: Sequence[str] = (), all_candidates: bool = False,
         **options: Unpack[QueryOptions],
     ) -> SearchResult:  # fmt: skip
         """Search with the codes of one image: the query as it was understood, its hits and its candidates.
+
+        A ``crop`` has no meaning here.
 
         Args:
             codes: as ``encode`` or ``codes`` returns them. Without codes of regions, a query that does not name the
@@ -522,7 +541,7 @@ class ImageIndex:
             exclude: ids to leave out of the results.
             all_candidates: retrieve the candidates of every granularity, those without a weight too, by the plan
                 ``full``: they can be ranked again with any weights.
-            **options: see ``QueryOptions``; ``crop`` has no meaning here.
+            **options: see ``QueryOptions``.
 
         Raises:
             QueryError: an option is out of range, or the server should fuse and ``all_candidates`` is set.
@@ -646,9 +665,48 @@ class ImageIndex:
             FilterError: the filter cannot be read as a whole, or names no column.
         """
         self._session.existing()
-        return sample.sample_rows(self._session.store, self.schema, count, filter_text(filter))
+        return listing.sample_rows(self._session.store, self.schema, count, filter_text(filter))
 
-    def facets(self) -> dict[str, Any]:
+    def images(
+        self,
+        *,
+        filter: Filter | None = None,
+        order_by: str = "id",
+        limit: int = 100,
+        offset: int = 0,  # noqa: A002
+    ) -> list[Row]:
+        """List rows, without codes.
+
+        Args:
+            filter: only rows that match, see ``QueryOptions``.
+            order_by: a field of the rows, rising; with ``-`` before it falling: ``"-size"``. Missing values come last,
+                and equal ones are ordered by id. All rows that match are read once.
+            limit: rows returned, at most.
+            offset: rows of that order to pass over.
+
+        Raises:
+            QueryError: there is no such field, or a number is out of range.
+            FilterError: the filter cannot be read as a whole, or names no column.
+        """
+        self._session.existing()
+        page = listing.Page(order_by, limit, offset)
+        return listing.list_rows(self._session.store, self.schema, filter_text(filter), page)
+
+    def facets(self, field: str, filter: Filter | None = None) -> dict[Any, int]:  # noqa: A002
+        """Count the rows of each value of a field, the most frequent first; a missing value is None.
+
+        Args:
+            field: any field of the rows. All rows that match are read once.
+            filter: count only rows that match, see ``QueryOptions``.
+
+        Raises:
+            QueryError: there is no such field.
+            FilterError: the filter cannot be read as a whole, or names no column.
+        """
+        self._session.existing()
+        return listing.count_values(self._session.store, self.schema, field, filter_text(filter))
+
+    def choices(self) -> dict[str, Any]:
         """Values of the schema's own fields to filter by, from a sample of up to 1,000 rows.
 
         Returns:
@@ -656,7 +714,16 @@ class ImageIndex:
             number field. Boolean fields, and number fields without a value, are left out.
         """
         self._session.existing()
-        return sample.facets(self._session.store, self.schema)
+        return listing.choices(self._session.store, self.schema)
+
+    def warm_up(self) -> None:
+        """Connect, load the encoder and search once, so that the first query is as fast as the following ones.
+
+        Raises:
+            CollectionNotFoundError: there is no collection.
+        """
+        codes = self.encode([self.decode_query(Image.new("RGB", (64, 64)))])
+        self.search(codes[0], k=1)
 
     def relocate(
         self, old: PathLike, new: PathLike, *, progress: Callable[[Progress], None] | None = None

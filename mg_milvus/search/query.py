@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from numbers import Integral
@@ -22,6 +24,7 @@ Method = Literal["rank", "score", "server"]
 Plan = Literal["auto", "full", "cascade"]
 Regions = Literal["contains", "overlap"]
 _T = TypeVar("_T")
+_F = TypeVar("_F", bound=Callable[..., Any])
 MAX_DEPTH = 16_384
 """Most results that Milvus returns for one search."""
 MAX_WEIGHT = 1e300
@@ -76,6 +79,32 @@ class QueryOptions(TypedDict, total=False):
     plan: str | None
 
 
+_DEFAULTS: QueryOptions = {"k": 10, "verify": False}
+"""Defaults that are the same for all collections; those of the other options are None: the schema's."""
+
+
+def with_query_options(method: _F) -> _F:
+    """Let ``help`` of a method that takes ``**options: Unpack[QueryOptions]`` show each option, and its signature, too.
+
+    In the docstring the line of ``**options``, where there is one, gives place to what ``QueryOptions`` says.
+    """
+    signature = inspect.signature(method)
+    own = [p for p in signature.parameters.values() if p.kind != inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(name), annotation=annotation.__forward_arg__
+        )
+        for name, annotation in QueryOptions.__annotations__.items()
+    ]
+    method.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    described = inspect.cleandoc(QueryOptions.__doc__ or "").partition("Attributes:\n")[2]
+    if method.__doc__:  # not with python -OO
+        method.__doc__ = re.sub(
+            r"^    \*\*options:.*$", lambda _: described, inspect.cleandoc(method.__doc__), flags=re.M
+        )
+    return method
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """Checked options: see ``QueryOptions``.
@@ -108,10 +137,10 @@ class Query:
         """
         unknown = sorted(set(options) - set(QueryOptions.__annotations__))
         if unknown:
-            hint = _nearest(unknown[0], QueryOptions.__annotations__)
+            hint = nearest_name(unknown[0], QueryOptions.__annotations__)
             raise QueryError(f"unknown option {format_value(unknown[0])}{hint}")
         _check_types(options)
-        k = _whole_number("k", options.get("k", 10))
+        k = _whole_number("k", options.get("k", _DEFAULTS["k"]))
         default_depth = min(max(schema.fusion.depth, k), MAX_DEPTH)
         depth = _whole_number("depth", _or(options.get("depth"), default_depth))
         if depth < k:
@@ -246,7 +275,7 @@ def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
         if name == REGIONS and schema.regions is None:
             raise QueryError(_NO_REGIONS)
         if name not in known:
-            unknown = f"{format_value(name)}{_nearest(name, known)}"
+            unknown = f"{format_value(name)}{nearest_name(name, known)}"
             raise QueryError(f"unknown granularity {unknown}; this collection has {', '.join(known)}")
         if not (isinstance(weight, int | float) and 0 <= weight <= MAX_WEIGHT):
             given = format_value(weight)
@@ -295,6 +324,7 @@ def _or(value: _T | None, default: _T) -> _T:
     return default if value is None else value
 
 
-def _nearest(name: object, known: Iterable[str]) -> str:
+def nearest_name(name: object, known: Iterable[str]) -> str:
+    """The hint at the known name that is nearest to an unknown one; empty when none is near."""
     close = get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
     return f" (did you mean '{close[0]}'?)" if close else ""
