@@ -670,10 +670,10 @@ class ImageIndex:
     def images(
         self,
         *,
-        filter: Filter | None = None,
+        filter: Filter | None = None,  # noqa: A002
         order_by: str = "id",
         limit: int = 100,
-        offset: int = 0,  # noqa: A002
+        offset: int = 0,
     ) -> list[Row]:
         """List rows, without codes.
 
