@@ -25,6 +25,7 @@ from mg_milvus.ingest.relocate import run_relocate
 from mg_milvus.ingest.run import Source, run_ingest, run_refit
 from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import REGIONS, Schema
+from mg_milvus.schema.tags import ANY_TAG
 from mg_milvus.search import rows as listing
 from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import Query, QueryOptions, QueryTerm, check_together, with_query_options
@@ -314,16 +315,25 @@ class ImageIndex:
 
     @with_query_options
     def query(
-        self, image: ImageSource | list[ImageSource], *, unlike: Sequence[ImageSource] = (),
+        self, image: ImageSource | list[ImageSource] | None = None, *, unlike: Sequence[ImageSource] = (),
         **options: Unpack[QueryOptions],
     ) -> Hits:  # fmt: skip
-        """Find the images that look like one, or like several at once.
+        """Find the images that look like one, or like several at once, or show what words say.
 
         Args:
-            image: see ``query_many``; a list is searched with as a whole, see ``query_together``.
+            image: see ``query_many``; a list is searched with as a whole, see ``query_together``; None: only ``text``.
             unlike: images that push down what is near to them.
             **options: see ``QueryOptions``.
+
+        Raises:
+            ImageError: an image cannot be read.
+            QueryError: an option is out of range, images have no such tag, or there is nothing to search with.
+            FilterError: the filter cannot be read as a whole, or names no column.
         """
+        if image is None:
+            if unlike:
+                raise QueryError("there is no image to look for beside those of unlike: give at least one")
+            return self.search({}, **options).hits
         if not isinstance(image, list) and not unlike:
             return self.query_many([image], **options)[0]
         terms = [QueryTerm(own) for own in (image if isinstance(image, list) else [image])]
@@ -435,13 +445,16 @@ class ImageIndex:
             **options: see ``QueryOptions``.
 
         Raises:
-            QueryError: none or both of the two are given; or as ``query`` and ``like``.
+            QueryError: both of the two are given, or neither without ``text``; or as ``query`` and ``like``.
         """
-        if (image is None) == (like is None):
+        words_only = image is None and like is None and options.get("text") is not None
+        if (image is None) == (like is None) and not words_only:
             raise QueryError("explain takes one query image; give it, or like=ID_OR_PATH, and not both")
         trace = Trace()
         with trace.timed("connect"):
             query = self.check_query(**options)
+        if words_only:
+            return self._searcher.explain({}, query.text_only(), trace=trace)
         if image is None:
             query = query.without_regions(options)
             with trace.timed("codes"):
@@ -486,7 +499,19 @@ class ImageIndex:
             QueryError: an option is unknown or out of range.
         """
         self._session.existing()
-        return Query.of(self.schema, options)
+        query = Query.of(self.schema, options)
+        if query.tags:
+            self._check_tagged()
+        return query
+
+    def _check_tagged(self) -> None:
+        """Raise QueryError if no image can have tags."""
+        store = self._session.store
+        if not store.count(ANY_TAG) and store.size() and not self._session.encoder.has_tags:
+            raise QueryError(
+                f"the images of '{self.collection}' have no tags: its encoder ({self._session.encoder.backbone}) has "
+                "no classifier that names what it sees; ingest into a new collection with the encoder 'builtin'"
+            )
 
     @with_query_options
     def decode_query(
@@ -536,8 +561,8 @@ class ImageIndex:
         A ``crop`` has no meaning here.
 
         Args:
-            codes: as ``encode`` or ``codes`` returns them. Without codes of regions, a query that does not name the
-                regions leaves them out.
+            codes: as ``encode`` or ``codes`` returns them; none to search by ``text`` alone. Without codes of regions,
+                a query that does not name the regions leaves them out.
             exclude: ids to leave out of the results.
             all_candidates: retrieve the candidates of every granularity, those without a weight too, by the plan
                 ``full``: they can be ranked again with any weights.
@@ -549,6 +574,8 @@ class ImageIndex:
         query = self.check_query(**options)
         if options.get("verify"):
             raise QueryError("verify needs the image itself; query with the image, or without verify")
+        if not codes:
+            return self._searcher.search_one(codes, query.text_only(), exclude)
         if REGIONS not in codes:
             query = query.without_regions(options)
         if all_candidates:
@@ -705,6 +732,20 @@ class ImageIndex:
         """
         self._session.existing()
         return listing.count_values(self._session.store, self.schema, field, filter_text(filter))
+
+    def tags(self, filter: Filter | None = None) -> dict[str, int]:  # noqa: A002
+        """Count the images that have each tag: names and groups of what they show, the most frequent first.
+
+        Args:
+            filter: count only rows that match, see ``QueryOptions``. All rows that match are read once.
+
+        Raises:
+            QueryError: the collection's encoder has no classifier, so images have no tags.
+            FilterError: the filter cannot be read as a whole, or names no column.
+        """
+        self._session.existing()
+        self._check_tagged()
+        return listing.count_tags(self._session.store, filter_text(filter))
 
     def choices(self) -> dict[str, Any]:
         """Values of the schema's own fields to filter by, from a sample of up to 1,000 rows.

@@ -9,6 +9,7 @@ import operator
 import re
 from typing import TYPE_CHECKING, Any
 
+from mg_milvus.schema.tags import LEVELS, NO_TAG, TAG_COLUMNS, find_word, probability_of
 from mg_milvus.store.filter_language import FilterColumn, characters, members, parse, render, value_of
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ def _condition(node: Any, where: str, row: Mapping[str, Any]) -> bool | None:
             values, signs = node.children[::2], node.children[1::2]
             compared = {_compared(pair, str(sign), where, row) for *pair, sign in zip(values, values[1:], signs)}  # noqa: B905
             return False if False in compared else None if None in compared else True
+    if str(node.children[0]) == "tags":
+        words = [value_of(token, where) for token in members(node.children[2])]
+        return any(_has(row, word) for word in words) != (node.children[1] is not None)
     value = row[str(node.children[0])]
     negated = node.children[1] is not None
     if node.data == "like":
@@ -64,10 +68,19 @@ def _condition(node: Any, where: str, row: Mapping[str, Any]) -> bool | None:
 
 
 def _compared(pair: list[Any], sign: str, where: str, row: Mapping[str, Any]) -> bool | None:
+    if "tags" in map(str, pair):
+        (word,) = (value_of(node, where) for node in pair if str(node) != "tags")
+        return _has(row, word) == (sign == "==")
     left, right = (_operand(node, where, row) for node in pair)
     if "" in (left, right) and sign in {"==", "!="}:  # a text without characters is missing
         return (left in (None, "") and right in (None, "")) == (sign == "==")
     return None if left is None or right is None else _SIGNS[sign](left, right)
+
+
+def _has(row: Mapping[str, Any], word: Any) -> bool:
+    """Whether a row has a tag of this word, with a probability of at least a fifth."""
+    stored = [row[column] for column in TAG_COLUMNS if row[column] != NO_TAG]
+    return any(tag // LEVELS in find_word(word) and probability_of(tag % LEVELS) > 0.2 for tag in stored)
 
 
 def _operand(node: Any, where: str, row: Mapping[str, Any]) -> Any:

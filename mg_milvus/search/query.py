@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast, get_ar
 
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import format_value
-from mg_milvus.schema.models import PROFILES, REGIONS, Schema, shared_scales
+from mg_milvus.schema.models import PROFILES, REGIONS, TEXT, Schema, shared_scales
+from mg_milvus.schema.tags import find_word
+from mg_milvus.search.words import FARTHEST
 from mg_milvus.store.filters import Filter, filter_text
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ class QueryOptions(TypedDict, total=False):
             the query image is searched for.
         verify: look at the pixels of the first ten hits: which of them is the same image, an edited one, or shows the
             flat object that the query image is, and where (``Hit.verified``). The order of the hits stays.
+        text: words for what the images show, such as ``sports car``: one more ranking in the fusion, by the
+            probability of that tag. Its weight is that of the granularities together, or ``text`` in ``weights``.
         plan: ``full`` searches every granularity; ``cascade`` searches the one of the shortest codes deeply, and the
             others rank its candidates only; ``auto`` (the schema's default) chooses by the number of images.
     """
@@ -76,6 +80,7 @@ class QueryOptions(TypedDict, total=False):
     crop: tuple[int, int, int, int] | None
     regions: str | None
     verify: bool
+    text: str | None
     plan: str | None
 
 
@@ -115,6 +120,7 @@ class Query:
         regions: how the regions are searched; None when ``weights`` does not name them.
         cascade_depth: candidates of a cascade's first search; the option ``depth``, where it is given.
         narrowed_depth: of these, the nearest that each granularity contributes to the fusion.
+        tags: numbers of the tags that the option ``text`` stands for; empty without it.
     """
 
     k: int
@@ -127,6 +133,7 @@ class Query:
     plan: Plan = "full"
     cascade_depth: int = CASCADE_DEPTH
     narrowed_depth: int = 100
+    tags: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, schema: Schema, options: QueryOptions) -> Query:
@@ -155,6 +162,8 @@ class Query:
         regions = cast("Regions", options.get("regions") or "contains") if REGIONS in weights else None
         if regions and fusion == "server":
             raise QueryError("the server cannot fuse the regions with the rest; query with fusion 'rank' or 'score'")
+        if TEXT in weights and fusion == "server":
+            raise QueryError("the server cannot fuse words with the rest; query with fusion 'rank' or 'score'")
         return cls(
             k=k,
             weights=weights,
@@ -166,13 +175,25 @@ class Query:
             plan=plan,
             cascade_depth=depth if options.get("depth") is not None else max(depth, CASCADE_DEPTH),
             narrowed_depth=default_depth,
+            tags=find_word(options["text"] or "") if TEXT in weights else frozenset(),
         )
 
     def max_distances(self, schema: Schema) -> dict[str, int]:
         """Granularity -> the largest possible distance in bits; for regions the sum over all query regions."""
         many = schema.regions and self.regions == "overlap"
         count = len(shared_scales(schema.regions.windows)) if schema.regions and many else 1
-        return {name: bits * (count if name == REGIONS else 1) for name, bits in schema.code_bits.items()}
+        of_codes = {name: bits * (count if name == REGIONS else 1) for name, bits in schema.code_bits.items()}
+        return of_codes | ({TEXT: FARTHEST} if self.tags else {})
+
+    def text_only(self) -> Query:
+        """The same query by its words alone, without an image.
+
+        Raises:
+            QueryError: it has none.
+        """
+        if not self.tags:
+            raise QueryError("there is nothing to search with: give an image, or text")
+        return replace(self, weights={TEXT: 1.0}, regions=None)
 
     def without_regions(self, options: QueryOptions) -> Query:
         """The same query without regions, for a query image of which only the codes are known.
@@ -221,6 +242,8 @@ def check_together(terms: Sequence[QueryTerm], query: Query, options: QueryOptio
         raise QueryError("the hits of several images cannot be verified; query with one of them")
     if options.get("crop") is not None:
         raise QueryError("a crop is of one image: cut it out, and give the cut as one of the query images")
+    if query.tags:
+        raise QueryError("text goes with one image, or alone; query with one of the images, or without text")
     if query.fusion == "server":
         raise QueryError("the server cannot fuse several images; query with fusion 'rank' or 'score'")
     return query.without_regions(options)
@@ -241,7 +264,7 @@ def _check_types(options: QueryOptions) -> None:
     weights, crop = options.get("weights"), options.get("crop")
     if weights is not None and not isinstance(weights, Mapping):
         raise QueryError(f"weights are {format_value(weights)}, expected granularities with a number each")
-    for name in ("granularity", "profile"):
+    for name in ("granularity", "profile", "text"):
         if not isinstance(options.get(name, ""), str | None):
             raise QueryError(f"{name} is {format_value(options.get(name))}, expected text")
     if not isinstance(options.get("verify", False), bool):
@@ -270,8 +293,10 @@ def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
         weights = {} if searches_regions else default
     if searches_regions and schema.regions and REGIONS not in weights:
         weights = {**weights, REGIONS: schema.regions.weight or 1.0}
-    known = schema.code_bits
+    known = [*schema.code_bits, *([TEXT] if options.get("text") is not None else [])]
     for name, weight in weights.items():
+        if name == TEXT and name not in known:
+            raise QueryError("there is a weight of text, but no text; give both, or leave the weight out")
         if name == REGIONS and schema.regions is None:
             raise QueryError(_NO_REGIONS)
         if name not in known:
@@ -281,6 +306,8 @@ def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
             given = format_value(weight)
             raise QueryError(f"the weight of {name} is {given}, expected a number from 0 to {MAX_WEIGHT:g}")
     positive = {name: float(weights[name]) for name in known if weights.get(name, 0) > 0}
+    if options.get("text") is not None and TEXT not in weights:
+        positive[TEXT] = sum(positive.values())
     if not positive:
         raise QueryError("all weights are 0; give at least one granularity a weight above 0")
     return positive

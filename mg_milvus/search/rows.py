@@ -11,6 +11,7 @@ import numpy as np
 
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import format_value
+from mg_milvus.schema.tags import readable
 from mg_milvus.search.query import MAX_DEPTH, nearest_name
 from mg_milvus.store.filter_language import both
 
@@ -67,6 +68,16 @@ def count_values(store: Store, schema: Schema, field: str, where: str | None) ->
     field = _check_field(schema, field)
     counted = Counter(_value(row, field) for rows in store.scan(where) for row in rows)
     return dict(sorted(counted.items(), key=lambda pair: (-pair[1], pair[0] is None, str(pair[0]))))
+
+
+def count_tags(store: Store, where: str | None) -> dict[str, int]:
+    """How many rows have each tag: see ``ImageIndex.tags``.
+
+    Raises:
+        FilterError: the filter cannot be read as a whole, or names no column.
+    """
+    counted = Counter(tag for rows in store.scan(where) for row in rows for tag in readable(row.tags))
+    return dict(sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def _check_field(schema: Schema, name: object) -> str:

@@ -11,6 +11,7 @@ from mg_milvus.errors import QueryError
 from mg_milvus.records import Hit
 from mg_milvus.results import Hits
 from mg_milvus.schema.models import REGIONS
+from mg_milvus.schema.tags import readable
 from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
 from mg_milvus.search.fusion import Fusion, fuse, shared_ranks
 from mg_milvus.search.query import MAX_DEPTH
@@ -199,7 +200,7 @@ def _row_fields(row: Row) -> dict[str, Any]:
     """The fields of a row that a hit has besides its id and path."""
     return {
         "size": row.size, "mtime_ns": row.mtime_ns, "width": row.width, "height": row.height,
-        "content_hash": row.content_hash, **row.fields,
+        "content_hash": row.content_hash, "tags": readable(row.tags), **row.fields,
     }  # fmt: skip
 
 
