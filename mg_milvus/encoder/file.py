@@ -315,8 +315,11 @@ def _check_classifier(classifier: NDArray[Any], row: Backbone, expected: str | N
             f"{origin}: the classifier is {classifier.dtype} of the shape {classifier.shape}, expected finite float16 "
             f"of {shape}; the file is damaged: fetch or make it again"
         )
-    if weights_fingerprint({_CLASSIFIER: classifier}) != expected:
-        raise EncoderError(f"{origin}: the classifier is not the one of this file, which is damaged: make it again")
+    if (actual := weights_fingerprint({_CLASSIFIER: classifier})) != expected:
+        raise EncoderError(
+            f"{origin}: the classifier has the fingerprint {actual}, expected {expected}; the file is damaged: fetch or "
+            "make it again"
+        )
 
 
 def pretrained_weights(row: Backbone) -> tuple[dict[str, NDArray[Any]], NDArray[np.float16] | None]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mg_milvus.duplicates.hits import VERIFIED
 from mg_milvus.errors import QueryError
+from mg_milvus.schema.models import TEXT
 from mg_milvus.schema.tags import readable
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.web.limits import check_filter
@@ -250,7 +251,7 @@ def row_fields(row: Row) -> dict[str, Any]:
 def result_fields(result: SearchResult, schema: Schema, *, with_candidates: bool) -> dict[str, Any]:
     """A result as plain data, without ``seconds`` and the query image; see ``QueryResponse``."""
     query, candidates = result.query, result.candidates
-    compared = {*schema.bits, *query.weights}
+    compared = {*query.weights} if {*query.weights} == {TEXT} else {*schema.bits, *query.weights}
     response: dict[str, Any] = {
         "k": query.k, "depth": query.depth, "fusion": query.fusion, "rrf_k": query.rrf_k,
         "weights": dict(query.weights), "regions": query.regions,

@@ -263,7 +263,7 @@ def test_the_classifier_travels_with_the_encoder() -> None:
     assert again.with_bits({"coarse": 32}).has_tags
     place = data.index(encoder.state.classifier.tobytes()[:64])  # type: ignore[attr-defined]
     damaged = data[: place + 5] + bytes([data[place + 5] ^ 1]) + data[place + 6 :]
-    with pytest.raises(EncoderError, match="the classifier is not the one of this file, which is damaged"):
+    with pytest.raises(EncoderError, match="the classifier has the fingerprint .* expected .* damaged"):
         load_encoder(damaged)
     assert set(PACKAGES) >= {encoder.backbone}
 
@@ -310,7 +310,7 @@ def test_the_page_takes_words(labelled_index: ImageIndex) -> None:
         found = client.get("/api/query", params={"text": tag, "k": 3}).json()
         expected = labelled_index.query(text=tag, k=3)
         assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
-        assert (found["bits"]["text"], found["weights"], found["query"]["codes"]) == (100, {"text": 1.0}, "")
+        assert (found["bits"], found["weights"], found["query"]["codes"]) == ({"text": 100}, {"text": 1.0}, "")
         beside = client.get("/api/query", params={"text": tag, "id": expected[0].id, "k": 3, "candidates": True}).json()
         same = labelled_index.like(expected[0].id, text=tag, k=3)
         assert [hit["id"] for hit in beside["hits"]] == [hit.id for hit in same]
