@@ -317,8 +317,8 @@ def _check_classifier(classifier: NDArray[Any], row: Backbone, expected: str | N
         )
     if (actual := weights_fingerprint({_CLASSIFIER: classifier})) != expected:
         raise EncoderError(
-            f"{origin}: the classifier has the fingerprint {actual}, expected {expected}; the file is damaged: fetch or "
-            "make it again"
+            f"{origin}: the classifier has the fingerprint {actual}, expected {expected}; the file is damaged: fetch "
+            "or make it again"
         )
 
 

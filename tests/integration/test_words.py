@@ -263,7 +263,7 @@ def test_the_classifier_travels_with_the_encoder() -> None:
     assert again.with_bits({"coarse": 32}).has_tags
     place = data.index(encoder.state.classifier.tobytes()[:64])  # type: ignore[attr-defined]
     damaged = data[: place + 5] + bytes([data[place + 5] ^ 1]) + data[place + 6 :]
-    with pytest.raises(EncoderError, match="the classifier has the fingerprint .* expected .* damaged"):
+    with pytest.raises(EncoderError, match=r"the classifier has the fingerprint .* expected .* damaged"):
         load_encoder(damaged)
     assert set(PACKAGES) >= {encoder.backbone}
 
