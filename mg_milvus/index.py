@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from PIL import Image
+
 from mg_milvus.codes import pack
 from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
@@ -25,10 +27,11 @@ from mg_milvus.ingest.relocate import run_relocate
 from mg_milvus.ingest.run import Source, run_ingest, run_refit
 from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import REGIONS, Schema
-from mg_milvus.search import sample
+from mg_milvus.schema.tags import ANY_TAG
+from mg_milvus.search import rows as listing
 from mg_milvus.search.chance import ChanceKeeper
 from mg_milvus.search.explain import Trace
-from mg_milvus.search.query import Query, QueryOptions, QueryTerm, check_together
+from mg_milvus.search.query import Query, QueryOptions, QueryTerm, check_together, with_query_options
 from mg_milvus.search.query_image import QueryArea, check_codes, decode_query_image, encode_query_images
 from mg_milvus.search.searcher import Searcher
 from mg_milvus.session import Session
@@ -322,22 +325,33 @@ class ImageIndex:
 
         return transfer.export(self._session, folder, progress=progress)
 
+    @with_query_options
     def query(
-        self, image: ImageSource | list[ImageSource], *, unlike: Sequence[ImageSource] = (),
+        self, image: ImageSource | list[ImageSource] | None = None, *, unlike: Sequence[ImageSource] = (),
         **options: Unpack[QueryOptions],
     ) -> Hits:  # fmt: skip
-        """Find the images that look like one, or like several at once.
+        """Find the images that look like one, or like several at once, or show what words say.
 
         Args:
-            image: see ``query_many``; a list is searched with as a whole, see ``query_together``.
+            image: see ``query_many``; a list is searched with as a whole, see ``query_together``; None: only ``text``.
             unlike: images that push down what is near to them.
             **options: see ``QueryOptions``.
+
+        Raises:
+            ImageError: an image cannot be read.
+            QueryError: an option is out of range, images have no such tag, or there is nothing to search with.
+            FilterError: the filter cannot be read as a whole, or names no column.
         """
+        if image is None:
+            if unlike:
+                raise QueryError("there is no image to look for beside those of unlike: give at least one")
+            return self.search({}, **options).hits
         if not isinstance(image, list) and not unlike:
             return self.query_many([image], **options)[0]
         terms = [QueryTerm(own) for own in (image if isinstance(image, list) else [image])]
         return self.query_together([*terms, *(QueryTerm(own, weight=-1.0) for own in unlike)], **options)
 
+    @with_query_options
     def query_many(self, images: Sequence[ImageSource], **options: Unpack[QueryOptions]) -> list[Hits]:
         """Find the images that look like each of several, in one batch.
 
@@ -367,12 +381,15 @@ class ImageIndex:
             return [verify_hits(hits, image, crop) for hits, image in zip(found, images, strict=True)]
         return found
 
+    @with_query_options
     def query_together(self, terms: Sequence[QueryTerm], **options: Unpack[QueryOptions]) -> Hits:
         """Find the images that look like several at once, and unlike others: one ranking over images and granularities.
 
+        It takes no ``crop``, and searches no regions.
+
         Args:
             terms: the images, each with a weight; with a negative one it pushes down what is near to it.
-            **options: see ``QueryOptions``; without ``crop`` and ``regions``.
+            **options: see ``QueryOptions``.
 
         Returns:
             At most k hits, best first, with the distances to the nearest of the images to look for. The order of the
@@ -398,12 +415,13 @@ class ImageIndex:
         weighted = [(codes[place], float(term.weight)) for place, term in enumerate(terms)]
         return self._searcher.search_together(weighted, query, exclude)
 
+    @with_query_options
     def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> Hits:
-        """Find the images whose codes are near to given ones.
+        """Find the images whose codes are near to given ones; a ``crop`` has no meaning here.
 
         Args:
             codes: granularity -> bits / 8 bytes (or uint8), for every granularity of the schema.
-            **options: see ``QueryOptions``; ``crop`` has no meaning here.
+            **options: see ``QueryOptions``.
 
         Raises:
             QueryError: a granularity is missing, a code has the wrong length, or ``views`` are asked for.
@@ -411,8 +429,13 @@ class ImageIndex:
         self.check_query(**options).without_image(options)
         return self.search(check_codes(self.schema, codes), **options).hits
 
+    @with_query_options
     def like(self, id_or_path: PathLike, **options: Unpack[QueryOptions]) -> Hits:
         """Find the images that look like one that is indexed, which is left out; nothing is encoded.
+
+        Args:
+            id_or_path: of the image.
+            **options: see ``QueryOptions``.
 
         Raises:
             NotIndexedError: it is not indexed.
@@ -423,6 +446,7 @@ class ImageIndex:
         hits = self._searcher.search(codes, query, [row.id])[0]
         return verify_hits(hits, text_path(row.path)) if options.get("verify") else hits
 
+    @with_query_options
     def explain(
         self, image: ImageSource | None = None, *, like: PathLike | None = None, **options: Unpack[QueryOptions]
     ) -> Explanation:
@@ -434,13 +458,16 @@ class ImageIndex:
             **options: see ``QueryOptions``.
 
         Raises:
-            QueryError: none or both of the two are given; or as ``query`` and ``like``.
+            QueryError: both of the two are given, or neither without ``text``; or as ``query`` and ``like``.
         """
-        if (image is None) == (like is None):
+        words_only = image is None and like is None and options.get("text") is not None
+        if (image is None) == (like is None) and not words_only:
             raise QueryError("explain takes one query image; give it, or like=ID_OR_PATH, and not both")
         trace = Trace()
         with trace.timed("connect"):
             query = self.check_query(**options)
+        if words_only:
+            return self._searcher.explain({}, query.text_only(), trace=trace)
         if image is None:
             query = query.without_image(options)
             with trace.timed("codes"):
@@ -476,6 +503,7 @@ class ImageIndex:
         self._session.existing()
         return verify_rows(self._session.rows(ids_or_paths), image, crop, max_pixels)
 
+    @with_query_options
     def check_query(self, **options: Unpack[QueryOptions]) -> Query:
         """Check options against the collection's schema, and take missing ones from it.
 
@@ -484,8 +512,21 @@ class ImageIndex:
             QueryError: an option is unknown or out of range.
         """
         self._session.existing()
-        return Query.of(self.schema, options)
+        query = Query.of(self.schema, options)
+        if query.tags:
+            self._check_tagged()
+        return query
 
+    def _check_tagged(self) -> None:
+        """Raise QueryError if no image can have tags."""
+        store = self._session.store
+        if not store.count(ANY_TAG) and store.size() and not self._session.encoder.has_tags:
+            raise QueryError(
+                f"the images of '{self.collection}' have no tags: its encoder ({self._session.encoder.backbone}) has "
+                "no classifier that names what it sees; ingest into a new collection with the encoder 'builtin'"
+            )
+
+    @with_query_options
     def decode_query(
         self, image: ImageSource, *, max_pixels: int | None = None, **options: Unpack[QueryOptions]
     ) -> QueryImage:
@@ -525,19 +566,22 @@ class ImageIndex:
         self._session.existing()
         return {name: pack(values) for name, values in self._stored_codes(id_or_path)[1].items()}
 
+    @with_query_options
     def search(
         self, codes: QueryCodes, *, exclude: Sequence[str] = (), all_candidates: bool = False,
         **options: Unpack[QueryOptions],
     ) -> SearchResult:  # fmt: skip
         """Search with the codes of one image: the query as it was understood, its hits and its candidates.
 
+        A ``crop`` has no meaning here.
+
         Args:
-            codes: as ``encode`` returns them, or ``mg_milvus.codes.signs`` of what ``codes`` returns. Without codes of
-                regions, a query that does not name the regions leaves them out.
+            codes: as ``encode`` returns them, or ``mg_milvus.codes.signs`` of what ``codes`` returns. None to
+                search by ``text`` alone. Without codes of regions, a query that does not name them leaves them out.
             exclude: ids to leave out of the results.
             all_candidates: retrieve the candidates of every granularity, those without a weight too, by the plan
                 ``full``: they can be ranked again with any weights.
-            **options: see ``QueryOptions``; ``crop`` has no meaning here.
+            **options: see ``QueryOptions``.
 
         Raises:
             QueryError: an option is out of range, or the server should fuse and ``all_candidates`` is set.
@@ -545,6 +589,8 @@ class ImageIndex:
         query = self.check_query(**options)
         if options.get("verify"):
             raise QueryError("verify needs the image itself; query with the image, or without verify")
+        if not codes:
+            return self._searcher.search_one(codes, query.text_only(), exclude)
         if REGIONS not in codes:
             query = query.without_regions(options)
         if all_candidates:
@@ -661,9 +707,62 @@ class ImageIndex:
             FilterError: the filter cannot be read as a whole, or names no column.
         """
         self._session.existing()
-        return sample.sample_rows(self._session.store, self.schema, count, filter_text(filter))
+        return listing.sample_rows(self._session.store, self.schema, count, filter_text(filter))
 
-    def facets(self) -> dict[str, Any]:
+    def images(
+        self,
+        *,
+        filter: Filter | None = None,  # noqa: A002
+        order_by: str = "id",
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[Row]:
+        """List rows, without codes.
+
+        Args:
+            filter: only rows that match, see ``QueryOptions``.
+            order_by: a field of the rows, rising; with ``-`` before it falling: ``"-size"``. Missing values come last,
+                and equal ones are ordered by id. All rows that match are read once.
+            limit: rows returned, at most.
+            offset: rows of that order to pass over.
+
+        Raises:
+            QueryError: there is no such field, or a number is out of range.
+            FilterError: the filter cannot be read as a whole, or names no column.
+        """
+        self._session.existing()
+        page = listing.Page(order_by, limit, offset)
+        return listing.list_rows(self._session.store, self.schema, filter_text(filter), page)
+
+    def facets(self, field: str, filter: Filter | None = None) -> dict[Any, int]:  # noqa: A002
+        """Count the rows of each value of a field, the most frequent first; a missing value is None.
+
+        Args:
+            field: any field of the rows. All rows that match are read once.
+            filter: count only rows that match, see ``QueryOptions``.
+
+        Raises:
+            QueryError: there is no such field.
+            FilterError: the filter cannot be read as a whole, or names no column.
+        """
+        self._session.existing()
+        return listing.count_values(self._session.store, self.schema, field, filter_text(filter))
+
+    def tags(self, filter: Filter | None = None) -> dict[str, int]:  # noqa: A002
+        """Count the images that have each tag: names and groups of what they show, the most frequent first.
+
+        Args:
+            filter: count only rows that match, see ``QueryOptions``. All rows that match are read once.
+
+        Raises:
+            QueryError: the collection's encoder has no classifier, so images have no tags.
+            FilterError: the filter cannot be read as a whole, or names no column.
+        """
+        self._session.existing()
+        self._check_tagged()
+        return listing.count_tags(self._session.store, filter_text(filter))
+
+    def choices(self) -> dict[str, Any]:
         """Values of the schema's own fields to filter by, from a sample of up to 1,000 rows.
 
         Returns:
@@ -671,7 +770,16 @@ class ImageIndex:
             number field. Boolean fields, and number fields without a value, are left out.
         """
         self._session.existing()
-        return sample.facets(self._session.store, self.schema)
+        return listing.choices(self._session.store, self.schema)
+
+    def warm_up(self) -> None:
+        """Connect, load the encoder and search once, so that the first query is as fast as the following ones.
+
+        Raises:
+            CollectionNotFoundError: there is no collection.
+        """
+        codes = self.encode([self.decode_query(Image.new("RGB", (64, 64)))])
+        self.search(codes[0], k=1)
 
     def relocate(
         self, old: PathLike, new: PathLike, *, progress: Callable[[Progress], None] | None = None

@@ -50,9 +50,10 @@ class Hit:
         id: primary key of the row, 32 hexadecimal digits.
         path: path (or URI) that the image was ingested from.
         score: fused score, higher is nearer; comparable within one query only.
-        distances: granularity -> Hamming distance in bits.
+        distances: granularity -> Hamming distance in bits; of ``text`` in percent that are missing to certainty.
         ranks: granularity -> rank among the candidates, from 1; equal distances share their mean rank.
-        fields: the row's other fields (size, width, height, the schema's own).
+        fields: the row's other fields (size, width, height, the schema's own); ``tags``: what the image shows, name
+            or group -> probability.
         box: x, y, width and height of the best matching region, in pixels of the upright image; None when the query
             has no regions, or no region of this image is among the nearest.
         verified: what the query image is to it by their pixels; None when that was not asked for, and behind the first

@@ -10,6 +10,7 @@ import re
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from mg_milvus.schema.tags import LEVELS, NO_TAG, TAG_COLUMNS, find_word, probability_of
 from mg_milvus.store.filter_language import FilterColumn, characters, members, parse, render, value_of
 
 if TYPE_CHECKING:
@@ -52,10 +53,13 @@ def _condition(node: Any, where: str) -> Callable[[Mapping[str, Any]], bool | No
             name, missing = str(node.children[0]), node.children[1] is None
             return lambda row: (row[name] is None) == missing
         case "compare":
-            values, signs = [_operand(child, where) for child in node.children[::2]], map(str, node.children[1::2])
-            pairs = [_compared(left, right, sign) for left, right, sign in zip(values, values[1:], signs)]  # noqa: B905
+            nodes, comparisons = node.children[::2], map(str, node.children[1::2])
+            pairs = [_compared(pair, sign, where) for *pair, sign in zip(nodes, nodes[1:], comparisons)]  # noqa: B905
             return _joined(pairs, decisive=False)
     name, negated = str(node.children[0]), node.children[1] is not None
+    if name == "tags":
+        words = [value_of(token, where) for token in members(node.children[2])]
+        return lambda row: any(_has(row, word) for word in words) != negated
     if node.data == "like":
         is_like = _like(characters(node.children[2], where, "\\\"'%_"))
         return lambda row: None if (value := row[name]) is None else is_like(value) != negated
@@ -79,7 +83,11 @@ def _joined(parts: list[Callable[[Mapping[str, Any]], bool | None]], *, decisive
     return joined
 
 
-def _compared(left: Any, right: Any, sign: str) -> Callable[[Mapping[str, Any]], bool | None]:
+def _compared(pair: list[Any], sign: str, where: str) -> Callable[[Mapping[str, Any]], bool | None]:
+    if "tags" in map(str, pair):
+        (word,) = (value_of(node, where) for node in pair if str(node) != "tags")
+        return lambda row: _has(row, word) == (sign == "==")
+    left, right = (_operand(node, where) for node in pair)
     compare, equality = _SIGNS[sign], sign in {"==", "!="}
 
     def compared(row: Mapping[str, Any]) -> bool | None:
@@ -89,6 +97,12 @@ def _compared(left: Any, right: Any, sign: str) -> Callable[[Mapping[str, Any]],
         return None if one is None or other is None else compare(one, other)
 
     return compared
+
+
+def _has(row: Mapping[str, Any], word: Any) -> bool:
+    """Whether a row has a tag of this word, with a probability of at least a fifth."""
+    stored = [row[column] for column in TAG_COLUMNS if row[column] != NO_TAG]
+    return any(tag // LEVELS in find_word(word) and probability_of(tag % LEVELS) > 0.2 for tag in stored)
 
 
 def _operand(node: Any, where: str) -> Callable[[Mapping[str, Any]], Any]:

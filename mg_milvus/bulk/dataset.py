@@ -33,6 +33,7 @@ from mg_milvus.errors import (
 from mg_milvus.files import open_plain, write_whole
 from mg_milvus.images.discover import image_id, is_url
 from mg_milvus.ingest.metadata import rows_at_once
+from mg_milvus.schema.tags import TAG_COLUMNS, from_columns
 from mg_milvus.store.base import Row
 from mg_milvus.store.collections import decode_description, encode_description
 from mg_milvus.store.regions import CODE, region_records
@@ -208,9 +209,16 @@ class CodeFile:
                     {name: values[place] for name, values in codes.items() if name != _REGIONS},
                     {column.name: value_of(column, plain[column.name][place]) for column in extras},
                     codes[_REGIONS][place] if _REGIONS in codes else b"",
+                    self._tags([plain[name][place] for name in TAG_COLUMNS]),
                 )
                 for place in range(len(batch))
             ]  # fmt: skip
+
+    def _tags(self, values: Sequence[int]) -> tuple[int, ...]:
+        try:
+            return from_columns(values)
+        except ValueError as error:
+            raise CodeFileError(f"{self.name}: {error}: encode it again") from error
 
     def stamps(self) -> Iterator[tuple[str, int, int]]:
         """Id, size and mtime_ns of each row; only these columns are read."""
@@ -246,7 +254,9 @@ class CodeFile:
 
 def _columns(schema: Schema, widths: Mapping[str, int]) -> Any:
     pa = arrow()
-    types = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.int8()}
+    types = {
+        "string": pa.string(), "int": pa.int64(), "short": pa.int16(), "float": pa.float64(), "bool": pa.int8(),
+    }  # fmt: skip
     return pa.schema(
         [(column.name, types[column.type]) for column in Layout(schema).columns]
         + [(name, pa.list_(pa.uint8())) for name in widths]

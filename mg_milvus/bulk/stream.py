@@ -15,7 +15,7 @@ from mg_milvus.bulk.remote import without_query
 from mg_milvus.bulk.sources import images_in
 from mg_milvus.errors import CodeFileError
 from mg_milvus.images.discover import Tally, image_id
-from mg_milvus.ingest.pipeline import code_bytes, read_images
+from mg_milvus.ingest.pipeline import code_bytes, read_images, stored_tags
 from mg_milvus.records import Failure
 
 if TYPE_CHECKING:
@@ -151,5 +151,7 @@ def _rows(batch: Sequence[PreparedImage], encoder: Encoder, skipped: Skipped) ->
         if image.failure is not None:
             skipped.add_failure(Failure(image.file.path, image.failure))
     good = [image for image in batch if image.pixels is not None]
-    codes = encoder.encode([image.pixels for image in good if image.pixels is not None]) if good else {}
-    return [image.row(code_bytes(codes, place), {}) for place, image in enumerate(good)]
+    if not good:
+        return []
+    codes, tags = encoder.encode_and_tag([image.pixels for image in good if image.pixels is not None])
+    return [image.row(code_bytes(codes, place), {}, stored_tags(tags, place)) for place, image in enumerate(good)]

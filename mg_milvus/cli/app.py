@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 PANELS = {
-    "Images": ("ingest", "query", "duplicates", "delete", "relocate", "info", "serve"),
+    "Images": ("ingest", "query", "duplicates", "tags", "delete", "relocate", "info", "serve"),
     "Encoders": ("fit", "refit", "train", "eval", "tune"),
     "Large collections": ("schema", "plan", "encode", "load", "export"),
     "Operation": ("doctor", "up", "down", "cache", "version"),

@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Examples:\n\nmgm delete photos/old.jpg\n\nmgm delete --filter 'width < 200' --yes")(delete)
     app.command(epilog="Examples:\n\nmgm relocate photos archive/photos\n\nmgm relocate /mnt/old /mnt/new")(relocate)
     app.command(epilog="Example: mgm info --uri http://localhost:19530")(info)
+    app.command(epilog="Examples:\n\nmgm tags\n\nmgm tags --filter 'width >= 800'\n\nmgm tags --all")(tags)
     app.command(
         epilog="Examples:\n\nmgm doctor --uri http://localhost:19530\n\n"
         "mgm doctor --conformance --uri http://localhost:19530"
@@ -148,6 +149,38 @@ def _regions(regions: Mapping[str, Any] | None) -> str:
         return "none"
     scales = ", ".join(f"{s['grid']}x{s['grid']} of {s['size']:g}" for s in regions["scales"])
     return f"{regions['bits']} bits each: {scales} of the image's sides"
+
+
+def tags(
+    where: Annotated[
+        str | None,
+        typer.Option("--filter", metavar="EXPR", help="Count only images that match, e.g. 'width >= 800'"),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="List the words that --text and filters know instead: mgm tags --all")
+    ] = False,
+    as_json: options.AsJson = False,
+    uri: options.Uri = None,
+    token: options.Token = None,
+    collection: options.Collection = None,
+    timeout: options.Timeout = 10.0,
+) -> None:
+    """Count what the images show, by the names and groups that the encoder gave them at the ingest."""
+    from mg_milvus.cli.settings import open_index, settings_from
+    from mg_milvus.schema.tags import vocabulary
+
+    if every:
+        known = sorted(vocabulary().known.values(), key=str.casefold)
+        print(json.dumps(known) if as_json else "\n".join(known))
+        return
+    with open_index(settings_from(uri, token, collection), timeout=timeout) as index:
+        counts = index.tags(where)
+    if as_json:
+        print(json.dumps(counts))
+        return
+    width = max((len(f"{count:,}") for count in counts.values()), default=0)
+    for tag, count in counts.items():
+        print(f"{count:>{width},}  {tag}")
 
 
 def doctor(

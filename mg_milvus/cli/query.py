@@ -61,6 +61,8 @@ mgm query poster.jpg --verify      (which hits are the same image, or show it, a
 
 mgm query red.jpg shoe.jpg --together --not boot.jpg
 
+mgm query --text "sports car"      (by the names that images are tagged with; see mgm tags)
+
 mgm query cat.jpg -k 3 --explain      (why these, and where the time went)"""
 
 
@@ -252,6 +254,14 @@ def query(
         bool,
         typer.Option("--together", help="One answer for all query images: mgm query a.jpg b.jpg --together"),
     ] = False,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            "--text",
+            metavar="WORDS",
+            help="Find images that show this, alone or beside an image: --text dog --like photos/cat.jpg",
+        ),
+    ] = None,
     unlike: Annotated[
         list[str] | None,
         typer.Option("--not", metavar="IMAGE", help="Push down what is like this image; may be given more than once"),
@@ -375,7 +385,13 @@ def query(
     area = _crop(crop) if crop else None
     together = together or bool(unlike or weighted)
     terms = _terms(names, like or (), unlike or (), weighted or ()) if together else []
-    _refuse_conflicts(names, like or (), crop, (weights, profile, granularity), together=together)
+    words_only = text is not None and not (names or like or together)
+    if words_only and (crop or contains or overlap or verify or html):
+        raise options.UsageError(
+            "--crop, --contains, --overlap, --verify and --html need an image; give one with --text"
+        )
+    if not words_only:
+        _refuse_conflicts(names, like or (), crop, (weights, profile, granularity), together=together)
     if together and (explain or html):
         raise options.UsageError("--explain and --html are for the answer to one image; give one, or leave them out")
     if contains and overlap:
@@ -397,6 +413,7 @@ def query(
         "max_chance": max_chance,
         "verify": verify,
         "views": views,
+        "text": text,
         "plan": plan,
     }
     settings = settings_from(uri, token, collection, device, encoder=encoder, max_pixels=max_pixels)
@@ -408,7 +425,12 @@ def query(
             names, sources = [one], [text_path(index.path(one))]
         else:
             sources = [_source(name) for name in names]
-        if together:
+        if words_only:
+            names = [text or ""]
+            if explain:
+                explanations = [index.explain(**query_options)]
+            results = [explanations[0].hits if explain else index.query(**query_options)]
+        elif together:
             names, results = [" ".join(names) or "several images"], [index.query_together(terms, **query_options)]
         elif explain or html:  # the page shows the weights and the fusion that were used
             explanations = [
@@ -422,7 +444,7 @@ def query(
         if html:
             pairs = [("standard input" if n == "-" else n, source) for n, source in zip(names, sources, strict=True)]
             _write_page(html, pairs, explanations, query_options, index.collection)
-        bits = index.schema.code_bits
+        bits = results[0].bits if results else index.schema.code_bits
     for place, (name, hits) in enumerate(zip(names, results, strict=True)):
         title = name if len(names) > 1 else ""
         if show:

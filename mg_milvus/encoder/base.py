@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image
 
 from mg_milvus.codes import pack
 from mg_milvus.encoder import file
+from mg_milvus.encoder.classifier import TAGS, tags_of
 from mg_milvus.encoder.hash_heads import (
     BASELINES,
     EDIT_FLOOR,
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes, RealCodes
     from mg_milvus.encoder.backbones import Backbone
+    from mg_milvus.encoder.classifier import Tags
     from mg_milvus.encoder.hash_heads import Matrix
     from mg_milvus.schema.models import Scale
 
     Pixels = NDArray[np.uint8]
-    Features = dict[str, NDArray[np.floating]]
+    Features = dict[str, NDArray[Any]]
 
 
 class Encoder(Protocol):
@@ -75,6 +77,10 @@ class Encoder(Protocol):
         """Pixels of the shorter side that suffice; decoders may reduce images to this size."""
 
     @property
+    def has_tags(self) -> bool:
+        """Whether it has a classifier, which names what images show."""
+
+    @property
     def regions(self) -> tuple[Scale, ...]:
         """Size and grid of the windows that get codes of their own, under ``regions``; empty: none."""
 
@@ -84,7 +90,8 @@ class Encoder(Protocol):
     def features(self, images: Sequence[Pixels]) -> Features:
         """Prepared images -> granularity -> (n, d) float32 features, before hashing. Shapes may be mixed.
 
-        ``regions`` has those of the regions, (n, r, d) float16, from the same forward pass.
+        ``regions`` has those of the regions, (n, r, d) float16, from the same forward pass; ``tags``, of an encoder
+        with a classifier, the tags that ``classifier.tags_of`` returns.
         """
 
     def codes(self, features: Features) -> dict[str, Codes]:
@@ -95,6 +102,9 @@ class Encoder(Protocol):
 
     def encode(self, images: Sequence[Pixels]) -> dict[str, Codes]:
         """``codes(features(images))``. The code of an image does not depend on the others in the batch."""
+
+    def encode_and_tag(self, images: Sequence[Pixels]) -> tuple[dict[str, Codes], Tags | None]:
+        """``encode``, and the tags from the same forward pass; None without a classifier."""
 
     def region_codes(self, images: Sequence[Image.Image]) -> RealCodes:
         """RGB images of regions -> (n, scales, bits) float32 real codes, one for each size of window.
@@ -218,6 +228,24 @@ class HashEncoder(ABC):
         return self.state.configuration.side
 
     @property
+    def has_tags(self) -> bool:
+        return self.state.classifier is not None
+
+    @property
+    def _tagged_stage(self) -> tuple[str, ...]:
+        """The stage that the classifier reads, if there is one."""
+        return self.row.stages[-1:] if self.has_tags else ()
+
+    def _tags(self, averages: NDArray[np.floating[Any]]) -> Tags:
+        """The tags of images by the averages (n, c) of ``_tagged_stage``."""
+        return tags_of(averages, self._classifier)
+
+    @cached_property
+    def _classifier(self) -> NDArray[np.float32]:
+        assert self.state.classifier is not None  # noqa: S101  (the callers ask has_tags)
+        return self.state.classifier.astype(np.float32)
+
+    @property
     def regions(self) -> tuple[Scale, ...]:
         return self.state.configuration.regions
 
@@ -297,11 +325,15 @@ class HashEncoder(ABC):
         return features.reshape(len(images), len(self.regions), -1)
 
     def encode(self, images: Sequence[Pixels]) -> dict[str, Codes]:
+        return self.encode_and_tag(images)[0]
+
+    def encode_and_tag(self, images: Sequence[Pixels]) -> tuple[dict[str, Codes], Tags | None]:
         features = self.features(images)
+        tags: Tags | None = features.pop(TAGS, None)
         if len(images) == 1:
-            return self.codes(features)
+            return self.codes(features), tags
         with one_core():
-            return self.codes(features)
+            return self.codes(features), tags
 
     def with_regions(self, scales: Sequence[Scale]) -> Self:
         if tuple(scales) == self.regions:
@@ -355,7 +387,7 @@ class HashEncoder(ABC):
         count = 0 if fixed else len(next(iter(sample.values())))
         if shipped:
             return self._with_heads(heads, count)
-        moments = {name: statistics(values) for name, values in sample.items() if name != REGIONS}
+        moments = {name: statistics(values) for name, values in sample.items() if name not in {REGIONS, TAGS}}
         state = self.state.model_copy(update={"heads": heads, "statistics": moments})
         return self._like(state)
 
@@ -389,6 +421,8 @@ class HashEncoder(ABC):
         moved = moved or {}
         all_moments: dict[str, Statistics] = {}
         for name, values in sample.items():
+            if name == TAGS:
+                continue
             moments = statistics(values)
             nuisance = augmentation_covariance(moved[name]) if name in moved else None
             all_moments[name] = Statistics(moments.mean, moments.factor, nuisance, EDIT_FLOOR)

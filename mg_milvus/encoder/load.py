@@ -46,7 +46,7 @@ def load_encoder(source: str | Path | bytes = BUILTIN, *, device: str = "auto", 
         WeightsNotFoundError: a heads-only file whose backbone is not on this machine.
         MissingPackageError: onnxruntime cannot be imported.
     """
-    shared = base.state.backbone if isinstance(base, HashEncoder) else None
+    shared = base.state if isinstance(base, HashEncoder) else None
     if isinstance(source, bytes):
         return _made(from_bytes(source, "the encoder", shared), device, base)
     if source in SHIPPED:
@@ -87,7 +87,7 @@ def untrained_encoder(
         MissingPackageError: its library is not installed.
         WeightsNotFoundError: no file was given and the pretrained weights cannot be fetched.
     """
-    row, arrays = _described(backbone, weights, taps)
+    row, arrays, classifier = _described(backbone, weights, taps)
     check_numbers(arrays, f"the weights {weights or backbone}")
     configuration = Configuration(
         backbone=row.name,
@@ -96,28 +96,31 @@ def untrained_encoder(
         poolings=default_poolings(row),
         network=row if row.library else None,
     )
-    return make_encoder(EncoderState(configuration=configuration, backbone=arrays, heads={}, statistics={}), device)
+    state = EncoderState(
+        configuration=configuration, backbone=arrays, heads={}, statistics={}, classifier=classifier
+    )  # fmt: skip
+    return make_encoder(state, device)
 
 
 def _described(
     backbone: str, weights: str | os.PathLike[str] | None, taps: Sequence[str]
-) -> tuple[Backbone, dict[str, NDArray[Any]]]:
-    """Description and weights of a backbone; see ``untrained_encoder``."""
+) -> tuple[Backbone, dict[str, NDArray[Any]], NDArray[Any] | None]:
+    """Description, weights and classifier, if it has one, of a backbone; see ``untrained_encoder``."""
     if library_of(backbone) == "onnx":
         from mg_milvus.encoder.onnx_file import load_onnx_file
 
         if weights is not None:
             raise EncoderError(f"{backbone} has its weights with it; leave --weights out")
-        return load_onnx_file(backbone, taps)
+        return *load_onnx_file(backbone, taps), None
     from mg_milvus.encoder.networks import as_arrays, read_weights
 
     if library_of(backbone):
         from mg_milvus.encoder.libraries import load_library_model
 
         row, tensors = load_library_model(backbone, None if weights is None else read_weights(weights), taps)
-        return row, as_arrays(tensors)
+        return row, as_arrays(tensors), None
     row = find_backbone(backbone)
-    return row, pretrained_weights(row) if weights is None else as_arrays(read_weights(weights))
+    return row, *(pretrained_weights(row) if weights is None else (as_arrays(read_weights(weights)), None))
 
 
 def make_encoder(state: EncoderState, device: str) -> HashEncoder:

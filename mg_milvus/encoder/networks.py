@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mg_milvus.encoder.backbones import find_backbone
-from mg_milvus.encoder.imagenet import PACKAGES, imagenet_weights
+from mg_milvus.encoder.imagenet import PACKAGES, imagenet_network
 from mg_milvus.encoder.layers import OWN, network_of
 from mg_milvus.encoder.weights import BFLOAT16
 from mg_milvus.errors import EncoderError, WeightsNotFoundError
@@ -171,7 +171,7 @@ def pretrained(name: str) -> dict[str, torch.Tensor]:
     """
     find_backbone(name)
     if name in PACKAGES:
-        return as_tensors(imagenet_weights(name))
+        return as_tensors(imagenet_network(name)[0])
     if name in OWN:
         raise EncoderError(f"there are no pretrained weights of {name}: train it with --init scratch")
     from torchvision.models import get_model_weights

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from mg_milvus.encoder.base import HashEncoder
+from mg_milvus.encoder.classifier import TAGS
 from mg_milvus.encoder.layers import OWN
 from mg_milvus.encoder.onnx_graph import backbone_graph
 from mg_milvus.encoder.pooling import pool, pool_regions
@@ -164,7 +165,8 @@ class OnnxEncoder(HashEncoder):
         configuration = self.state.configuration
         if self.row.library:
             return self._session_of_file()
-        stages = sorted({stage for pooling in configuration.poolings.values() for stage in pooling.stages})
+        pooled = (stage for pooling in configuration.poolings.values() for stage in pooling.stages)
+        stages = sorted({*pooled, *self._tagged_stage})
         return open_session(backbone_graph(self.backbone, self.state.backbone, stages, ranges_of(configuration)))
 
     def _session_of_file(self) -> InferenceSession:
@@ -193,12 +195,15 @@ class OnnxEncoder(HashEncoder):
     def _features(self, images: Pixels, names: Sequence[str], regions: Sequence[Scale]) -> Features:
         poolings = self.state.configuration.poolings
         read = [*names, *([REGIONS] if regions else [])]
-        stages = sorted({stage for name in read for stage in poolings[name].stages})
+        tagged = self._tagged_stage if names else ()
+        stages = sorted({*tagged, *(stage for name in read for stage in poolings[name].stages)})
         outputs = self._session.run(stages, {IMAGES_INPUT: images})
         if self.row.library:
             outputs = [channels_first(output.astype(np.float32, copy=False), self.row.layout) for output in outputs]
         maps = dict(zip(stages, outputs, strict=True))
         features: Features = {name: pool(maps, poolings[name]) for name in names}
+        for stage in tagged:
+            features[TAGS] = self._tags(maps[stage].mean(axis=(2, 3)))
         if regions:
             # Regions are many: half precision halves their memory while heads are fitted.
             features[REGIONS] = pool_regions(maps, poolings[REGIONS], windows(regions)).astype(np.float16)

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from mg_milvus.encoder.base import HashEncoder
+from mg_milvus.encoder.classifier import TAGS
 from mg_milvus.encoder.networks import as_tensors, channels_first, extractor
 from mg_milvus.encoder.pooling import GEM_POWER, borders
 from mg_milvus.errors import EncoderError
@@ -207,6 +208,8 @@ class TorchEncoder(HashEncoder):
             maps = {stage: channels_first(output, row.layout) for stage, output in maps.items()}
             poolings = self.state.configuration.poolings
             features: Features = {name: pool(maps, poolings[name])[:count].numpy() for name in names}
+            for stage in self._tagged_stage if names else ():
+                features[TAGS] = self._tags(maps[stage].float().mean((2, 3))[:count].cpu().numpy())
             if regions:
                 # Regions are many: half precision halves their memory while heads are fitted.
                 features[REGIONS] = pool_regions(maps, poolings[REGIONS], windows(regions))[:count].half().numpy()

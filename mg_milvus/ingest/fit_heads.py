@@ -14,12 +14,13 @@ import numpy as np
 
 from mg_milvus import session
 from mg_milvus.encoder.backbones import EXTRAS, LIBRARIES, library_of
+from mg_milvus.encoder.classifier import TAGS
 from mg_milvus.encoder.file import BUILTIN
 from mg_milvus.encoder.load import load_encoder, untrained_encoder
 from mg_milvus.errors import EncoderError, ImageError
 from mg_milvus.files import write_whole
 from mg_milvus.images.discover import discover, image_id
-from mg_milvus.ingest.pipeline import Counts, Settings, Writer, code_bytes, read_images
+from mg_milvus.ingest.pipeline import Counts, Settings, Writer, code_bytes, read_images, stored_tags
 from mg_milvus.records import Failure, Note, Progress
 from mg_milvus.schema.models import REGIONS, Schema
 from mg_milvus.session import encoder_of, keep_encoder
@@ -117,7 +118,10 @@ def first_ingest(run: IngestRun, sample: Sequence[Found]) -> tuple[Encoder, Desc
     run.tally.failures += [Failure(image.file.path, image.failure) for image in images if image.failure is not None]
     run.tally.notes += [Note(image.file.path, image.note) for image in good if image.note]
     codes = encoder.codes(features) if good else {}
-    rows = (image.row(code_bytes(codes, place), run.fields_of(image.file, None)) for place, image in enumerate(good))
+    rows = (
+        image.row(code_bytes(codes, place), run.fields_of(image.file, None), stored_tags(features.get(TAGS), place))
+        for place, image in enumerate(good)
+    )
     with Writer(run) as writer:
         while batch := list(islice(rows, _ROWS)):
             writer.put(batch, Counts(added=len(batch)))

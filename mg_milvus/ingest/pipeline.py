@@ -23,6 +23,7 @@ from mg_milvus.ingest.metrics import IngestMetrics, Tally
 from mg_milvus.ingest.moves import Moves, moved_to, regions_of
 from mg_milvus.records import Failure, Note, Progress
 from mg_milvus.schema.models import REGIONS
+from mg_milvus.schema.tags import from_columns
 from mg_milvus.store.base import Row
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.encoder.base import Encoder, Pixels
+    from mg_milvus.encoder.classifier import Tags
     from mg_milvus.session import Session
     from mg_milvus.store.base import Store
 
@@ -101,12 +103,12 @@ class PreparedImage:
     failure: str | None = None
     note: str = ""
 
-    def row(self, codes: Mapping[str, bytes], fields: Mapping[str, Any]) -> Row:
+    def row(self, codes: Mapping[str, bytes], fields: Mapping[str, Any], tags: Sequence[int]) -> Row:
         """The row to store; ``codes`` holds those of its regions, if any, under ``regions``."""
         whole = {name: code for name, code in codes.items() if name != REGIONS}
         return Row(
             image_id(self.file.path), self.file.path, self.file.size, self.file.mtime_ns, self.width, self.height,
-            self.content_hash, whole, fields, codes.get(REGIONS, b""),
+            self.content_hash, whole, fields, codes.get(REGIONS, b""), tags,
         )  # fmt: skip
 
 
@@ -302,15 +304,17 @@ def ingest_files(
             run.tally.notes += [Note(image.file.path, image.note) for image in new if image.note]
             same = [image for image in batch if image.pixels is None and image.failure is None]
             codes: dict[str, Codes] = {}
+            tags: Tags | None = None
             if new:
                 with metrics.time("encode"):
-                    codes = encoder.encode([image.pixels for image in new if image.pixels is not None])
+                    codes, tags = encoder.encode_and_tag([i.pixels for i in new if i.pixels is not None])
                 metrics.count_encoded(len(new))
             rows, updated, unchanged = [], 0, 0
             for place, image in enumerate(new):
                 old = before.pop(image_id(image.file.path), None)
                 updated += old is not None
-                rows.append(image.row(code_bytes(codes, place), run.fields_of(image.file, old)))
+                fields = run.fields_of(image.file, old)
+                rows.append(image.row(code_bytes(codes, place), fields, stored_tags(tags, place)))
             existing = run.store.fetch([image_id(image.file.path) for image in same], names) if same else {}
             for image in same:
                 row = existing.get(image_id(image.file.path))
@@ -361,6 +365,11 @@ def _find_moved(
 def _same(fields: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     """Whether two rows have the same values; a column that one of them lacks is a missing value."""
     return all(fields.get(name) == others.get(name) for name in fields.keys() | others.keys())
+
+
+def stored_tags(tags: Tags | None, place: int) -> tuple[int, ...]:
+    """The tags of one image of a batch, as a row has them."""
+    return () if tags is None else from_columns(tags[place].tolist())
 
 
 def code_bytes(codes: Mapping[str, Codes], place: int) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mg_milvus.schema.errors import Model, Problem, field_error, format_value, model_error
+from mg_milvus.schema.tags import TAG_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,11 +32,14 @@ PROFILES: dict[str, dict[str, float]] = {
 }
 """Preset weights by what a query is for: the kind of thing, its class, this very image, or all of them equally."""
 
-RESERVED_FIELDS = frozenset({"id", "path", "size", "mtime_ns", "width", "height", "content_hash", "_codes"})
+RESERVED_FIELDS = frozenset({
+    "id", "path", "size", "mtime_ns", "width", "height", "content_hash", "_codes", *TAG_COLUMNS,
+})  # fmt: skip
 """Columns that every row has."""
 
 _RESULT_KEYS = frozenset({
     "query", "rank", "score", "distances", "ranks", "box", "verified", "verdict", "confidence", "chance", "lead",
+    "tags",
 })  # fmt: skip
 """Keys of a hit as JSON, beside which the extra fields are written."""
 
@@ -54,6 +58,9 @@ REGIONS = "regions"
 
 FINE = "fine"
 """Name of the granularity that tells one image from all others, and is searched with views of the query image."""
+
+TEXT = "text"
+"""Name of the ranking by words, in weights, distances and ranks."""
 
 MOST_REGIONS = 256
 """Most regions of one image."""
@@ -232,7 +239,7 @@ class StorageSettings(Model):
 
 def is_reserved(name: str) -> bool:
     """Whether a field cannot have this name in any schema, since every row, every result or Milvus has it."""
-    return name in RESERVED_FIELDS | _RESULT_KEYS | {REGIONS} or name.casefold() in _MILVUS_WORDS
+    return name in RESERVED_FIELDS | _RESULT_KEYS | {REGIONS, TEXT} or name.casefold() in _MILVUS_WORDS
 
 
 class Schema(Model):
@@ -320,6 +327,8 @@ class Schema(Model):
             where = (section, i, "name")
             if name == REGIONS and section == "granularities":
                 yield Problem(where, "'regions' is the granularity of regions; write a section 'regions' instead")
+            elif name == TEXT and section == "granularities":
+                yield Problem(where, "'text' is the ranking of words; choose another name")
             elif name in RESERVED_FIELDS:
                 yield Problem(where, f"'{name}' is a column that every row has; choose another name")
             elif section == "fields" and name in _RESULT_KEYS:

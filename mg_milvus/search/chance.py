@@ -18,7 +18,7 @@ import numpy as np
 
 from mg_milvus.codes import hamming
 from mg_milvus.errors import StoreError
-from mg_milvus.search.sample import random_ids
+from mg_milvus.search.rows import random_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

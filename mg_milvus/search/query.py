@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from numbers import Integral
@@ -11,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast, get_ar
 from mg_milvus.errors import QueryError
 from mg_milvus.records import MINIMA
 from mg_milvus.schema.errors import format_value
-from mg_milvus.schema.models import FINE, PROFILES, REGIONS, Schema, shared_scales
+from mg_milvus.schema.models import FINE, PROFILES, REGIONS, TEXT, Schema, shared_scales
+from mg_milvus.schema.tags import find_word
+from mg_milvus.search.words import FARTHEST
 from mg_milvus.store.filters import Filter, filter_text
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ Method = Literal["rank", "score", "chance", "server"]
 Plan = Literal["auto", "full", "cascade"]
 Regions = Literal["contains", "overlap"]
 _T = TypeVar("_T")
+_F = TypeVar("_F", bound=Callable[..., Any])
 MAX_DEPTH = 16_384
 """Most results that Milvus returns for one search."""
 MAX_WEIGHT = 1e300
@@ -79,6 +84,8 @@ class QueryOptions(TypedDict, total=False):
         views: search with the middle and the corners of the query image, too, on the granularity ``fine``: the distance
             is that of the nearest. So an image is found that is framed, on a page or in a collage. True by default for
             the profile ``instance``; takes five times as long to encode.
+        text: words for what the images show, such as ``sports car``: one more ranking in the fusion, by the
+            probability of that tag. Its weight is that of the granularities together, or ``text`` in ``weights``.
         plan: ``full`` searches every granularity; ``cascade`` searches the one of the shortest codes deeply, and the
             others rank its candidates only; ``auto`` (the schema's default) chooses by the number of images.
     """
@@ -97,7 +104,34 @@ class QueryOptions(TypedDict, total=False):
     max_chance: float | None
     verify: bool
     views: bool | None
+    text: str | None
     plan: str | None
+
+
+_DEFAULTS: QueryOptions = {"k": 10, "verify": False}
+"""Defaults that are the same for all collections; those of the other options are None: the schema's."""
+
+
+def with_query_options(method: _F) -> _F:
+    """Let ``help`` of a method that takes ``**options: Unpack[QueryOptions]`` show each option, and its signature, too.
+
+    In the docstring the line of ``**options``, where there is one, gives place to what ``QueryOptions`` says.
+    """
+    signature = inspect.signature(method)
+    own = [p for p in signature.parameters.values() if p.kind != inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(name), annotation=annotation.__forward_arg__
+        )
+        for name, annotation in QueryOptions.__annotations__.items()
+    ]
+    method.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    described = inspect.cleandoc(QueryOptions.__doc__ or "").partition("Attributes:\n")[2]
+    if method.__doc__:  # not with python -OO
+        method.__doc__ = re.sub(
+            r"^    \*\*options:.*$", lambda _: described, inspect.cleandoc(method.__doc__), flags=re.M
+        )
+    return method
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +149,7 @@ class Query:
         max_chance: the largest chance of a hit, on the granularity where that is smallest.
         note: a sentence about a query that cannot be answered as it may be meant; else empty.
         auto: hits that stand out come first; see ``search.verdicts``. Then regions may be searched without a weight.
+        tags: numbers of the tags that the option ``text`` stands for; empty without it.
     """
 
     k: int
@@ -132,6 +167,7 @@ class Query:
     max_chance: float = 1.0
     auto: bool = False
     note: str = ""
+    tags: frozenset[int] = frozenset()
 
     @property
     def needs_chance(self) -> bool:
@@ -147,10 +183,10 @@ class Query:
         """
         unknown = sorted(set(options) - set(QueryOptions.__annotations__))
         if unknown:
-            hint = _nearest(unknown[0], QueryOptions.__annotations__)
+            hint = nearest_name(unknown[0], QueryOptions.__annotations__)
             raise QueryError(f"unknown option {format_value(unknown[0])}{hint}")
         _check_types(options)
-        k = _whole_number("k", options.get("k", 10))
+        k = _whole_number("k", options.get("k", _DEFAULTS["k"]))
         default_depth = min(max(schema.fusion.depth, k), MAX_DEPTH)
         depth = _whole_number("depth", _or(options.get("depth"), default_depth))
         if depth < k:
@@ -167,8 +203,11 @@ class Query:
         regions = cast("Regions", options.get("regions") or "contains") if searched else None
         if regions and fusion == "server":
             raise QueryError("the server cannot fuse the regions with the rest; query with fusion 'rank' or 'score'")
-        if regions and fusion == "chance":
-            raise QueryError("there is no chance of regions; query with fusion 'rank' or 'score', or without regions")
+        if fusion == "chance" and (regions or TEXT in weights):
+            what = REGIONS if regions else TEXT
+            raise QueryError(f"there is no chance of {what}; query with fusion 'rank' or 'score', or without {what}")
+        if TEXT in weights and fusion == "server":
+            raise QueryError("the server cannot fuse words with the rest; query with fusion 'rank' or 'score'")
         return cls(
             k=k,
             weights=weights,
@@ -185,13 +224,25 @@ class Query:
             max_chance=_share(_or(options.get("max_chance"), 1.0)),
             auto=auto,
             note=_NO_DETAILS if options.get("crop") is not None and schema.regions is None else "",
+            tags=find_word(options["text"] or "") if TEXT in weights else frozenset(),
         )
 
     def max_distances(self, schema: Schema) -> dict[str, int]:
         """Granularity -> the largest possible distance in bits; for regions the sum over all query regions."""
         many = schema.regions and self.regions == "overlap"
         count = len(shared_scales(schema.regions.windows)) if schema.regions and many else 1
-        return {name: bits * (count if name == REGIONS else 1) for name, bits in schema.code_bits.items()}
+        of_codes = {name: bits * (count if name == REGIONS else 1) for name, bits in schema.code_bits.items()}
+        return of_codes | ({TEXT: FARTHEST} if self.tags else {})
+
+    def text_only(self) -> Query:
+        """The same query by its words alone, without an image.
+
+        Raises:
+            QueryError: it has none.
+        """
+        if not self.tags:
+            raise QueryError("there is nothing to search with: give an image, or text")
+        return replace(self, weights={TEXT: 1.0}, regions=None)
 
     def without_regions(self, options: QueryOptions) -> Query:
         """The same query without regions, for a query image of which only the codes are known.
@@ -252,6 +303,8 @@ def check_together(terms: Sequence[QueryTerm], query: Query, options: QueryOptio
         raise QueryError("several images are searched with as they are; query with one of them, or without views")
     if options.get("crop") is not None:
         raise QueryError("a crop is of one image: cut it out, and give the cut as one of the query images")
+    if query.tags:
+        raise QueryError("text goes with one image, or alone; query with one of the images, or without text")
     if query.fusion == "server":
         raise QueryError("the server cannot fuse several images; query with fusion 'rank' or 'score'")
     return query.without_regions(options)
@@ -272,7 +325,7 @@ def _check_types(options: QueryOptions) -> None:
     weights, crop = options.get("weights"), options.get("crop")
     if weights is not None and not isinstance(weights, Mapping):
         raise QueryError(f"weights are {format_value(weights)}, expected granularities with a number each")
-    for name in ("granularity", "profile"):
+    for name in ("granularity", "profile", "text"):
         if not isinstance(options.get(name, ""), str | None):
             raise QueryError(f"{name} is {format_value(options.get(name))}, expected text")
     for name in ("verify", "views"):
@@ -302,17 +355,21 @@ def _weights(schema: Schema, options: QueryOptions) -> dict[str, float]:
         weights = {} if searches_regions else default
     if searches_regions and schema.regions and REGIONS not in weights:
         weights = {**weights, REGIONS: schema.regions.weight or 1.0}
-    known = schema.code_bits
+    known = [*schema.code_bits, *([TEXT] if options.get("text") is not None else [])]
     for name, weight in weights.items():
+        if name == TEXT and name not in known:
+            raise QueryError("there is a weight of text, but no text; give both, or leave the weight out")
         if name == REGIONS and schema.regions is None:
             raise QueryError(_NO_REGIONS)
         if name not in known:
-            unknown = f"{format_value(name)}{_nearest(name, known)}"
+            unknown = f"{format_value(name)}{nearest_name(name, known)}"
             raise QueryError(f"unknown granularity {unknown}; this collection has {', '.join(known)}")
         if not (isinstance(weight, int | float) and 0 <= weight <= MAX_WEIGHT):
             given = format_value(weight)
             raise QueryError(f"the weight of {name} is {given}, expected a number from 0 to {MAX_WEIGHT:g}")
     positive = {name: float(weights[name]) for name in known if weights.get(name, 0) > 0}
+    if options.get("text") is not None and TEXT not in weights:
+        positive[TEXT] = sum(positive.values())
     if not positive:
         raise QueryError("all weights are 0; give at least one granularity a weight above 0")
     return positive
@@ -391,6 +448,7 @@ def _or(value: _T | None, default: _T) -> _T:
     return default if value is None else value
 
 
-def _nearest(name: object, known: Iterable[str]) -> str:
+def nearest_name(name: object, known: Iterable[str]) -> str:
+    """The hint at the known name that is nearest to an unknown one; empty when none is near."""
     close = get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
     return f" (did you mean '{close[0]}'?)" if close else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mg_milvus.codes import pack, signs, weighted_hamming
-from mg_milvus.schema.models import REGIONS
+from mg_milvus.schema.models import REGIONS, TEXT
+from mg_milvus.search import words
 from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.regions import (
@@ -19,6 +21,7 @@ from mg_milvus.search.regions import (
     RegionMatches,
     search_regions,
 )
+from mg_milvus.search.words import retrieve_tagged
 from mg_milvus.store.filter_language import both
 from mg_milvus.store.filters import among
 
@@ -65,8 +68,8 @@ class SearchRequest:
 
     @property
     def size(self) -> int:
-        """Number of query images."""
-        return len(next(iter(self.codes.values())))
+        """Number of query images; 1 for words without an image."""
+        return len(next(iter(self.codes.values()))) if self.codes else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ def exact_distances(
             np.frombuffer(b"".join(own[name] for own in stored), np.uint8).reshape(len(stored), bits[name] // 8),
         ).min(axis=0)
         for name in bits
+        if name in codes
     }
 
 
@@ -122,6 +126,14 @@ class _Retrieval:
         self._trace.plan = self._choose_plan(fields)
         search = self._cascade if self._trace.plan[0] == "cascade" else self._full
         retrieved, matches, rows = search(fields)
+        if self._query.tags:
+            with self._trace.timed(f"search {TEXT}"):
+                ids = retrieve_tagged(
+                    self._store, self._query.tags, self._query.depth + len(self._exclude), self._query.where
+                )
+            self._trace.results[TEXT] = (self._query.depth, ids)
+            for own, key in itertools.product(retrieved, ids):
+                own.setdefault(key, []).append(TEXT)
         with self._trace.timed("fetch"):
             missing = list(dict.fromkeys(key for own in retrieved for key in own if key not in rows))
             if missing:
@@ -269,6 +281,8 @@ class _Retrieval:
         own = [rows[key] for key in retrieved if key in rows and key not in exclude]
         codes = [row.codes for row in own]
         distances: dict[str, NDArray[Any]] = {**exact_distances(codes, self._codes, self._schema.bits, i)}
+        if self._query.tags:
+            distances[TEXT] = words.distances([row.tags for row in own], self._query.tags)
         boxes: list[Box | None] = [None] * len(own)
         if self._schema.regions and matches:
             distances[REGIONS] = matches.distances([row.id for row in own])

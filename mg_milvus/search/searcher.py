@@ -13,6 +13,7 @@ from mg_milvus.errors import QueryError
 from mg_milvus.records import VERDICTS, Hit
 from mg_milvus.results import Hits
 from mg_milvus.schema.models import REGIONS
+from mg_milvus.schema.tags import readable
 from mg_milvus.search.chance import FEWEST
 from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
 from mg_milvus.search.fusion import Fusion, fuse, lead, shared_ranks
@@ -168,7 +169,8 @@ class Searcher:
 
     def _ranked(self, candidates: Candidates, query: Query) -> SearchResult:
         names = [*self._schema.bits, *([REGIONS] if query.regions == "contains" else [])]
-        judgement = self._judge({name: candidates.distances[name] for name in names})
+        known = all(name in candidates.distances for name in names)  # of words without an image no granularity is
+        judgement = self._judge({name: candidates.distances[name] for name in names}) if known else None
         return SearchResult(query, self._rank(candidates, query, judgement), candidates, judgement)
 
     def _judge(self, distances: Mapping[str, NDArray[Any]]) -> Judgement | None:
@@ -278,7 +280,7 @@ def _row_fields(row: Row) -> dict[str, Any]:
     """The fields of a row that a hit has besides its id and path."""
     return {
         "size": row.size, "mtime_ns": row.mtime_ns, "width": row.width, "height": row.height,
-        "content_hash": row.content_hash, **row.fields,
+        "content_hash": row.content_hash, "tags": readable(row.tags), **row.fields,
     }  # fmt: skip
 
 

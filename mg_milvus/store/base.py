@@ -76,6 +76,7 @@ class Row:
         content_hash: hexadecimal BLAKE2b-128 of the file's bytes.
         codes: granularity -> packed code, bits / 8 bytes. May be empty or partial in what ``fetch`` returns.
         fields: the schema's own extra fields.
+        tags: stored numbers of the tags, names before groups, see ``schema.tags``; empty without any.
         region_codes: codes of all regions, one behind the other, in the order of ``windows``. Empty: those that are
             stored stay; ``fetch`` and ``scan`` never read them, ``Regions.codes`` does.
     """
@@ -90,6 +91,7 @@ class Row:
     codes: Mapping[str, bytes] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     region_codes: bytes = b""
+    tags: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its name, "string", "int", "float", "bool" or "json", most bytes of a string, value when missing."""
+    """A column: its name and type, most bytes of a string, value when missing.
+
+    The types are "string", "int", "short" (16 bits), "float", "bool" and "json".
+    """
 
     name: str
     type: str
@@ -290,6 +293,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 _TYPES = {
     "string": DataType.VARCHAR,
     "int": DataType.INT64,
+    "short": DataType.INT16,
     "float": DataType.DOUBLE,
     "bool": DataType.INT8,  # -1 where the value is missing
     "json": DataType.JSON,

@@ -15,12 +15,13 @@ from functools import cache
 from math import ceil, floor, isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
-from mg_milvus.errors import FilterError
+from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.files import one_line
+from mg_milvus.schema.tags import SHOWN, condition, find_word
 from mg_milvus.store.filters import literal, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from lark import Lark, Token, Tree
 
@@ -72,6 +73,7 @@ _NEGATED = {"==": "!=", "!=": "==", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
 _DIGITS, _AROUND, _INT = 100, 60, 2**63
 LEAST_INT, LEAST_FLOAT = -_INT + 1, -1e308
 """The least numbers that are values; columns hold a lesser one where the value is missing."""
+_OF_TAGS = 'tags are compared with words by ==, != and in, such as tags == "dog"'
 _NEVER, _ALWAYS = 'id == ""', 'id != ""'
 
 
@@ -80,7 +82,7 @@ class FilterColumn:
     """A column as filters see it.
 
     Attributes:
-        type: "string", "int", "float" or "bool".
+        type: "string", "int", "float", "bool", or "tags": all that an image has, compared with a word for some.
         kind: ``full``: every row has a value; ``sparse``: some have none; ``added``: as that, and kept in the dynamic
             field of the collection, under the key of its name, and ``true`` under that of its name and ``?``.
     """
@@ -235,11 +237,24 @@ class _Writer:
                 return self._like(node, positive)
             case "null":
                 name, negated = self._column(node.children[0]), node.children[1] is not None
+                if self._columns[name].type == "tags":
+                    raise self._refused(node, f"no image lacks {name}, it may have none; {_OF_TAGS}")
                 return self._missing(name) if positive != negated else self._present(name)
         raise self._refused(node, "a comparison was expected, such as width >= 800")
 
     def _refused(self, node: Any, reason: str) -> FilterError:
         return _refused(node, self._text, reason)
+
+    def _tagged(self, condition: str, positive: bool) -> str:
+        """A condition on the columns of tags, which every row has, or its negation."""
+        return _Writer(condition, self._columns, self._lite).condition(parse(condition), positive)
+
+    def _words(self, node: Any, words: Iterable[Any]) -> str:
+        """The condition that an image has a tag that one of these words stands for."""
+        try:
+            return condition(frozenset[int]().union(*(find_word(word) for word in words)), SHOWN)
+        except QueryError as exc:
+            raise self._refused(node, str(exc)) from exc
 
     def _present(self, name: str) -> str:
         """The condition that a row has a value in this column."""
@@ -315,6 +330,8 @@ class _Writer:
 
     def _two_columns(self, node: Any, first: str, sign: str, second: str) -> str:
         types = [self._columns[name].type for name in (first, second)]
+        if "tags" in types:
+            raise self._refused(node, _OF_TAGS)
         numbers = [kind in {"int", "float"} for kind in types]
         if first == second or numbers[0] != numbers[1] or "bool" in types:
             raise self._refused(node, f"{first} cannot be compared with {second}")
@@ -354,6 +371,10 @@ class _Writer:
         return kind
 
     def _column_and_value(self, node: Any, name: str, sign: str, value: Any) -> str:
+        if self._columns[name].type == "tags":
+            if sign not in {"==", "!="}:
+                raise self._refused(node, _OF_TAGS)
+            return self._tagged(self._words(node, [value]), sign == "==")
         match self._check_type(node, name, value):
             case "string":
                 if not value and sign in {"==", "!="}:
@@ -404,6 +425,9 @@ class _Writer:
     def _among(self, node: Any, positive: bool) -> str:
         column, negated, listed = node.children
         name, positive = self._column(column), positive == (negated is None)
+        if self._columns[name].type == "tags":
+            words = [value_of(token, self._text) for token in members(listed)]
+            return self._tagged(self._words(listed, words), positive) if words else _NEVER if positive else _ALWAYS
         column, written, empty = self._columns[name], [], False
         for token in members(listed):
             value: Any = value_of(token, self._text)
@@ -426,6 +450,8 @@ class _Writer:
     def _like(self, node: Any, positive: bool) -> str:
         column, negated, token = node.children
         name, positive = self._column(column), positive == (negated is None)
+        if self._columns[name].type == "tags":
+            raise self._refused(column, _OF_TAGS)
         if self._columns[name].type != "string":
             raise self._refused(column, f"like is for texts, column {name} holds a {self._columns[name].type}")
         pattern = characters(token, self._text, "\\\"'%_")

@@ -87,7 +87,10 @@ RowId = Annotated[str, PathParameter(pattern=ID_PATTERN, description="Id of an i
 
 @dataclass(frozen=True, slots=True)
 class _QuerySource:
-    """What a query searches with: the codes of an image, its width and height, and its id when it is indexed."""
+    """What a query searches with: the codes of an image, its width and height, and its id when it is indexed.
+
+    Words alone have no codes.
+    """
 
     codes: QueryCodes
     size: tuple[int, int] = (0, 0)
@@ -115,14 +118,16 @@ async def query_image(
 async def query_indexed(
     state: CurrentState, parameters: Annotated[IndexedQueryParameters, QueryParameter()]
 ) -> Response:
-    """Search with an indexed image (left out of the hits), with a crop of it, or with codes.
+    """Search with an indexed image (left out of the hits), with a crop of it, with codes, or by words alone.
 
     For a crop, or when regions are searched, the image's file is read again; otherwise its stored codes are used.
     """
     started, options = time.perf_counter(), parameters.options()
     row_id = parameters.id
+    if parameters.text and not (row_id or parameters.codes):
+        return await _respond(state, _QuerySource({}), parameters, started)
     if bool(row_id) == bool(parameters.codes):
-        raise QueryError("give an id or codes, and not both; an image is sent with POST")
+        raise QueryError("give an id or codes, and not both, or text; an image is sent with POST")
     if not row_id:
         if options.get("crop") is not None:
             raise QueryError("crop needs the image itself: send it with POST, or give an id")
@@ -160,7 +165,8 @@ async def _respond(state: State, source: _QuerySource, parameters: QueryParamete
             source.codes, exclude=() if source.id is None else (source.id,), all_candidates=parameters.candidates,
             **options,
         )  # fmt: skip
-        codes = encode_codes({name: source.codes[name] for name in schema.bits}, index.fingerprint)
+        own = {name: source.codes[name] for name in schema.bits if source.codes}
+        codes = encode_codes(own, index.fingerprint) if own else ""
         width, height = source.size
         query = {"id": source.id, "codes": codes, "width": width, "height": height, "crop": options.get("crop")}
         return {"query": query} | result_fields(result, schema, with_candidates=parameters.candidates)

@@ -23,7 +23,6 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Resp
 from fastapi.staticfiles import StaticFiles
 from h11 import CLIENT, IDLE, SEND_BODY
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -135,7 +134,7 @@ def _warm_up(state: State) -> None:
     """Load the encoder, which takes seconds, before the first query."""
     state.thumbnails.trim()
     with suppress(MgMilvusError):  # without an index, or without its encoder, the first query says so
-        state.index.encode([state.index.decode_query(Image.new("RGB", (64, 64)))])
+        state.index.warm_up()
 
 
 def _templates() -> Environment:

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from mg_milvus.duplicates.hits import VERIFIED
 from mg_milvus.errors import QueryError
 from mg_milvus.records import MINIMA, VERDICTS
-from mg_milvus.schema.models import FINE, REGIONS
+from mg_milvus.schema.models import FINE, REGIONS, TEXT
+from mg_milvus.schema.tags import readable
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.query_image import VIEWS
 from mg_milvus.web.limits import check_filter
@@ -77,7 +78,7 @@ class Candidate(BaseModel):
 
 
 class QueryInfo(BaseModel):
-    """The query image. ``codes`` repeats the query without the image."""
+    """The query image. ``codes`` repeats the query without the image; empty for words alone."""
 
     id: str | None
     codes: str
@@ -151,6 +152,9 @@ class QueryParameters(BaseModel):
         "Search the regions of the images: contains (images that contain what the image, or the crop, shows, and "
         "where), or overlap (images that share something with it). Needs an image or an id, and a schema with regions."
     ))] = None  # fmt: skip
+    text: Annotated[str | None, Field(description=(
+        "Words for what the images show: one more ranking in the fusion; or the query, without an image."
+    ))] = None  # fmt: skip
     min: Annotated[str | None, Field(description=(
         f"Leave out hits whose verdict is less: {', '.join(MINIMA)}. Candidates are always all."
     ))] = None  # fmt: skip
@@ -182,8 +186,8 @@ class QueryParameters(BaseModel):
             "k": self.k, "weights": _parse_weights(self.weights) if self.weights else None,
             "profile": self.profile or None, "granularity": self.granularity or None, "fusion": self.fusion or None,
             "rrf_k": self.rrf_k, "depth": self.depth, "filter": self.filter or None, "regions": self.regions or None,
-            "min": self.min or None, "max_chance": self.max_chance, "plan": self.plan or None,
-            "crop": _parse_crop(self.crop) if self.crop else None,
+            "text": self.text or None, "min": self.min or None, "max_chance": self.max_chance,
+            "plan": self.plan or None, "crop": _parse_crop(self.crop) if self.crop else None,
             "views": False if self.candidates else self.views,  # candidates are ranked again with any weights
         }  # fmt: skip
 
@@ -278,14 +282,14 @@ def row_fields(row: Row) -> dict[str, Any]:
     """A row without codes, its fields as in a hit."""
     return {
         "id": row.id, "path": row.path, "size": row.size, "mtime_ns": row.mtime_ns, "width": row.width,
-        "height": row.height, "content_hash": row.content_hash, **row.fields,
+        "height": row.height, "content_hash": row.content_hash, "tags": readable(row.tags), **row.fields,
     }  # fmt: skip
 
 
 def result_fields(result: SearchResult, schema: Schema, *, with_candidates: bool) -> dict[str, Any]:
     """A result as plain data, without ``seconds`` and the query image; see ``QueryResponse``."""
     query, candidates, judgement = result.query, result.candidates, result.judgement
-    compared = schema.code_bits if REGIONS in query.weights else schema.bits
+    compared = {*query.weights} if {*query.weights} == {TEXT} else {*schema.bits, *query.weights}
     response: dict[str, Any] = {
         "k": query.k, "depth": query.depth, "fusion": query.fusion, "rrf_k": query.rrf_k,
         "weights": dict(query.weights), "regions": query.regions,

@@ -110,7 +110,7 @@ def page_facts(state: State) -> dict[str, Any]:
         "profiles": _profiles(schema.weights) | ({REGIONS: {REGIONS: 1.0}} if schema.regions else {}),
         "fusion": schema.fusion.model_dump(),
         "fields": [{"name": field.name, "type": field.type} for field in schema.fields],
-        "facets": state.index.facets() if state.index.exists else {},
+        "facets": state.index.choices() if state.index.exists else {},
         "can_delete": not settings.read_only,
         "can_upload": not settings.read_only and settings.upload_folder is not None,
         "folders": [] if settings.read_only else [str(folder) for folder in settings.ingest_folders],

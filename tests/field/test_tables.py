@@ -225,8 +225,8 @@ def test_the_page_filters_and_shows_added_columns(extended: Path) -> None:
     ):
         facts = page_facts(client.app.state.mgm)
         assert {field["name"]: field["type"] for field in facts["fields"]} == TYPES | LATER_TYPES
-        facets = index.facets()
-        assert (facets["colour"], facets["stars"]) == (["blue", "red"], [3.0, 4.5])
+        choices = index.choices()
+        assert (choices["colour"], choices["stars"]) == (["blue", "red"], [3.0, 4.5])
         listed = client.get("/api/sample", params={"count": 9, "filter": "stars > 1 and sold == true"}).json()
         assert [(row["colour"], row["stars"]) for row in listed] == [("red", 4.5)]
         found = client.get("/api/query", params={"id": listed[0]["id"], "filter": 'colour == "blue"'}).json()

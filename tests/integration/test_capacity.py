@@ -29,19 +29,19 @@ def test_bytes_of_the_default_schema():
     (held,) = made.collections
     assert held.fields == {
         "id": 32, "path": 60, "size": 8, "mtime_ns": 8, "width": 8, "height": 8, "content_hash": 32,
-        "coarse": 8, "mid": 16, "fine": 32,
+        "tag_1": 2, "tag_2": 2, "tag_3": 2, "coarse": 8, "mid": 16, "fine": 32,
     }  # fmt: skip
     # A list of BIN_IVF_FLAT has a code and a number of 8 bytes a row.
     assert made.index == {"coarse": 16e9, "mid": 24e9, "fine": 40e9}
-    # 2**30 // 212 rows fit into a segment of 1 GiB: 5,064,815, of which a billion has 198.
-    assert held.segments == 198
-    assert held.nlist == round(4 * 5_064_815**0.5)
+    # 2**30 // 218 rows fit into a segment of 1 GiB: 4,925,420, of which a billion has 204.
+    assert held.segments == 204
+    assert held.nlist == round(4 * 4_925_420**0.5)
     assert made.encode_hours == pytest.approx(1e9 / 81 / 3600)
     assert plan(10**9, None, Assumptions(machines=4, images_per_second=1000)).encode_hours == pytest.approx(
         1e9 / 4000 / 3600
     )
-    # 14 + name + value bytes a column, 106 a row: 497; the copy of 56 bytes of codes is 76 of text, 14 + 6 +
-    # 76 bytes. Of 593, 6 fit into a page of 4,096.
+    # 14 + name + value bytes a column, 106 a row: 563, 66 of them for tags; the copy of 56 bytes of codes is 76 of
+    # text, 14 + 6 + 76 bytes. Of 659, 6 fit into a page of 4,096.
     # In the index over the keys, 32 bytes and 9 more a row, in pages that are full to three quarters.
     assert made.lite_file == pytest.approx(1e9 * (4096 / 6 + 41 / 0.75))
 
@@ -134,7 +134,8 @@ def test_predictions_hold_on_milvus_lite(tmp_path, schema):
         codes = {name: random.bytes(bits // 8) for name, bits in schema.bits.items()}
         fields = {field.name: own[field.name] for field in schema.fields}
         parts = random.bytes(schema.regions.bytes_per_image) if schema.regions else b""
-        rows.append(Row(image_id(path), path, *map(int, numbers), random.bytes(16).hex(), codes, fields, parts))
+        tags = [*random.integers(0, 30_000, 2).tolist(), int(random.integers(30_000, 31_560))]
+        rows.append(Row(image_id(path), path, *map(int, numbers), random.bytes(16).hex(), codes, fields, parts, tags))
     store.upsert(rows)
     store.close()
     made = plan(ROWS, schema, Assumptions(text_bytes=80))
@@ -146,7 +147,7 @@ def test_the_command(tmp_path):
     done = mgm("plan", "--images", "1e9", "--memory", "64GB", "--schema", "server", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("1,000,000,000 images, 212 bytes each: id 32, path 60, ")
+    assert lines[0].startswith("1,000,000,000 images, 218 bytes each: id 32, path 60, ")
     assert lines[3].startswith("Milvus Lite      737 GB file, ")
     assert "To fit into the memory, one of:" in lines
     done = mgm("plan", "--images", "2,000", "--json", cwd=tmp_path)

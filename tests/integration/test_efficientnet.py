@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from mg_milvus.encoder import imagenet
 from mg_milvus.encoder.backbones import find_backbone
-from mg_milvus.encoder.imagenet import PACKAGES, exact_imagenet_weights, imagenet_weights, read_state
+from mg_milvus.encoder.imagenet import PACKAGES, exact_imagenet_weights, imagenet_network, read_state
 from mg_milvus.encoder.layers import network_of
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.encoder.networks import as_tensors, extractor
@@ -84,11 +84,13 @@ def test_weights_are_those_that_torch_reads(name: str) -> None:
     read = read_state(weights_file(name).read_bytes())
     assert list(read) == list(state)
     assert all((read[key] == values.numpy()).all() for key, values in state.items())
-    weights = imagenet_weights(name)
+    weights, classifier = imagenet_network(name)
     assert len(weights) == 5 * len(network_of(name).layers)
     assert {str(values.dtype) for key, values in weights.items() if key.endswith("conv.weight")} == {"float16"}
     counted = sum(values.size for values in weights.values())
     assert counted == sum(v.numel() for k, v in state.items() if not k.startswith("_fc") and "tracked" not in k)
+    assert (classifier[:, :-1] == state["_fc.weight"].half().numpy()).all()
+    assert (classifier[:, -1] == state["_fc.bias"].half().numpy()).all()
 
 
 def test_layers_are_those_of_the_papers() -> None:
@@ -131,11 +133,11 @@ def test_another_file_of_weights_is_refused(tmp_path: Path, monkeypatch: pytest.
     shutil.copy(weights_file(name), file)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(imagenet.PACKAGES, name, replace(PACKAGES[name], module="other_weights"))
-    assert len(exact_imagenet_weights(name)) == len(imagenet_weights(name)) == 245
-    assert not any(values.flags.writeable for values in imagenet_weights(name).values())
+    assert len(exact_imagenet_weights(name)) == len(imagenet_network(name)[0]) == 245
+    assert not any(values.flags.writeable for values in imagenet_network(name)[0].values())
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    for load in (exact_imagenet_weights, imagenet_weights):
+    for load in (exact_imagenet_weights, imagenet_network):
         with pytest.raises(
             WeightsNotFoundError, match=rf"SHA-256 {digest}, expected 5793.*--force-reinstall efficient"
         ):

@@ -1,4 +1,4 @@
-"""Random samples and facets read few rows, however many there are."""
+"""Random samples and choices read few rows, however many there are."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ def test_a_filter_that_lets_few_rows_through(index: ImageIndex, read: list[int],
     assert sum(read) <= 300 * 3  # of the rows that match
 
 
-def test_facets_read_a_sample_of_the_rows(index: ImageIndex, read: list[int]) -> None:
-    assert index.facets() == {"kind": [str(number) for number in range(7)]}
+def test_choices_read_a_sample_of_the_rows(index: ImageIndex, read: list[int]) -> None:
+    assert index.choices() == {"kind": [str(number) for number in range(7)]}
     assert 1000 <= sum(read) < 8000

@@ -85,7 +85,7 @@ def test_a_large_schema_fits_or_is_refused_before_anything_is_made(proxy: Strict
             store.check(schema)
         # The engine behind the stand-in holds 64 fields, whatever the version.
         fewer = 10 if proxy.version >= (2, 6, 17) else 4
-        schema = Schema(granularities=granularities[:fewer], fields=fields[: 64 - 7 - fewer])
+        schema = Schema(granularities=granularities[:fewer], fields=fields[: 64 - 10 - fewer])
         assert store.create(Description(schema, PRINT)).schema == schema
         assert len(admin.describe_collection("images")["description"]) <= 1024
     with opened(proxy) as store:

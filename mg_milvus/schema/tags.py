@@ -1,0 +1,218 @@
+"""Tags: the names of what images show, their groups, how they are stored, and the words that people say for them.
+
+A tag of an image is a name (``sports car``), or a group of names (``car``), with a probability. It is stored as one
+whole number, ``place * LEVELS + level``, in a column of 16 bits; so a filter finds a tag, at least as probable as
+wanted, by a comparison. ``tags.tsv`` beside this file lists names (ImageNet's 1,000 classes, by WordNet's lemmas),
+groups and words.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from mg_milvus.errors import QueryError
+from mg_milvus.schema.errors import format_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+LEVELS = 30
+"""Steps of probability: equal ones of the log odds."""
+LEAST = 0.02
+"""Least probability that is stored: improbable tags rank what nothing else is known of."""
+_STEP = 0.363
+"""Log odds of a level; the highest begins at .9988."""
+SHOWN = 7
+"""The level, a probability of .206, from which on an image has a tag: to filters, in counts, and where it is shown."""
+NAMES, GROUPS = 2, 1
+"""Most names, and most groups, of an image."""
+NAME_COLUMNS = tuple(f"tag_{number}" for number in range(1, NAMES + 1))
+GROUP_COLUMNS = tuple(f"tag_{number}" for number in range(NAMES + 1, NAMES + GROUPS + 1))
+TAG_COLUMNS = (*NAME_COLUMNS, *GROUP_COLUMNS)
+"""Columns of a row that hold its tags: those of names, most probable first, then that of a group."""
+NO_TAG = 32_767
+"""In a column without a tag; Milvus Lite stores negative numbers in ten bytes."""
+ANY_TAG = f"{NAME_COLUMNS[0]} < {NO_TAG}"
+"""The filter for images that a classifier has seen."""
+_NEAR = 3
+"""Known words that a message offers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The table of tags.
+
+    Attributes:
+        synsets: WordNet's id of each name.
+        tags: names, then groups; the place of a tag is its number.
+        groups: for each name the number of its group, or -1.
+        words: word as ``_plain`` makes it -> numbers of the tags that it stands for.
+        known: the words as people write them, for messages.
+    """
+
+    synsets: tuple[str, ...]
+    tags: tuple[str, ...]
+    groups: tuple[int, ...]
+    words: Mapping[str, frozenset[int]]
+    known: Mapping[str, str]
+
+    @property
+    def names(self) -> int:
+        """How many of the tags are names: the classes of the network."""
+        return len(self.synsets)
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    """The table, read once."""
+    text = resources.files("mg_milvus.schema").joinpath("tags.tsv").read_text(encoding="utf-8")
+    rows = [line.split("\t") for line in text.splitlines() if not line.startswith("#")]
+    names = [row for row in rows if row[0] not in "-+"]
+    tagged = [*names, *(row for row in rows if row[0] == "-")]
+    place = {row[1]: number for number, row in enumerate(tagged)}
+    meant: dict[str, set[int]] = {}
+    known: dict[str, str] = {}
+
+    def add(word: str, numbers: Iterable[int]) -> None:
+        meant.setdefault(_plain(word), set()).update(numbers)
+        known.setdefault(_plain(word), word)
+
+    for row in rows:
+        if row[0] == "+":
+            add(row[1], [number for part in row[2].split(", ") for number in _numbers(part, place)])
+    groups = {_plain(row[1]) for row in tagged[len(names) :]}
+    for number, row in enumerate(tagged):
+        for word in (row[1], *filter(None, row[2].split(", "))):
+            if number >= len(names) or _plain(word) not in groups:  # a group has its names already
+                add(word, [number])
+    return Vocabulary(
+        tuple(row[0] for row in names), tuple(place), tuple(place.get(row[3], -1) for row in names),
+        {word: frozenset(numbers) for word, numbers in meant.items()}, known,
+    )  # fmt: skip
+
+
+def _numbers(part: str, place: Mapping[str, int]) -> Iterable[int]:
+    """The tags of a group's name, or of places such as ``3`` and ``3-5``."""
+    if part in place:
+        return [place[part]]
+    first, _, last = part.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def _plain(word: str) -> str:
+    """A word without capitals, hyphens and punctuation, by which it is found."""
+    return " ".join(re.findall(r"\w+", word.casefold()))
+
+
+def find_word(word: str) -> frozenset[int]:
+    """The numbers of the tags that a word stands for; ``dogs`` is ``dog``.
+
+    Raises:
+        QueryError: it is no known word; the nearest known ones are named.
+    """
+    words, plain = vocabulary().words, _plain(word) if isinstance(word, str) else ""
+    for form in (plain, plain.removesuffix("s"), plain.removesuffix("es"), re.sub("ies$", "y", plain)):
+        if form in words:
+            return words[form]
+    near = get_close_matches(plain, words, n=_NEAR, cutoff=0.6) if plain else []
+    parts = [part for part in plain.split() if part in words and part not in near]
+    offered = [f"'{vocabulary().known[each]}'" for each in [*parts, *near][:_NEAR]]
+    hint = f"the nearest known are {', '.join(offered)}" if offered else "mgm tags --all lists the words that are known"
+    raise QueryError(f"images have no tag {format_value(word)}; {hint}")
+
+
+def level_of(probability: float) -> int:
+    """The level of a probability of at least ``LEAST``."""
+    odds = math.log(max(probability, LEAST) / max(1 - probability, 1e-12)) - math.log(LEAST / (1 - LEAST))
+    return min(LEVELS - 1, max(0, int(odds / _STEP)))
+
+
+def probability_of(level: int) -> float:
+    """The probability in the middle of a level."""
+    odds = math.log(LEAST / (1 - LEAST)) + (level + 0.5) * _STEP
+    return 1 / (1 + math.exp(-odds))
+
+
+def encode_tag(number: int, probability: float) -> int:
+    """A tag as it is stored."""
+    return number * LEVELS + level_of(probability)
+
+
+def check_tags(tags: Sequence[int]) -> Sequence[int]:
+    """The stored tags of an image, checked.
+
+    Raises:
+        ValueError: one of them is none, or there are too many names or groups.
+    """
+    table = vocabulary()
+    most = len(table.tags) * LEVELS
+    if any(type(tag) is not int or not 0 <= tag < most for tag in tags):
+        raise ValueError(f"the tags are {tags!r:.100}, expected whole numbers from 0 to {most - 1}")
+    groups = sum(tag >= table.names * LEVELS for tag in tags)
+    if groups > GROUPS or len(tags) - groups > NAMES:
+        raise ValueError(f"there are {len(tags)} tags, expected at most {NAMES} names and {GROUPS} group")
+    return tags
+
+
+def to_columns(tags: Sequence[int]) -> dict[str, int]:
+    """Column -> stored number, for all of ``TAG_COLUMNS``; names and groups each keep their order.
+
+    Raises:
+        ValueError: as ``check_tags``.
+    """
+    check_tags(tags)
+    first = vocabulary().names * LEVELS
+    columns = dict.fromkeys(TAG_COLUMNS, NO_TAG)
+    columns.update(zip(NAME_COLUMNS, (tag for tag in tags if tag < first), strict=False))
+    columns.update(zip(GROUP_COLUMNS, (tag for tag in tags if tag >= first), strict=False))
+    return columns
+
+
+def from_columns(values: Iterable[int]) -> tuple[int, ...]:
+    """The stored tags in the values of ``TAG_COLUMNS``.
+
+    Raises:
+        ValueError: as ``check_tags``.
+    """
+    return tuple(check_tags([value for value in values if value != NO_TAG]))
+
+
+def readable(tags: Sequence[int]) -> dict[str, float]:
+    """The tags that an image has -> probability, two digits; the most probable first."""
+    table = vocabulary().tags
+    pairs = [(table[tag // LEVELS], probability_of(tag % LEVELS)) for tag in tags if tag % LEVELS >= SHOWN]
+    return {name: round(value, 2) for name, value in sorted(pairs, key=lambda pair: -pair[1])}
+
+
+def probability(tags: Sequence[int], numbers: frozenset[int]) -> float:
+    """The probability that an image with these stored tags shows one of the tags of a word; 0 without any of them."""
+    return min(1.0, sum(probability_of(tag % LEVELS) for tag in tags if tag // LEVELS in numbers))
+
+
+def condition(numbers: Iterable[int], level: int = 0) -> str:
+    """The filter for images that have one of these tags, at this level or above, in the language of filters."""
+    names = vocabulary().names
+    parts = []
+    for first, last in _spans(numbers, whole=level == 0):
+        low, high = first * LEVELS + level, last * LEVELS + LEVELS - 1
+        columns = NAME_COLUMNS if last < names else GROUP_COLUMNS
+        parts += [f"({column} >= {low} and {column} <= {high})" for column in columns]
+    return " or ".join(parts)
+
+
+def _spans(numbers: Iterable[int], *, whole: bool) -> list[tuple[int, int]]:
+    """Numbers as ranges, where ``whole`` ones are wanted; names and groups in different ones."""
+    names = vocabulary().names
+    spans: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if whole and spans and spans[-1][1] == number - 1 and number != names:
+            spans[-1] = spans[-1][0], number
+        else:
+            spans.append((number, number))
+    return spans
