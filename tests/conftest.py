@@ -60,10 +60,14 @@ def _escaped(value: object) -> object:
     return type(value)(map(_escaped, value)) if isinstance(value, (list, tuple)) else value
 
 
+LONGEST = ("server/test_server.py", "integration/test_training.py", "web/test_browser.py")
+"""Files of a minute or more without a test that is marked as slow."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that no worker begins with them when the others are done."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files that take long first, so that no worker begins with them when the others are done."""
+    long = {item.path for item in items if item.get_closest_marker("slow") or item.path.as_posix().endswith(LONGEST)}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)

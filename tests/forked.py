@@ -71,7 +71,12 @@ os._exit(code)
 
 @cache
 def program() -> Path:
-    """The path of a program that is used as ``mgm`` is; the server behind it ends with this process."""
+    """The path of a program that is used as ``mgm`` is; the server behind it ends with this process.
+
+    On Linux: elsewhere libraries do not like to be forked, and it is ``mgm`` itself.
+    """
+    if sys.platform != "linux":
+        return MGM
     folder = Path(tempfile.mkdtemp(prefix="mgm-forked-"))
     address = str(folder / "s")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -102,18 +107,19 @@ MODULES = (
 """What commands use. ``onnx_runtime`` keeps onnxruntime from starting a thread, which forks would wait for."""
 
 
-def load() -> None:
-    """Import what commands use, in this process' only thread."""
+def load() -> dict[bytes, bytes]:
+    """Import what commands use, in this process' only thread; returns the variables that imports set."""
+    before = dict(os.environb)
     from mg_milvus.store.lite_workarounds import skip_pandas, skip_scipy
 
     skip_scipy()
     skip_pandas()
     for name in MODULES:
         importlib.import_module(name)
-    if (threads := Path("/proc/self/task")).exists():
-        assert len(list(threads.iterdir())) == 1, "a forked process would wait for threads that it does not have"
+    assert len(os.listdir("/proc/self/task")) == 1, "a forked process would wait for threads that it does not have"
     gc.collect()
     gc.freeze()  # collections would copy the pages that processes share
+    return {name: value for name, value in os.environb.items() if name not in before}
 
 
 def serve(listener: socket.socket) -> socket.socket:
@@ -131,7 +137,7 @@ def serve(listener: socket.socket) -> socket.socket:
         connection.close()
 
 
-def become(connection: socket.socket) -> None:
+def become(connection: socket.socket, variables: dict[bytes, bytes]) -> None:
     """Have a process of its own be what was asked for, and report its end; returns in that process."""
     message, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     if not message:
@@ -145,17 +151,16 @@ def become(connection: socket.socket) -> None:
         connection.send(str(os.waitstatus_to_exitcode(status)).encode())
         os._exit(0)
     connection.close()
-    take_place(request, files)
+    take_place(request, files, variables)
 
 
-def take_place(request: dict[str, Any], files: list[int]) -> None:
-    """Give this process the folder, environment and streams of the request."""
+def take_place(request: dict[str, Any], files: list[int], variables: dict[bytes, bytes]) -> None:
+    """Give this process the folder, environment and streams of the request; ``variables`` as an import sets them."""
     os.chdir(request["folder"])
     os.umask(request["umask"])
+    own = {name.encode("latin-1"): value.encode("latin-1") for name, value in request["environment"].items()}
     os.environ.clear()
-    os.environb.update(
-        {name.encode("latin-1"): value.encode("latin-1") for name, value in request["environment"].items()}
-    )
+    os.environb.update(variables | own)
     time.tzset()
     for number in range(3):
         os.close(number)
@@ -178,8 +183,8 @@ def text_stream(number: int, name: str) -> io.TextIOWrapper:
 
 def main(listener: socket.socket) -> NoReturn:
     """Serve; in the forked processes: run ``mgm``, with all that Python does at the end of a program."""
-    load()
-    become(serve(listener))
+    variables = load()
+    become(serve(listener), variables)
     from mg_milvus.__main__ import main as mgm
 
     mgm()

@@ -26,7 +26,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-audit, constraints = script("audit"), script("constraints")
+audit, constraints, install = script("audit"), script("constraints"), script("install")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 GROUPS = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 LINES = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
@@ -163,3 +163,55 @@ def test_builds_for_one_platform_are_asked_about_by_their_version(monkeypatch: p
         audit.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, json.dumps(listed), "")
     )
     assert audit.installed(Path("python")) == ["torch==2.9.0"]
+
+
+LISTED = """\
+:env:.cert='/etc/ssl/ca.crt'
+:env:.default-timeout='180'
+global.cert='/etc/ssl/other.crt'
+global.constraint='/etc/constraints.txt'
+global.extra-index-url='file:///one file:///two'
+global.index-url='https://index.example/simple'
+install.find-links='/opt/wheels /opt/more'
+install.index-url='https://own.example/simple'
+freeze.timeout='10'
+"""
+
+
+def test_the_settings_of_pip_become_variables_of_uv() -> None:
+    """The environment goes before what is set for `pip install`, and that before what is set for all of pip."""
+    assert install.uv_environment(install.settings(LISTED)) == {
+        "SSL_CERT_FILE": "/etc/ssl/ca.crt",
+        "UV_CONSTRAINT": "/etc/constraints.txt",
+        "UV_DEFAULT_INDEX": "https://own.example/simple",
+        "UV_FIND_LINKS": "/opt/wheels,/opt/more",
+        "UV_HTTP_TIMEOUT": "180",
+        "UV_INDEX": "file:///one file:///two",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+    }
+    assert install.uv_environment(install.settings("global.require-hashes='true'\n")) == "require-hashes"
+
+
+@pytest.mark.parametrize(
+    ("failing", "tools", "reason"),
+    [
+        ("", ["config", "install", "uv"], ""),
+        ("config", ["config", "pip"], "pip's setting config list is none of uv's"),
+        ("install", ["config", "install", "pip"], "uv cannot be installed"),
+        ("uv", ["config", "install", "uv", "pip"], "uv ended with 1"),
+    ],
+)
+def test_pip_installs_where_uv_does_not(
+    failing: str, tools: list[str], reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        tool = "uv" if command[2] == "uv" else "config" if "config" in command else "install"
+        ran.append("pip" if tool == "install" and "torch" in command else tool)
+        return subprocess.CompletedProcess(command, int(ran[-1] == failing), "")
+
+    monkeypatch.setattr(install.subprocess, "run", run)
+    assert install.main(["torch"]) == 0
+    assert ran == tools
+    assert capsys.readouterr().err == (f"installing by pip: {reason}\n" if reason else "")

@@ -41,6 +41,9 @@ def page_blocks(page: Path) -> list[Block]:
 RUN = [page for page in PAGES if any(block.run and block.language != "text" for block in page_blocks(page))]
 
 
+GROUP = get_command(app)
+
+
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that the commands run in."""
@@ -78,7 +81,7 @@ def test_commands_have_the_options_that_a_page_gives_them(page: Path, desk: Path
         (desk / made).touch()
     for block in page_blocks(page):
         for command in commands(block) if block.run and block.language == "console" else ():
-            group, rest = get_command(app), [word for word in mgm(command) if word != FLAG]
+            group, rest = GROUP, [word for word in mgm(command) if word != FLAG]
             while hasattr(group, "commands"):
                 group = group.commands[rest.pop(0)]
             group.make_context("mgm", rest)  # refuses what the command does not have

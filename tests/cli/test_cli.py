@@ -340,7 +340,7 @@ def test_completion_can_be_shown(tmp_path):
 
 def test_version(tmp_path):
     expected = f"mg-milvus {__version__}\n".encode()
-    for started in ([MGM, "version"], [MGM, "--version"]):
+    for started in ([MGM, "version"], [MGM, "--version"], [program(), "version"]):
         assert subprocess.run(started, capture_output=True, cwd=tmp_path).stdout == expected
     module = subprocess.run([sys.executable, "-m", "mg_milvus", "version"], capture_output=True, cwd=tmp_path)
     assert module.stdout == expected
