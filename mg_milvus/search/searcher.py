@@ -168,11 +168,12 @@ class Searcher:
 
     def _ranked(self, candidates: Candidates, query: Query) -> SearchResult:
         names = [*self._schema.bits, *([REGIONS] if query.regions == "contains" else [])]
-        judgement = self._judge({name: candidates.distances[name] for name in names})
+        distances = {name: candidates.distances[name] for name in names}
+        judgement = self._judge(distances, detail=REGIONS in query.weights)
         return SearchResult(query, self._rank(candidates, query, judgement), candidates, judgement)
 
-    def _judge(self, distances: Mapping[str, NDArray[Any]]) -> Judgement | None:
-        return None if self._chance is None else judge(distances, self._chance)
+    def _judge(self, distances: Mapping[str, NDArray[Any]], *, detail: bool = False) -> Judgement | None:
+        return None if self._chance is None else judge(distances, self._chance, detail=detail)
 
     def _fusion(self, query: Query, names: Mapping[str, str] | None = None) -> Fusion:
         """The fusion of a query; ``names``: what the granularities are called in it -> granularity."""
@@ -191,7 +192,8 @@ class Searcher:
             if hit.verdict is None
             or (VERDICTS.index(hit.verdict) <= least and _smallest(hit, query) <= query.max_chance)
         ]
-        said = remark([hit.verdict for hit in hits])
+        # Of the regions, where they are what is asked for, nobody knows what chance looks like.
+        said = "" if REGIONS in query.weights else remark([hit.verdict for hit in hits])
         if hits and not passed:
             said = said.partition(";")[0] or "no hit is near enough"
             said += "; without min and max_chance the nearest are shown"
