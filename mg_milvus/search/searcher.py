@@ -87,7 +87,8 @@ class Searcher:
 
         The candidates are those of the images with a positive weight. All have their exact distances to every image,
         and the score is the sum over images and granularities of weight of the image * weight of the granularity *
-        the fusion's term; it does not depend on the order of the images.
+        the fusion's term; it does not depend on the order of the images. With the profile auto, what stands out as the
+        same image as one of them comes first.
 
         Args:
             terms: codes of one image each, and its weight; at least one is above 0, and one below 0 pushes down what
@@ -115,6 +116,10 @@ class Searcher:
         )
         hits, every = [], list(rows.values())
         judgement = self._judge({name: np.min([distances[i][name] for i in wanted], axis=0) for name in bits})
+        if query.auto and judgement is not None:
+            best = {name: np.min([fused.ranks[names[i, name]] for i in wanted], axis=0) for name in judgement.leading}
+            total = sum(query.weights.values()) * sum(ordered[i][1] for i in wanted)
+            fused = lead(replace(fused, ranks=fused.ranks | best), judgement.leading, total, query.rrf_k)
         for rank, place in enumerate(fused.order[: query.k].tolist(), start=1):
             nearest = {name: min(wanted, key=[own[name][place] for own in distances].__getitem__) for name in bits}
             hits.append(Hit(
