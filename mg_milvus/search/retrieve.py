@@ -148,7 +148,7 @@ class _Retrieval:
             return "full", f"the query has one granularity, {', '.join(query.weights)}"
         if query.plan != "auto":
             return query.plan, "set by the query or the schema"
-        if query.regions is not None:
+        if REGIONS in query.weights:
             return "full", f"auto: a query with {REGIONS} searches every granularity"
         rows = self._store.size()
         if rows >= CASCADE_ROWS:

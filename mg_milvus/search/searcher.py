@@ -88,7 +88,8 @@ class Searcher:
 
         The candidates are those of the images with a positive weight. All have their exact distances to every image,
         and the score is the sum over images and granularities of weight of the image * weight of the granularity *
-        the fusion's term; it does not depend on the order of the images.
+        the fusion's term; it does not depend on the order of the images. With the profile auto, what stands out as the
+        same image as one of them comes first.
 
         Args:
             terms: codes of one image each, and its weight; at least one is above 0, and one below 0 pushes down what
@@ -116,6 +117,10 @@ class Searcher:
         )
         hits, every = [], list(rows.values())
         judgement = self._judge({name: np.min([distances[i][name] for i in wanted], axis=0) for name in bits})
+        if query.auto and judgement is not None:
+            best = {name: np.min([fused.ranks[names[i, name]] for i in wanted], axis=0) for name in judgement.leading}
+            total = sum(query.weights.values()) * sum(ordered[i][1] for i in wanted)
+            fused = lead(replace(fused, ranks=fused.ranks | best), judgement.leading, total, query.rrf_k)
         for rank, place in enumerate(fused.order[: query.k].tolist(), start=1):
             nearest = {name: min(wanted, key=[own[name][place] for own in distances].__getitem__) for name in bits}
             hits.append(Hit(
@@ -169,12 +174,13 @@ class Searcher:
 
     def _ranked(self, candidates: Candidates, query: Query) -> SearchResult:
         names = [*self._schema.bits, *([REGIONS] if query.regions == "contains" else [])]
-        known = all(name in candidates.distances for name in names)  # of words without an image no granularity is
-        judgement = self._judge({name: candidates.distances[name] for name in names}) if known else None
+        # Of words without an image there are no distances.
+        distances = {name: candidates.distances[name] for name in names if name in candidates.distances}
+        judgement = self._judge(distances, detail=REGIONS in query.weights) if distances else None
         return SearchResult(query, self._rank(candidates, query, judgement), candidates, judgement)
 
-    def _judge(self, distances: Mapping[str, NDArray[Any]]) -> Judgement | None:
-        return None if self._chance is None else judge(distances, self._chance)
+    def _judge(self, distances: Mapping[str, NDArray[Any]], *, detail: bool = False) -> Judgement | None:
+        return None if self._chance is None else judge(distances, self._chance, detail=detail)
 
     def _fusion(self, query: Query, names: Mapping[str, str] | None = None) -> Fusion:
         """The fusion of a query; ``names``: what the granularities are called in it -> granularity."""
@@ -193,7 +199,8 @@ class Searcher:
             if hit.verdict is None
             or (VERDICTS.index(hit.verdict) <= least and _smallest(hit, query) <= query.max_chance)
         ]
-        said = remark([hit.verdict for hit in hits])
+        # Of the regions, where they are what is asked for, nobody knows what chance looks like.
+        said = "" if REGIONS in query.weights else remark([hit.verdict for hit in hits])
         if hits and not passed:
             said = said.partition(";")[0] or "no hit is near enough"
             said += "; without min and max_chance the nearest are shown"

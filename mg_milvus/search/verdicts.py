@@ -66,8 +66,8 @@ class Judgement:
         verdicts: (n,) places in ``VERDICTS``; smaller is nearer.
         confidence: (n,) float64 probabilities that a candidate is at least of the same kind.
         chance: granularity -> (n,) float64 shares of random pairs of images that are as near.
-        leading: ``fine`` -> (n,) which candidates stand out as the same image; ``regions`` -> (n,) which stand out as
-            the one that contains the query image; the former are not among the latter.
+        leading: ``fine`` -> (n,) which candidates stand out as the same image; ``regions`` -> (n,) which stands out as
+            the one that contains the query image, where none is the same image.
     """
 
     verdicts: NDArray[np.intp]
@@ -85,13 +85,14 @@ class Judgement:
         }
 
 
-def judge(distances: Mapping[str, NDArray[Any]], chance: Chance) -> Judgement:
+def judge(distances: Mapping[str, NDArray[Any]], chance: Chance, *, detail: bool = False) -> Judgement:
     """Judge the candidates of one query.
 
     Args:
         distances: granularity -> (n,) distances in bits, for every granularity of ``chance``; those of ``regions`` are
             of images that contain the query image.
         chance: of the collection.
+        detail: the query image is looked for inside of others, so that whole images need not agree with the regions.
     """
     shares = {name: np.asarray(distances[name]) / (len(chance.counts[name]) - 1) for name in chance.counts}
     confidence = kind_probability(shares, chance)
@@ -106,8 +107,8 @@ def judge(distances: Mapping[str, NDArray[Any]], chance: Chance) -> Judgement:
         image, thing = stands_out(shares[FINE])
         leading[FINE] = image
     if REGIONS in distances:
-        leading[REGIONS], contains = contains_query(distances[REGIONS], shares.get(FINE))
-        leading[REGIONS] &= ~image
+        leading[REGIONS], contains = contains_query(distances[REGIONS], shares.get(FINE), detail=detail)
+        leading[REGIONS] &= not image.any()  # where the image itself is there, others do not lead
         thing = thing | contains
     verdicts[thing] = VERDICTS.index(SAME_OBJECT)
     verdicts[image] = VERDICTS.index(SAME_IMAGE)
@@ -145,7 +146,9 @@ def stands_out(shares: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool
     return image, image | (near & (shares <= OBJECT_GAP * ordered[CROWD]))
 
 
-def contains_query(distances: NDArray[Any], fine: NDArray[Any] | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def contains_query(
+    distances: NDArray[Any], fine: NDArray[Any] | None, *, detail: bool = False
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which candidate leads as the one that contains the query image, and which is the same object: (n,) and (n,) bool.
 
     The nearest on the regions leads if it is clearly nearer than the next, or among the nearest on ``fine``, too. With
@@ -154,12 +157,13 @@ def contains_query(distances: NDArray[Any], fine: NDArray[Any] | None) -> tuple[
     Args:
         distances: (n,) of the regions, in bits.
         fine: (n,) distances on ``fine``; None: the collection lacks it.
+        detail: the first condition is enough for both.
     """
     agrees = np.zeros(len(distances), bool)
     if fine is not None and len(fine):
         agrees = fine <= np.sort(fine)[min(AGREEING, len(fine)) - 1]
     leads = gap(distances, REGION_LEAD) | (gap(distances, 1.0) & agrees)
-    return leads, gap(distances, REGION_GAP) & agrees
+    return leads, gap(distances, REGION_GAP) & (agrees | detail)
 
 
 def gap(distances: NDArray[Any], share: float) -> NDArray[np.bool_]:

@@ -309,7 +309,8 @@ def test_a_given_schema_may_change_the_weight_of_regions(collages: Path, tmp_pat
     heavier = Schema(regions=SETTINGS.model_copy(update={"weight": 2.0}))
     with ImageIndex.open(uri, heavier) as index:
         (hit,) = index.query(collages / "29.png", k=1)
-        assert hit.score == pytest.approx(3.6 / 61 + 2 / (60 + hit.ranks[REGIONS]))
+        assert hit.lead == "fine"
+        assert hit.score == pytest.approx(3.6 / 61 + 2 / (60 + hit.ranks[REGIONS]) + 5.6 / 61)
     with ImageIndex.open(uri, Schema()) as index, pytest.raises(SchemaMismatchError, match="regions is"):
         index.query(collages / "05.png")
 

@@ -84,6 +84,8 @@ def test_the_image_that_contains_the_query(
     assert np.flatnonzero(leading).tolist() == leads
     assert np.flatnonzero(same).tolist() == thing
     assert np.flatnonzero(contains_query(np.array(regions), None)[1]).tolist() == []
+    alone = contains_query(np.array(regions), None, detail=True)[1]
+    assert alone.tolist() == [place == 0 and regions[0] <= 0.75 * regions[1] for place in range(5)]
 
 
 def test_a_remark_where_nothing_is_related() -> None:
