@@ -236,14 +236,10 @@ class HashEncoder(ABC):
         """The stage that the classifier reads, if there is one."""
         return self.row.stages[-1:] if self.has_tags else ()
 
-    def _tags(self, averages: NDArray[np.floating[Any]]) -> Tags:
-        """The tags of images by the averages (n, c) of ``_tagged_stage``."""
-        return tags_of(averages, self._classifier)
-
     @cached_property
     def _classifier(self) -> NDArray[np.float32]:
         assert self.state.classifier is not None  # noqa: S101  (the callers ask has_tags)
-        return self.state.classifier.astype(np.float32)
+        return self.state.classifier.matrix()
 
     @property
     def regions(self) -> tuple[Scale, ...]:
@@ -254,7 +250,10 @@ class HashEncoder(ABC):
 
     def features(self, images: Sequence[Pixels]) -> Features:
         whole = [name for name in self.state.heads or self.state.configuration.poolings if name != REGIONS]
-        return self._in_batches(images, whole, self.regions)
+        features = self._in_batches(images, whole, self.regions)
+        if TAGS in features:  # of all images at once: the classifier's weights are more than a cache holds
+            features[TAGS] = tags_of(features[TAGS], self._classifier)
+        return features
 
     def _in_batches(self, images: Sequence[Pixels], names: Sequence[str], regions: Sequence[Scale]) -> Features:
         """Features of granularities ``names``, and of windows ``regions``; images of the same shape share batches."""
@@ -284,7 +283,10 @@ class HashEncoder(ABC):
 
     @abstractmethod
     def _features(self, images: Pixels, names: Sequence[str], regions: Sequence[Scale]) -> Features:
-        """Features (n, d) float32 of images (n, 3, h, w) uint8; see ``_in_batches``."""
+        """Features (n, d) float32 of images (n, 3, h, w) uint8; see ``_in_batches``.
+
+        With ``_tagged_stage``, under ``TAGS`` the averages (n, c) float32 of that stage over all places.
+        """
 
     @abstractmethod
     def _lend_network(self, other: Self) -> None:

@@ -6,16 +6,16 @@ which is computed anyway.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray  # noqa: TC002 - pydantic reads the annotations
 
 from mg_milvus.schema.tags import LEAST, LEVELS, NAMES, NO_TAG, TAG_COLUMNS, level_of, vocabulary
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     Tags = NDArray[np.int16]
 
 
@@ -26,25 +26,50 @@ TEMPERATURE = 1.15
 (benchmarks/words.py)."""
 
 
-def tags_of(averages: NDArray[np.floating[Any]], classifier: NDArray[np.float32]) -> Tags:
+@dataclass(frozen=True, slots=True, eq=False)
+class Classifier:
+    """A linear layer over the average of the last stage, in 8 bits, which take a half of half precision.
+
+    Attributes:
+        weight: (classes, c) int8.
+        scale: (classes,) float32; the weights of a class are ``weight * scale``.
+        bias: (classes,) float32.
+    """
+
+    weight: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Self:
+        """Round weights (classes, c) to 8 bits."""
+        scale = (np.abs(weight).max(axis=1) / 127).astype(np.float32)
+        return cls(np.rint(weight / scale[:, None]).astype(np.int8), scale, bias.astype(np.float32))
+
+    def matrix(self) -> NDArray[np.float32]:
+        """(c + 1, classes) float32: the weights, the bias last."""
+        return np.vstack([(self.weight * self.scale[:, None]).T, self.bias]).astype(np.float32)
+
+
+def tags_of(averages: NDArray[np.floating[Any]], matrix: NDArray[np.float32]) -> Tags:
     """The stored tags of images.
 
     Args:
         averages: (n, c) of the last stage over all places.
-        classifier: (classes, c + 1) weights, the bias last.
+        matrix: of the classifier.
 
     Returns:
         (n, tags) int16: names, most probable first, then the most probable group, each from ``LEAST`` on.
     """
-    logits = (averages.astype(np.float32) @ classifier[:, :-1].T + classifier[:, -1]) / TEMPERATURE
+    logits = (averages.astype(np.float32) @ matrix[:-1] + matrix[-1]) / TEMPERATURE
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     of_groups = shares @ _membership()
     tags = np.full((len(shares), len(TAG_COLUMNS)), NO_TAG, np.int16)
-    best = np.argsort(-shares, axis=1, kind="stable")[:, :NAMES]
+    best = np.argpartition(shares, -NAMES, axis=1)[:, -NAMES:]
     group = of_groups.argmax(axis=1)
     for row, (own, names) in enumerate(zip(shares, best, strict=True)):
-        for place, name in enumerate(names):
+        for place, name in enumerate(sorted(names, key=lambda name: -own[name])):
             tags[row, place] = _stored(int(name), own[name])
         tags[row, NAMES] = _stored(len(own) + int(group[row]), of_groups[row, group[row]])
     return tags

@@ -13,6 +13,7 @@ from numpy.typing import NDArray  # noqa: TC002 - pydantic reads the annotations
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mg_milvus.encoder.backbones import FUNCTION, Backbone, find_backbone
+from mg_milvus.encoder.classifier import Classifier
 from mg_milvus.encoder.hash_heads import Head, ManifoldHead, Statistics
 from mg_milvus.encoder.imagenet import PACKAGES, imagenet_network
 from mg_milvus.encoder.pooling import Pooling, width
@@ -130,7 +131,7 @@ def _fault(head: Head | ManifoldHead) -> object:
 _KEY = "mg_milvus_encoder"
 _FINGERPRINT = "fingerprint"
 _CLASSIFIER = "classifier"
-"""Name of its tensor, and of its own fingerprint in the metadata."""
+"""Beginning of the names of its tensors, and name of its own fingerprint in the metadata."""
 BUILTIN = "builtin"
 SHIPPED = (BUILTIN, "large")
 """Encoders whose heads ship with the package; the weights of their networks are in packages, see ``imagenet.py``."""
@@ -207,8 +208,8 @@ class EncoderState(BaseModel):
     backbone: dict[str, NDArray[Any]]
     heads: dict[str, Head | ManifoldHead]
     statistics: dict[str, Statistics]
-    classifier: NDArray[np.float16] | None = None
-    """(classes, c + 1) weights over the average of the last stage, the bias last, for tags; no code depends on it."""
+    classifier: Classifier | None = None
+    """For tags; no code depends on it."""
 
 
 def fingerprint(state: EncoderState) -> str:
@@ -224,8 +225,9 @@ def to_bytes(state: EncoderState, *, with_backbone: bool = True) -> bytes:
         weights |= {f"backbone.{name}": values for name, values in state.backbone.items()}
     metadata = {_KEY: state.configuration.model_dump_json(exclude_none=True), _FINGERPRINT: fingerprint(state)}
     if with_backbone and state.classifier is not None:
-        weights[_CLASSIFIER] = state.classifier
-        metadata[_CLASSIFIER] = weights_fingerprint({_CLASSIFIER: state.classifier})
+        own = {f"{_CLASSIFIER}.{f.name}": getattr(state.classifier, f.name) for f in fields(Classifier)}
+        weights |= own
+        metadata[_CLASSIFIER] = weights_fingerprint(own)
     return to_safetensors(weights, metadata)
 
 
@@ -253,7 +255,7 @@ def from_bytes(data: bytes, origin: str, shared: EncoderState | None = None) -> 
         )
     try:
         configuration = Configuration.model_validate_json(metadata[_KEY])
-        classifier = weights.pop(_CLASSIFIER, None)
+        own = {name: weights.pop(name) for name in list(weights) if name.startswith(f"{_CLASSIFIER}.")}
         fitted = {name: single(values) for name, values in weights.items() if not name.startswith("backbone.")}
         heads = {g: _head(fitted, f"heads.{g}.") for g in configuration.poolings if f"heads.{g}.mean" in fitted}
         moments = {
@@ -275,8 +277,7 @@ def from_bytes(data: bytes, origin: str, shared: EncoderState | None = None) -> 
             f"({detail}); update mg-milvus, or make the file again with mgm fit"
         ) from error
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    if classifier is not None:
-        _check_classifier(classifier, configuration.row, metadata.get(_CLASSIFIER), origin)
+    classifier = _classifier(own, configuration.row, metadata.get(_CLASSIFIER), origin) if own else None
     if not backbone and shared is not None:
         backbone, classifier = dict(shared.backbone), shared.classifier
     elif not backbone:
@@ -303,26 +304,30 @@ def from_bytes(data: bytes, origin: str, shared: EncoderState | None = None) -> 
     return state
 
 
-def _check_classifier(classifier: NDArray[Any], row: Backbone, expected: str | None, origin: str) -> None:
-    """Refuse a classifier that does not fit the network, or is not the one that was written.
+def _classifier(own: Weights, row: Backbone, expected: str | None, origin: str) -> Classifier:
+    """The classifier of a file, from its tensors.
 
     Raises:
-        EncoderError: it is damaged.
+        EncoderError: it does not fit the network, or is not the one that was written.
     """
-    shape = (vocabulary().names, row.channels[-1] + 1)
-    if classifier.shape != shape or classifier.dtype != np.float16 or not np.isfinite(classifier).all():
-        raise EncoderError(
-            f"{origin}: the classifier is {classifier.dtype} of the shape {classifier.shape}, expected finite float16 "
-            f"of {shape}; the file is damaged: fetch or make it again"
-        )
-    if (actual := weights_fingerprint({_CLASSIFIER: classifier})) != expected:
+    if (actual := weights_fingerprint(own)) != expected:
         raise EncoderError(
             f"{origin}: the classifier has the fingerprint {actual}, expected {expected}; the file is damaged: fetch "
             "or make it again"
         )
+    classes = vocabulary().names
+    shapes = {"weight": (classes, row.channels[-1]), "scale": (classes,), "bias": (classes,)}
+    found = {name.removeprefix(f"{_CLASSIFIER}."): (values.shape, values.dtype.name) for name, values in own.items()}
+    wanted = {name: (shape, "int8" if name == "weight" else "float32") for name, shape in shapes.items()}
+    if found != wanted or not all(np.isfinite(own[f"{_CLASSIFIER}.{name}"]).all() for name in shapes):
+        raise EncoderError(
+            f"{origin}: the classifier does not work (it has {found}, expected finite {wanted}): make the file again "
+            "with mgm fit"
+        )
+    return Classifier(**{name: own[f"{_CLASSIFIER}.{name}"] for name in shapes})
 
 
-def pretrained_weights(row: Backbone) -> tuple[dict[str, NDArray[Any]], NDArray[np.float16] | None]:
+def pretrained_weights(row: Backbone) -> tuple[dict[str, NDArray[Any]], Classifier | None]:
     """Pretrained weights of a backbone, and its classifier if it is one of ``PACKAGES``; these need no torch.
 
     Raises:

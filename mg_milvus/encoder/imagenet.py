@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mg_milvus.encoder.classifier import Classifier
 from mg_milvus.errors import WeightsNotFoundError
 from mg_milvus.files import read_plain
 
@@ -64,12 +65,11 @@ _PARTS = {"_bn0": "expand.norm", "_bn1": "depthwise.norm", "_bn2": "project.norm
 _OUTER = {"_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.conv", "_bn1": "head.norm"}
 
 
-def imagenet_network(backbone: str) -> tuple[dict[str, NDArray[Any]], NDArray[np.float16]]:
+def imagenet_network(backbone: str) -> tuple[dict[str, NDArray[Any]], Classifier]:
     """ImageNet weights under the names of ``layers.py``, and the classifier.
 
     Returns:
-        Kernels float16 and batch normalisation float32; (1000, c + 1) float16 weights of the classes, the bias last.
-        All are read-only.
+        Kernels float16 and batch normalisation float32, read-only; and the classifier in 8 bits.
 
     Raises:
         WeightsNotFoundError: the package is not installed, or holds another file.
@@ -80,14 +80,14 @@ def imagenet_network(backbone: str) -> tuple[dict[str, NDArray[Any]], NDArray[np
 
 
 @lru_cache(maxsize=1)
-def _half_precision(backbone: str, *_: int) -> tuple[dict[str, NDArray[Any]], NDArray[np.float16]]:
+def _half_precision(backbone: str, *_: int) -> tuple[dict[str, NDArray[Any]], Classifier]:
     """The weights, read again where the file is another: every index that a program opens loads them."""
     exact = _package_weights(backbone)
-    classifier = np.column_stack([exact.pop("_fc.weight"), exact.pop("_fc.bias")]).astype(np.float16)
+    classifier = Classifier.of(exact.pop("_fc.weight"), exact.pop("_fc.bias"))
     weights: dict[str, NDArray[Any]] = {
         name: np.ascontiguousarray(values, np.float16) if values.ndim == 4 else values for name, values in exact.items()
     }
-    for values in (classifier, *weights.values()):
+    for values in weights.values():
         values.flags.writeable = False
     return weights, classifier
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.encoder.backbones import Backbone
     from mg_milvus.encoder.base import Encoder
+    from mg_milvus.encoder.classifier import Classifier
 
 
 def load_encoder(source: str | Path | bytes = BUILTIN, *, device: str = "auto", base: Encoder | None = None) -> Encoder:
@@ -104,7 +105,7 @@ def untrained_encoder(
 
 def _described(
     backbone: str, weights: str | os.PathLike[str] | None, taps: Sequence[str]
-) -> tuple[Backbone, dict[str, NDArray[Any]], NDArray[Any] | None]:
+) -> tuple[Backbone, dict[str, NDArray[Any]], Classifier | None]:
     """Description, weights and classifier, if it has one, of a backbone; see ``untrained_encoder``."""
     if library_of(backbone) == "onnx":
         from mg_milvus.encoder.onnx_file import load_onnx_file

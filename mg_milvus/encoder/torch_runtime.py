@@ -209,7 +209,7 @@ class TorchEncoder(HashEncoder):
             poolings = self.state.configuration.poolings
             features: Features = {name: pool(maps, poolings[name])[:count].numpy() for name in names}
             for stage in self._tagged_stage if names else ():
-                features[TAGS] = self._tags(maps[stage].float().mean((2, 3))[:count].cpu().numpy())
+                features[TAGS] = maps[stage].float().mean((2, 3))[:count].cpu().numpy()
             if regions:
                 # Regions are many: half precision halves their memory while heads are fitted.
                 features[REGIONS] = pool_regions(maps, poolings[REGIONS], windows(regions))[:count].half().numpy()

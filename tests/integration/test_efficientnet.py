@@ -89,8 +89,10 @@ def test_weights_are_those_that_torch_reads(name: str) -> None:
     assert {str(values.dtype) for key, values in weights.items() if key.endswith("conv.weight")} == {"float16"}
     counted = sum(values.size for values in weights.values())
     assert counted == sum(v.numel() for k, v in state.items() if not k.startswith("_fc") and "tracked" not in k)
-    assert (classifier[:, :-1] == state["_fc.weight"].half().numpy()).all()
-    assert (classifier[:, -1] == state["_fc.bias"].half().numpy()).all()
+    layer = state["_fc.weight"].numpy()
+    off = np.abs(classifier.matrix()[:-1].T - layer).max(axis=1)
+    assert (off <= np.abs(layer).max(axis=1) / 127 * 0.501).all()  # half a step of 8 bits
+    assert (classifier.matrix()[-1] == state["_fc.bias"].numpy()).all()
 
 
 def test_layers_are_those_of_the_papers() -> None:

@@ -254,14 +254,14 @@ def test_tags_are_those_of_the_reference_network() -> None:
 def test_the_classifier_travels_with_the_encoder() -> None:
     encoder = load_encoder()
     data = encoder.to_bytes()
-    assert len(data) <= 16_000_000
+    assert len(data) <= 14_500_000  # a collection's heads may take 1.3 MB more
     again = load_encoder(data)
     assert again.has_tags
     assert again.fingerprint == encoder.fingerprint == fingerprint(again.state)
     image = [encoder.prepare(Image.linear_gradient("L").convert("RGB"))]
     assert (again.features(image)[TAGS] == encoder.features(image)[TAGS]).all()
     assert again.with_bits({"coarse": 32}).has_tags
-    place = data.index(encoder.state.classifier.tobytes()[:64])  # type: ignore[attr-defined]
+    place = data.index(encoder.state.classifier.weight.tobytes()[:64])  # type: ignore[attr-defined]
     damaged = data[: place + 5] + bytes([data[place + 5] ^ 1]) + data[place + 6 :]
     with pytest.raises(EncoderError, match=r"the classifier has the fingerprint .* expected .* damaged"):
         load_encoder(damaged)

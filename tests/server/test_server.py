@@ -189,6 +189,16 @@ def test_one_granularity_through_the_command(server: RealMilvus, schema: Path, t
     assert {hit["path"] for hit in hits} == {str(path) for path in photos.rglob("*.jpg")}
     assert hits[0]["path"] == str(asked)
 
+    counts = json.loads(mgm(server, "tags", "--json", *place)[1])
+    (tag, images), *_ = counts.items()
+    tagged = {hit["path"] for hit in hits if tag in hit["tags"]}
+    assert len(tagged) == images
+    for options in (("--text", tag), ("--like", asked, "--filter", f'tags == "{tag}"')):
+        lines = mgm(server, "query", *options, "--json", "-k", "15", *place)[1].splitlines()
+        assert {json.loads(line)["path"] for line in lines if tag in json.loads(line)["tags"]} | {str(asked)} == (
+            tagged | {str(asked)}
+        )
+
     assert mgm(server, "export", tmp_path / "codes", *place)[0] == 0
     moved = ("--collection", next(_names))
     assert mgm(server, "load", tmp_path / "codes", *moved)[0] == 0

@@ -53,7 +53,7 @@ def test_every_verb(proxy: StrictProxy, folder: Path, tmp_path: Path) -> None:
         assert index.session.store.regions.count() == 30 * 4
         report = index.duplicates()
         assert (report.rows, len(report.groups)) == (30, 0)
-        before = index.fingerprint
+        before, counted = index.fingerprint, index.tags()
         assert index.export(tmp_path / "codes").rows == 30
         assert index.refit("again").added == 30
 
@@ -68,6 +68,10 @@ def test_every_verb(proxy: StrictProxy, folder: Path, tmp_path: Path) -> None:
         assert loaded.load(tmp_path / "codes").rows == 30
         assert (loaded.count(), loaded.fingerprint) == (30, before)
         assert loaded.query(image, k=1)[0].path == str(image)
+        (tag, images), *_ = counted.items()
+        assert loaded.tags() == counted
+        assert loaded.count({"tags": tag}) == images
+        assert [tag in hit.fields["tags"] for hit in loaded.query(text=tag, k=images)] == [True] * images
         assert loaded.delete([str(image)]) == 1
         assert loaded.count() == 29
 
