@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mg_milvus.codes import pack, signs, weighted_hamming
+from mg_milvus.codes import hamming, pack, weighted_hamming
 from mg_milvus.schema.models import REGIONS, TEXT
 from mg_milvus.search import words
 from mg_milvus.search.explain import Trace
@@ -80,6 +80,8 @@ class Candidates:
         rows: (n) rows, all different, with their codes.
         distances: granularity -> (n,) float32 distances in bits, see ``weighted_hamming``, for every granularity of the
             schema; of regions (n,) float64, see ``search.regions``.
+        differing: the same as Hamming distances, (n,) int32: they are shown and judged, ``distances`` rank; of regions
+            and of words both are the same.
         retrieved_by: (n) the granularities whose search returned the row.
         boxes: (n) boxes of the best matching regions, in pixels of the upright original; None where the query has no
             regions, or no region of the image was retrieved.
@@ -87,6 +89,7 @@ class Candidates:
 
     rows: Sequence[Row]
     distances: Mapping[str, NDArray[Any]]
+    differing: Mapping[str, NDArray[Any]]
     retrieved_by: Sequence[tuple[str, ...]]
     boxes: Sequence[Box | None]
 
@@ -106,6 +109,20 @@ def exact_distances(
     return {
         name: weighted_hamming(
             codes[name][i].reshape(-1, bits[name]),
+            np.frombuffer(b"".join(own[name] for own in stored), np.uint8).reshape(len(stored), bits[name] // 8),
+        ).min(axis=0)
+        for name in bits
+        if name in codes
+    }
+
+
+def differing_bits(
+    stored: Sequence[Mapping[str, bytes]], codes: QueryCodes, bits: Mapping[str, int], i: int = 0
+) -> dict[str, NDArray[np.int32]]:
+    """Hamming distances of query image ``i`` to n stored images: granularity -> (n,) int32; else as above."""
+    return {
+        name: hamming(
+            pack(codes[name][i].reshape(-1, bits[name])),
             np.frombuffer(b"".join(own[name] for own in stored), np.uint8).reshape(len(stored), bits[name] // 8),
         ).min(axis=0)
         for name in bits
@@ -225,9 +242,8 @@ class _Retrieval:
         stored = {key: rows[key].codes for key in ids if key in rows}
         if missing := [key for key in ids if key not in stored]:
             stored |= self._store.fetch_codes(missing, tuple(bits))
-        # By plain Hamming distance, as the store searches.
-        plain = {name: signs(pack(self._codes[name][i].reshape(-1, bits[name])))[None] for name in bits}
-        distances: dict[str, NDArray[Any]] = {**exact_distances(list(stored.values()), plain, bits)}
+        # As the store searches.
+        distances: dict[str, NDArray[Any]] = {**differing_bits(list(stored.values()), self._codes, bits, i)}
         if matches:
             distances[REGIONS] = matches.distances(list(stored))
         keys = np.array(list(stored), dtype=np.str_)
@@ -280,11 +296,14 @@ class _Retrieval:
         # A row that was deleted between the search and the fetch is no candidate.
         own = [rows[key] for key in retrieved if key in rows and key not in exclude]
         codes = [row.codes for row in own]
-        distances: dict[str, NDArray[Any]] = {**exact_distances(codes, self._codes, self._schema.bits, i)}
+        others: dict[str, NDArray[Any]] = {}
         if self._query.tags:
-            distances[TEXT] = words.distances([row.tags for row in own], self._query.tags)
+            others[TEXT] = words.distances([row.tags for row in own], self._query.tags)
         boxes: list[Box | None] = [None] * len(own)
         if self._schema.regions and matches:
-            distances[REGIONS] = matches.distances([row.id for row in own])
+            others[REGIONS] = matches.distances([row.id for row in own])
             boxes = [matches.box(row.id, self._schema.regions, row.width, row.height) for row in own]
-        return Candidates(own, distances, [tuple(retrieved[row.id]) for row in own], boxes)
+        bits = self._schema.bits
+        distances = {**exact_distances(codes, self._codes, bits, i), **others}
+        differing = {**differing_bits(codes, self._codes, bits, i), **others}
+        return Candidates(own, distances, differing, [tuple(retrieved[row.id]) for row in own], boxes)

@@ -18,7 +18,7 @@ from mg_milvus.search.chance import FEWEST
 from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
 from mg_milvus.search.fusion import Fusion, fuse, lead, shared_ranks
 from mg_milvus.search.query import MAX_DEPTH
-from mg_milvus.search.retrieve import Candidates, SearchRequest, exact_distances, retrieve
+from mg_milvus.search.retrieve import Candidates, SearchRequest, differing_bits, exact_distances, retrieve
 from mg_milvus.search.verdicts import Judgement, judge, remark
 from mg_milvus.store.base import HybridSearch
 
@@ -106,26 +106,29 @@ class Searcher:
         request = SearchRequest({name: values[wanted] for name, values in codes.items()}, query, exclude)
         rows = {row.id: row for own in retrieve(self._store, self._schema, request) for row in own.rows}
         bits = self._schema.bits
-        distances = [exact_distances([row.codes for row in rows.values()], codes, bits, i) for i in range(len(ordered))]
+        stored = [row.codes for row in rows.values()]
+        distances = [exact_distances(stored, codes, bits, i) for i in range(len(ordered))]
+        differing = [differing_bits(stored, codes, bits, i) for i in range(len(ordered))]
+        compared = differing if query.fusion == "chance" else distances
         names = {(i, name): f"{i} {name}" for i in range(len(ordered)) for name in bits}
         fused = fuse(
             list(rows),
-            {key: distances[i][name] for (i, name), key in names.items()},
+            {key: compared[i][name] for (i, name), key in names.items()},
             bits={key: bits[name] for (_, name), key in names.items()},
             weights={key: ordered[i][1] * query.weights.get(name, 0.0) for (i, name), key in names.items()},
             fusion=self._fusion(query, {key: name for (_, name), key in names.items()}),
         )
         hits, every = [], list(rows.values())
-        judgement = self._judge({name: np.min([distances[i][name] for i in wanted], axis=0) for name in bits})
+        judgement = self._judge({name: np.min([differing[i][name] for i in wanted], axis=0) for name in bits})
         if query.auto and judgement is not None:
             best = {name: np.min([fused.ranks[names[i, name]] for i in wanted], axis=0) for name in judgement.leading}
             total = sum(query.weights.values()) * sum(ordered[i][1] for i in wanted)
             fused = lead(replace(fused, ranks=fused.ranks | best), judgement.leading, total, query.rrf_k)
         for rank, place in enumerate(fused.order[: query.k].tolist(), start=1):
-            nearest = {name: min(wanted, key=[own[name][place] for own in distances].__getitem__) for name in bits}
+            nearest = {name: min(wanted, key=[own[name][place] for own in compared].__getitem__) for name in bits}
             hits.append(Hit(
                 rank, every[place].id, every[place].path, float(fused.scores[place]),
-                {name: round(float(distances[i][name][place])) for name, i in nearest.items()},
+                {name: int(differing[i][name][place]) for name, i in nearest.items()},
                 {name: float(fused.ranks[names[i, name]][place]) for name, i in nearest.items()},
                 _row_fields(every[place]), **_verdict(judgement, place),
             ))  # fmt: skip
@@ -175,7 +178,7 @@ class Searcher:
     def _ranked(self, candidates: Candidates, query: Query) -> SearchResult:
         names = [*self._schema.bits, *([REGIONS] if query.regions == "contains" else [])]
         # Of words without an image there are no distances.
-        distances = {name: candidates.distances[name] for name in names if name in candidates.distances}
+        distances = {name: candidates.differing[name] for name in names if name in candidates.differing}
         judgement = self._judge(distances, detail=REGIONS in query.weights) if distances else None
         return SearchResult(query, self._rank(candidates, query, judgement), candidates, judgement)
 
@@ -216,7 +219,9 @@ class Searcher:
             if not query.weights.keys().isdisjoint(names) or any(own[i] for own in leading.values())
         ]
         bits = query.max_distances(self._schema)
-        distances = {name: values[used] for name, values in candidates.distances.items()}
+        # Chance is that of Hamming distances.
+        compared = candidates.differing if query.fusion == "chance" else candidates.distances
+        distances = {name: values[used] for name, values in compared.items()}
         fused = fuse(
             [candidates.rows[i].id for i in used], distances, bits=bits, weights=query.weights,
             fusion=self._fusion(query),
@@ -231,7 +236,7 @@ class Searcher:
             names = [name for name in distances if name != REGIONS or REGIONS in (*query.weights, verdict.get("lead"))]
             hits.append(Hit(
                 place, row.id, row.path, float(fused.scores[i]),
-                {name: round(float(distances[name][i])) for name in names},
+                {name: round(float(candidates.differing[name][used[i]])) for name in names},
                 {name: float(fused.ranks[name][i]) for name in names},
                 _row_fields(row), candidates.boxes[used[i]] if REGIONS in names else None, **verdict,
             ))  # fmt: skip
@@ -252,13 +257,13 @@ class Searcher:
         for i, result in enumerate(results):
             scores = {key: score for key, score in result if key in rows and key not in exclude}
             own = [rows[key] for key in scores][: query.k]
-            distances = exact_distances([row.codes for row in own], codes, bits, i)
+            distances = differing_bits([row.codes for row in own], codes, bits, i)
             ranks = {name: shared_ranks(values) for name, values in distances.items()}
             judgement = self._judge(distances)
             hits = [
                 Hit(
                     place + 1, row.id, row.path, float(scores[row.id]),
-                    {name: round(float(values[place])) for name, values in distances.items()},
+                    {name: int(values[place]) for name, values in distances.items()},
                     {name: float(values[place]) for name, values in ranks.items()},
                     _row_fields(row), **_verdict(judgement, place),
                 )
@@ -301,7 +306,7 @@ def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str
     fields = {}
     for name in (name for name in bits if name in query.weights):
         own = [places[key] for key in ids.get(name, ()) if key in places]
-        distances = [] if candidates is None else np.rint(candidates.distances[name][own]).astype(int).tolist()
+        distances = [] if candidates is None else np.rint(candidates.differing[name][own]).astype(int).tolist()
         fields[name] = FieldResult(
             weight=query.weights[name],
             bits=bits[name],

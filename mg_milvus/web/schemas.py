@@ -64,9 +64,10 @@ class Candidate(BaseModel):
 
     id: str
     path: str
-    distances: Annotated[
-        dict[str, float], Field(description="In bits; a bit counts as much as the query image is sure of it.")
-    ]
+    distances: Annotated[dict[str, float], Field(description="Bits that differ; of regions not a whole number.")]
+    ranked_by: Annotated[dict[str, float], Field(description=(
+        "The distances that rank it, in bits: each counts as much as the query image is sure of it."
+    ))]  # fmt: skip
     retrieved_by: Annotated[list[str], Field(description="The granularities whose search returned it.")]
     box: Annotated[list[int] | None, BOX] = None
     verdict: Annotated[str | None, VERDICT] = None
@@ -298,11 +299,13 @@ def result_fields(result: SearchResult, schema: Schema, *, with_candidates: bool
     }  # fmt: skip
     if with_candidates and candidates is not None:
         judged = [{} if judgement is None else judgement.of(i) for i in range(len(candidates.rows))]
-        distances = {name: values.tolist() for name, values in candidates.distances.items() if name in compared}
+        shown = {name: values.tolist() for name, values in candidates.differing.items() if name in compared}
+        exact = {name: values.tolist() for name, values in candidates.distances.items() if name in compared}
         response["candidates"] = [
             row_fields(row)
             | {
-                "distances": {name: values[i] for name, values in distances.items()},
+                "distances": {name: values[i] for name, values in shown.items()},
+                "ranked_by": {name: values[i] for name, values in exact.items()},
                 "retrieved_by": candidates.retrieved_by[i],
             }
             | (

@@ -105,7 +105,9 @@ def test_the_ranking_is_the_definition(read_only: tuple[ImageIndex, Path]) -> No
     expected = sorted(stored, key=lambda path: -round(score(path), 12))
     hits = index.query(file, k=60, weights=weights, depth=60)
     assert [hit.score for hit in hits] == pytest.approx([score(path) for path in expected])
-    assert {hit.path: hit.distances["fine"] for hit in hits} == {p: round(d) for p, d in distance["fine"].items()}
+    own = int.from_bytes(stored[str(file)]["fine"])
+    bits = {path: (int.from_bytes(codes["fine"]) ^ own).bit_count() for path, codes in stored.items()}
+    assert {hit.path: hit.distances["fine"] for hit in hits} == bits
     assert [h.score for h in hits] == pytest.approx([score(h.path) for h in hits])
 
 
@@ -166,7 +168,7 @@ def test_filters_and_the_single_granularity(read_only: tuple[ImageIndex, Path]) 
     [
         ({"k": 0}, "k is 0, expected a whole number from 1"),
         ({"k": 20, "depth": 10}, "depth is 10 and k is 20"),
-        ({"profile": "instanc"}, "unknown profile 'instanc', expected category"),
+        ({"profile": "instanc"}, "unknown profile 'instanc', expected auto, category"),
         ({"weights": {"corse": 1}}, "unknown granularity 'corse' (did you mean 'coarse'?)"),
         ({"weights": {"coarse": 0}}, "all weights are 0"),
         ({"weights": {"coarse": float("nan")}}, "the weight of coarse is nan"),

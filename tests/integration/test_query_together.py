@@ -59,11 +59,13 @@ def test_the_score_is_the_sum_over_images_and_granularities(
     assert {hit.id: hit.score for hit in hits} == pytest.approx(dict(expected))
     # The distances are those to the nearer of the two images that are looked for.
     ids, bits = all_codes(labelled_index)
+    keys = [labelled_index.row(path).id for path in photos[:2]]
     for name in BITS:
-        wanted = [real_code(labelled_index, file, name) for file in photos[:2]]
+        wanted = {key: real_code(labelled_index, file, name) for key, file in zip(keys, photos, strict=False)}
         for hit in hits:
             row = bits[name][ids.index(hit.id)]
-            assert hit.distances[name] == round(min(distance_to(asked, row) for asked in wanted))
+            nearer = min(keys, key=lambda key: distance_to(wanted[key], row))
+            assert hit.distances[name] == (row != bits[name][ids.index(nearer)]).sum()
 
 
 def test_one_image_alone_is_the_plain_query(labelled_index: ImageIndex, photos: list[Path]) -> None:

@@ -48,10 +48,12 @@ def test_the_distance_is_that_of_the_nearest_view(
     expected: dict[str, dict[str, int]] = {}
     for name in bits:
         asked = [real_code(labelled_index, file, name) for file in (views if name == "fine" else views[:1])]
-        nearest = [min(distance(code, row) for code in asked) for row in bits[name]]
-        expected[name] = {key: round(value) for key, value in zip(ids, nearest, strict=True)}
+        differing = [min(sum((own > 0) != bit for own, bit in zip(code, row)) for code in asked) for row in bits[name]]
+        expected[name] = dict(zip(ids, map(int, differing), strict=True))
+    nearest = [min(distance(real_code(labelled_index, file, "fine"), row) for file in views) for row in bits["fine"]]
     hits = labelled_index.query(page[0], k=len(ids), depth=len(ids), profile="instance")
-    assert len(hits) == len(ids)
+    order = [key for _, key in sorted(zip(nearest, ids, strict=True))]
+    assert [hit.id for hit in hits] == order
     for hit in hits:
         assert hit.distances == {name: of_name[hit.id] for name, of_name in expected.items()}
     # A few candidates are the first of all: those that any view retrieves.

@@ -190,7 +190,7 @@ def test_every_region_of_an_image_is_looked_for(details: TestClient, collage_ind
 def test_without_a_query_for_regions_there_are_none(details: TestClient, collage_index: ImageIndex) -> None:
     answer = details.post("/api/query?k=4&plan=full", content=png(9)).json()
     assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in collage_index.query(png(9), k=4)]))
-    assert answer["regions"] is None
+    assert REGIONS not in answer["weights"]
     assert list(answer["bits"]) == ["coarse", "mid", "fine"]
     assert all("box" not in hit for hit in answer["hits"])
 
@@ -220,6 +220,7 @@ def test_candidates_with_regions_rank_as_any_weights_do(details: TestClient, col
     assert {key for key, row in candidates.items() if "regions" in row["retrieved_by"]} == {hit.id for hit in hits}
     for hit in hits:
         own = candidates[hit.id]["distances"]
+        assert set(candidates[hit.id]["ranked_by"]) == set(own)
         assert {name: round(distance) for name, distance in own.items()} == hit.distances
         assert candidates[hit.id].get("box") == (list(hit.box) if hit.box else None)
     whole = {hit.id for hit in collage_index.query(png(7), k=6, depth=6, granularity="coarse")}
@@ -273,7 +274,7 @@ def test_candidates_of_all_granularities_rank_as_any_weights_do(client: TestClie
         ("weights=coarse", 400, "coarse=1,fine=3"),
         ("weights=coarse=nan", 400, "expected a number"),
         ("weights=gross=1", 400, "unknown granularity 'gross'"),
-        ("profile=loud", 400, "expected category, object, instance, balanced"),
+        ("profile=loud", 400, "expected auto, category, object, instance, balanced"),
         ("fusion=magic", 400, "rank, score, chance, server"),
         ("min=kind", 400, "expected same-image, same-object"),
         ("max_chance=2", 400, "max_chance is 2.0"),

@@ -25,7 +25,7 @@ function rounded(value) {
 /**
  * Rank the candidates that a granularity with a weight retrieved.
  *
- * candidates: [{id, distances: {name: bits}, chance: {name: share}, retrieved_by: [name]}]
+ * candidates: [{id, distances: {name: bits}, ranked_by: {name: bits}, chance: {name: share}, retrieved_by: [name]}]
  * bits: {name: code length}; weights: {name: number}; method: "rank", "score" or "chance".
  * lead: the profile auto: candidates that stand out, on the granularity `row.lead`, come first.
  * Returns [{row, rank, score, ranks}], best first; empty when no weight is above 0.
@@ -35,12 +35,12 @@ export function fuse(candidates, { bits, weights, method, rrfK, lead = false }) 
   const leads = (row) => lead && method === "rank" && Boolean(row.lead);
   const rows = candidates.filter((row) => leads(row) || row.retrieved_by.some((name) => used.includes(name)));
   const ranks = {};
-  for (const name of Object.keys(bits)) ranks[name] = sharedRanks(rows.map((row) => row.distances[name]));
+  for (const name of Object.keys(bits)) ranks[name] = sharedRanks(rows.map((row) => compared(row, method)[name]));
   const entries = rows.map((row, place) => {
     let nearness = 0;
     let score = 0;
     for (const name of used) {
-      nearness += weights[name] * (1 - row.distances[name] / bits[name]);
+      nearness += weights[name] * (1 - compared(row, method)[name] / bits[name]);
       score += method === "chance" ? -weights[name] * Math.log10(row.chance[name]) : weights[name] / (rrfK + ranks[name][place]);
     }
     if (method === "score") score = nearness;
@@ -55,6 +55,9 @@ export function fuse(candidates, { bits, weights, method, rrfK, lead = false }) 
   return entries.map(({ row, score, ranks: own }, place) => ({ row, rank: place + 1, score, ranks: own }));
 }
 
+/** The distances that rank a candidate; chance is that of the bits that differ. */
+const compared = (row, method) => (method === "chance" ? row.distances : row.ranked_by);
+
 /** What a candidate that stands out has beyond the others. On the regions only the nearest can, and its rank is 1. */
 function leadingScore(row, rank, weights, rrfK) {
   const sum = Object.values(weights).reduce((all, weight) => all + weight, 0);
@@ -65,7 +68,7 @@ function leadingScore(row, rank, weights, rrfK) {
 export function contributions(entry, { bits, weights, method, rrfK, lead = false }) {
   const share = (name) =>
     method === "score"
-      ? weights[name] * (1 - entry.row.distances[name] / bits[name])
+      ? weights[name] * (1 - entry.row.ranked_by[name] / bits[name])
       : method === "chance"
       ? -weights[name] * Math.log10(entry.row.chance[name])
       : weights[name] / (rrfK + entry.ranks[name]);

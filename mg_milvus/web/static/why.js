@@ -6,7 +6,7 @@ import { fileName, fileSize, h, number, rankText } from "./dom.js";
 import { contributions } from "./fusion.js";
 import { distanceText, region, words } from "./grid.js";
 
-const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "distances", "retrieved_by", "box", "verified", "verdict", "confidence", "chance"]);
+const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "distances", "ranked_by", "retrieved_by", "box", "verified", "verdict", "confidence", "chance", "lead"]);
 
 const date = (nanoseconds) => new Date(nanoseconds / 1e6).toISOString().slice(0, 16).replace("T", " ");
 
@@ -70,7 +70,7 @@ export class Why {
       const leads = settings.lead && entry.row.lead === name;
       const weight = (weights[name] ?? 0) + (leads ? Object.values(weights).reduce((all, own) => all + own, 0) : 0);
       const chance = entry.row.chance?.[name];
-      const formula = method === "chance" ? `${weight} × -log10 ${chance?.toPrecision(2)}` : method === "score" ? `${weight} × ${near.toFixed(3)}` : `${weight} / (${rrfK} + ${rankText(entry.ranks[name])})`;
+      const formula = method === "chance" ? `${weight} × -log10 ${chance?.toPrecision(2)}` : method === "score" ? `${weight} × ${(1 - entry.row.ranked_by[name] / bits[name]).toFixed(3)}` : `${weight} / (${rrfK} + ${rankText(entry.ranks[name])})`;
       return h("tr", { class: `h${place % 6}` },
         h("th", { scope: "row" }, name),
         h("td", {}, h("span", { class: "track", "aria-hidden": "true" }, h("i", { style: { width: `${100 * near}%` } })), `${(100 * near).toFixed(0)} %`),
