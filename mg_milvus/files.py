@@ -37,7 +37,7 @@ def one_line(text: str, most: int = 200) -> str:
     return escape_controls(" ".join(text[: 4 * most].split()))[:most] + ("…" if len(text) > most else "")
 
 
-_LONG = re.compile(r"'[^']{500,}'|\S{500,}")
+_LONG = re.compile(r"(?<!\S)'[^']{500,}'|\S{500,}")
 
 
 def shorten_long(text: str) -> str:

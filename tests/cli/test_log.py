@@ -17,6 +17,7 @@ from mg_milvus.cli import log
 from mg_milvus.cli.app import app
 from mg_milvus.cli.console import ProgressView
 from mg_milvus.cli.log import log_error, log_info
+from mg_milvus.files import shorten_long
 from mg_milvus.records import Failure, Progress
 from tests.cli.test_cli import ENVIRONMENT
 from tests.forked import MGM
@@ -106,6 +107,12 @@ def test_long_names_lose_their_middle_in_lines_and_are_whole_in_json(name: str) 
     assert f"{name[-100:]}'" in line
     assert name in events(run("ingest", name, "--log-json").stderr)[1]["message"]
     assert len(run("query", "--k", name).stderr) < 1000  # in a box
+
+
+def test_what_stands_between_two_names_stays_whole() -> None:
+    columns = ", ".join(f"column_{number}" for number in range(100))
+    line = f"'images' has the columns {columns}; did you mean 'column_1'?"
+    assert shorten_long(line) == line
 
 
 def test_every_problem_of_a_schema_is_an_event(tmp_path: Path) -> None:
