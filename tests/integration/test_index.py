@@ -156,7 +156,7 @@ def test_filters_and_the_single_granularity(read_only: tuple[ImageIndex, Path]) 
     [
         ({"k": 0}, "k is 0, expected a whole number from 1"),
         ({"k": 20, "depth": 10}, "depth is 10 and k is 20"),
-        ({"profile": "instanc"}, "unknown profile 'instanc', expected category"),
+        ({"profile": "instanc"}, "unknown profile 'instanc', expected auto, category"),
         ({"weights": {"corse": 1}}, "unknown granularity 'corse' (did you mean 'coarse'?)"),
         ({"weights": {"coarse": 0}}, "all weights are 0"),
         ({"weights": {"coarse": float("nan")}}, "the weight of coarse is nan"),

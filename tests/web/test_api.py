@@ -259,7 +259,7 @@ def test_candidates_of_all_granularities_rank_as_any_weights_do(client: TestClie
         ("weights=coarse", 400, "coarse=1,fine=3"),
         ("weights=coarse=nan", 400, "expected a number"),
         ("weights=gross=1", 400, "unknown granularity 'gross'"),
-        ("profile=loud", 400, "expected category, object, instance, balanced"),
+        ("profile=loud", 400, "expected auto, category, object, instance, balanced"),
         ("fusion=magic", 400, "rank, score, chance, server"),
         ("min=kind", 400, "expected same-image, same-object"),
         ("max_chance=2", 400, "max_chance is 2.0"),
