@@ -124,7 +124,7 @@ class QueryResponse(BaseModel):
     fusion: str
     rrf_k: int
     weights: dict[str, float]
-    regions: Annotated[str | None, Field(description="contains or overlap; null: regions were not searched.")]
+    regions: Annotated[str | None, Field(description="contains or overlap; null: regions have no weight.")]
     bits: Annotated[dict[str, int], Field(description="The largest distance on each granularity that was compared.")]
     hits: list[HitResponse]
     remark: Annotated[str | None, Field(description="A sentence where no hit is related to the query image.")] = None
@@ -293,7 +293,7 @@ def result_fields(result: SearchResult, schema: Schema, *, with_candidates: bool
     compared = {*query.weights} if {*query.weights} == {TEXT} else {*schema.bits, *query.weights}
     response: dict[str, Any] = {
         "k": query.k, "depth": query.depth, "fusion": query.fusion, "rrf_k": query.rrf_k,
-        "weights": dict(query.weights), "regions": query.regions,
+        "weights": dict(query.weights), "regions": query.regions if REGIONS in query.weights else None,
         "bits": {name: bits for name, bits in query.max_distances(schema).items() if name in compared},
         "hits": [hit.as_dict() for hit in result.hits], "remark": result.hits.remark or None,
     }  # fmt: skip

@@ -321,7 +321,7 @@ def test_every_command_has_an_example_and_every_option_help():
     ("words", "expected"),
     [
         ("mgm que", {"query"}),
-        ("mgm query --profile ", {"category", "object", "instance", "balanced"}),
+        ("mgm query --profile ", {"auto", "category", "object", "instance", "balanced"}),
         ("mgm query --fusion s", {"score", "server"}),
         ("mgm query --granularity f", {"fine"}),
         ("mgm ingest --device ", {"auto", "cpu", "cuda", "mps"}),

@@ -48,7 +48,8 @@ def test_the_distance_is_that_of_the_nearest_view(
     expected: dict[str, dict[str, int]] = {}
     for name in bits:
         asked = [real_code(labelled_index, file, name) for file in (views if name == "fine" else views[:1])]
-        differing = [min(sum((own > 0) != bit for own, bit in zip(code, row)) for code in asked) for row in bits[name]]
+        signs = [np.array(code) > 0 for code in asked]
+        differing = [min((own != row.astype(bool)).sum() for own in signs) for row in bits[name]]
         expected[name] = dict(zip(ids, map(int, differing), strict=True))
     nearest = [min(distance(real_code(labelled_index, file, "fine"), row) for file in views) for row in bits["fine"]]
     hits = labelled_index.query(page[0], k=len(ids), depth=len(ids), profile="instance")
