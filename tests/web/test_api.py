@@ -190,7 +190,7 @@ def test_every_region_of_an_image_is_looked_for(details: TestClient, collage_ind
 def test_without_a_query_for_regions_there_are_none(details: TestClient, collage_index: ImageIndex) -> None:
     answer = details.post("/api/query?k=4&plan=full", content=png(9)).json()
     assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in collage_index.query(png(9), k=4)]))
-    assert REGIONS not in answer["weights"]
+    assert answer["regions"] is None
     assert list(answer["bits"]) == ["coarse", "mid", "fine"]
     assert all("box" not in hit for hit in answer["hits"])
 
