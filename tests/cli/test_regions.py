@@ -44,10 +44,10 @@ def test_a_detail_is_found_and_shown_where(home: Path) -> None:
 def test_the_table_has_a_column_for_boxes(home: Path) -> None:
     done = mgm("query", "detail.jpg", "--contains", "-k", "1", cwd=home)
     header, row = done.stdout.decode().splitlines()[:2]
-    assert header.split() == ["rank", "score", "path", "coarse", "mid", "fine", "regions", "box"]
+    assert header.split() == ["rank", "score", "path", "verdict", "coarse", "mid", "fine", "regions", "box"]
     assert re.search(r"\d+,\d+,\d+,\d+$", row.rstrip())
-    plain = mgm("query", "detail.jpg", "-k", "1", cwd=home).stdout.decode().splitlines()[0]
-    assert plain.split() == ["rank", "score", "path", "coarse", "mid", "fine"]
+    plain = mgm("query", "detail.jpg", "-k", "1", "--profile", "object", cwd=home).stdout.decode().splitlines()[0]
+    assert plain.split() == ["rank", "score", "path", "verdict", "coarse", "mid", "fine"]
 
 
 def test_a_crop_of_an_image_in_the_index(home: Path) -> None:
