@@ -53,7 +53,7 @@ def opencv() -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
+class KeyPoints:
     """Local features of an image.
 
     Attributes:
@@ -67,15 +67,15 @@ class Features:
     def __len__(self) -> int:
         return len(self.points)
 
-    def mirrored(self) -> Features:
+    def mirrored(self) -> KeyPoints:
         """The same points with the descriptors that they have in the mirrored image, without computing them anew.
 
         Rows and directions of the descriptors are reversed.
         """
         cells = self.descriptors.reshape(-1, 4, 4, 8)[:, ::-1][..., np.arange(8, 0, -1) % 8]
-        return Features(self.points, np.ascontiguousarray(cells).reshape(-1, 128))
+        return KeyPoints(self.points, np.ascontiguousarray(cells).reshape(-1, 128))
 
-    def matches(self, other: Features) -> tuple[Array, Array]:
+    def matches(self, other: KeyPoints) -> tuple[Array, Array]:
         """Points of these and of other features that match by Lowe's ratio test, (m, 2) each."""
         if len(self) < 1 or len(other) < 2:
             return self.points[:0], other.points[:0]
@@ -88,7 +88,7 @@ class Features:
         return self.points[chosen], other.points[nearest[chosen]]
 
 
-def _features(grey: Array, side: int, most: int) -> Features:
+def _features(grey: Array, side: int, most: int) -> KeyPoints:
     """At most so many features of an image, found at a longer side of at most so many pixels."""
     height, width = grey.shape
     scale = min(1.0, side / max(width, height))
@@ -98,7 +98,7 @@ def _features(grey: Array, side: int, most: int) -> Features:
     keypoints, descriptors = opencv().SIFT_create(most).detectAndCompute(small, None)
     points: Array = np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)
     points = (points + 0.5) * (np.array([width, height], np.float32) / small.shape[::-1]) - 0.5
-    return Features(points, np.zeros((0, 128), np.uint8) if descriptors is None else descriptors.astype(np.uint8))
+    return KeyPoints(points, np.zeros((0, 128), np.uint8) if descriptors is None else descriptors.astype(np.uint8))
 
 
 class Detail:
@@ -117,7 +117,7 @@ class Detail:
         return self._pixels()
 
     @cached_property
-    def features(self) -> Features:
+    def features(self) -> KeyPoints:
         """Enough local features to align images exactly."""
         return _features(self.grey, _POINTS_SIDE, _POINTS)
 
@@ -142,7 +142,7 @@ class Look:
     content: bytes
     size: tuple[int, int]
     thumb: Array
-    features: Features
+    features: KeyPoints
     blank: bool
 
 

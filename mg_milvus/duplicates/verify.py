@@ -18,7 +18,7 @@ from mg_milvus.duplicates.looks import READABLE, opencv
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mg_milvus.duplicates.looks import Array, Detail, Features, Look
+    from mg_milvus.duplicates.looks import Array, Detail, KeyPoints, Look
 
 
 class Verdict(StrEnum):
@@ -179,7 +179,7 @@ def align_by_features(left: Detail, right: Detail) -> Alignment | None:
     return best
 
 
-def _homography(left: Detail, features: Features) -> tuple[Array, int] | None:
+def _homography(left: Detail, features: KeyPoints) -> tuple[Array, int] | None:
     ends = left.features.matches(features)
     if len(ends[0]) < _LEAST_INLIERS:
         return None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
-from mg_milvus.duplicates.looks import Detail, Features, look, pixels_of, read_pixels
+from mg_milvus.duplicates.looks import Detail, KeyPoints, look, pixels_of, read_pixels
 from mg_milvus.duplicates.verify import (
     Verdict,
     agreement,
@@ -134,10 +134,10 @@ def test_a_first_look_passes_small_crops(original: Image.Image, mirrored: bool, 
 
 def test_matches_by_hand() -> None:
     # The first descriptor is 9 and 1 from the right ones and matches; the second is 4.1 and 5 from them, too alike.
-    def features(*values: tuple[int, int]) -> Features:
+    def features(*values: tuple[int, int]) -> KeyPoints:
         descriptors = np.zeros((len(values), 128), np.uint8)
         descriptors[:, :2] = values
-        return Features(np.array([[10 * place, 5] for place in range(len(values))], np.float32), descriptors)
+        return KeyPoints(np.array([[10 * place, 5] for place in range(len(values))], np.float32), descriptors)
 
     left, right = features((0, 1), (5, 2)), features((9, 1), (0, 2))
     one, two = left.matches(right)
