@@ -17,7 +17,11 @@ pytest.importorskip("fastapi", reason="the web page needs the extra web: pip ins
 import uvicorn
 from playwright.sync_api import sync_playwright
 
+from mg_milvus.images.discover import image_id
 from mg_milvus.index import ImageIndex
+from mg_milvus.schema.models import Schema
+from mg_milvus.schema.tags import encode_tag, vocabulary
+from mg_milvus.store.base import Description, Row
 from mg_milvus.web.app import address, bind, create_app
 from mg_milvus.web.security import WebSettings
 from tests.conftest import kind_of_image
@@ -566,6 +570,49 @@ def test_a_phone_shows_it_all(browser: Browser, home: str, folder: Path) -> None
         page.tap(".card:nth-child(2) .why")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.tap("#why >> text=Close")
+
+
+@pytest.fixture(scope="module")
+def tagged_home(folder: Path) -> Iterator[str]:
+    """Four of the images as if they showed dogs and a car, by columns and a code of 8 bits."""
+    shown_on = [{"beagle": 0.9, "dog": 0.95}, {"beagle": 0.5, "dog": 0.9}, {"sports car": 0.8, "car": 0.9}, {}]
+    place = {name: number for number, name in enumerate(vocabulary().tags)}
+    files = sorted(folder.rglob("*.jpg"))[:4]
+    schema = Schema.from_yaml("version: 1\ngranularities: [{name: coarse, bits: 8}]")
+    with ImageIndex.open("memory:", schema=schema) as tagged:
+        tagged.session.store.create(Description(schema, "0123456789abcdef"))
+        tagged.session.store.upsert([
+            Row(image_id(str(file)), str(file), file.stat().st_size, file.stat().st_mtime_ns, 96, 64, "", {"coarse": bytes([(1 << n) - 1])},
+                tags=[encode_tag(place[name], value) for name, value in tags.items()])
+            for n, (file, tags) in enumerate(zip(files, shown_on, strict=True))
+        ])  # fmt: skip
+        with served(tagged, WebSettings(thumbnail_folder=folder.with_name("tagged"))) as url:
+            yield url
+
+
+def test_words_find_images_alone_and_beside_one(browser: Browser, tagged_home: str, folder: Path) -> None:
+    ids = [image_id(str(file)) for file in sorted(folder.rglob("*.jpg"))[:4]]
+    with visit(browser, tagged_home) as page:
+        page.fill("#text", "beagle")
+        page.press("#text", "Enter")
+        page.wait_for_selector("#heading:text-is('Images of beagle')")
+        assert shown(page) == ids[:2]
+        assert page.url.endswith("?text=beagle")
+        assert page.title().startswith("beagle · ")
+        # Another image beside the words: the car is nearer to the second dog's code than the first dog is, but no dog.
+        page.click(f".card[data-id='{ids[1]}'] .tile")
+        page.wait_for_selector("#query-image:not([hidden])")
+        assert page.input_value("#text") == "beagle"
+        assert shown(page)[0] == ids[0]
+        page.fill("#text", "")
+        page.press("#text", "Enter")
+        page.wait_for_url(lambda url: "text" not in url)
+        # The address alone gives the same answer.
+        page.goto(f"{tagged_home}?text=beagle")
+        page.wait_for_selector("#heading:text-is('Images of beagle')")
+        assert shown(page) == ids[:2]
+        page.click("#random")
+        page.wait_for_selector("#heading:text-is('Random images')")
 
 
 def test_a_long_list_holds_few_cards(page: Page) -> None:

@@ -31,9 +31,9 @@ const withQuery = (path, values) => {
   return `${path}?${params}`;
 };
 
-/** Query with an image (a Blob), an id or codes; the response holds all candidates. */
-export function query({ blob, id, codes, crop, regions, filter, depth, fusion }, signal) {
-  const options = { crop: crop?.join(","), regions, filter, depth, fusion, k: 1, candidates: true };
+/** Query with an image (a Blob), an id, codes or words; the response holds all candidates. */
+export function query({ blob, id, codes, text, crop, regions, filter, depth, fusion }, signal) {
+  const options = { text, crop: crop?.join(","), regions, filter, depth, fusion, k: 1, candidates: true };
   if (!blob) return call(withQuery("api/query", { id, codes, ...options }), { signal });
   const headers = { "content-type": "application/octet-stream" };
   return call(withQuery("api/query", options), { method: "POST", body: blob, headers, signal });

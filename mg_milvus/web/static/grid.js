@@ -160,7 +160,7 @@ export class Grid {
     const rank = h("em");
     card.ranks.set(granularity, rank);
     const near = 100 * (1 - distance / length);
-    return h("li", { class: `h${place % 6}`, title: `${granularity}: ${distanceText(row, granularity)} of ${length} bits differ` },
+    return h("li", { class: `h${place % 6}`, title: granularity === "text" ? `text: ${near.toFixed(0)} % probable` : `${granularity}: ${distanceText(row, granularity)} of ${length} bits differ` },
       h("span", { class: "label" }, granularity),
       h("span", { class: "track", "aria-hidden": "true" }, h("i", { style: { width: `${near.toFixed(1)}%` } })),
       h("span", { class: "number" }, h("span", { class: "unseen" }, "distance "), distanceText(row, granularity), rank),

@@ -13,6 +13,7 @@ import { REGIONS, Regions } from "./regions.js";
 import { Weights } from "./weights.js";
 import { Why } from "./why.js";
 
+const TEXT = "text"; // the ranking by words
 const VERIFIED = 10; // results that are verified, the first ones
 const DEPTHS = [50, 100, 300, 1000];
 const REMEMBERED = 20; // results kept for the back button
@@ -42,6 +43,7 @@ function settings() {
   const bits = result?.response?.bits ?? about.bits;
   const chosen = weights.of(query);
   const compared = Object.fromEntries(Object.keys(bits).map((name) => [name, chosen[name] ?? 0]));
+  if (TEXT in bits) compared[TEXT] = Object.values(compared).reduce((all, weight) => all + weight, 0) || 1;
   const lead = !query.profile && !query.weights && !regions.boxed(query);
   return { bits, weights: compared, method, rrfK: about.fusion.rrf_k, lead };
 }
@@ -49,15 +51,15 @@ function settings() {
 /** How the candidates can be ranked: by chance only where it is known, and without regions. */
 function methods() {
   const known = !result?.response || result.response.candidates[0]?.chance;
-  return known && !(weights.of(query)[REGIONS] > 0) ? ["rank", "score", "chance"] : ["rank", "score"];
+  return known && !query.text && !(weights.of(query)[REGIONS] > 0) ? ["rank", "score", "chance"] : ["rank", "score"];
 }
 
 /** What the candidates depend on: not the weights. */
-const keyOf = (of) => JSON.stringify([of.id, of.codes, of.crop, of.depth, of.filters, searchesRegions(of)]);
+const keyOf = (of) => JSON.stringify([of.id, of.codes, of.text, of.crop, of.depth, of.filters, searchesRegions(of)]);
 
 const searchesRegions = (of) => regions.searched(of, weights.of(of));
 
-const isQuery = ({ id, codes }) => Boolean(id || codes);
+const isQuery = ({ id, codes, text }) => Boolean(id || codes || text);
 
 function searchWithRow(row, crop) {
   search(regions.withBox({ ...query, id: row.id, codes: null }, crop));
@@ -154,7 +156,9 @@ function show() {
   const size = result?.row ? [result.row.width, result.row.height] : (uploaded?.size ?? [0, 0]);
   queryImage.show(query, result?.row ?? null, uploaded, size);
   $("#share").hidden = !isQuery(query);
-  document.title = isQuery(query) ? `${$("#query-name").textContent} · ${about.collection}` : `${about.collection} · mg-milvus`;
+  $("#text").value = query.text ?? "";
+  const asked = [query.text, query.id || query.codes ? $("#query-name").textContent : null].filter(Boolean).join(", ");
+  document.title = asked ? `${asked} · ${about.collection}` : `${about.collection} · mg-milvus`;
   rank();
 }
 
@@ -169,7 +173,7 @@ function rank() {
     return;
   }
   const entries = fuse(result.response.candidates, settings());
-  $("#heading").textContent = query.crop && !regions.missed(query) ? "Nearest to this crop" : "Nearest images";
+  $("#heading").textContent = !(query.id || query.codes) ? `Images of ${query.text}` : query.crop && !regions.missed(query) ? "Nearest to this crop" : "Nearest images";
   const weightless = !Object.values(settings().weights).some((weight) => weight > 0);
   $("#status").textContent = weightless
     ? "Every weight is 0: raise one of them."
@@ -242,7 +246,14 @@ function setUp() {
   });
   $("#fusion").addEventListener("change", ({ target }) => rerank({ fusion: target.value }));
   $("#verify").addEventListener("change", verifySoon);
-  $("#random").addEventListener("click", () => search(regions.withBox({ ...query, id: null, codes: null }, null)));
+  $("#random").addEventListener("click", () => search(regions.withBox({ ...query, id: null, codes: null, text: null }, null)));
+  $("#words").addEventListener("submit", (event) => {
+    event.preventDefault();
+    search({ ...query, text: $("#text").value.trim() || null });
+  });
+  $("#text").addEventListener("search", ({ target }) => { // the cross that clears it
+    if (!target.value && query.text) search({ ...query, text: null });
+  });
   $("#home").addEventListener("click", (event) => {
     event.preventDefault();
     search(fromAddress("", about));
