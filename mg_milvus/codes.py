@@ -86,7 +86,7 @@ def hamming(queries: Codes, database: Codes) -> NDArray[np.int32]:
     return distances
 
 
-def weighted_hamming(queries: RealCodes, database: Codes) -> NDArray[np.float32]:
+def weighted_hamming(queries: RealCodes, database: Codes) -> NDArray[np.float64]:
     """Hamming distances in bits between real codes and codes; a bit counts as much as the query is sure of it.
 
     The absolute values of a real code, scaled to the mean 1, are added up where its signs differ from the code's bits.
@@ -99,13 +99,13 @@ def weighted_hamming(queries: RealCodes, database: Codes) -> NDArray[np.float32]
         database: (m, bits / 8) uint8.
 
     Returns:
-        (n, m) float32, from 0 to bits.
+        (n, m) float64, from 0 to bits.
     """
     values = queries.astype(np.float64)  # in single precision the sum would depend on the number of rows
     sizes = np.maximum(np.abs(values).mean(axis=1, keepdims=True), 1e-300)
     # All that is above 0 differs from zeros; a one takes a value above 0 away, and adds the size of one below.
     differing = np.maximum(values, 0).sum(axis=1, keepdims=True) - values @ unpack(database).astype(np.float64).T
-    distances: NDArray[np.float32] = np.clip(differing / sizes, 0, None).astype(np.float32)
+    distances: NDArray[np.float64] = np.clip(differing / sizes, 0, None)
     return distances
 
 

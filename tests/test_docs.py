@@ -239,6 +239,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     answers = [value for value in shown if isinstance(value, list) and len(value) == 5]
     assert len(answers) == 5
     assert all(isinstance(hit, mg_milvus.Hit) for hits in answers for hit in hits)
-    fine = [hit.distances["fine"] for hit in answers[2]]
-    assert fine == sorted(fine)
+    scores = [hit.score for hit in answers[2]]
+    assert scores == sorted(scores, reverse=True)
+    assert all(hit.ranks["fine"] <= 5 for hit in answers[2])
     assert answers[3][0].box is not None

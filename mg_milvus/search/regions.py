@@ -152,7 +152,7 @@ def search_regions(
         if not there:
             continue
         own_codes = np.frombuffer(b"".join(stored_codes[region] for region in there), np.uint8)
-        distances = weighted_hamming(codes[i : i + 1], own_codes.reshape(len(there), -1))[0].astype(np.float64)
+        distances = weighted_hamming(codes[i : i + 1], own_codes.reshape(len(there), -1))[0]
         for region, distance in zip(there, distances.tolist(), strict=True):
             image, number = split_id(region)
             by_image[regions_of[i]][image].append((distance, number))

@@ -78,7 +78,7 @@ class Candidates:
 
     Attributes:
         rows: (n) rows, all different, with their codes.
-        distances: granularity -> (n,) float32 distances in bits, see ``weighted_hamming``, for every granularity of the
+        distances: granularity -> (n,) float64 distances in bits, see ``weighted_hamming``, for every granularity of the
             schema; of regions (n,) float64, see ``search.regions``.
         differing: the same as Hamming distances, (n,) int32: they are shown and judged, ``distances`` rank; of regions
             and of words both are the same.
@@ -101,8 +101,8 @@ def retrieve(store: Store, schema: Schema, request: SearchRequest) -> list[Candi
 
 def exact_distances(
     stored: Sequence[Mapping[str, bytes]], codes: QueryCodes, bits: Mapping[str, int], i: int = 0
-) -> dict[str, NDArray[np.float32]]:
-    """Distances of query image ``i`` to n stored images: granularity -> (n,) float32 bits, see ``weighted_hamming``.
+) -> dict[str, NDArray[np.float64]]:
+    """Distances of query image ``i`` to n stored images: granularity -> (n,) float64 bits, see ``weighted_hamming``.
 
     Of an image with views it is the distance of the nearest of them.
     """

@@ -60,7 +60,8 @@ def test_kitty_gets_the_images_as_one_sheet_a_row(asked: None, labelled_photos: 
     # One placeholder a cell, and under them rank, score and name.
     assert done.stdout.count("\U0010eeee") == 7 * (78 + 18)
     lines = [line for line in done.stdout.splitlines() if "\U0010eeee" not in line]
-    assert "1  0.0590" in lines[0] or "1  0.0590" in lines[1]
+    # 3.6 / 61 by the schema's weights, and as much again for the same image.
+    assert "1  0.1180" in lines[0] or "1  0.1180" in lines[1]
     assert any(line.startswith("03.jpg") and len(line.split()) == 4 for line in lines)
     assert any(line.startswith("rank") for line in lines)  # the table follows
 

@@ -81,6 +81,6 @@ def kept_encoders(uri: str) -> list[str]:
     client = MilvusClient(uri, dedicated=True)
     try:
         rows = client.query("images_encoder", filter='id like "%:0"', output_fields=["id"])
-        return [row["id"].removesuffix(":0") for row in rows]
+        return [row["id"].removesuffix(":0") for row in rows if row["id"] != "statistics:0"]
     finally:
         client.close()

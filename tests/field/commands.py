@@ -42,6 +42,7 @@ OUT = ("out", "out.html", "no/such/out.html", "/dev/null/x", "photos", ".")
 """Nothing that exists outside of the folder: whoever runs the tests may be root."""
 
 VALUES: dict[str, tuple[str, ...]] = {
+    "text": ("dog", "sports car", "beegle", ""),
     "backbone": ("builtin", "resnet18", "none"),
     "batch_size": ("1", "64"),
     "bits": ("coarse=64,fine=256", "fine=7", "x"),

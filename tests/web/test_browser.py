@@ -178,10 +178,10 @@ def test_moving_a_slider_ranks_anew_and_asks_nobody(page: Page, index: ImageInde
     assert shown(page) == ids(expected)
     assert shown(page) != before
     page.click("text=instance")
-    assert shown(page) == ids(index.query(image, k=len(before), profile="instance"))
+    assert shown(page) == ids(index.query(image, k=len(before), profile="instance", views=False))
     assert page.get_attribute(".segment:text('instance')", "aria-pressed") == "true"
     page.select_option("#fusion", "score")
-    assert shown(page) == ids(index.query(image, k=len(before), profile="instance", fusion="score"))
+    assert shown(page) == ids(index.query(image, k=len(before), profile="instance", fusion="score", views=False))
     assert queries == []
 
 
@@ -320,7 +320,7 @@ def test_a_box_asks_the_regions_and_shows_them(regions_page: Page, collage_index
     page.click("#whole")
     page.wait_for_selector("#whole", state="hidden")
     assert page.get_attribute(".segment:text('instance')", "aria-pressed") == "true"
-    assert shown(page) == whole == ids(collage_index.query(image, k=60, profile="instance"))[: len(whole)]
+    assert shown(page) == whole == ids(collage_index.query(image, k=60, profile="instance", views=False))[: len(whole)]
     assert drawn_boxes(page) == [None] * len(whole)
 
 
