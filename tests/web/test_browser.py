@@ -17,7 +17,7 @@ pytest.importorskip("fastapi", reason="the web page needs the extra web: pip ins
 import uvicorn
 from playwright.sync_api import sync_playwright
 
-from mg_milvus.images.discover import image_id
+from mg_milvus.images.discover import content_hash, image_id
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
 from mg_milvus.schema.tags import encode_tag, vocabulary
@@ -582,7 +582,8 @@ def tagged_home(folder: Path) -> Iterator[str]:
     with ImageIndex.open("memory:", schema=schema) as tagged:
         tagged.session.store.create(Description(schema, "0123456789abcdef"))
         tagged.session.store.upsert([
-            Row(image_id(str(file)), str(file), file.stat().st_size, file.stat().st_mtime_ns, 96, 64, "", {"coarse": bytes([(1 << n) - 1])},
+            Row(image_id(str(file)), str(file), file.stat().st_size, file.stat().st_mtime_ns, 96, 64,
+                content_hash(file.read_bytes()), {"coarse": bytes([(1 << n) - 1])},
                 tags=[encode_tag(place[name], value) for name, value in tags.items()])
             for n, (file, tags) in enumerate(zip(files, shown_on, strict=True))
         ])  # fmt: skip
