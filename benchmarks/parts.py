@@ -202,7 +202,7 @@ def latency(rows: int, name: str, schema: Schema, times: int = 30) -> dict[str, 
             taken = []
             for _ in range(times):
                 codes: dict[str, Any] = {
-                    g: random.integers(0, 256, (1, bits // 8), np.uint8) for g, bits in schema.bits.items()
+                    g: random.standard_normal((1, bits), np.float32) for g, bits in schema.bits.items()
                 }
                 shape = (1, len(schema.regions.scales), schema.regions.bits)
                 codes[REGIONS] = random.standard_normal(shape, np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 from pymilvus import DataType, MilvusClient
 from side_by_side.floats import Binary, Floats, repeated_codes, repeated_floats, row
 
+from mg_milvus.codes import signs
 from mg_milvus.schema.models import REGIONS, Schema
 from mg_milvus.search.query import Query
 from mg_milvus.search.searcher import Searcher
@@ -90,6 +91,11 @@ def clustered(bits: dict[str, int], rows: int, random: np.random.Generator) -> d
     return {name: repeated_codes(values, rows, random) for name, values in centres.items()}
 
 
+def real(codes: dict[str, Codes]) -> dict[str, Any]:
+    """Codes as a search takes them."""
+    return {name: signs(values) for name, values in codes.items()}
+
+
 def asked(
     turns: Turns, binary: Binary, bare: Bare, codes: dict[str, Codes], random: np.random.Generator
 ) -> dict[str, float]:
@@ -103,11 +109,11 @@ def asked(
 
     def one_by_one() -> None:
         for _ in range(TOGETHER):
-            searcher.search(some(), full)
+            searcher.search(real(some()), full)
 
     return {
-        "query": turns.times_as_fast(lambda: searcher.search(some(), full), lambda: bare.ask(some())),
-        "queries together": turns.times_as_fast(lambda: searcher.search(some(TOGETHER), full), one_by_one),
+        "query": turns.times_as_fast(lambda: searcher.search(real(some()), full), lambda: bare.ask(some())),
+        "queries together": turns.times_as_fast(lambda: searcher.search(real(some(TOGETHER)), full), one_by_one),
     }
 
 
@@ -155,7 +161,7 @@ def details(turns: Turns, work: Path, random: np.random.Generator) -> float:
     detail = Query.of(schema, {"regions": "contains"})
 
     def ask(query: Query) -> None:
-        asked = {name: values[[random.integers(WITH_PARTS)]] for name, values in codes.items()}
+        asked = {name: signs(values[[random.integers(WITH_PARTS)]]) for name, values in codes.items()}
         scales = random.integers(0, len(regions), len(schema.regions.scales if schema.regions else ()))
         Searcher(binary.store, schema).search(asked | {REGIONS: regions[scales][None, None]}, query)
 

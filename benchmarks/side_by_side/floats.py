@@ -15,6 +15,7 @@ import numpy as np
 from processes import engine_pid, memory
 from pymilvus import DataType, MilvusClient
 
+from mg_milvus.codes import signs
 from mg_milvus.config import MilvusConfig
 from mg_milvus.search import query
 from mg_milvus.search.searcher import Searcher
@@ -93,7 +94,7 @@ class Binary:
         ])  # fmt: skip
 
     def ask(self, codes: dict[str, Codes]) -> None:
-        Searcher(self.store, self.schema).search(codes, self.query)
+        Searcher(self.store, self.schema).search({name: signs(own) for name, own in codes.items()}, self.query)
 
 
 def row(number: int, codes: dict[str, Codes]) -> Row:

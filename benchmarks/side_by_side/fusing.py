@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pymilvus import AnnSearchRequest, RRFRanker, WeightedRanker
 
+from mg_milvus.codes import signs
 from mg_milvus.search.fusion import fuse
 from mg_milvus.search.query import Query
 from mg_milvus.search.searcher import Searcher
@@ -65,7 +66,7 @@ def rankers(
     depth = queries["mg-milvus, rank"].depth
 
     def own(query: Any, row: int) -> list[str]:
-        asked = {name: values[[row]] for name, values in codes.items()}
+        asked = {name: signs(values[[row]]) for name, values in codes.items()}
         return [hit.id for hit in Searcher(store, schema).search(asked, query)[0]]
 
     def hybrid(ranker: Any, row: int) -> list[str]:

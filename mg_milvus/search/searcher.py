@@ -207,7 +207,7 @@ class Searcher:
         if hits and not passed:
             said = said.partition(";")[0] or "no hit is near enough"
             said += "; without min and max_chance the nearest are shown"
-        said = ". ".join(filter(None, (said, query.note)))
+        said = "; ".join(filter(None, (said, query.note)))
         return Hits(passed, query.max_distances(self._schema), said)
 
     def _rank(self, candidates: Candidates, query: Query, judgement: Judgement | None) -> Hits:

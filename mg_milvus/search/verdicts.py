@@ -46,8 +46,9 @@ AGREEING = 3
 CROWD = 5
 LIKELY = 0.85
 """Probability from which on a hit is of the same kind."""
-POSSIBLE = 0.4
-"""Probability from which on a hit is loosely similar."""
+POSSIBLE = 0.1
+"""Probability from which on a hit is loosely similar: of what may well be of the kind no one says that it is nothing.
+Small collections, whose heads are fitted to few images, have no higher ones even for what is of the same kind."""
 
 INTERCEPT = 2.28
 SLOPES = {"coarse": -5.61, "mid": -8.62, FINE: 2.53}

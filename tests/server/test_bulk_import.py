@@ -37,7 +37,21 @@ from tests.integration.test_bulk_regions import REGIONS, SCHEMA, regions
 from tests.servers import lite_server
 
 COLUMNS = {
-    "images": ["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "coarse", "mid", "fine"],
+    "images": [
+        "id",
+        "path",
+        "size",
+        "mtime_ns",
+        "width",
+        "height",
+        "content_hash",
+        "tag_1",
+        "tag_2",
+        "tag_3",
+        "coarse",
+        "mid",
+        "fine",
+    ],
     "images_regions": ["id", "scale", "code"],
 }
 

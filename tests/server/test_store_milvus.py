@@ -29,6 +29,7 @@ import pytest
 from pymilvus import DataType, Function, MilvusClient, RRFRanker, exceptions
 
 from mg_milvus import errors
+from mg_milvus.codes import signs
 from mg_milvus.config import MilvusConfig
 from mg_milvus.schema.models import ExtraField, FusionSettings, Granularity, Schema, StorageSettings
 from mg_milvus.search.query import Query
@@ -88,7 +89,7 @@ def test_files_without_a_copy_of_the_codes_are_asked_and_filled_all_the_same(raw
     known: dict[str, Row] = {}
     assert len(raw.nearest("coarse", code, 60, known=known)[0].ids) == 60
     assert known == {}
-    (hits,) = Searcher(raw, schema).search({"coarse": code}, Query.of(schema, {"k": 4, "depth": 60}))
+    (hits,) = Searcher(raw, schema).search({"coarse": signs(code)}, Query.of(schema, {"k": 4, "depth": 60}))
     distances = {row.id: (int.from_bytes(row.codes["coarse"]) ^ 5).bit_count() for row in written}
     assert [(hit.distances["coarse"], hit.id) for hit in hits] == sorted((d, i) for i, d in distances.items())[:4]
 
