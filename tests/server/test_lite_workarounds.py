@@ -102,7 +102,7 @@ def test_a_file_that_cannot_be_written_is_left_alone(large: Path, tmp_path: Path
 
 REGIONAL = Schema(
     granularities=(Granularity(name="coarse", bits=16), Granularity(name="fine", bits=32)),
-    fields=(ExtraField(name="tags", type="string"),),
+    fields=(ExtraField(name="label", type="string"),),
     regions=RegionSettings(),
 )
 """A schema whose rows have codes of both kinds and a field of its own."""
@@ -140,7 +140,7 @@ def test_rows_written_and_read_with_another_pymilvus_are_the_same(
     written = [
         Row(
             f"{n:032x}", f"/{n}.jpg", n, n, 1, 1, "", {"coarse": bytes([n, 1]), "fine": bytes([n, 0, 255, 7])},
-            {"tags": f"t{n}"}, regions[n : n + REGIONAL.regions.bytes_per_image],
+            {"label": f"t{n}"}, regions[n : n + REGIONAL.regions.bytes_per_image],
         )
         for n in range(3)
     ]  # fmt: skip
