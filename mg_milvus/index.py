@@ -576,7 +576,7 @@ class ImageIndex:
         A ``crop`` has no meaning here.
 
         Args:
-            codes: as ``encode`` returns them, or ``mg_milvus.codes.signs`` of what ``codes`` returns. None to
+            codes: as ``encode`` returns them, or ``mg_milvus.codes.signs`` of what ``codes`` returns; empty to
                 search by ``text`` alone. Without codes of regions, a query that does not name them leaves them out.
             exclude: ids to leave out of the results.
             all_candidates: retrieve the candidates of every granularity, those without a weight too, by the plan

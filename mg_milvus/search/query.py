@@ -83,7 +83,7 @@ class QueryOptions(TypedDict, total=False):
             flat object that the query image is, and where (``Hit.verified``). The order of the hits stays.
         views: search with the middle and the corners of the query image, too, on the granularity ``fine``: the distance
             is that of the nearest. So an image is found that is framed, on a page or in a collage. True by default for
-            the profile ``instance``; takes five times as long to encode.
+            the profile ``instance``; takes six times as long to encode.
         text: words for what the images show, such as ``sports car``: one more ranking in the fusion, by the
             probability of that tag. Its weight is that of the granularities together, or ``text`` in ``weights``.
         plan: ``full`` searches every granularity; ``cascade`` searches the one of the shortest codes deeply, and the

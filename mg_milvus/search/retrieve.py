@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mg_milvus.codes import QueryCodes
+    from mg_milvus.codes import Codes, QueryCodes, RealCodes
     from mg_milvus.records import Box
     from mg_milvus.schema.models import Schema
     from mg_milvus.search.query import Plan, Query
@@ -99,35 +99,35 @@ def retrieve(store: Store, schema: Schema, request: SearchRequest) -> list[Candi
     return _Retrieval(store, schema, request).run()
 
 
-def exact_distances(
-    stored: Sequence[Mapping[str, bytes]], codes: QueryCodes, bits: Mapping[str, int], i: int = 0
-) -> dict[str, NDArray[np.float64]]:
+def stacked(stored: Sequence[Mapping[str, bytes]], bits: Mapping[str, int]) -> dict[str, Codes]:
+    """The codes of n stored images: granularity -> (n, bits / 8) uint8."""
+    return {
+        name: np.frombuffer(b"".join(own[name] for own in stored), np.uint8).reshape(len(stored), length // 8)
+        for name, length in bits.items()
+    }
+
+
+def exact_distances(stored: Mapping[str, Codes], codes: QueryCodes, i: int) -> dict[str, NDArray[np.float64]]:
     """Distances of query image ``i`` to n stored images: granularity -> (n,) float64 bits, see ``weighted_hamming``.
 
-    Of an image with views it is the distance of the nearest of them.
+    Of an image with views it is the distance of the nearest of them. A granularity without codes of the image is left
+    out.
     """
     return {
-        name: weighted_hamming(
-            codes[name][i].reshape(-1, bits[name]),
-            np.frombuffer(b"".join(own[name] for own in stored), np.uint8).reshape(len(stored), bits[name] // 8),
-        ).min(axis=0)
-        for name in bits
-        if name in codes
+        name: weighted_hamming(_views(codes[name][i]), own).min(axis=0) for name, own in stored.items() if name in codes
     }
 
 
-def differing_bits(
-    stored: Sequence[Mapping[str, bytes]], codes: QueryCodes, bits: Mapping[str, int], i: int = 0
-) -> dict[str, NDArray[np.int32]]:
+def differing_bits(stored: Mapping[str, Codes], codes: QueryCodes, i: int) -> dict[str, NDArray[np.int32]]:
     """Hamming distances of query image ``i`` to n stored images: granularity -> (n,) int32; else as above."""
     return {
-        name: hamming(
-            pack(codes[name][i].reshape(-1, bits[name])),
-            np.frombuffer(b"".join(own[name] for own in stored), np.uint8).reshape(len(stored), bits[name] // 8),
-        ).min(axis=0)
-        for name in bits
-        if name in codes
+        name: hamming(pack(_views(codes[name][i])), own).min(axis=0) for name, own in stored.items() if name in codes
     }
+
+
+def _views(code: RealCodes) -> RealCodes:
+    """The codes (views, bits) of one query image; without views it has one."""
+    return code.reshape(-1, code.shape[-1])
 
 
 class _Retrieval:
@@ -243,7 +243,7 @@ class _Retrieval:
         if missing := [key for key in ids if key not in stored]:
             stored |= self._store.fetch_codes(missing, tuple(bits))
         # As the store searches.
-        distances: dict[str, NDArray[Any]] = {**differing_bits(list(stored.values()), self._codes, bits, i)}
+        distances: dict[str, NDArray[Any]] = {**differing_bits(stacked(list(stored.values()), bits), self._codes, i)}
         if matches:
             distances[REGIONS] = matches.distances(list(stored))
         keys = np.array(list(stored), dtype=np.str_)
@@ -295,7 +295,7 @@ class _Retrieval:
         exclude = set(self._exclude)
         # A row that was deleted between the search and the fetch is no candidate.
         own = [rows[key] for key in retrieved if key in rows and key not in exclude]
-        codes = [row.codes for row in own]
+        codes = stacked([row.codes for row in own], self._schema.bits)
         others: dict[str, NDArray[Any]] = {}
         if self._query.tags:
             others[TEXT] = words.distances([row.tags for row in own], self._query.tags)
@@ -303,7 +303,6 @@ class _Retrieval:
         if self._schema.regions and matches:
             others[REGIONS] = matches.distances([row.id for row in own])
             boxes = [matches.box(row.id, self._schema.regions, row.width, row.height) for row in own]
-        bits = self._schema.bits
-        distances = {**exact_distances(codes, self._codes, bits, i), **others}
-        differing = {**differing_bits(codes, self._codes, bits, i), **others}
+        distances = {**exact_distances(codes, self._codes, i), **others}
+        differing = {**differing_bits(codes, self._codes, i), **others}
         return Candidates(own, distances, differing, [tuple(retrieved[row.id]) for row in own], boxes)

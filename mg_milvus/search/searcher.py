@@ -18,7 +18,7 @@ from mg_milvus.search.chance import FEWEST
 from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
 from mg_milvus.search.fusion import Fusion, fuse, lead, shared_ranks
 from mg_milvus.search.query import MAX_DEPTH
-from mg_milvus.search.retrieve import Candidates, SearchRequest, differing_bits, exact_distances, retrieve
+from mg_milvus.search.retrieve import Candidates, SearchRequest, differing_bits, exact_distances, retrieve, stacked
 from mg_milvus.search.verdicts import Judgement, judge, remark
 from mg_milvus.store.base import HybridSearch
 
@@ -106,9 +106,9 @@ class Searcher:
         request = SearchRequest({name: values[wanted] for name, values in codes.items()}, query, exclude)
         rows = {row.id: row for own in retrieve(self._store, self._schema, request) for row in own.rows}
         bits = self._schema.bits
-        stored = [row.codes for row in rows.values()]
-        distances = [exact_distances(stored, codes, bits, i) for i in range(len(ordered))]
-        differing = [differing_bits(stored, codes, bits, i) for i in range(len(ordered))]
+        stored = stacked([row.codes for row in rows.values()], bits)
+        distances = [exact_distances(stored, codes, i) for i in range(len(ordered))]
+        differing = [differing_bits(stored, codes, i) for i in range(len(ordered))]
         compared = differing if query.fusion == "chance" else distances
         names = {(i, name): f"{i} {name}" for i in range(len(ordered)) for name in bits}
         fused = fuse(
@@ -257,7 +257,7 @@ class Searcher:
         for i, result in enumerate(results):
             scores = {key: score for key, score in result if key in rows and key not in exclude}
             own = [rows[key] for key in scores][: query.k]
-            distances = differing_bits([row.codes for row in own], codes, bits, i)
+            distances = differing_bits(stacked([row.codes for row in own], bits), codes, i)
             ranks = {name: shared_ranks(values) for name, values in distances.items()}
             judgement = self._judge(distances)
             hits = [
