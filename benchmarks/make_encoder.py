@@ -21,7 +21,7 @@ from mg_milvus.encoder.onnx_graph import PIXELS, backbone_graph
 from mg_milvus.encoder.onnx_runtime import RANGES_FILE, OnnxEncoder
 from mg_milvus.images.discover import discover, text_path
 from mg_milvus.schema.models import Schema
-from mg_milvus.training.export import fit_statistics
+from mg_milvus.training.export import fit_statistics, sample_of
 
 WEIGHTS = Path(__file__).parent.parent / "mg_milvus" / "encoder" / "weights"
 SHARE = 1e-5
@@ -69,7 +69,7 @@ def main() -> None:
     path = options.out / RANGES_FILE.format(backbone=options.backbone)
     path.write_text(json.dumps({"backbone_fingerprint": fingerprint, "ranges": ranges}, indent=0) + "\n")
     print(f"{len(ranges)} ranges of {fingerprint}: {path}", flush=True)
-    fitted = fit_statistics(exact, images, Schema().bits, edited=options.edited)
+    fitted = fit_statistics(exact, sample_of(exact, images), Schema().bits, edited=options.edited)
     path = options.out / f"{options.name}.safetensors"
     path.write_bytes(file.to_bytes(fitted.state, with_backbone=False))
     whole = len(fitted.to_bytes())

@@ -161,7 +161,7 @@ def train(
             folder, out, configuration, labels=labels, resume=resume, stop_after=stop_after,
             device=settings.device, workers=settings.workers,
             loaders=loaders, progress=view,
-            on_step=lambda step: view(_progress(step), f"loss {sum(step.losses.values()):.3f}"), on_epoch=on_epoch,
+            on_step=lambda step: view(_progress(step), _losses(step)), on_epoch=on_epoch,
         )  # fmt: skip
     if report_folder is not None:
         _write_page(report, report_folder, out, configuration)
@@ -197,6 +197,10 @@ def _progress(step: StepReport) -> Any:
     from mg_milvus.records import Progress
 
     return Progress(f"epoch {step.epoch} of {step.epochs}", step.done, step.total, 0)
+
+
+def _losses(step: StepReport) -> str:
+    return f"loss {sum(step.losses.values()):.3f}" if step.losses else "images that the frozen backbone has not seen"
 
 
 def _finish(report: TrainReport, out: Path, *, as_json: bool) -> None:

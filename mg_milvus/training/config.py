@@ -123,6 +123,11 @@ class TrainingConfiguration(_Settings):
         return {name: bits for name, bits in self.bits.items() if getattr(self.weights, name)}
 
     @property
+    def frozen(self) -> bool:
+        """Whether all of the backbone stays as it is."""
+        return "backbone" in self.freeze
+
+    @property
     def epochs(self) -> int:
         """Epochs of all phases."""
         return sum(phase.epochs for phase in self.phases)
@@ -143,6 +148,8 @@ class TrainingConfiguration(_Settings):
             raise ValueError("blend changes the network under the heads that it has learned; set heads to adaptive")
         if self.augmentation.mixup and "fine" in self.bits and self.weights.fine:
             raise ValueError("mixup blends images that 'fine' must tell apart; set mixup or weights.fine to 0")
+        if self.augmentation.mixup and self.frozen:
+            raise ValueError("mixup blends images, of which a frozen backbone sees each alone; set mixup to 0")
         if not self.trained and not self.weights.softmax:
             raise ValueError("all weights are 0: there is nothing to learn")
         if self.heads == "learned" and (idle := [name for name in self.bits if name not in self.trained]):

@@ -199,7 +199,7 @@ def mixed(
     share = float(random.beta(0.4, 0.4))
     order = torch.from_numpy(random.permutation(len(x))).to(x.device)
     return (
-        x.lerp(x[order], 1 - share).contiguous(memory_format=torch.channels_last),
+        x.lerp(x[order], 1 - share),
         {level: values.lerp(values[order], 1 - share) for level, values in labels.items()},
     )
 

@@ -140,22 +140,13 @@ class Weights:
     trained: Mapping[str, torch.Tensor]
 
 
-def encoder_of(
-    configuration: TrainingConfiguration,
-    weights: Weights,
-    images: Sequence[Image.Image],
-    device: str,
-    *,
-    edited: int = 0,
-) -> HashEncoder:
-    """The encoder of a network's state, as it is written to a file.
+def encoder_of(configuration: TrainingConfiguration, weights: Weights, device: str) -> HashEncoder:
+    """The encoder of a network's state, as it is written to a file, still without heads; ``with_heads`` adds them.
 
     Args:
         configuration: of the training.
         weights: before and after training.
-        images: whose features give the statistics that are kept beside the heads.
         device: where the encoder is to run.
-        edited: how many of them are also encoded as edited copies, to make ``fine`` codes robust to edits.
     """
     base, after = weights.base, weights.trained
     trained = {
@@ -178,36 +169,65 @@ def encoder_of(
         side=configuration.side,
         poolings=poolings_of(configuration) | {REGIONS: regions},
     )
-    bare = TorchEncoder(EncoderState(configuration=settings, backbone=backbone, heads={}, statistics={}), device=device)
-    fitted = fit_statistics(bare, images, configuration.bits, edited=edited)
+    return TorchEncoder(EncoderState(configuration=settings, backbone=backbone, heads={}, statistics={}), device=device)
+
+
+def with_heads(
+    encoder: HashEncoder,
+    configuration: TrainingConfiguration,
+    trained: Mapping[str, torch.Tensor],
+    sample: Sample,
+    *,
+    edited: int = 0,
+) -> HashEncoder:
+    """The encoder of ``encoder_of`` with the heads that were trained, or with adaptive ones.
+
+    Args:
+        encoder: the network.
+        configuration: of the training.
+        trained: the state of a ``HashingNetwork``.
+        sample: images whose statistics are kept beside the heads.
+        edited: see ``fit_statistics``.
+    """
+    fitted = fit_statistics(encoder, sample, configuration.bits, edited=edited)
     if configuration.heads == "adaptive":
         return fitted
     learned = {
-        "heads": {name: _head(after, name) for name in configuration.bits},
-        "configuration": settings.model_copy(update={"fixed": True}),
+        "heads": {name: _head(trained, name) for name in configuration.bits},
+        "configuration": fitted.state.configuration.model_copy(update={"fixed": True}),
     }
-    return TorchEncoder(fitted.state.model_copy(update=learned), device=device)
+    return TorchEncoder(fitted.state.model_copy(update=learned), device=encoder.device)
 
 
-def fit_statistics(
-    encoder: HashEncoder, images: Sequence[Image.Image], bits: Mapping[str, int], *, edited: int
-) -> HashEncoder:
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Images and their features: granularity -> (n, d) float32."""
+
+    images: Sequence[Image.Image]
+    features: Features
+
+
+def fit_statistics(encoder: HashEncoder, sample: Sample, bits: Mapping[str, int], *, edited: int) -> HashEncoder:
     """The encoder with statistics of these images, and heads made from them.
 
     Args:
         encoder: its heads play no part.
-        images: whose features give the statistics.
+        sample: whose features give the statistics.
         bits: granularity -> code length.
-        edited: how many of them are also looked at as edited copies, so that ``fine`` codes can see through edits;
-            with any, regions have statistics, too.
+        edited: how many of the images are also looked at as edited copies, so that ``fine`` codes can see through
+            edits; with any, regions have statistics, too.
     """
-    features = features_of(encoder, images)
-    moved = {"fine": _moved(encoder, images[:edited])} if edited and "fine" in features else None
-    fitted = encoder.with_statistics(features, bits, moved)
+    moved = {"fine": _moved(encoder, sample.images[:edited])} if edited and "fine" in sample.features else None
+    fitted = encoder.with_statistics(sample.features, bits, moved)
     if not edited or not encoder.row.multiple:
         return fitted
-    moments = fitted.state.statistics | {REGIONS: region_statistics(encoder, images)}
+    moments = fitted.state.statistics | {REGIONS: region_statistics(encoder, sample.images)}
     return type(fitted)(fitted.state.model_copy(update={"statistics": moments}), device=fitted.device)
+
+
+def sample_of(encoder: HashEncoder, images: Sequence[Image.Image]) -> Sample:
+    """Images with their features, as an ingest would compute them."""
+    return Sample(images, features_of(encoder, images))
 
 
 def features_of(encoder: HashEncoder, images: Sequence[Image.Image]) -> Features:

@@ -54,21 +54,26 @@ class HashingNetwork(nn.Module):
         self.poolings = dict(poolings)
         self.backbone = extractor(backbone, weights).requires_grad_(True)
         with torch.inference_mode():
-            widths = {n: f.shape[1] for n, f in self._features(torch.zeros(2, 3, row.side, row.side)).items()}
-        self.heads = nn.ModuleDict({name: HashLayer(widths[name], length) for name, length in bits.items()})
+            self.widths = {n: f.shape[1] for n, f in self.features(torch.zeros(2, 3, row.side, row.side)).items()}
+        self.heads = nn.ModuleDict({name: HashLayer(self.widths[name], length) for name, length in bits.items()})
         self.classifiers = nn.ModuleDict({
             # The norm lifts features of length 1 to a scale on which a softmax can be sure of itself.
-            name: nn.Sequential(nn.BatchNorm1d(widths[name]), nn.Linear(widths[name], labels))
+            name: nn.Sequential(nn.BatchNorm1d(self.widths[name]), nn.Linear(self.widths[name], labels))
             for name, labels in classifiers.items()
         })  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Images -> (relaxed codes, class scores): granularity -> (n, bits) and (n, labels) float32."""
-        features = self._features(x)
+        features = self.features(x)
         with torch.autocast(x.device.type, enabled=False):
-            codes = {name: head(features[name]) for name, head in self.heads.items()}
-            return codes, {name: layer(features[name]) for name, layer in self.classifiers.items()}
+            return self.hashed(features)
 
-    def _features(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def hashed(self, features: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Features -> (relaxed codes, class scores), as ``forward``."""
+        codes = {name: head(features[name]) for name, head in self.heads.items()}
+        return codes, {name: layer(features[name]) for name, layer in self.classifiers.items()}
+
+    def features(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images -> granularity -> (n, d) float32; ``widths`` has each d."""
         maps = {stage: channels_first(found, self._layout) for stage, found in self.backbone(x).items()}
         return {name: pool(maps, pooling).to(x.device) for name, pooling in self.poolings.items()}

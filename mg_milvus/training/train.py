@@ -249,11 +249,9 @@ def _clusters(
 ) -> dict[str, NDArray[np.bool_]]:
     """Clusters of what the network sees before it is trained, in place of labels."""
     network = HashingNetwork(settings.backbone, base, poolings_of(settings), {}, {})
-    adaptive = settings.model_copy(update={"heads": "adaptive"})
     images = [Image.fromarray(cache[row]) for row in range(len(cache))]
     weights = Weights(base, network.state_dict())
-    encoder = encoder_of(adaptive, weights, images[:MOST_HELD_OUT], str(device))
-    features = features_of(encoder, images)
+    features = features_of(encoder_of(settings, weights, str(device)), images)
     return pseudo_labels(features["mid" if "mid" in features else next(iter(features))], settings.seed)
 
 

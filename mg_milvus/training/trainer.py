@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -23,12 +24,12 @@ from mg_milvus.encoder.torch_runtime import has_bfloat16
 from mg_milvus.errors import TrainingError
 from mg_milvus.evaluation.metrics import NOT_A_CANDIDATE, code_blocks, score_rankings
 from mg_milvus.files import read_plain, write_whole
-from mg_milvus.training.data import Batches, mixed
-from mg_milvus.training.export import Weights, encoder_of, features_of
+from mg_milvus.training.data import Batch, Batches, mixed
+from mg_milvus.training.export import Weights, encoder_of, sample_of, with_heads
 from mg_milvus.training.losses import LEVELS, Objective
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from mg_milvus.codes import Codes
     from mg_milvus.encoder.base import HashEncoder
     from mg_milvus.training.config import TrainingConfiguration
-    from mg_milvus.training.data import Batch, ImageCache
+    from mg_milvus.training.data import ImageCache
+    from mg_milvus.training.export import Sample
     from mg_milvus.training.network import HashingNetwork
 
 
@@ -291,6 +293,84 @@ class StepReport:
     losses: Mapping[str, float]
 
 
+VARIATIONS = 8
+"""Variations in which a frozen backbone sees an image; later epochs use the features of earlier ones again."""
+
+
+class FrozenFeatures:
+    """Features of a backbone that stays as it is, in files without names: variation -> rows and features.
+
+    Half precision, as heads are stored. What an epoch needs first is computed then, and not again.
+    """
+
+    def __init__(self, network: HashingNetwork, device: torch.device) -> None:
+        self._network, self._device = network, device
+        self._variations: dict[int, tuple[NDArray[np.int64], NDArray[np.float16]]] = {}
+
+    def __contains__(self, variation: int) -> bool:
+        return variation in self._variations
+
+    def __getitem__(self, variation: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        """Rows (n,), and their features (n, views, d), those of all granularities side by side."""
+        return self._variations[variation]
+
+    def divided(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Features (n, d) of all granularities -> those of each."""
+        widths = self._network.widths
+        return dict(zip(widths, torch.split(features, list(widths.values()), dim=1), strict=True))
+
+    @torch.no_grad()
+    def compute(self, variation: int, batches: Iterable[Batch], report: Callable[[int], None]) -> None:
+        """Features of a variation's images; ``report`` receives the number of batches done.
+
+        Raises:
+            TrainingError: the disk is full.
+        """
+        rows: list[NDArray[np.int64]] = []
+        shape: tuple[int, ...] = ()
+        with tempfile.TemporaryFile(prefix="mgm-") as file:
+            try:
+                for done, batch in enumerate(batches, start=1):
+                    views = [
+                        torch.cat(list(self._network.features(view.to(self._device)).values()), dim=1)
+                        for view in batch.views
+                    ]
+                    features = torch.stack(views, dim=1).half().cpu().numpy()
+                    rows.append(batch.rows.numpy())
+                    shape = features.shape[1:]
+                    file.write(features.tobytes())
+                    report(done)
+                file.flush()
+            except OSError as error:
+                raise TrainingError(
+                    f"the features of the frozen backbone do not fit into {tempfile.gettempdir()}: {error.strerror}; "
+                    "set TMPDIR to a folder with room"
+                ) from error
+            count = sum(map(len, rows))
+            # The mapping keeps the file's space until it is dropped.
+            self._variations[variation] = (
+                np.concatenate(rows), np.memmap(file, np.float16, "r", shape=(count, *shape))
+            )  # fmt: skip
+
+
+class FeatureBatches:
+    """The batches of one epoch of features: rows (n,) and features (n, views, d), in an order of the seed's."""
+
+    def __init__(self, rows: NDArray[np.int64], features: NDArray[np.float16], batch: int, seed: int) -> None:
+        self._rows, self._features = rows, features
+        order = np.random.default_rng(seed).permutation(len(rows))
+        self.size = size = min(batch, len(order))
+        self._places = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for places in self._places:
+            features = torch.from_numpy(self._features[places].astype(np.float32))
+            yield Batch(torch.from_numpy(self._rows[places]), features.unbind(1))
+
+
 class Trainer:
     """One training. ``run`` does all of it, or goes on from a checkpoint."""
 
@@ -309,6 +389,8 @@ class Trainer:
         self._network = network.to(device).to(memory_format=torch.channels_last)
         self._objective = Objective(configuration, {k: v.shape[1] for k, v in material.labels.items()}).to(device)
         self._frozen = self._freeze()
+        self._features = FrozenFeatures(self._network, device) if configuration.frozen else None
+        self._judges: tuple[HashEncoder, Sample] | None = None
         self._average = MovingAverage(self._network, configuration.optimisation.average)
         self._parameters = [p for m in (self._network, self._objective) for p in m.parameters() if p.requires_grad]
         self._optimizer = torch.optim.SGD(
@@ -357,16 +439,12 @@ class Trainer:
 
     def _epoch(self, epoch: int, on_step: Callable[[StepReport], None]) -> dict[str, float]:
         configuration = self._configuration
-        batches = Batches(self._material.cache, self._material.train, configuration, epoch, self._objective.views)
-        loader = DataLoader(
-            batches, batch_size=None, shuffle=False, num_workers=self._workers,
-            prefetch_factor=2 if self._workers else None,
-        )  # fmt: skip
         self._network.train()
         for module in self._frozen:
             module.eval()
+        batches = self._batches(epoch, on_step)
         sums: dict[str, float] = {}
-        for step, batch in enumerate(loader, start=1):
+        for step, batch in enumerate(self._loaded(batches), start=1):
             done = epoch * len(batches) + step - 1
             progress = done / (configuration.epochs * len(batches))
             self._objective.step(progress)
@@ -386,6 +464,31 @@ class Trainer:
                 StepReport(epoch + 1, configuration.epochs, step * batches.size, len(batches) * batches.size, means)
             )
         return means
+
+    def _batches(self, epoch: int, on_step: Callable[[StepReport], None]) -> Batches | FeatureBatches:
+        """The batches of an epoch: images, or their features where the backbone is frozen."""
+        material, configuration = self._material, self._configuration
+        if self._features is None:
+            return Batches(material.cache, material.train, configuration, epoch, self._objective.views)
+        variation = epoch % VARIATIONS
+        if variation not in self._features:
+            images = Batches(material.cache, material.train, configuration, variation, self._objective.views)
+            total = len(images) * images.size
+
+            def report(batches: int) -> None:
+                on_step(StepReport(epoch + 1, configuration.epochs, batches * images.size, total, {}))
+
+            self._features.compute(variation, self._loaded(images), report)
+        seed = configuration.seed * 100_003 + epoch
+        return FeatureBatches(*self._features[variation], configuration.optimisation.batch, seed)
+
+    def _loaded(self, batches: Batches | FeatureBatches) -> Iterable[Batch]:
+        if isinstance(batches, FeatureBatches):
+            return batches
+        return DataLoader(
+            batches, batch_size=None, shuffle=False, num_workers=self._workers,
+            prefetch_factor=2 if self._workers else None,
+        )  # fmt: skip
 
     def _step(self, batch: Batch, seed: int) -> dict[str, float]:
         """One step of the optimizer; a batch that does not fit into memory is divided, and stays divided."""
@@ -413,15 +516,18 @@ class Trainer:
         random = np.random.default_rng([self._configuration.seed, seed])
         for part in np.array_split(np.arange(len(batch.rows)), self.course.pieces):
             rows = batch.rows[part].to(self._device)
-            x = torch.cat([view[part] for view in batch.views]).to(self._device, memory_format=torch.channels_last)
+            x = torch.cat([view[part] for view in batch.views]).to(self._device)
             labels = {level: values[rows].float().repeat(len(batch.views), 1) for level, values in self._labels.items()}
             if random.random() < self._configuration.augmentation.mixup:
                 x, labels = mixed(x, labels, random)
             precision = (
                 torch.autocast(self._device.type, torch.bfloat16) if has_bfloat16(self._device) else nullcontext()
             )
-            with precision:
-                codes, scores = self._network(x)
+            if self._features is not None:
+                codes, scores = self._network.hashed(self._features.divided(x))
+            else:
+                with precision:
+                    codes, scores = self._network(x.contiguous(memory_format=torch.channels_last))
             share = len(part) / len(batch.rows)
             losses = {name: share * value for name, value in self._objective(codes, scores, labels).items()}
             torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -433,11 +539,18 @@ class Trainer:
         """The encoder of the averaged weights, and its metrics on the held-out images."""
         held_out = self._material.held_out
         rows = np.concatenate([held_out, self._some(FEW_MORE)])
-        images = self._images(rows)
-        encoder = encoder_of(self._configuration, Weights(self._base, self._average.weights), images, str(self._device))
-        codes = encoder.codes(features_of(encoder, images))
+        bare, sample = self._judges or self._sampled(self._average.weights, rows)
+        if self._features is not None:
+            self._judges = bare, sample
+        encoder = with_heads(bare, self._configuration, self._average.weights, sample)
+        codes = encoder.codes(sample.features)
         labels = {level: values[rows] for level, values in self._material.labels.items()}
         return encoder, held_out_metrics(codes, labels, len(held_out))
+
+    def _sampled(self, weights: Mapping[str, torch.Tensor], rows: NDArray[np.int64]) -> tuple[HashEncoder, Sample]:
+        """The encoder of these weights, without heads, and what it reads of these images."""
+        encoder = encoder_of(self._configuration, Weights(self._base, weights), str(self._device))
+        return encoder, sample_of(encoder, self._images(rows))
 
     def _some(self, count: int) -> NDArray[np.int64]:
         """Training images drawn at random, always the same."""
@@ -452,10 +565,8 @@ class Trainer:
     def _finish(self) -> HashEncoder:
         """The best encoder once more, with the statistics of many training images."""
         weights = {name.removeprefix("best."): value for name, value in self._best.items()}
-        images = self._images(self._some(STATISTICS_SAMPLE))
-        encoder = encoder_of(
-            self._configuration, Weights(self._base, weights), images, str(self._device), edited=EDITED_SAMPLE
-        )
+        bare, sample = self._sampled(weights, self._some(STATISTICS_SAMPLE))
+        encoder = with_heads(bare, self._configuration, weights, sample, edited=EDITED_SAMPLE)
         write(self._out, encoder.to_bytes())
         return encoder
 

@@ -346,6 +346,32 @@ def test_frozen_parts_do_not_move(few: Path, tmp_path: Path) -> None:
         train(few, tmp_path / "f.safetensors", small(freeze=("head",)), device="cpu")
 
 
+def test_a_frozen_backbone_sees_each_variation_once(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "VARIATIONS", 2)
+    seen: list[int] = []
+    features = HashingNetwork.features
+
+    def counted(self: HashingNetwork, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.append(len(x))
+        return features(self, x)
+
+    monkeypatch.setattr(HashingNetwork, "features", counted)
+    settings = small(freeze=("backbone",), phases=[{"epochs": 4, "sides": [16]}], bits={"mid": 16, "fine": 16})
+    steps: list[trainer_module.StepReport] = []
+    report = train(few, tmp_path / "whole.safetensors", settings, device="cpu", on_step=steps.append)
+    batches, rest = divmod(report.images, settings.optimisation.batch)
+    assert rest, "some images are left out of a variation"
+    # Two rows tell the network its widths; two views of every batch of two variations, whatever the epochs.
+    assert sum(seen) == 2 + 2 * 2 * batches * settings.optimisation.batch
+    assert [bool(step.losses) for step in steps] == 2 * ([False] * batches + [True] * batches) + 2 * batches * [True]
+    first, last = report.history[0], report.history[-1]
+    assert last["mid"] < first["mid"]
+
+    train(few, tmp_path / "stopped.safetensors", settings, device="cpu", stop_after=3)
+    train(few, tmp_path / "stopped.safetensors", settings, device="cpu", resume=True)
+    assert (tmp_path / "stopped.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
 def test_a_resumed_training_gives_the_same_encoder(few: Path, tmp_path: Path) -> None:
     settings = small(
         phases=[{"epochs": 3, "sides": [16, 24]}], augmentation={}, supervised="hashnet",
