@@ -106,7 +106,7 @@ _RESULTS_A_CALL = 250_000
 _SCANNED_A_CALL = 16_384
 """Milvus Lite reads all keys for each call, and returns at most this number of rows."""
 _COUNTED_FOR = 60.0
-"""Seconds for which a row count is reused to choose a plan."""
+"""Seconds for which a row count is reused."""
 
 
 class MilvusStore:
