@@ -53,10 +53,11 @@ class Least:
         self.client.create_collection("images", schema=columns, index_params=indexes)
 
     def insert(self, start: int, codes: dict[str, Codes]) -> None:
-        self.client.upsert("images", [
-            {"id": row_id(start + i), "path": name_of(start + i), **{name: own[i].tobytes() for name, own in codes.items()}}
-            for i in range(len(next(iter(codes.values()))))
-        ])  # fmt: skip
+        rows = [{"id": row_id(n), "path": name_of(n)} for n in range(start, start + len(next(iter(codes.values()))))]
+        for name, own in codes.items():
+            for row, code in zip(rows, own, strict=True):
+                row[name] = code.tobytes()
+        self.client.upsert("images", rows)
 
     def ask(self, codes: dict[str, Codes]) -> None:
         for name, code in codes.items():
