@@ -3,8 +3,8 @@
     python benchmarks/growth.py [--rows 10000,100000,1000000] [--rounds 50] [--json FILE]
 
 Synthetic codes, written through the store, each size in ten steps. At each size, in fresh processes: opening the file
-up to the first answer, and the ingest of ten new images. Then in one process, all in turn: queries by every fusion
-and plan, with and without a filter (k = 10); the searches of these queries in bare calls of pymilvus; and what
+up to the first answer, and the ingest of ten new images. Then in one process, all in turn: queries by every fusion,
+with and without a filter (k = 10); the searches of these queries in bare calls of pymilvus; and what
 should not grow at all: counting, reading, writing and removing some rows, a look around.
 
 The last table is the slope: milliseconds a million rows and at none, fitted to the medians. ``beyond the scan`` is what
@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from operations import SCAN_OF, named, others, queries, scans
+from operations import SCAN, named, others, queries, scans
 from painted_scenes import KINDS
 from processes import engine_pid, file_size, memory
 from result_file import write_result
@@ -133,9 +133,9 @@ def slopes(states: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, float
         found[name] = {"ms/million": float(slope), "ms at none": float(constant)}
     for name, own in found.items():
         own["beyond the scan"] = own["ms/million"]
-        if (plan := name.split(",")[0]) in SCAN_OF:
-            own["beyond the scan"] -= found[named(SCAN_OF[plan], "filter" if "filter" in name else None)]["ms/million"]
-        elif name.startswith("scan"):
+        if name.startswith("query"):
+            own["beyond the scan"] -= found[named(SCAN, "filter" if "filter" in name else None)]["ms/million"]
+        elif name.startswith(SCAN):
             own["beyond the scan"] = 0.0
     return found
 

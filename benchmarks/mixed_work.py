@@ -82,7 +82,7 @@ class MixedWork:
 
     def by_id(self) -> None:
         file = self._dice.choice(self.files)
-        expected(len(self.index.like(file, k=10, plan=self._dice.choice(["full", "cascade"]))), 10)
+        expected(len(self.index.like(file, k=10)), 10)
 
     def by_part(self) -> None:
         file = self._dice.choice(self.files)

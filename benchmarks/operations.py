@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from synthetic import path_of, synthetic_codes, synthetic_rows
 
 from mg_milvus.images.discover import image_id
-from mg_milvus.search.query import CASCADE_DEPTH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from mg_milvus.codes import Codes
     from mg_milvus.index import ImageIndex
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 K, DEPTH, QUERIES = 10, 100, 50
 FILTER = "width < 150"
 """Half of the synthetic rows."""
-SCAN_OF = {"full": "scan, full", "cascade": "scan, cascade", "server": "scan, full"}
-"""Plan -> the bare searches that it makes."""
+SCAN = "scan"
+"""The bare searches that a query makes."""
 
 
 class Asked:
@@ -40,13 +39,9 @@ class Asked:
 
 
 def queries(index: ImageIndex) -> Actions:
-    """Every fusion and plan, without and with a filter: ``PLAN, FUSION[, filter]``."""
+    """Every fusion, without and with a filter: ``query, FUSION[, filter]``."""
     asked, equal = Asked(index), dict.fromkeys(index.schema.bits, 1.0)
-    ways: dict[str, dict[str, Any]] = {
-        f"{plan}, {fusion}": {"fusion": fusion, "plan": plan}
-        for plan in ("full", "cascade")
-        for fusion in ("rank", "score")
-    } | {"server": {"fusion": "server"}}
+    ways: dict[str, dict[str, Any]] = {f"query, {way}": {"fusion": way} for way in ("rank", "score", "server")}
 
     def ask(how: dict[str, Any], where: str | None) -> None:
         if len(index.query_codes(asked.next(), k=K, filter=where, weights=equal, **how)) != K:
@@ -58,22 +53,16 @@ def queries(index: ImageIndex) -> Actions:
 def scans(index: ImageIndex) -> Actions:
     """The searches of these queries and nothing else, in bare calls of pymilvus."""
     store: Any = index.session.store
-    asked, shortest = Asked(index), min(index.schema.bits, key=lambda name: index.schema.bits[name])
+    asked = Asked(index)
 
-    def search(fields: Sequence[str], depth: int, where: str | None) -> None:
-        codes = asked.next()
-        for field in fields:
+    def search(where: str | None) -> None:
+        for field, code in asked.next().items():
             store._client.search(
-                store.collection, [codes[field].tobytes()], filter=where or "", limit=depth, anns_field=field,
+                store.collection, [code.tobytes()], filter=where or "", limit=DEPTH, anns_field=field,
                 search_params={"metric_type": "HAMMING", "params": {}}, timeout=60,
             )  # fmt: skip
 
-    kinds = {SCAN_OF["full"]: (list(index.schema.bits), DEPTH), SCAN_OF["cascade"]: ([shortest], CASCADE_DEPTH)}
-    return {
-        named(name, where): partial(search, fields, depth, where)
-        for name, (fields, depth) in kinds.items()
-        for where in (None, FILTER)
-    }
+    return {named(SCAN, where): partial(search, where) for where in (None, FILTER)}
 
 
 def others(index: ImageIndex, rows: int) -> Actions:

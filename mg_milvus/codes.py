@@ -19,6 +19,8 @@ A granularity that is searched with several views of each image has (n, views, b
 Where the regions are searched, under ``regions`` those of the m query regions (n, m, bits): one for each scale, or
 those of ``query_scales``, pass by pass.
 """
+_AT_ONCE = 1 << 16
+"""Pairs of codes compared at a time: their words fit into a core's cache."""
 _STEPS = 127
 """Different sizes of a real code's values: they fit a byte with its sign."""
 
@@ -79,10 +81,15 @@ def hamming(queries: Codes, database: Codes) -> NDArray[np.int32]:
     width = 8 if queries.shape[1] % 8 == 0 else 1
     words = {8: np.uint64, 1: np.uint8}[width]
     left = np.ascontiguousarray(queries).view(words)
-    right = np.ascontiguousarray(database).view(words)
-    distances = np.zeros((len(left), len(right)), np.int32)
-    for column in range(left.shape[1]):
-        distances += np.bitwise_count(left[:, None, column] ^ right[None, :, column])
+    right = np.ascontiguousarray(np.ascontiguousarray(database).view(words).T)
+    distances = np.empty((len(left), len(database)), np.int32)
+    step = max(1, _AT_ONCE // max(1, len(database)))
+    for start in range(0, len(left), step):
+        some = left[start : start + step]
+        counts = np.zeros((len(some), len(database)), np.uint16)
+        for column, word in enumerate(right):
+            counts += np.bitwise_count(some[:, column, None] ^ word)
+        distances[start : start + step] = counts
     return distances
 
 

@@ -579,8 +579,8 @@ class ImageIndex:
             codes: as ``encode`` returns them, or ``mg_milvus.codes.signs`` of what ``codes`` returns; empty to
                 search by ``text`` alone. Without codes of regions, a query that does not name them leaves them out.
             exclude: ids to leave out of the results.
-            all_candidates: retrieve the candidates of every granularity, those without a weight too, by the plan
-                ``full``: they can be ranked again with any weights.
+            all_candidates: retrieve the candidates of every granularity, those without a weight too:
+                they can be ranked again with any weights.
             **options: see ``QueryOptions``.
 
         Raises:

@@ -42,7 +42,6 @@ CALLS = {
     "five queries at once": {"Search": 3},
     "a query with a filter": {"Search": 3},
     "a query of one granularity": {"Search": 1},
-    "a query from coarse to fine": {"Search": 1},
     "a query that Milvus fuses": {"HybridSearch": 1, "Search": 1},
     "more like an image of the index": {"Search": 4},
     "two batches of new images": {
@@ -108,13 +107,11 @@ def calls_of(index: ImageIndex, photos: Path) -> dict[str, Callable[[], Any]]:
     return {
         "two batches of new images": lambda: index.ingest(photos / "stripes", batch_size=10),
         "images that are there": lambda: index.ingest(photos / "stripes", batch_size=10),
-        # How many rows there are is asked once a minute, to choose a plan; with a plan that is given, never.
         "the first query after a write": lambda: index.query(disc[0]),
-        "a query": lambda: index.query(disc[0], plan="full"),
-        "five queries at once": lambda: index.query_many(disc[:5], plan="full"),
-        "a query with a filter": lambda: index.query(disc[0], plan="full", filter="width > 5"),
+        "a query": lambda: index.query(disc[0]),
+        "five queries at once": lambda: index.query_many(disc[:5]),
+        "a query with a filter": lambda: index.query(disc[0], filter="width > 5"),
         "a query of one granularity": lambda: index.query(disc[0], weights={"fine": 1}),
-        "a query from coarse to fine": lambda: index.query(disc[0], plan="cascade"),
         "a query that Milvus fuses": lambda: index.query(disc[0], fusion="server", profile="balanced"),
         "more like an image of the index": lambda: index.like(disc[0]),
         "five images deleted": lambda: index.delete(disc[:5]),
@@ -175,7 +172,7 @@ def test_bytes_of_an_image(wire: tuple[str, Relay, Path]) -> None:
     assert row < grown < FILE_BYTES
 
     with counter.watched() as traffic, ImageIndex.open(uri, collection="bytes") as index:
-        hits = index.query_codes(rows(0, 4)[3].codes, depth=100, plan="full")
+        hits = index.query_codes(rows(0, 4)[3].codes, depth=100)
         assert hits[0].path.endswith("IMG_00000003.jpg")
         found = 300
         print(f"{traffic.received() / found:.1f} bytes received a row found")

@@ -101,7 +101,7 @@ def asked(
 ) -> dict[str, float]:
     """A query beside the bare calls that it takes in the plainest way, and beside other ways to ask."""
     searcher = Searcher(binary.store, binary.schema)
-    full = Query.of(binary.schema, {"k": 10, "depth": DEPTH, "plan": "full"})
+    full = Query.of(binary.schema, {"k": 10, "depth": DEPTH})
 
     def some(how_many: int = 1) -> dict[str, Codes]:
         chosen = random.integers(0, ROWS, how_many)
@@ -157,7 +157,7 @@ def details(turns: Turns, work: Path, random: np.random.Generator) -> float:
             replace(row(n, {name: values[n] for name, values in codes.items()}), parts=own[n].tobytes())
             for n in range(start, start + BATCH)
         ])  # fmt: skip
-    whole = Query.of(schema, {"plan": "full"})
+    whole = Query.of(schema, {})
     detail = Query.of(schema, {"regions": "contains"})
 
     def ask(query: Query) -> None:

@@ -64,14 +64,6 @@ class Minimum(StrEnum):
     loosely_similar = "loosely-similar"
 
 
-class Plan(StrEnum):
-    """The query plans of the schema."""
-
-    auto = "auto"
-    full = "full"
-    cascade = "cascade"
-
-
 def complete_granularity(incomplete: str) -> list[str]:
     """Return the names of the default schema's granularities that start with ``incomplete``."""
     from mg_milvus.schema.models import Schema

@@ -138,7 +138,7 @@ def _numbers(hits: Sequence[Hit], name: str) -> list[str]:
 
 
 def print_explanation(explanation: Explanation, *, title: str = "") -> None:
-    """Print the plan, the search of each granularity, what each adds to a hit's score, and the times.
+    """Print the formula, the search of each granularity, what each adds to a hit's score, and the times.
 
     Args:
         explanation: of one query.
@@ -149,7 +149,6 @@ def print_explanation(explanation: Explanation, *, title: str = "") -> None:
     out = console()
     _print_title(title, out)
     query = explanation.query
-    out.print(Text(f"plan {explanation.plan}: {escape_controls(explanation.reason)}"))
     out.print(Text(f"fusion {query.fusion}: {FORMULAS[query.fusion].format(rrf_k=query.rrf_k)}"))
     if query.where:
         out.print(Text(f"filter: {escape_controls(query.where)}"))
@@ -320,13 +319,6 @@ def query(
         bool,
         typer.Option("--overlap", help="Find images that share a region with this one: mgm query scene.jpg --overlap"),
     ] = False,
-    plan: Annotated[
-        options.Plan | None,
-        typer.Option(
-            "--plan",
-            help="Search every granularity (full), or first the shortest (cascade); default: the schema's",
-        ),
-    ] = None,
     least: Annotated[
         options.Minimum | None,
         typer.Option("--min", help="Leave out results that are less: mgm query cat.jpg --min same-kind"),
@@ -414,7 +406,6 @@ def query(
         "verify": verify,
         "views": views,
         "text": text,
-        "plan": plan,
     }
     settings = settings_from(uri, token, collection, device, encoder=encoder, max_pixels=max_pixels)
     explanations: list[Explanation] = []

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -70,7 +71,8 @@ def distance_counts(words: NDArray[np.uint64]) -> NDArray[np.int64]:
     counts = np.zeros(width, np.int64)
     for rows, columns in _blocks(words.shape[1], words.shape[1]):
         upper = np.arange(rows.start, rows.stop)[:, None] < np.arange(columns.start, columns.stop)
-        counts += np.bincount(_distances(words, rows, columns)[upper], minlength=width)
+        distances = _distances(words, rows, columns, _smallest(len(words)))
+        counts += np.bincount(distances[upper], minlength=width)
     return counts
 
 
@@ -90,17 +92,24 @@ def pairs_within(
     Yields:
         The pairs of one block each; blocks without any are left out.
     """
+    return _compared(words.shape[1], first, partial(_near, words, radius), on_row)
+
+
+def _compared(
+    count: int, first: int, compare: Callable[[slice, slice], Pairs], on_row: Callable[[int], None]
+) -> Iterator[Pairs]:
+    """Compare all blocks on all cores; see ``pairs_within``."""
     cores = os.cpu_count() or 1
     pool = ThreadPoolExecutor(cores, "mgm-pairs")
     running: deque[Future[Pairs]] = deque()
     try:
-        for rows, columns in _blocks(words.shape[1], first):
-            running.append(pool.submit(_near, words, radius, rows, columns))
+        for rows, columns in _blocks(count, first):
+            running.append(pool.submit(compare, rows, columns))
             if len(running) > 4 * cores:
                 pairs = running.popleft().result()
                 if len(pairs.left):
                     yield pairs
-            if columns.stop == words.shape[1]:
+            if columns.stop == count:
                 on_row(rows.stop)
         for block in running:
             pairs = block.result()
@@ -115,44 +124,104 @@ def nearest_pairs(
 ) -> Pairs:
     """Of each row i < ``first``, the pairs with its ``nearest`` other rows, and with more within ``radius`` bits.
 
-    At most ``MOST`` of one row, its nearest; each pair comes once, in the order of the rows.
+    At most ``MOST`` of one row, its nearest, of equally near ones the first; each pair comes once, in the order of the
+    rows. Each pair is compared once, for both of its rows. Memory grows with the rows, not with the pairs.
 
     Args:
         words: (words, n), see ``as_words``.
         first: rows whose pairs are wanted; n for all.
         radius: in bits.
-        nearest: rows of each that are taken however far they are.
-        on_row: called with the number of first rows done.
+        nearest: rows of each that are taken however far they are, at most ``MOST``.
+        on_row: called with the number of first rows done, approximately.
     """
-    count = words.shape[1]
-    most = min(MOST, count - 1)
-    found = [Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))]
-    starts = range(0, first, ROWS) if most > 0 else range(0)
-    limits = radius, nearest, most
-    with ThreadPoolExecutor(os.cpu_count(), "mgm-nearest") as pool:
-        blocks = pool.map(lambda start: _nearest(words, slice(start, min(start + ROWS, first)), limits), starts)
-        for start, pairs in zip(starts, blocks, strict=True):
-            found.append(pairs)
-            on_row(min(start + ROWS, first))
-    left, right, distances = map(np.concatenate, zip(*found, strict=True))
-    _, places = np.unique(left * count + right, return_index=True)
-    return Pairs(left[places], right[places], distances[places])
+    rows = _NearestRows(words, first, radius, nearest)
+    for pairs in _compared(words.shape[1], first, rows.compare, on_row):
+        rows.add(pairs)
+    return rows.pairs()
 
 
-def _nearest(words: NDArray[np.uint64], rows: slice, limits: tuple[int, int, int]) -> Pairs:
-    """The pairs of one block of rows; see ``nearest_pairs``."""
-    radius, nearest, most = limits
-    distances = _distances(words, rows, slice(0, words.shape[1])).astype(np.int32)
-    own = np.arange(rows.start, rows.stop)
-    distances[np.arange(len(own)), own] = np.iinfo(np.int32).max
-    others = np.argpartition(distances, most - 1, axis=1)[:, :most]
-    apart = np.take_along_axis(distances, others, 1)
-    order = np.lexsort((others, apart), axis=1)
-    others, apart = np.take_along_axis(others, order, 1), np.take_along_axis(apart, order, 1)
-    taken = (apart <= radius) | (np.arange(most) < nearest)
-    left = np.broadcast_to(own[:, None], others.shape)[taken]
-    right = others[taken]
-    return Pairs(np.minimum(left, right), np.maximum(left, right), apart[taken])
+_SAMPLE = 1024
+"""Rows that give the first bounds of the distances of the nearest."""
+
+
+class _NearestRows:
+    """The nearest rows of each row, gathered from blocks in the order of ``_blocks``; see ``nearest_pairs``.
+
+    So each row meets the others in ascending order, and one that is no nearer than the last of a full list is not for
+    it. ``_below`` is what a distance has to be below; a sample of the rows gives a first bound.
+    """
+
+    def __init__(self, words: NDArray[np.uint64], first: int, radius: int, nearest: int) -> None:
+        self._words, self._count, self._first = words, words.shape[1], first
+        self._radius, self._nearest = radius, nearest
+        self._longest = 64 * len(words)
+        self._below = np.full(self._count, radius + 1, np.uint16)
+        self._below[first:] = 0
+        if nearest:
+            self._bound_by_sample()
+        self._kept = np.empty(0, np.int64)  # (row * (longest + 1) + distance) * count + other, ascending
+        self._new: list[NDArray[np.int64]] = []
+        self._waiting = 0
+
+    def _bound_by_sample(self) -> None:
+        """Bound each row's distances by those from a sample, in which the row itself may be."""
+        chosen = np.random.default_rng(0).permutation(self._count)[:_SAMPLE]
+        words = np.concatenate([self._words[:, : self._first], self._words[:, chosen]], axis=1)
+        for start in range(0, self._first, ROWS):
+            rows = slice(start, min(start + ROWS, self._first))
+            if len(chosen) <= self._nearest:
+                self._below[rows] = self._longest + 1
+                continue
+            distances = _distances(words, rows, slice(self._first, words.shape[1]), np.uint16)
+            bounds = np.partition(distances, self._nearest, axis=1)[:, self._nearest]
+            self._below[rows] = np.maximum(bounds, self._radius) + 1
+
+    def compare(self, rows: slice, columns: slice) -> Pairs:
+        """The pairs i < j of one block of which one row may be among the nearest of the other."""
+        below: NDArray[Any] = self._below[rows]
+        right_below: NDArray[Any] = self._below[columns]
+        # Bytes are compared much faster. A distance of 256 bits counts as 0 there, and is put right below.
+        narrow = len(self._words) <= 4 and max(below.max(), right_below.max()) < 256
+        if narrow:
+            below, right_below = below.astype(np.uint8), right_below.astype(np.uint8)
+        distances = _distances(self._words, rows, columns, np.uint8 if narrow else np.uint16)
+        near = np.flatnonzero((distances < below[:, None]) | (distances < right_below))
+        return _upper(self._words, rows, columns, near)
+
+    def add(self, pairs: Pairs) -> None:
+        """Add the pairs of the next block."""
+        for row, other in ((pairs.left, pairs.right), (pairs.right, pairs.left)):
+            near = pairs.distances < self._below[row]
+            keys = (row[near] * (self._longest + 1) + pairs.distances[near]) * self._count + other[near]
+            self._new.append(keys)
+            self._waiting += len(keys)
+        if self._waiting > max(_LEAST_WAITING, 2 * self._count):
+            self._reduce()
+
+    def _reduce(self) -> None:
+        """Keep the nearest of each row, and lower the bounds."""
+        keys = np.sort(np.concatenate([self._kept, *self._new]))
+        self._new, self._waiting = [], 0
+        row, distance = np.divmod(keys // self._count, self._longest + 1)
+        place = np.arange(len(keys)) - np.searchsorted(row, row)
+        self._kept = keys[(place < MOST) & ((distance <= self._radius) | (place < self._nearest))]
+        # Who has its nearest takes no more within the radius when its list is full.
+        full = place == MOST - 1
+        within = np.full(self._count, self._radius + 1)
+        within[row[full]] = np.minimum(distance[full], self._radius + 1)
+        if self._nearest:
+            has = place == self._nearest - 1
+            below = np.maximum(within[row[has]], distance[has])
+            self._below[row[has]] = np.minimum(self._below[row[has]], below)
+        else:
+            self._below[: self._first] = within[: self._first]
+
+    def pairs(self) -> Pairs:
+        """The pairs that were kept, in the order of the rows."""
+        self._reduce()
+        row, other = self._kept // self._count // (self._longest + 1), self._kept % self._count
+        left, right = np.divmod(np.unique(np.minimum(row, other) * self._count + np.maximum(row, other)), self._count)
+        return Pairs(left, right, distances_of(self._words, left, right))
 
 
 def _blocks(count: int, first: int) -> Iterator[tuple[slice, slice]]:
@@ -165,22 +234,32 @@ def _blocks(count: int, first: int) -> Iterator[tuple[slice, slice]]:
 
 def _near(words: NDArray[np.uint64], radius: int, rows: slice, columns: slice) -> Pairs:
     """The near pairs i < j of one block."""
-    compared = max(1, -(-radius // _BITS_A_WORD))
-    distances = _distances(words[:compared], rows, columns)
-    near = np.flatnonzero(distances <= radius)
-    left, right = np.divmod(near, distances.shape[1])
+    compared = words[: max(1, -(-radius // _BITS_A_WORD))]
+    distances = _distances(compared, rows, columns, _smallest(len(compared)))
+    pairs = _upper(words, rows, columns, np.flatnonzero(distances <= radius))
+    return pairs.where(pairs.distances <= radius)
+
+
+def _upper(words: NDArray[np.uint64], rows: slice, columns: slice, places: NDArray[np.int64]) -> Pairs:
+    """The pairs i < j at these places of a block, with their distances."""
+    left, right = np.divmod(places, columns.stop - columns.start)
     left += rows.start
     right += columns.start
     upper = left < right
     left, right = left[upper], right[upper]
-    pairs = Pairs(left, right, distances_of(words, left, right))
-    return pairs.where(pairs.distances <= radius)
+    return Pairs(left, right, distances_of(words, left, right))
 
 
-def _distances(words: NDArray[np.uint64], rows: slice, columns: slice) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Distances of a block, (rows, columns); those of up to three words, at most 192, fit into a byte."""
-    shape = rows.stop - rows.start, columns.stop - columns.start
-    distances = np.zeros(shape, np.uint8 if len(words) < 4 else np.uint16)
+def _smallest(words: int) -> type[np.uint8 | np.uint16]:
+    """The type for distances of so many words: those of three, at most 192, fit into a byte."""
+    return np.uint8 if words < 4 else np.uint16
+
+
+def _distances(
+    words: NDArray[np.uint64], rows: slice, columns: slice, kind: type[np.uint8 | np.uint16]
+) -> NDArray[np.uint8 | np.uint16]:
+    """Distances of a block, (rows, columns), of this type."""
+    distances = np.zeros((rows.stop - rows.start, columns.stop - columns.start), kind)
     for word in words:
         distances += np.bitwise_count(word[rows, None] ^ word[None, columns])
     return distances

@@ -103,15 +103,17 @@ def _counted(distances: Distances, relevance: Relevance, radius: int | None, low
 def _sorted(distances: Distances, relevance: Relevance, radius: int | None) -> Ties:
     """Ties of any distances: each query's are sorted, and those of its graded rows are looked up among them."""
     within = np.zeros((len(distances), 3), np.int64)
+    some_out = (relevance == NOT_A_CANDIDATE).any(axis=1)
     ties = []
     for query, (row, grades) in enumerate(zip(distances, relevance, strict=True)):
-        candidates = np.sort(row[grades != NOT_A_CANDIDATE])
+        candidates = np.sort(row[grades != NOT_A_CANDIDATE] if some_out[query] else row)
         if len(candidates) and np.isnan(candidates[-1]):
             raise ValueError("distances hold nan, expected numbers; leave a row out by a relevance of 255")
         graded = np.flatnonzero((grades == SAME_GROUP) | (grades == SAME_CLASS))
         graded = graded[np.argsort(row[graded])]
         values, grade = row[graded], grades[graded]
-        tied, first, rows = np.unique(values, return_index=True, return_counts=True)
+        first = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1]))) if len(values) else graded
+        rows, tied = np.diff(first, append=len(values)), values[first]
         before = np.searchsorted(candidates, tied, side="left")
         size = np.searchsorted(candidates, tied, side="right") - before
         same_class = np.add.reduceat(grade == SAME_CLASS, first, dtype=np.int64) if len(first) else rows

@@ -57,7 +57,6 @@ CONSEQUENCES: dict[str, tuple[Consequence, str]] = {
     "fusion.method": ("none", f"{_AT_QUERY} (--fusion)"),
     "fusion.rrf_k": ("none", f"{_AT_QUERY} (--rrf-k)"),
     "fusion.depth": ("none", f"{_AT_QUERY} (--depth)"),
-    "fusion.plan": ("none", f"{_AT_QUERY} (--plan)"),
     "fields": ("none", "the order of extra fields has no effect on queries"),
     "fields.*": ("re-ingest", _COLUMNS),
     "fields.+": ("none", "the next ingest adds the column; images have no value in it until a table names them"),

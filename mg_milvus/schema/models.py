@@ -157,10 +157,6 @@ class FusionSettings(Model):
     ] = "rank"
     rrf_k: Annotated[int, _whole(1, 16_384, "Constant of rank fusion; small: the first ranks dominate.")] = 60
     depth: Annotated[int, _whole(1, 16_384, "Candidates retrieved of each granularity.")] = 100
-    plan: Annotated[
-        Literal["auto", "full", "cascade"],
-        Field(description="full: search every field; cascade: the shortest, then rank its candidates; auto: by size."),
-    ] = "auto"
 
 
 class ExtraField(Model):

@@ -144,17 +144,24 @@ def encode_tag(number: int, probability: float) -> int:
     return number * LEVELS + level_of(probability)
 
 
+@cache
+def _bounds() -> tuple[int, int]:
+    """The least stored tag of a group, and what all stored tags are below."""
+    return vocabulary().names * LEVELS, len(vocabulary().tags) * LEVELS
+
+
 def check_tags(tags: Sequence[int]) -> Sequence[int]:
     """The stored tags of an image, checked.
 
     Raises:
         ValueError: one of them is none, or there are too many names or groups.
     """
-    table = vocabulary()
-    most = len(table.tags) * LEVELS
-    if any(type(tag) is not int or not 0 <= tag < most for tag in tags):
+    if not tags:
+        return tags
+    first, most = _bounds()
+    if not all(type(tag) is int and 0 <= tag < most for tag in tags):
         raise ValueError(f"the tags are {tags!r:.100}, expected whole numbers from 0 to {most - 1}")
-    groups = sum(tag >= table.names * LEVELS for tag in tags)
+    groups = sum(tag >= first for tag in tags)
     if groups > GROUPS or len(tags) - groups > NAMES:
         raise ValueError(f"there are {len(tags)} tags, expected at most {NAMES} names and {GROUPS} group")
     return tags

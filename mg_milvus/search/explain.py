@@ -18,14 +18,11 @@ class Trace:
     """Records the steps of one query. That costs microseconds, so every query does it.
 
     Attributes:
-        plan: ``full``, ``cascade`` or ``server``; and the reason for it.
         seconds: step -> seconds, in the order of the steps.
-        results: granularity -> the depth of its search and the ids of the first query's candidates, nearest first. In a
-            cascade: the granularity's nearest among the candidates of the first search.
+        results: granularity -> the depth of its search and the ids of the first query's candidates, nearest first.
     """
 
     def __init__(self) -> None:
-        self.plan = ("", "")
         self.seconds: dict[str, float] = {}
         self.results: dict[str, tuple[int, Sequence[str]]] = {}
         self._started = time.perf_counter()
@@ -91,8 +88,6 @@ class Explanation:
     Attributes:
         hits: the same as ``query`` returns.
         query: the checked query: weights, fusion, depth and so on.
-        plan: ``full``, ``cascade`` or ``server``.
-        reason: why this plan was chosen.
         fields: granularity -> its search, for those with a weight.
         candidates: number of different images that were ranked; None when the server fused.
         contributions: for each hit, granularity -> its contribution; the scores of a hit's contributions add up to the
@@ -103,8 +98,6 @@ class Explanation:
 
     hits: Hits
     query: Query
-    plan: str
-    reason: str
     fields: Mapping[str, FieldResult]
     candidates: int | None
     contributions: Sequence[Mapping[str, Contribution]]
@@ -115,7 +108,7 @@ class Explanation:
         """A dictionary, ready for JSON; every hit has its ``contributions``."""
         query = self.query
         return {
-            "plan": self.plan, "reason": self.reason, "k": query.k, "depth": query.depth, "fusion": query.fusion,
+            "k": query.k, "depth": query.depth, "fusion": query.fusion,
             "rrf_k": query.rrf_k, "weights": dict(query.weights), "filter": query.where, "regions": query.regions,
             "fields": {name: _as_dict(field) for name, field in self.fields.items()},
             "candidates": self.candidates, "remark": self.hits.remark or None,

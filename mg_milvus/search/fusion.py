@@ -66,10 +66,12 @@ def shared_ranks(distances: NDArray[Any]) -> NDArray[np.float64]:
     Returns:
         (n,) float64 ranks.
     """
-    ordered = np.sort(distances)
-    first = np.searchsorted(ordered, distances, side="left")
-    last = np.searchsorted(ordered, distances, side="right")
-    ranks: NDArray[np.float64] = (first + last + 1) / 2
+    order = np.argsort(distances)
+    ordered = distances[order]
+    first = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    last = np.append(first[1:], len(order))
+    ranks = np.empty(len(order))
+    ranks[order] = np.repeat((first + last + 1) / 2, last - first)
     return ranks
 
 
@@ -144,11 +146,22 @@ def lead(fused: Fused, leading: Mapping[str, NDArray[np.bool_]], weight: float, 
 
 
 def _ordered(ids: Sequence[str], scores: NDArray[np.float64], nearness: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Order by falling score, then falling nearness, then id. Strings sort slowly: ids are sorted within ties only."""
-    order = np.lexsort((-nearness, -scores))
-    equal = (scores[order][1:] == scores[order][:-1]) & (nearness[order][1:] == nearness[order][:-1])
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], equal, [False]))))
-    for first, last in edges.reshape(-1, 2).tolist():
-        tied = order[first : last + 1]
-        order[first : last + 1] = tied[np.argsort(np.array([ids[i] for i in tied], dtype=np.str_), kind="stable")]
+    """Order by falling score, then falling nearness, then id; each key is compared within ties of the one before."""
+    order = np.argsort(-scores, kind="stable")
+    tied = _tied(scores[order])
+    some = order[tied]
+    order[tied] = some = some[np.lexsort((-nearness[some], -scores[some]))]
+    equal = _tied(scores[some]) & _tied(nearness[some])
+    if equal.any():
+        last = some[equal]
+        names = np.array([ids[i] for i in last], dtype=np.str_)
+        some[equal] = last[np.lexsort((names, -nearness[last], -scores[last]))]
+        order[tied] = some
     return order
+
+
+def _tied(ordered: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of n values in order equal the one before or behind them."""
+    equal = np.concatenate(([False], ordered[1:] == ordered[:-1], [False]))
+    tied: NDArray[np.bool_] = equal[1:] | equal[:-1]
+    return tied[: len(ordered)]

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """The profile by default."""
 Method = Literal["rank", "score", "chance", "server"]
-Plan = Literal["auto", "full", "cascade"]
 Regions = Literal["contains", "overlap"]
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -36,9 +35,6 @@ MAX_DEPTH = 16_384
 """Most results that Milvus returns for one search."""
 MAX_WEIGHT = 1e300
 """Sums of a few such weights are still finite."""
-CASCADE_DEPTH = 4_000
-"""Default candidates of a cascade. Of 10,000, 100,000 and 1,000,000 images they hold 0.98, 0.92 and 0.74 of the ten
-hits of the full search (benchmarks/cascade.py)."""
 _NO_REGIONS = (
     "this collection has no codes of regions; ingest into a new collection with --schema regions, or query without "
     "regions"
@@ -66,7 +62,7 @@ class QueryOptions(TypedDict, total=False):
             ranks an image only on the granularities whose search returned it, breaks ties by its own order, and ignores
             weights on older servers.
         rrf_k: the constant in weight / (rrf_k + rank).
-        depth: candidates retrieved from each granularity, at least k; in a cascade, from the first granularity.
+        depth: candidates retrieved from each granularity, at least k.
         filter: a Milvus boolean expression on the row's fields, or values: ``{"kind": "shoe", "price": ("<", 40)}``;
             see ``Filter``.
         crop: (x, y, width, height) in pixels of the upright query image: the area to search with. In a query with
@@ -86,8 +82,6 @@ class QueryOptions(TypedDict, total=False):
             the profile ``instance``; takes six times as long to encode.
         text: words for what the images show, such as ``sports car``: one more ranking in the fusion, by the
             probability of that tag. Its weight is that of the granularities together, or ``text`` in ``weights``.
-        plan: ``full`` searches every granularity; ``cascade`` searches the one of the shortest codes deeply, and the
-            others rank its candidates only; ``auto`` (the schema's default) chooses by the number of images.
     """
 
     k: int
@@ -105,7 +99,6 @@ class QueryOptions(TypedDict, total=False):
     verify: bool
     views: bool | None
     text: str | None
-    plan: str | None
 
 
 _DEFAULTS: QueryOptions = {"k": 10, "verify": False}
@@ -143,8 +136,6 @@ class Query:
         where: the filter.
         regions: how the regions are searched; None when ``weights`` does not name them.
         views: search ``fine`` with views of the query image, too.
-        cascade_depth: candidates of a cascade's first search; the option ``depth``, where it is given.
-        narrowed_depth: of these, the nearest that each granularity contributes to the fusion.
         least: the least verdict of a hit; None for any.
         max_chance: the largest chance of a hit, on the granularity where that is smallest.
         note: a sentence about a query that cannot be answered as it may be meant; else empty.
@@ -160,9 +151,6 @@ class Query:
     where: str | None
     regions: Regions | None = None
     views: bool = False
-    plan: Plan = "full"
-    cascade_depth: int = CASCADE_DEPTH
-    narrowed_depth: int = 100
     least: HitVerdict | None = None
     max_chance: float = 1.0
     auto: bool = False
@@ -187,16 +175,12 @@ class Query:
             raise QueryError(f"unknown option {format_value(unknown[0])}{hint}")
         _check_types(options)
         k = _whole_number("k", options.get("k", _DEFAULTS["k"]))
-        default_depth = min(max(schema.fusion.depth, k), MAX_DEPTH)
-        depth = _whole_number("depth", _or(options.get("depth"), default_depth))
+        depth = _whole_number("depth", _or(options.get("depth"), min(max(schema.fusion.depth, k), MAX_DEPTH)))
         if depth < k:
             raise QueryError(f"depth is {depth} and k is {k}; ask for at least as many candidates as results")
         fusion = cast("Method", _or(options.get("fusion"), schema.fusion.method))
         if fusion not in get_args(Method):
             raise QueryError(f"fusion is {format_value(fusion)}, expected {', '.join(get_args(Method))}")
-        plan = cast("Plan", _or(options.get("plan"), schema.fusion.plan))
-        if plan not in get_args(Plan):
-            raise QueryError(f"plan is {format_value(plan)}, expected {', '.join(get_args(Plan))}")
         weights = _weights(schema, options)
         auto = fusion == "rank" and _is_auto(schema, options)
         searched = REGIONS in weights or (auto and schema.regions is not None)
@@ -217,9 +201,6 @@ class Query:
             where=filter_text(options.get("filter")) or None,
             regions=regions,
             views=_views(schema, options),
-            plan=plan,
-            cascade_depth=depth if options.get("depth") is not None else max(depth, CASCADE_DEPTH),
-            narrowed_depth=default_depth,
             least=_least(options.get("min")),
             max_chance=_share(_or(options.get("max_chance"), 1.0)),
             auto=auto,

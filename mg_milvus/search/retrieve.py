@@ -34,16 +34,12 @@ if TYPE_CHECKING:
     from mg_milvus.codes import Codes, QueryCodes, RealCodes
     from mg_milvus.records import Box
     from mg_milvus.schema.models import Schema
-    from mg_milvus.search.query import Plan, Query
+    from mg_milvus.search.query import Query
     from mg_milvus.store.base import Row, Store
 
     RetrievedBy = dict[str, list[str]]
     """Image id -> the granularities whose search returned it."""
 
-
-CASCADE_ROWS = 10_000_000
-"""Number of images from which ``auto`` chooses a cascade. Up to a million on Milvus Lite the full search is faster
-(benchmarks/cascade.py); more were not measured."""
 
 MAX_INLINE_ROWS = 10_000
 """Maximum rows returned inline with the search results. The results of many queries overlap, so beyond this number it
@@ -140,9 +136,7 @@ class _Retrieval:
 
     def run(self) -> list[Candidates]:
         fields = [name for name in self._schema.bits if name in self._query.weights]
-        self._trace.plan = self._choose_plan(fields)
-        search = self._cascade if self._trace.plan[0] == "cascade" else self._full
-        retrieved, matches, rows = search(fields)
+        retrieved, matches, rows = self._search_all(fields)
         if self._query.tags:
             with self._trace.timed(f"search {TEXT}"):
                 ids = retrieve_tagged(
@@ -158,21 +152,9 @@ class _Retrieval:
         with self._trace.timed("distances"):
             return [self._candidates(i, own, matches[i], rows) for i, own in enumerate(retrieved)]
 
-    def _choose_plan(self, fields: Sequence[str]) -> tuple[Plan, str]:
-        """``full`` or ``cascade``, and why; with a single granularity there is nothing to cascade."""
-        query = self._query
-        if not fields or len(query.weights) == 1:
-            return "full", f"the query has one granularity, {', '.join(query.weights)}"
-        if query.plan != "auto":
-            return query.plan, "set by the query or the schema"
-        if REGIONS in query.weights:
-            return "full", f"auto: a query with {REGIONS} searches every granularity"
-        rows = self._store.size()
-        if rows >= CASCADE_ROWS:
-            return "cascade", f"auto: {rows:,} images, a cascade is chosen from {CASCADE_ROWS:,} on"
-        return "full", f"auto: {rows:,} images, fewer than the {CASCADE_ROWS:,} from which a cascade is chosen"
-
-    def _full(self, fields: Sequence[str]) -> tuple[list[RetrievedBy], list[RegionMatches | None], dict[str, Row]]:
+    def _search_all(
+        self, fields: Sequence[str]
+    ) -> tuple[list[RetrievedBy], list[RegionMatches | None], dict[str, Row]]:
         """Search every field, and the regions, for the ``depth`` nearest."""
         query = self._query
         retrieved, rows = self._search(fields, query.depth + len(self._exclude))
@@ -185,19 +167,6 @@ class _Retrieval:
                 self._trace.results.setdefault(REGIONS, (query.depth, images))
                 for key in images:
                     own.setdefault(key, []).append(REGIONS)
-        return retrieved, matches, rows
-
-    def _cascade(self, fields: Sequence[str]) -> tuple[list[RetrievedBy], list[RegionMatches | None], dict[str, Row]]:
-        """Search the field of the shortest codes deeply; the other granularities rank its candidates only."""
-        trace, shortest = self._trace, min(fields, key=lambda name: self._schema.bits[name])
-        first, rows = self._search([shortest], self._query.cascade_depth + len(self._exclude))
-        depth, ids = trace.results.get(shortest, (0, ()))
-        plan, reason = trace.plan
-        trace.plan = plan, f"{reason}; {shortest} returned {len(ids):,} of {depth:,} candidates requested"
-        with self._timed_regions():
-            matches = [self._search_regions(i, list(own)) for i, own in enumerate(first)]
-        with trace.timed("narrow"):
-            retrieved = [self._narrow(i, list(own), matches[i], rows) for i, own in enumerate(first)]
         return retrieved, matches, rows
 
     def _search(self, fields: Sequence[str], depth: int) -> tuple[list[RetrievedBy], dict[str, Row]]:
@@ -230,43 +199,18 @@ class _Retrieval:
             nearest.append(sorted(distances, key=lambda key: (distances[key], key))[:depth])
         return nearest
 
-    def _narrow(
-        self, i: int, ids: Sequence[str], matches: RegionMatches | None, rows: Mapping[str, Row]
-    ) -> RetrievedBy:
-        """The ``depth`` nearest of these images on each granularity, as a full search would have returned them.
-
-        Ranks depend on the set of candidates: with all of ``ids`` as candidates, a cascade would not return the results
-        of the full search even if its first search returned every image. Ties are cut by id.
-        """
-        bits = {name: length for name, length in self._schema.bits.items() if name in self._query.weights}
-        stored = {key: rows[key].codes for key in ids if key in rows}
-        if missing := [key for key in ids if key not in stored]:
-            stored |= self._store.fetch_codes(missing, tuple(bits))
-        # As the store searches.
-        distances: dict[str, NDArray[Any]] = {**differing_bits(stacked(list(stored.values()), bits), self._codes, i)}
-        if matches:
-            distances[REGIONS] = matches.distances(list(stored))
-        keys = np.array(list(stored), dtype=np.str_)
-        retrieved: RetrievedBy = {}
-        for name, values in distances.items():
-            nearest = [str(keys[row]) for row in np.lexsort((keys, values))[: self._query.narrowed_depth]]
-            if i == 0:
-                self._trace.results[name] = (self._query.narrowed_depth, nearest)
-            for key in nearest:
-                retrieved.setdefault(key, []).append(name)
-        return retrieved
-
     def _timed_regions(self) -> AbstractContextManager[None]:
         return self._trace.timed(f"search {REGIONS}") if self._query.regions else nullcontext()
 
-    def _search_regions(self, i: int, images: Sequence[str] | None = None) -> RegionMatches | None:
-        """The regions nearest to query image ``i``, of these images or of all; None: the query has no regions."""
+    def _search_regions(self, i: int) -> RegionMatches | None:
+        """The regions nearest to query image ``i``; None: the query has no regions."""
         query, settings = self._query, self._schema.regions
         if settings is None or query.regions is None:
             return None
         codes = self._codes[REGIONS][i]
         # A filter that few images pass is applied first.
-        if images is None and query.where is not None and self._store.count(query.where) <= MAX_DEPTH // settings.count:
+        images = None
+        if query.where is not None and self._store.count(query.where) <= MAX_DEPTH // settings.count:
             images = [row.id for rows in self._store.scan(query.where) for row in rows]
         if images is not None and not images:
             count = len(codes) if query.regions == "overlap" else 1

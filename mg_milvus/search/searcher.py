@@ -148,8 +148,8 @@ class Searcher:
     def search_all_granularities(self, codes: QueryCodes, query: Query, exclude: Sequence[str] = ()) -> SearchResult:
         """Search with one query image, and return the candidates of every granularity, whatever its weight.
 
-        They can be ranked again with any weights without another search. The plan is always ``full``; regions are
-        searched when the query has them. Arguments as for ``search``.
+        They can be ranked again with any weights without another search. Regions are searched when
+        the query has them. Arguments as for ``search``.
 
         Raises:
             QueryError: the query leaves the fusion to the server.
@@ -157,7 +157,7 @@ class Searcher:
         if query.fusion == "server":
             raise QueryError("candidates need fusion 'rank' or 'score', got 'server': query with one of the two")
         names = [*self._schema.bits, *([REGIONS] if query.regions else [])]
-        every = replace(query, weights=dict.fromkeys(names, 1.0), plan="full")
+        every = replace(query, weights=dict.fromkeys(names, 1.0))
         (candidates,) = retrieve(self._store, self._schema, SearchRequest(codes, every, exclude))
         return self._ranked(candidates, query)
 
@@ -245,7 +245,6 @@ class Searcher:
     def _hybrid_search(self, request: SearchRequest) -> list[Hits]:
         """Let the server fuse, then compute the exact distances of its results; ranks are among these results."""
         codes, query, trace = request.codes, request.query, request.trace
-        trace.plan = ("server", "the server searches and fuses in one call")
         with trace.timed("search"):
             k = min(query.k + len(request.exclude), MAX_DEPTH)
             search = HybridSearch(query.weights, k, query.depth, query.rrf_k, query.where)
@@ -330,7 +329,7 @@ def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str
         for hit in hits
     ]
     return Explanation(
-        hits, query, *trace.plan, fields, None if candidates is None else len(candidates.rows), contributions,
+        hits, query, fields, None if candidates is None else len(candidates.rows), contributions,
         trace.seconds, total,
     )  # fmt: skip
 

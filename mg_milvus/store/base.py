@@ -323,7 +323,7 @@ class Store(Protocol):
         """Number of rows, or of those that match."""
 
     def size(self) -> int:
-        """Number of rows, at most a minute old, and counted after this client's writes: to choose a search plan."""
+        """Number of rows, at most a minute old, and counted after this client's writes."""
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete rows by id, and then their regions; the number of rows that were there."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,13 +24,13 @@ from mg_milvus.errors import (
     StoreUnavailableError,
     UnsupportedError,
 )
-from mg_milvus.files import one_line
+from mg_milvus.files import expand_home, one_line
 from mg_milvus.schema.models import FusionSettings, Schema, StorageSettings
 from mg_milvus.store import lite_workarounds
 from mg_milvus.store.base import MOST_LISTS, Description
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mg_milvus.schema.models import ExtraField, Granularity
     from mg_milvus.store.client import Connection
@@ -288,6 +290,7 @@ _log = logging.getLogger(__name__)
 _LOAD_TIMEOUT = 120.0
 """Seconds: a server first loads the rows from its object storage; a load may take longer if it goes on."""
 _SAY_EVERY = 10.0
+_SAY_LOAD_AFTER = 2.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 
 _TYPES = {
@@ -482,11 +485,32 @@ def index_and_load(
     state = connection.call(lambda: client.get_load_state(name, timeout=_LOAD_TIMEOUT))["state"]
     if missing or state not in {LoadState.Loaded, LoadState.Loading}:  # who may only read waits for others' loads
         # Without waiting: pymilvus gives up after a time limit, however far the load has come.
-        connection.call(
-            lambda: client.load_collection(name, replica_number=replicas, timeout=_LOAD_TIMEOUT, _async=True)
-        )
+        with _said_if_long(connection):
+            connection.call(
+                lambda: client.load_collection(name, replica_number=replicas, timeout=_LOAD_TIMEOUT, _async=True)
+            )
     if missing or state != LoadState.Loaded:
         _wait_until_loaded(connection, name)
+
+
+@contextmanager
+def _said_if_long(connection: Connection) -> Iterator[None]:
+    """Log what a load waits for if it takes long: Milvus Lite answers nothing until it has read all rows."""
+    file = expand_home(connection.config.uri)
+    if not connection.engine.lite or not file.is_file():
+        yield  # servers say how far they are, see ``_wait_until_loaded``
+        return
+    said = threading.Timer(
+        _SAY_LOAD_AFTER, _log.warning,
+        ("Milvus Lite reads all rows of %s (%.0f MB) before its first answer; 'mgm up' does so once for all programs",
+         file, file.stat().st_size / 1e6),
+    )  # fmt: skip
+    said.daemon = True
+    said.start()
+    try:
+        yield
+    finally:
+        said.cancel()
 
 
 def _wait_until_loaded(connection: Connection, name: str) -> None:

@@ -106,7 +106,7 @@ _RESULTS_A_CALL = 250_000
 _SCANNED_A_CALL = 16_384
 """Milvus Lite reads all keys for each call, and returns at most this number of rows."""
 _COUNTED_FOR = 60.0
-"""Seconds for which a row count is reused to choose a plan."""
+"""Seconds for which a row count is reused."""
 
 
 class MilvusStore:
@@ -346,7 +346,8 @@ class MilvusStore:
                 for _, hits in zip(queries, results, strict=True):
                     all_neighbours.append(neighbours(hits_of(hits, 8 * layout.bytes[granularity], depth)))
                     if output and known is not None:
-                        known |= {hit["id"]: self._by_id.row(hit) for hit in hits if hit["id"] not in known}
+                        fresh = [hit for i, hit in zip(hits.ids, hits, strict=True) if i not in known]
+                        known |= {row.id: row for row in map(self._by_id.row, fresh)}
         return all_neighbours
 
     def hybrid(self, codes: Mapping[str, Codes], search: HybridSearch) -> list[list[tuple[str, float]]]:

@@ -7,6 +7,7 @@ import re
 from binascii import a2b_base64, b2a_base64
 from functools import partial
 from itertools import accumulate
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +58,8 @@ _FIXED = (
     Column("content_hash", "string", 64),
 )
 _TAGS = tuple(Column(name, "short") for name in TAG_COLUMNS)
+_OWN = len(_FIXED) + len(_TAGS)
+"""Place of the first column of the schema's own."""
 MOST_META = 65_536
 """Most bytes of a JSON value on servers."""
 COPY = "_codes"
@@ -92,14 +95,16 @@ class Layout:
         self._places = tuple(
             (name, slice(end - width, end)) for (name, width), end in zip(self.bytes.items(), ends, strict=True)
         )
+        self._code_bytes = sum(self.bytes.values())
+        self._values_in_order = itemgetter(*(column.name for column in self.columns))
         self._types_in_order = tuple(_STORED[column.type] for column in self.columns)
         self._texts = tuple((place, c.name, c.max_bytes) for place, c in enumerate(self.columns) if c.type == "string")
-        self.copy = Column(COPY, "string", len(b2a_base64(bytes(sum(self.bytes.values())), newline=False)))
+        self.copy = Column(COPY, "string", len(b2a_base64(bytes(self._code_bytes), newline=False)))
 
     @property
     def rows_a_call(self) -> int:
         """Rows of the longest possible texts and codes that stay well below the 64 MB of a server's message."""
-        longest = sum(column.max_bytes or 8 for column in (*self.columns, self.copy)) + sum(self.bytes.values())
+        longest = sum(column.max_bytes or 8 for column in (*self.columns, self.copy)) + self._code_bytes
         longest += MOST_META if self._added else 0
         return max(1, min(5000, (48 << 20) // longest))
 
@@ -247,14 +252,14 @@ class Layout:
         Raises:
             ValueError, KeyError: a value is missing, or is none that ``records`` takes.
         """
-        values = [record[column.name] for column in self.columns]
+        values = self._values_in_order(record)
         if tuple(map(type, values)) != self._types_in_order:
             self._refuse_types(values)
         for place, name, most in self._texts:
             if len(values[place]) > most:
                 raise ValueError(f"{name} of row {values[0]!r} is longer than {most} bytes")
-        row_id, path, size, mtime_ns, width, height, content_hash, *others = values
-        tags, own = from_columns(others[: len(_TAGS)]), others[len(_TAGS) :]
+        row_id, path, size, mtime_ns, width, height, content_hash = values[: len(_FIXED)]
+        tags, own = from_columns(values[len(_FIXED) : _OWN]), values[_OWN:]
         if not could_be_id(row_id):
             raise ValueError(f"{row_id!r} is not an id")
         if size < 0 or width < 0 or height < 0:
@@ -271,8 +276,8 @@ class Layout:
             ValueError: ``copied`` has not written it.
         """
         packed = a2b_base64(text)
-        if len(packed) != sum(self.bytes.values()):
-            raise ValueError(f"{COPY} holds {len(packed)} bytes of codes, expected {sum(self.bytes.values())}")
+        if len(packed) != self._code_bytes:
+            raise ValueError(f"{COPY} holds {len(packed)} bytes of codes, expected {self._code_bytes}")
         return {name: packed[place] for name, place in self._places}
 
     def _refuse_types(self, values: Sequence[object]) -> None:
@@ -327,8 +332,14 @@ def neighbours(found: Iterable[tuple[float, str]], depth: int | None = None) -> 
     return Neighbours([i for _, i in ordered], np.array([d for d, _ in ordered], np.int32))
 
 
+_USUAL = 32
+"""Characters of an id, unless another program has made it."""
+
+
 def could_be_id(text: str) -> bool:
     """Whether a row can have this id: 1 to 64 bytes of text in one line."""
+    if len(text) == _USUAL and text.isascii() and text.isalnum():
+        return True
     try:
         return 0 < len(text.encode()) <= 64 and "\n" not in text and "\r" not in text
     except UnicodeEncodeError:

@@ -162,9 +162,6 @@ class QueryParameters(BaseModel):
     max_chance: Annotated[float | None, Field(description=(
         "Leave out hits that are as near as a larger share of random pairs: 0.001"
     ))] = None  # fmt: skip
-    plan: Annotated[str | None, Field(description=(
-        "full, cascade, or auto: by the number of images. Candidates are always those of full."
-    ))] = None  # fmt: skip
     crop: Annotated[str | None, Field(description=(
         "Search with this crop: X,Y,W,H in pixels. In a query with regions, the regions search with the crop and the "
         "other granularities with the whole image; a schema with regions searches them only, unless weights are given."
@@ -188,7 +185,7 @@ class QueryParameters(BaseModel):
             "profile": self.profile or None, "granularity": self.granularity or None, "fusion": self.fusion or None,
             "rrf_k": self.rrf_k, "depth": self.depth, "filter": self.filter or None, "regions": self.regions or None,
             "text": self.text or None, "min": self.min or None, "max_chance": self.max_chance,
-            "plan": self.plan or None, "crop": _parse_crop(self.crop) if self.crop else None,
+            "crop": _parse_crop(self.crop) if self.crop else None,
             "views": False if self.candidates else self.views,  # candidates are ranked again with any weights
         }  # fmt: skip
 

@@ -58,11 +58,7 @@ def test_a_crop_of_an_image_in_the_index(home: Path) -> None:
     assert overlap(first["box"], (0, 80, 120, 80)) >= 0.5
 
 
-def test_plans_and_regions_as_options(home: Path) -> None:
-    full = mgm("query", "photos/30.png", "--plan", "full", "--depth", "52", "--json", cwd=home)
-    cascade = mgm("query", "photos/30.png", "--plan", "cascade", "--depth", "52", "--json", cwd=home)
-    assert full.returncode == cascade.returncode == 0
-    assert full.stdout == cascade.stdout
+def test_overlap_as_an_option(home: Path) -> None:
     shared = mgm("query", "photos/30.png", "--overlap", "-k", "1", "--json", cwd=home)
     assert json.loads(shared.stdout)["path"] == str(home / "photos/30.png")
 
@@ -79,7 +75,6 @@ def test_plans_and_regions_as_options(home: Path) -> None:
         (["detail.jpg", "--crop", "0,0,0,10"], 2, "is not a part of an image"),
         (["detail.jpg", "--crop", "0,0,4,4"], 1, "4x4 pixels is too small to be recognised"),
         (["--like", "photos/30.png", "--contains"], 1, "regions are searched with the image itself"),
-        (["detail.jpg", "--plan", "fast"], 2, "'fast'"),
     ],
 )
 def test_mistakes(home: Path, arguments: list[str], code: int, message: str) -> None:

@@ -64,9 +64,9 @@ def more_than(before: dict[str, int]) -> dict[str, int]:
 
 def ask(index: ImageIndex, image: Path, queries: int) -> None:
     for number in range(queries):
-        plan, fusion = (("full", "rank"), ("cascade", "score"), ("full", "server"))[number % 3]
+        fusion = ("rank", "score", "server")[number % 3]
         weights = dict.fromkeys(index.schema.bits, 1.0)
-        assert len(index.like(image, k=3, plan=plan, fusion=fusion, weights=weights)) == 3
+        assert len(index.like(image, k=3, fusion=fusion, weights=weights)) == 3
 
 
 def work(uri: str, photos: Path) -> None:
@@ -100,8 +100,8 @@ def test_two_hundred_queries_and_twenty_openings_leave_nothing_open(uri: str, ph
 
 def test_sixteen_threads_get_the_answers_of_one(uri: str, photos: Path) -> None:
     queries = [
-        {"k": 5, "plan": plan, "fusion": fusion, "weights": {"coarse": 1, "mid": 1, "fine": 1}}
-        for plan, fusion in (("full", "rank"), ("cascade", "score"), ("full", "server"))
+        {"k": 5, "fusion": fusion, "weights": {"coarse": 1, "mid": 1, "fine": 1}}
+        for fusion in ("rank", "score", "server")
     ]
     random = np.random.default_rng(0)
     with ImageIndex.open(uri, SCHEMA) as index:

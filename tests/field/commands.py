@@ -99,7 +99,6 @@ VALUES: dict[str, tuple[str, ...]] = {
     "out": OUT,
     "pairs": ("table.csv", "none.csv"),
     "path_bytes": NUMBERS,
-    "plan": ("auto", "full", "cascade"),
     "port": ("0", "19530", "65536"),
     "precision": ("0.9", "0.5", "1.5", "nan"),
     "preset": ("default", "regions", "none"),

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 HUGE = 10**400
 number = st.integers() | st.floats() | st.sampled_from([HUGE, -HUGE, 2**63, 1e308, 5e-324, -0.0, math.nan, math.inf])
-word = st.text(max_size=5) | st.sampled_from(
-    ["coarse", "mid", "fine", "regions", "object", "rank", "cascade", "\udcff"]
-)
+word = st.text(max_size=5) | st.sampled_from(["coarse", "mid", "fine", "regions", "object", "rank", "\udcff"])
 scalar = st.none() | st.booleans() | number | word | st.binary(max_size=5)
 anything = st.recursive(
     scalar,
@@ -40,7 +38,6 @@ sensible = st.fixed_dictionaries(
         "weights": st.dictionaries(st.sampled_from(["coarse", "mid", "fine"]), number, max_size=3),
         "profile": st.sampled_from(["category", "object", "instance", "balanced"]),
         "fusion": st.sampled_from(["rank", "score"]),
-        "plan": st.sampled_from(["auto", "full", "cascade"]),
     },
 )
 options = st.builds(

@@ -24,6 +24,7 @@ from mg_milvus.duplicates.pairs import (
     connected_components,
     distance_counts,
     distances_of,
+    nearest_pairs,
     pairs_within,
 )
 from mg_milvus.duplicates.report import KEEP, Choice, Files, file_size, make_group
@@ -96,6 +97,44 @@ def test_rows_done_are_told_to_the_end():
     told: list[int] = []
     list(pairs_within(as_words(random_codes(150, 64)), 3, 100, told.append))
     assert told == [64, 100]
+
+
+def nearest_of(distances: np.ndarray, first: int, radius: int, nearest: int, most: int) -> dict[tuple[int, int], int]:
+    """The pairs of ``nearest_pairs`` from all distances, row by row."""
+    pairs = {}
+    for row in range(first):
+        others = sorted((int(d), other) for other, d in enumerate(distances[row]) if other != row)
+        for place, (d, other) in enumerate(others[:most]):
+            if d <= radius or place < nearest:
+                pairs[min(row, other), max(row, other)] = d
+    return pairs
+
+
+@pytest.mark.parametrize("bits", [8, 64, 200, 256, 320])
+@pytest.mark.parametrize("nearest", [0, 1, 5])
+def test_nearest_pairs_are_those_of_brute_force(bits, nearest, monkeypatch):
+    for name, value in (("ROWS", 16), ("COLUMNS", 40), ("MOST", 8), ("_SAMPLE", 30), ("_LEAST_WAITING", 50)):
+        monkeypatch.setattr(pairs_module, name, value)
+    codes = random_codes(120, bits)
+    codes[60:75] = codes[0]  # more than fit into a list
+    codes[75:80] = ~codes[:5]  # as far as can be
+    words = as_words(codes)
+    distances = hamming(codes, codes)
+    for first, radius in itertools.product((1, 50, 120), (0, bits // 4, bits)):
+        told: list[int] = []
+        found = nearest_pairs(words, first, radius, nearest, told.append)
+        got = dict(
+            zip(zip(found.left.tolist(), found.right.tolist(), strict=True), found.distances.tolist(), strict=True)
+        )
+        assert got == nearest_of(distances, first, radius, nearest, 8)
+        assert list(got) == sorted(got)
+        assert told[-1] == first
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_few_rows_are_all_near(count):
+    found = nearest_pairs(as_words(random_codes(count, 256)), count, 0, 5)
+    assert len(found.left) == count * (count - 1) // 2
 
 
 # Connected components

@@ -59,7 +59,6 @@ def test_ranks_and_shares_by_hand(labelled_index: ImageIndex, asked: str, fusion
     answers, distances = by_hand(labelled_index, asked, 7)
     union = {key for named in answers.values() for key in named}
     assert 7 < explanation.candidates == len(union) < 21
-    assert (explanation.plan, explanation.reason.split(":")[0]) == ("full", "auto")
     for name, field in explanation.fields.items():
         found = [distances[name][key] for key in answers[name]]
         assert (field.weight, field.bits, field.depth) == (WEIGHTS[name], BITS[name], 8)  # 7, and the image itself
@@ -84,7 +83,7 @@ def test_ranks_and_shares_by_hand(labelled_index: ImageIndex, asked: str, fusion
     "options",
     [
         {}, {"k": 3, "depth": 5}, {"granularity": "fine"}, {"weights": {"coarse": 1, "fine": 0}}, {"fusion": "score"},
-        {"fusion": "server"}, {"plan": "cascade", "depth": 19}, {"filter": "path like '%disc%'"},
+        {"fusion": "server"}, {"filter": "path like '%disc%'"},
         {"crop": (5, 5, 60, 40)},
     ],
 )  # fmt: skip
@@ -101,24 +100,9 @@ def test_the_answer_is_the_same(labelled_index: ImageIndex, labelled_photos: Pat
         assert "encode" not in like.seconds
 
 
-def test_a_cascade_tells_what_it_began_with(labelled_index: ImageIndex, asked: str) -> None:
-    explanation = labelled_index.explain(like=asked, plan="cascade", depth=9, k=5, weights=WEIGHTS)
-    answers, distances = by_hand(labelled_index, asked, 9)
-    assert explanation.plan == "cascade"
-    assert explanation.reason.endswith("coarse returned 10 of 10 candidates requested")
-    assert (explanation.candidates, explanation.fields["fine"].depth) == (9, 100)
-    assert explanation.fields["fine"].seconds is None
-    near = sorted(answers["coarse"], key=lambda key: (distances["fine"][key], key))
-    places = {
-        hit.id: contributions["fine"].position
-        for hit, contributions in zip(explanation.hits, explanation.contributions, strict=True)
-    }
-    assert places == {key: near.index(key) + 1 for key in places}
-
-
 def test_the_server_keeps_its_ranks_to_itself(labelled_index: ImageIndex, asked: str) -> None:
     explanation = labelled_index.explain(like=asked, fusion="server", k=2)
-    assert (explanation.plan, explanation.candidates, explanation.fields["mid"].candidates) == ("server", None, None)
+    assert (explanation.candidates, explanation.fields["mid"].candidates) == (None, None)
     assert {
         contribution.score for contributions in explanation.contributions for contribution in contributions.values()
     } == {None}
@@ -129,7 +113,6 @@ def test_regions_are_one_more_field(collage_index: ImageIndex) -> None:
     options = {"regions": "contains", "weights": {"coarse": 1, "regions": 3}, "k": 4, "depth": 10}
     explanation = collage_index.explain(detail, **options)
     assert explanation.hits == collage_index.query(detail, **options)
-    assert explanation.reason == "auto: a query with regions searches every granularity"
     assert (explanation.fields["regions"].depth, explanation.fields["regions"].candidates) == (10, 10)
     assert explanation.fields["regions"].seconds > 0
     first = explanation.contributions[0]
@@ -157,10 +140,9 @@ def test_the_command_tells_people_and_programs(
     options = ["--explain", "-k", "2", "--filter", "width > 1"]
     done = run("query", image, *options)
     lines = done.stdout.splitlines()
-    assert lines[0] == "plan full: auto: 60 images, fewer than the 10,000,000 from which a cascade is chosen"
-    assert lines[1:3] == ["fusion rank: the score is the sum of weight / (60 + rank)", "filter: width > 1"]
-    assert lines[4].split() == ["granularity", "weight", "bits", "depth", "candidates", "nearest", "farthest", "time"]
-    assert lines[5].split()[:6] == ["coarse", "2.5", "64", "100", "60", "0"]
+    assert lines[:2] == ["fusion rank: the score is the sum of weight / (60 + rank)", "filter: width > 1"]
+    assert lines[3].split() == ["granularity", "weight", "bits", "depth", "candidates", "nearest", "farthest", "time"]
+    assert lines[4].split()[:6] == ["coarse", "2.5", "64", "100", "60", "0"]
     assert "60 different images were ranked on every granularity." in lines
     shown = [line.split() for line in lines if "05.jpg" in line or line.startswith("      ")]
     assert shown[0] == ["1", image, "0.1180"]  # 3.6 / 61, and as much again because it stands out on fine
@@ -168,7 +150,7 @@ def test_the_command_tells_people_and_programs(
     assert shown[2] == ["coarse", "0", "#1", "#1", "0.0410"]
     assert lines[-1].split()[0] == "total"
     record = json.loads(run("query", "--like", image, *options, "--json").stdout)
-    assert (record["query"], record["candidates"], record["plan"], len(record["hits"])) == (image, 59, "full", 2)
+    assert (record["query"], record["candidates"], len(record["hits"])) == (image, 59, 2)
     contributions = record["hits"][0]["contributions"]
     assert sum(one["score"] for one in contributions.values()) == pytest.approx(record["hits"][0]["score"])
     assert set(record["fields"]["fine"]) >= {"depth", "candidates", "nearest", "farthest", "seconds", "weight"}

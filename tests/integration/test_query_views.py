@@ -78,13 +78,6 @@ def test_what_is_on_a_page_is_found(labelled_index: ImageIndex, page: tuple[Path
     assert far(profile="instance", views=False) == far(weights={"fine": 1}) > cut.distances["fine"]
 
 
-def test_a_cascade_has_the_candidates_of_every_view(labelled_index: ImageIndex, page: tuple[Path, Path]) -> None:
-    options = {"k": 5, "profile": "balanced", "views": True}
-    size = labelled_index.info().rows
-    full = labelled_index.query(page[0], plan="full", **options)
-    assert labelled_index.query(page[0], plan="cascade", depth=size, **options) == full
-
-
 def test_from_the_command_line(
     labelled_index: ImageIndex, page: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

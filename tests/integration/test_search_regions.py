@@ -19,7 +19,6 @@ from mg_milvus.index import ImageIndex
 from mg_milvus.ingest.run import OutOfStep, delete_orphans, find_out_of_step
 from mg_milvus.schema.models import (
     REGIONS,
-    FusionSettings,
     RegionScale,
     RegionSettings,
     Schema,
@@ -139,50 +138,6 @@ def test_a_filter_that_lets_many_through(index: ImageIndex, collages: Path, monk
     assert [hit.path for hit in many] == [hit.path for hit in few[:7]]
 
 
-@pytest.mark.parametrize("regions", [None, "contains"])
-def test_a_cascade_of_everything_is_the_full_search(index: ImageIndex, collages: Path, regions: str | None) -> None:
-    # At this depth every region of the 60 images is retrieved.
-    options: dict[str, Any] = {"k": 20, "regions": regions, "depth": 136, "weights": {"coarse": 1, "fine": 2}}
-    images = [collages / name for name in ("03.png", "11.png")]
-    full = index.query_many(images, plan="full", **options)
-    assert index.query_many(images, plan="cascade", **options) == full
-
-
-def test_a_cascade_ranks_what_the_shortest_codes_found(index: ImageIndex, collages: Path) -> None:
-    image = collages / "03.png"
-    nearest = {hit.path for hit in index.query(image, k=10, granularity="coarse", depth=10)}
-    hits = index.query(image, k=10, depth=10, plan="cascade", filter="width > 1")
-    assert {hit.path for hit in hits} == nearest
-    ids = [hit.id for hit in hits]
-    exact = {hit.id: hit.distances for hit in index.query(image, k=60, depth=60)}
-    assert [dict(hit.distances) for hit in hits] == [dict(exact[i]) for i in ids]
-
-
-def test_a_cascade_names_as_the_full_search_would(index: ImageIndex, collages: Path) -> None:
-    """Begun with everything it is the full search, also where each granularity names only a few."""
-    few = Schema(regions=SETTINGS, fusion=FusionSettings(depth=5))
-    index.session._given_schema = few  # weights and fusion of a given schema count
-    try:
-        for name in ("03.png", "20.png", "44.png"):
-            full = index.query(collages / name, k=5, plan="full")
-            assert [hit.ranks for hit in index.query(collages / name, k=5, plan="cascade", depth=60)] == [
-                hit.ranks for hit in full
-            ]
-            assert index.query(collages / name, k=5, plan="cascade", depth=60) == full
-    finally:
-        index.session._given_schema = SCHEMA
-
-
-def test_auto_cascades_from_many_images_on(index: ImageIndex, collages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = collages / "03.png"
-    full = index.query(image, k=10, depth=10, plan="full")
-    cascade = index.query(image, k=10, depth=10, plan="cascade")
-    assert full != cascade
-    assert index.query(image, k=10, depth=10) == full
-    monkeypatch.setattr("mg_milvus.search.retrieve.CASCADE_ROWS", 60)
-    assert index.query(image, k=10, depth=10) == cascade
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -190,7 +145,6 @@ def test_auto_cascades_from_many_images_on(index: ImageIndex, collages: Path, mo
         ({"crop": (0, 0, 0, 10)}, "does not lie inside the image"),
         ({"crop": (0, 0, 7, 100)}, "7x100 pixels is too small to be recognised; expected at least 8"),
         ({"regions": "all"}, "regions is 'all', expected contains or overlap"),
-        ({"plan": "fast"}, "plan is 'fast', expected auto, full, cascade"),
         ({"regions": "contains", "fusion": "server"}, "the server cannot fuse the regions"),
         ({"granularity": "region"}, "did you mean 'regions'"),
     ],

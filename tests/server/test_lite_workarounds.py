@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from dataclasses import replace
 from importlib import metadata
@@ -17,10 +18,11 @@ from pymilvus import MilvusClient
 from mg_milvus.config import MilvusConfig
 from mg_milvus.errors import StoreLockedError
 from mg_milvus.schema.models import ExtraField, Granularity, RegionSettings, Schema
-from mg_milvus.store import lite_server, lite_workarounds
+from mg_milvus.store import collections, lite_server, lite_workarounds
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.lite_workarounds import LARGE, index_keys
 from mg_milvus.store.milvus import open_store
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -106,6 +108,22 @@ REGIONAL = Schema(
     regions=RegionSettings(),
 )
 """A schema whose rows have codes of both kinds and a field of its own."""
+
+
+def test_a_long_load_of_a_file_is_said_while_it_lasts(
+    large: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The load waits for the message here."""
+    said = threading.Event()
+    monkeypatch.setattr(collections, "_SAY_LOAD_AFTER", 0.0)
+    warn = collections._log.warning
+    monkeypatch.setattr(collections._log, "warning", lambda *text: (warn(*text), said.set()))
+    store = open_store(MilvusConfig(str(large), collection="large"))
+    load = store._client.load_collection
+    monkeypatch.setattr(store._client, "load_collection", lambda *a, **o: (said.wait(PATIENCE), load(*a, **o)))
+    assert store.count() == 20
+    store.close()
+    assert f"Milvus Lite reads all rows of {large} (0 MB) before its first answer; 'mgm up' does so once" in caplog.text
 
 
 @pytest.fixture

@@ -188,7 +188,7 @@ def test_every_region_of_an_image_is_looked_for(details: TestClient, collage_ind
 
 
 def test_without_a_query_for_regions_there_are_none(details: TestClient, collage_index: ImageIndex) -> None:
-    answer = details.post("/api/query?k=4&plan=full", content=png(9)).json()
+    answer = details.post("/api/query?k=4", content=png(9)).json()
     assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in collage_index.query(png(9), k=4)]))
     assert answer["regions"] is None
     assert list(answer["bits"]) == ["coarse", "mid", "fine"]
@@ -240,7 +240,6 @@ def test_many_kinds_of_queries_are_encoded_together(details: TestClient, collage
     ("query", "sentence"),
     [
         ("regions=corner", "regions is 'corner', expected contains or overlap"),
-        ("plan=quick", "plan is 'quick', expected auto, full, cascade"),
         ("crop=0,0,4,4", "a region of 4x4 pixels is too small to be recognised"),
         ("regions=contains&fusion=server", "the server cannot fuse the regions"),
     ],
