@@ -1,11 +1,12 @@
 """Queries by words: how many of the first ten images show what was said, how right the tags are, and what they cost.
 
     python benchmarks/words.py tiny-imagenet/val tiny-imagenet/train [--json FILE]
+    python benchmarks/words.py corel1k [--json FILE]
 
 VAL holds group/class/image, and TRAIN group/class/image whose names begin with the synset of the class, which says
 what the class is called in the table of tags. All images of VAL are ingested into a new file. Each class is asked by
 its name, each group of names that has at least 50 images by its word; an image is right if it is of that class or
-group.
+group. A folder alone holds class/image, and each class is asked by the name of its folder, if that is a known word.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from short.turns import Turns
 from mg_milvus import ImageIndex
 from mg_milvus.encoder.base import HashEncoder
 from mg_milvus.encoder.load import load_encoder
+from mg_milvus.errors import QueryError
 from mg_milvus.schema.tags import LEVELS, SHOWN, probability_of, vocabulary
 
 FEWEST = 50
@@ -88,16 +90,41 @@ def latency_ratio(index: ImageIndex, words: list[str], files: list[str]) -> floa
     return float(np.median(taken["text"]) / np.median(taken["image"]))
 
 
+def by_folders(folder: Path) -> dict[str, Any]:
+    """Queries by the names of the folders of a set."""
+    of_word, unknown = {}, []
+    with tempfile.TemporaryDirectory() as place, ImageIndex.open(Path(place) / "words.db") as index:
+        index.ingest(folder)
+        for own in sorted(folder.iterdir()):
+            try:
+                of_word[own.name] = precision(index, own.name, {str(file.resolve()) for file in own.iterdir()})
+            except QueryError:
+                unknown.append(own.name)
+    return {
+        "folder": folder.name, "words": len(of_word), "P@10 of words": round(float(np.mean(list(of_word.values()))), 4),
+        "of each": of_word, "no known word": unknown,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("val", type=Path)
-    parser.add_argument("train", type=Path)
+    parser.add_argument("train", type=Path, nargs="?")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    table, shown = vocabulary(), classes_of(options.val, options.train)
+    figures = by_folders(options.val) if options.train is None else by_names(options.val, options.train)
+    for name, value in figures.items():
+        print(f"{name:>32}  {value}")
+    if options.json:
+        write_result(options.json, figures)
+
+
+def by_names(val: Path, train: Path) -> dict[str, Any]:
+    """Queries by the names of classes and of groups, and what tags are worth and cost."""
+    table, shown = vocabulary(), classes_of(val, train)
     classes, groups = sorted(set(shown.values())), np.array(table.groups)
     with tempfile.TemporaryDirectory() as folder, ImageIndex.open(Path(folder) / "words.db") as index:
-        index.ingest(options.val)
+        index.ingest(val)
         of_class = {}
         for place in classes:
             right = {file for file, own in shown.items() if own == place}
@@ -109,7 +136,7 @@ def main() -> None:
                 of_group[table.tags[group]] = precision(index, table.tags[group], right)
         files = sorted(shown)[:: len(shown) // 50][:50]
         names = list(of_class)[:: max(1, len(of_class) // 50)][:50]
-        figures = {
+        return {
             "images": len(shown),
             "classes": len(of_class),
             "P@10 of classes": round(float(np.mean(list(of_class.values()))), 4),
@@ -122,10 +149,6 @@ def main() -> None:
             "encoder bytes": len(index.session.encoder.to_bytes()),
             "worst": dict(sorted(of_class.items(), key=lambda pair: pair[1])[:20]),
         }
-    for name, value in figures.items():
-        print(f"{name:>32}  {value}")
-    if options.json:
-        write_result(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Self
 
 from PIL import Image
 
-from mg_milvus.codes import pack
+from mg_milvus.codes import in_steps, pack
 from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
 from mg_milvus.duplicates.hits import readable_twice, verify_hits, verify_rows
 from mg_milvus.duplicates.ignored import add_ignored, file_content
+from mg_milvus.encoder.backbones import library_of
 from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.images.discover import Rules, Tally, discover, text_path
 from mg_milvus.images.paths import stored_path
@@ -27,13 +28,14 @@ from mg_milvus.ingest.relocate import run_relocate
 from mg_milvus.ingest.run import Source, run_ingest, run_refit
 from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import REGIONS, Schema
-from mg_milvus.schema.tags import ANY_TAG
+from mg_milvus.schema.tags import ANY_TAG, find_word
 from mg_milvus.search import rows as listing
 from mg_milvus.search.chance import ChanceKeeper
 from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import Query, QueryOptions, QueryTerm, check_together, with_query_options
 from mg_milvus.search.query_image import QueryArea, check_codes, decode_query_image, encode_query_images
 from mg_milvus.search.searcher import Searcher
+from mg_milvus.search.words import EncodedWords, TaggedWords
 from mg_milvus.session import Session
 from mg_milvus.store.filters import filter_text
 
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.query_image import QueryImage
     from mg_milvus.search.searcher import SearchResult
+    from mg_milvus.search.words import Words
     from mg_milvus.store.base import Row
     from mg_milvus.store.filters import Filter
 
@@ -342,13 +345,12 @@ class ImageIndex:
             QueryError: an option is out of range, images have no such tag, or there is nothing to search with.
             FilterError: the filter cannot be read as a whole, or names no column.
         """
-        if image is None:
-            if unlike:
-                raise QueryError("there is no image to look for beside those of unlike: give at least one")
+        if image is None and not unlike:
             return self.search({}, **options).hits
-        if not isinstance(image, list) and not unlike:
+        if image is not None and not isinstance(image, list) and not unlike:
             return self.query_many([image], **options)[0]
-        terms = [QueryTerm(own) for own in (image if isinstance(image, list) else [image])]
+        sought = image if isinstance(image, list) else [] if image is None else [image]
+        terms = [QueryTerm(own) for own in sought]
         return self.query_together([*terms, *(QueryTerm(own, weight=-1.0) for own in unlike)], **options)
 
     @with_query_options
@@ -385,7 +387,8 @@ class ImageIndex:
     def query_together(self, terms: Sequence[QueryTerm], **options: Unpack[QueryOptions]) -> Hits:
         """Find the images that look like several at once, and unlike others: one ranking over images and granularities.
 
-        It takes no ``crop``, and searches no regions.
+        With ``text``, these words are one more ranking, and all images may have negative weights. It takes no ``crop``,
+        and searches no regions.
 
         Args:
             terms: the images, each with a weight; with a negative one it pushes down what is near to it.
@@ -398,13 +401,14 @@ class ImageIndex:
         Raises:
             ImageError: an image cannot be read.
             NotIndexedError: an image to be like is not indexed.
-            QueryError: an option is out of range, or no image has a positive weight.
+            QueryError: an option is out of range, or there is neither text nor an image with a positive weight.
         """
         query = check_together(terms, self.check_query(**options), options)
-        encoder, exclude = self._session.encoder, []
+        exclude = []
         codes: dict[int, QueryCodes] = {}
         files = [(place, term.image) for place, term in enumerate(terms) if term.like is None]
         if files:
+            encoder = self._session.encoder
             encoded = encode_query_images(encoder, [decode_query_image(encoder, image) for _, image in files])
             for i, (place, _) in enumerate(files):
                 codes[place] = {name: encoded[name][i : i + 1] for name in self.schema.bits}
@@ -513,9 +517,21 @@ class ImageIndex:
         """
         self._session.existing()
         query = Query.of(self.schema, options)
-        if query.tags:
-            self._check_tagged()
-        return query
+        return replace(query, words=self._words(query.text)) if query.text else query
+
+    def _words(self, text: str) -> Words:
+        """What a text stands for in this collection.
+
+        Raises:
+            QueryError: images have no such tag, or no tags at all, or the text is longer than the text tower reads.
+        """
+        # Only a network of a library can have a text tower; for others the encoder need not be loaded.
+        if library_of(self._session.existing().backbone):
+            encoder = self._session.encoder
+            if encoder.text_granularity is not None:
+                return EncodedWords(encoder.text_granularity, in_steps(encoder.text_code(text)))
+        self._check_tagged()
+        return TaggedWords(find_word(text))
 
     def _check_tagged(self) -> None:
         """Raise QueryError if no image can have tags."""
@@ -523,7 +539,8 @@ class ImageIndex:
         if not store.count(ANY_TAG) and store.size() and not self._session.encoder.has_tags:
             raise QueryError(
                 f"the images of '{self.collection}' have no tags: its encoder ({self._session.encoder.backbone}) has "
-                "no classifier that names what it sees; ingest into a new collection with the encoder 'builtin'"
+                "no classifier that names what it sees, and no text tower; ingest into a new collection with the "
+                "encoder 'builtin'"
             )
 
     @with_query_options

@@ -258,7 +258,7 @@ def query(
         typer.Option(
             "--text",
             metavar="WORDS",
-            help="Find images that show this, alone or beside an image: --text dog --like photos/cat.jpg",
+            help="Find images that show this, alone or beside images: --text dog --like photos/cat.jpg",
         ),
     ] = None,
     unlike: Annotated[
@@ -422,7 +422,8 @@ def query(
                 explanations = [index.explain(**query_options)]
             results = [explanations[0].hits if explain else index.query(**query_options)]
         elif together:
-            names, results = [" ".join(names) or "several images"], [index.query_together(terms, **query_options)]
+            names = [", ".join([*([text] if text else []), *names, *(like or ())]) or "several images"]
+            results = [index.query_together(terms, **query_options)]
         elif explain or html:  # the page shows the weights and the fusion that were used
             explanations = [
                 index.explain(None if one is not None else source, like=one, **query_options) for source in sources

@@ -16,6 +16,20 @@ _LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """The text tower beside a network, which its library has: how it is recognised, and where its vectors lie.
+
+    Attributes:
+        fingerprint: of its weights.
+        mean: (d,) of the vectors of many words, each of length 1. The vectors of texts lie apart from those of images
+            (Liang et al., "Mind the Gap", NeurIPS 2022), so each kind is centred on its own mean.
+    """
+
+    fingerprint: str
+    mean: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Backbone:
     """One row of the table.
 
@@ -33,6 +47,7 @@ class Backbone:
         average: ``coarse`` and ``mid`` pool averages: the values have both signs, as those of transformers, and a
             generalised mean would count the negative ones as 0.
         architecture: what a library needs to build the network, besides the name; JSON.
+        texts: the text tower, whose vectors are of the kind that the network gives in the end; None: there is none.
     """
 
     name: str
@@ -46,6 +61,7 @@ class Backbone:
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     average: bool = False
     architecture: str = ""
+    texts: Texts | None = None
 
     @property
     def library(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -25,6 +25,7 @@ from mg_milvus.encoder.hash_heads import (
     shipped_head,
     statistics,
 )
+from mg_milvus.encoder.taps import OUTPUT
 from mg_milvus.errors import EncoderError
 from mg_milvus.schema.models import QUERY_PASSES, REGIONS, query_scales
 
@@ -79,6 +80,20 @@ class Encoder(Protocol):
     @property
     def has_tags(self) -> bool:
         """Whether it has a classifier, which names what images show."""
+
+    @property
+    def text_granularity(self) -> str | None:
+        """The granularity that texts are compared on; None without a text tower."""
+
+    def text_code(self, text: str) -> RealCodes:
+        """A text -> its real code (1, bits) float32 on ``text_granularity``.
+
+        Raises:
+            QueryError: the text is longer than the tower reads.
+            EncoderError: the tower of this machine is another one than the encoder was made with.
+            MissingPackageError: its library is not installed.
+            WeightsNotFoundError: its weights are not on this machine and cannot be fetched.
+        """
 
     @property
     def regions(self) -> tuple[Scale, ...]:
@@ -183,6 +198,7 @@ REGIONS_SAMPLE = 20_000
 _SEED = 7
 _HASH_BLOCK = 8192
 """Rows to hash at a time: heads compute in double precision."""
+_TEXTS_KEPT = 64
 WHOLE = ((1.0, 1),)
 """A single window, the whole image."""
 
@@ -240,6 +256,46 @@ class HashEncoder(ABC):
     def _classifier(self) -> NDArray[np.float32]:
         assert self.state.classifier is not None  # noqa: S101  (the callers ask has_tags)
         return self.state.classifier.matrix()
+
+    @property
+    def text_granularity(self) -> str | None:
+        poolings = self.state.configuration.poolings
+        hashing = [
+            name
+            for name in self.state.heads
+            if OUTPUT in poolings[name].stages and poolings[name].kind == "pyramid"  # linear in the vector
+        ]
+        if self.row.texts is None or not hashing:
+            return None
+        return max(hashing, key=lambda name: self.state.heads[name].bits)
+
+    def text_code(self, text: str) -> RealCodes:
+        return self._text_codes(text)
+
+    @cached_property
+    def _text_codes(self) -> Callable[[str], RealCodes]:
+        """Text to code; the last ones are kept, as a query asks more than once."""
+        from mg_milvus.encoder.libraries import load_text_tower  # torch
+
+        name, texts = self.text_granularity, self.row.texts
+        if name is None or texts is None:
+            raise EncoderError(f"{self.backbone} has no text tower")
+        tower, head, stages = load_text_tower(self.row), self.state.heads[name], self._stages(name)
+        mean = np.array(texts.mean)
+
+        @lru_cache(_TEXTS_KEPT)
+        def code(text: str) -> RealCodes:
+            # Of the other stages that are pooled, a text says nothing: there it does not deviate.
+            deviation = [np.zeros(channels) for _, channels in stages]
+            deviation[[stage for stage, _ in stages].index(OUTPUT)] = tower([text])[0] - mean
+            return head.of_deviations(np.concatenate(deviation)[None] / len(stages) ** 0.5).astype(np.float32)
+
+        return code
+
+    def _stages(self, name: str) -> list[tuple[str, int]]:
+        """The stages that a granularity pools, with their channels."""
+        channels = dict(zip(self.row.stages, self.row.channels, strict=True))
+        return [(stage, channels[stage]) for stage in self.state.configuration.poolings[name].stages]
 
     @property
     def regions(self) -> tuple[Scale, ...]:

@@ -17,7 +17,7 @@ from mg_milvus.encoder.classifier import Classifier
 from mg_milvus.encoder.hash_heads import Head, ManifoldHead, Statistics
 from mg_milvus.encoder.imagenet import PACKAGES, imagenet_network
 from mg_milvus.encoder.pooling import Pooling, width
-from mg_milvus.encoder.taps import MOST_TAPS
+from mg_milvus.encoder.taps import MOST_TAPS, OUTPUT
 from mg_milvus.encoder.weights import BFLOAT16, from_safetensors, single, to_safetensors, weights_fingerprint
 from mg_milvus.errors import EncoderError, MissingPackageError, WeightsNotFoundError
 from mg_milvus.schema.models import MOST_REGIONS, REGIONS, Scale
@@ -180,6 +180,10 @@ class Configuration(BaseModel):
             raise ValueError(f"{row.name} takes images of {row.side} pixels in steps of {row.multiple}")
         if not all(map(math.isfinite, (*row.mean, *row.std))) or min(row.std) <= 0:
             raise ValueError(f"{row.name} scales pixels by {row.mean} and {row.std}")
+        if row.texts is not None:
+            mean = row.texts.mean
+            if row.stages[-1] != OUTPUT or len(mean) != row.channels[-1] or not all(map(math.isfinite, mean)):
+                raise ValueError(f"{row.name} gives {row.channels[-1]} numbers, the mean of its texts has {len(mean)}")
         return row
 
     @model_validator(mode="after")

@@ -82,8 +82,11 @@ class Head:
         In double precision: the rounding of a matrix product depends on the number of rows, which in single precision
         would flip a bit now and then.
         """
-        centred = features.astype(np.float64) - self.mean
-        values: NDArray[np.float64] = centred @ self.projection.astype(np.float64)
+        return self.of_deviations(features.astype(np.float64) - self.mean)
+
+    def of_deviations(self, deviations: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What features (n, d) or texts deviate from their mean -> (n, bits) float64 real codes."""
+        values: NDArray[np.float64] = deviations @ self.projection.astype(np.float64)
         return values
 
 
@@ -296,6 +299,16 @@ class ManifoldHead:
         """Features (n, d) -> (n, bits) float64 real codes, in double precision as ``Head``, a block at a time."""
         starts = range(0, max(len(features), 1), _BLOCK)
         return np.concatenate([self._values(features[start : start + _BLOCK]) for start in starts])
+
+    def of_deviations(self, deviations: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What texts deviate from their mean, (n, d) -> (n, bits) float64 real codes, by the components alone.
+
+        Texts lie far from all anchors, which are images, so that affinities to them say little
+        (benchmarks/text_towers.py).
+        """
+        components = _unit(deviations @ self.axes.astype(np.float64))
+        values: NDArray[np.float64] = components @ self.projection[: components.shape[1]].astype(np.float64)
+        return values
 
     def _values(self, features: Matrix) -> NDArray[np.float64]:
         components = _unit((features.astype(np.float64) - self.mean.astype(np.float64)) @ self.axes.astype(np.float64))

@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from mg_milvus.encoder.backbones import EXTRAS, IMAGENET_MEAN, IMAGENET_STD, LIBRARIES, Backbone
+from mg_milvus.encoder.backbones import EXTRAS, IMAGENET_MEAN, IMAGENET_STD, LIBRARIES, Backbone, Texts
 from mg_milvus.encoder.taps import OUTPUT, Value, choose_taps, described, named_taps, series_of
-from mg_milvus.errors import EncoderError, MissingPackageError, WeightsNotFoundError
+from mg_milvus.encoder.weights import weights_fingerprint
+from mg_milvus.errors import EncoderError, MissingPackageError, QueryError, WeightsNotFoundError
+from mg_milvus.schema.tags import vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import ModuleType
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     Tensors = Mapping[str, torch.Tensor]
 
@@ -34,8 +39,12 @@ _NAMES = {
 """What may follow the colon. Names that begin with a place, such as ``hf-hub:``, would be fetched by mere loading."""
 _TOWERS = ("vision_model", "vision_tower", "visual")
 """Modules that hold the vision tower of a network of images and texts."""
+_PROJECTION = "visual_projection"
+"""Module that brings the vector of a vision tower to those of texts."""
 _VECTORS = ("image_embeds", "pooler_output")
 """Fields of an output of transformers that are a vector an image."""
+_TEXTS = 128
+"""Words whose vectors' mean centres texts."""
 _STEP = 32
 """Pixels that an input of another shape is wider, to learn whether a network takes it."""
 _IMAGES = 2
@@ -51,6 +60,7 @@ class Model:
         mean: subtracted from pixels between 0 and 1.
         std: what the differences are divided by.
         architecture: what builds the network again, besides its name; JSON.
+        texts: loads the tower whose vectors are of the kind that the network gives in the end, if it has one.
     """
 
     network: nn.Module
@@ -58,6 +68,49 @@ class Model:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     architecture: str = ""
+    texts: Callable[[], TextTower | None] = lambda: None
+
+
+class TextTower:
+    """The part of a network of images and texts that encodes texts."""
+
+    def __init__(
+        self, name: str, whole: nn.Module, tokens: Callable[[Sequence[str]], Tensors],
+        vectors: Callable[[Tensors], object],
+    ) -> None:  # fmt: skip
+        """Take the tower of a network.
+
+        Args:
+            name: of the network, for errors.
+            whole: the network.
+            tokens: texts -> tokens, of whole texts.
+            vectors: tokens -> an output with a vector (d,) a text.
+        """
+        self._name, self._tokens, self._vectors = name, tokens, vectors
+        own = whole.eval().requires_grad_(False).state_dict()
+        # What open_clip and transformers call the parts for images begins so.
+        self.fingerprint = weights_fingerprint({
+            key: value.float().numpy() for key, value in own.items() if not key.startswith("vis")
+        })  # fmt: skip
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Texts -> (n, d) vectors of length 1.
+
+        Raises:
+            QueryError: a text is longer than the tower reads.
+            EncoderError: it gives no finite vectors.
+        """
+        with torch.inference_mode():
+            found = _vector(self._vectors(self._tokens(texts)))
+        if found is None or not found.isfinite().all():
+            raise EncoderError(f"the text tower of {self._name} gives no vectors: take other weights")
+        return cast("NDArray[np.float64]", nn.functional.normalize(found.double(), dim=1).numpy())
+
+    def described(self) -> Texts:
+        """How a file recognises the tower, and centres its vectors."""
+        known = sorted(vocabulary().known.values())
+        mean = self(known[:: len(known) // _TEXTS][:_TEXTS]).mean(axis=0)
+        return Texts(self.fingerprint, tuple(round(value, 6) for value in mean.tolist()))
 
 
 def load_library_model(
@@ -87,6 +140,9 @@ def load_library_model(
             described(name, found, model.side), mean=model.mean, std=model.std, architecture=model.architecture
         )
         row = replace(row, multiple=_STEP if _takes_other_shapes(network, row) else 0)
+        # Texts are compared with codes of the vector that the network gives in the end, averaged over its one place.
+        if row.average and row.stages[-1] == OUTPUT:
+            row = replace(row, texts=_described_texts(model))
     return row, {key: value.detach().clone() for key, value in network.state_dict().items()}
 
 
@@ -100,6 +156,41 @@ def library_weights(name: str) -> dict[str, torch.Tensor]:
     library, rest = _split(name)
     with _quiet():
         return dict(_LOADERS[library](name, rest, True).network.eval().state_dict())
+
+
+def _described_texts(model: Model) -> Texts | None:
+    """What is kept of a text tower; None without one."""
+    try:
+        tower = model.texts()
+    except WeightsNotFoundError:  # of its tokenizer; images do without
+        return None
+    return None if tower is None else tower.described()
+
+
+def load_text_tower(row: Backbone) -> TextTower:
+    """The text tower beside a network, from its library's cache or fetched.
+
+    Raises:
+        EncoderError: there is none, or it is another one than the network's file was made with.
+        MissingPackageError: the library is not installed.
+        WeightsNotFoundError: its weights are not on this machine and cannot be fetched.
+    """
+    library, rest = _split(row.name)
+    try:
+        with _quiet():
+            tower = _LOADERS[library](row.name, rest, True).texts()
+    except WeightsNotFoundError as error:
+        raise WeightsNotFoundError(
+            f"words need the text tower of {row.name}, which is not on this machine and cannot be fetched: connect "
+            "this machine once, or query with an image"
+        ) from error
+    expected = row.texts.fingerprint if row.texts else "none"
+    if tower is None or tower.fingerprint != expected:
+        raise EncoderError(
+            f"the text tower of {row.name} on this machine has the fingerprint {tower.fingerprint if tower else 'none'}"
+            f", expected {expected}: take the weights that the encoder was fitted with"
+        )
+    return tower
 
 
 def library_extractor(row: Backbone, weights: Tensors) -> nn.Module:
@@ -117,6 +208,18 @@ def library_extractor(row: Backbone, weights: Tensors) -> nn.Module:
         network = _BUILDERS[library](row.name, rest, row.architecture).eval()
         _load_state(network, weights, row.name)
     return _Tapped(network.requires_grad_(False), row)
+
+
+class _Projected(nn.Module):
+    """A vision tower, and the projection of its vector."""
+
+    def __init__(self, tower: nn.Module, projection: nn.Module) -> None:
+        super().__init__()
+        self.tower, self.projection = tower, projection
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.projection(_vector(self.tower(x)))
+        return found
 
 
 class _Tapped(nn.Module):
@@ -197,7 +300,32 @@ def _open_clip(name: str, rest: str, pretrained: bool) -> Model:
     visual = whole.visual
     size = visual.image_size
     side = size[0] if isinstance(size, tuple | list) else size
-    return Model(visual, side, tuple(visual.image_mean), tuple(visual.image_std))
+    described = Model(visual, side, tuple(visual.image_mean), tuple(visual.image_std))
+    if not pretrained:  # no client would find the tower of a file of the user's again
+        return described
+    return replace(described, texts=lambda: _open_clip_texts(open_clip, name, model, whole))
+
+
+def _open_clip_texts(open_clip: ModuleType, name: str, model: str, whole: nn.Module) -> TextTower:
+    with _fetching(name):
+        tokenizer = open_clip.get_tokenizer(model)
+    length = tokenizer.context_length
+
+    def tokens(texts: Sequence[str]) -> Tensors:
+        longer = tokenizer([*texts, ""], context_length=length + 1)  # the tokenizer itself cuts without a word
+        if (longer[:, -1] != longer[-1, -1]).any():
+            raise _too_long(texts, name, length)
+        return {"text": tokenizer(list(texts))}
+
+    return TextTower(name, whole, tokens, lambda found: cast("Any", whole).encode_text(**found))
+
+
+def _too_long(texts: Sequence[str], name: str, length: int) -> QueryError:
+    longest = max(texts, key=len)
+    return QueryError(
+        f"the text '{longest:.40}…' has {len(longest.split())} words, {name} reads at most {length} tokens, which are "
+        "parts of words: say less"
+    )
 
 
 def _build_open_clip(_name: str, rest: str, _architecture: str) -> nn.Module:
@@ -234,7 +362,35 @@ def _hf(name: str, place: str, pretrained: bool) -> Model:
             "image_std: copy it from where the weights come from"
         ) from error
     side = _side_of(wanted) or getattr(network.config, "image_size", None) or 224
-    return Model(network, side, mean, std, json.dumps(whole.config.to_diff_dict(), sort_keys=True))
+    described = Model(network, side, mean, std, json.dumps(whole.config.to_diff_dict(), sort_keys=True))
+    if not hasattr(whole, "get_text_features") or not _same_space(network, whole, side):
+        return described
+    return replace(described, texts=lambda: _hf_texts(transformers, name, place, whole))
+
+
+def _hf_texts(transformers: ModuleType, name: str, place: str, whole: Any) -> TextTower | None:
+    """The text tower of a network of transformers; None without its tokenizer."""
+    with _fetching(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    if tokenizer("cat")["input_ids"] == tokenizer("dog")["input_ids"]:
+        return None  # where its files are missing, it knows no words
+    length = whole.config.text_config.max_position_embeddings
+
+    def tokens(texts: Sequence[str]) -> Tensors:
+        if any(len(own) > length for own in tokenizer(list(texts))["input_ids"]):
+            raise _too_long(texts, name, length)
+        # As SigLIP was trained; CLIP does not mind.
+        return cast("Tensors", tokenizer(list(texts), padding="max_length", max_length=length, return_tensors="pt"))
+
+    return TextTower(name, whole, tokens, lambda found: whole.get_text_features(**found))
+
+
+def _same_space(network: nn.Module, whole: Any, side: int) -> bool:
+    """Whether a network gives the vectors that its library compares with those of texts."""
+    images = torch.rand(_IMAGES, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        own, wanted = _vector(network.eval()(images)), _vector(whole.eval().get_image_features(images))
+    return own is not None and wanted is not None and own.shape == wanted.shape and torch.allclose(own, wanted, 1e-3)
 
 
 def _side_of(wanted: Mapping[str, Any]) -> int | None:
@@ -256,10 +412,11 @@ def _build_hf(name: str, _place: str, architecture: str) -> nn.Module:
 
 
 def _tower(network: nn.Module, name: str) -> nn.Module:
-    """The vision tower of a network of transformers."""
+    """The vision tower of a network of transformers, with what brings its vector to those of texts."""
     for tower in _TOWERS:
         if isinstance(found := getattr(network, tower, None), nn.Module):
-            return found
+            projection = getattr(network, _PROJECTION, None)
+            return found if projection is None else _Projected(found, projection)
     if getattr(network, "main_input_name", "pixel_values") != "pixel_values":
         raise EncoderError(f"{name} is a {type(network).__name__}, which reads no images; expected a vision tower")
     return network

@@ -14,8 +14,6 @@ from mg_milvus.errors import QueryError
 from mg_milvus.records import MINIMA
 from mg_milvus.schema.errors import format_value
 from mg_milvus.schema.models import FINE, PROFILES, REGIONS, TEXT, Schema, shared_scales
-from mg_milvus.schema.tags import find_word
-from mg_milvus.search.words import FARTHEST
 from mg_milvus.store.filters import Filter, filter_text
 
 if TYPE_CHECKING:
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from mg_milvus.records import HitVerdict
+    from mg_milvus.search.words import Words
 
 
 AUTO = "auto"
@@ -81,7 +80,8 @@ class QueryOptions(TypedDict, total=False):
             is that of the nearest. So an image is found that is framed, on a page or in a collage. True by default for
             the profile ``instance``; takes six times as long to encode.
         text: words for what the images show, such as ``sports car``: one more ranking in the fusion, by the
-            probability of that tag. Its weight is that of the granularities together, or ``text`` in ``weights``.
+            probability of that tag, or by the encoder's text tower, if it has one. Its weight is that of the
+            granularities together, or ``text`` in ``weights``; beside several images, that of these images together.
     """
 
     k: int
@@ -140,7 +140,8 @@ class Query:
         max_chance: the largest chance of a hit, on the granularity where that is smallest.
         note: a sentence about a query that cannot be answered as it may be meant; else empty.
         auto: hits that stand out come first; see ``search.verdicts``. Then regions may be searched without a weight.
-        tags: numbers of the tags that the option ``text`` stands for; empty without it.
+        text: the option; empty where it has no weight.
+        words: what the text stands for in the collection; None without it, and before ``ImageIndex.check_query``.
     """
 
     k: int
@@ -155,7 +156,8 @@ class Query:
     max_chance: float = 1.0
     auto: bool = False
     note: str = ""
-    tags: frozenset[int] = frozenset()
+    text: str = ""
+    words: Words | None = None
 
     @property
     def needs_chance(self) -> bool:
@@ -205,7 +207,7 @@ class Query:
             max_chance=_share(_or(options.get("max_chance"), 1.0)),
             auto=auto,
             note=_NO_DETAILS if options.get("crop") is not None and schema.regions is None else "",
-            tags=find_word(options["text"] or "") if TEXT in weights else frozenset(),
+            text=_text(options["text"]) if TEXT in weights else "",
         )
 
     def max_distances(self, schema: Schema) -> dict[str, int]:
@@ -213,7 +215,7 @@ class Query:
         many = schema.regions and self.regions == "overlap"
         count = len(shared_scales(schema.regions.windows)) if schema.regions and many else 1
         of_codes = {name: bits * (count if name == REGIONS else 1) for name, bits in schema.code_bits.items()}
-        return of_codes | ({TEXT: FARTHEST} if self.tags else {})
+        return of_codes | ({TEXT: self.words.farthest} if self.words is not None else {})
 
     def text_only(self) -> Query:
         """The same query by its words alone, without an image.
@@ -221,7 +223,7 @@ class Query:
         Raises:
             QueryError: it has none.
         """
-        if not self.tags:
+        if not self.text:
             raise QueryError("there is nothing to search with: give an image, or text")
         return replace(self, weights={TEXT: 1.0}, regions=None)
 
@@ -268,24 +270,22 @@ def check_together(terms: Sequence[QueryTerm], query: Query, options: QueryOptio
     """Check a query with several images; the query without regions.
 
     Raises:
-        QueryError: there is no image with a positive weight, an image is given twice or not at all, a weight is no
-            number, regions are to be searched, or the server is to fuse.
+        QueryError: there is neither text nor an image with a positive weight, an image is given twice or not at all, a
+            weight is no number, regions are to be searched, or the server is to fuse.
     """
     for term in terms:
         if (term.image is None) == (term.like is None):
             raise QueryError("each of several query images needs an image, or like=ID_OR_PATH, and not both")
         if not (isinstance(term.weight, int | float) and abs(term.weight) <= MAX_WEIGHT and term.weight):
             raise QueryError(f"the weight of an image is {format_value(term.weight)}, expected a number that is not 0")
-    if not any(term.weight > 0 for term in terms):
-        raise QueryError("there is no image to look for: give at least one with a weight above 0")
+    if not terms or (not query.text and not any(term.weight > 0 for term in terms)):
+        raise QueryError("there is no image to look for: give at least one with a weight above 0, or text")
     if options.get("verify"):
         raise QueryError("the hits of several images cannot be verified; query with one of them")
     if options.get("views"):
         raise QueryError("several images are searched with as they are; query with one of them, or without views")
     if options.get("crop") is not None:
         raise QueryError("a crop is of one image: cut it out, and give the cut as one of the query images")
-    if query.tags:
-        raise QueryError("text goes with one image, or alone; query with one of the images, or without text")
     if query.fusion == "server":
         raise QueryError("the server cannot fuse several images; query with fusion 'rank' or 'score'")
     return query.without_regions(options)
@@ -417,6 +417,12 @@ def _least(value: object) -> HitVerdict | None:
     if not isinstance(value, str) or value not in MINIMA:
         raise QueryError(f"min is {format_value(value)}, expected {', '.join(MINIMA)}")
     return MINIMA[value]
+
+
+def _text(value: str | None) -> str:
+    if not (value or "").strip():
+        raise QueryError(f"text is {format_value(value)}, expected words for what images show, such as 'sports car'")
+    return value or ""
 
 
 def _share(value: object) -> float:

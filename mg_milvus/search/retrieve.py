@@ -11,7 +11,6 @@ import numpy as np
 
 from mg_milvus.codes import hamming, pack, weighted_hamming
 from mg_milvus.schema.models import REGIONS, TEXT
-from mg_milvus.search import words
 from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.regions import (
@@ -21,7 +20,6 @@ from mg_milvus.search.regions import (
     RegionMatches,
     search_regions,
 )
-from mg_milvus.search.words import retrieve_tagged
 from mg_milvus.store.filter_language import both
 from mg_milvus.store.filters import among
 
@@ -137,11 +135,10 @@ class _Retrieval:
     def run(self) -> list[Candidates]:
         fields = [name for name in self._schema.bits if name in self._query.weights]
         retrieved, matches, rows = self._search_all(fields)
-        if self._query.tags:
+        if self._query.words is not None:
             with self._trace.timed(f"search {TEXT}"):
-                ids = retrieve_tagged(
-                    self._store, self._query.tags, self._query.depth + len(self._exclude), self._query.where
-                )
+                depth = min(self._query.depth + len(self._exclude), MAX_DEPTH)
+                ids = self._query.words.retrieve(self._store, depth, self._query.where)
             self._trace.results[TEXT] = (self._query.depth, ids)
             for own, key in itertools.product(retrieved, ids):
                 own.setdefault(key, []).append(TEXT)
@@ -241,12 +238,13 @@ class _Retrieval:
         own = [rows[key] for key in retrieved if key in rows and key not in exclude]
         codes = stacked([row.codes for row in own], self._schema.bits)
         others: dict[str, NDArray[Any]] = {}
-        if self._query.tags:
-            others[TEXT] = words.distances([row.tags for row in own], self._query.tags)
+        shown: dict[str, NDArray[Any]] = {}
+        if self._query.words is not None:
+            others[TEXT], shown[TEXT] = self._query.words.distances(own)
         boxes: list[Box | None] = [None] * len(own)
         if self._schema.regions and matches:
             others[REGIONS] = matches.distances([row.id for row in own])
             boxes = [matches.box(row.id, self._schema.regions, row.width, row.height) for row in own]
         distances = {**exact_distances(codes, self._codes, i), **others}
-        differing = {**differing_bits(codes, self._codes, i), **others}
+        differing = {**differing_bits(codes, self._codes, i), **others, **shown}
         return Candidates(own, distances, differing, [tuple(retrieved[row.id]) for row in own], boxes)

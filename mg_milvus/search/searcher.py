@@ -12,7 +12,7 @@ from mg_milvus.codes import pack
 from mg_milvus.errors import QueryError
 from mg_milvus.records import VERDICTS, Hit
 from mg_milvus.results import Hits
-from mg_milvus.schema.models import REGIONS
+from mg_milvus.schema.models import REGIONS, TEXT
 from mg_milvus.schema.tags import readable
 from mg_milvus.search.chance import FEWEST
 from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
@@ -84,26 +84,29 @@ class Searcher:
     def search_together(
         self, terms: Sequence[tuple[QueryCodes, float]], query: Query, exclude: Sequence[str] = ()
     ) -> Hits:
-        """Search with several query images at once: one ranking over images and granularities.
+        """Search with several query images at once, and words: one ranking over images and granularities.
 
-        The candidates are those of the images with a positive weight. All have their exact distances to every image,
-        and the score is the sum over images and granularities of weight of the image * weight of the granularity *
-        the fusion's term; it does not depend on the order of the images. With the profile auto, what stands out as the
-        same image as one of them comes first.
+        The candidates are those of the images with a positive weight, and of the words. All have their exact distances
+        to every image, and the score is the sum over images and granularities of weight of the image * weight of the
+        granularity * the fusion's term; it does not depend on the order of the images. Words are one more term, with
+        their own weight * that of all images with a positive one. With the profile auto, what stands out as the same
+        image as one of them comes first.
 
         Args:
-            terms: codes of one image each, and its weight; at least one is above 0, and one below 0 pushes down what
-                is near to it.
+            terms: codes of one image each, and its weight; one below 0 pushes down what is near to it, and without
+                words at least one is above 0.
             query: the checked options, without regions; not fused by the server.
             exclude: ids to leave out of the results.
 
         Returns:
-            At most ``k`` hits, best first, with the distances and ranks of the nearest image with a positive weight.
+            At most ``k`` hits, best first, with the distances and ranks of the nearest image with a positive weight,
+            and of the words.
         """
         ordered = sorted(terms, key=lambda term: (*(term[0][name].tobytes() for name in self._schema.bits), term[1]))
         codes = {name: np.concatenate([own[name] for own, _ in ordered]) for name in self._schema.bits}
         wanted = [i for i, (_, weight) in enumerate(ordered) if weight > 0]
-        request = SearchRequest({name: values[wanted] for name, values in codes.items()}, query, exclude)
+        sought = {name: values[wanted] for name, values in codes.items()} if wanted else {}
+        request = SearchRequest(sought, query if wanted else query.text_only(), exclude)
         rows = {row.id: row for own in retrieve(self._store, self._schema, request) for row in own.rows}
         bits = self._schema.bits
         stored = stacked([row.codes for row in rows.values()], bits)
@@ -111,25 +114,36 @@ class Searcher:
         differing = [differing_bits(stored, codes, i) for i in range(len(ordered))]
         compared = differing if query.fusion == "chance" else distances
         names = {(i, name): f"{i} {name}" for i in range(len(ordered)) for name in bits}
+        every = list(rows.values())
+        ranked = {key: compared[i][name] for (i, name), key in names.items()}
+        weights = {key: ordered[i][1] * query.weights.get(name, 0.0) for (i, name), key in names.items()}
+        of_images = sum(ordered[i][1] for i in wanted)
+        said: dict[str, NDArray[Any]] = {}
+        if query.words is not None:
+            ranked[TEXT], said[TEXT] = query.words.distances(every)
+            weights[TEXT] = query.weights[TEXT] * (of_images or 1.0)
         fused = fuse(
-            list(rows),
-            {key: compared[i][name] for (i, name), key in names.items()},
-            bits={key: bits[name] for (_, name), key in names.items()},
-            weights={key: ordered[i][1] * query.weights.get(name, 0.0) for (i, name), key in names.items()},
+            list(rows), ranked, weights=weights,
+            bits={key: bits[name] for (_, name), key in names.items()} | query.max_distances(self._schema),
             fusion=self._fusion(query, {key: name for (_, name), key in names.items()}),
-        )
-        hits, every = [], list(rows.values())
-        judgement = self._judge({name: np.min([differing[i][name] for i in wanted], axis=0) for name in bits})
+        )  # fmt: skip
+        hits = []
+        nearest_of = {name: np.min([differing[i][name] for i in wanted], axis=0) for name in bits if wanted}
+        judgement = self._judge(nearest_of) if wanted else None
         if query.auto and judgement is not None:
             best = {name: np.min([fused.ranks[names[i, name]] for i in wanted], axis=0) for name in judgement.leading}
-            total = sum(query.weights.values()) * sum(ordered[i][1] for i in wanted)
+            total = sum(query.weights.values()) * of_images
             fused = lead(replace(fused, ranks=fused.ranks | best), judgement.leading, total, query.rrf_k)
         for rank, place in enumerate(fused.order[: query.k].tolist(), start=1):
-            nearest = {name: min(wanted, key=[own[name][place] for own in compared].__getitem__) for name in bits}
+            nearest = {
+                name: min(wanted, key=[own[name][place] for own in compared].__getitem__) for name in bits if wanted
+            }
+            bits_off = {name: int(differing[i][name][place]) for name, i in nearest.items()}
+            ranks = {name: float(fused.ranks[names[i, name]][place]) for name, i in nearest.items()}
             hits.append(Hit(
                 rank, every[place].id, every[place].path, float(fused.scores[place]),
-                {name: int(differing[i][name][place]) for name, i in nearest.items()},
-                {name: float(fused.ranks[names[i, name]][place]) for name, i in nearest.items()},
+                bits_off | {name: round(float(values[place])) for name, values in said.items()},
+                ranks | {name: float(fused.ranks[name][place]) for name in said},
                 _row_fields(every[place]), **_verdict(judgement, place),
             ))  # fmt: skip
         return self._answer(hits, query)

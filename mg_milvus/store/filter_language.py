@@ -21,7 +21,7 @@ from mg_milvus.schema.tags import SHOWN, condition, find_word
 from mg_milvus.store.filters import literal, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lark import Lark, Token, Tree
 
@@ -204,6 +204,14 @@ def characters(node: Token, text: str, escaped: str) -> list[tuple[str, bool]]:
     return found
 
 
+def _joined(conditions: Sequence[str], word: str) -> str:
+    """Join conditions in pairs: a chain of them is as deep as it is long, and Milvus Lite reads 49 levels."""
+    if len(conditions) == 1:
+        return conditions[0]
+    middle = len(conditions) // 2
+    return f"({_joined(conditions[:middle], word)}){word}({_joined(conditions[middle:], word)})"
+
+
 def _refused(node: Any, text: str, reason: str) -> FilterError:
     meta = getattr(node, "meta", node)
     return _error(text, getattr(meta, "start_pos", 0) or 0, reason)
@@ -226,7 +234,7 @@ class _Writer:
         match kind:
             case "or_" | "and_":
                 word = " or " if (kind == "or_") == positive else " and "
-                return word.join(f"({self.condition(child, positive)})" for child in node.children)
+                return _joined([self.condition(child, positive) for child in node.children], word)
             case "negation":
                 return self.condition(node.children[0], not positive)
             case "compare":

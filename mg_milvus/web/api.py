@@ -24,6 +24,7 @@ from mg_milvus.duplicates.report import KEEP
 from mg_milvus.errors import ImageError, MgMilvusError, QueryError, ServeError
 from mg_milvus.images.discover import path_text, text_path
 from mg_milvus.search.query import names_regions
+from mg_milvus.search.searcher import SearchResult
 from mg_milvus.web.jobs import Job, bug_message, events
 from mg_milvus.web.limits import check_filter
 from mg_milvus.web.media import THUMBNAIL_SIDES, OriginalResponse, keep_upload, open_original, read_body, upload_path
@@ -45,13 +46,13 @@ from mg_milvus.web.security import error_response
 from mg_milvus.web.state import CurrentState, EventStream, State, count_rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from pathlib import Path
 
     from mg_milvus.codes import QueryCodes
     from mg_milvus.index import ImageIndex
     from mg_milvus.records import Progress
-    from mg_milvus.search.query import QueryOptions
+    from mg_milvus.search.query import QueryOptions, QueryTerm
     from mg_milvus.search.query_image import QueryImage
 
 
@@ -89,12 +90,13 @@ RowId = Annotated[str, PathParameter(pattern=ID_PATTERN, description="Id of an i
 class _QuerySource:
     """What a query searches with: the codes of an image, its width and height, and its id when it is indexed.
 
-    Words alone have no codes.
+    Words alone have no codes; several images are ``terms``.
     """
 
     codes: QueryCodes
     size: tuple[int, int] = (0, 0)
     id: str | None = None
+    terms: Sequence[QueryTerm] = ()
 
 
 @router.post("/api/query", response_model=QueryResponse, openapi_extra=IMAGE_BODY, responses={
@@ -118,12 +120,14 @@ async def query_image(
 async def query_indexed(
     state: CurrentState, parameters: Annotated[IndexedQueryParameters, QueryParameter()]
 ) -> Response:
-    """Search with an indexed image (left out of the hits), with a crop of it, with codes, or by words alone.
+    """Search with an indexed image (left out of the hits), a crop of it, codes, words alone, or several images.
 
     For a crop, or when regions are searched, the image's file is read again; otherwise its stored codes are used.
     """
     started, options = time.perf_counter(), parameters.options()
-    row_id = parameters.id
+    row_id, terms = parameters.id, parameters.terms()
+    if terms:
+        return await _respond(state, _QuerySource({}, terms=terms), parameters, started)
     if parameters.text and not (row_id or parameters.codes):
         return await _respond(state, _QuerySource({}), parameters, started)
     if bool(row_id) == bool(parameters.codes):
@@ -161,15 +165,19 @@ async def _respond(state: State, source: _QuerySource, parameters: QueryParamete
 
     def search() -> dict[str, Any]:
         index, schema = state.index, state.index.schema
-        result = index.search(
-            source.codes, exclude=() if source.id is None else (source.id,), all_candidates=parameters.candidates,
-            **options,
-        )  # fmt: skip
+        if source.terms:
+            query = index.check_query(**options)
+            result = SearchResult(query, index.query_together(source.terms, **options), None)
+        else:
+            result = index.search(
+                source.codes, exclude=() if source.id is None else (source.id,), all_candidates=parameters.candidates,
+                **options,
+            )  # fmt: skip
         own = {name: source.codes[name] for name in schema.bits if source.codes}
         codes = encode_codes(own, index.fingerprint) if own else ""
         width, height = source.size
-        query = {"id": source.id, "codes": codes, "width": width, "height": height, "crop": options.get("crop")}
-        return {"query": query} | result_fields(result, schema, with_candidates=parameters.candidates)
+        asked = {"id": source.id, "codes": codes, "width": width, "height": height, "crop": options.get("crop")}
+        return {"query": asked} | result_fields(result, schema, with_candidates=parameters.candidates)
 
     response = await (state.filter_queue.run(search) if options.get("filter") else _in_thread(search))
     response["seconds"] = round(time.perf_counter() - started, 4)

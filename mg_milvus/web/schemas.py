@@ -14,7 +14,7 @@ from mg_milvus.errors import QueryError
 from mg_milvus.records import MINIMA, VERDICTS
 from mg_milvus.schema.models import FINE, REGIONS, TEXT
 from mg_milvus.schema.tags import readable
-from mg_milvus.search.query import MAX_DEPTH
+from mg_milvus.search.query import MAX_DEPTH, QueryTerm
 from mg_milvus.search.query_image import VIEWS
 from mg_milvus.web.limits import check_filter
 
@@ -35,6 +35,8 @@ VERDICT = Field(description=f"{', '.join(VERDICTS)}; missing where the collectio
 CHANCE = Field(description="The share of random pairs of the collection's images that are as near.")
 LEAD = Field(description="The granularity on which it stands out; with the profile auto it then comes first.")
 ID_PATTERN = r"^[0-9a-f]{32}$"
+IDS_PATTERN = r"^[0-9a-f]{32}(,[0-9a-f]{32}){0,31}$"
+"""Up to 32 images: each takes a row of every granularity's codes, and a ranking of all candidates."""
 
 
 class HitResponse(BaseModel):
@@ -219,6 +221,26 @@ class IndexedQueryParameters(QueryParameters):
 
     id: Annotated[str | None, Field(pattern=ID_PATTERN, description="An indexed image.")] = None
     codes: Annotated[str | None, Field(description="query.codes of an earlier response.")] = None
+    like: Annotated[str | None, Field(
+        pattern=IDS_PATTERN, description="Several indexed images with one answer, in place of id: ID,ID,..."
+    )] = None  # fmt: skip
+    unlike: Annotated[str | None, Field(
+        pattern=IDS_PATTERN, description="Indexed images that push down what is near to them, beside like or text."
+    )] = None  # fmt: skip
+
+    def terms(self) -> list[QueryTerm]:
+        """The images of ``like`` and ``unlike``.
+
+        Raises:
+            QueryError: they are given beside another query image, or with candidates.
+        """
+        terms = [QueryTerm(like=own) for own in (self.like or "").split(",") if own]
+        terms += [QueryTerm(like=own, weight=-1.0) for own in (self.unlike or "").split(",") if own]
+        if terms and (self.id or self.codes):
+            raise QueryError("like and unlike take all images of a query; give id there, or leave them out")
+        if terms and self.candidates:
+            raise QueryError("candidates are those of one image; leave them out, or like and unlike")
+        return terms
 
 
 def _parse_crop(text: str) -> tuple[int, int, int, int]:

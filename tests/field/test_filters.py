@@ -53,6 +53,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     opened.close()
 
 
+def test_chains_of_hundreds_are_read(store: Store) -> None:
+    """Milvus Lite refuses 49 conditions in one chain."""
+    chain = " or ".join(f"width == {10 * n}" for n in range(1, 300, 2))
+    assert store.count(chain) == 3
+    assert store.count(f"not ({chain})") == 3
+    assert store.count(f"size > 1 and ({chain})") == 2
+    assert store.count(" and ".join(f"width != {10 * n}" for n in range(1, 300, 2))) == 3
+    assert store.count('tags in ["terrier", "vehicle", "hound", "snake"]') == 0
+    assert store.count('tags not in ["terrier", "vehicle", "hound", "snake"]') == 6
+
+
 @pytest.mark.parametrize(
     "where",
     [

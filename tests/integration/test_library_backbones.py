@@ -70,7 +70,7 @@ NETWORKS = {
     "timm:test_vit": ("test_vit.safetensors", ("blocks.2", "blocks.4", "blocks.5", "output")),
     "open_clip:tiny-tower": ("tiny-tower.pt", (*(f"transformer.resblocks.{i}" for i in (1, 2, 3)), "output")),
     "hf:vit": (None, ("layers.1", "layers.2", "layers.3", "output")),
-    "hf:clip": (None, ("encoder.layers.1", "encoder.layers.2", "encoder.layers.3", "output")),
+    "hf:clip": (None, (*(f"tower.encoder.layers.{i}" for i in (1, 2, 3)), "output")),
 }
 
 

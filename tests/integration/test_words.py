@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
+from mg_milvus import QueryTerm
 from mg_milvus.encoder.classifier import TAGS, TEMPERATURE
 from mg_milvus.encoder.file import fingerprint
 from mg_milvus.encoder.imagenet import PACKAGES
@@ -115,6 +117,39 @@ def test_words_are_one_more_ranking(tagged: ImageIndex) -> None:
     assert by_score[0].score == pytest.approx(1 * (1 - 2 / 8) + 3 * level(0.97))
 
 
+@pytest.mark.parametrize("terms", [{2: 1.0, 7: 0.5, 4: -0.3}, {1: -1.0}])
+def test_words_are_one_more_ranking_beside_several_images(tagged: ImageIndex, terms: dict[int, float]) -> None:
+    """Against the formula: beside images, words weigh as much as those to look for; alone, as much as one image."""
+    others = [n for n in range(8) if n not in terms]
+    far = {n: 100 * (1 - level(SHOWN[n]["dog"])) if "dog" in SHOWN[n] else 100.0 for n in range(8)}
+    rows = others if max(terms.values()) > 0 else [n for n in others if "dog" in SHOWN[n]]  # the candidates
+    expected = dict.fromkeys((f"/{n}.jpg" for n in rows), 0.0)
+    for n in rows:
+        for image, weight in terms.items():
+            bits = [abs(other - image) for other in rows]
+            expected[f"/{n}.jpg"] += 2 * weight / (60 + mean_rank(abs(n - image), bits))
+        of_words = 3 * (sum(weight for weight in terms.values() if weight > 0) or 1)
+        expected[f"/{n}.jpg"] += of_words / (60 + mean_rank(far[n], [far[other] for other in rows]))
+    asked = [QueryTerm(like=f"/{n}.jpg", weight=weight) for n, weight in terms.items()]
+    hits = tagged.query_together(asked, text="dog", weights={"coarse": 2, "text": 3})
+    assert {hit.path: hit.score for hit in hits} == pytest.approx(expected)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    for hit in hits:
+        n, wanted = int(hit.path[1]), [image for image, weight in terms.items() if weight > 0]
+        nearest = {"coarse": min(abs(n - image) for image in wanted)} if wanted else {}
+        assert hit.distances == nearest | {"text": round(far[n])}
+    assert tagged.query_together(asked[::-1], text="dog", weights={"coarse": 2, "text": 3}) == hits
+
+
+def test_words_and_several_images_from_the_command_line(tagged: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mg_milvus.cli.settings.open_index", lambda *_, **__: nullcontext(tagged))
+    done = run("query", "--text", "dog", "--like", "/2.jpg", "--like", "/4.jpg", "--together", "--json")
+    assert done.exit_code == 0, done.output
+    expected = tagged.query_together([QueryTerm(like="/2.jpg"), QueryTerm(like="/4.jpg")], text="dog")
+    assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == [hit.path for hit in expected]
+    assert json.loads(done.stdout.splitlines()[0])["query"] == "dog, /2.jpg, /4.jpg"
+
+
 def test_words_weigh_as_much_as_all_granularities(tagged: ImageIndex) -> None:
     given = tagged.like("/2.jpg", text="dog", weights={"coarse": 2.5})
     assert list(given) == list(tagged.like("/2.jpg", text="dog", weights={"coarse": 2.5, "text": 2.5}))
@@ -202,8 +237,9 @@ def test_few_rows_are_read_where_many_images_have_a_tag(monkeypatch: pytest.Monk
         ({"text": "dog", "fusion": "server"}, "the server cannot fuse words"),
         ({"text": "dog", "weights": {"txt": 1}}, "unknown granularity 'txt' .did you mean 'text'"),
         ({"weights": {"text": 1, "coarse": 1}}, "there is a weight of text, but no text"),
-        ({"text": "dog", "unlike": ["a.jpg"]}, "there is no image to look for"),
-        ({"image": ["a.jpg", "b.jpg"], "text": "dog"}, "text goes with one image, or alone"),
+        ({"text": " "}, "text is ' ', expected words"),
+        ({"image": [], "text": "dog"}, "there is no image to look for"),
+        ({"unlike": ["a.jpg"]}, "there is no image to look for: give at least one with a weight above 0, or text"),
     ],
 )
 def test_queries_by_words_that_cannot_be(tagged: ImageIndex, options: dict[str, Any], says: str) -> None:
@@ -315,6 +351,20 @@ def test_the_page_takes_words(labelled_index: ImageIndex) -> None:
         same = labelled_index.like(expected[0].id, text=tag, k=3)
         assert [hit["id"] for hit in beside["hits"]] == [hit.id for hit in same]
         assert any("text" in candidate["retrieved_by"] for candidate in beside["candidates"])
+        several = {"like": f"{expected[0].id},{expected[1].id}", "unlike": expected[2].id}
+        terms = [
+            QueryTerm(like=expected[0].id),
+            QueryTerm(like=expected[1].id),
+            QueryTerm(like=expected[2].id, weight=-1),
+        ]
+        for options in ({}, {"text": tag}):
+            answer = client.get("/api/query", params={**several, **options, "k": 4}).json()
+            wanted = labelled_index.query_together(terms, k=4, **options)
+            assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in wanted]))
+            assert answer["query"]["codes"] == ""
+        for more, says in (({"id": expected[0].id}, "give id there"), ({"candidates": True}, "those of one image")):
+            answer = client.get("/api/query", params={**several, **more})
+            assert (answer.status_code, says in answer.json()["error"]) == (400, True)
         refused = client.get("/api/query", params={"text": "elefant"})
         assert refused.status_code == 400
         assert "the nearest known are 'elephant'" in refused.text
