@@ -20,7 +20,7 @@ from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.images.discover import Rules, Tally, discover, text_path
 from mg_milvus.images.paths import stored_path
 from mg_milvus.ingest.columns import find_columns
-from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE
+from mg_milvus.ingest.fit_heads import heads_in_words
 from mg_milvus.ingest.metadata import default_values, read_metadata
 from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.ingest.pipeline import Settings
@@ -250,9 +250,11 @@ class ImageIndex:
             dry_run=dry_run,
             progress=progress,
         )
+        advice: tuple[str, ...] = ()
         if not dry_run:
-            self._chance.refresh()
-        return replace(report, passed_over=passed.records(), table=match)
+            self._chance.refresh(report.later, report.far)
+            advice = self._heads()[1] if self.exists else ()
+        return replace(report, passed_over=passed.records(), table=match, advice=advice)
 
     def refit(
         self,
@@ -855,18 +857,17 @@ class ImageIndex:
         """
         description = self._session.existing()
         store = self._session.store
-        rows, fitted = store.count(), description.adapted_on
-        advice: tuple[str, ...] = ()
-        if description.schema.encoder.heads == "adapt" and rows >= FEWEST_TO_FIT:
-            if not fitted:
-                advice = (f"the hash heads are the shipped ones; mgm refit --to NAME would fit them to {rows} images",)
-            elif fitted < SAMPLE_SIZE and rows >= 4 * fitted:
-                advice = (f"the hash heads were fitted on {fitted} of {rows} images; mgm refit --to NAME would help",)
+        heads, advice = self._heads()
         return IndexInfo(
-            self.uri, store.server(), self.collection, rows, self.schema.model_dump(mode="json"),
-            description.fingerprint, description.backbone, f"adapted on {fitted} images" if fitted else "shipped",
-            self.schema.bytes_per_image, advice,
+            self.uri, store.server(), self.collection, store.count(), self.schema.model_dump(mode="json"),
+            description.fingerprint, description.backbone, heads, self.schema.bytes_per_image, advice,
         )  # fmt: skip
+
+    def _heads(self) -> tuple[str, tuple[str, ...]]:
+        """What the hash heads were fitted on, in words, and advice."""
+        chance = self._chance.chance()
+        later, far = (0, 0) if chance is None else (chance.later, chance.far)
+        return heads_in_words(self._session.existing(), self._session.store.count(), later, far)
 
     def close(self) -> None:
         """Close the index; idempotent."""

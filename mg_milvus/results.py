@@ -81,6 +81,9 @@ class IngestReport:
         passed_over: what the folders hold that was not taken, by kind.
         table: how the table of metadata fits the images; None without one.
         notes: files that were ingested though something is wrong with them.
+        later: images that were encoded by hash heads fitted to others of the collection.
+        far: of these, images unlike those that the heads were fitted on.
+        advice: recommended improvements, in sentences, as ``IndexInfo`` has them.
     """
 
     seen: int
@@ -98,6 +101,9 @@ class IngestReport:
     passed_over: tuple[PassedOver, ...] = ()
     table: TableMatch | None = None
     notes: tuple[Note, ...] = ()
+    later: int = 0
+    far: int = 0
+    advice: tuple[str, ...] = ()
 
     @property
     def failed(self) -> int:
@@ -121,6 +127,7 @@ class IngestReport:
             "passed_over": [{"kind": p.kind, "count": p.count, "remedy": p.remedy} for p in self.passed_over],
             "table": None if self.table is None else asdict(self.table),
             "notes": [{"path": n.path, "text": n.text} for n in self.notes],
+            "later": self.later, "far": self.far, "advice": list(self.advice),
         }  # fmt: skip
 
     def _repr_html_(self) -> str:
@@ -171,7 +178,7 @@ class IndexInfo:
         schema: the collection's schema, as plain data.
         fingerprint: of the encoder that filled it.
         backbone: name of that encoder's backbone.
-        heads: "adapted on N images" or "shipped".
+        heads: "adapted on N images" or "shipped", and how many later images are unlike those.
         bytes_per_image: bytes of all codes of one image.
         advice: recommended improvements, in sentences.
     """

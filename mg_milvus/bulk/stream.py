@@ -153,5 +153,5 @@ def _rows(batch: Sequence[PreparedImage], encoder: Encoder, skipped: Skipped) ->
     good = [image for image in batch if image.pixels is not None]
     if not good:
         return []
-    codes, tags = encoder.encode_and_tag([image.pixels for image in good if image.pixels is not None])
+    codes, tags, _ = encoder.encode_and_tag([image.pixels for image in good if image.pixels is not None])
     return [image.row(code_bytes(codes, place), {}, stored_tags(tags, place)) for place, image in enumerate(good)]

@@ -156,6 +156,7 @@ def summary(report: IngestReport) -> str:
     lines += [f"Read all the same: {escape_controls(note.path)} {note.text}" for note in report.notes[:NOTES_SHOWN]]
     if len(report.notes) > NOTES_SHOWN:
         lines.append(f"… and {len(report.notes) - NOTES_SHOWN:,} more; --json lists all")
+    lines += [f"advice: {escape_controls(sentence)}" for sentence in report.advice]
     if report.interrupted:
         lines.append("Interrupted: the images counted here are stored; run the same command again to continue.")
     return "\n".join(lines)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache, cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from PIL import Image
@@ -16,12 +17,12 @@ from mg_milvus.encoder.classifier import TAGS, tags_of
 from mg_milvus.encoder.hash_heads import (
     BASELINES,
     EDIT_FLOOR,
+    DiffusionHead,
     Head,
-    ManifoldHead,
     Statistics,
     augmentation_covariance,
+    fit_diffusion_head,
     fit_head,
-    fit_manifold_head,
     shipped_head,
     statistics,
 )
@@ -44,6 +45,21 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
     Features = dict[str, NDArray[Any]]
+
+
+class Encoded(NamedTuple):
+    """What one forward pass gives of n images.
+
+    Attributes:
+        codes: granularity -> (n, bits / 8) uint8; (n, r, bits / 8) of the regions.
+        tags: see ``classifier.tags_of``; None without a classifier.
+        far: (n,) bool: which images are unlike those that the heads were fitted on, by the granularity that is
+            smoothed most; None where no head is smoothed.
+    """
+
+    codes: dict[str, Codes]
+    tags: Tags | None
+    far: NDArray[np.bool_] | None
 
 
 class Encoder(Protocol):
@@ -118,8 +134,8 @@ class Encoder(Protocol):
     def encode(self, images: Sequence[Pixels]) -> dict[str, Codes]:
         """``codes(features(images))``. The code of an image does not depend on the others in the batch."""
 
-    def encode_and_tag(self, images: Sequence[Pixels]) -> tuple[dict[str, Codes], Tags | None]:
-        """``encode``, and the tags from the same forward pass; None without a classifier."""
+    def encode_and_tag(self, images: Sequence[Pixels]) -> Encoded:
+        """``encode``, with the tags and with what is far, from the same forward pass."""
 
     def region_codes(self, images: Sequence[Image.Image]) -> RealCodes:
         """RGB images of regions -> (n, scales, bits) float32 real codes, one for each size of window.
@@ -383,15 +399,21 @@ class HashEncoder(ABC):
         return features.reshape(len(images), len(self.regions), -1)
 
     def encode(self, images: Sequence[Pixels]) -> dict[str, Codes]:
-        return self.encode_and_tag(images)[0]
+        return self.encode_and_tag(images).codes
 
-    def encode_and_tag(self, images: Sequence[Pixels]) -> tuple[dict[str, Codes], Tags | None]:
+    def encode_and_tag(self, images: Sequence[Pixels]) -> Encoded:
         features = self.features(images)
         tags: Tags | None = features.pop(TAGS, None)
         if len(images) == 1:
-            return self.codes(features), tags
+            return Encoded(self.codes(features), tags, self._far(features))
         with one_core():
-            return self.codes(features), tags
+            return Encoded(self.codes(features), tags, self._far(features))
+
+    def _far(self, features: Features) -> NDArray[np.bool_] | None:
+        poolings = self.state.configuration.poolings
+        smoothed = {n: head for n, head in self.state.heads.items() if isinstance(head, DiffusionHead)}
+        name = max(smoothed, key=lambda n: poolings[n].smoothing, default=None)
+        return None if name is None else smoothed[name].is_far(features[name])
 
     def with_regions(self, scales: Sequence[Scale]) -> Self:
         if tuple(scales) == self.regions:
@@ -429,7 +451,7 @@ class HashEncoder(ABC):
             self._check_lengths(bits)
         shipped = self.state.statistics
 
-        def head(name: str) -> Head | ManifoldHead:
+        def head(name: str) -> Head | DiffusionHead:
             if fixed and name != REGIONS:
                 return self.state.heads[name]
             with one_core():
@@ -445,7 +467,8 @@ class HashEncoder(ABC):
         count = 0 if fixed else len(next(iter(sample.values())))
         if shipped:
             return self._with_heads(heads, count)
-        moments = {name: statistics(values) for name, values in sample.items() if name not in {REGIONS, TAGS}}
+        whole = {name: values for name, values in sample.items() if name not in {REGIONS, TAGS}}
+        moments = {name: self._statistics(name, values) for name, values in whole.items()}
         state = self.state.model_copy(update={"heads": heads, "statistics": moments})
         return self._like(state)
 
@@ -481,9 +504,8 @@ class HashEncoder(ABC):
         for name, values in sample.items():
             if name == TAGS:
                 continue
-            moments = statistics(values)
             nuisance = augmentation_covariance(moved[name]) if name in moved else None
-            all_moments[name] = Statistics(moments.mean, moments.factor, nuisance, EDIT_FLOOR)
+            all_moments[name] = replace(self._statistics(name, values), nuisance=nuisance, floor=EDIT_FLOOR)
         heads = {name: shipped_head(all_moments[name], length) for name, length in bits.items()}
         state = self.state.model_copy(update={"heads": heads, "statistics": all_moments})
         return self._like(state)
@@ -521,16 +543,20 @@ class HashEncoder(ABC):
             )
         return self.state.statistics[name]
 
-    def _fit_head(self, name: str, sample: Matrix, bits: int) -> Head | ManifoldHead:
-        """Fit the head of one granularity: with smoothing a ``ManifoldHead``, else a ``Head``."""
+    def _statistics(self, name: str, values: Matrix) -> Statistics:
+        """Moments of one granularity's features, with cluster centres where heads are smoothed."""
+        return statistics(values, clusters=self.state.configuration.poolings[name].smoothing > 0)
+
+    def _fit_head(self, name: str, sample: Matrix, bits: int) -> Head | DiffusionHead:
+        """Fit the head of one granularity: with smoothing a ``DiffusionHead``, else a ``Head``."""
         if name == REGIONS:
             rows = sample.reshape(-1, sample.shape[-1])
             chosen = np.random.default_rng(_SEED).permutation(len(rows))[:REGIONS_SAMPLE]
             sample = rows[np.sort(chosen)].astype(np.float32)
         shipped, steps = self.state.statistics.get(name), self.state.configuration.poolings[name].smoothing
-        return fit_manifold_head(sample, bits, shipped, steps) if steps else fit_head(sample, bits, shipped)
+        return fit_diffusion_head(sample, bits, shipped, steps) if steps else fit_head(sample, bits, shipped)
 
-    def _with_heads(self, heads: Mapping[str, Head | ManifoldHead], adapted_on: int) -> Self:
+    def _with_heads(self, heads: Mapping[str, Head | DiffusionHead], adapted_on: int) -> Self:
         configuration = self.state.configuration.model_copy(
             update={"adapted_on": adapted_on, "ancestors": (*self.ancestors, self.fingerprint)}
         )
@@ -543,13 +569,13 @@ class HashEncoder(ABC):
         return encoder
 
 
-def _real_codes(head: Head | ManifoldHead, features: Matrix) -> RealCodes:
+def _real_codes(head: Head | DiffusionHead, features: Matrix) -> RealCodes:
     """Features (..., d) -> (..., bits) float32."""
     values = head(features.reshape(-1, features.shape[-1])).astype(np.float32)
     return values.reshape(*features.shape[:-1], -1)
 
 
-def _hash(head: Head | ManifoldHead, features: Matrix) -> Codes:
+def _hash(head: Head | DiffusionHead, features: Matrix) -> Codes:
     """Hash features (..., d) -> (..., bits / 8) uint8, a block at a time."""
     flat = features.reshape(-1, features.shape[-1])
     starts = range(0, max(len(flat), 1), _HASH_BLOCK)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mg_milvus.encoder.backbones import FUNCTION, Backbone, find_backbone
 from mg_milvus.encoder.classifier import Classifier
-from mg_milvus.encoder.hash_heads import Head, ManifoldHead, Statistics
+from mg_milvus.encoder.hash_heads import DiffusionHead, Head, Statistics
 from mg_milvus.encoder.imagenet import PACKAGES, imagenet_network
 from mg_milvus.encoder.pooling import Pooling, width
 from mg_milvus.encoder.taps import MOST_TAPS, OUTPUT
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def check_widths(
-    configuration: Configuration, heads: Mapping[str, Head | ManifoldHead], moments: Mapping[str, Statistics],
+    configuration: Configuration, heads: Mapping[str, Head | DiffusionHead], moments: Mapping[str, Statistics],
     origin: str,
 ) -> None:  # fmt: skip
     """Compare the inputs of heads and statistics with the pooled features, without building the backbone.
@@ -71,7 +71,7 @@ def check_numbers(backbone: Weights, origin: str) -> None:
             raise EncoderError(f"{origin}: the weights {name} hold values that are no numbers: take other weights")
 
 
-def check_heads(heads: Mapping[str, Head | ManifoldHead], origin: str) -> None:
+def check_heads(heads: Mapping[str, Head | DiffusionHead], origin: str) -> None:
     """Apply each head to zeros, so that a malformed one fails here and not at the first image.
 
     Raises:
@@ -79,8 +79,10 @@ def check_heads(heads: Mapping[str, Head | ManifoldHead], origin: str) -> None:
     """
     for name, head in heads.items():
         wrong: object
-        if isinstance(head, ManifoldHead) and not head.neighbours:
+        if isinstance(head, DiffusionHead) and not head.neighbours:
             wrong = f"it weights an impossible number of its {len(np.atleast_1d(head.anchors))} anchors"
+        elif isinstance(head, DiffusionHead) and not 0 < head.reach < np.inf:
+            wrong = f"its sample reaches to {head.reach}"
         elif head.projection.ndim != 2:
             wrong = f"its projection has the shape {head.projection.shape}"
         else:
@@ -103,7 +105,12 @@ def check_moments(moments: Mapping[str, Statistics], origin: str) -> None:
                 f"{origin}: the statistics of {name} have the floor {own.floor}, expected 0 to 1: make the file again "
                 "with mgm fit"
             )
-        matrices = [matrix for matrix in (own.factor, own.nuisance) if matrix is not None]
+        matrices = [matrix for matrix in (own.factor, own.nuisance, own.clusters) if matrix is not None]
+        if own.clusters is not None and own.clusters.shape[1:] != own.factor.shape[:1]:
+            raise EncoderError(
+                f"{origin}: the clusters of {name} have the shape {own.clusters.shape}, expected {len(own.factor)} "
+                "numbers each: make the file again with mgm fit"
+            )
         if any(matrix.ndim != 2 or not matrix.size for matrix in matrices):
             raise EncoderError(
                 f"{origin}: the statistics of {name} have the shapes {[matrix.shape for matrix in matrices]}, expected "
@@ -115,7 +122,7 @@ def check_moments(moments: Mapping[str, Statistics], origin: str) -> None:
             )
 
 
-def _fault(head: Head | ManifoldHead) -> object:
+def _fault(head: Head | DiffusionHead) -> object:
     """What is wrong with a head, None when it works."""
     try:
         codes = head(np.zeros((1, max(1, head.mean.size)), np.float32))
@@ -210,7 +217,7 @@ class EncoderState(BaseModel):
 
     configuration: Configuration
     backbone: dict[str, NDArray[Any]]
-    heads: dict[str, Head | ManifoldHead]
+    heads: dict[str, Head | DiffusionHead]
     statistics: dict[str, Statistics]
     classifier: Classifier | None = None
     """For tags; no code depends on it."""
@@ -268,6 +275,7 @@ def from_bytes(data: bytes, origin: str, shared: EncoderState | None = None) -> 
                 fitted[f"statistics.{g}.factor"],
                 fitted.get(f"statistics.{g}.nuisance"),
                 float(fitted[f"statistics.{g}.floor"]),
+                fitted.get(f"statistics.{g}.clusters"),
             )
             for g in configuration.poolings
             if g != REGIONS or f"statistics.{g}.mean" in fitted
@@ -379,15 +387,19 @@ def default_poolings(row: Backbone) -> dict[str, Pooling]:
     }
 
 
-def _head(fitted: Mapping[str, Matrix], prefix: str) -> Head | ManifoldHead:
+def _head(fitted: Mapping[str, Matrix], prefix: str) -> Head | DiffusionHead:
     """A head from its tensors, named ``prefix`` + attribute."""
     if f"{prefix}anchors" not in fitted:
         return Head(fitted[f"{prefix}mean"], fitted[f"{prefix}projection"])
-    matrices = {f.name: fitted[prefix + f.name] for f in fields(ManifoldHead) if f.name != "neighbours"}
-    neighbours = fitted[f"{prefix}neighbours"]
-    # check_heads refuses 0.
-    usable = neighbours.shape == () and 1 <= neighbours <= len(np.atleast_1d(matrices["anchors"]))
-    return ManifoldHead(**matrices, neighbours=int(neighbours) if usable else 0)
+    scalars = ("neighbours", "own", "reach")
+    matrices = {f.name: fitted[prefix + f.name] for f in fields(DiffusionHead) if f.name not in scalars}
+    neighbours, own, reach = (fitted[prefix + name] for name in scalars)
+    # check_heads refuses 0 and nan.
+    usable = neighbours.shape == own.shape == () and 1 <= neighbours <= own <= len(np.atleast_1d(matrices["anchors"]))
+    return DiffusionHead(
+        **matrices, neighbours=int(neighbours) if usable else 0, own=int(own) if usable else 0,
+        reach=float(reach) if reach.shape == () else math.nan,
+    )  # fmt: skip
 
 
 def _fitted_weights(state: EncoderState) -> dict[str, NDArray[Any]]:

@@ -1,18 +1,21 @@
-"""Unsupervised hash heads, linear and graph-based, and the baselines. Pure numpy.
+"""Unsupervised hash heads, linear and with diffusion, and the baselines. Pure numpy.
 
 Linear heads: PCA, then an ITQ rotation of the axes that minimises the quantisation loss (Gong and Lazebnik, "Iterative
 Quantization", CVPR 2011). The covariance of a small sample is noisy, so it is averaged with the one of other images
 that ships inside the encoder. Directions that augmentation changes are down-weighted first, as within-class covariance
 normalisation does (Hatch, Kajarekar and Stolcke, Interspeech 2006).
 
-Graph-based heads: the components and their embedding in a graph of neighbouring images, through affinities to anchors
-(Liu et al., "Hashing with Graphs", ICML 2011).
+Heads with diffusion: principal components of length 1, joined with a diffusion map of the collection (Coifman and
+Lafon, "Diffusion maps", 2006), also of length 1; then PCA and ITQ of both. The map is that of the walk between images
+through affinities to anchors (Liu et al., "Hashing with Graphs", ICML 2011), so new images have a place in it. Cluster
+centres of other images that ship inside the encoder take part, so that images of new kinds are not mapped onto those of
+the sample.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +54,15 @@ class Statistics:
         nuisance: (s, d) float32, values of half precision, likewise for the differences that augmentation makes; its
             rows are orthogonal. None: unknown.
         floor: see ``NUISANCE_FLOOR``.
+        clusters: (m, r) float32, values of half precision: cluster centres of the features are ``mean + clusters @
+            factor``. None: unknown.
     """
 
     mean: Matrix
     factor: Matrix
     nuisance: Matrix | None = None
     floor: float = NUISANCE_FLOOR
+    clusters: Matrix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +96,19 @@ class Head:
         return values
 
 
-def statistics(features: Matrix, rank: int = FACTOR_RANK) -> Statistics:
-    """Moments of a sample of features (n, d), the covariance reduced to its ``rank`` largest directions."""
+def statistics(features: Matrix, rank: int = FACTOR_RANK, *, clusters: bool = False) -> Statistics:
+    """Moments of a sample of features (n, d), the covariance reduced to its ``rank`` largest directions.
+
+    With ``clusters`` also at most ``CLUSTERS`` cluster centres, one for at least five images.
+    """
     mean = features.mean(axis=0)
     axes, variances = principal_axes((features - mean) / np.sqrt(len(features)), rank)
-    return Statistics(mean, half((axes * np.sqrt(variances)).T))
+    factor = half((axes * np.sqrt(variances)).T)
+    count = min(CLUSTERS, len(features) // 5)
+    if not clusters or not count:
+        return Statistics(mean, factor)
+    centres = cluster_centres((features - mean) @ axes, count) / np.sqrt(variances)
+    return Statistics(mean, factor, clusters=half(centres))
 
 
 def augmentation_covariance(moved: Matrix, rank: int = NUISANCE_RANK) -> Matrix:
@@ -255,31 +269,45 @@ BASELINES: Mapping[str, Callable[[Matrix, int], Head]] = {"itq": itq_head, "lsh"
 
 COMPONENTS = 128
 """Principal components in which neighbours are searched."""
+CLUSTERS = 256
+"""Cluster centres of other images that ship inside an encoder."""
+OTHERS_SHARE = 0.2
+"""Weight of those in the diffusion map and in the axes, against the sample: at 0.2 codes of a sample's own kinds stay
+as good, and those of kinds that come later are not worse than with the shipped heads."""
+REACH = 0.95
+"""Share of the sample that is within ``DiffusionHead.reach``."""
+FADING = 2.0
+"""At a distance of 1 + x times the reach the place in the diffusion map counts ``exp(-FADING * x)``."""
 NEIGHBOURS = 5
 """Nearest anchors that an image has affinities to."""
 GRAPH_SHARE = 0.5
 """Weight of the embedding, against that of the components, in a large sample."""
 HALF_SAMPLE = 200
 """Sample size at which the embedding has half of its weight: the graph of a small sample is a poor one."""
-_MANIFOLD_SEED = 20_110_628
+_CLUSTER_SEED = 20_110_628
 _KMEANS_ROUNDS = 6
+_LEAST_REACH = 1e-3
+"""So that there is a distance beyond it where all images of a sample are anchors."""
 _BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class ManifoldHead:
-    """A hash function that is linear in principal components and in their affinities to anchors.
+class DiffusionHead:
+    """A hash function that is linear in principal components and in a place in a diffusion map.
 
-    All matrices have values of half precision.
+    All matrices and ``reach`` have values of half precision.
 
     Attributes:
         mean: (d,) float32, of the features.
         axes: (d, p) float32 principal axes.
-        anchors: (m, p) float32.
-        embedding: (m, q) float32, the anchors in the graph's embedding.
-        centre: (p + q,) float32, mean of components and embedding.
+        anchors: (m, p) float32: the sample's, then those of other images.
+        embedding: (m, q) float32, the anchors in the diffusion map.
+        centre: (p + q,) float32, mean of components and places.
         projection: (p + q, bits) float32.
         neighbours: nearest anchors that an image has affinities to.
+        own: number of the sample's anchors.
+        reach: distance of the components to their nearest of the sample's anchors that ``REACH`` of the sample have at
+            most; see ``distances``.
     """
 
     mean: Matrix
@@ -289,6 +317,8 @@ class ManifoldHead:
     centre: Matrix
     projection: Matrix
     neighbours: int
+    own: int
+    reach: float
 
     @property
     def bits(self) -> int:
@@ -310,21 +340,49 @@ class ManifoldHead:
         values: NDArray[np.float64] = components @ self.projection[: components.shape[1]].astype(np.float64)
         return values
 
+    def is_far(self, features: Matrix) -> NDArray[np.bool_]:
+        """Which of the images (n, d) are farther from the sample than ``reach``: (n,)."""
+        anchors = self.anchors[: self.own].astype(np.float64)
+        far: NDArray[np.bool_] = anchor_distances(self._components(features), anchors, self.neighbours) > self.reach
+        return far
+
+    def _components(self, features: Matrix) -> NDArray[np.float64]:
+        return _unit((features.astype(np.float64) - self.mean.astype(np.float64)) @ self.axes.astype(np.float64))
+
     def _values(self, features: Matrix) -> NDArray[np.float64]:
-        components = _unit((features.astype(np.float64) - self.mean.astype(np.float64)) @ self.axes.astype(np.float64))
-        affinity = affinities(components, self.anchors.astype(np.float64), self.neighbours)
-        joined = np.concatenate([components, _unit(affinity @ self.embedding.astype(np.float64))], axis=1)
+        joined = _joined(
+            self._components(features), self.anchors.astype(np.float64), self.embedding.astype(np.float64),
+            _Graph(self.neighbours, self.own, self.reach),
+        )  # fmt: skip
         values: NDArray[np.float64] = (joined - self.centre.astype(np.float64)) @ self.projection.astype(np.float64)
         return values
 
 
-def fit_manifold_head(sample: Matrix, bits: int, shipped: Statistics | None, steps: int) -> ManifoldHead:
+class _Graph(NamedTuple):
+    """Attributes of ``DiffusionHead`` that say how an image is tied to anchors."""
+
+    neighbours: int
+    own: int
+    reach: float
+
+
+def _joined(
+    components: NDArray[np.float64], anchors: NDArray[np.float64], embedding: NDArray[np.float64], graph: _Graph
+) -> NDArray[np.float64]:
+    """Components (n, p) and places in the diffusion map: (n, p + q)."""
+    places = _unit(affinities(components, anchors, graph.neighbours) @ embedding)
+    beyond = anchor_distances(components, anchors[: graph.own], graph.neighbours) / graph.reach - 1
+    return np.concatenate([components, places * np.exp(-FADING * np.maximum(beyond, 0))[:, None]], axis=1)
+
+
+def fit_diffusion_head(sample: Matrix, bits: int, shipped: Statistics | None, steps: int) -> DiffusionHead:
     """Fit a head to a sample of the collection's features.
 
     Args:
         sample: (n, d) float32, n at least 2.
         bits: code length.
-        shipped: moments of other images, mixed into the covariance of the components; None uses the sample alone.
+        shipped: moments of other images, mixed into the covariance of the components, and their clusters; None uses the
+            sample alone.
         steps: of the random walk, at least 1; more give coarser clusters.
 
     Raises:
@@ -337,18 +395,29 @@ def fit_manifold_head(sample: Matrix, bits: int, shipped: Statistics | None, ste
     components = _unit((sample - mean).astype(np.float64) @ axes)
     if not np.ptp(components, axis=0).any():
         raise ValueError("the features do not vary")
-    anchors = half(_centres(components, anchor_count(len(sample))))
-    neighbours = min(NEIGHBOURS, len(anchors) - 1)
-    affinity = affinities(components, anchors.astype(np.float64), neighbours)
-    embedding = half(graph_embedding(affinity, COMPONENTS, steps))
+    own = cluster_centres(components, anchor_count(len(sample)))
+    others = np.empty((0, axes.shape[1]))
+    if shipped is not None and shipped.clusters is not None:
+        others = _unit((shipped.mean + shipped.clusters @ shipped.factor - mean).astype(np.float64) @ axes)
+    anchors = half(np.concatenate([own, others]))
+    exact = anchors.astype(np.float64)
+    neighbours = min(NEIGHBOURS, len(own) - 1)
+    distances = anchor_distances(components, exact[: len(own)], neighbours)
+    graph = _Graph(neighbours, len(own), float(np.float16(max(np.quantile(distances, REACH), _LEAST_REACH))))
+
+    points = np.concatenate([components, others])
+    weights = np.ones(len(points))
+    weights[len(sample) :] = OTHERS_SHARE / (1 - OTHERS_SHARE) * len(sample) / max(1, len(others))
+    embedding = half(graph_embedding(affinities(points, exact, neighbours), weights, COMPONENTS, steps))
     share = GRAPH_SHARE * len(sample) / (len(sample) + HALF_SAMPLE)
     scale = np.repeat(np.sqrt([1 - share, share]), [axes.shape[1], embedding.shape[1]])
-    joined = np.concatenate([components, _unit(affinity @ embedding)], axis=1)
-    centre = joined.mean(axis=0)
-    weighted = (joined - centre) * scale
-    kept, _ = principal_axes(weighted / np.sqrt(len(sample)), bits)
-    projection = half(scale[:, None] * rotate_axes(kept, weighted @ kept, bits))
-    return ManifoldHead(mean, axes, anchors, embedding, centre.astype(np.float32), projection, neighbours)
+    joined = _joined(points, exact, embedding.astype(np.float64), graph)
+    centre = np.average(joined, axis=0, weights=weights)
+    scaled = (joined - centre) * scale
+    kept, _ = principal_axes(scaled * np.sqrt(weights / weights.sum())[:, None], bits)
+    # The factor in front of a row leaves its signs, and weighs it in the quantisation loss.
+    projection = half(scale[:, None] * rotate_axes(kept, weights[:, None] * (scaled @ kept), bits))
+    return DiffusionHead(mean, axes, anchors, embedding, centre.astype(np.float32), projection, *graph)
 
 
 def anchor_count(size: int) -> int:
@@ -361,8 +430,7 @@ def affinities(points: NDArray[np.float64], anchors: NDArray[np.float64], neighb
 
     A Gaussian of the distance to each of the nearest anchors, whose width is their mean squared distance; 0 for others.
     """
-    squared = (points**2).sum(axis=1)[:, None] + (anchors**2).sum(axis=1) - 2 * points @ anchors.T
-    squared = np.maximum(squared, 0)
+    squared = _squared_distances(points, anchors)
     nearest = np.partition(squared, neighbours - 1, axis=1)[:, :neighbours]
     width = np.maximum(nearest.mean(axis=1, keepdims=True), 1e-12)
     affinity = np.where(squared <= nearest.max(axis=1, keepdims=True), np.exp(-squared / width), 0)
@@ -370,26 +438,44 @@ def affinities(points: NDArray[np.float64], anchors: NDArray[np.float64], neighb
     return rows
 
 
-def graph_embedding(affinity: NDArray[np.float64], count: int, steps: int) -> NDArray[np.float64]:
-    """Embedding of the anchors in the graph: (m, q), q <= count, the largest value 1.
+def anchor_distances(points: NDArray[np.float64], anchors: NDArray[np.float64], neighbours: int) -> NDArray[np.float64]:
+    """Root mean square distance of points (n, p) to their nearest anchors (m, p): (n,)."""
+    nearest = np.partition(_squared_distances(points, anchors), neighbours - 1, axis=1)[:, :neighbours]
+    distances: NDArray[np.float64] = np.sqrt(nearest.mean(axis=1))
+    return distances
 
-    With affinities Z (n, m) of mass D = diag(Z^T 1), the walk between images is Z D^-1 Z^T; ``Z @ embedding`` is its
-    eigenvectors, each times its eigenvalue to the power ``steps``, without the constant one.
+
+def _squared_distances(points: NDArray[np.float64], anchors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Squared distances of points (n, p) to anchors (m, p): (n, m)."""
+    squared = (points**2).sum(axis=1)[:, None] + (anchors**2).sum(axis=1) - 2 * points @ anchors.T
+    distances: NDArray[np.float64] = np.maximum(squared, 0)
+    return distances
+
+
+def graph_embedding(
+    affinity: NDArray[np.float64], weights: NDArray[np.float64], count: int, steps: int
+) -> NDArray[np.float64]:
+    """The anchors in the diffusion map of images: (m, q), q <= count, the largest value 1.
+
+    With affinities Z (n, m), weights W = diag(w) of the images and D = diag(Z^T w), the walk between images is Z D^-1
+    Z^T W; ``Z @ embedding`` is its eigenvectors, each times its eigenvalue to the power ``steps``, without the constant
+    one.
     """
-    mass = affinity.sum(axis=0)
+    mass = weights @ affinity
     used = mass > 0
     root = np.sqrt(np.where(used, mass, 1))
-    walk = affinity / root
-    walk -= np.where(used, root, 0) / len(affinity)  # removes the constant eigenvector
+    heavy = np.sqrt(weights)[:, None]
+    walk = heavy * affinity / root
+    walk -= heavy * np.where(used, root, 0) / weights.sum()  # removes the constant eigenvector
     vectors, values = principal_axes(walk, min(count, len(mass) - 1))
     embedding = vectors * np.minimum(values, 1) ** (steps - 0.5) / root[:, None]
     largest: NDArray[np.float64] = embedding / np.abs(embedding).max()
     return largest
 
 
-def _centres(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Centres (count, p) of k-means (Lloyd 1982), initialised with ``count`` of the points."""
-    centres = points[np.random.default_rng(_MANIFOLD_SEED).permutation(len(points))[:count]]
+def cluster_centres(points: NDArray[np.floating], count: int) -> NDArray[np.float64]:
+    """Centres (count, p) of k-means (Lloyd 1982), initialised with ``count`` of the points (n, p)."""
+    centres = points[np.random.default_rng(_CLUSTER_SEED).permutation(len(points))[:count]].astype(np.float64)
     for _ in range(_KMEANS_ROUNDS):
         nearest = (points @ centres.T - (centres**2).sum(axis=1) / 2).argmax(axis=1)
         order = np.argsort(nearest, kind="stable")

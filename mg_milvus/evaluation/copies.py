@@ -91,7 +91,7 @@ def evaluate_copies(
     images = encoded.labelled.images
     if len(images) < 2:
         raise ImageError(f"there is one readable image in {folder}, expected at least two; it would always be found")
-    fitted, fitted_on = with_heads(setup, encoded.features, images, found)
+    fitted, fitted_on = with_heads(setup, encoded.features, encoded.read, found)
     features = {name: encoded.features[name] for name in schema.bits}
     database = _Database(fitted.codes(features), features, schema)
     queries = np.sort(np.random.default_rng(seed).permutation(len(images))[:most])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mg_milvus.errors import ImageError
-from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE, random_sample, sample_features
+from mg_milvus.ingest.fit_heads import FEWEST_TO_FIT, SAMPLE_SIZE, by_content, random_sample, sample_features
 from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.records import Failure, Progress
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mg_milvus.encoder.base import Encoder, Features
     from mg_milvus.evaluation.labels import Labelled
     from mg_milvus.images.discover import Found
+    from mg_milvus.ingest.pipeline import PreparedImage
     from mg_milvus.schema.models import Schema
 
 
@@ -51,12 +52,14 @@ class Encoded:
         features: granularity -> (n, d) float32, before hashing, in the order of ``labelled``.
         failures: those that could not be read, which are left out.
         broken: (n,) bool of all images: which of them could not be read.
+        read: those of ``labelled``, with their content hashes.
     """
 
     labelled: Labelled
     features: Features
     failures: tuple[Failure, ...]
     broken: NDArray[np.bool_]
+    read: tuple[PreparedImage, ...]
 
 
 def encode_labelled(
@@ -86,11 +89,11 @@ def encode_labelled(
         raise ImageError(f"none of the {len(read)} images can be read" + (f": {failures[0].reason}" if read else ""))
     broken = np.array([image.failure is not None for image in read])
     kept = labelled.subset(np.flatnonzero(~broken)) if failures else labelled
-    return Encoded(kept, features, failures, broken)
+    return Encoded(kept, features, failures, broken, tuple(image for image in read if image.failure is None))
 
 
 def with_heads(
-    setup: Setup, features: Features, readable: Sequence[Found], database: Sequence[Found]
+    setup: Setup, features: Features, readable: Sequence[PreparedImage], database: Sequence[Found]
 ) -> tuple[Encoder, int]:
     """The encoder with the hash heads that a first ingest of a database gives it.
 
@@ -109,7 +112,9 @@ def with_heads(
     encoder, bits = setup.encoder, setup.schema.bits
     encoder.check(bits)
     chosen = {found.path for found in random_sample(database, setup.sample)[0]}
-    rows = [row for row, found in enumerate(readable) if found.path in chosen]
+    rows = np.array([row for row, image in enumerate(readable) if image.file.path in chosen], np.intp)
+    order, distinct = by_content([readable[row] for row in rows])
+    rows = rows[order[:distinct]]
     # As the first ingest decides it.
     if setup.schema.encoder.heads == "fixed" or len(rows) < FEWEST_TO_FIT:
         return encoder.with_bits(bits), 0

@@ -128,7 +128,7 @@ def evaluate(  # noqa: PLR0913 - public: keyword options of the command
     split = split.without(encoded.broken)
     database_features = {name: values[split.database] for name, values in encoded.features.items()}
     fitted, fitted_on = with_heads(
-        setup, database_features, [split.images.images[row] for row in split.database], to_ingest
+        setup, database_features, [encoded.read[row] for row in split.database], to_ingest
     )  # fmt: skip
     split, alone = with_relevant_images(split)
     details, metrics = _metrics(split, encoded.features, replace(setup, encoder=fitted), ks, curves=curves)

@@ -461,9 +461,7 @@ class _OpenTarget:
         """The codes that the collection's encoder, or a first ingest of these images, gives."""
         encoder = self.encoder
         if self._session is None:
-            encoder, _ = with_heads(
-                Setup(encoder, self.schema), encoded.features, encoded.labelled.images, images
-            )  # fmt: skip
+            encoder, _ = with_heads(Setup(encoder, self.schema), encoded.features, encoded.read, images)
         return encoder.codes(encoded.features)
 
     def write(self, tuning: Tuning) -> tuple[Schema, str | None, str | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import random
+import hashlib
+import heapq
 import time
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,9 @@ from mg_milvus.store.base import Description
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from mg_milvus.encoder.base import Encoder, Features
     from mg_milvus.images.discover import Found
@@ -39,22 +42,44 @@ SAMPLE_SIZE = 5_000
 """Images that hash heads are fitted on, at most."""
 FEWEST_TO_FIT = 50
 """Fewest images to fit heads on; with fewer, the shipped heads are better."""
-_SEED = 7
+FAR_SHARE = 0.25
+FEWEST_FAR = 50
+"""Heads should be fitted again when so many later images, and this share of them, are unlike the first: on photographs,
+thumbnails and objects 0.05 to 0.15 of later images of the kinds that there were are, and 0.45 to 0.99 of new kinds."""
 _ROWS = 500
 """Rows of the sample to write in one call."""
 
 
 def random_sample(files: Iterable[Found], size: int) -> tuple[list[Found], int]:
-    """A uniform random sample of at most ``size`` files, in their order, and the number of all (Vitter 1985)."""
-    chosen: list[tuple[int, Found]] = []
-    randomness = random.Random(_SEED)  # noqa: S311  (reproducible, not secret)
+    """A random sample of at most ``size`` files, in their order, and the number of all.
+
+    Those whose size and name have the smallest hashes: in whatever order and folder the files come, they are the same.
+    """
     count = 0
-    for count, file in enumerate(files, start=1):
-        if len(chosen) < size:
-            chosen.append((count, file))
-        elif (place := randomness.randrange(count)) < size:
-            chosen[place] = (count, file)
-    return [file for _, file in sorted(chosen, key=lambda pair: pair[0])], count
+
+    def keyed() -> Iterator[tuple[bytes, str, int, Found]]:
+        nonlocal count
+        for count, file in enumerate(files, start=1):
+            own = f"{file.size} {file.path.rpartition('/')[2]}".encode(errors="surrogatepass")
+            yield hashlib.blake2b(own, digest_size=8).digest(), file.path, count, file
+
+    chosen = heapq.nsmallest(size, keyed(), key=lambda entry: entry[:3])
+    return [file for *_, file in sorted(chosen, key=lambda entry: entry[2])], count
+
+
+def by_content(images: Sequence[PreparedImage]) -> tuple[NDArray[np.intp], int]:
+    """An order of images that does not depend on theirs, so that heads fitted in it do not, either.
+
+    Args:
+        images: those that could be read.
+
+    Returns:
+        (n,) rows by content hash, one of each content first, then the copies; and the number of different contents.
+    """
+    hashes = np.array([image.content_hash for image in images])
+    _, first = np.unique(hashes, return_index=True)
+    copies = np.setdiff1d(np.arange(len(images)), first)
+    return np.concatenate([first, copies]), len(first)
 
 
 def sample_features(
@@ -106,7 +131,12 @@ def first_ingest(run: IngestRun, sample: Sequence[Found]) -> tuple[Encoder, Desc
             lambda done: run.progress(Progress("reading a sample to fit the hash heads", done, len(sample), 0)),
         )  # fmt: skip
     good = [image for image in images if image.failure is None]
-    encoder = base.adapted(features, bits) if len(good) >= FEWEST_TO_FIT else base.with_bits(bits)
+    order, distinct = by_content(good)
+    good = [good[row] for row in order]
+    for name, values in features.items():
+        features[name] = values[order]
+    contents = {name: values[:distinct] for name, values in features.items()}
+    encoder = base.adapted(contents, bits) if distinct >= FEWEST_TO_FIT else base.with_bits(bits)
     keep_encoder(store, encoder)
     recorded = store.create(
         Description(schema, encoder.fingerprint, encoder.adapted_on if images else 0, encoder.backbone)
@@ -195,7 +225,7 @@ class FitReport:
 
     Attributes:
         fingerprint: of the new encoder.
-        images: number that the heads were fitted on.
+        images: number that the heads were fitted on, copies not counted.
         failures: files that could not be read.
         seconds: wall time.
         bytes: size of the file.
@@ -242,12 +272,13 @@ def fit_encoder(
         lambda done: report(Progress("reading images to fit the hash heads", done, len(chosen), len(failures))),
     )  # fmt: skip
     failures += [Failure(image.file.path, image.failure) for image in images if image.failure is not None]
-    good = sum(image.failure is None for image in images)
+    order, good = by_content([image for image in images if image.failure is None])
     if good < FEWEST_TO_FIT:
         raise ImageError(
-            f"{folder} has {good} readable images, expected at least {FEWEST_TO_FIT} to fit hash heads; add more, or "
-            "use the encoder 'builtin' as it is"
+            f"{folder} has {good} different readable images, expected at least {FEWEST_TO_FIT} to fit hash heads; add "
+            "more, or use the encoder 'builtin' as it is"
         )
+    features = {name: values[order[:good]] for name, values in features.items()}
     adaptive = options.method == "adaptive"
     encoder = base.adapted(features, lengths) if adaptive else base.baseline(features, lengths, options.method)
     if encoder is base:
@@ -261,6 +292,33 @@ def fit_encoder(
         raise EncoderError(f"the encoder cannot be written to {out}: {error.strerror}") from error
     needed = _needed(options, out) if len(data) > session.WHOLE_FILE_LIMIT else ""
     return FitReport(encoder.fingerprint, good, tuple(failures), time.perf_counter() - started, len(data), needed)
+
+
+def heads_in_words(description: Description, rows: int, later: int, far: int) -> tuple[str, tuple[str, ...]]:
+    """What the hash heads of a collection were fitted on, and advice, in sentences.
+
+    Args:
+        description: the collection's.
+        rows: images in it.
+        later: images that were encoded after the heads had been fitted to others.
+        far: of these, images unlike those.
+    """
+    fitted = description.adapted_on
+    heads = f"adapted on {fitted} images" if fitted else "shipped"
+    if later and fitted:
+        heads += f"; {far} of {later} later ones ({far / later:.0%}) are unlike those"
+    advice = ""
+    if description.schema.encoder.heads == "adapt" and rows >= FEWEST_TO_FIT:
+        if not fitted:
+            advice = f"the hash heads are the shipped ones; mgm refit --to NAME would fit them to {rows} images"
+        elif far >= max(FEWEST_FAR, FAR_SHARE * later):
+            advice = (
+                f"{far} of {later} later images are unlike the {fitted} that the hash heads were fitted on and are "
+                "found less well; mgm refit --to NAME would fit them to all"
+            )
+        elif fitted < SAMPLE_SIZE and rows >= 4 * fitted:
+            advice = f"the hash heads were fitted on {fitted} of {rows} images; mgm refit --to NAME would help"
+    return heads, (advice,) if advice else ()
 
 
 def _needed(options: FitOptions, out: str | os.PathLike[str]) -> str:

@@ -45,6 +45,10 @@ class Tally:
     moved: int = 0
     failures: list[Failure] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    later: int = 0
+    """Images encoded by heads that were fitted to others of the collection."""
+    far: int = 0
+    """Of these, images unlike those that the heads were fitted on."""
 
     def progress(self, stage: str) -> Progress:
         """The state for a progress callback."""

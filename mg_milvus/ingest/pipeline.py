@@ -307,7 +307,10 @@ def ingest_files(
             tags: Tags | None = None
             if new:
                 with metrics.time("encode"):
-                    codes, tags = encoder.encode_and_tag([i.pixels for i in new if i.pixels is not None])
+                    codes, tags, far = encoder.encode_and_tag([i.pixels for i in new if i.pixels is not None])
+                if far is not None:
+                    run.tally.later += len(far)
+                    run.tally.far += int(far.sum())
                 metrics.count_encoded(len(new))
             rows, updated, unchanged = [], 0, 0
             for place, image in enumerate(new):

@@ -128,7 +128,7 @@ def run_ingest(
     return IngestReport(
         tally.total, tally.added, tally.updated, tally.unchanged, ingest.removed, tuple(tally.failures),
         time.perf_counter() - started, ingest.adapted_on, interrupted, dry_run,
-        tally.moved, ingest.away, notes=tuple(tally.notes),
+        tally.moved, ingest.away, notes=tuple(tally.notes), later=tally.later, far=tally.far,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,11 +53,15 @@ class Chance:
         fingerprint: of the encoder that made the codes.
         rows: of the collection when it was measured.
         counts: granularity -> (bits + 1,) number of pairs that are 0, 1, 2, ... bits apart.
+        later: images that were encoded after the heads had been fitted to others.
+        far: of these, images unlike those that the heads were fitted on.
     """
 
     fingerprint: str
     rows: int
     counts: Mapping[str, Counts]
+    later: int = 0
+    far: int = 0
 
     def of(self, granularity: str, distances: NDArray[Any]) -> NDArray[np.float64]:
         """The share of random pairs that are at most this far apart.
@@ -91,7 +95,8 @@ class Chance:
     def to_bytes(self) -> bytes:
         """JSON, of which ``from_bytes`` makes the same record."""
         counts = {name: own.tolist() for name, own in self.counts.items()}
-        return json.dumps({"fingerprint": self.fingerprint, "rows": self.rows, "counts": counts}).encode()
+        whole = {"fingerprint": self.fingerprint, "rows": self.rows, "later": self.later, "far": self.far}
+        return json.dumps(whole | {"counts": counts}).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, bits: Mapping[str, int]) -> Chance:
@@ -108,9 +113,11 @@ class Chance:
         if (
             not isinstance(found, dict)
             or not isinstance(found.get("counts"), dict)
-            or type(found.get("rows")) is not int
+            or not all(type(found.get(name)) is int for name in ("rows", "later", "far"))
         ):
             raise ValueError("no counts of distances")
+        if not 0 <= found["far"] <= found["later"]:
+            raise ValueError(f"{found['far']} of {found['later']} later images are far")
         counts = {}
         for name, length in bits.items():
             own = found["counts"].get(name)
@@ -119,7 +126,7 @@ class Chance:
             if not all(type(count) is int and 0 <= count <= SAMPLE * SAMPLE for count in own) or not any(own):
                 raise ValueError(f"the counts of {name} are no numbers of pairs")
             counts[name] = np.array(own, np.int64)
-        return cls(str(found.get("fingerprint")), found["rows"], counts)
+        return cls(str(found.get("fingerprint")), found["rows"], counts, found["later"], found["far"])
 
 
 def pair_counts(codes: Mapping[str, NDArray[np.uint8]]) -> dict[str, Counts]:
@@ -186,25 +193,33 @@ class ChanceKeeper:
         self._read = (fingerprint, time.monotonic(), chance)
         return chance
 
-    def refresh(self) -> None:
+    def refresh(self, later: int = 0, far: int = 0) -> None:
         """Measure the collection where it was not, or has grown or shrunk much since; after rows were written.
+
+        Args:
+            later: images just encoded by heads that were fitted to others.
+            far: of these, images unlike those.
 
         A failure of the store is logged: the rows are there, and the next ingest tries again.
         """
         self._read = None
         try:
-            self._refresh()
+            self._refresh(later, far)
         except StoreError as error:
             _log.warning("how far images are from each other by chance could not be measured: %s", error)
 
-    def _refresh(self) -> None:
+    def _refresh(self, later: int, far: int) -> None:
         description = self.session.description()
         if description is None:
             return
         known, rows = self.chance(), self.session.store.size()
-        if known is not None and known.rows / _GROWN < rows < known.rows * _GROWN:
+        current = known is not None and known.rows / _GROWN < rows < known.rows * _GROWN
+        if current and not later:
             return
-        measured = measure(self.session.store, description.schema, description.fingerprint)
-        if measured is not None:
-            self.session.store.put_statistics(measured.to_bytes())
-            self._read = (description.fingerprint, time.monotonic(), measured)
+        found = known if current else measure(self.session.store, description.schema, description.fingerprint)
+        if found is not None:
+            if known is not None:
+                later, far = known.later + later, known.far + far
+            found = replace(found, later=later, far=far)
+            self.session.store.put_statistics(found.to_bytes())
+            self._read = (description.fingerprint, time.monotonic(), found)

@@ -26,7 +26,7 @@ from mg_milvus.bulk.encode import encode
 from mg_milvus.bulk.transfer import complete_files
 from mg_milvus.cli.settings import settings_from
 from mg_milvus.encoder import file, weights
-from mg_milvus.encoder.hash_heads import ManifoldHead
+from mg_milvus.encoder.hash_heads import DiffusionHead
 from mg_milvus.encoder.load import load_encoder, untrained_encoder
 from mg_milvus.evaluation.labels import read_labelled
 from mg_milvus.evaluation.protocols import relevance_from_pairs
@@ -258,7 +258,7 @@ SHIPPED = file.from_bytes(GOOD, "it")
 FINE = SHIPPED.heads["fine"]
 
 
-def manifold(**changes: object) -> ManifoldHead:
+def diffusion(**changes: object) -> DiffusionHead:
     random = np.random.default_rng(0)
 
     def matrix(*shape: int) -> np.ndarray:
@@ -267,21 +267,27 @@ def manifold(**changes: object) -> ManifoldHead:
     whole = {
         "mean": FINE.mean, "axes": matrix(len(FINE.mean), 8), "anchors": matrix(6, 8), "embedding": matrix(6, 4),
         "centre": np.zeros(12, np.float32), "projection": matrix(12, 64), "neighbours": 3,
+        "own": 4, "reach": 0.5,
     }  # fmt: skip
-    return ManifoldHead(**(whole | changes))  # type: ignore[arg-type]
+    return DiffusionHead(**(whole | changes))  # type: ignore[arg-type]
 
 
 HEADS = {
-    "neighbours that are no number": lambda: manifold(neighbours=np.float32("nan")),
-    "infinite neighbours": lambda: manifold(neighbours=np.float32("inf")),
-    "two numbers of neighbours": lambda: manifold(neighbours=np.array([1, 2], np.float32)),
-    "fewer than no neighbours": lambda: manifold(neighbours=-5),
-    "no neighbours": lambda: manifold(neighbours=0),
-    "more neighbours than anchors": lambda: manifold(neighbours=2**40),
-    "no anchors": lambda: manifold(anchors=np.zeros((0, 8), np.float32), embedding=np.zeros((0, 4), np.float32)),
-    "anchors in a row": lambda: manifold(anchors=np.zeros(8, np.float32)),
-    "a number as anchors": lambda: manifold(anchors=np.float32(1)),
-    "a projection in a row": lambda: manifold(projection=np.zeros(12, np.float32)),
+    "neighbours that are no number": lambda: diffusion(neighbours=np.float32("nan")),
+    "infinite neighbours": lambda: diffusion(neighbours=np.float32("inf")),
+    "two numbers of neighbours": lambda: diffusion(neighbours=np.array([1, 2], np.float32)),
+    "fewer than no neighbours": lambda: diffusion(neighbours=-5),
+    "no neighbours": lambda: diffusion(neighbours=0),
+    "more neighbours than anchors": lambda: diffusion(neighbours=2**40),
+    "no anchors": lambda: diffusion(anchors=np.zeros((0, 8), np.float32), embedding=np.zeros((0, 4), np.float32)),
+    "more of its own anchors than there are": lambda: diffusion(own=7),
+    "fewer of its own anchors than neighbours": lambda: diffusion(own=2),
+    "a sample that reaches nowhere": lambda: diffusion(reach=0),
+    "a sample that reaches to infinity": lambda: diffusion(reach=np.float32("inf")),
+    "two reaches": lambda: diffusion(reach=np.array([1, 2], np.float32)),
+    "anchors in a row": lambda: diffusion(anchors=np.zeros(8, np.float32)),
+    "a number as anchors": lambda: diffusion(anchors=np.float32(1)),
+    "a projection in a row": lambda: diffusion(projection=np.zeros(12, np.float32)),
     "a projection of a plain head in a row": lambda: replace(FINE, projection=FINE.projection[:, 0]),
     "a projection that is a number": lambda: replace(FINE, projection=FINE.projection[0, 0]),
 }
@@ -292,7 +298,7 @@ def crafted(**changes: object) -> bytes:
 
 
 def test_a_head_of_this_kind_works_when_nothing_is_wrong() -> None:
-    assert load_encoder(crafted(heads={**SHIPPED.heads, "fine": manifold()})).bits["fine"] == 64
+    assert load_encoder(crafted(heads={**SHIPPED.heads, "fine": diffusion()})).bits["fine"] == 64
 
 
 @pytest.mark.parametrize("kind", HEADS)

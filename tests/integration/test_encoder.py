@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from mg_milvus.codes import hamming
 from mg_milvus.encoder.backbones import BACKBONES
 from mg_milvus.encoder.base import Encoder, input_size
-from mg_milvus.encoder.hash_heads import Head, ManifoldHead
+from mg_milvus.encoder.hash_heads import DiffusionHead, Head
 from mg_milvus.encoder.load import load_encoder, untrained_encoder
 from mg_milvus.encoder.networks import build, channels_first
 from mg_milvus.encoder.torch_runtime import TorchEncoder, gem, has_bfloat16, mirrored, pyramid, resolve_device
@@ -228,7 +228,7 @@ def test_heads_fitted_to_a_collection_survive_the_file(small: tuple[TorchEncoder
     features = encoder.features(images)
     fitted = encoder.adapted(features, {"coarse": 16, "mid": 24, "fine": 32})
     kinds = {name: type(head) for name, head in fitted.state.heads.items()}
-    assert kinds == {"coarse": ManifoldHead, "mid": ManifoldHead, "fine": Head}
+    assert kinds == {"coarse": DiffusionHead, "mid": DiffusionHead, "fine": Head}
     again = load_encoder(fitted.to_bytes())
     assert again.fingerprint == fitted.fingerprint
     assert all((again.codes(features)[g] == codes).all() for g, codes in fitted.codes(features).items())

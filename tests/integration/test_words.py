@@ -268,7 +268,7 @@ def test_tags_are_those_of_the_reference_network() -> None:
     images = [encoder.prepare(Image.radial_gradient("L").convert("RGB").crop((0, 0, 256, 200 + n))) for n in range(3)]
     other = EfficientNet.from_name("efficientnet-lite0", image_size=images[0].shape[1:]).eval()
     other.load_state_dict(torch.load(weights_file("efficientnet_lite0"), weights_only=True))
-    _, tags = encoder.encode_and_tag(images)
+    tags = encoder.encode_and_tag(images).tags
     assert tags is not None
     assert tags.dtype == np.int16
     groups = np.array(vocabulary().groups)
