@@ -32,8 +32,14 @@ from mg_milvus.search import rows as listing
 from mg_milvus.search.chance import ChanceKeeper
 from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import Query, QueryOptions, QueryTerm, check_together, with_query_options
-from mg_milvus.search.query_image import QueryArea, check_codes, decode_query_image, encode_query_images
-from mg_milvus.search.searcher import Searcher
+from mg_milvus.search.query_image import (
+    QueryArea,
+    check_codes,
+    decode_query_image,
+    encode_query_images,
+    whole_codes,
+)
+from mg_milvus.search.searcher import Searcher, SearchResult
 from mg_milvus.session import Session
 from mg_milvus.store.filters import filter_text
 
@@ -54,7 +60,6 @@ if TYPE_CHECKING:
     from mg_milvus.results import Hits, IngestReport, RelocateReport
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.query_image import QueryImage
-    from mg_milvus.search.searcher import SearchResult
     from mg_milvus.store.base import Row
     from mg_milvus.store.filters import Filter
 
@@ -400,10 +405,23 @@ class ImageIndex:
             NotIndexedError: an image to be like is not indexed.
             QueryError: an option is out of range, or no image has a positive weight.
         """
+        return self.search_together(terms, **options).hits
+
+    @with_query_options
+    def search_together(self, terms: Sequence[QueryTerm], **options: Unpack[QueryOptions]) -> SearchResult:
+        """Search as ``query_together`` does: the query as it was understood, and its hits.
+
+        Args:
+            terms: as for ``query_together``.
+            **options: see ``QueryOptions``.
+
+        Raises:
+            MgMilvusError: as ``query_together``.
+        """
         query = check_together(terms, self.check_query(**options), options)
         encoder, exclude = self._session.encoder, []
         codes: dict[int, QueryCodes] = {}
-        files = [(place, term.image) for place, term in enumerate(terms) if term.like is None]
+        files = [(place, term.image) for place, term in enumerate(terms) if term.image is not None]
         if files:
             encoded = encode_query_images(encoder, [decode_query_image(encoder, image) for _, image in files])
             for i, (place, _) in enumerate(files):
@@ -412,8 +430,10 @@ class ImageIndex:
             if term.like is not None:
                 row, codes[place] = self._stored_codes(term.like)
                 exclude.append(row.id)
+            elif term.codes is not None:
+                codes[place] = whole_codes(self.schema, term.codes)
         weighted = [(codes[place], float(term.weight)) for place, term in enumerate(terms)]
-        return self._searcher.search_together(weighted, query, exclude)
+        return SearchResult(query, self._searcher.search_together(weighted, query, exclude), None)
 
     @with_query_options
     def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> Hits:

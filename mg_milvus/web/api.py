@@ -23,12 +23,23 @@ from mg_milvus.codes import signs
 from mg_milvus.duplicates.report import KEEP
 from mg_milvus.errors import ImageError, MgMilvusError, QueryError, ServeError
 from mg_milvus.images.discover import path_text, text_path
-from mg_milvus.search.query import names_regions
+from mg_milvus.search.query import QueryTerm, names_regions
+from mg_milvus.search.query_image import whole_codes
 from mg_milvus.web.jobs import Job, bug_message, events
 from mg_milvus.web.limits import check_filter
-from mg_milvus.web.media import THUMBNAIL_SIDES, OriginalResponse, keep_upload, open_original, read_body, upload_path
+from mg_milvus.web.media import (
+    THUMBNAIL_SIDES,
+    OriginalResponse,
+    is_form,
+    keep_upload,
+    open_original,
+    read_body,
+    read_images,
+    upload_path,
+)
 from mg_milvus.web.schemas import (
     ID_PATTERN,
+    MAX_TERMS,
     IndexedQueryParameters,
     IndexedVerifyParameters,
     Info,
@@ -45,7 +56,7 @@ from mg_milvus.web.security import error_response
 from mg_milvus.web.state import CurrentState, EventStream, State, count_rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from pathlib import Path
 
     from mg_milvus.codes import QueryCodes
@@ -62,6 +73,16 @@ IMAGE_BODY = {"requestBody": {
     "required": True,
     "description": "The image file itself, as bytes.",
     "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}}  # fmt: skip
+IMAGES_BODY = {"requestBody": {
+    "required": True,
+    "description": "The image file itself, as bytes; or a form of several, the files image and unlike.",
+    "content": {
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {"schema": {"type": "object", "properties": {
+            name: {"type": "array", "items": {"type": "string", "format": "binary"}} for name in ("image", "unlike")
+        }}},
+    },
 }}  # fmt: skip
 ERROR: dict[str, Any] = {
     "content": {"application/json": {"schema": {
@@ -97,21 +118,41 @@ class _QuerySource:
     id: str | None = None
 
 
-@router.post("/api/query", response_model=QueryResponse, openapi_extra=IMAGE_BODY, responses={
+@router.post("/api/query", response_model=QueryResponse, openapi_extra=IMAGES_BODY, responses={
     **ERRORS, **BUSY, 413: {"description": "The image has too many bytes.", **ERROR},
 })  # fmt: skip
 async def query_image(
     request: Request, state: CurrentState, parameters: Annotated[QueryParameters, QueryParameter()]
 ) -> Response:
-    """Search with an image: ``curl --data-binary @cat.jpg "http://127.0.0.1:8000/api/query?k=5"``."""
+    """Search with an image: ``curl --data-binary @cat.jpg "http://127.0.0.1:8000/api/query?k=5"``.
+
+    A form of files ``image`` and ``unlike`` is one query with several images, and so is an image with ``like`` or
+    ``unlike``: ``curl -F image=@red.jpg -F image=@shoe.jpg -F unlike=@boot.jpg http://127.0.0.1:8000/api/query``.
+    """
     started, options = time.perf_counter(), parameters.options()
     with state.bodies.body() as body:
-        data = await read_body(request, state.settings.max_upload_bytes, body)
-        try:
-            source = await _encode(state, data, options)
-        except ImageError as error:
-            raise ImageError(f"the image that was sent{str(error).removeprefix(UNNAMED_IMAGE)}") from error
-    return await _respond(state, source, parameters, started)
+        if is_form(request):
+            named = await read_images(
+                request, state.settings.max_upload_bytes, body, {"image": MAX_TERMS, "unlike": MAX_TERMS}
+            )
+        else:
+            named = [("image", await read_body(request, state.settings.max_upload_bytes, body))]
+        terms = _row_terms(parameters)
+        single = not terms and [name for name, _ in named] == ["image"]
+        sources = []
+        for place, (_, data) in enumerate(named, 1):
+            try:
+                sources.append(await _encode(state, data, options if single else _whole_options(state)))
+            except ImageError as error:
+                which = "the image that was sent" if len(named) == 1 else f"image {place} of {len(named)}"
+                raise ImageError(f"{which}{str(error).removeprefix(UNNAMED_IMAGE)}") from error
+    if single:
+        return await _respond(state, sources[0], parameters, started)
+    uploaded = [
+        QueryTerm(codes=source.codes, weight=-1.0 if name == "unlike" else 1.0)
+        for (name, _), source in zip(named, sources, strict=True)
+    ]
+    return await _respond_to_several(state, [*uploaded, *terms], parameters, started)
 
 
 @router.get("/api/query", response_model=QueryResponse, responses={**ERRORS, **BUSY})
@@ -121,25 +162,74 @@ async def query_indexed(
     """Search with an indexed image (left out of the hits), with a crop of it, with codes, or by words alone.
 
     For a crop, or when regions are searched, the image's file is read again; otherwise its stored codes are used.
+    Several of ``id``, ``codes``, ``like`` and ``unlike`` are one query with all these images.
     """
     started, options = time.perf_counter(), parameters.options()
-    row_id = parameters.id
-    if parameters.text and not (row_id or parameters.codes):
+    row_id, codes = parameters.id, parameters.codes
+    terms = _row_terms(parameters)
+    if terms or len(codes) > 1:
+        given = [QueryTerm(like=row_id)] if row_id else []
+        decoded = [QueryTerm(codes=(await _in_thread(_decode_source, state, each)).codes) for each in codes]
+        return await _respond_to_several(state, [*given, *decoded, *terms], parameters, started)
+    if parameters.text and not (row_id or codes):
         return await _respond(state, _QuerySource({}), parameters, started)
-    if bool(row_id) == bool(parameters.codes):
+    if bool(row_id) == bool(codes):
         raise QueryError("give an id or codes, and not both, or text; an image is sent with POST")
     if not row_id:
         if options.get("crop") is not None:
             raise QueryError("crop needs the image itself: send it with POST, or give an id")
-        source = await _in_thread(_decode_source, state, parameters.codes or "")
+        source = await _in_thread(_decode_source, state, codes[0])
         return await _respond(state, source, parameters, started)
     row = await _in_thread(state.index.row, row_id)
     if options.get("crop") is not None or options.get("views") or names_regions(options):
-        codes: QueryCodes = (await _encode(state, text_path(row.path), options)).codes
+        own: QueryCodes = (await _encode(state, text_path(row.path), options)).codes
     else:
         stored = await _in_thread(state.index.codes, row_id)
-        codes = {name: signs(code) for name, code in stored.items()}
-    return await _respond(state, _QuerySource(codes, (row.width, row.height), row_id), parameters, started)
+        own = {name: signs(code) for name, code in stored.items()}
+    return await _respond(state, _QuerySource(own, (row.width, row.height), row_id), parameters, started)
+
+
+def _row_terms(parameters: QueryParameters) -> list[QueryTerm]:
+    """The further images of a query, which the address names."""
+    return [QueryTerm(like=each) for each in parameters.like] + [
+        QueryTerm(like=each, weight=-1.0) for each in parameters.unlike
+    ]
+
+
+def _whole_options(state: State) -> QueryOptions:
+    """How one of several images is encoded: as a whole, without regions and views."""
+    return {"weights": dict.fromkeys(state.index.schema.bits, 1.0)}
+
+
+async def _respond_to_several(
+    state: State, terms: Sequence[QueryTerm], parameters: QueryParameters, started: float
+) -> Response:
+    if parameters.candidates:
+        raise QueryError("candidates are those of one image; search with one, or without candidates")
+    options = parameters.options()
+    # views are of one image, and off for several unless they are asked for
+    options["views"] = parameters.views
+
+    def search() -> dict[str, Any]:
+        index = state.index
+        unlike = [decode_codes(text, index.schema, index.fingerprint) for text in parameters.unlike_codes]
+        every = [*terms, *(QueryTerm(codes=codes, weight=-1.0) for codes in unlike)]
+        result = index.search_together(every, **options)
+        query = {
+            "id": None, "codes": "", "width": 0, "height": 0, "crop": None,
+            "terms": [
+                {
+                    "id": term.like, "weight": term.weight,
+                    "codes": "" if term.codes is None else encode_codes(
+                        whole_codes(index.schema, term.codes), index.fingerprint
+                    ),
+                }
+                for term in every
+            ],
+        }  # fmt: skip
+        return {"query": query} | result_fields(result, index.schema, with_candidates=False)
+
+    return await _timed(state, search, options, started)
 
 
 async def _encode(state: State, image: Any, options: QueryOptions) -> _QuerySource:
@@ -171,6 +261,10 @@ async def _respond(state: State, source: _QuerySource, parameters: QueryParamete
         query = {"id": source.id, "codes": codes, "width": width, "height": height, "crop": options.get("crop")}
         return {"query": query} | result_fields(result, schema, with_candidates=parameters.candidates)
 
+    return await _timed(state, search, options, started)
+
+
+async def _timed(state: State, search: Callable[[], dict[str, Any]], options: QueryOptions, started: float) -> Response:
     response = await (state.filter_queue.run(search) if options.get("filter") else _in_thread(search))
     response["seconds"] = round(time.perf_counter() - started, 4)
     state.metrics.query(response["seconds"])

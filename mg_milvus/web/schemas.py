@@ -35,6 +35,9 @@ VERDICT = Field(description=f"{', '.join(VERDICTS)}; missing where the collectio
 CHANCE = Field(description="The share of random pairs of the collection's images that are as near.")
 LEAD = Field(description="The granularity on which it stands out; with the profile auto it then comes first.")
 ID_PATTERN = r"^[0-9a-f]{32}$"
+MAX_TERMS = 16
+"""Images that a query is made of, of each kind."""
+RowIdText = Annotated[str, Field(pattern=ID_PATTERN)]
 
 
 class HitResponse(BaseModel):
@@ -78,14 +81,25 @@ class Candidate(BaseModel):
     lead: Annotated[str | None, LEAD] = None
 
 
+class TermInfo(BaseModel):
+    """One of several query images: an indexed one, or codes."""
+
+    id: str | None
+    codes: str
+    weight: Annotated[float, Field(description="1: like this; -1: unlike this.")]
+
+
 class QueryInfo(BaseModel):
-    """The query image. ``codes`` repeats the query without the image; empty for words alone."""
+    """The query image. ``codes`` repeats the query without the image; empty for words alone, and for several images."""
 
     id: str | None
     codes: str
     width: int
     height: int
     crop: list[int] | None
+    terms: Annotated[list[TermInfo] | None, Field(description="Of several images: each of them, as it was given.")] = (
+        None
+    )
 
 
 class VerificationResponse(BaseModel):
@@ -173,7 +187,18 @@ class QueryParameters(BaseModel):
         "Search fine with the middle and the corners of the image, too, which finds what is framed or in a collage; by "
         "default with the profile instance. Not with candidates."
     ))] = None  # fmt: skip
-    candidates: Annotated[bool, Field(description="Also return every candidate with its distances.")] = False
+    candidates: Annotated[bool, Field(description=(
+        "Also return every candidate with its distances. Not with several images."
+    ))] = False  # fmt: skip
+    like: Annotated[list[RowIdText], Field(
+        max_length=MAX_TERMS, description="Indexed images that hits should be like, too: one answer to all images.",
+    )] = []  # fmt: skip
+    unlike: Annotated[list[RowIdText], Field(
+        max_length=MAX_TERMS, description="Indexed images that push down what is near to them.",
+    )] = []  # fmt: skip
+    unlike_codes: Annotated[list[str], Field(
+        max_length=MAX_TERMS, description="As unlike: query.codes of earlier responses.",
+    )] = []  # fmt: skip
 
     def options(self) -> QueryOptions:
         """The options, as ``ImageIndex`` takes them.
@@ -221,7 +246,9 @@ class IndexedQueryParameters(QueryParameters):
     """The options of a query without an image, and what to search with."""
 
     id: Annotated[str | None, Field(pattern=ID_PATTERN, description="An indexed image.")] = None
-    codes: Annotated[str | None, Field(description="query.codes of an earlier response.")] = None
+    codes: Annotated[list[str], Field(
+        max_length=MAX_TERMS, description="query.codes of an earlier response; of several, one answer to all images.",
+    )] = []  # fmt: skip
 
 
 def _parse_crop(text: str) -> tuple[int, int, int, int]:

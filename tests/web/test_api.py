@@ -23,6 +23,7 @@ from fastapi.testclient import TestClient
 from mg_milvus.errors import ServeError
 from mg_milvus.index import ImageIndex
 from mg_milvus.records import Progress
+from mg_milvus.search.query import QueryTerm
 from mg_milvus.web.app import create_app
 from mg_milvus.web.media import Thumbnails
 from mg_milvus.web.security import WebSettings, check_address
@@ -764,3 +765,44 @@ def test_spoiled_uploads_are_answered_or_refused(client: TestClient, kind: str) 
     for answer in answers:
         assert answer.json()
         assert answer.status_code == 200 or "Traceback" not in answer.text
+
+
+def test_several_images_are_one_query(client: TestClient, index: ImageIndex, folder: Path) -> None:
+    one, two, three = jpeg(1), jpeg(2, "blocks"), jpeg(3, "stripes")
+    form = [("image", ("a.jpg", one)), ("image", ("b.jpg", two)), ("unlike", ("c.jpg", three))]
+    answer = client.post("/api/query?k=6", files=form).json()
+    expected = [hit.as_dict() for hit in index.query([one, two], unlike=[three], k=6)]
+    assert answer["hits"] == json.loads(json.dumps(expected))
+    assert [term["weight"] for term in answer["query"]["terms"]] == [1, 1, -1]
+    # Their codes alone, which an address holds, give the same answer.
+    first, second, third = (term["codes"] for term in answer["query"]["terms"])
+    again = client.get("/api/query", params={"k": 6, "codes": [first, second], "unlike_codes": [third]}).json()
+    assert again["hits"] == answer["hits"]
+
+
+def test_hits_refine_a_query(client: TestClient, index: ImageIndex, folder: Path) -> None:
+    wanted, unwanted = (index.query(folder / name, k=1)[0].id for name in ("disc/03.jpg", "disc/04.jpg"))
+    answer = client.post("/api/query", params={"k": 5, "like": [wanted], "unlike": [unwanted]}, content=jpeg()).json()
+    terms = [QueryTerm(jpeg()), QueryTerm(like=wanted), QueryTerm(like=unwanted, weight=-1.0)]
+    assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in index.query_together(terms, k=5)]))
+    assert not {wanted, unwanted} & {hit["id"] for hit in answer["hits"]}
+    by_id = client.get("/api/query", params={"k": 5, "id": wanted, "unlike": [unwanted]}).json()
+    assert by_id["hits"] == [hit.as_dict() for hit in index.query_together(terms[1:], k=5)]
+
+
+@pytest.mark.parametrize(
+    ("query", "files", "status", "said"),
+    [
+        ("", [("image", b"no image"), ("image", b"")], 422, "image 1 of 2 is not an image"),
+        ("", [("photo", b"")], 422, "a part too many, 'photo'; expected at most 16 of 'image', 16 of 'unlike'"),
+        ("", [("unlike", jpeg())], 400, "no image to look for"),
+        ("?candidates=true", [("image", jpeg())] * 2, 400, "candidates are those of one image"),
+        ("?like=x", [("image", jpeg())], 422, "should match pattern"),
+        ("", [("image", bytes(200_001)), ("image", b"")], 413, "more than 200,000 bytes"),
+    ],
+)
+def test_what_is_wrong_with_several_images_is_said(
+    client: TestClient, query: str, files: list, status: int, said: str
+) -> None:
+    answer = client.post(f"/api/query{query}", files=[(name, ("x.jpg", data)) for name, data in files])
+    assert (answer.status_code, said in answer.json()["error"]) == (status, True), answer.json()
