@@ -26,7 +26,8 @@ async function call(path, init = {}) {
 const withQuery = (path, values) => {
   const params = new URLSearchParams();
   for (const [name, value] of Object.entries(values)) {
-    if (value !== null && value !== undefined && value !== "") params.set(name, value);
+    if (Array.isArray(value)) for (const one of value) params.append(name, one);
+    else if (value !== null && value !== undefined && value !== "") params.set(name, value);
   }
   return `${path}?${params}`;
 };
@@ -38,6 +39,13 @@ export function query({ blob, id, codes, text, crop, regions, filter, depth, fus
   const headers = { "content-type": "application/octet-stream" };
   return call(withQuery("api/query", options), { method: "POST", body: blob, headers, signal });
 }
+
+/** Query with several images: ids and codes. */
+export const querySeveral = (options, signal) => call(withQuery("api/query", options), { signal });
+
+/** What an image (a Blob) is searched with: {query: {codes, width, height}}. A busy server says when to retry. */
+export const encoded = (blob, signal) =>
+  retried(() => call(withQuery("api/query", { k: 1 }), { method: "POST", body: blob, headers: BYTES, signal }));
 
 /** What an image (a Blob), or that of an id, is to indexed ones, by their pixels: [{id, verdict, box}]. */
 export function verify({ blob, id, crop, ids }, signal) {
@@ -57,14 +65,17 @@ export const thumbnail = (id, side) => `api/images/${id}/thumbnail?side=${side}`
 
 export const original = (id) => `api/images/${id}/original`;
 
+const BYTES = { "content-type": "application/octet-stream" };
 const UPLOAD_TRIES = 20;
 
 /** Upload an image. A busy server says after how many seconds to retry. */
-export async function upload(file) {
-  const headers = { "content-type": "application/octet-stream" };
+export const upload = (file) =>
+  retried(() => call(withQuery("api/uploads", { name: file.name }), { method: "POST", body: file, headers: BYTES }));
+
+async function retried(attempt) {
   for (let tries = 1; ; tries += 1) {
     try {
-      return await call(withQuery("api/uploads", { name: file.name }), { method: "POST", body: file, headers });
+      return await attempt();
     } catch (error) {
       if (!error.wait || tries === UPLOAD_TRIES) throw error;
       await new Promise((resolve) => setTimeout(resolve, 1000 * error.wait));
