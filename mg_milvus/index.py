@@ -25,9 +25,10 @@ from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.ingest.relocate import run_relocate
 from mg_milvus.ingest.run import Source, run_ingest, run_refit
+from mg_milvus.ingest.user_tags import tag_rows
 from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import REGIONS, Schema
-from mg_milvus.schema.tags import ANY_TAG
+from mg_milvus.schema.tags import ANY_TAG, USER_TAGS
 from mg_milvus.search import rows as listing
 from mg_milvus.search.chance import ChanceKeeper
 from mg_milvus.search.explain import Trace
@@ -230,7 +231,10 @@ class ImageIndex:
 
         def fields_of(found: Found, row: Row | None) -> Mapping[str, Any]:
             if table is not None:
-                return table.values(found.path, None if row is None or reset_metadata else row.fields)
+                before = None if row is None else row.fields
+                if before is not None and reset_metadata:  # tags that people gave are in no table
+                    before = defaults | {name: value for name, value in before.items() if name == USER_TAGS}
+                return table.values(found.path, before)
             return defaults if row is None else row.fields
 
         passed, rules = Tally(), Rules(inside=inside, exclude=exclude)
@@ -711,6 +715,32 @@ class ImageIndex:
         self._session.existing()
         return self._session.rows([id_or_path])[0]
 
+    def rows(self, ids_or_paths: Sequence[PathLike]) -> list[Row]:
+        """The rows of indexed images, in order, without duplicates and without their codes.
+
+        Raises:
+            NotIndexedError: one of them is not indexed.
+        """
+        self._session.existing()
+        return self._session.rows(ids_or_paths)
+
+    def tag(self, ids_or_paths: Sequence[PathLike], add: Sequence[str] = (), remove: Sequence[str] = ()) -> int:
+        """Add and remove tags of one's own, kept in the field ``user_tags``; the number of images that changed.
+
+        An ingest, a relocation and an export keep them. Filters find them: ``user_tags == "beach"``.
+
+        Args:
+            ids_or_paths: the images.
+            add: of 1 to 100 printable characters each, without ``|``.
+            remove: whatever their case.
+
+        Raises:
+            NotIndexedError: an image is not indexed; nothing was changed.
+            QueryError: a tag is none, or there is nothing to do.
+        """
+        self._session.existing()
+        return tag_rows(self._session, [row.id for row in self._session.rows(ids_or_paths)], add, remove)
+
     def path(self, id_or_path: PathLike) -> str:
         """The path (or URI) that an indexed image was ingested from.
 
@@ -769,7 +799,9 @@ class ImageIndex:
         return listing.count_values(self._session.store, self.schema, field, filter_text(filter))
 
     def tags(self, filter: Filter | None = None) -> dict[str, int]:  # noqa: A002
-        """Count the images that have each tag: names and groups of what they show, the most frequent first.
+        """Count the images that have each tag: names and groups of what they show, and tags that people gave.
+
+        The most frequent come first.
 
         Args:
             filter: count only rows that match, see ``QueryOptions``. All rows that match are read once.
@@ -779,7 +811,8 @@ class ImageIndex:
             FilterError: the filter cannot be read as a whole, or names no column.
         """
         self._session.existing()
-        self._check_tagged()
+        if USER_TAGS not in {field.name for field in self.schema.fields}:
+            self._check_tagged()
         return listing.count_tags(self._session.store, filter_text(filter))
 
     def choices(self) -> dict[str, Any]:

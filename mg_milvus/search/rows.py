@@ -11,7 +11,7 @@ import numpy as np
 
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import format_value
-from mg_milvus.schema.tags import readable
+from mg_milvus.schema.tags import USER_TAGS, readable, split_tags
 from mg_milvus.search.query import MAX_DEPTH, nearest_name
 from mg_milvus.store.filter_language import both
 
@@ -76,7 +76,8 @@ def count_tags(store: Store, where: str | None) -> dict[str, int]:
     Raises:
         FilterError: the filter cannot be read as a whole, or names no column.
     """
-    counted = Counter(tag for rows in store.scan(where) for row in rows for tag in readable(row.tags))
+    every = (row for rows in store.scan(where) for row in rows)
+    counted = Counter(tag for row in every for tag in {*readable(row.tags), *split_tags(row.fields.get(USER_TAGS))})
     return dict(sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])))
 
 

@@ -53,7 +53,7 @@ from mg_milvus.web.schemas import (
     row_fields,
 )
 from mg_milvus.web.security import error_response
-from mg_milvus.web.state import CurrentState, EventStream, State, count_rows
+from mg_milvus.web.state import CurrentState, EventStream, State, check_writable, count_rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -411,15 +411,10 @@ def _has_cached(request: Request, etag: str) -> bool:
     return any(each.strip().removeprefix("W/") in {etag, "*"} for each in known.split(","))
 
 
-def _check_writable(state: CurrentState) -> None:
-    if state.settings.read_only:
-        raise HTTPException(403, "the page is read-only: start mgm serve without --read-only to change the index")
-
-
 CHANGE_ERRORS: dict[int | str, dict[str, Any]] = {
     **ERRORS, **BUSY, 403: {"description": "The page is read-only.", **ERROR},
 }  # fmt: skip
-changes_router = APIRouter(prefix="/api", dependencies=[Depends(_check_writable)], responses=CHANGE_ERRORS)
+changes_router = APIRouter(prefix="/api", dependencies=[Depends(check_writable)], responses=CHANGE_ERRORS)
 
 
 class IngestRequest(BaseModel):

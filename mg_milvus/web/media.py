@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path, PurePath
@@ -20,15 +20,15 @@ from PIL import Image
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from mg_milvus import files
+from mg_milvus.bulk.lists import ingested_content
 from mg_milvus.errors import ImageError, ServeError
 from mg_milvus.files import one_line, write_private
 from mg_milvus.images.decode import check_header, decode, decoding
-from mg_milvus.images.discover import content_hash, text_path
-from mg_milvus.images.files import held_for_reading, open_file, read_opened
+from mg_milvus.images.discover import text_path
 from mg_milvus.images.kinds import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -43,23 +43,6 @@ _UPLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}-[0-9a-f]{12}\.[a-z]{3,4}")
 
 class TooLargeError(Exception):
     """A body has more bytes than are accepted."""
-
-
-@contextmanager
-def ingested_content(row: Row) -> Iterator[tuple[FileIO, bytes]]:
-    """The open file of a row and its content, if the content is what was ingested.
-
-    The path may lead to another file by now; only the bytes that were ingested are returned. Links are followed, as at
-    the ingest. The content counts against the memory limit of reads until the end of the block.
-
-    Raises:
-        ImageError: the file is gone, cannot be read, is not an image, or has another content.
-    """
-    with open_file(text_path(row.path)) as file, held_for_reading(file):
-        data = read_opened(file)
-        if content_hash(data) != row.content_hash:
-            raise ImageError("has another content than when it was ingested")
-        yield file, data
 
 
 async def read_body(request: Request, most: int, body: Body | None = None) -> bytes:

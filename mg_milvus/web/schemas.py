@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from mg_milvus.bulk.lists import row_values
 from mg_milvus.duplicates.hits import VERIFIED
 from mg_milvus.errors import QueryError
 from mg_milvus.records import MINIMA, VERDICTS
 from mg_milvus.schema.models import FINE, REGIONS, TEXT
-from mg_milvus.schema.tags import readable
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.query_image import VIEWS
 from mg_milvus.web.limits import check_filter
@@ -308,10 +308,7 @@ def decode_codes(text: str, schema: Schema, fingerprint: str) -> QueryCodes:
 
 def row_fields(row: Row) -> dict[str, Any]:
     """A row without codes, its fields as in a hit."""
-    return {
-        "id": row.id, "path": row.path, "size": row.size, "mtime_ns": row.mtime_ns, "width": row.width,
-        "height": row.height, "content_hash": row.content_hash, "tags": readable(row.tags), **row.fields,
-    }  # fmt: skip
+    return row_values(row)
 
 
 def result_fields(result: SearchResult, schema: Schema, *, with_candidates: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
 from mg_milvus.errors import CollectionNotFoundError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from mg_milvus.index import ImageIndex
     from mg_milvus.search.query_image import QueryImage
     from mg_milvus.web.jobs import DynamicBatcher, IngestRunner
-    from mg_milvus.web.limits import BodyBudget, FilterQueue, Slots, UploadQuota
+    from mg_milvus.web.limits import BodyBudget, FilterQueue, Lists, Slots, UploadQuota
     from mg_milvus.web.media import Thumbnails
     from mg_milvus.web.metrics import Metrics
     from mg_milvus.web.security import Access, WebSettings
@@ -48,6 +49,8 @@ class State:
         health_slots: limits health checks, which need no token.
         filter_queue: limits queries with a filter, which may be expensive for Milvus; other queries do not wait.
         upload_quota: limits the folder of uploads.
+        lists: lists that wait to be fetched.
+        archive_slots: limits archives that are sent at once.
         shutdown: set when the server is about to end; long responses end with it.
     """
 
@@ -67,6 +70,8 @@ class State:
     health_slots: Slots
     filter_queue: FilterQueue
     upload_quota: UploadQuota
+    lists: Lists
+    archive_slots: Slots
     shutdown: threading.Event
 
 
@@ -76,6 +81,16 @@ def _state(request: Request) -> State:
 
 
 CurrentState = Annotated[State, Depends(_state)]
+
+
+def check_writable(state: CurrentState) -> None:
+    """Refuse a request that would change something, unless that is allowed.
+
+    Raises:
+        HTTPException: the page is read-only.
+    """
+    if state.settings.read_only:
+        raise HTTPException(403, "the page is read-only: start mgm serve without --read-only to change the index")
 
 
 class EventStream(StreamingResponse):

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -806,3 +807,42 @@ def test_what_is_wrong_with_several_images_is_said(
 ) -> None:
     answer = client.post(f"/api/query{query}", files=[(name, ("x.jpg", data)) for name, data in files])
     assert (answer.status_code, said in answer.json()["error"]) == (status, True), answer.json()
+
+
+def test_selected_images_are_listed_tagged_and_removed(own: tuple[TestClient, ImageIndex], tmp_path: Path) -> None:
+    client, index = own
+    index.ingest(tmp_path / "allowed")
+    rows = index.images(order_by="path")
+    ids = [row.id for row in rows[:3]]
+    for form, start in (("txt", rows[0].path.encode()), ("csv", b"\xef\xbb\xbfid,path,"), ("json", b"[\n {")):
+        made = client.post("/api/lists", json={"ids": ids, "form": form}).json()
+        assert (made["images"], made["missing"]) == (3, [])
+        sent = client.get(f"/api/lists/{made['name']}")
+        assert sent.headers["content-disposition"] == f'attachment; filename="images.{form}"'
+        assert sent.content.startswith(start)
+    Path(rows[2].path).unlink()
+    made = client.post("/api/lists", json={"ids": ids, "form": "zip"}).json()
+    assert (made["images"], made["missing"], made["bytes"]) == (2, [rows[2].path], rows[0].size + rows[1].size)
+    with zipfile.ZipFile(io.BytesIO(client.get(f"/api/lists/{made['name']}").content)) as archive:
+        assert [archive.read(name) for name in archive.namelist()] == [Path(row.path).read_bytes() for row in rows[:2]]
+    gone = client.post("/api/lists", json={"ids": ids[2:], "form": "zip"})
+    assert (gone.status_code, "none of these files is there" in gone.json()["error"]) == (422, True)
+    assert client.get("/api/lists/unknown").status_code == 404
+    assert client.post("/api/images/tag", json={"ids": ids, "add": ["beach"]}).json() == {"changed": 3}
+    assert [row.id for row in index.images(filter='user_tags == "beach"', order_by="path")] == ids
+    assert client.get(f"/api/images/{ids[0]}").json()["user_tags"] == ["beach"]
+    wrong = client.post("/api/images/tag", json={"ids": ids, "add": ["a|b"]})
+    assert (wrong.status_code, "without |" in wrong.json()["error"]) == (400, True)
+    assert client.post("/api/images/delete", json={"ids": ids[:2]}).json() == {"deleted": 2}
+    assert index.count() == 4
+    assert Path(rows[0].path).is_file()
+    assert client.post("/api/images/delete", json={"ids": ids[:2]}).status_code == 404
+
+
+def test_a_read_only_page_lists_and_changes_nothing(index: ImageIndex) -> None:
+    ids = [index.images(limit=1)[0].id]
+    with TestClient(create_app(index, WebSettings(read_only=True)), base_url=HERE) as client:
+        assert client.post("/api/lists", json={"ids": ids, "form": "txt"}).status_code == 200
+        assert client.post("/api/images/tag", json={"ids": ids, "add": ["x"]}).status_code == 403
+        assert client.post("/api/images/delete", json={"ids": ids}).status_code == 403
+    assert index.count() == 60

@@ -22,7 +22,6 @@ from tests.web.test_browser import (
     page,
     pytestmark,
     shown,
-    visit,
     wait_for_results,
 )
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
     from mg_milvus.index import ImageIndex
 
