@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import zipfile
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +13,10 @@ import pytest
 pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
 
+from mg_milvus.index import ImageIndex
 from mg_milvus.search.query import QueryTerm
+from mg_milvus.web.security import WebSettings
+from tests.conftest import make_photos
 from tests.web.test_browser import (
     browser,
     drop,
@@ -21,17 +26,16 @@ from tests.web.test_browser import (
     index,
     page,
     pytestmark,
+    served,
     shown,
+    visit,
     wait_for_results,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from playwright.sync_api import Page
-
-    from mg_milvus.index import ImageIndex
+    from playwright.sync_api import Browser, Page
 
 __all__ = ["browser", "folder", "home", "index", "page", "pytestmark"]
 
@@ -106,3 +110,75 @@ def test_hits_refine_the_query_and_can_be_taken_back(page: Page, index: ImageInd
     wait_for_results(page)
     page.wait_for_selector("#terms", state="hidden")
     assert shown(page) == first
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[tuple[str, ImageIndex, Path]]:
+    """A page over six images of the test's own, which may be changed."""
+    photos = make_photos(tmp_path / "photos", 2)
+    with ImageIndex.open("memory:") as opened:
+        opened.ingest(photos)
+        with served(opened, WebSettings(upload_folder=tmp_path / "uploads", thumbnail_folder=tmp_path / "t")) as url:
+            yield url, opened, photos
+
+
+def selected(page: Page) -> list[str]:
+    return page.eval_on_selector_all("#grid .card.selected", "all => all.map(card => card.dataset.id)")
+
+
+def test_images_are_selected_and_acted_on(browser: Browser, own: tuple[str, ImageIndex, Path]) -> None:
+    url, opened, _ = own
+    with visit(browser, url, accept_downloads=True) as page:
+        order = shown(page)
+        page.hover(".card:nth-child(1)")
+        page.click(".card:nth-child(1) .check")
+        page.hover(".card:nth-child(3)")
+        page.click(".card:nth-child(3) .check", modifiers=["Shift"])
+        assert selected(page) == order[:3]
+        page.focus(f".card[data-id='{order[2]}'] .tile")
+        page.keyboard.press("x")
+        assert selected(page) == order[:2]
+        page.keyboard.press("x")
+        page.keyboard.press("Shift+ArrowRight")
+        page.wait_for_selector(f".card.selected[data-id='{order[3]}']")
+        assert page.inner_text("#selection [role=status]") == "4 selected"
+        paths = [opened.path(i) for i in order[:4]]
+        with page.expect_download() as got:
+            page.click("#selection >> text='Paths'")
+        assert Path(got.value.path()).read_text() == "".join(f"{path}\n" for path in paths)
+        with page.expect_download() as got:
+            page.click("#selection >> text='Files'")
+        with zipfile.ZipFile(got.value.path()) as archive:
+            assert [archive.read(name) for name in archive.namelist()] == [Path(path).read_bytes() for path in paths]
+        page.click("#selection >> text='Tag'")
+        page.fill("#tag-name", "beach")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#selection >> text='4 images tagged beach'")
+        assert {row.id for row in opened.images(filter='user_tags == "beach"')} == set(order[:4])
+        page.click("#selection >> text='Remove'")
+        assert page.inner_text("#selected-title") == "Remove these 4 images from the index?"
+        page.keyboard.press("Enter")  # the focus is on Cancel
+        assert opened.count() == 6
+        page.click("#selection >> text='Remove'")
+        page.click("#selected >> text=Remove from the index >> visible=true")
+        page.wait_for_selector(".card:nth-child(3)", state="detached")
+        assert opened.count() == 2
+        assert all(Path(path).is_file() for path in paths)
+        assert page.is_hidden("#selection")
+
+
+def test_a_long_press_selects(browser: Browser, home: str) -> None:
+    phone = {"viewport": {"width": 390, "height": 800}, "is_mobile": True, "has_touch": True}
+    with visit(browser, home, **phone) as page:
+        order = shown(page)
+        place = page.locator(f".card[data-id='{order[0]}'] .tile").bounding_box()
+        spot = {"x": place["x"] + place["width"] / 2, "y": place["y"] + place["height"] * 0.7}
+        session = page.context.new_cdp_session(page)
+        session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [spot]})
+        page.wait_for_selector(f".card.selected[data-id='{order[0]}']")
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        page.tap(f".card[data-id='{order[1]}'] .tile")
+        assert selected(page) == order[:2]
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.click("#selection >> text=Clear")
+        assert selected(page) == []

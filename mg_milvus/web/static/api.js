@@ -61,6 +61,18 @@ export const row = (id) => call(`api/images/${id}`);
 
 export const remove = (id) => call(`api/images/${id}`, { method: "DELETE" });
 
+const post = (path, body) =>
+  call(path, { method: "POST", body: JSON.stringify(body), headers: { "content-type": "application/json" } });
+
+/** Prepare a list of images as txt, csv, json or zip: {name, images, bytes, missing}. */
+export const prepareList = (ids, form) => post("api/lists", { ids, form });
+
+export const list = (name) => `api/lists/${name}`;
+
+export const tagImages = (ids, change) => post("api/images/tag", { ids, ...change });
+
+export const removeImages = (ids) => post("api/images/delete", { ids });
+
 export const thumbnail = (id, side) => `api/images/${id}/thumbnail?side=${side}`;
 
 export const original = (id) => `api/images/${id}/original`;
@@ -83,12 +95,7 @@ async function retried(attempt) {
   }
 }
 
-export const ingest = (what) =>
-  call("api/ingest", {
-    method: "POST",
-    body: JSON.stringify(what),
-    headers: { "content-type": "application/json" },
-  });
+export const ingest = (what) => post("api/ingest", what);
 
 export const stopIngest = () => call("api/ingest", { method: "DELETE" });
 

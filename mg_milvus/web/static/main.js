@@ -10,6 +10,7 @@ import { Grid } from "./grid.js";
 import { listen } from "./picker.js";
 import { QueryImage } from "./query_image.js";
 import { REGIONS, Regions } from "./regions.js";
+import { Selection } from "./selection.js";
 import { ALONE, isSeveral, Several } from "./several.js";
 import { Weights } from "./weights.js";
 import { Why } from "./why.js";
@@ -34,7 +35,14 @@ const grid = new Grid($("#grid"), {
   link: (row) => toAddress(regions.withBox({ ...query, ...ALONE, id: row.id, codes: null }, null)),
   search: (row) => searchWithRow(row, null),
   why: (entry) => why.show(entry, settings(), queryImage),
-  adorn: (card, entry) => several.adorn(card, entry),
+  adorn: (card, entry) => {
+    several.adorn(card, entry);
+    selection.adorn(card, entry);
+  },
+});
+const selection = new Selection({
+  about, entries: () => grid.entries, search: (change) => search({ ...query, ...change }),
+  removed: (rows) => forget(...rows), changed: () => results.clear(),
 });
 const several = new Several({
   about, queryImage, search: (next) => search(next), problem: showProblem,
@@ -247,10 +255,11 @@ function rerank(chosen) {
   else rank();
 }
 
-function forget(row) {
+function forget(...rows) {
   results.clear();
-  about.rows -= 1;
-  if ([query.id, ...query.like, ...query.unlike].includes(row.id)) search(regions.withBox({ ...query, ...ALONE, id: null }, null));
+  about.rows -= rows.length;
+  const gone = new Set(rows.map(({ id }) => id));
+  if ([query.id, ...query.like, ...query.unlike].some((id) => gone.has(id))) search(regions.withBox({ ...query, ...ALONE, id: null }, null));
   else search(query, { push: false });
 }
 
