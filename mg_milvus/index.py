@@ -15,6 +15,7 @@ from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
 from mg_milvus.duplicates.hits import readable_twice, verify_hits, verify_rows
 from mg_milvus.duplicates.ignored import add_ignored, file_content
+from mg_milvus.duplicates.move import check_choice, move_members, undo_move
 from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.images.discover import Rules, Tally, discover, text_path
 from mg_milvus.images.paths import stored_path
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from mg_milvus.bulk.transfer import TransferReport
     from mg_milvus.codes import Codes, QueryCodes
     from mg_milvus.config import Tls
+    from mg_milvus.duplicates.move import MoveReport
     from mg_milvus.duplicates.report import DuplicateReport
     from mg_milvus.encoder.base import Encoder
     from mg_milvus.encoder.function import FeatureFunction
@@ -679,6 +681,36 @@ class ImageIndex:
         if of is not None:
             return find_duplicates_of((store, self.schema, self._session.encoder), of, query, report)
         return find_duplicates(store, self.schema, query, report)
+
+    def move_duplicates(self, report: DuplicateReport, ids: Sequence[str], folder: PathLike) -> MoveReport:
+        """Move the files of copies into a folder, with a journal; ``undo_move`` puts them back. Nothing is deleted.
+
+        Their other names and the other files of their shots go with them, and their rows leave the index. No file is
+        overwritten, and an ingest passes over the folder.
+
+        Args:
+            report: of ``duplicates``, which the images are from.
+            ids: of the images to move, such as ``[member.id for member in report.removable]``.
+            folder: made if there is none.
+
+        Raises:
+            QueryError: an image is in no group of the report, its file is not there any more, a group would lose all
+                its images, or the folder cannot be written; nothing was moved.
+        """
+        self._session.existing()
+        members = check_choice(report, ids)
+        return move_members(self._session.store, self.schema, members, Path(folder).absolute())
+
+    def undo_move(self, folder: PathLike) -> MoveReport:
+        """Put back what the last ``move_duplicates`` moved into a folder, files and rows; the report is empty without.
+
+        A file whose old place is taken stays in the folder, and is in the report's failures.
+
+        Raises:
+            QueryError: the journal cannot be read.
+        """
+        self._session.existing()
+        return undo_move(self._session.store, Path(folder).absolute())
 
     def not_duplicates(self, ignore: PathLike, *images: PathLike) -> int:
         """Remember in a file that images are no duplicates of each other, for ``duplicates(ignore=FILE)``.
