@@ -10,6 +10,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from mg_milvus.bulk.lists import archive_chunks, json_of, paths_of, table_of
+from mg_milvus.duplicates.move import can_undo
+from mg_milvus.errors import ServeError
 from mg_milvus.images.paths import Disks
 from mg_milvus.web.api import BUSY, CHANGE_ERRORS, ERRORS
 from mg_milvus.web.limits import BusyError, Form
@@ -17,6 +19,8 @@ from mg_milvus.web.schemas import RowIdText
 from mg_milvus.web.state import CurrentState, State, busy_response, check_writable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from starlette.types import Receive, Scope, Send
 
     from mg_milvus.records import Failure
@@ -141,3 +145,63 @@ async def tag(state: CurrentState, request: TagRequest) -> dict[str, int]:
 async def delete(state: CurrentState, request: DeleteRequest) -> dict[str, int]:
     """Remove rows; the image files stay where they are."""
     return {"deleted": await anyio.to_thread.run_sync(state.index.delete, request.ids)}
+
+
+class MoveRequest(BaseModel):
+    """Which images of a search for near-duplicates to move."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    report: Annotated[str, Field(description="The name in the report that /api/duplicates/events ends with.")]
+    ids: Ids
+
+
+class IgnoreRequest(BaseModel):
+    """Images that are no duplicates of each other."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: Annotated[list[RowIdText], Field(min_length=2, max_length=100)]
+
+
+copies_router = APIRouter(
+    prefix="/api/duplicates", dependencies=[Depends(check_writable)], responses=CHANGE_ERRORS
+)  # fmt: skip
+
+
+@copies_router.get("/moved")
+async def moved(state: CurrentState) -> dict[str, bool]:
+    """Whether files were moved that can be put back."""
+    folder = state.settings.move_folder
+    return {"undo": folder is not None and await anyio.to_thread.run_sync(can_undo, folder)}
+
+
+@copies_router.post("/move")
+async def move(state: CurrentState, request: MoveRequest) -> dict[str, Any]:
+    """Move the files of copies to the folder of ``--allow-move``; their rows leave the index. Nothing is deleted."""
+    folder, report = _move_folder(state), state.reports.get(request.report)
+    if report is None:
+        raise HTTPException(404, "there is no such search any more: search again")
+    done = await anyio.to_thread.run_sync(state.index.move_duplicates, report, request.ids, folder)
+    return done.as_dict()
+
+
+@copies_router.post("/undo")
+async def undo(state: CurrentState) -> dict[str, Any]:
+    """Put back what was moved last, files and rows."""
+    return (await anyio.to_thread.run_sync(state.index.undo_move, _move_folder(state))).as_dict()
+
+
+@copies_router.post("/ignore")
+async def ignore(state: CurrentState, request: IgnoreRequest) -> dict[str, int]:
+    """Remember that images are no duplicates of each other."""
+    file = state.settings.ignore_file
+    if file is None:
+        raise ServeError("this page does not remember pairs: start mgm serve with --ignore FILE")
+    return {"pairs": await anyio.to_thread.run_sync(state.index.not_duplicates, file, *request.ids)}
+
+
+def _move_folder(state: State) -> Path:
+    if state.settings.move_folder is None:
+        raise ServeError("nothing may be moved from this page: start mgm serve with --allow-move FOLDER")
+    return state.settings.move_folder

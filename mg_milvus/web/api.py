@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mg_milvus.codes import QueryCodes
-    from mg_milvus.index import ImageIndex
     from mg_milvus.records import Progress
     from mg_milvus.search.query import QueryOptions
     from mg_milvus.search.query_image import QueryImage
@@ -505,6 +504,7 @@ duplicates_router = APIRouter(prefix="/api/duplicates", responses={**ERRORS, **B
 
 
 def duplicate_options(
+    state: CurrentState,
     distance: Annotated[
         int | None, QueryParameter(ge=0, description="Largest distance of near images on fine, in bits.")
     ] = None,
@@ -515,7 +515,13 @@ def duplicate_options(
     keep: Annotated[str, QueryParameter(description=f"Which image of a group to keep: {', '.join(KEEP)}.")] = "best",
 ) -> dict[str, Any]:
     """The options of a search for near-duplicates, from the address."""
-    return {"distance": distance, "precision": precision, "keep": keep}
+    file = state.settings.ignore_file
+    return {
+        "distance": distance,
+        "precision": precision,
+        "keep": keep,
+        "ignore": file if file and file.exists() else None,
+    }
 
 
 DuplicateOptions = Annotated[dict[str, Any], Depends(duplicate_options)]
@@ -543,25 +549,24 @@ async def duplicates(state: CurrentState, options: DuplicateOptions) -> Response
 })  # fmt: skip
 def duplicates_with_progress(state: CurrentState, options: DuplicateOptions) -> StreamingResponse:
     """The same as server-sent events; the last one has the report. The search stops when the client disconnects."""
-    search = duplicate_events(state.index, options, state.duplicates_limiter, state.shutdown)
+    search = duplicate_events(state, options)
     return EventStream(search, state.duplicate_slots)
 
 
-async def duplicate_events(
-    index: ImageIndex, options: dict[str, Any], limiter: anyio.CapacityLimiter, shutdown: threading.Event
-) -> AsyncGenerator[str]:
+async def duplicate_events(state: State, options: dict[str, Any]) -> AsyncGenerator[str]:
     """Server-sent events of a search, which stops soon after the generator is closed."""
     job, stopped = Job("duplicates", stage="waiting"), threading.Event()
 
     def report_progress(progress: Progress) -> None:
         job.stage, job.done, job.total = progress.stage, progress.done, progress.total
-        if stopped.is_set() or shutdown.is_set():
+        if stopped.is_set() or state.shutdown.is_set():
             raise _StoppedError
 
     def work() -> None:
         try:
-            report = index.duplicates(**options, progress=report_progress)
-            job.report, job.state = report.as_dict() | {"summary": report.summary(index.schema.bits)}, "done"
+            report = state.index.duplicates(**options, progress=report_progress)
+            own = {"name": state.reports.add(report), "summary": report.summary(state.index.schema.bits)}
+            job.report, job.state = report.as_dict() | own, "done"
         except MgMilvusError as error:
             job.error, job.state = str(error), "failed"
         except _StoppedError:
@@ -570,9 +575,9 @@ async def duplicate_events(
             job.error, job.state = bug_message(error), "failed"
             raise
 
-    working = asyncio.create_task(anyio.to_thread.run_sync(work, limiter=limiter))
+    working = asyncio.create_task(anyio.to_thread.run_sync(work, limiter=state.duplicates_limiter))
     try:
-        async for event in events(job, shutdown):
+        async for event in events(job, state.shutdown):
             yield event
         await working
     finally:

@@ -43,7 +43,16 @@ from mg_milvus.files import shown
 from mg_milvus.html import pages
 from mg_milvus.web import actions, api
 from mg_milvus.web.jobs import DynamicBatcher, IngestRunner, bug_message
-from mg_milvus.web.limits import BodyBudget, BusyError, FilterQueue, Lists, Slots, UploadQuota, UploadsFullError
+from mg_milvus.web.limits import (
+    BodyBudget,
+    BusyError,
+    FilterQueue,
+    Lists,
+    Reports,
+    Slots,
+    UploadQuota,
+    UploadsFullError,
+)
 from mg_milvus.web.media import Thumbnails, TooLargeError, read_body
 from mg_milvus.web.metrics import Metrics
 from mg_milvus.web.security import Access, Guard, TooManyAttemptsError, check_address, error_response
@@ -101,6 +110,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         filter_queue=FilterQueue(),
         upload_quota=UploadQuota(settings.upload_folder),
         lists=Lists(),
+        reports=Reports(),
         archive_slots=Slots(MAX_ARCHIVES, "archives"),
         shutdown=threading.Event(),
     )  # fmt: skip
@@ -121,6 +131,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     app.state.mgm = state
     app.include_router(actions.router)
     app.include_router(actions.changes_router)
+    app.include_router(actions.copies_router)
     app.include_router(api.router)
     app.include_router(api.changes_router)
     app.include_router(api.duplicates_router)

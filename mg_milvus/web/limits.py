@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 import anyio
 
@@ -41,6 +41,7 @@ FILTERS_AT_ONCE = 2
 FILTERS_WAITING = 32
 FILTER_SECONDS = 30.0
 
+MAX_REPORTS = 4
 MAX_LISTS = 64
 LIST_SECONDS = 600.0
 """Seconds for which a list can be fetched."""
@@ -195,6 +196,27 @@ class Lists:
         """The list of a name; None where there is none, or none any more."""
         found = self._lists.get(name)
         return None if found is None or found.until < time.monotonic() else found
+
+
+class Reports(Generic[T]):
+    """The reports of the last searches for near-duplicates, by name. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reports: OrderedDict[str, T] = OrderedDict()
+
+    def add(self, report: T) -> str:
+        """Keep a report; its name, which cannot be guessed."""
+        name = secrets.token_urlsafe(16)
+        with self._lock:
+            self._reports[name] = report
+            while len(self._reports) > MAX_REPORTS:
+                self._reports.popitem(last=False)
+        return name
+
+    def get(self, name: str) -> T | None:
+        """The report of a name; None where there is none, or none any more."""
+        return self._reports.get(name)
 
 
 class UploadsFullError(Exception):

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from mg_milvus.codes import QueryCodes
+    from mg_milvus.duplicates.report import DuplicateReport
     from mg_milvus.index import ImageIndex
     from mg_milvus.search.query_image import QueryImage
     from mg_milvus.web.jobs import DynamicBatcher, IngestRunner
-    from mg_milvus.web.limits import BodyBudget, FilterQueue, Lists, Slots, UploadQuota
+    from mg_milvus.web.limits import BodyBudget, FilterQueue, Lists, Reports, Slots, UploadQuota
     from mg_milvus.web.media import Thumbnails
     from mg_milvus.web.metrics import Metrics
     from mg_milvus.web.security import Access, WebSettings
@@ -50,6 +51,7 @@ class State:
         filter_queue: limits queries with a filter, which may be expensive for Milvus; other queries do not wait.
         upload_quota: limits the folder of uploads.
         lists: lists that wait to be fetched.
+        reports: of the last searches for near-duplicates.
         archive_slots: limits archives that are sent at once.
         shutdown: set when the server is about to end; long responses end with it.
     """
@@ -71,6 +73,7 @@ class State:
     filter_queue: FilterQueue
     upload_quota: UploadQuota
     lists: Lists
+    reports: Reports[DuplicateReport]
     archive_slots: Slots
     shutdown: threading.Event
 
@@ -129,6 +132,8 @@ def page_facts(state: State) -> dict[str, Any]:
         "can_delete": not settings.read_only,
         "can_upload": not settings.read_only and settings.upload_folder is not None,
         "folders": [] if settings.read_only else [str(folder) for folder in settings.ingest_folders],
+        "move_folder": None if settings.read_only or not settings.move_folder else str(settings.move_folder),
+        "can_ignore": not settings.read_only and settings.ignore_file is not None,
         "max_upload_bytes": settings.max_upload_bytes,
     }  # fmt: skip
 

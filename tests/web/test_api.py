@@ -12,6 +12,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ from mg_milvus.index import ImageIndex
 from mg_milvus.records import Progress
 from mg_milvus.search.query import QueryTerm
 from mg_milvus.web.app import create_app
+from mg_milvus.web.limits import Reports
 from mg_milvus.web.media import Thumbnails
 from mg_milvus.web.security import WebSettings, check_address
 from tests.conftest import kind_of_image, make_photos
@@ -453,7 +455,10 @@ def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: Ima
     async def listen_for_a_moment() -> None:
         import anyio
 
-        stream = duplicate_events(Endless(), {}, anyio.CapacityLimiter(1), threading.Event())  # type: ignore[arg-type]
+        state = SimpleNamespace(
+            index=Endless(), duplicates_limiter=anyio.CapacityLimiter(1), shutdown=threading.Event(), reports=Reports()
+        )
+        stream = duplicate_events(state, {})
         await anext(stream)
         await asyncio.to_thread(told.wait, 10)
         await stream.aclose()
@@ -846,3 +851,38 @@ def test_a_read_only_page_lists_and_changes_nothing(index: ImageIndex) -> None:
         assert client.post("/api/images/tag", json={"ids": ids, "add": ["x"]}).status_code == 403
         assert client.post("/api/images/delete", json={"ids": ids}).status_code == 403
     assert index.count() == 60
+
+
+def test_copies_are_moved_and_put_back_over_the_page(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 1)
+    (photos / "disc" / "00~copy.jpg").write_bytes((photos / "disc" / "00.jpg").read_bytes())
+    settings = WebSettings(move_folder=tmp_path / "aside", ignore_file=tmp_path / "pairs.jsonl")
+    with ImageIndex.open("memory:") as index, TestClient(create_app(index, settings), base_url=HERE) as client:
+        index.ingest(photos)
+
+        def search() -> dict:
+            text = client.get("/api/duplicates/events?distance=2&keep=first").text
+            return json.loads(text.splitlines()[-2].removeprefix("data: "))["report"]
+
+        report = search()
+        kept, copy = report["groups"][0]["members"]
+        asked = {"report": report["name"], "ids": [copy["id"]]}
+        assert client.get("/api/duplicates/moved").json() == {"undo": False}
+        both = client.post("/api/duplicates/move", json=asked | {"ids": [kept["id"], copy["id"]]})
+        assert (both.status_code, "keep one of them" in both.json()["error"]) == (400, True)
+        assert client.post("/api/duplicates/move", json=asked | {"report": "x"}).status_code == 404
+        assert client.post("/api/duplicates/move", json=asked).json()["files"] == [copy["path"]]
+        assert not Path(copy["path"]).exists()
+        assert index.count() == 3
+        assert client.get("/api/duplicates/moved").json() == {"undo": True}
+        assert client.post("/api/duplicates/undo").json()["files"] == [copy["path"]]
+        assert Path(copy["path"]).is_file()
+        assert index.count() == 4
+        different = [row.id for row in index.images(filter='not (path like "%copy%")')][:2]
+        assert client.post("/api/duplicates/ignore", json={"ids": different}).json() == {"pairs": 1}
+        assert (tmp_path / "pairs.jsonl").read_text().count("\n") == 1
+        assert search()["groups"]
+    with TestClient(create_app(index, WebSettings()), base_url=HERE) as client:
+        for path in ("move", "undo", "ignore"):
+            refused = client.post(f"/api/duplicates/{path}", json=asked | {"ids": different})
+            assert refused.status_code in {400, 422}, path

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import shutil
+import subprocess
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,7 +18,7 @@ pytest.importorskip("fastapi", reason="the web page needs the extra web: pip ins
 from mg_milvus.index import ImageIndex
 from mg_milvus.search.query import QueryTerm
 from mg_milvus.web.security import WebSettings
-from tests.conftest import make_photos
+from tests.conftest import kind_of_image, make_photos
 from tests.web.test_browser import (
     browser,
     drop,
@@ -182,3 +184,89 @@ def test_a_long_press_selects(browser: Browser, home: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.click("#selection >> text=Clear")
         assert selected(page) == []
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> Iterator[tuple[str, ImageIndex, Path]]:
+    """A page over ten images: one with an edited and a small copy, one with an identical one. They may be moved."""
+    photos = make_photos(tmp_path / "it's" / "photos", 2)
+    shutil.copy(photos / "blocks" / "01.jpg", photos / "blocks" / "01~copy.jpg")
+    large = kind_of_image("stripes", 5, (480, 320))
+    large.save(photos / "stripes" / "05.jpg", quality=95)
+    large.save(photos / "stripes" / "05~edit.jpg", quality=85)
+    large.resize((300, 200)).save(photos / "stripes" / "05~small.jpg")
+    settings = WebSettings(
+        move_folder=tmp_path / "aside", ignore_file=tmp_path / "pairs.jsonl", thumbnail_folder=tmp_path / "t"
+    )
+    with ImageIndex.open("memory:") as opened:
+        opened.ingest(photos)
+        with served(opened, settings) as url:
+            yield url, opened, photos
+
+
+@contextmanager
+def reviewing(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
+    with visit(browser, url, "duplicates?distance=30&keep=first", **options) as page:
+        page.wait_for_selector("#progress", state="hidden")
+        page.click("#ticks >> text=Review")
+        yield page
+
+
+def title(page: Page) -> str:
+    return page.inner_text("#review-title").partition(":")[0]
+
+
+def test_copies_are_reviewed_by_keys_and_moved(browser: Browser, copies: tuple[str, ImageIndex, Path]) -> None:
+    url, opened, photos = copies
+    with reviewing(browser, url, accept_downloads=True) as page:
+        assert title(page) == "Pair 1 of 3"
+        page.keyboard.press("v")
+        page.fill(".stage .swipe", "80")
+        style = "getComputedStyle(document.querySelector('.stage .over'))"
+        assert page.evaluate(f"{style}.clipPath") == "inset(0px 0px 0px 80%)"
+        page.keyboard.press("v")
+        assert page.evaluate(f"{style}.mixBlendMode") == "difference"
+        page.keyboard.press("2")  # the first of its group goes instead of its copy
+        assert title(page) == "Pair 2 of 3"
+        page.keyboard.press(" ")
+        page.wait_for_selector("#review-title:has-text('of 2')")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#review", state="hidden")
+        report = opened.duplicates(distance=30, keep="first", ignore=photos.parent.parent / "pairs.jsonl")
+        assert report.ignored == 1
+        ticked = page.eval_on_selector_all(".card.goes", "all => all.map((card) => card.dataset.id)")
+        paths = sorted(opened.path(i) for i in ticked)
+        assert len(paths) == 2
+        with page.expect_download() as got:
+            page.click("#ticks >> text=List")
+        assert sorted(Path(got.value.path()).read_text().splitlines()) == paths
+        with page.expect_download() as got:
+            page.click("#ticks >> text=Script")
+        aside = photos.parent.parent / "by-script"
+        subprocess.run(["sh", got.value.path(), str(aside)], check=True)
+        assert [Path(f"{aside}{path}").is_file() and not Path(path).exists() for path in paths] == [True, True]
+        for path in paths:
+            shutil.move(f"{aside}{path}", path)
+        page.click("#ticks >> text=Move them")
+        page.wait_for_selector("#ticks >> text=2 files moved to")
+        assert [Path(path).exists() for path in paths] == [False, False]
+        page.click("#ticks >> text=Put the last back")
+        page.wait_for_selector("#ticks >> text=2 files put back")
+        assert [Path(path).exists() for path in paths] == [True, True]
+        assert opened.count() == 10
+
+
+def test_a_group_keeps_one_and_a_phone_can_review(browser: Browser, copies: tuple[str, ImageIndex, Path]) -> None:
+    url, _, _ = copies
+    phone = {"viewport": {"width": 390, "height": 800}, "is_mobile": True, "has_touch": True}
+    with reviewing(browser, url, **phone) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.locator(".stage img").nth(1).bounding_box()["height"] > 200
+        page.tap("text=1 · Left stays")
+        assert title(page) == "Pair 2 of 3"
+        page.tap("#review >> text=Close")
+        free = page.locator(".group:first-of-type .tick input:not(:checked)")
+        assert free.count() == 1
+        free.first.click()
+        assert page.inner_text("#ticks .hint") == "One image of a group stays."
+        assert page.locator(".group:first-of-type .tick input:not(:checked)").count() == 1

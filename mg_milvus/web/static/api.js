@@ -73,6 +73,14 @@ export const tagImages = (ids, change) => post("api/images/tag", { ids, ...chang
 
 export const removeImages = (ids) => post("api/images/delete", { ids });
 
+export const moveCopies = (report, ids) => post("api/duplicates/move", { report, ids });
+
+export const undoMove = () => post("api/duplicates/undo", {});
+
+export const canUndo = () => call("api/duplicates/moved");
+
+export const ignorePair = (ids) => post("api/duplicates/ignore", { ids });
+
 export const thumbnail = (id, side) => `api/images/${id}/thumbnail?side=${side}`;
 
 export const original = (id) => `api/images/${id}/original`;
