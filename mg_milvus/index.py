@@ -851,7 +851,7 @@ class ImageIndex:
         """Values of the schema's own fields to filter by, from a sample of up to 1,000 rows.
 
         Returns:
-            Name -> sorted values of a string field (empty when there are more than 50), or [least, greatest] of a
+            Name -> sorted values of a string field (empty when there are more than 100), or [least, greatest] of a
             number field. Boolean fields, and number fields without a value, are left out.
         """
         self._session.existing()

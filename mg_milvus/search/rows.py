@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 MAX_SAMPLE = 1000
-MAX_FACET_VALUES = 50
+MAX_FACET_VALUES = 100
 """A string field with more different values in the sample than this has no list of values to choose from."""
 _ID_BITS = 128
 _COLUMNS = ("id", "path", "size", "mtime_ns", "width", "height", "content_hash")
@@ -122,6 +122,8 @@ def choices(store: Store, schema: Schema) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in schema.fields:
         values = {row.fields[field.name] for row in rows if row.fields.get(field.name) not in (None, "")}
+        if field.name == USER_TAGS:
+            values = {tag for value in values for tag in split_tags(value)}
         if field.type == "string":
             found[field.name] = sorted(values) if len(values) <= MAX_FACET_VALUES else []
         elif field.type != "bool" and values:

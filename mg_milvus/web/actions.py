@@ -138,6 +138,7 @@ class _Archive(StreamingResponse):
 async def tag(state: CurrentState, request: TagRequest) -> dict[str, int]:
     """Add and remove tags of one's own."""
     changed = await anyio.to_thread.run_sync(state.index.tag, request.ids, request.add, request.remove)
+    state.counts.clear()
     return {"changed": changed}
 
 

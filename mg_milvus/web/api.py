@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import quote
 
@@ -56,7 +57,7 @@ from mg_milvus.web.security import error_response
 from mg_milvus.web.state import CurrentState, EventStream, State, check_writable, count_rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from mg_milvus.codes import QueryCodes
@@ -319,6 +320,46 @@ async def sample(
     draw = partial(state.index.sample, count, filter or None)
     rows = await (state.filter_queue.run(draw) if filter else _in_thread(draw))
     return [row_fields(row) for row in rows]
+
+
+Typed = Annotated[str, QueryParameter(max_length=200, description="What is typed; its case does not count.")]
+MAX_COMPLETIONS = 20
+
+
+@router.get("/api/tags", responses={**ERRORS, **BUSY})
+async def tags(state: CurrentState, prefix: Typed = "") -> dict[str, int]:
+    """Tags that a word begins with, and how many images have them, the most frequent first; twenty at most."""
+
+    def count() -> Mapping[Any, int]:
+        try:
+            return state.index.tags()
+        except QueryError:  # no image has any
+            return {}
+
+    counts = await state.filter_queue.run(lambda: state.counts.get("tags", count))
+    start = prefix.strip().casefold()
+    return _first(counts, lambda tag: tag.casefold().startswith(start) or f" {start}" in tag.casefold())
+
+
+@router.get("/api/values", responses={**ERRORS, **BUSY})
+async def values(
+    state: CurrentState,
+    field: Annotated[str, QueryParameter(max_length=200, description="A field of the schema's own.")],
+    text: Typed = "",
+) -> dict[str, int]:
+    """Values of a text field that hold what is typed, and how many images have them; twenty at most."""
+    own = {each.name: each.type for each in state.index.schema.fields}
+    if own.get(field) != "string":
+        texts = ", ".join(name for name, kind in own.items() if kind == "string") or "none"
+        raise QueryError(f"'{field}' is not a field of texts, expected one of: {texts}")
+    count = partial(state.index.facets, field)
+    counts = await state.filter_queue.run(lambda: state.counts.get(f"values {field}", count))
+    return _first(counts, lambda value: text.strip().casefold() in value.casefold())
+
+
+def _first(counts: Mapping[Any, int], matches: Callable[[str], bool]) -> dict[str, int]:
+    found = ((value, count) for value, count in counts.items() if isinstance(value, str) and matches(value))
+    return dict(islice(found, MAX_COMPLETIONS))
 
 
 @router.get("/api/images/{id}", responses=ERRORS)

@@ -46,6 +46,7 @@ from mg_milvus.web.jobs import DynamicBatcher, IngestRunner, bug_message
 from mg_milvus.web.limits import (
     BodyBudget,
     BusyError,
+    CountCache,
     FilterQueue,
     Lists,
     Reports,
@@ -110,6 +111,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         filter_queue=FilterQueue(),
         upload_quota=UploadQuota(settings.upload_folder),
         lists=Lists(),
+        counts=CountCache(),
         reports=Reports(),
         archive_slots=Slots(MAX_ARCHIVES, "archives"),
         shutdown=threading.Event(),

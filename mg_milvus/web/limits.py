@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import anyio
 
@@ -20,7 +20,7 @@ from mg_milvus.errors import FilterError
 from mg_milvus.store.filters import blank_literals, patterns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mg_milvus.store.base import Row
@@ -41,6 +41,7 @@ FILTERS_AT_ONCE = 2
 FILTERS_WAITING = 32
 FILTER_SECONDS = 30.0
 
+COUNTED_SECONDS = 60.0
 MAX_REPORTS = 4
 MAX_LISTS = 64
 LIST_SECONDS = 600.0
@@ -196,6 +197,28 @@ class Lists:
         """The list of a name; None where there is none, or none any more."""
         found = self._lists.get(name)
         return None if found is None or found.until < time.monotonic() else found
+
+
+class CountCache:
+    """Counts of values that took a pass over all rows, reused for a minute. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, tuple[float, Mapping[Any, int]]] = {}
+
+    def get(self, name: str, count: Callable[[], Mapping[Any, int]]) -> Mapping[Any, int]:
+        """The counts of a name, counted anew where they are older."""
+        known = self._counts.get(name)
+        if known is None or time.monotonic() - known[0] > COUNTED_SECONDS:
+            known = time.monotonic(), count()
+            with self._lock:
+                self._counts[name] = known
+        return known[1]
+
+    def clear(self) -> None:
+        """Forget them: the rows have changed."""
+        with self._lock:
+            self._counts.clear()
 
 
 class Reports(Generic[T]):

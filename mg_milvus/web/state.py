@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mg_milvus.index import ImageIndex
     from mg_milvus.search.query_image import QueryImage
     from mg_milvus.web.jobs import DynamicBatcher, IngestRunner
-    from mg_milvus.web.limits import BodyBudget, FilterQueue, Lists, Reports, Slots, UploadQuota
+    from mg_milvus.web.limits import BodyBudget, CountCache, FilterQueue, Lists, Reports, Slots, UploadQuota
     from mg_milvus.web.media import Thumbnails
     from mg_milvus.web.metrics import Metrics
     from mg_milvus.web.security import Access, WebSettings
@@ -52,6 +52,7 @@ class State:
         upload_quota: limits the folder of uploads.
         lists: lists that wait to be fetched.
         reports: of the last searches for near-duplicates.
+        counts: of the values of fields and of tags, to complete what is typed.
         archive_slots: limits archives that are sent at once.
         shutdown: set when the server is about to end; long responses end with it.
     """
@@ -74,6 +75,7 @@ class State:
     upload_quota: UploadQuota
     lists: Lists
     reports: Reports[DuplicateReport]
+    counts: CountCache
     archive_slots: Slots
     shutdown: threading.Event
 

@@ -886,3 +886,15 @@ def test_copies_are_moved_and_put_back_over_the_page(tmp_path: Path) -> None:
         for path in ("move", "undo", "ignore"):
             refused = client.post(f"/api/duplicates/{path}", json=asked | {"ids": different})
             assert refused.status_code in {400, 422}, path
+
+
+def test_what_is_typed_is_completed(client: TestClient, index: ImageIndex) -> None:
+    assert client.get("/api/values?field=kind&text=S").json() == {"disc": 20, "stripes": 20, "blocks": 20}
+    assert client.get("/api/values?field=kind&text=STR").json() == {"stripes": 20}
+    unknown = client.get("/api/values?field=number")
+    assert (unknown.status_code, unknown.json()["error"]) == (
+        400, "'number' is not a field of texts, expected one of: kind",
+    )  # fmt: skip
+    counts = index.tags()
+    found = client.get("/api/tags?prefix=").json()
+    assert found == dict(list(counts.items())[:20])

@@ -270,3 +270,45 @@ def test_a_group_keeps_one_and_a_phone_can_review(browser: Browser, copies: tupl
         free.first.click()
         assert page.inner_text("#ticks .hint") == "One image of a group stays."
         assert page.locator(".group:first-of-type .tick input:not(:checked)").count() == 1
+
+
+def test_filters_apply_while_typing(page: Page, index: ImageIndex, folder: Path) -> None:
+    image = folder / "disc" / "02.jpg"
+    drop(page, image)
+    page.click("#filter-panel summary")
+    with answered(page):
+        page.type("#filter-path", "STRIPES/1")  # the case does not count
+    where = 'path like "%stripes/1%"'
+    assert shown(page) == ids(index.query(image, k=60, filter=where))
+    assert len(shown(page)) == 10
+    with answered(page):
+        page.focus(".dual .least")
+        page.keyboard.press("End")
+        for _ in range(3):
+            page.keyboard.press("ArrowLeft")
+    assert page.input_value("[name='number.least']") == "16"
+    assert shown(page) == ids(index.query(image, k=60, filter=f"number >= 16 and {where}"))
+    assert "Columns: id, path, size" in page.inner_text("#filter-columns")
+    page.click("#filters >> text=Clear")
+    page.wait_for_url(lambda url: "where" not in url)
+    assert shown(page) == ids(index.query(image, k=len(shown(page))))
+    assert page.input_value(".dual .least") == "0"
+
+
+def test_words_and_values_are_completed(browser: Browser, own: tuple[str, ImageIndex, Path]) -> None:
+    url, opened, _ = own
+    rows = opened.images()
+    opened.tag([row.id for row in rows[:3]], ["Beach"])
+    opened.tag([rows[0].id], ["beaver dam"])
+    with visit(browser, url) as page:
+        with page.expect_response(lambda response: "/api/tags" in response.url):
+            page.type("#text", "bea")
+        page.wait_for_selector("#text-values option", state="attached")
+        offered = page.eval_on_selector_all("#text-values option", "all => all.map((one) => [one.value, one.label])")
+        assert [one for one in offered if one[0] in {"Beach", "beaver dam"}] == [
+            ["Beach", "Beach (3)"], ["beaver dam", "beaver dam (1)"],
+        ]  # fmt: skip
+        page.click("#filter-panel summary")
+        with answered(page, "/api/sample"):
+            page.select_option("#filter-user_tags", "Beach")
+        assert set(shown(page)) == {row.id for row in rows[:3]}

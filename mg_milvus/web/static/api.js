@@ -57,6 +57,10 @@ export function verify({ blob, id, crop, ids }, signal) {
 
 export const sample = (filter, signal) => call(withQuery("api/sample", { count: 120, filter }), { signal });
 
+/** Tags, or values of a field, that complete what is typed: {text: number of images}. */
+export const completions = (field, text) =>
+  field === null ? call(withQuery("api/tags", { prefix: text })) : call(withQuery("api/values", { field, text }));
+
 export const row = (id) => call(`api/images/${id}`);
 
 export const remove = (id) => call(`api/images/${id}`, { method: "DELETE" });

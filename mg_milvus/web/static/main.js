@@ -3,6 +3,7 @@
 import { Adding } from "./adding.js";
 import { fromAddress, toAddress } from "./address.js";
 import * as api from "./api.js";
+import { complete } from "./completion.js";
 import { $, calmly, h, number } from "./dom.js";
 import { Filters } from "./filters.js";
 import { fuse } from "./fusion.js";
@@ -283,6 +284,7 @@ function setUp() {
     event.preventDefault();
     search({ ...query, ...ALONE, text: $("#text").value.trim() || null });
   });
+  complete($("#text"), null);
   $("#text").addEventListener("search", ({ target }) => { // the cross that clears it
     if (!target.value && query.text) search({ ...query, text: null });
   });
