@@ -15,6 +15,7 @@ from mg_milvus.config import MilvusConfig
 from mg_milvus.duplicates.find import DuplicateQuery, find_duplicates, find_duplicates_of
 from mg_milvus.duplicates.hits import readable_twice, verify_hits, verify_rows
 from mg_milvus.duplicates.ignored import add_ignored, file_content
+from mg_milvus.duplicates.move import check_choice, move_members, undo_move
 from mg_milvus.encoder.backbones import library_of
 from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.images.discover import Rules, Tally, discover, text_path
@@ -26,15 +27,22 @@ from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.ingest.pipeline import Settings
 from mg_milvus.ingest.relocate import run_relocate
 from mg_milvus.ingest.run import Source, run_ingest, run_refit
+from mg_milvus.ingest.user_tags import tag_rows
 from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import REGIONS, Schema
-from mg_milvus.schema.tags import ANY_TAG, find_word
+from mg_milvus.schema.tags import ANY_TAG, USER_TAGS, find_word
 from mg_milvus.search import rows as listing
 from mg_milvus.search.chance import ChanceKeeper
 from mg_milvus.search.explain import Trace
 from mg_milvus.search.query import Query, QueryOptions, QueryTerm, check_together, with_query_options
-from mg_milvus.search.query_image import QueryArea, check_codes, decode_query_image, encode_query_images
-from mg_milvus.search.searcher import Searcher
+from mg_milvus.search.query_image import (
+    QueryArea,
+    check_codes,
+    decode_query_image,
+    encode_query_images,
+    whole_codes,
+)
+from mg_milvus.search.searcher import Searcher, SearchResult
 from mg_milvus.search.words import EncodedWords, TaggedWords
 from mg_milvus.session import Session
 from mg_milvus.store.filters import filter_text
@@ -47,6 +55,7 @@ if TYPE_CHECKING:
     from mg_milvus.bulk.transfer import TransferReport
     from mg_milvus.codes import Codes, QueryCodes
     from mg_milvus.config import Tls
+    from mg_milvus.duplicates.move import MoveReport
     from mg_milvus.duplicates.report import DuplicateReport
     from mg_milvus.encoder.base import Encoder
     from mg_milvus.encoder.function import FeatureFunction
@@ -56,7 +65,6 @@ if TYPE_CHECKING:
     from mg_milvus.results import Hits, IngestReport, RelocateReport
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.query_image import QueryImage
-    from mg_milvus.search.searcher import SearchResult
     from mg_milvus.search.words import Words
     from mg_milvus.store.base import Row
     from mg_milvus.store.filters import Filter
@@ -228,7 +236,10 @@ class ImageIndex:
 
         def fields_of(found: Found, row: Row | None) -> Mapping[str, Any]:
             if table is not None:
-                return table.values(found.path, None if row is None or reset_metadata else row.fields)
+                before = None if row is None else row.fields
+                if before is not None and reset_metadata:  # tags that people gave are in no table
+                    before = defaults | {name: value for name, value in before.items() if name == USER_TAGS}
+                return table.values(found.path, before)
             return defaults if row is None else row.fields
 
         passed, rules = Tally(), Rules(inside=inside, exclude=exclude)
@@ -405,10 +416,23 @@ class ImageIndex:
             NotIndexedError: an image to be like is not indexed.
             QueryError: an option is out of range, or there is neither text nor an image with a positive weight.
         """
+        return self.search_together(terms, **options).hits
+
+    @with_query_options
+    def search_together(self, terms: Sequence[QueryTerm], **options: Unpack[QueryOptions]) -> SearchResult:
+        """Search as ``query_together`` does: the query as it was understood, and its hits.
+
+        Args:
+            terms: as for ``query_together``.
+            **options: see ``QueryOptions``.
+
+        Raises:
+            MgMilvusError: as ``query_together``.
+        """
         query = check_together(terms, self.check_query(**options), options)
         exclude = []
         codes: dict[int, QueryCodes] = {}
-        files = [(place, term.image) for place, term in enumerate(terms) if term.like is None]
+        files = [(place, term.image) for place, term in enumerate(terms) if term.image is not None]
         if files:
             encoder = self._session.encoder
             encoded = encode_query_images(encoder, [decode_query_image(encoder, image) for _, image in files])
@@ -418,8 +442,10 @@ class ImageIndex:
             if term.like is not None:
                 row, codes[place] = self._stored_codes(term.like)
                 exclude.append(row.id)
+            elif term.codes is not None:
+                codes[place] = whole_codes(self.schema, term.codes)
         weighted = [(codes[place], float(term.weight)) for place, term in enumerate(terms)]
-        return self._searcher.search_together(weighted, query, exclude)
+        return SearchResult(query, self._searcher.search_together(weighted, query, exclude), None)
 
     @with_query_options
     def query_codes(self, codes: Mapping[str, bytes | Codes], **options: Unpack[QueryOptions]) -> Hits:
@@ -675,6 +701,36 @@ class ImageIndex:
             return find_duplicates_of((store, self.schema, self._session.encoder), of, query, report)
         return find_duplicates(store, self.schema, query, report)
 
+    def move_duplicates(self, report: DuplicateReport, ids: Sequence[str], folder: PathLike) -> MoveReport:
+        """Move the files of copies into a folder, with a journal; ``undo_move`` puts them back. Nothing is deleted.
+
+        Their other names and the other files of their shots go with them, and their rows leave the index. No file is
+        overwritten, and an ingest passes over the folder.
+
+        Args:
+            report: of ``duplicates``, which the images are from.
+            ids: of the images to move, such as ``[member.id for member in report.removable]``.
+            folder: made if there is none.
+
+        Raises:
+            QueryError: an image is in no group of the report, its file is not there any more, a group would lose all
+                its images, or the folder cannot be written; nothing was moved.
+        """
+        self._session.existing()
+        members = check_choice(report, ids)
+        return move_members(self._session.store, self.schema, members, Path(folder).absolute())
+
+    def undo_move(self, folder: PathLike) -> MoveReport:
+        """Put back what the last ``move_duplicates`` moved into a folder, files and rows; the report is empty without.
+
+        A file whose old place is taken stays in the folder, and is in the report's failures.
+
+        Raises:
+            QueryError: the journal cannot be read.
+        """
+        self._session.existing()
+        return undo_move(self._session.store, Path(folder).absolute())
+
     def not_duplicates(self, ignore: PathLike, *images: PathLike) -> int:
         """Remember in a file that images are no duplicates of each other, for ``duplicates(ignore=FILE)``.
 
@@ -709,6 +765,32 @@ class ImageIndex:
         """
         self._session.existing()
         return self._session.rows([id_or_path])[0]
+
+    def rows(self, ids_or_paths: Sequence[PathLike]) -> list[Row]:
+        """The rows of indexed images, in order, without duplicates and without their codes.
+
+        Raises:
+            NotIndexedError: one of them is not indexed.
+        """
+        self._session.existing()
+        return self._session.rows(ids_or_paths)
+
+    def tag(self, ids_or_paths: Sequence[PathLike], add: Sequence[str] = (), remove: Sequence[str] = ()) -> int:
+        """Add and remove tags of one's own, kept in the field ``user_tags``; the number of images that changed.
+
+        An ingest, a relocation and an export keep them. Filters find them: ``user_tags == "beach"``.
+
+        Args:
+            ids_or_paths: the images.
+            add: of 1 to 100 printable characters each, without ``|``.
+            remove: whatever their case.
+
+        Raises:
+            NotIndexedError: an image is not indexed; nothing was changed.
+            QueryError: a tag is none, or there is nothing to do.
+        """
+        self._session.existing()
+        return tag_rows(self._session, [row.id for row in self._session.rows(ids_or_paths)], add, remove)
 
     def path(self, id_or_path: PathLike) -> str:
         """The path (or URI) that an indexed image was ingested from.
@@ -768,7 +850,9 @@ class ImageIndex:
         return listing.count_values(self._session.store, self.schema, field, filter_text(filter))
 
     def tags(self, filter: Filter | None = None) -> dict[str, int]:  # noqa: A002
-        """Count the images that have each tag: names and groups of what they show, the most frequent first.
+        """Count the images that have each tag: names and groups of what they show, and tags that people gave.
+
+        The most frequent come first.
 
         Args:
             filter: count only rows that match, see ``QueryOptions``. All rows that match are read once.
@@ -778,14 +862,15 @@ class ImageIndex:
             FilterError: the filter cannot be read as a whole, or names no column.
         """
         self._session.existing()
-        self._check_tagged()
+        if USER_TAGS not in {field.name for field in self.schema.fields}:
+            self._check_tagged()
         return listing.count_tags(self._session.store, filter_text(filter))
 
     def choices(self) -> dict[str, Any]:
         """Values of the schema's own fields to filter by, from a sample of up to 1,000 rows.
 
         Returns:
-            Name -> sorted values of a string field (empty when there are more than 50), or [least, greatest] of a
+            Name -> sorted values of a string field (empty when there are more than 100), or [least, greatest] of a
             number field. Boolean fields, and number fields without a value, are left out.
         """
         self._session.existing()

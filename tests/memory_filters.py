@@ -60,6 +60,9 @@ def _condition(node: Any, where: str) -> Callable[[Mapping[str, Any]], bool | No
     if name == "tags":
         words = [value_of(token, where) for token in members(node.children[2])]
         return lambda row: any(_has(row, word) for word in words) != negated
+    if name == "user_tags" and node.data == "among":
+        given = [value_of(token, where) for token in members(node.children[2])]
+        return lambda row: None if not row[name] else any(tag in row[name].split("|") for tag in given) != negated
     if node.data == "like":
         is_like = _like(characters(node.children[2], where, "\\\"'%_"))
         return lambda row: None if (value := row[name]) is None else is_like(value) != negated
@@ -87,6 +90,10 @@ def _compared(pair: list[Any], sign: str, where: str) -> Callable[[Mapping[str, 
     if "tags" in map(str, pair):
         (word,) = (value_of(node, where) for node in pair if str(node) != "tags")
         return lambda row: _has(row, word) == (sign == "==")
+    if [str(node) for node in pair].count("user_tags") == 1 and sign in {"==", "!="}:
+        (tag,) = (value_of(node, where) for node in pair if str(node) != "user_tags")
+        if tag:
+            return lambda row: (tag in row["user_tags"].split("|")) == (sign == "==") if row["user_tags"] else None
     left, right = (_operand(node, where) for node in pair)
     compare, equality = _SIGNS[sign], sign in {"==", "!="}
 

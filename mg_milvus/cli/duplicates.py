@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.console import ProgressView, console, shorten
+from mg_milvus.cli.console import UNREADABLE, ProgressView, console, shorten
 from mg_milvus.cli.log import log_info
 from mg_milvus.cli.streams import print_names
 from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
+    from mg_milvus.duplicates.move import MoveReport
     from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport
     from mg_milvus.schema.models import Schema
 
@@ -33,7 +34,9 @@ mgm duplicates --new-since 2d --json
 
 mgm duplicates --ignore seen.jsonl --not-duplicates a.jpg b.jpg
 
-mgm duplicates --ignore seen.jsonl"""
+mgm duplicates --ignore seen.jsonl
+
+mgm duplicates --keep best --move-to aside/      (and mgm duplicates --undo aside/)"""
 
 
 class Include(StrEnum):
@@ -133,6 +136,22 @@ def duplicates(
             "--not-duplicates a.jpg b.jpg",
         ),
     ] = False,
+    move_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--move-to",
+            metavar="FOLDER",
+            file_okay=False,
+            help="With --keep: move the removable files there instead of printing them; nothing is deleted or "
+            "overwritten, and --undo puts them back: --keep best --move-to aside/",
+        ),
+    ] = None,
+    undo: Annotated[
+        Path | None,
+        typer.Option(
+            "--undo", metavar="FOLDER", file_okay=False, help="Only put back what was moved there last: --undo aside/"
+        ),
+    ] = None,
     print0: Annotated[
         bool,
         typer.Option(
@@ -172,8 +191,14 @@ def duplicates(
             "--not-duplicates takes images, and the file to add them to: mgm duplicates --ignore FILE "
             "--not-duplicates A B; copies of one image are found with --of"
         )
+    if move_to is not None and (keep is None or as_json or print0 or undo is not None):
+        raise options.UsageError("--move-to moves the files of --keep RULE; give --keep best, and no other output")
     since = _time(new_since) if new_since is not None else None
     settings = settings_from(uri, token, collection, device, max_pixels=max_pixels)
+    if undo is not None:
+        with open_index(settings, timeout=timeout) as index:
+            _print_moved(index.undo_move(undo), "put back from", undo)
+        return
     if images and ignore is not None:
         with open_index(settings, timeout=timeout) as index:
             added = index.not_duplicates(ignore, *images)
@@ -186,10 +211,17 @@ def duplicates(
             progress=view,
         )  # fmt: skip
         schema = index.schema
+        if move_to is not None and report.removable:
+            _print_moved(
+                index.move_duplicates(report, [member.id for member in report.removable], move_to), "moved to", move_to
+            )
     if html:
         _write_page(html, report, schema)
     if as_json:
         print(json.dumps(report.as_dict()))
+    elif move_to is not None:
+        for line in report.summary(schema.bits):
+            log_info(line)
     elif keep:
         paths = [str(text_path(path)) for path in report.removable_paths]
         print_names(paths, null=print0)
@@ -202,6 +234,15 @@ def duplicates(
             _print_group(number, group, report)
         for line in report.summary(schema.bits):
             print(line)
+
+
+def _print_moved(report: MoveReport, what: str, folder: Path) -> None:
+    count = f"{len(report.files):,} {'file' if len(report.files) == 1 else 'files'}"
+    log_info(f"{count} {what} {folder}", "moved", files=len(report.files))
+    for failure in report.failures:
+        log_info(f"{escape_controls(failure.path)} stays: {failure.reason}", "stays", path=failure.path)
+    if report.failures:
+        raise typer.Exit(UNREADABLE)
 
 
 def _time(text: str) -> datetime:

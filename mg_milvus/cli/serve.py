@@ -79,6 +79,25 @@ def serve(
             help="Folder for images uploaded into the index; default for photos.db: photos-uploads",
         ),
     ] = None,
+    allow_move: Annotated[
+        Path | None,
+        typer.Option(
+            "--allow-move",
+            metavar="FOLDER",
+            file_okay=False,
+            help="Folder that copies may be moved to from the page, and are put back from, e.g. ~/aside",
+        ),
+    ] = None,
+    ignore: Annotated[
+        Path | None,
+        typer.Option(
+            "--ignore",
+            metavar="FILE",
+            dir_okay=False,
+            help="File of the pairs that are no duplicates, as of mgm duplicates --ignore; default for photos.db: "
+            "photos-not-duplicates.jsonl",
+        ),
+    ] = None,
     root_path: Annotated[
         str,
         typer.Option(
@@ -110,6 +129,7 @@ def serve(
     file = Path(settings.uri)
     beside = file.with_name(f"{file.stem}-uploads") if file.suffix == ".db" and "://" not in settings.uri else None
     folder = upload_to or beside
+    pairs = ignore or (beside.with_name(f"{file.stem}-not-duplicates.jsonl") if beside else None)
     listener = app.bind(host, port, web_token)
     # Without a terminal this line goes to a log, which must not contain the token.
     address = app.address(host, listener) + (f"?token={quote(token)}" if token and sys.stdout.isatty() else "")
@@ -122,6 +142,8 @@ def serve(
                 token=web_token,
                 ingest_folders=tuple(path.absolute() for path in allow_ingest or ()),
                 upload_folder=folder.absolute() if folder else None,
+                move_folder=allow_move.absolute() if allow_move else None,
+                ignore_file=pairs.absolute() if pairs else None,
                 thumbnail_folder=media.default_folder(),
                 max_pixels=pixel_limit(),
                 root_path=_root_path(root_path),

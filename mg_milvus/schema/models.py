@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mg_milvus.schema.errors import Model, Problem, field_error, format_value, model_error
-from mg_milvus.schema.tags import TAG_COLUMNS
+from mg_milvus.schema.tags import TAG_COLUMNS, USER_TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -235,7 +235,7 @@ class StorageSettings(Model):
 
 def is_reserved(name: str) -> bool:
     """Whether a field cannot have this name in any schema, since every row, every result or Milvus has it."""
-    return name in RESERVED_FIELDS | _RESULT_KEYS | {REGIONS, TEXT} or name.casefold() in _MILVUS_WORDS
+    return name in RESERVED_FIELDS | _RESULT_KEYS | {REGIONS, TEXT, USER_TAGS} or name.casefold() in _MILVUS_WORDS
 
 
 class Schema(Model):

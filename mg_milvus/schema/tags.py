@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import format_value
@@ -223,3 +224,44 @@ def _spans(numbers: Iterable[int], *, whole: bool) -> list[tuple[int, int]]:
         else:
             spans.append((number, number))
     return spans
+
+
+USER_TAGS = "user_tags"
+"""The field of the tags that people give: ``|beach|to print|``, empty without any."""
+USER_TAGS_BYTES = 4096
+_MOST_CHARACTERS = 100
+
+
+def check_user_tag(tag: object) -> str:
+    """A tag that a person gives, without spaces around it.
+
+    Raises:
+        QueryError: it is empty, too long, or holds a ``|`` or a control character.
+    """
+    text = unicodedata.normalize("NFC", tag).strip() if isinstance(tag, str) else ""
+    if not 0 < len(text) <= _MOST_CHARACTERS or not text.isprintable() or "|" in text:
+        raise QueryError(
+            f"the tag {format_value(tag)} is none: expected 1 to {_MOST_CHARACTERS} printable characters without |"
+        )
+    return text
+
+
+def join_tags(tags: Iterable[str]) -> str:
+    """Tags as they are stored; empty for none."""
+    joined = "|".join(tags)
+    return f"|{joined}|" if joined else ""
+
+
+def split_tags(stored: object) -> list[str]:
+    """The tags in a value of ``USER_TAGS``."""
+    return [tag for tag in stored.split("|") if tag] if isinstance(stored, str) else []
+
+
+def with_user_tags(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row for people and programs: ``USER_TAGS`` as a list."""
+    return {name: split_tags(value) if name == USER_TAGS else value for name, value in fields.items()}
+
+
+def user_tag_pattern(tag: str) -> str:
+    """The literal that ``like`` compares ``USER_TAGS`` with, to find a tag."""
+    return '"%|' + re.sub(r'([\\"%_])', r"\\\1", tag) + '|%"'

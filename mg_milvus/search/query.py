@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
 
+    from mg_milvus.codes import QueryCodes
     from mg_milvus.records import HitVerdict
     from mg_milvus.search.words import Words
 
@@ -256,13 +257,15 @@ class QueryTerm:
     """One of several images that are searched with at once.
 
     Attributes:
-        image: as for ``ImageIndex.query``; or None:
-        like: the id or path of an indexed image, which is left out of the results.
+        image: as for ``ImageIndex.query``; or instead:
+        like: the id or path of an indexed image, which is left out of the results; or instead:
+        codes: of an image, as ``ImageIndex.encode`` returns them; those of views and of regions are not used.
         weight: of the image in the fusion; below 0 it pushes down what is near to it.
     """
 
     image: Any = None
     like: str | os.PathLike[str] | None = None
+    codes: QueryCodes | None = None
     weight: float = 1.0
 
 
@@ -274,8 +277,10 @@ def check_together(terms: Sequence[QueryTerm], query: Query, options: QueryOptio
             weight is no number, regions are to be searched, or the server is to fuse.
     """
     for term in terms:
-        if (term.image is None) == (term.like is None):
-            raise QueryError("each of several query images needs an image, or like=ID_OR_PATH, and not both")
+        if sum(given is not None for given in (term.image, term.like, term.codes)) != 1:
+            raise QueryError(
+                "each of several query images needs an image, like=ID_OR_PATH, or codes, and only one of them"
+            )
         if not (isinstance(term.weight, int | float) and abs(term.weight) <= MAX_WEIGHT and term.weight):
             raise QueryError(f"the weight of an image is {format_value(term.weight)}, expected a number that is not 0")
     if not terms or (not query.text and not any(term.weight > 0 for term in terms)):

@@ -144,3 +144,18 @@ def check_codes(schema: Schema, codes: Mapping[str, bytes | Codes]) -> QueryCode
             raise QueryError(f"the code for {name} has {len(code)} {code.dtype}, expected {bits // 8} uint8 bytes")
         checked[name] = signs(code[None])
     return checked
+
+
+def whole_codes(schema: Schema, codes: QueryCodes) -> QueryCodes:
+    """The codes of one image as a whole, without those of its views and regions: granularity -> (1, bits).
+
+    Raises:
+        QueryError: a granularity is missing, or its codes have another length.
+    """
+    checked: dict[str, RealCodes] = {}
+    for name, bits in schema.bits.items():
+        values = np.asarray(codes.get(name, ()), np.float32)
+        if values.ndim not in {2, 3} or values.shape[0] != 1 or values.shape[-1] != bits:
+            raise QueryError(f"the codes for {name} have the shape {values.shape}, expected (1, {bits}) or with views")
+        checked[name] = values.reshape(1, -1, bits)[:, 0]
+    return checked

@@ -11,7 +11,7 @@ import numpy as np
 
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import format_value
-from mg_milvus.schema.tags import readable
+from mg_milvus.schema.tags import USER_TAGS, readable, split_tags
 from mg_milvus.search.query import MAX_DEPTH, nearest_name
 from mg_milvus.store.filter_language import both
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 MAX_SAMPLE = 1000
-MAX_FACET_VALUES = 50
+MAX_FACET_VALUES = 100
 """A string field with more different values in the sample than this has no list of values to choose from."""
 _ID_BITS = 128
 _COLUMNS = ("id", "path", "size", "mtime_ns", "width", "height", "content_hash")
@@ -76,7 +76,8 @@ def count_tags(store: Store, where: str | None) -> dict[str, int]:
     Raises:
         FilterError: the filter cannot be read as a whole, or names no column.
     """
-    counted = Counter(tag for rows in store.scan(where) for row in rows for tag in readable(row.tags))
+    every = (row for rows in store.scan(where) for row in rows)
+    counted = Counter(tag for row in every for tag in {*readable(row.tags), *split_tags(row.fields.get(USER_TAGS))})
     return dict(sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
@@ -121,6 +122,8 @@ def choices(store: Store, schema: Schema) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in schema.fields:
         values = {row.fields[field.name] for row in rows if row.fields.get(field.name) not in (None, "")}
+        if field.name == USER_TAGS:
+            values = {tag for value in values for tag in split_tags(value)}
         if field.type == "string":
             found[field.name] = sorted(values) if len(values) <= MAX_FACET_VALUES else []
         elif field.type != "bool" and values:

@@ -13,7 +13,7 @@ from mg_milvus.errors import QueryError
 from mg_milvus.records import VERDICTS, Hit
 from mg_milvus.results import Hits
 from mg_milvus.schema.models import REGIONS, TEXT
-from mg_milvus.schema.tags import readable
+from mg_milvus.schema.tags import readable, with_user_tags
 from mg_milvus.search.chance import FEWEST
 from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
 from mg_milvus.search.fusion import Fusion, fuse, lead, shared_ranks
@@ -305,7 +305,7 @@ def _row_fields(row: Row) -> dict[str, Any]:
     """The fields of a row that a hit has besides its id and path."""
     return {
         "size": row.size, "mtime_ns": row.mtime_ns, "width": row.width, "height": row.height,
-        "content_hash": row.content_hash, "tags": readable(row.tags), **row.fields,
+        "content_hash": row.content_hash, "tags": readable(row.tags), **with_user_tags(row.fields),
     }  # fmt: skip
 
 

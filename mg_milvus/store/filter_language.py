@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.files import one_line
-from mg_milvus.schema.tags import SHOWN, condition, find_word
+from mg_milvus.schema.tags import SHOWN, USER_TAGS, condition, find_word, user_tag_pattern
 from mg_milvus.store.filters import literal, validate
 
 if TYPE_CHECKING:
@@ -387,6 +387,8 @@ class _Writer:
             case "string":
                 if not value and sign in {"==", "!="}:
                     return self._missing(name) if sign == "==" else self._present(name)
+                if name == USER_TAGS and sign in {"==", "!="}:
+                    return self._tagged(f"{name} like {user_tag_pattern(value)}", sign == "==")
                 written = f"{name} {sign} {literal(value)}"
                 return written if sign in {"==", ">"} else self._where_present(name, written)
             case "bool":
@@ -436,6 +438,9 @@ class _Writer:
         if self._columns[name].type == "tags":
             words = [value_of(token, self._text) for token in members(listed)]
             return self._tagged(self._words(listed, words), positive) if words else _NEVER if positive else _ALWAYS
+        if name == USER_TAGS and (tags := [value_of(token, self._text) for token in members(listed)]):
+            wanted = " or ".join(f"{name} like {user_tag_pattern(tag)}" for tag in tags if isinstance(tag, str))
+            return self._tagged(wanted, positive) if wanted else _NEVER
         column, written, empty = self._columns[name], [], False
         for token in members(listed):
             value: Any = value_of(token, self._text)

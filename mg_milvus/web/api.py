@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import quote
 
@@ -23,13 +24,23 @@ from mg_milvus.codes import signs
 from mg_milvus.duplicates.report import KEEP
 from mg_milvus.errors import ImageError, MgMilvusError, QueryError, ServeError
 from mg_milvus.images.discover import path_text, text_path
-from mg_milvus.search.query import names_regions
-from mg_milvus.search.searcher import SearchResult
+from mg_milvus.search.query import QueryTerm, names_regions
+from mg_milvus.search.query_image import whole_codes
 from mg_milvus.web.jobs import Job, bug_message, events
 from mg_milvus.web.limits import check_filter
-from mg_milvus.web.media import THUMBNAIL_SIDES, OriginalResponse, keep_upload, open_original, read_body, upload_path
+from mg_milvus.web.media import (
+    THUMBNAIL_SIDES,
+    OriginalResponse,
+    is_form,
+    keep_upload,
+    open_original,
+    read_body,
+    read_images,
+    upload_path,
+)
 from mg_milvus.web.schemas import (
     ID_PATTERN,
+    MAX_TERMS,
     IndexedQueryParameters,
     IndexedVerifyParameters,
     Info,
@@ -43,16 +54,15 @@ from mg_milvus.web.schemas import (
     row_fields,
 )
 from mg_milvus.web.security import error_response
-from mg_milvus.web.state import CurrentState, EventStream, State, count_rows
+from mg_milvus.web.state import CurrentState, EventStream, State, check_writable, count_rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from mg_milvus.codes import QueryCodes
-    from mg_milvus.index import ImageIndex
     from mg_milvus.records import Progress
-    from mg_milvus.search.query import QueryOptions, QueryTerm
+    from mg_milvus.search.query import QueryOptions
     from mg_milvus.search.query_image import QueryImage
 
 
@@ -63,6 +73,16 @@ IMAGE_BODY = {"requestBody": {
     "required": True,
     "description": "The image file itself, as bytes.",
     "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}}  # fmt: skip
+IMAGES_BODY = {"requestBody": {
+    "required": True,
+    "description": "The image file itself, as bytes; or a form of several, the files image and unlike.",
+    "content": {
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {"schema": {"type": "object", "properties": {
+            name: {"type": "array", "items": {"type": "string", "format": "binary"}} for name in ("image", "unlike")
+        }}},
+    },
 }}  # fmt: skip
 ERROR: dict[str, Any] = {
     "content": {"application/json": {"schema": {
@@ -90,30 +110,49 @@ RowId = Annotated[str, PathParameter(pattern=ID_PATTERN, description="Id of an i
 class _QuerySource:
     """What a query searches with: the codes of an image, its width and height, and its id when it is indexed.
 
-    Words alone have no codes; several images are ``terms``.
+    Words alone have no codes.
     """
 
     codes: QueryCodes
     size: tuple[int, int] = (0, 0)
     id: str | None = None
-    terms: Sequence[QueryTerm] = ()
 
 
-@router.post("/api/query", response_model=QueryResponse, openapi_extra=IMAGE_BODY, responses={
+@router.post("/api/query", response_model=QueryResponse, openapi_extra=IMAGES_BODY, responses={
     **ERRORS, **BUSY, 413: {"description": "The image has too many bytes.", **ERROR},
 })  # fmt: skip
 async def query_image(
     request: Request, state: CurrentState, parameters: Annotated[QueryParameters, QueryParameter()]
 ) -> Response:
-    """Search with an image: ``curl --data-binary @cat.jpg "http://127.0.0.1:8000/api/query?k=5"``."""
+    """Search with an image: ``curl --data-binary @cat.jpg "http://127.0.0.1:8000/api/query?k=5"``.
+
+    A form of files ``image`` and ``unlike`` is one query with several images, and so is an image with ``like`` or
+    ``unlike``: ``curl -F image=@red.jpg -F image=@shoe.jpg -F unlike=@boot.jpg http://127.0.0.1:8000/api/query``.
+    """
     started, options = time.perf_counter(), parameters.options()
     with state.bodies.body() as body:
-        data = await read_body(request, state.settings.max_upload_bytes, body)
-        try:
-            source = await _encode(state, data, options)
-        except ImageError as error:
-            raise ImageError(f"the image that was sent{str(error).removeprefix(UNNAMED_IMAGE)}") from error
-    return await _respond(state, source, parameters, started)
+        if is_form(request):
+            named = await read_images(
+                request, state.settings.max_upload_bytes, body, {"image": MAX_TERMS, "unlike": MAX_TERMS}
+            )
+        else:
+            named = [("image", await read_body(request, state.settings.max_upload_bytes, body))]
+        terms = _row_terms(parameters)
+        single = not terms and [name for name, _ in named] == ["image"]
+        sources = []
+        for place, (_, data) in enumerate(named, 1):
+            try:
+                sources.append(await _encode(state, data, options if single else _whole_options(state)))
+            except ImageError as error:
+                which = "the image that was sent" if len(named) == 1 else f"image {place} of {len(named)}"
+                raise ImageError(f"{which}{str(error).removeprefix(UNNAMED_IMAGE)}") from error
+    if single:
+        return await _respond(state, sources[0], parameters, started)
+    uploaded = [
+        QueryTerm(codes=source.codes, weight=-1.0 if name == "unlike" else 1.0)
+        for (name, _), source in zip(named, sources, strict=True)
+    ]
+    return await _respond_to_several(state, [*uploaded, *terms], parameters, started)
 
 
 @router.get("/api/query", response_model=QueryResponse, responses={**ERRORS, **BUSY})
@@ -123,27 +162,74 @@ async def query_indexed(
     """Search with an indexed image (left out of the hits), a crop of it, codes, words alone, or several images.
 
     For a crop, or when regions are searched, the image's file is read again; otherwise its stored codes are used.
+    Several of ``id``, ``codes``, ``like`` and ``unlike`` are one query with all these images.
     """
     started, options = time.perf_counter(), parameters.options()
-    row_id, terms = parameters.id, parameters.terms()
-    if terms:
-        return await _respond(state, _QuerySource({}, terms=terms), parameters, started)
-    if parameters.text and not (row_id or parameters.codes):
+    row_id, codes = parameters.id, parameters.codes
+    terms = _row_terms(parameters)
+    if terms or len(codes) > 1:
+        given = [QueryTerm(like=row_id)] if row_id else []
+        decoded = [QueryTerm(codes=(await _in_thread(_decode_source, state, each)).codes) for each in codes]
+        return await _respond_to_several(state, [*given, *decoded, *terms], parameters, started)
+    if parameters.text and not (row_id or codes):
         return await _respond(state, _QuerySource({}), parameters, started)
-    if bool(row_id) == bool(parameters.codes):
+    if bool(row_id) == bool(codes):
         raise QueryError("give an id or codes, and not both, or text; an image is sent with POST")
     if not row_id:
         if options.get("crop") is not None:
             raise QueryError("crop needs the image itself: send it with POST, or give an id")
-        source = await _in_thread(_decode_source, state, parameters.codes or "")
+        source = await _in_thread(_decode_source, state, codes[0])
         return await _respond(state, source, parameters, started)
     row = await _in_thread(state.index.row, row_id)
     if options.get("crop") is not None or options.get("views") or names_regions(options):
-        codes: QueryCodes = (await _encode(state, text_path(row.path), options)).codes
+        own: QueryCodes = (await _encode(state, text_path(row.path), options)).codes
     else:
         stored = await _in_thread(state.index.codes, row_id)
-        codes = {name: signs(code) for name, code in stored.items()}
-    return await _respond(state, _QuerySource(codes, (row.width, row.height), row_id), parameters, started)
+        own = {name: signs(code) for name, code in stored.items()}
+    return await _respond(state, _QuerySource(own, (row.width, row.height), row_id), parameters, started)
+
+
+def _row_terms(parameters: QueryParameters) -> list[QueryTerm]:
+    """The further images of a query, which the address names."""
+    return [QueryTerm(like=each) for each in parameters.like] + [
+        QueryTerm(like=each, weight=-1.0) for each in parameters.unlike
+    ]
+
+
+def _whole_options(state: State) -> QueryOptions:
+    """How one of several images is encoded: as a whole, without regions and views."""
+    return {"weights": dict.fromkeys(state.index.schema.bits, 1.0)}
+
+
+async def _respond_to_several(
+    state: State, terms: Sequence[QueryTerm], parameters: QueryParameters, started: float
+) -> Response:
+    if parameters.candidates:
+        raise QueryError("candidates are those of one image; search with one, or without candidates")
+    options = parameters.options()
+    # views are of one image, and off for several unless they are asked for
+    options["views"] = parameters.views
+
+    def search() -> dict[str, Any]:
+        index = state.index
+        unlike = [decode_codes(text, index.schema, index.fingerprint) for text in parameters.unlike_codes]
+        every = [*terms, *(QueryTerm(codes=codes, weight=-1.0) for codes in unlike)]
+        result = index.search_together(every, **options)
+        query = {
+            "id": None, "codes": "", "width": 0, "height": 0, "crop": None,
+            "terms": [
+                {
+                    "id": term.like, "weight": term.weight,
+                    "codes": "" if term.codes is None else encode_codes(
+                        whole_codes(index.schema, term.codes), index.fingerprint
+                    ),
+                }
+                for term in every
+            ],
+        }  # fmt: skip
+        return {"query": query} | result_fields(result, index.schema, with_candidates=False)
+
+    return await _timed(state, search, options, started)
 
 
 async def _encode(state: State, image: Any, options: QueryOptions) -> _QuerySource:
@@ -165,20 +251,20 @@ async def _respond(state: State, source: _QuerySource, parameters: QueryParamete
 
     def search() -> dict[str, Any]:
         index, schema = state.index, state.index.schema
-        if source.terms:
-            query = index.check_query(**options)
-            result = SearchResult(query, index.query_together(source.terms, **options), None)
-        else:
-            result = index.search(
-                source.codes, exclude=() if source.id is None else (source.id,), all_candidates=parameters.candidates,
-                **options,
-            )  # fmt: skip
+        result = index.search(
+            source.codes, exclude=() if source.id is None else (source.id,), all_candidates=parameters.candidates,
+            **options,
+        )  # fmt: skip
         own = {name: source.codes[name] for name in schema.bits if source.codes}
         codes = encode_codes(own, index.fingerprint) if own else ""
         width, height = source.size
         asked = {"id": source.id, "codes": codes, "width": width, "height": height, "crop": options.get("crop")}
         return {"query": asked} | result_fields(result, schema, with_candidates=parameters.candidates)
 
+    return await _timed(state, search, options, started)
+
+
+async def _timed(state: State, search: Callable[[], dict[str, Any]], options: QueryOptions, started: float) -> Response:
     response = await (state.filter_queue.run(search) if options.get("filter") else _in_thread(search))
     response["seconds"] = round(time.perf_counter() - started, 4)
     state.metrics.query(response["seconds"])
@@ -234,6 +320,46 @@ async def sample(
     draw = partial(state.index.sample, count, filter or None)
     rows = await (state.filter_queue.run(draw) if filter else _in_thread(draw))
     return [row_fields(row) for row in rows]
+
+
+Typed = Annotated[str, QueryParameter(max_length=200, description="What is typed; its case does not count.")]
+MAX_COMPLETIONS = 20
+
+
+@router.get("/api/tags", responses={**ERRORS, **BUSY})
+async def tags(state: CurrentState, prefix: Typed = "") -> dict[str, int]:
+    """Tags that a word begins with, and how many images have them, the most frequent first; twenty at most."""
+
+    def count() -> Mapping[Any, int]:
+        try:
+            return state.index.tags()
+        except QueryError:  # no image has any
+            return {}
+
+    counts = await state.filter_queue.run(lambda: state.counts.get("tags", count))
+    start = prefix.strip().casefold()
+    return _first(counts, lambda tag: tag.casefold().startswith(start) or f" {start}" in tag.casefold())
+
+
+@router.get("/api/values", responses={**ERRORS, **BUSY})
+async def values(
+    state: CurrentState,
+    field: Annotated[str, QueryParameter(max_length=200, description="A field of the schema's own.")],
+    text: Typed = "",
+) -> dict[str, int]:
+    """Values of a text field that hold what is typed, and how many images have them; twenty at most."""
+    own = {each.name: each.type for each in state.index.schema.fields}
+    if own.get(field) != "string":
+        texts = ", ".join(name for name, kind in own.items() if kind == "string") or "none"
+        raise QueryError(f"'{field}' is not a field of texts, expected one of: {texts}")
+    count = partial(state.index.facets, field)
+    counts = await state.filter_queue.run(lambda: state.counts.get(f"values {field}", count))
+    return _first(counts, lambda value: text.strip().casefold() in value.casefold())
+
+
+def _first(counts: Mapping[Any, int], matches: Callable[[str], bool]) -> dict[str, int]:
+    found = ((value, count) for value, count in counts.items() if isinstance(value, str) and matches(value))
+    return dict(islice(found, MAX_COMPLETIONS))
 
 
 @router.get("/api/images/{id}", responses=ERRORS)
@@ -325,15 +451,10 @@ def _has_cached(request: Request, etag: str) -> bool:
     return any(each.strip().removeprefix("W/") in {etag, "*"} for each in known.split(","))
 
 
-def _check_writable(state: CurrentState) -> None:
-    if state.settings.read_only:
-        raise HTTPException(403, "the page is read-only: start mgm serve without --read-only to change the index")
-
-
 CHANGE_ERRORS: dict[int | str, dict[str, Any]] = {
     **ERRORS, **BUSY, 403: {"description": "The page is read-only.", **ERROR},
 }  # fmt: skip
-changes_router = APIRouter(prefix="/api", dependencies=[Depends(_check_writable)], responses=CHANGE_ERRORS)
+changes_router = APIRouter(prefix="/api", dependencies=[Depends(check_writable)], responses=CHANGE_ERRORS)
 
 
 class IngestRequest(BaseModel):
@@ -424,6 +545,7 @@ duplicates_router = APIRouter(prefix="/api/duplicates", responses={**ERRORS, **B
 
 
 def duplicate_options(
+    state: CurrentState,
     distance: Annotated[
         int | None, QueryParameter(ge=0, description="Largest distance of near images on fine, in bits.")
     ] = None,
@@ -434,7 +556,13 @@ def duplicate_options(
     keep: Annotated[str, QueryParameter(description=f"Which image of a group to keep: {', '.join(KEEP)}.")] = "best",
 ) -> dict[str, Any]:
     """The options of a search for near-duplicates, from the address."""
-    return {"distance": distance, "precision": precision, "keep": keep}
+    file = state.settings.ignore_file
+    return {
+        "distance": distance,
+        "precision": precision,
+        "keep": keep,
+        "ignore": file if file and file.exists() else None,
+    }
 
 
 DuplicateOptions = Annotated[dict[str, Any], Depends(duplicate_options)]
@@ -462,25 +590,24 @@ async def duplicates(state: CurrentState, options: DuplicateOptions) -> Response
 })  # fmt: skip
 def duplicates_with_progress(state: CurrentState, options: DuplicateOptions) -> StreamingResponse:
     """The same as server-sent events; the last one has the report. The search stops when the client disconnects."""
-    search = duplicate_events(state.index, options, state.duplicates_limiter, state.shutdown)
+    search = duplicate_events(state, options)
     return EventStream(search, state.duplicate_slots)
 
 
-async def duplicate_events(
-    index: ImageIndex, options: dict[str, Any], limiter: anyio.CapacityLimiter, shutdown: threading.Event
-) -> AsyncGenerator[str]:
+async def duplicate_events(state: State, options: dict[str, Any]) -> AsyncGenerator[str]:
     """Server-sent events of a search, which stops soon after the generator is closed."""
     job, stopped = Job("duplicates", stage="waiting"), threading.Event()
 
     def report_progress(progress: Progress) -> None:
         job.stage, job.done, job.total = progress.stage, progress.done, progress.total
-        if stopped.is_set() or shutdown.is_set():
+        if stopped.is_set() or state.shutdown.is_set():
             raise _StoppedError
 
     def work() -> None:
         try:
-            report = index.duplicates(**options, progress=report_progress)
-            job.report, job.state = report.as_dict() | {"summary": report.summary(index.schema.bits)}, "done"
+            report = state.index.duplicates(**options, progress=report_progress)
+            own = {"name": state.reports.add(report), "summary": report.summary(state.index.schema.bits)}
+            job.report, job.state = report.as_dict() | own, "done"
         except MgMilvusError as error:
             job.error, job.state = str(error), "failed"
         except _StoppedError:
@@ -489,9 +616,9 @@ async def duplicate_events(
             job.error, job.state = bug_message(error), "failed"
             raise
 
-    working = asyncio.create_task(anyio.to_thread.run_sync(work, limiter=limiter))
+    working = asyncio.create_task(anyio.to_thread.run_sync(work, limiter=state.duplicates_limiter))
     try:
-        async for event in events(job, shutdown):
+        async for event in events(job, state.shutdown):
             yield event
         await working
     finally:

@@ -41,9 +41,19 @@ from mg_milvus.errors import (
 )
 from mg_milvus.files import shown
 from mg_milvus.html import pages
-from mg_milvus.web import api
+from mg_milvus.web import actions, api
 from mg_milvus.web.jobs import DynamicBatcher, IngestRunner, bug_message
-from mg_milvus.web.limits import BodyBudget, BusyError, FilterQueue, Slots, UploadQuota, UploadsFullError
+from mg_milvus.web.limits import (
+    BodyBudget,
+    BusyError,
+    CountCache,
+    FilterQueue,
+    Lists,
+    Reports,
+    Slots,
+    UploadQuota,
+    UploadsFullError,
+)
 from mg_milvus.web.media import Thumbnails, TooLargeError, read_body
 from mg_milvus.web.metrics import Metrics
 from mg_milvus.web.security import Access, Guard, TooManyAttemptsError, check_address, error_response
@@ -65,6 +75,7 @@ REJECTED = "That is not the token of this page."
 SIGN_IN_BYTES = 10_000
 MAX_HEALTH_CHECKS = 8
 MAX_STREAMS = 64
+MAX_ARCHIVES = 2
 MAX_DUPLICATE_SEARCHES = 8
 """Searches for near-duplicates, waiting ones included."""
 
@@ -99,6 +110,10 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         health_slots=Slots(MAX_HEALTH_CHECKS, "checks"),
         filter_queue=FilterQueue(),
         upload_quota=UploadQuota(settings.upload_folder),
+        lists=Lists(),
+        counts=CountCache(),
+        reports=Reports(),
+        archive_slots=Slots(MAX_ARCHIVES, "archives"),
         shutdown=threading.Event(),
     )  # fmt: skip
 
@@ -116,6 +131,9 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         description="Search images by images. The same verbs and the same JSON as the command mgm.",
     )  # fmt: skip
     app.state.mgm = state
+    app.include_router(actions.router)
+    app.include_router(actions.changes_router)
+    app.include_router(actions.copies_router)
     app.include_router(api.router)
     app.include_router(api.changes_router)
     app.include_router(api.duplicates_router)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import secrets
 import shutil
 import threading
 import time
+from collections import OrderedDict
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import anyio
 
@@ -17,8 +20,10 @@ from mg_milvus.errors import FilterError
 from mg_milvus.store.filters import blank_literals, patterns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from mg_milvus.store.base import Row
 
 T = TypeVar("T")
 RETRY_SECONDS = 5
@@ -35,6 +40,13 @@ RECOUNT_SECONDS = 60.0
 FILTERS_AT_ONCE = 2
 FILTERS_WAITING = 32
 FILTER_SECONDS = 30.0
+
+COUNTED_SECONDS = 60.0
+MAX_REPORTS = 4
+MAX_LISTS = 64
+LIST_SECONDS = 600.0
+"""Seconds for which a list can be fetched."""
+Form = Literal["txt", "csv", "json", "zip"]
 
 MAX_FILTER_LENGTH = 4000
 MAX_LISTED_VALUES = 500
@@ -156,6 +168,78 @@ class FilterQueue:
                 raise BusyError(
                     f"the filter took longer than {self._seconds:.0f} seconds: use a simpler one"
                 ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedList:
+    """A list that waits to be fetched."""
+
+    rows: Sequence[Row]
+    form: Form
+    until: float
+
+
+class Lists:
+    """Lists that were prepared and wait to be fetched: a few, for some minutes. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._lists: OrderedDict[str, PreparedList] = OrderedDict()
+
+    def add(self, rows: Sequence[Row], form: Form) -> str:
+        """Keep a list; its name, which cannot be guessed."""
+        name = secrets.token_urlsafe(16)
+        self._lists[name] = PreparedList(rows, form, time.monotonic() + LIST_SECONDS)
+        while len(self._lists) > MAX_LISTS:
+            self._lists.popitem(last=False)
+        return name
+
+    def get(self, name: str) -> PreparedList | None:
+        """The list of a name; None where there is none, or none any more."""
+        found = self._lists.get(name)
+        return None if found is None or found.until < time.monotonic() else found
+
+
+class CountCache:
+    """Counts of values that took a pass over all rows, reused for a minute. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, tuple[float, Mapping[Any, int]]] = {}
+
+    def get(self, name: str, count: Callable[[], Mapping[Any, int]]) -> Mapping[Any, int]:
+        """The counts of a name, counted anew where they are older."""
+        known = self._counts.get(name)
+        if known is None or time.monotonic() - known[0] > COUNTED_SECONDS:
+            known = time.monotonic(), count()
+            with self._lock:
+                self._counts[name] = known
+        return known[1]
+
+    def clear(self) -> None:
+        """Forget them: the rows have changed."""
+        with self._lock:
+            self._counts.clear()
+
+
+class Reports(Generic[T]):
+    """The reports of the last searches for near-duplicates, by name. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reports: OrderedDict[str, T] = OrderedDict()
+
+    def add(self, report: T) -> str:
+        """Keep a report; its name, which cannot be guessed."""
+        name = secrets.token_urlsafe(16)
+        with self._lock:
+            self._reports[name] = report
+            while len(self._reports) > MAX_REPORTS:
+                self._reports.popitem(last=False)
+        return name
+
+    def get(self, name: str) -> T | None:
+        """The report of a name; None where there is none, or none any more."""
+        return self._reports.get(name)
 
 
 class UploadsFullError(Exception):

@@ -8,26 +8,27 @@ import os
 import re
 import stat
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import anyio
 from fastapi.responses import StreamingResponse
 from PIL import Image
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from mg_milvus import files
+from mg_milvus.bulk.lists import ingested_content
 from mg_milvus.errors import ImageError, ServeError
-from mg_milvus.files import write_private
+from mg_milvus.files import one_line, write_private
 from mg_milvus.images.decode import check_header, decode, decoding
-from mg_milvus.images.discover import content_hash, text_path
-from mg_milvus.images.files import held_for_reading, open_file, read_opened
+from mg_milvus.images.discover import text_path
 from mg_milvus.images.kinds import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -44,23 +45,6 @@ class TooLargeError(Exception):
     """A body has more bytes than are accepted."""
 
 
-@contextmanager
-def ingested_content(row: Row) -> Iterator[tuple[FileIO, bytes]]:
-    """The open file of a row and its content, if the content is what was ingested.
-
-    The path may lead to another file by now; only the bytes that were ingested are returned. Links are followed, as at
-    the ingest. The content counts against the memory limit of reads until the end of the block.
-
-    Raises:
-        ImageError: the file is gone, cannot be read, is not an image, or has another content.
-    """
-    with open_file(text_path(row.path)) as file, held_for_reading(file):
-        data = read_opened(file)
-        if content_hash(data) != row.content_hash:
-            raise ImageError("has another content than when it was ingested")
-        yield file, data
-
-
 async def read_body(request: Request, most: int, body: Body | None = None) -> bytes:
     """The whole body of a request, counted in ``body``.
 
@@ -69,7 +53,7 @@ async def read_body(request: Request, most: int, body: Body | None = None) -> by
         BusyError: too many bytes are in memory.
         ImageError: it is a form, as ``curl -F`` sends.
     """
-    if request.headers.get("content-type", "").lower().startswith("multipart/"):
+    if is_form(request):
         raise ImageError("the body is a form, expected the image itself: curl --data-binary @x.jpg instead of curl -F")
     stated = request.headers.get("content-length", "0")
     if stated.isdecimal() and int(stated) > most:
@@ -82,6 +66,58 @@ async def read_body(request: Request, most: int, body: Body | None = None) -> by
         if len(read) > most:
             raise TooLargeError
     return bytes(read)
+
+
+def is_form(request: Request) -> bool:
+    """Whether the body has several parts."""
+    return request.headers.get("content-type", "").lower().startswith("multipart/")
+
+
+async def read_images(request: Request, most: int, body: Body, names: Mapping[str, int]) -> list[tuple[str, bytes]]:
+    """The images of a form, in its order, all counted in ``body``.
+
+    Args:
+        request: with a body of ``multipart/form-data``.
+        most: bytes of the largest image.
+        body: counts them.
+        names: name of a part -> how many there may be.
+
+    Returns:
+        Name of the part and content of each.
+
+    Raises:
+        TooLargeError: one has more than ``most`` bytes.
+        BusyError: too many bytes are in memory.
+        ImageError: the form is damaged, has other parts, or too many.
+    """
+
+    async def counted() -> AsyncIterator[bytes]:
+        async for chunk in request.stream():
+            body.add(len(chunk))
+            yield chunk
+
+    try:
+        form = await MultiPartParser(
+            request.headers, cast("AsyncGenerator[bytes]", counted()), max_files=sum(names.values()), max_fields=0
+        ).parse()
+    except MultiPartException as error:
+        raise ImageError(
+            f"the form cannot be read: {one_line(error.message)}; expected files: curl -F image=@a.jpg -F image=@b.jpg"
+        ) from error
+    images: list[tuple[str, bytes]] = []
+    try:
+        for name, part in form.multi_items():
+            if isinstance(part, str):  # without fields, there is none
+                raise ImageError(f"the part '{one_line(name)}' is no file, expected files {', '.join(names)}")
+            if sum(name == known for known, _ in images) >= names.get(name, 0):
+                known = ", ".join(f"{count} of '{each}'" for each, count in names.items())
+                raise ImageError(f"the form has a part too many, '{one_line(name)}'; expected at most {known}")
+            if (part.size or 0) > most:
+                raise TooLargeError
+            images.append((name, await part.read()))
+    finally:
+        await form.close()
+    return images
 
 
 def keep_upload(folder: Path, name: str, data: bytes, max_pixels: int) -> str:

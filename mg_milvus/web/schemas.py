@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from mg_milvus.bulk.lists import row_values
 from mg_milvus.duplicates.hits import VERIFIED
 from mg_milvus.errors import QueryError
 from mg_milvus.records import MINIMA, VERDICTS
 from mg_milvus.schema.models import FINE, REGIONS, TEXT
-from mg_milvus.schema.tags import readable
-from mg_milvus.search.query import MAX_DEPTH, QueryTerm
+from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.query_image import VIEWS
 from mg_milvus.web.limits import check_filter
 
@@ -35,8 +35,9 @@ VERDICT = Field(description=f"{', '.join(VERDICTS)}; missing where the collectio
 CHANCE = Field(description="The share of random pairs of the collection's images that are as near.")
 LEAD = Field(description="The granularity on which it stands out; with the profile auto it then comes first.")
 ID_PATTERN = r"^[0-9a-f]{32}$"
-IDS_PATTERN = r"^[0-9a-f]{32}(,[0-9a-f]{32}){0,31}$"
-"""Up to 32 images: each takes a row of every granularity's codes, and a ranking of all candidates."""
+MAX_TERMS = 16
+"""Images that a query is made of, of each kind."""
+RowIdText = Annotated[str, Field(pattern=ID_PATTERN)]
 
 
 class HitResponse(BaseModel):
@@ -80,14 +81,25 @@ class Candidate(BaseModel):
     lead: Annotated[str | None, LEAD] = None
 
 
+class TermInfo(BaseModel):
+    """One of several query images: an indexed one, or codes."""
+
+    id: str | None
+    codes: str
+    weight: Annotated[float, Field(description="1: like this; -1: unlike this.")]
+
+
 class QueryInfo(BaseModel):
-    """The query image. ``codes`` repeats the query without the image; empty for words alone."""
+    """The query image. ``codes`` repeats the query without the image; empty for words alone, and for several images."""
 
     id: str | None
     codes: str
     width: int
     height: int
     crop: list[int] | None
+    terms: Annotated[list[TermInfo] | None, Field(description="Of several images: each of them, as it was given.")] = (
+        None
+    )
 
 
 class VerificationResponse(BaseModel):
@@ -172,7 +184,18 @@ class QueryParameters(BaseModel):
         "Search fine with the middle and the corners of the image, too, which finds what is framed or in a collage; by "
         "default with the profile instance. Not with candidates."
     ))] = None  # fmt: skip
-    candidates: Annotated[bool, Field(description="Also return every candidate with its distances.")] = False
+    candidates: Annotated[bool, Field(description=(
+        "Also return every candidate with its distances. Not with several images."
+    ))] = False  # fmt: skip
+    like: Annotated[list[RowIdText], Field(
+        max_length=MAX_TERMS, description="Indexed images that hits should be like, too: one answer to all images.",
+    )] = []  # fmt: skip
+    unlike: Annotated[list[RowIdText], Field(
+        max_length=MAX_TERMS, description="Indexed images that push down what is near to them.",
+    )] = []  # fmt: skip
+    unlike_codes: Annotated[list[str], Field(
+        max_length=MAX_TERMS, description="As unlike: query.codes of earlier responses.",
+    )] = []  # fmt: skip
 
     def options(self) -> QueryOptions:
         """The options, as ``ImageIndex`` takes them.
@@ -220,27 +243,9 @@ class IndexedQueryParameters(QueryParameters):
     """The options of a query without an image, and what to search with."""
 
     id: Annotated[str | None, Field(pattern=ID_PATTERN, description="An indexed image.")] = None
-    codes: Annotated[str | None, Field(description="query.codes of an earlier response.")] = None
-    like: Annotated[str | None, Field(
-        pattern=IDS_PATTERN, description="Several indexed images with one answer, in place of id: ID,ID,..."
-    )] = None  # fmt: skip
-    unlike: Annotated[str | None, Field(
-        pattern=IDS_PATTERN, description="Indexed images that push down what is near to them, beside like or text."
-    )] = None  # fmt: skip
-
-    def terms(self) -> list[QueryTerm]:
-        """The images of ``like`` and ``unlike``.
-
-        Raises:
-            QueryError: they are given beside another query image, or with candidates.
-        """
-        terms = [QueryTerm(like=own) for own in (self.like or "").split(",") if own]
-        terms += [QueryTerm(like=own, weight=-1.0) for own in (self.unlike or "").split(",") if own]
-        if terms and (self.id or self.codes):
-            raise QueryError("like and unlike take all images of a query; give id there, or leave them out")
-        if terms and self.candidates:
-            raise QueryError("candidates are those of one image; leave them out, or like and unlike")
-        return terms
+    codes: Annotated[list[str], Field(
+        max_length=MAX_TERMS, description="query.codes of an earlier response; of several, one answer to all images.",
+    )] = []  # fmt: skip
 
 
 def _parse_crop(text: str) -> tuple[int, int, int, int]:
@@ -300,10 +305,7 @@ def decode_codes(text: str, schema: Schema, fingerprint: str) -> QueryCodes:
 
 def row_fields(row: Row) -> dict[str, Any]:
     """A row without codes, its fields as in a hit."""
-    return {
-        "id": row.id, "path": row.path, "size": row.size, "mtime_ns": row.mtime_ns, "width": row.width,
-        "height": row.height, "content_hash": row.content_hash, "tags": readable(row.tags), **row.fields,
-    }  # fmt: skip
+    return row_values(row)
 
 
 def result_fields(result: SearchResult, schema: Schema, *, with_candidates: bool) -> dict[str, Any]:

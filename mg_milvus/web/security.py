@@ -60,6 +60,8 @@ class WebSettings:
         token: every request needs it; None: no token, and only requests to this machine's own names are served.
         ingest_folders: folders whose images may be ingested from the page, absolute.
         upload_folder: where uploaded images are kept, absolute; None: no uploads into the index.
+        move_folder: where copies may be moved from the page, absolute; None: nowhere.
+        ignore_file: pairs that are no duplicates are kept there, absolute; None: they are not remembered.
         thumbnail_folder: where thumbnails are cached; None: no cache.
         max_upload_bytes: bytes of the largest accepted image.
         max_pixels: most pixels of an image, whether uploaded or read from disk.
@@ -70,6 +72,8 @@ class WebSettings:
     token: str | None = None
     ingest_folders: tuple[Path, ...] = ()
     upload_folder: Path | None = None
+    move_folder: Path | None = None
+    ignore_file: Path | None = None
     thumbnail_folder: Path | None = None
     max_upload_bytes: int = 50_000_000
     max_pixels: int = DEFAULT_MAX_PIXELS

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
 from mg_milvus.errors import CollectionNotFoundError
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from mg_milvus.codes import QueryCodes
+    from mg_milvus.duplicates.report import DuplicateReport
     from mg_milvus.index import ImageIndex
     from mg_milvus.search.query_image import QueryImage
     from mg_milvus.web.jobs import DynamicBatcher, IngestRunner
-    from mg_milvus.web.limits import BodyBudget, FilterQueue, Slots, UploadQuota
+    from mg_milvus.web.limits import BodyBudget, CountCache, FilterQueue, Lists, Reports, Slots, UploadQuota
     from mg_milvus.web.media import Thumbnails
     from mg_milvus.web.metrics import Metrics
     from mg_milvus.web.security import Access, WebSettings
@@ -48,6 +50,10 @@ class State:
         health_slots: limits health checks, which need no token.
         filter_queue: limits queries with a filter, which may be expensive for Milvus; other queries do not wait.
         upload_quota: limits the folder of uploads.
+        lists: lists that wait to be fetched.
+        reports: of the last searches for near-duplicates.
+        counts: of the values of fields and of tags, to complete what is typed.
+        archive_slots: limits archives that are sent at once.
         shutdown: set when the server is about to end; long responses end with it.
     """
 
@@ -67,6 +73,10 @@ class State:
     health_slots: Slots
     filter_queue: FilterQueue
     upload_quota: UploadQuota
+    lists: Lists
+    reports: Reports[DuplicateReport]
+    counts: CountCache
+    archive_slots: Slots
     shutdown: threading.Event
 
 
@@ -76,6 +86,16 @@ def _state(request: Request) -> State:
 
 
 CurrentState = Annotated[State, Depends(_state)]
+
+
+def check_writable(state: CurrentState) -> None:
+    """Refuse a request that would change something, unless that is allowed.
+
+    Raises:
+        HTTPException: the page is read-only.
+    """
+    if state.settings.read_only:
+        raise HTTPException(403, "the page is read-only: start mgm serve without --read-only to change the index")
 
 
 class EventStream(StreamingResponse):
@@ -114,6 +134,8 @@ def page_facts(state: State) -> dict[str, Any]:
         "can_delete": not settings.read_only,
         "can_upload": not settings.read_only and settings.upload_folder is not None,
         "folders": [] if settings.read_only else [str(folder) for folder in settings.ingest_folders],
+        "move_folder": None if settings.read_only or not settings.move_folder else str(settings.move_folder),
+        "can_ignore": not settings.read_only and settings.ignore_file is not None,
         "max_upload_bytes": settings.max_upload_bytes,
     }  # fmt: skip
 

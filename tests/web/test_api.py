@@ -9,8 +9,10 @@ import os
 import re
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +25,9 @@ from fastapi.testclient import TestClient
 from mg_milvus.errors import ServeError
 from mg_milvus.index import ImageIndex
 from mg_milvus.records import Progress
+from mg_milvus.search.query import QueryTerm
 from mg_milvus.web.app import create_app
+from mg_milvus.web.limits import Reports
 from mg_milvus.web.media import Thumbnails
 from mg_milvus.web.security import WebSettings, check_address
 from tests.conftest import kind_of_image, make_photos
@@ -450,7 +454,10 @@ def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: Ima
     async def listen_for_a_moment() -> None:
         import anyio
 
-        stream = duplicate_events(Endless(), {}, anyio.CapacityLimiter(1), threading.Event())  # type: ignore[arg-type]
+        state = SimpleNamespace(
+            index=Endless(), duplicates_limiter=anyio.CapacityLimiter(1), shutdown=threading.Event(), reports=Reports()
+        )
+        stream = duplicate_events(state, {})
         await anext(stream)
         await asyncio.to_thread(told.wait, 10)
         await stream.aclose()
@@ -763,3 +770,130 @@ def test_spoiled_uploads_are_answered_or_refused(client: TestClient, kind: str) 
     for answer in answers:
         assert answer.json()
         assert answer.status_code == 200 or "Traceback" not in answer.text
+
+
+def test_several_images_are_one_query(client: TestClient, index: ImageIndex, folder: Path) -> None:
+    one, two, three = jpeg(1), jpeg(2, "blocks"), jpeg(3, "stripes")
+    form = [("image", ("a.jpg", one)), ("image", ("b.jpg", two)), ("unlike", ("c.jpg", three))]
+    answer = client.post("/api/query?k=6", files=form).json()
+    expected = [hit.as_dict() for hit in index.query([one, two], unlike=[three], k=6)]
+    assert answer["hits"] == json.loads(json.dumps(expected))
+    assert [term["weight"] for term in answer["query"]["terms"]] == [1, 1, -1]
+    # Their codes alone, which an address holds, give the same answer.
+    first, second, third = (term["codes"] for term in answer["query"]["terms"])
+    again = client.get("/api/query", params={"k": 6, "codes": [first, second], "unlike_codes": [third]}).json()
+    assert again["hits"] == answer["hits"]
+
+
+def test_hits_refine_a_query(client: TestClient, index: ImageIndex, folder: Path) -> None:
+    wanted, unwanted = (index.query(folder / name, k=1)[0].id for name in ("disc/03.jpg", "disc/04.jpg"))
+    answer = client.post("/api/query", params={"k": 5, "like": [wanted], "unlike": [unwanted]}, content=jpeg()).json()
+    terms = [QueryTerm(jpeg()), QueryTerm(like=wanted), QueryTerm(like=unwanted, weight=-1.0)]
+    assert answer["hits"] == json.loads(json.dumps([hit.as_dict() for hit in index.query_together(terms, k=5)]))
+    assert not {wanted, unwanted} & {hit["id"] for hit in answer["hits"]}
+    by_id = client.get("/api/query", params={"k": 5, "id": wanted, "unlike": [unwanted]}).json()
+    assert by_id["hits"] == [hit.as_dict() for hit in index.query_together(terms[1:], k=5)]
+
+
+@pytest.mark.parametrize(
+    ("query", "files", "status", "said"),
+    [
+        ("", [("image", b"no image"), ("image", b"")], 422, "image 1 of 2 is not an image"),
+        ("", [("photo", b"")], 422, "a part too many, 'photo'; expected at most 16 of 'image', 16 of 'unlike'"),
+        ("", [("unlike", jpeg())], 400, "no image to look for"),
+        ("?candidates=true", [("image", jpeg())] * 2, 400, "candidates are those of one image"),
+        ("?like=x", [("image", jpeg())], 422, "should match pattern"),
+        ("", [("image", bytes(200_001)), ("image", b"")], 413, "more than 200,000 bytes"),
+    ],
+)
+def test_what_is_wrong_with_several_images_is_said(
+    client: TestClient, query: str, files: list, status: int, said: str
+) -> None:
+    answer = client.post(f"/api/query{query}", files=[(name, ("x.jpg", data)) for name, data in files])
+    assert (answer.status_code, said in answer.json()["error"]) == (status, True), answer.json()
+
+
+def test_selected_images_are_listed_tagged_and_removed(own: tuple[TestClient, ImageIndex], tmp_path: Path) -> None:
+    client, index = own
+    index.ingest(tmp_path / "allowed")
+    rows = index.images(order_by="path")
+    ids = [row.id for row in rows[:3]]
+    for form, start in (("txt", rows[0].path.encode()), ("csv", b"\xef\xbb\xbfid,path,"), ("json", b"[\n {")):
+        made = client.post("/api/lists", json={"ids": ids, "form": form}).json()
+        assert (made["images"], made["missing"]) == (3, [])
+        sent = client.get(f"/api/lists/{made['name']}")
+        assert sent.headers["content-disposition"] == f'attachment; filename="images.{form}"'
+        assert sent.content.startswith(start)
+    Path(rows[2].path).unlink()
+    made = client.post("/api/lists", json={"ids": ids, "form": "zip"}).json()
+    assert (made["images"], made["missing"], made["bytes"]) == (2, [rows[2].path], rows[0].size + rows[1].size)
+    with zipfile.ZipFile(io.BytesIO(client.get(f"/api/lists/{made['name']}").content)) as archive:
+        assert [archive.read(name) for name in archive.namelist()] == [Path(row.path).read_bytes() for row in rows[:2]]
+    gone = client.post("/api/lists", json={"ids": ids[2:], "form": "zip"})
+    assert (gone.status_code, "none of these files is there" in gone.json()["error"]) == (422, True)
+    assert client.get("/api/lists/unknown").status_code == 404
+    assert client.post("/api/images/tag", json={"ids": ids, "add": ["beach"]}).json() == {"changed": 3}
+    assert [row.id for row in index.images(filter='user_tags == "beach"', order_by="path")] == ids
+    assert client.get(f"/api/images/{ids[0]}").json()["user_tags"] == ["beach"]
+    wrong = client.post("/api/images/tag", json={"ids": ids, "add": ["a|b"]})
+    assert (wrong.status_code, "without |" in wrong.json()["error"]) == (400, True)
+    assert client.post("/api/images/delete", json={"ids": ids[:2]}).json() == {"deleted": 2}
+    assert index.count() == 4
+    assert Path(rows[0].path).is_file()
+    assert client.post("/api/images/delete", json={"ids": ids[:2]}).status_code == 404
+
+
+def test_a_read_only_page_lists_and_changes_nothing(index: ImageIndex) -> None:
+    ids = [index.images(limit=1)[0].id]
+    with TestClient(create_app(index, WebSettings(read_only=True)), base_url=HERE) as client:
+        assert client.post("/api/lists", json={"ids": ids, "form": "txt"}).status_code == 200
+        assert client.post("/api/images/tag", json={"ids": ids, "add": ["x"]}).status_code == 403
+        assert client.post("/api/images/delete", json={"ids": ids}).status_code == 403
+    assert index.count() == 60
+
+
+def test_copies_are_moved_and_put_back_over_the_page(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 1)
+    (photos / "disc" / "00~copy.jpg").write_bytes((photos / "disc" / "00.jpg").read_bytes())
+    settings = WebSettings(move_folder=tmp_path / "aside", ignore_file=tmp_path / "pairs.jsonl")
+    with ImageIndex.open("memory:") as index, TestClient(create_app(index, settings), base_url=HERE) as client:
+        index.ingest(photos)
+
+        def search() -> dict:
+            text = client.get("/api/duplicates/events?distance=2&keep=first").text
+            return json.loads(text.splitlines()[-2].removeprefix("data: "))["report"]
+
+        report = search()
+        kept, copy = report["groups"][0]["members"]
+        asked = {"report": report["name"], "ids": [copy["id"]]}
+        assert client.get("/api/duplicates/moved").json() == {"undo": False}
+        both = client.post("/api/duplicates/move", json=asked | {"ids": [kept["id"], copy["id"]]})
+        assert (both.status_code, "keep one of them" in both.json()["error"]) == (400, True)
+        assert client.post("/api/duplicates/move", json=asked | {"report": "x"}).status_code == 404
+        assert client.post("/api/duplicates/move", json=asked).json()["files"] == [copy["path"]]
+        assert not Path(copy["path"]).exists()
+        assert index.count() == 3
+        assert client.get("/api/duplicates/moved").json() == {"undo": True}
+        assert client.post("/api/duplicates/undo").json()["files"] == [copy["path"]]
+        assert Path(copy["path"]).is_file()
+        assert index.count() == 4
+        different = [row.id for row in index.images(filter='not (path like "%copy%")')][:2]
+        assert client.post("/api/duplicates/ignore", json={"ids": different}).json() == {"pairs": 1}
+        assert (tmp_path / "pairs.jsonl").read_text().count("\n") == 1
+        assert search()["groups"]
+    with TestClient(create_app(index, WebSettings()), base_url=HERE) as client:
+        for path in ("move", "undo", "ignore"):
+            refused = client.post(f"/api/duplicates/{path}", json=asked | {"ids": different})
+            assert refused.status_code in {400, 422}, path
+
+
+def test_what_is_typed_is_completed(client: TestClient, index: ImageIndex) -> None:
+    assert client.get("/api/values?field=kind&text=S").json() == {"disc": 20, "stripes": 20, "blocks": 20}
+    assert client.get("/api/values?field=kind&text=STR").json() == {"stripes": 20}
+    unknown = client.get("/api/values?field=number")
+    assert (unknown.status_code, unknown.json()["error"]) == (
+        400, "'number' is not a field of texts, expected one of: kind",
+    )  # fmt: skip
+    counts = index.tags()
+    found = client.get("/api/tags?prefix=").json()
+    assert found == dict(list(counts.items())[:20])

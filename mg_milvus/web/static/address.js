@@ -7,6 +7,9 @@ export function toAddress(query) {
   const params = new URLSearchParams();
   if (query.id) params.set("id", query.id);
   if (query.codes) params.set("codes", query.codes);
+  for (const codes of query.others) params.append("codes", codes);
+  for (const id of query.like) params.append("like", id);
+  for (const id of query.unlike) params.append("unlike", id);
   if (query.text) params.set("text", query.text);
   if (query.crop) params.set("crop", query.crop.join(","));
   if (query.profile) params.set("profile", query.profile);
@@ -27,9 +30,14 @@ export function fromAddress(search, about) {
   const filters = {};
   for (const [name, value] of params) if (name.startsWith(FILTER)) filters[name.slice(FILTER.length)] = value;
   const depth = Number(params.get("depth"));
+  const id = params.get("id");
+  const codes = params.getAll("codes");
   return {
-    id: params.get("id"),
-    codes: params.get("id") ? null : params.get("codes"),
+    id,
+    codes: id ? null : (codes.shift() ?? null),
+    others: codes,
+    like: params.getAll("like"),
+    unlike: params.getAll("unlike"),
     text: params.get("text") || null,
     crop: crop?.length === 4 && crop.every(Number.isInteger) ? crop : null,
     profile: Object.hasOwn(about.profiles, params.get("profile") ?? "") ? params.get("profile") : null,

@@ -26,7 +26,8 @@ async function call(path, init = {}) {
 const withQuery = (path, values) => {
   const params = new URLSearchParams();
   for (const [name, value] of Object.entries(values)) {
-    if (value !== null && value !== undefined && value !== "") params.set(name, value);
+    if (Array.isArray(value)) for (const one of value) params.append(name, one);
+    else if (value !== null && value !== undefined && value !== "") params.set(name, value);
   }
   return `${path}?${params}`;
 };
@@ -39,6 +40,13 @@ export function query({ blob, id, codes, text, crop, regions, filter, depth, fus
   return call(withQuery("api/query", options), { method: "POST", body: blob, headers, signal });
 }
 
+/** Query with several images: ids and codes. */
+export const querySeveral = (options, signal) => call(withQuery("api/query", options), { signal });
+
+/** What an image (a Blob) is searched with: {query: {codes, width, height}}. A busy server says when to retry. */
+export const encoded = (blob, signal) =>
+  retried(() => call(withQuery("api/query", { k: 1 }), { method: "POST", body: blob, headers: BYTES, signal }));
+
 /** What an image (a Blob), or that of an id, is to indexed ones, by their pixels: [{id, verdict, box}]. */
 export function verify({ blob, id, crop, ids }, signal) {
   const options = { ids: ids.join(","), crop: crop?.join(",") };
@@ -49,22 +57,49 @@ export function verify({ blob, id, crop, ids }, signal) {
 
 export const sample = (filter, signal) => call(withQuery("api/sample", { count: 120, filter }), { signal });
 
+/** Tags, or values of a field, that complete what is typed: {text: number of images}. */
+export const completions = (field, text) =>
+  field === null ? call(withQuery("api/tags", { prefix: text })) : call(withQuery("api/values", { field, text }));
+
 export const row = (id) => call(`api/images/${id}`);
 
 export const remove = (id) => call(`api/images/${id}`, { method: "DELETE" });
+
+const post = (path, body) =>
+  call(path, { method: "POST", body: JSON.stringify(body), headers: { "content-type": "application/json" } });
+
+/** Prepare a list of images as txt, csv, json or zip: {name, images, bytes, missing}. */
+export const prepareList = (ids, form) => post("api/lists", { ids, form });
+
+export const list = (name) => `api/lists/${name}`;
+
+export const tagImages = (ids, change) => post("api/images/tag", { ids, ...change });
+
+export const removeImages = (ids) => post("api/images/delete", { ids });
+
+export const moveCopies = (report, ids) => post("api/duplicates/move", { report, ids });
+
+export const undoMove = () => post("api/duplicates/undo", {});
+
+export const canUndo = () => call("api/duplicates/moved");
+
+export const ignorePair = (ids) => post("api/duplicates/ignore", { ids });
 
 export const thumbnail = (id, side) => `api/images/${id}/thumbnail?side=${side}`;
 
 export const original = (id) => `api/images/${id}/original`;
 
+const BYTES = { "content-type": "application/octet-stream" };
 const UPLOAD_TRIES = 20;
 
 /** Upload an image. A busy server says after how many seconds to retry. */
-export async function upload(file) {
-  const headers = { "content-type": "application/octet-stream" };
+export const upload = (file) =>
+  retried(() => call(withQuery("api/uploads", { name: file.name }), { method: "POST", body: file, headers: BYTES }));
+
+async function retried(attempt) {
   for (let tries = 1; ; tries += 1) {
     try {
-      return await call(withQuery("api/uploads", { name: file.name }), { method: "POST", body: file, headers });
+      return await attempt();
     } catch (error) {
       if (!error.wait || tries === UPLOAD_TRIES) throw error;
       await new Promise((resolve) => setTimeout(resolve, 1000 * error.wait));
@@ -72,12 +107,7 @@ export async function upload(file) {
   }
 }
 
-export const ingest = (what) =>
-  call("api/ingest", {
-    method: "POST",
-    body: JSON.stringify(what),
-    headers: { "content-type": "application/json" },
-  });
+export const ingest = (what) => post("api/ingest", what);
 
 export const stopIngest = () => call("api/ingest", { method: "DELETE" });
 

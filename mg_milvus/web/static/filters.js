@@ -1,14 +1,29 @@
 // Filters from the schema's fields: controls -> values -> a Milvus expression.
 
-import { h } from "./dom.js";
+import { complete } from "./completion.js";
+import { calmly, h } from "./dom.js";
+
+const PAUSE = 300; // milliseconds without a key, after which a filter applies
+const STEPS = 200; // of a slider
+const FIXED = ["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "tags"];
+const TAGS = "user_tags"; // tags that people gave
 
 const literal = (text) => `"${text.replaceAll("\\", "\\\\").replaceAll('"', '\\"').replace(/[\r\n]+/g, " ")}"`;
+
+/** Milvus compares letters by their case; so all common cases of a text are asked for. */
+function contains(name, text) {
+  const lower = text.toLowerCase();
+  const capitalized = lower.replace(/(?<!\p{L})\p{L}/gu, (letter) => letter.toUpperCase());
+  const escaped = (one) => one.replace(/[\\%_]/g, "\\$&");
+  const patterns = [...new Set([text, lower, text.toUpperCase(), capitalized])].map((one) => `${name} like "%${escaped(one).replaceAll('"', '\\"')}%"`);
+  return patterns.length > 1 ? `(${patterns.join(" or ")})` : patterns[0];
+}
 
 /** The expression of one control's value. */
 function condition(name, type, value, values) {
   if (name === "expression") return `(${value})`;
   if (type === "bool") return `${name} == ${value === "yes"}`;
-  if (type === "string") return values.length ? `${name} == ${literal(value)}` : `${name} like ${literal(`%${value}%`)}`;
+  if (type === "string") return values.length ? `${name} == ${literal(value)}` : contains(name, value);
   const [least, most] = value.split("..");
   return [least && `${name} >= ${Number(least)}`, most && `${name} <= ${Number(most)}`].filter(Boolean).join(" and ");
 }
@@ -17,7 +32,7 @@ export class Filters {
   /** `changed` is called with {name: text} whenever a control was changed. */
   constructor(form, about, changed) {
     this.fields = [
-      ...about.fields.map((field) => ({ ...field, values: about.facets[field.name] ?? [] })),
+      ...about.fields.map((field) => ({ ...field, label: field.name === TAGS ? "your tags" : field.name, values: about.facets[field.name] ?? [] })),
       { name: "path", label: "path holds", type: "string", values: [] },
       { name: "width", label: "width in pixels", type: "int", values: [] },
       { name: "expression", label: "expression", type: "expression", values: [] },
@@ -26,7 +41,7 @@ export class Filters {
     form.append(...this.fields.map((field) => this.control(field)));
     form.append(h("button", { type: "reset", class: "button small" }, "Clear"));
     form.addEventListener("submit", (event) => event.preventDefault());
-    form.addEventListener("change", () => changed(this.read()));
+    form.addEventListener("input", calmly(PAUSE, () => changed(this.read())));
     form.addEventListener("reset", () => setTimeout(() => changed(this.read())));
   }
 
@@ -39,15 +54,49 @@ export class Filters {
           placeholder: hint ?? end,
         });
       return h("div", { class: "field", role: "group", "aria-label": label },
-        h("span", {}, label), h("span", { class: "range" }, input("least", values[0]), "–", input("most", values[1])));
+        h("span", {}, label), h("span", { class: "range" }, input("least", values[0]), "–", input("most", values[1])),
+        values.length && values[0] < values[1] ? this.sliders(name, label, type, values) : "");
     }
     const choice = (texts) =>
       h("select", { id, name }, h("option", { value: "" }, "any"), ...texts.map((text) => h("option", {}, text)));
     const control =
       type === "bool" ? choice(["yes", "no"])
       : values.length ? choice(values)
-      : h("input", { id, name, type: "text", spellcheck: "false", placeholder: type === "expression" ? "width >= 800" : "" });
-    return h("div", { class: "field" }, h("label", { for: id }, label), control);
+      : h("input", { id, name, type: "text", spellcheck: "false", autocomplete: "off", placeholder: type === "expression" ? "width >= 800" : "" });
+    const field = h("div", { class: "field" }, h("label", { for: id }, label), control);
+    if (type === "expression") {
+      const columns = [...FIXED, ...this.fields.map((own) => own.name).filter((own) => !["path", "width", "expression"].includes(own))];
+      control.setAttribute("aria-describedby", "filter-columns");
+      field.append(h("p", { class: "hint columns", id: "filter-columns" }, `Columns: ${columns.join(", ")}`));
+    }
+    if (type === "string" && !values.length && name !== "path") complete(control, name);
+    return field;
+  }
+
+  /** Two sliders over the values that were seen; at their ends there is no limit. */
+  sliders(name, label, type, [least, most]) {
+    const step = type === "int" ? Math.max(1, Math.round((most - least) / STEPS)) : (most - least) / STEPS;
+    const number = (end) => this.form.elements[`${name}.${end}`];
+    const slider = (end, limit) => h("input", {
+      type: "range", class: end, min: least, max: most, step, value: limit, "aria-label": `${label}, ${end}`, data: { for: name, end },
+      oninput: ({ target }) => {
+        const [low, high] = box.children;
+        if (Number(low.value) > Number(high.value)) target.value = target === low ? high.value : low.value;
+        const value = Number(target.value);
+        number(end).value = value === limit ? "" : String(Number(value.toPrecision(6)));
+        this.fill(box, least, most);
+      },
+    });
+    const box = h("span", { class: "dual" });
+    box.append(slider("least", least), slider("most", most));
+    this.fill(box, least, most);
+    return box;
+  }
+
+  fill(box, least, most) {
+    const share = (input) => `${(100 * (input.value - least)) / (most - least)}%`;
+    box.style.setProperty("--from", share(box.children[0]));
+    box.style.setProperty("--to", share(box.children[1]));
   }
 
   read() {
@@ -72,6 +121,12 @@ export class Filters {
         const [least = "", most = ""] = value.split("..");
         set(this.form.elements[`${name}.least`], least);
         set(this.form.elements[`${name}.most`], most);
+        const box = this.form.querySelector(`[data-for="${name}"]`)?.parentElement;
+        if (!box) continue;
+        const [low, high] = box.children;
+        if (low !== document.activeElement) low.value = least || low.min;
+        if (high !== document.activeElement) high.value = most || high.max;
+        this.fill(box, Number(low.min), Number(low.max));
       } else {
         set(this.form.elements[name], value);
       }

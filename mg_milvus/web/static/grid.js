@@ -14,9 +14,10 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 export class Grid {
   /**
    * link: row -> address. search: called with a row that was clicked. why: called with an entry that is to be explained.
+   * adorn: called with every new card and its entry.
    */
-  constructor(container, { link, search, why }) {
-    Object.assign(this, { container, bits: {}, link, search, why, entries: [], cards: new Map(), blocks: [], columns: 0 });
+  constructor(container, { link, search, why, adorn }) {
+    Object.assign(this, { container, bits: {}, link, search, why, adorn, entries: [], cards: new Map(), blocks: [], columns: 0 });
     this.observer = new IntersectionObserver((seen) => seen.forEach((one) => this.toggle(one)), { rootMargin: MARGIN });
     new ResizeObserver(() => this.resized()).observe(container);
     container.addEventListener("keydown", (event) => this.walk(event));
@@ -132,6 +133,7 @@ export class Grid {
       },
     }, image, row.box ? region(row) : null);
     card.append(card.tile);
+    this.adorn(card, entry);
     if (!entry.ranks) {
       card.append(h("div", { class: "about" }, h("div", { class: "line" }, heading(row, name))));
       return card;

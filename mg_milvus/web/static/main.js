@@ -3,6 +3,7 @@
 import { Adding } from "./adding.js";
 import { fromAddress, toAddress } from "./address.js";
 import * as api from "./api.js";
+import { complete } from "./completion.js";
 import { $, calmly, h, number } from "./dom.js";
 import { Filters } from "./filters.js";
 import { fuse } from "./fusion.js";
@@ -10,6 +11,8 @@ import { Grid } from "./grid.js";
 import { listen } from "./picker.js";
 import { QueryImage } from "./query_image.js";
 import { REGIONS, Regions } from "./regions.js";
+import { Selection } from "./selection.js";
+import { ALONE, isSeveral, Several } from "./several.js";
 import { Weights } from "./weights.js";
 import { Why } from "./why.js";
 
@@ -30,9 +33,21 @@ const weights = new Weights($("#profiles"), $("#sliders"), about, regions, (chos
 const filters = new Filters($("#filters"), about, (chosen) => search({ ...query, filters: chosen }));
 const queryImage = new QueryImage((crop) => searchWithCrop(crop));
 const grid = new Grid($("#grid"), {
-  link: (row) => toAddress(regions.withBox({ ...query, id: row.id, codes: null }, null)),
+  link: (row) => toAddress(regions.withBox({ ...query, ...ALONE, id: row.id, codes: null }, null)),
   search: (row) => searchWithRow(row, null),
   why: (entry) => why.show(entry, settings(), queryImage),
+  adorn: (card, entry) => {
+    several.adorn(card, entry);
+    selection.adorn(card, entry);
+  },
+});
+const selection = new Selection({
+  about, entries: () => grid.entries, search: (change) => search({ ...query, ...change }),
+  removed: (rows) => forget(...rows), changed: () => results.clear(),
+});
+const several = new Several({
+  about, queryImage, search: (next) => search(next), problem: showProblem,
+  current: () => ({ query, response: result?.response }),
 });
 const why = new Why($("#why"), about, { search: searchWithRow, removed: forget });
 
@@ -45,24 +60,27 @@ function settings() {
   const compared = Object.fromEntries(Object.keys(bits).map((name) => [name, chosen[name] ?? 0]));
   if (TEXT in bits) compared[TEXT] = Object.values(compared).reduce((all, weight) => all + weight, 0) || 1;
   const lead = !query.profile && !query.weights && !regions.boxed(query);
-  return { bits, weights: compared, method, rrfK: about.fusion.rrf_k, lead };
+  return { bits, weights: compared, method, rrfK: about.fusion.rrf_k, lead, several: isSeveral(query) };
 }
 
 /** How the candidates can be ranked: by chance only where it is known, and without regions. */
 function methods() {
-  const known = !result?.response || result.response.candidates[0]?.chance;
+  const known = !result?.response || (result.response.candidates ?? result.response.hits)[0]?.chance;
   return known && !query.text && !(weights.of(query)[REGIONS] > 0) ? ["rank", "score", "chance"] : ["rank", "score"];
 }
 
-/** What the candidates depend on: not the weights. */
-const keyOf = (of) => JSON.stringify([of.id, of.codes, of.text, of.crop, of.depth, of.filters, searchesRegions(of)]);
+/** What the candidates depend on: not the weights, but where the server ranks. */
+const keyOf = (of) => JSON.stringify([
+  of.id, of.codes, of.text, of.crop, of.depth, of.filters, searchesRegions(of), of.others, of.like, of.unlike,
+  ...(isSeveral(of) ? [of.weights, of.profile, of.fusion] : []),
+]);
 
-const searchesRegions = (of) => regions.searched(of, weights.of(of));
+const searchesRegions = (of) => !isSeveral(of) && regions.searched(of, weights.of(of));
 
-const isQuery = ({ id, codes, text }) => Boolean(id || codes || text);
+const isQuery = (of) => Boolean(of.id || of.codes || of.text || isSeveral(of));
 
 function searchWithRow(row, crop) {
-  search(regions.withBox({ ...query, id: row.id, codes: null }, crop));
+  search(regions.withBox({ ...query, ...ALONE, id: row.id, codes: null }, crop));
   if (scrollY > $("#results").offsetTop) scrollTo({ top: 0 });
 }
 
@@ -72,7 +90,7 @@ function searchWithImage(file) {
     return;
   }
   const image = { blob: file, name: file.name ?? "pasted image", address: URL.createObjectURL(file) };
-  search(regions.withBox({ ...query, id: null, codes: null }, null), { image });
+  search(regions.withBox({ ...query, ...ALONE, id: null, codes: null }, null), { image });
 }
 
 function searchWithCrop(crop) {
@@ -127,6 +145,11 @@ async function fetchResult(next, image, signal) {
   if (!isQuery(next) && !image) return { rows: about.rows ? await api.sample(filter, signal) : [] };
   const known = results.get(keyOf(next));
   if (known && !image) return known;
+  if (isSeveral(next)) {
+    const got = await several.fetch(next, { filter, depth: next.depth ?? about.fusion.depth, fusion: next.fusion }, signal);
+    keep(next, got);
+    return got;
+  }
   const started = performance.now();
   const blob = image?.blob ?? (searchesRegions(next) && !next.id ? queryImage.of(next.codes).blob : null);
   const crop = next.id || blob ? next.crop : null; // codes are those of the crop
@@ -155,6 +178,8 @@ function show() {
   const uploaded = query.codes ? queryImage.of(query.codes) : null;
   const size = result?.row ? [result.row.width, result.row.height] : (uploaded?.size ?? [0, 0]);
   queryImage.show(query, result?.row ?? null, uploaded, size);
+  if (isSeveral(query)) $("#crop-buttons").hidden = true;
+  several.show(query);
   $("#share").hidden = !isQuery(query);
   $("#text").value = query.text ?? "";
   const asked = [query.text, query.id || query.codes ? $("#query-name").textContent : null].filter(Boolean).join(", ");
@@ -170,6 +195,13 @@ function rank() {
       ? (result?.rows.length ? "Select an image to search with it." : "No image matches the filter.")
       : (about.can_upload || about.folders.length ? "Add some with the button above, or with mgm ingest." : "Add some with mgm ingest.");
     grid.show((result?.rows ?? []).map((row) => ({ row })), about.bits);
+    return;
+  }
+  if (isSeveral(query)) {
+    const { hits, query: { terms } } = result.response;
+    $("#heading").textContent = terms.length === 1 ? "Nearest images" : `Nearest to these ${terms.length} images`;
+    $("#status").textContent = hits.length ? `${number(hits.length)} images in ${Math.round(result.milliseconds)} ms${remark()}` : "No results.";
+    grid.show(hits.map(({ rank, score, ranks, ...row }) => ({ row: { ...row, ranked_by: row.distances }, rank, score, ranks })), settings().bits);
     return;
   }
   const entries = fuse(result.response.candidates, settings());
@@ -189,7 +221,7 @@ const remark = () => (result.response.remark ? `: ${result.response.remark}` : "
 const verifySoon = calmly(300, async () => {
   const mine = result;
   const blob = query.id ? null : queryImage.of(query.codes)?.blob;
-  if (!$("#verify").checked || pending || !mine?.response || !(query.id || blob)) return;
+  if (!$("#verify").checked || pending || !mine?.response || isSeveral(query) || !(query.id || blob)) return;
   const first = fuse(mine.response.candidates, settings()).slice(0, VERIFIED).map(({ row }) => row);
   const rows = first.filter((row) => !row.verified);
   if (!rows.length) return;
@@ -214,20 +246,21 @@ function writeWeights() {
   $("#regions-hint").hidden = !isQuery(query) || !(regions.there || query.crop);
 }
 
-const searchRegionsToo = calmly(150, () => search(query, { push: false, again: true }));
+const searchAgain = calmly(150, () => search(query, { push: false, again: true }));
 
 function rerank(chosen) {
   query = { ...query, ...chosen };
   writeWeights();
   remember();
-  if (result?.response && searchesRegions(query) && !(REGIONS in result.response.bits)) searchRegionsToo();
+  if (isSeveral(query) || (result?.response && searchesRegions(query) && !(REGIONS in result.response.bits))) searchAgain();
   else rank();
 }
 
-function forget(row) {
+function forget(...rows) {
   results.clear();
-  about.rows -= 1;
-  if (query.id === row.id) search(regions.withBox({ ...query, id: null }, null));
+  about.rows -= rows.length;
+  const gone = new Set(rows.map(({ id }) => id));
+  if ([query.id, ...query.like, ...query.unlike].some((id) => gone.has(id))) search(regions.withBox({ ...query, ...ALONE, id: null }, null));
   else search(query, { push: false });
 }
 
@@ -246,11 +279,12 @@ function setUp() {
   });
   $("#fusion").addEventListener("change", ({ target }) => rerank({ fusion: target.value }));
   $("#verify").addEventListener("change", verifySoon);
-  $("#random").addEventListener("click", () => search(regions.withBox({ ...query, id: null, codes: null, text: null }, null)));
+  $("#random").addEventListener("click", () => search(regions.withBox({ ...query, ...ALONE, id: null, codes: null, text: null }, null)));
   $("#words").addEventListener("submit", (event) => {
     event.preventDefault();
-    search({ ...query, text: $("#text").value.trim() || null });
+    search({ ...query, ...ALONE, text: $("#text").value.trim() || null });
   });
+  complete($("#text"), null);
   $("#text").addEventListener("search", ({ target }) => { // the cross that clears it
     if (!target.value && query.text) search({ ...query, text: null });
   });
@@ -275,7 +309,7 @@ function setUp() {
     search(fromAddress(location.search, about), { push: false, top: state?.top ?? 0 });
   });
   history.scrollRestoration = "manual";
-  listen(searchWithImage);
+  listen((files) => (files.length > 1 ? several.offer(files) : searchWithImage(files[0])));
 }
 
 setUp();

@@ -1,8 +1,8 @@
-// An image from anywhere: dropped, pasted, chosen, photographed.
+// Images from anywhere: dropped, pasted, chosen, photographed.
 
 import { $ } from "./dom.js";
 
-/** Calls `picked` with a File (or Blob) of any kind; the server says whether it is an image. */
+/** Calls `picked` with Files (or Blobs) of any kind; the server says whether they are images. */
 export function listen(picked) {
   const veil = $("#veil");
   let depth = 0;
@@ -24,20 +24,20 @@ export function listen(picked) {
   addEventListener("drop", (event) => {
     depth = 0;
     veil.hidden = true;
-    const [file] = event.dataTransfer?.files ?? [];
-    if (!file || dialogOpen()) return;
+    const files = [...(event.dataTransfer?.files ?? [])];
+    if (!files.length || dialogOpen()) return;
     event.preventDefault();
-    picked(file);
+    picked(files);
   });
   addEventListener("paste", (event) => {
-    const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
-    if (file && !dialogOpen()) picked(file);
+    const files = [...(event.clipboardData?.files ?? [])].filter((one) => one.type.startsWith("image/"));
+    if (files.length && !dialogOpen()) picked(files);
   });
   for (const input of [$("#choose"), $("#photograph")]) {
     input.addEventListener("change", () => {
-      const [file] = input.files;
+      const files = [...input.files];
       input.value = "";
-      if (file) picked(file);
+      if (files.length) picked(files);
     });
   }
 }

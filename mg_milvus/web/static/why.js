@@ -61,6 +61,7 @@ export class Why {
     action();
   }
 
+  /** Distances to the query image; of several to the nearest one, whose ranks alone do not make the score. */
   table(entry, settings) {
     const { bits, weights, method, rrfK } = settings;
     const scores = contributions(entry, settings);
@@ -77,7 +78,7 @@ export class Why {
         h("td", {}, `${distanceText(entry.row, name)} of ${bits[name]}`),
         h("td", {}, chance === undefined ? "–" : chanceText(chance)),
         h("td", {}, `#${rankText(entry.ranks[name])}`),
-        h("td", {}, weight ? h("span", { class: "formula" }, `${formula} = `) : null, weight ? scores[name].toFixed(4) : "–"));
+        h("td", {}, weight && !settings.several ? h("span", { class: "formula" }, `${formula} = `) : null, weight && !settings.several ? scores[name].toFixed(4) : "–"));
     });
     const head = ["granularity", "matching bits", "differing bits", "by chance", "rank", "contribution"];
     return h("div", { class: "scroll" }, h("table", { class: "shares" },

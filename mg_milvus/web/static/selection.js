@@ -1,0 +1,223 @@
+// Images that are selected, by the check mark, shift, a long press or the keyboard, and what is done with them.
+
+import * as api from "./api.js";
+import { ALONE } from "./several.js";
+import { $, fileName, fileSize, h, number, svg } from "./dom.js";
+
+const PRESS = 500; // milliseconds of a long press
+const TOGETHER = 16; // images that are searched with at once
+
+export class Selection {
+  /**
+   * about: the page's facts. entries: () -> the entries of the grid in order. search: called with what differs from the
+   * query. removed: called with rows that are no longer indexed. changed: called after fields of rows have changed.
+   */
+  constructor({ about, entries, search, removed, changed }) {
+    Object.assign(this, { about, entries, search, removed, changed, rows: new Map(), anchor: null });
+    this.count = h("p", { role: "status" });
+    this.said = h("p", { role: "status", class: "hint" });
+    const button = (text, onclick, title = null) => h("button", { type: "button", class: "button small", title, onclick }, text);
+    this.with = button("Search with these", () => this.searchWith());
+    this.bar = h("div", { id: "selection", class: "selection", role: "group", "aria-label": "Selected images", hidden: true },
+      this.count,
+      h("div", { class: "buttons" },
+        this.with,
+        button("Copy paths", () => this.copy()),
+        button("Paths", () => this.download("txt"), "The paths as a text file, in the bytes of the disk"),
+        button("CSV", () => this.download("csv"), "All fields as a table"),
+        button("JSON", () => this.download("json"), "All fields as JSON"),
+        button("Files", () => this.download("zip"), "The image files in a zip"),
+        about.can_delete ? button("Tag", () => this.tag()) : null,
+        about.can_delete ? button("Remove", () => this.remove(), "Remove from the index; the files stay") : null,
+        button("Clear", () => this.clear(), "Escape")),
+      this.said);
+    this.dialog = h("dialog", { id: "selected", "aria-labelledby": "selected-title" });
+    document.body.append(this.bar, this.dialog);
+    const grid = $("#grid");
+    grid.addEventListener("click", (event) => this.click(event), true);
+    grid.addEventListener("keydown", (event) => this.key(event), true);
+    grid.addEventListener("pointerdown", (event) => this.press(event));
+    for (const end of ["pointerup", "pointercancel", "pointermove"]) grid.addEventListener(end, (event) => this.release(event));
+    grid.addEventListener("contextmenu", (event) => this.pressed && event.preventDefault());
+    addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && this.rows.size && !$("dialog[open]")) this.clear();
+    });
+  }
+
+  /** The check mark of a card. */
+  adorn(card, { row }) {
+    card.check = h("button", { type: "button", class: "check", role: "checkbox", "aria-label": `Select ${fileName(row.path)}`, title: "Select (x)" },
+      svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: "M5 12.5l4.5 4.5L19 7.5" })));
+    card.append(card.check);
+    this.mark(card, row.id);
+  }
+
+  mark(card, id) {
+    const selected = this.rows.has(id);
+    card.classList.toggle("selected", selected);
+    card.check.setAttribute("aria-checked", String(selected));
+  }
+
+  show() {
+    const { size } = this.rows;
+    for (const card of document.querySelectorAll("#grid .card")) if (card.check) this.mark(card, card.dataset.id);
+    $("#grid").classList.toggle("selecting", size > 0);
+    this.bar.hidden = !size;
+    document.body.classList.toggle("with-selection", size > 0);
+    this.count.textContent = `${number(size)} selected`;
+    this.with.disabled = size > TOGETHER;
+    this.said.textContent = "";
+  }
+
+  clear() {
+    const inside = this.bar.contains(document.activeElement);
+    this.rows.clear();
+    this.anchor = null;
+    this.show();
+    if (inside) $("#results").focus({ preventScroll: true });
+  }
+
+  toggle(row) {
+    if (!this.rows.delete(row.id)) this.rows.set(row.id, row);
+    this.anchor = row.id;
+    this.show();
+  }
+
+  /** Select all from the image that was selected last to this one. */
+  extend(row) {
+    const entries = this.entries();
+    const place = (id) => entries.findIndex((entry) => entry.row.id === id);
+    const ends = [this.anchor === null ? -1 : place(this.anchor), place(row.id)];
+    if (ends[0] < 0) return this.toggle(row);
+    const [first, last] = [Math.min(...ends), Math.max(...ends)];
+    for (const entry of entries.slice(first, last + 1)) this.rows.set(entry.row.id, entry.row);
+    this.show();
+  }
+
+  click(event) {
+    const card = event.target.closest(".card");
+    if (!card?.entry) return;
+    const onCheck = event.target.closest(".check");
+    const onTile = event.target.closest(".tile");
+    if (this.pressed) this.pressed = false; // the click at the end of a long press
+    else if ((onCheck || onTile) && event.shiftKey) this.extend(card.entry.row);
+    else if (onCheck || (onTile && this.rows.size && event.pointerType === "touch")) this.toggle(card.entry.row);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  press(event) {
+    const card = event.target.closest(".card");
+    this.pressed = false;
+    if (event.pointerType !== "touch" || !card?.entry || !event.target.closest(".tile")) return;
+    this.from = [event.clientX, event.clientY];
+    this.timer = setTimeout(() => {
+      this.pressed = true;
+      this.toggle(card.entry.row);
+    }, PRESS);
+  }
+
+  release({ type, clientX, clientY }) {
+    if (type === "pointermove" && (!this.from || Math.hypot(clientX - this.from[0], clientY - this.from[1]) < 10)) return;
+    clearTimeout(this.timer);
+  }
+
+  key(event) {
+    const card = event.target.closest(".card");
+    if (!card?.entry || !event.target.classList.contains("tile")) return;
+    if (event.key === "x" && !event.ctrlKey && !event.metaKey) this.toggle(card.entry.row);
+    else if (event.key === "a" && (event.ctrlKey || event.metaKey)) {
+      for (const { row } of this.entries()) this.rows.set(row.id, row);
+      this.show();
+    } else if (event.shiftKey && event.key.startsWith("Arrow")) {
+      if (!this.rows.has(card.dataset.id)) this.toggle(card.entry.row);
+      setTimeout(() => { // the grid has moved the focus by then
+        const next = document.activeElement.closest(".card");
+        if (next?.entry && next !== card) this.extend(next.entry.row);
+      });
+      return;
+    } else return;
+    event.preventDefault();
+  }
+
+  searchWith() {
+    const ids = [...this.rows.keys()];
+    this.clear();
+    this.search({ ...ALONE, id: ids[0], codes: null, text: null, crop: null, like: ids.slice(1) });
+  }
+
+  async copy() {
+    const paths = [...this.rows.values()].map(({ path }) => path);
+    try {
+      await navigator.clipboard.writeText(paths.join("\n"));
+      this.said.textContent = `${number(paths.length)} paths copied`;
+    } catch {
+      this.said.textContent = "The browser does not let this page copy: download the paths instead.";
+    }
+  }
+
+  async download(form) {
+    try {
+      const { name, images, bytes, missing_count: missing } = await api.prepareList([...this.rows.keys()], form);
+      const link = h("a", { href: api.list(name), download: "" });
+      document.body.append(link);
+      link.click();
+      link.remove();
+      const what = `${number(images)} ${images === 1 ? "image" : "images"}${bytes ? `, ${fileSize(bytes)}` : ""}`;
+      this.said.textContent = missing ? `${what}; ${number(missing)} left out: their files are gone or were changed` : what;
+    } catch (error) {
+      this.said.textContent = error.message;
+    }
+  }
+
+  /** A dialog with a question, fields and buttons; an action's error is said in it. */
+  ask(title, content, actions) {
+    const problem = h("p", { class: "problem", role: "alert", hidden: true });
+    const buttons = actions.map(([text, style, action]) => h("button", { type: "button", class: `button ${style}`, onclick: async () => {
+      try {
+        await action();
+        this.dialog.close();
+      } catch (error) {
+        problem.hidden = false;
+        problem.textContent = error.message;
+      }
+    } }, text));
+    this.dialog.replaceChildren(
+      h("header", {}, h("h2", { id: "selected-title" }, title), h("button", { class: "button small", onclick: () => this.dialog.close() }, "Close")),
+      content, problem, h("div", { class: "buttons" }, ...buttons));
+    this.dialog.showModal();
+    return buttons;
+  }
+
+  tag() {
+    const ids = [...this.rows.keys()];
+    const input = h("input", { id: "tag-name", type: "text", maxlength: 100, autocomplete: "off" });
+    const act = (side, verb) => async () => {
+      const { changed } = await api.tagImages(ids, { [side]: [input.value] });
+      this.said.textContent = `${number(changed)} ${changed === 1 ? "image" : "images"} ${verb} ${input.value.trim()}`;
+      this.changed();
+    };
+    const [add] = this.ask(`Tag ${number(ids.length)} ${ids.length === 1 ? "image" : "images"}`,
+      h("p", { class: "labelled" }, h("label", { for: "tag-name" }, "Tag"), input),
+      [["Add", "primary", act("add", "tagged")], ["Take away", "", act("remove", "without")]]);
+    input.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") add.click();
+    });
+    input.focus();
+  }
+
+  remove() {
+    const rows = [...this.rows.values()];
+    const what = rows.length === 1 ? "this image" : `these ${number(rows.length)} images`;
+    const [, cancel] = this.ask(`Remove ${what} from the index?`, h("p", {}, "The files stay where they are. An ingest adds them again."), [
+      ["Remove from the index", "danger", async () => {
+        await api.removeImages(rows.map(({ id }) => id));
+        this.clear();
+        this.removed(rows);
+      }],
+      ["Cancel", "", () => {}],
+    ]);
+    cancel.focus();
+  }
+}
