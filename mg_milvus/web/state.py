@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 from starlette.responses import StreamingResponse
 
 from mg_milvus.errors import CollectionNotFoundError
-from mg_milvus.schema.models import PROFILES, REGIONS
+from mg_milvus.schema.models import PROFILES, REGIONS, Schema
 from mg_milvus.web.limits import RETRY_SECONDS, BusyError
 from mg_milvus.web.security import error_response
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from mg_milvus.web.media import Thumbnails
     from mg_milvus.web.metrics import Metrics
     from mg_milvus.web.security import Access, WebSettings
+
+
+_DEFAULT_COLLECTION = Schema.model_fields["collection"].default
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,8 @@ def page_facts(state: State) -> dict[str, Any]:
     """The collection, its default options, and what this page may do, as plain data for the page."""
     schema, settings = state.index.schema, state.settings
     return {
-        "collection": state.index.collection, "rows": count_rows(state), "bits": schema.code_bits,
+        "collection": state.index.collection, "title": page_title(state), "show": list(settings.show),
+        "rows": count_rows(state), "bits": schema.code_bits,
         "weights": schema.weights | ({REGIONS: schema.regions.weight} if schema.regions else {}),
         "profiles": _profiles(schema.weights) | ({REGIONS: {REGIONS: 1.0}} if schema.regions else {}),
         "fusion": schema.fusion.model_dump(),
@@ -116,6 +121,17 @@ def page_facts(state: State) -> dict[str, Any]:
         "folders": [] if settings.read_only else [str(folder) for folder in settings.ingest_folders],
         "max_upload_bytes": settings.max_upload_bytes,
     }  # fmt: skip
+
+
+def page_title(state: State) -> str:
+    """The title that was chosen, else the collection's name, or the file's where that is the default one."""
+    index = state.index
+    file = PurePath(index.uri)
+    if state.settings.title:
+        return state.settings.title
+    if index.collection == _DEFAULT_COLLECTION and file.suffix == ".db" and "://" not in index.uri:
+        return file.stem
+    return index.collection
 
 
 def count_rows(state: State) -> int:

@@ -7,6 +7,7 @@ import { $, calmly, h, number } from "./dom.js";
 import { Filters } from "./filters.js";
 import { fuse } from "./fusion.js";
 import { Grid } from "./grid.js";
+import { Lightbox } from "./lightbox.js";
 import { listen } from "./picker.js";
 import { QueryImage } from "./query_image.js";
 import { REGIONS, Regions } from "./regions.js";
@@ -16,6 +17,8 @@ import { Why } from "./why.js";
 const TEXT = "text"; // the ranking by words
 const VERIFIED = 10; // results that are verified, the first ones
 const DEPTHS = [50, 100, 300, 1000];
+const DEEPER = [400, 1600, 6400]; // depths of the searches that follow when somebody scrolls to the end
+const SKELETONS = 24; // empty cards until the first images are there
 const REMEMBERED = 20; // results kept for the back button
 
 const about = JSON.parse($("#about").textContent);
@@ -32,9 +35,17 @@ const queryImage = new QueryImage((crop) => searchWithCrop(crop));
 const grid = new Grid($("#grid"), {
   link: (row) => toAddress(regions.withBox({ ...query, id: row.id, codes: null }, null)),
   search: (row) => searchWithRow(row, null),
-  why: (entry) => why.show(entry, settings(), queryImage),
+  open: (place) => lightbox.show(grid, place),
+  why: (entry) => explain(entry),
+  end: () => searchDeeper(),
+  fields: about.show,
 });
+const lightbox = new Lightbox($("#lightbox"), { search: (row) => searchWithRow(row, null), why: (entry) => explain(entry) });
 const why = new Why($("#why"), about, { search: searchWithRow, removed: forget });
+
+function explain(entry) {
+  why.show(entry, settings(), queryImage);
+}
 
 /** How the candidates are ranked now. */
 function settings() {
@@ -90,6 +101,7 @@ async function search(next, { image = null, push = true, top = null, again = fal
   const mine = (pending = new AbortController());
   const grids = $("#grid");
   grids.setAttribute("aria-busy", "true");
+  if (!result) grid.wait(SKELETONS);
   try {
     const got = await fetchResult(next, image, mine.signal);
     if (mine !== pending) return;
@@ -127,15 +139,20 @@ async function fetchResult(next, image, signal) {
   if (!isQuery(next) && !image) return { rows: about.rows ? await api.sample(filter, signal) : [] };
   const known = results.get(keyOf(next));
   if (known && !image) return known;
+  const got = await request(next, image, signal);
+  if (!image) keep(next, got);
+  return got;
+}
+
+async function request(next, image, signal) {
+  const filter = filters.expression(next.filters);
   const started = performance.now();
   const blob = image?.blob ?? (searchesRegions(next) && !next.id ? queryImage.of(next.codes).blob : null);
   const crop = next.id || blob ? next.crop : null; // codes are those of the crop
   const mode = regions.searched(next, weights.of(next), Boolean(blob)) ? "contains" : null;
   const sent = { ...next, filter, blob, crop, regions: mode, fusion: "rank", depth: next.depth ?? about.fusion.depth };
   const [response, row] = await Promise.all([api.query(sent, signal), next.id ? api.row(next.id) : null]);
-  const got = { response, row, milliseconds: performance.now() - started };
-  if (!image) keep(next, got);
-  return got;
+  return { response, row, milliseconds: performance.now() - started };
 }
 
 function keep(next, got) {
@@ -155,10 +172,10 @@ function show() {
   const uploaded = query.codes ? queryImage.of(query.codes) : null;
   const size = result?.row ? [result.row.width, result.row.height] : (uploaded?.size ?? [0, 0]);
   queryImage.show(query, result?.row ?? null, uploaded, size);
-  $("#share").hidden = !isQuery(query);
+  $("#share").hidden = $("#scores").hidden = !isQuery(query);
   $("#text").value = query.text ?? "";
   const asked = [query.text, query.id || query.codes ? $("#query-name").textContent : null].filter(Boolean).join(", ");
-  document.title = asked ? `${asked} · ${about.collection}` : `${about.collection} · mg-milvus`;
+  document.title = asked ? `${asked} · ${about.title}` : `${about.title} · mg-milvus`;
   rank();
 }
 
@@ -167,12 +184,12 @@ function rank() {
   if (!result?.response) {
     $("#heading").textContent = about.rows ? "Random images" : "There are no images yet";
     $("#status").textContent = about.rows
-      ? (result?.rows.length ? "Select an image to search with it." : "No image matches the filter.")
+      ? (result?.rows.length ? "Look at one, or search with it." : "No image matches the filter.")
       : (about.can_upload || about.folders.length ? "Add some with the button above, or with mgm ingest." : "Add some with mgm ingest.");
     grid.show((result?.rows ?? []).map((row) => ({ row })), about.bits);
     return;
   }
-  const entries = fuse(result.response.candidates, settings());
+  const entries = ranked();
   $("#heading").textContent = !(query.id || query.codes) ? `Images of ${query.text}` : query.crop && !regions.missed(query) ? "Nearest to this crop" : "Nearest images";
   const weightless = !Object.values(settings().weights).some((weight) => weight > 0);
   $("#status").textContent = weightless
@@ -180,6 +197,43 @@ function rank() {
     : entries.length ? `${number(entries.length)} candidates in ${Math.round(result.milliseconds)} ms${remark()}` : "No results.";
   grid.show(entries, settings().bits);
   verifySoon();
+}
+
+/** The candidates in order; those of a deeper search follow the others, which keep their places. */
+function ranked() {
+  const entries = fuse(result.response.candidates, settings());
+  const seen = new Set(entries.map(({ row }) => row.id));
+  for (const candidates of result.deeper ?? []) {
+    for (const entry of fuse(candidates, settings())) {
+      if (seen.has(entry.row.id)) continue;
+      seen.add(entry.row.id);
+      entries.push({ ...entry, rank: entries.length + 1 });
+    }
+  }
+  return entries;
+}
+
+/** Search for more candidates, when the last ones come near the window. */
+async function searchDeeper() {
+  const mine = result;
+  if (pending || !mine?.response || mine.complete) return;
+  const before = ranked().length;
+  const depth = DEEPER.find((more) => more > (mine.depth ?? mine.response.depth));
+  if (!depth || before >= about.rows - Boolean(query.id)) return;
+  mine.complete = true; // for the time being
+  $("#grid").setAttribute("aria-busy", "true");
+  try {
+    const got = await request({ ...query, depth }, null, null);
+    mine.deeper = [...(mine.deeper ?? []), got.response.candidates];
+    mine.depth = depth;
+    if (mine !== result) return;
+    mine.complete = ranked().length === before;
+    rank();
+  } catch (error) {
+    if (mine === result) showProblem(error.message);
+  } finally {
+    if (!pending) $("#grid").removeAttribute("aria-busy");
+  }
 }
 
 /** The sentence on an answer without any related image. */
@@ -257,6 +311,10 @@ function setUp() {
   $("#home").addEventListener("click", (event) => {
     event.preventDefault();
     search(fromAddress("", about));
+  });
+  $("#scores").addEventListener("click", ({ target }) => {
+    const shown = $("#grid").classList.toggle("scores");
+    target.setAttribute("aria-pressed", String(shown));
   });
   $("#share").addEventListener("click", async ({ target }) => {
     try {
