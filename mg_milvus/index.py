@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from mg_milvus.results import Hits, IngestReport, RelocateReport
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.query_image import QueryImage
+    from mg_milvus.search.rows import Listing
     from mg_milvus.search.searcher import SearchResult
     from mg_milvus.store.base import Row
     from mg_milvus.store.filters import Filter
@@ -721,8 +722,9 @@ class ImageIndex:
 
         Args:
             filter: only rows that match, see ``QueryOptions``.
-            order_by: a field of the rows, rising; with ``-`` before it falling: ``"-size"``. Missing values come last,
-                and equal ones are ordered by id. All rows that match are read once.
+            order_by: a field of the rows, or ``folder``, ``name`` (as people order names: 9 before 10), ``date`` (of
+                the file) or ``tag`` (the most probable), rising; with ``-`` before it falling: ``"-size"``. Missing
+                values come last, and equal ones are ordered by id. All rows that match are read once.
             limit: rows returned, at most.
             offset: rows of that order to pass over.
 
@@ -734,11 +736,32 @@ class ImageIndex:
         page = listing.Page(order_by, limit, offset)
         return listing.list_rows(self._session.store, self.schema, filter_text(filter), page)
 
+    def listing(self, order_by: str = "folder", filter: Filter | None = None) -> Listing:  # noqa: A002
+        """The ids of all rows, or of those that match, in order, to be shown page by page with ``page``.
+
+        Args:
+            order_by: as in ``images``. Folders, months (``date``), tags and texts are the sections of the listing.
+            filter: only rows that match, see ``QueryOptions``. All rows that match are read once.
+
+        Raises:
+            QueryError: there is no such field.
+            FilterError: the filter cannot be read as a whole, or names no column.
+        """
+        self._session.existing()
+        return listing.order_rows(self._session.store, self.schema, filter_text(filter), order_by)
+
+    def page(self, ids: Sequence[str]) -> list[Row]:
+        """The rows of some ids, in their order, without codes; rows that are gone are left out."""
+        self._session.existing()
+        rows = self._session.store.fetch(ids)
+        return [rows[own] for own in ids if own in rows]
+
     def facets(self, field: str, filter: Filter | None = None) -> dict[Any, int]:  # noqa: A002
         """Count the rows of each value of a field, the most frequent first; a missing value is None.
 
         Args:
-            field: any field of the rows. All rows that match are read once.
+            field: any field of the rows, or ``folder``, ``name``, ``date`` (months) or ``tag``. All rows that match are
+                read once.
             filter: count only rows that match, see ``QueryOptions``.
 
         Raises:

@@ -41,13 +41,13 @@ from mg_milvus.errors import (
 )
 from mg_milvus.files import shown
 from mg_milvus.html import pages
-from mg_milvus.web import api
+from mg_milvus.web import api, browse
 from mg_milvus.web.jobs import DynamicBatcher, IngestRunner, bug_message
 from mg_milvus.web.limits import BodyBudget, BusyError, FilterQueue, Slots, UploadQuota, UploadsFullError
 from mg_milvus.web.media import Thumbnails, TooLargeError, read_body
 from mg_milvus.web.metrics import Metrics
 from mg_milvus.web.security import Access, Guard, TooManyAttemptsError, check_address, error_response
-from mg_milvus.web.state import State, busy_response, page_facts
+from mg_milvus.web.state import Listings, State, busy_response, page_facts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -99,6 +99,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         health_slots=Slots(MAX_HEALTH_CHECKS, "checks"),
         filter_queue=FilterQueue(),
         upload_quota=UploadQuota(settings.upload_folder),
+        listings=Listings(),
         shutdown=threading.Event(),
     )  # fmt: skip
 
@@ -116,6 +117,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         description="Search images by images. The same verbs and the same JSON as the command mgm.",
     )  # fmt: skip
     app.state.mgm = state
+    app.include_router(browse.router)
     app.include_router(api.router)
     app.include_router(api.changes_router)
     app.include_router(api.duplicates_router)
@@ -158,6 +160,10 @@ def _add_pages(app: FastAPI, state: State) -> None:
     @app.get("/duplicates", include_in_schema=False)
     def duplicates(keep: str = "best", distance: str = "") -> Response:
         return _html("duplicates.html.jinja", about=page_facts(state), rules=list(KEEP), keep=keep, distance=distance)
+
+    @app.get("/browse", include_in_schema=False)
+    def browse_all() -> Response:
+        return _html("browse.html.jinja", about=page_facts(state), signed_in=state.settings.token is not None)
 
     @app.get("/static/look.css", include_in_schema=False)
     def look() -> Response:

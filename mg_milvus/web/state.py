@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +18,6 @@ from mg_milvus.web.limits import RETRY_SECONDS, BusyError
 from mg_milvus.web.security import error_response
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import AsyncIterator, Mapping
 
     import anyio
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from mg_milvus.codes import QueryCodes
     from mg_milvus.index import ImageIndex
     from mg_milvus.search.query_image import QueryImage
+    from mg_milvus.search.rows import Listing
     from mg_milvus.web.jobs import DynamicBatcher, IngestRunner
     from mg_milvus.web.limits import BodyBudget, FilterQueue, Slots, UploadQuota
     from mg_milvus.web.media import Thumbnails
@@ -33,6 +36,32 @@ if TYPE_CHECKING:
 
 
 _DEFAULT_COLLECTION = Schema.model_fields["collection"].default
+
+
+_KEPT = 4
+"""Listings in memory: of 100,000 rows each takes about ten megabytes."""
+_KEPT_SECONDS = 600.0
+
+
+class Listings:
+    """Orders of all rows, kept for a while: reading them takes seconds. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str], tuple[float, int, Listing]] = OrderedDict()
+
+    def of(self, index: ImageIndex, order_by: str, where: str, rows: int) -> Listing:
+        """The listing of an order and a filter, read again when the number of rows has changed."""
+        key = order_by, where
+        with self._lock:  # who asks for the same at the same time waits, and does not read all rows, too
+            made, counted, listing = self._kept.get(key, (0.0, -1, None))
+            if listing is None or counted != rows or time.monotonic() - made > _KEPT_SECONDS:
+                listing = index.listing(order_by, where or None)
+                self._kept[key] = time.monotonic(), rows, listing
+            self._kept.move_to_end(key)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +81,7 @@ class State:
         health_slots: limits health checks, which need no token.
         filter_queue: limits queries with a filter, which may be expensive for Milvus; other queries do not wait.
         upload_quota: limits the folder of uploads.
+        listings: orders of all rows, for pages of them.
         shutdown: set when the server is about to end; long responses end with it.
     """
 
@@ -71,6 +101,7 @@ class State:
     health_slots: Slots
     filter_queue: FilterQueue
     upload_quota: UploadQuota
+    listings: Listings
     shutdown: threading.Event
 
 

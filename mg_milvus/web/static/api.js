@@ -49,6 +49,9 @@ export function verify({ blob, id, crop, ids }, signal) {
 
 export const sample = (filter, signal) => call(withQuery("api/sample", { count: 120, filter }), { signal });
 
+/** One page of all images in order: {total, rows, sections}; a row that is gone is null, sections come with offset 0. */
+export const images = (options) => call(withQuery("api/images", options));
+
 export const row = (id) => call(`api/images/${id}`);
 
 export const remove = (id) => call(`api/images/${id}`, { method: "DELETE" });

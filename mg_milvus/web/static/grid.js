@@ -10,6 +10,8 @@ const GAP = 20; // between cards, in pixels
 const MARGIN = "1200px 0px"; // how far from the window a block is filled
 const MOVED = 60; // cards that are animated at most
 
+const PASSED = 80; // milliseconds after which a block is not just scrolled past
+
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Grid {
@@ -118,7 +120,9 @@ export class Grid {
   /** Fill a block once its entries are there, if it is still shown then. */
   async load(block) {
     const { entries, range } = { entries: this.entries, range: block.range };
-    if (!entries.load || !(await entries.load(range.first, range.end))) return;
+    if (!entries.load) return;
+    await new Promise((resolve) => setTimeout(resolve, PASSED)); // what is scrolled past is not loaded
+    if (range !== block.range || !block.childElementCount || !(await entries.load(range.first, range.end))) return;
     if (entries === this.entries && range === block.range && block.childElementCount) this.fill(block);
   }
 
@@ -147,7 +151,7 @@ export class Grid {
 
   /** Scroll to the heading of a section. */
   jump(section) {
-    this.blocks.find(({ range }) => range.first === section.first)?.heading?.scrollIntoView();
+    this.blocks.find(({ range }) => range.first === section.first)?.heading?.scrollIntoView({ behavior: "instant" });
   }
 
   countColumns() {
