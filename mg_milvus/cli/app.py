@@ -15,7 +15,21 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from mg_milvus import __version__
-from mg_milvus.cli import bulk, duplicates, evaluate, ingest, log, manage, options, query, schema, serve, streams, train
+from mg_milvus.cli import (
+    bulk,
+    cluster,
+    duplicates,
+    evaluate,
+    ingest,
+    log,
+    manage,
+    options,
+    query,
+    schema,
+    serve,
+    streams,
+    train,
+)
 from mg_milvus.cli.console import ERROR, INTERRUPTED, UNREADABLE, USAGE
 from mg_milvus.cli.log import log_error
 from mg_milvus.errors import MgMilvusError
@@ -26,7 +40,7 @@ if TYPE_CHECKING:
 
 
 PANELS = {
-    "Images": ("ingest", "query", "duplicates", "tags", "delete", "relocate", "info", "serve"),
+    "Images": ("ingest", "query", "duplicates", "cluster", "tags", "delete", "relocate", "info", "serve"),
     "Encoders": ("fit", "refit", "train", "eval", "tune"),
     "Large collections": ("schema", "plan", "encode", "load", "export"),
     "Operation": ("doctor", "up", "down", "cache", "version"),
@@ -180,6 +194,7 @@ for register in (
     ingest.register,
     query.register,
     duplicates.register,
+    cluster.register,
     manage.register,
     train.register,
     evaluate.register,

@@ -8,6 +8,7 @@ import secrets
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -76,6 +77,18 @@ class Listing:
 
     ids: Sequence[str]
     sections: Sequence[tuple[str, int]] = ()
+
+    def among(self, ids: frozenset[str]) -> Listing:
+        """The listing of those rows of it that are among some ids."""
+        chosen = [own in ids for own in self.ids]
+        before = [0, *accumulate(chosen)]
+        ends = [first for _, first in self.sections[1:]] + [len(self.ids)]
+        sections = [
+            (name, before[first])
+            for (name, first), end in zip(self.sections, ends, strict=False)
+            if before[end] > before[first]
+        ]
+        return Listing([own for own in self.ids if own in ids], sections)
 
 
 def order_rows(store: Store, schema: Schema, where: str | None, order_by: str) -> Listing:

@@ -171,7 +171,9 @@ async def _respond(state: State, source: _QuerySource, parameters: QueryParamete
         query = {"id": source.id, "codes": codes, "width": width, "height": height, "crop": options.get("crop")}
         return {"query": query} | result_fields(result, schema, with_candidates=parameters.candidates)
 
-    response = await (state.filter_queue.run(search) if options.get("filter") else _in_thread(search))
+    response = await (
+        state.filter_queue.run(search) if options.get("filter") or options.get("cluster") else _in_thread(search)
+    )
     response["seconds"] = round(time.perf_counter() - started, 4)
     state.metrics.query(response["seconds"])
     return JSONResponse(response)
@@ -317,7 +319,8 @@ def _has_cached(request: Request, etag: str) -> bool:
     return any(each.strip().removeprefix("W/") in {etag, "*"} for each in known.split(","))
 
 
-def _check_writable(state: CurrentState) -> None:
+def check_writable(state: CurrentState) -> None:
+    """Refuse changes on a page that is read-only."""
     if state.settings.read_only:
         raise HTTPException(403, "the page is read-only: start mgm serve without --read-only to change the index")
 
@@ -325,7 +328,7 @@ def _check_writable(state: CurrentState) -> None:
 CHANGE_ERRORS: dict[int | str, dict[str, Any]] = {
     **ERRORS, **BUSY, 403: {"description": "The page is read-only.", **ERROR},
 }  # fmt: skip
-changes_router = APIRouter(prefix="/api", dependencies=[Depends(_check_writable)], responses=CHANGE_ERRORS)
+changes_router = APIRouter(prefix="/api", dependencies=[Depends(check_writable)], responses=CHANGE_ERRORS)
 
 
 class IngestRequest(BaseModel):

@@ -99,7 +99,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         health_slots=Slots(MAX_HEALTH_CHECKS, "checks"),
         filter_queue=FilterQueue(),
         upload_quota=UploadQuota(settings.upload_folder),
-        listings=Listings(),
+        listings=Listings(index),
         shutdown=threading.Event(),
     )  # fmt: skip
 
@@ -118,6 +118,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     )  # fmt: skip
     app.state.mgm = state
     app.include_router(browse.router)
+    app.include_router(browse.changes_router)
     app.include_router(api.router)
     app.include_router(api.changes_router)
     app.include_router(api.duplicates_router)
@@ -164,6 +165,14 @@ def _add_pages(app: FastAPI, state: State) -> None:
     @app.get("/browse", include_in_schema=False)
     def browse_all() -> Response:
         return _html("browse.html.jinja", about=page_facts(state), signed_in=state.settings.token is not None)
+
+    @app.get("/overview", include_in_schema=False)
+    def overview() -> Response:
+        return _html("overview.html.jinja", about=page_facts(state), signed_in=state.settings.token is not None)
+
+    @app.get("/static/clusters.css", include_in_schema=False)
+    def look_of_clusters() -> Response:
+        return FileResponse(STYLES / "clusters.css")
 
     @app.get("/static/look.css", include_in_schema=False)
     def look() -> Response:

@@ -46,22 +46,28 @@ _KEPT_SECONDS = 600.0
 class Listings:
     """Orders of all rows, kept for a while: reading them takes seconds. Safe to use from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: ImageIndex) -> None:
+        self._index = index
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str], tuple[float, int, Listing]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str], tuple[float, int, Listing]] = OrderedDict()
 
-    def of(self, index: ImageIndex, order_by: str, where: str, rows: int) -> Listing:
-        """The listing of an order and a filter, read again when the number of rows has changed."""
-        key = order_by, where
+    def of(self, order_by: str, where: str, cluster: str, rows: int) -> Listing:
+        """The listing of an order, a filter and a cluster, read again when the number of rows has changed."""
+        key = order_by, where, cluster
         with self._lock:  # who asks for the same at the same time waits, and does not read all rows, too
             made, counted, listing = self._kept.get(key, (0.0, -1, None))
             if listing is None or counted != rows or time.monotonic() - made > _KEPT_SECONDS:
-                listing = index.listing(order_by, where or None)
+                listing = self._index.listing(order_by, where or None, cluster or None)
                 self._kept[key] = time.monotonic(), rows, listing
             self._kept.move_to_end(key)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return listing
+
+    def forget(self) -> None:
+        """Read again what is asked for next, as after a cluster has got another name."""
+        with self._lock:
+            self._kept.clear()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ export function toAddress(query) {
   if (query.id) params.set("id", query.id);
   if (query.codes) params.set("codes", query.codes);
   if (query.text) params.set("text", query.text);
+  if (query.cluster) params.set("cluster", query.cluster);
   if (query.crop) params.set("crop", query.crop.join(","));
   if (query.profile) params.set("profile", query.profile);
   else if (query.weights) {
@@ -31,6 +32,7 @@ export function fromAddress(search, about) {
     id: params.get("id"),
     codes: params.get("id") ? null : params.get("codes"),
     text: params.get("text") || null,
+    cluster: params.get("cluster") || null,
     crop: crop?.length === 4 && crop.every(Number.isInteger) ? crop : null,
     profile: Object.hasOwn(about.profiles, params.get("profile") ?? "") ? params.get("profile") : null,
     weights: readWeights(params.get("weights"), about.bits),

@@ -18,6 +18,7 @@ const TEXT = "text"; // the ranking by words
 const VERIFIED = 10; // results that are verified, the first ones
 const DEPTHS = [50, 100, 300, 1000];
 const DEEPER = [400, 1600, 6400]; // depths of the searches that follow when somebody scrolls to the end
+const SAMPLE = 120; // images of a cluster that are shown without a query
 const SKELETONS = 24; // empty cards until the first images are there
 const REMEMBERED = 20; // results kept for the back button
 
@@ -66,7 +67,7 @@ function methods() {
 }
 
 /** What the candidates depend on: not the weights. */
-const keyOf = (of) => JSON.stringify([of.id, of.codes, of.text, of.crop, of.depth, of.filters, searchesRegions(of)]);
+const keyOf = (of) => JSON.stringify([of.id, of.codes, of.text, of.cluster, of.crop, of.depth, of.filters, searchesRegions(of)]);
 
 const searchesRegions = (of) => regions.searched(of, weights.of(of));
 
@@ -136,12 +137,18 @@ async function search(next, { image = null, push = true, top = null, again = fal
 
 async function fetchResult(next, image, signal) {
   const filter = filters.expression(next.filters);
-  if (!isQuery(next) && !image) return { rows: about.rows ? await api.sample(filter, signal) : [] };
+  if (!isQuery(next) && !image) return { rows: about.rows ? await someImages(next, filter, signal) : [] };
   const known = results.get(keyOf(next));
   if (known && !image) return known;
   const got = await request(next, image, signal);
   if (!image) keep(next, got);
   return got;
+}
+
+/** A random sample; of a cluster its first images by id, which is a hash. */
+async function someImages({ cluster }, filter, signal) {
+  if (!cluster) return api.sample(filter, signal);
+  return (await api.images({ order_by: "id", filter, cluster, limit: SAMPLE, offset: 0 }, signal)).rows.filter(Boolean);
 }
 
 async function request(next, image, signal) {
@@ -174,6 +181,8 @@ function show() {
   queryImage.show(query, result?.row ?? null, uploaded, size);
   $("#share").hidden = $("#scores").hidden = !isQuery(query);
   $("#text").value = query.text ?? "";
+  $("#in-cluster").hidden = !query.cluster;
+  $("#in-cluster").textContent = `only cluster ${query.cluster} ✕`;
   const asked = [query.text, query.id || query.codes ? $("#query-name").textContent : null].filter(Boolean).join(", ");
   document.title = asked ? `${asked} · ${about.title}` : `${about.title} · mg-milvus`;
   rank();
@@ -182,7 +191,7 @@ function show() {
 /** Rank the candidates that are here, with the weights as they are. */
 function rank() {
   if (!result?.response) {
-    $("#heading").textContent = about.rows ? "Random images" : "There are no images yet";
+    $("#heading").textContent = about.rows ? (query.cluster ? "Some of its images" : "Random images") : "There are no images yet";
     $("#status").textContent = about.rows
       ? (result?.rows.length ? "Look at one, or search with it." : "No image matches the filter.")
       : (about.can_upload || about.folders.length ? "Add some with the button above, or with mgm ingest." : "Add some with mgm ingest.");
@@ -312,6 +321,7 @@ function setUp() {
     event.preventDefault();
     search(fromAddress("", about));
   });
+  $("#in-cluster").addEventListener("click", () => search({ ...query, cluster: null }));
   $("#scores").addEventListener("click", ({ target }) => {
     const shown = $("#grid").classList.toggle("scores");
     target.setAttribute("aria-pressed", String(shown));
