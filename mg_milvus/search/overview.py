@@ -54,7 +54,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ClusterImage:
-    """An image that stands for a cluster: its id and path."""
+    """An image that stands for a cluster.
+
+    Attributes:
+        id: of its row.
+        path: that it was ingested from.
+    """
 
     id: str
     path: str
@@ -326,7 +331,10 @@ def _read_rows(store: Store, schema: Schema, progress: Callable[[Progress], None
     order = np.lexsort(array.T[::-1])
     return _RowsRead(
         array[order],
-        {name: np.frombuffer(bytes(codes[name]), np.uint8).reshape(len(order), -1)[order] for name in schema.bits},
+        {
+            name: np.frombuffer(bytes(codes[name]), np.uint8).reshape(-1, bits // 8)[order]
+            for name, bits in schema.bits.items()
+        },
         [paths[i] for i in order],
         [tags[i] for i in order],
     )
