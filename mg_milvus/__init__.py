@@ -51,7 +51,9 @@ if TYPE_CHECKING:
     from mg_milvus.schema.models import Granularity, Schema
     from mg_milvus.search.explain import Explanation
     from mg_milvus.search.fusion import Fused, Fusion, fuse
+    from mg_milvus.search.overview import Cluster, ClusterImage, Clusters
     from mg_milvus.search.query import QueryOptions, QueryTerm
+    from mg_milvus.search.rows import Listing
     from mg_milvus.store.conformance import Conformance, Feature, conformance
     from mg_milvus.training.config import TrainingConfiguration
     from mg_milvus.training.train import TrainReport, train
@@ -60,6 +62,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Cluster": "search.overview",
+    "ClusterImage": "search.overview",
+    "Clusters": "search.overview",
     "Conformance": "store.conformance",
     "DuplicateGroup": "duplicates.report",
     "DuplicateReport": "duplicates.report",
@@ -79,6 +84,7 @@ _HOMES = {
     "IndexInfo": "results",
     "IngestMetrics": "ingest.metrics",
     "IngestReport": "results",
+    "Listing": "search.rows",
     "MilvusConfig": "config",
     "Progress": "records",
     "QueryOptions": "search.query",
@@ -104,7 +110,10 @@ _HOMES = {
 
 __all__ = [
     "AuthenticationError",
+    "Cluster",
     "ClusterError",
+    "ClusterImage",
+    "Clusters",
     "CodeFileError",
     "CollectionNotFoundError",
     "Conformance",
@@ -132,6 +141,7 @@ __all__ = [
     "IngestMetrics",
     "IngestReport",
     "LabelError",
+    "Listing",
     "MgMilvusError",
     "MilvusConfig",
     "MissingPackageError",

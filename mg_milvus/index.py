@@ -34,6 +34,7 @@ from mg_milvus.schema.tags import ANY_TAG, USER_TAGS, find_word
 from mg_milvus.search import rows as listing
 from mg_milvus.search.chance import ChanceKeeper
 from mg_milvus.search.explain import Trace
+from mg_milvus.search.overview import MOST_LISTED, ClusterKeeper
 from mg_milvus.search.query import Query, QueryOptions, QueryTerm, check_together, with_query_options
 from mg_milvus.search.query_image import (
     QueryArea,
@@ -45,7 +46,8 @@ from mg_milvus.search.query_image import (
 from mg_milvus.search.searcher import Searcher, SearchResult
 from mg_milvus.search.words import EncodedWords, TaggedWords
 from mg_milvus.session import Session
-from mg_milvus.store.filters import filter_text
+from mg_milvus.store.filter_language import both
+from mg_milvus.store.filters import among, filter_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +66,9 @@ if TYPE_CHECKING:
     from mg_milvus.records import Progress, Verification
     from mg_milvus.results import Hits, IngestReport, RelocateReport
     from mg_milvus.search.explain import Explanation
+    from mg_milvus.search.overview import Cluster, Clusters
     from mg_milvus.search.query_image import QueryImage
+    from mg_milvus.search.rows import Listing
     from mg_milvus.search.words import Words
     from mg_milvus.store.base import Row
     from mg_milvus.store.filters import Filter
@@ -81,6 +85,7 @@ class ImageIndex:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._chance = ChanceKeeper(session)
+        self._clusters = ClusterKeeper(session)
 
     @classmethod
     def open(
@@ -545,6 +550,14 @@ class ImageIndex:
         """
         self._session.existing()
         query = Query.of(self.schema, options)
+        if cluster := options.get("cluster"):
+            ids = self.clusters().ids(cluster)
+            if len(ids) > MOST_LISTED:
+                raise QueryError(
+                    f"cluster '{cluster}' has {len(ids):,} images, a query can be limited to {MOST_LISTED:,}: give one "
+                    "of its parts"
+                )
+            query = replace(query, where=both(query.where, among(ids)))
         return replace(query, words=self._words(query.text)) if query.text else query
 
     def _words(self, text: str) -> Words:
@@ -822,8 +835,9 @@ class ImageIndex:
 
         Args:
             filter: only rows that match, see ``QueryOptions``.
-            order_by: a field of the rows, rising; with ``-`` before it falling: ``"-size"``. Missing values come last,
-                and equal ones are ordered by id. All rows that match are read once.
+            order_by: a field of the rows, or ``folder``, ``name`` (as people order names: 9 before 10), ``date`` (of
+                the file) or ``tag`` (the most probable), rising; with ``-`` before it falling: ``"-size"``. Missing
+                values come last, and equal ones are ordered by id. All rows that match are read once.
             limit: rows returned, at most.
             offset: rows of that order to pass over.
 
@@ -835,11 +849,64 @@ class ImageIndex:
         page = listing.Page(order_by, limit, offset)
         return listing.list_rows(self._session.store, self.schema, filter_text(filter), page)
 
+    def listing(
+        self,
+        order_by: str = "folder",
+        filter: Filter | None = None,  # noqa: A002
+        cluster: str | None = None,
+    ) -> Listing:
+        """The ids of all rows, or of those that match, in order, to be shown page by page with ``page``.
+
+        Args:
+            order_by: as in ``images``. Folders, months (``date``), tags and texts are the sections of the listing.
+            filter: only rows that match, see ``QueryOptions``. All rows that match are read once.
+            cluster: only images of this cluster, by its number, name or label: see ``clusters``.
+
+        Raises:
+            QueryError: there is no such field, or no such cluster.
+            FilterError: the filter cannot be read as a whole, or names no column.
+        """
+        self._session.existing()
+        ordered = listing.order_rows(self._session.store, self.schema, filter_text(filter), order_by)
+        return ordered if cluster is None else ordered.among(frozenset(self.clusters().ids(cluster)))
+
+    def page(self, ids: Sequence[str]) -> list[Row]:
+        """The rows of some ids, in their order, without codes; rows that are gone are left out."""
+        self._session.existing()
+        rows = self._session.store.fetch(ids)
+        return [rows[own] for own in ids if own in rows]
+
+    def clusters(self, *, refresh: bool = False, progress: Callable[[Progress], None] | None = None) -> Clusters:
+        """The overview of the collection: clusters of alike images, in each smaller ones, in these near-duplicates.
+
+        They are made of the stored codes: by ``coarse``, inside of these by ``mid``, and groups on ``fine``; of a
+        schema with other granularities, by its first two. They are kept beside the collection with their names, and
+        made anew when its number of images has changed.
+
+        Args:
+            refresh: make them anew in any case.
+            progress: called now and then.
+        """
+        return self._clusters.clusters(progress or (lambda _: None), refresh=refresh)
+
+    def name_cluster(self, cluster: str, name: str) -> Cluster:
+        """Name a cluster, for ``clusters`` and the option ``cluster`` of queries. The name stays with the index.
+
+        Args:
+            cluster: number, name or label.
+            name: empty to take it away.
+
+        Raises:
+            QueryError: there is no such cluster, or another one has the name, or it is too long or a number.
+        """
+        return self._clusters.rename(cluster, name)
+
     def facets(self, field: str, filter: Filter | None = None) -> dict[Any, int]:  # noqa: A002
         """Count the rows of each value of a field, the most frequent first; a missing value is None.
 
         Args:
-            field: any field of the rows. All rows that match are read once.
+            field: any field of the rows, or ``folder``, ``name``, ``date`` (months) or ``tag``. All rows that match are
+                read once.
             filter: count only rows that match, see ``QueryOptions``.
 
         Raises:

@@ -56,6 +56,7 @@ class MemoryStore:
         self._records: dict[str, Record] = {}
         self._encoders: dict[str, bytes] = {}
         self._statistics: bytes | None = None
+        self._clusters: bytes | None = None
         self._closed = False
         self.regions = MemoryRegions(self._settings)
         self.indexes = NoIndexes()
@@ -109,7 +110,7 @@ class MemoryStore:
             self._check_open()
             self._description, self._added = None, ()
             self._records = {}
-            self._encoders, self._statistics = {}, None
+            self._encoders, self._statistics, self._clusters = {}, None, None
             self.regions.clear()
 
     def upsert(self, rows: Sequence[Row]) -> None:
@@ -226,6 +227,18 @@ class MemoryStore:
         with self._lock:
             self._check_open()
             return self._statistics
+
+    def put_clusters(self, data: bytes) -> None:
+        """See ``Store``."""
+        with self._lock:
+            self._check_open()
+            self._clusters = data
+
+    def get_clusters(self) -> bytes | None:
+        """See ``Store``."""
+        with self._lock:
+            self._check_open()
+            return self._clusters
 
     def collections(self) -> list[str]:
         """See ``Store``."""

@@ -266,7 +266,7 @@ def test_public_names() -> None:
         name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)
     }
     others = {
-        "Conformance", "Feature", "conformance",
+        "Cluster", "ClusterImage", "Clusters", "Listing", "Conformance", "Feature", "conformance",
         "DuplicateGroup", "DuplicateReport", "Encoder", "Evaluation", "Explanation", "Failure", "Fused",
         "Fusion", "Granularity",
         "GroupMember", "Hit", "Hits",

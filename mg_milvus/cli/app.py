@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from mg_milvus import __version__
 from mg_milvus.cli import (
     bulk,
+    cluster,
     duplicates,
     evaluate,
     ingest,
@@ -40,7 +41,19 @@ if TYPE_CHECKING:
 
 
 PANELS = {
-    "Images": ("ingest", "query", "duplicates", "list", "tags", "tag", "delete", "relocate", "info", "serve"),
+    "Images": (
+        "ingest",
+        "query",
+        "duplicates",
+        "cluster",
+        "list",
+        "tags",
+        "tag",
+        "delete",
+        "relocate",
+        "info",
+        "serve",
+    ),
     "Encoders": ("fit", "refit", "train", "eval", "tune"),
     "Large collections": ("schema", "plan", "encode", "load", "export"),
     "Operation": ("doctor", "up", "down", "cache", "version"),
@@ -194,6 +207,7 @@ for register in (
     ingest.register,
     query.register,
     duplicates.register,
+    cluster.register,
     lists.register,
     manage.register,
     train.register,

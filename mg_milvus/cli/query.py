@@ -146,12 +146,14 @@ def print_explanation(explanation: Explanation, *, title: str = "") -> None:
     """
     from rich.text import Text
 
+    from mg_milvus.store.filters import excerpt
+
     out = console()
     _print_title(title, out)
     query = explanation.query
     out.print(Text(f"fusion {query.fusion}: {FORMULAS[query.fusion].format(rrf_k=query.rrf_k)}"))
     if query.where:
-        out.print(Text(f"filter: {escape_controls(query.where)}"))
+        out.print(Text(f"filter: {escape_controls(excerpt(query.where))}"))
     out.print(Text())
     out.print(_fields(explanation))
     if explanation.candidates is not None:
@@ -303,6 +305,12 @@ def query(
             help="Search one granularity only, e.g. fine",
         ),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster", metavar="CLUSTER", help="Only images of a cluster: its number, name or label from mgm cluster"
+        ),
+    ] = None,
     where: Annotated[
         str | None,
         typer.Option("--filter", metavar="EXPR", help="Milvus filter expression, e.g. 'width >= 800'"),
@@ -399,6 +407,7 @@ def query(
         "depth": depth,
         "granularity": granularity,
         "filter": where,
+        "cluster": cluster,
         "crop": area,
         "regions": "contains" if contains else "overlap" if overlap else None,
         "min": least,

@@ -20,6 +20,7 @@ from mg_milvus.cli.console import ERROR
 from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
+    from mg_milvus.index import ImageIndex
     from mg_milvus.store.lite_server import Server
 
 
@@ -28,6 +29,8 @@ EXAMPLES = """Examples:
 mgm serve
 
 mgm serve --uri photos.db --allow-ingest ~/Pictures --port 8080
+
+mgm serve --title "Summer shoes" --show price,sku
 
 MGM_WEB_TOKEN=... mgm serve --host 0.0.0.0 --read-only"""
 
@@ -104,6 +107,18 @@ def serve(
             "--root-path", metavar="PATH", help="Path of the page behind a proxy, e.g. /images for https://HOST/images/"
         ),
     ] = "",
+    title: Annotated[
+        str,
+        typer.Option(
+            "--title", metavar="TEXT", help="Heading of the page, e.g. 'Summer shoes'; default: the collection's name"
+        ),
+    ] = "",
+    show: Annotated[
+        str,
+        typer.Option(
+            "--show", metavar="FIELD,...", help="Fields that results show instead of the name of the file: price,sku"
+        ),
+    ] = "",
     uri: options.Uri = None,
     collection: options.Collection = None,
     timeout: options.Timeout = 10.0,
@@ -147,12 +162,27 @@ def serve(
                 thumbnail_folder=media.default_folder(),
                 max_pixels=pixel_limit(),
                 root_path=_root_path(root_path),
+                title=title,
+                show=_fields(show, index),
             ),
             listener,
             started=lambda: print(
                 f"{address} · {rows:,} images in '{index.collection}' · press Ctrl-C to stop", flush=True
             ),
         )
+
+
+def _fields(text: str, index: ImageIndex) -> tuple[str, ...]:
+    """Names of fields of the index."""
+    fields = tuple(name.strip() for name in text.split(",") if name.strip())
+    known = ["path", "size", "width", "height", "tags", *(field.name for field in index.schema.fields)]
+    for name in fields:
+        if name not in known:
+            raise typer.BadParameter(
+                f"'{name}' is no field of '{index.collection}', expected some of {', '.join(known)}",
+                param_hint="--show",
+            )
+    return fields
 
 
 def _root_path(text: str) -> str:

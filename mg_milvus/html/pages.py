@@ -157,11 +157,6 @@ class _Card:
     box: Box | None
     verdict: str
 
-    @property
-    def fills(self) -> bool:
-        """Whether the image's shape is near the tile's, from square to 16:9."""
-        return self.thumbnail.height <= self.thumbnail.width <= 16 / 9 * self.thumbnail.height
-
 
 def result_page(results: Sequence[QueryResult], settings: QuerySettings) -> str:
     """Queries and their hits as one self-contained HTML page.

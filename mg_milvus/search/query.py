@@ -65,6 +65,7 @@ class QueryOptions(TypedDict, total=False):
         depth: candidates retrieved from each granularity, at least k.
         filter: a Milvus boolean expression on the row's fields, or values: ``{"kind": "shoe", "price": ("<", 40)}``;
             see ``Filter``.
+        cluster: only images of this cluster, by its number, name or label: see ``ImageIndex.clusters``.
         crop: (x, y, width, height) in pixels of the upright query image: the area to search with. In a query with
             regions, the regions search with the crop and the other granularities with the whole image; otherwise all
             search with the crop. On a collection with regions, a crop without weights searches the regions only.
@@ -93,6 +94,7 @@ class QueryOptions(TypedDict, total=False):
     rrf_k: int | None
     depth: int | None
     filter: Filter | None
+    cluster: str | None
     crop: tuple[int, int, int, int] | None
     regions: str | None
     min: str | None

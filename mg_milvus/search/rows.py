@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import re
 import secrets
 from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,6 +20,8 @@ from mg_milvus.search.query import MAX_DEPTH, nearest_name
 from mg_milvus.store.filter_language import both
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mg_milvus.schema.models import Schema
     from mg_milvus.store.base import Row, Store
 
@@ -26,6 +32,11 @@ MAX_FACET_VALUES = 100
 _ID_BITS = 128
 _COLUMNS = ("id", "path", "size", "mtime_ns", "width", "height", "content_hash")
 """Columns of every row, besides the schema's own fields."""
+_DERIVED = ("folder", "name", "date", "tag")
+"""What rows can be listed by besides, where the schema has no field of that name: the folder of the file, its name, the
+month of its modification (UTC), and the most probable tag."""
+MOST_SECTIONS = 5_000
+"""A listing of more folders, months or values than this has no sections."""
 
 
 class Page(NamedTuple):
@@ -49,13 +60,96 @@ def list_rows(store: Store, schema: Schema, where: str | None, page: Page) -> li
     falling = page.order_by.startswith("-") if isinstance(page.order_by, str) else False
     field = _check_field(schema, page.order_by[1:] if falling else page.order_by)
 
-    def key(row: Row) -> tuple[bool, Any, str]:
-        value = _value(row, field)
-        return (value is not None) == falling, value, row.id
-
     every = (row for rows in store.scan(where) for row in rows)
     choose = heapq.nlargest if falling else heapq.nsmallest
-    return choose(page.offset + page.limit, every, key=key)[page.offset :]
+    return choose(page.offset + page.limit, every, key=lambda row: _sort_key(row, field, falling))[page.offset :]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All rows that match, in order.
+
+    Attributes:
+        ids: of the rows.
+        sections: name and first place of the folders, months, tags or texts that the order groups by, in order; empty
+            for other orders, and for more than ``MOST_SECTIONS``.
+    """
+
+    ids: Sequence[str]
+    sections: Sequence[tuple[str, int]] = ()
+
+    def among(self, ids: frozenset[str]) -> Listing:
+        """The listing of those rows of it that are among some ids."""
+        chosen = [own in ids for own in self.ids]
+        before = [0, *accumulate(chosen)]
+        ends = [first for _, first in self.sections[1:]] + [len(self.ids)]
+        sections = [
+            (name, before[first])
+            for (name, first), end in zip(self.sections, ends, strict=False)
+            if before[end] > before[first]
+        ]
+        return Listing([own for own in self.ids if own in ids], sections)
+
+
+def order_rows(store: Store, schema: Schema, where: str | None, order_by: str) -> Listing:
+    """All rows in order: see ``ImageIndex.listing``.
+
+    Raises:
+        QueryError: the order names no field.
+        FilterError: the filter cannot be read as a whole, or names no column.
+    """
+    falling = order_by.startswith("-")
+    field = _check_field(schema, order_by.removeprefix("-"))
+    texts = {own.name for own in schema.fields if own.type == "string"}
+    grouped = field in texts or (field in ("folder", "date", "tag") and not _is_own(field, schema))
+    keyed = [
+        (_sort_key(row, field, falling), (_value(row, field) or "") if grouped else "")
+        for rows in store.scan(where)
+        for row in rows
+    ]
+    keyed.sort(key=lambda pair: pair[0], reverse=falling)
+    ids = [key[-1] for key, _ in keyed]
+    starts = [i for i, (_, name) in enumerate(keyed) if i == 0 or name != keyed[i - 1][1]] if grouped else []
+    return Listing(ids, [(keyed[i][1], i) for i in starts] if len(starts) <= MOST_SECTIONS else ())
+
+
+def _is_own(field: str, schema: Schema) -> bool:
+    return any(own.name == field for own in schema.fields)
+
+
+def _sort_key(row: Row, field: str, falling: bool) -> tuple[bool, Any, str]:
+    """Missing values last, names as people order them, times exactly, equal ones by id."""
+    value = _value(row, field)
+    missing = (value is not None) == falling
+    if field in row.fields or field in _COLUMNS or value is None:
+        return missing, value, row.id
+    match field:
+        case "folder":
+            value = (_natural(value), _natural(_file_name(row)))
+        case "name":
+            value = _natural(value)
+        case "date":
+            value = row.mtime_ns
+    return missing, value, row.id
+
+
+def _natural(text: str) -> list[Any]:
+    """A key that orders a9 before a10, and A beside a: texts and numbers by turns, numbers by length and digits."""
+    parts: list[Any] = re.split(r"([0-9]+)", text.casefold())
+    parts[1::2] = [(len(digits), digits) for digits in (part.lstrip("0") for part in parts[1::2])]
+    return parts
+
+
+def _month(nanoseconds: int) -> str:
+    """The month of a time, in UTC; empty where the time is none of a calendar."""
+    try:
+        return f"{datetime.fromtimestamp(nanoseconds / 1e9, UTC):%Y-%m}"
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
+def _file_name(row: Row) -> str:
+    return row.path.rpartition("/")[2]
 
 
 def count_values(store: Store, schema: Schema, field: str, where: str | None) -> dict[Any, int]:
@@ -82,7 +176,7 @@ def count_tags(store: Store, where: str | None) -> dict[str, int]:
 
 
 def _check_field(schema: Schema, name: object) -> str:
-    known = [*_COLUMNS, *(field.name for field in schema.fields)]
+    known = list(dict.fromkeys([*_COLUMNS, *(field.name for field in schema.fields), *_DERIVED]))
     if not isinstance(name, str) or name not in known:
         raise QueryError(f"unknown field {format_value(name)}{nearest_name(name, known)}, expected {', '.join(known)}")
     return name
@@ -90,7 +184,16 @@ def _check_field(schema: Schema, name: object) -> str:
 
 def _value(row: Row, field: str) -> Any:
     """A row's value of a field; None where it is missing."""
-    value = getattr(row, field) if field in _COLUMNS else row.fields.get(field)
+    if field in _COLUMNS:
+        value: Any = getattr(row, field)
+    elif field in row.fields or field not in _DERIVED:
+        value = row.fields.get(field)
+    elif field == "tag":
+        value = next(iter(readable(row.tags)), None)
+    elif field == "date":
+        value = _month(row.mtime_ns)
+    else:
+        value = _file_name(row) if field == "name" else row.path.rpartition("/")[0]
     return None if value == "" else value
 
 

@@ -343,6 +343,12 @@ class Store(Protocol):
     def get_statistics(self) -> bytes | None:
         """What ``put_statistics`` stored last; None if nothing."""
 
+    def put_clusters(self, data: bytes) -> None:
+        """Store the clusters of the collection's images beside it; what was there before is replaced."""
+
+    def get_clusters(self) -> bytes | None:
+        """What ``put_clusters`` stored last; None if nothing."""
+
     def collections(self) -> list[str]:
         """Names of all mg-milvus collections at this URI, without companions, sorted."""
 

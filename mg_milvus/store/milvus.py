@@ -34,7 +34,7 @@ from mg_milvus.store.collections import (
     extended,
     tuned,
 )
-from mg_milvus.store.companions import STATISTICS, AddedColumns, Companion, TunedRecord
+from mg_milvus.store.companions import CLUSTERS, STATISTICS, AddedColumns, Companion, TunedRecord
 from mg_milvus.store.filter_language import render
 from mg_milvus.store.filters import among
 from mg_milvus.store.regions import CODE, RegionTable
@@ -462,6 +462,14 @@ class MilvusStore:
     def get_statistics(self) -> bytes | None:
         """See ``Store``."""
         return self._companion.get(STATISTICS)
+
+    def put_clusters(self, data: bytes) -> None:
+        """See ``Store``."""
+        self._companion.put(CLUSTERS, data)
+
+    def get_clusters(self) -> bytes | None:
+        """See ``Store``."""
+        return self._companion.get(CLUSTERS)
 
     def collections(self) -> list[str]:
         """See ``Store``."""

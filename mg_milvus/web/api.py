@@ -265,7 +265,9 @@ async def _respond(state: State, source: _QuerySource, parameters: QueryParamete
 
 
 async def _timed(state: State, search: Callable[[], dict[str, Any]], options: QueryOptions, started: float) -> Response:
-    response = await (state.filter_queue.run(search) if options.get("filter") else _in_thread(search))
+    response = await (
+        state.filter_queue.run(search) if options.get("filter") or options.get("cluster") else _in_thread(search)
+    )
     response["seconds"] = round(time.perf_counter() - started, 4)
     state.metrics.query(response["seconds"])
     return JSONResponse(response)

@@ -41,7 +41,7 @@ from mg_milvus.errors import (
 )
 from mg_milvus.files import shown
 from mg_milvus.html import pages
-from mg_milvus.web import actions, api
+from mg_milvus.web import actions, api, browse
 from mg_milvus.web.jobs import DynamicBatcher, IngestRunner, bug_message
 from mg_milvus.web.limits import (
     BodyBudget,
@@ -57,7 +57,7 @@ from mg_milvus.web.limits import (
 from mg_milvus.web.media import Thumbnails, TooLargeError, read_body
 from mg_milvus.web.metrics import Metrics
 from mg_milvus.web.security import Access, Guard, TooManyAttemptsError, check_address, error_response
-from mg_milvus.web.state import State, busy_response, page_facts
+from mg_milvus.web.state import Listings, State, busy_response, page_facts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -114,6 +114,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         counts=CountCache(),
         reports=Reports(),
         archive_slots=Slots(MAX_ARCHIVES, "archives"),
+        listings=Listings(index),
         shutdown=threading.Event(),
     )  # fmt: skip
 
@@ -134,6 +135,8 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     app.include_router(actions.router)
     app.include_router(actions.changes_router)
     app.include_router(actions.copies_router)
+    app.include_router(browse.router)
+    app.include_router(browse.changes_router)
     app.include_router(api.router)
     app.include_router(api.changes_router)
     app.include_router(api.duplicates_router)
@@ -176,6 +179,18 @@ def _add_pages(app: FastAPI, state: State) -> None:
     @app.get("/duplicates", include_in_schema=False)
     def duplicates(keep: str = "best", distance: str = "") -> Response:
         return _html("duplicates.html.jinja", about=page_facts(state), rules=list(KEEP), keep=keep, distance=distance)
+
+    @app.get("/browse", include_in_schema=False)
+    def browse_all() -> Response:
+        return _html("browse.html.jinja", about=page_facts(state), signed_in=state.settings.token is not None)
+
+    @app.get("/overview", include_in_schema=False)
+    def overview() -> Response:
+        return _html("overview.html.jinja", about=page_facts(state), signed_in=state.settings.token is not None)
+
+    @app.get("/static/clusters.css", include_in_schema=False)
+    def look_of_clusters() -> Response:
+        return FileResponse(STYLES / "clusters.css")
 
     @app.get("/static/look.css", include_in_schema=False)
     def look() -> Response:

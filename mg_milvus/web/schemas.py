@@ -163,6 +163,9 @@ class QueryParameters(BaseModel):
         int | None, Field(ge=1, le=MAX_DEPTH, description="Candidates retrieved from each granularity.")
     ] = None
     filter: Annotated[str | None, Field(description="A Milvus expression on the rows: width >= 800")] = None
+    cluster: Annotated[str | None, Field(max_length=200, description=(
+        "Only images of this cluster: its number, name or label from /api/clusters."
+    ))] = None  # fmt: skip
     regions: Annotated[str | None, Field(description=(
         "Search the regions of the images: contains (images that contain what the image, or the crop, shows, and "
         "where), or overlap (images that share something with it). Needs an image or an id, and a schema with regions."
@@ -208,7 +211,8 @@ class QueryParameters(BaseModel):
         return {
             "k": self.k, "weights": _parse_weights(self.weights) if self.weights else None,
             "profile": self.profile or None, "granularity": self.granularity or None, "fusion": self.fusion or None,
-            "rrf_k": self.rrf_k, "depth": self.depth, "filter": self.filter or None, "regions": self.regions or None,
+            "rrf_k": self.rrf_k, "depth": self.depth, "filter": self.filter or None, "cluster": self.cluster or None,
+            "regions": self.regions or None,
             "text": self.text or None, "min": self.min or None, "max_chance": self.max_chance,
             "crop": _parse_crop(self.crop) if self.crop else None,
             "views": False if self.candidates else self.views,  # candidates are ranked again with any weights

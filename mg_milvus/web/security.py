@@ -66,6 +66,8 @@ class WebSettings:
         max_upload_bytes: bytes of the largest accepted image.
         max_pixels: most pixels of an image, whether uploaded or read from disk.
         root_path: the page's path behind a proxy, such as ``/images``, without a slash at its end.
+        title: heading of the pages; empty: the name of the collection, or of its file.
+        show: fields that cards show instead of the file's name.
     """
 
     read_only: bool = False
@@ -78,6 +80,8 @@ class WebSettings:
     max_upload_bytes: int = 50_000_000
     max_pixels: int = DEFAULT_MAX_PIXELS
     root_path: str = ""
+    title: str = ""
+    show: tuple[str, ...] = ()
 
     def resolve_ingest_folder(self, folder: str) -> tuple[Path, Path]:
         """The folder with links resolved, and the allowed folder that it is or lies in.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
@@ -10,12 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
 from mg_milvus.errors import CollectionNotFoundError
-from mg_milvus.schema.models import PROFILES, REGIONS
+from mg_milvus.schema.models import PROFILES, REGIONS, Schema
 from mg_milvus.web.limits import RETRY_SECONDS, BusyError
 from mg_milvus.web.security import error_response
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import AsyncIterator, Mapping
 
     import anyio
@@ -26,11 +29,47 @@ if TYPE_CHECKING:
     from mg_milvus.duplicates.report import DuplicateReport
     from mg_milvus.index import ImageIndex
     from mg_milvus.search.query_image import QueryImage
+    from mg_milvus.search.rows import Listing
     from mg_milvus.web.jobs import DynamicBatcher, IngestRunner
     from mg_milvus.web.limits import BodyBudget, CountCache, FilterQueue, Lists, Reports, Slots, UploadQuota
     from mg_milvus.web.media import Thumbnails
     from mg_milvus.web.metrics import Metrics
     from mg_milvus.web.security import Access, WebSettings
+
+
+_DEFAULT_COLLECTION = Schema.model_fields["collection"].default
+
+
+_KEPT = 4
+"""Listings in memory: of 100,000 rows each takes about ten megabytes."""
+_KEPT_SECONDS = 600.0
+
+
+class Listings:
+    """Orders of all rows, kept for a while: reading them takes seconds. Safe to use from several threads."""
+
+    def __init__(self, index: ImageIndex) -> None:
+        self._index = index
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str, str], tuple[float, int, Listing]] = OrderedDict()
+
+    def of(self, order_by: str, where: str, cluster: str, rows: int) -> Listing:
+        """The listing of an order, a filter and a cluster, read again when the number of rows has changed."""
+        key = order_by, where, cluster
+        with self._lock:  # who asks for the same at the same time waits, and does not read all rows, too
+            made, counted, listing = self._kept.get(key, (0.0, -1, None))
+            if listing is None or counted != rows or time.monotonic() - made > _KEPT_SECONDS:
+                listing = self._index.listing(order_by, where or None, cluster or None)
+                self._kept[key] = time.monotonic(), rows, listing
+            self._kept.move_to_end(key)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return listing
+
+    def forget(self) -> None:
+        """Read again what is asked for next, as after a cluster has got another name."""
+        with self._lock:
+            self._kept.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +93,7 @@ class State:
         reports: of the last searches for near-duplicates.
         counts: of the values of fields and of tags, to complete what is typed.
         archive_slots: limits archives that are sent at once.
+        listings: orders of all rows, for pages of them.
         shutdown: set when the server is about to end; long responses end with it.
     """
 
@@ -77,6 +117,7 @@ class State:
     reports: Reports[DuplicateReport]
     counts: CountCache
     archive_slots: Slots
+    listings: Listings
     shutdown: threading.Event
 
 
@@ -125,7 +166,8 @@ def page_facts(state: State) -> dict[str, Any]:
     """The collection, its default options, and what this page may do, as plain data for the page."""
     schema, settings = state.index.schema, state.settings
     return {
-        "collection": state.index.collection, "rows": count_rows(state), "bits": schema.code_bits,
+        "collection": state.index.collection, "title": page_title(state), "show": list(settings.show),
+        "rows": count_rows(state), "bits": schema.code_bits,
         "weights": schema.weights | ({REGIONS: schema.regions.weight} if schema.regions else {}),
         "profiles": _profiles(schema.weights) | ({REGIONS: {REGIONS: 1.0}} if schema.regions else {}),
         "fusion": schema.fusion.model_dump(),
@@ -138,6 +180,17 @@ def page_facts(state: State) -> dict[str, Any]:
         "can_ignore": not settings.read_only and settings.ignore_file is not None,
         "max_upload_bytes": settings.max_upload_bytes,
     }  # fmt: skip
+
+
+def page_title(state: State) -> str:
+    """The title that was chosen, else the collection's name, or the file's where that is the default one."""
+    index = state.index
+    file = PurePath(index.uri)
+    if state.settings.title:
+        return state.settings.title
+    if index.collection == _DEFAULT_COLLECTION and file.suffix == ".db" and "://" not in index.uri:
+        return file.stem
+    return index.collection
 
 
 def count_rows(state: State) -> int:

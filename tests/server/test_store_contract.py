@@ -490,6 +490,9 @@ def test_statistics_are_kept_beside_the_collection(store: Store) -> None:
     for data in (b"first", bytes(100_000), b"last"):
         store.put_statistics(data)
         assert store.get_statistics() == data
+    assert store.get_clusters() is None
+    store.put_clusters(b"clusters")
+    assert (store.get_clusters(), store.get_statistics()) == (b"clusters", b"last")
     assert store.get_encoder("aa") == b"an encoder"
 
 

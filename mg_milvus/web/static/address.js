@@ -11,6 +11,7 @@ export function toAddress(query) {
   for (const id of query.like) params.append("like", id);
   for (const id of query.unlike) params.append("unlike", id);
   if (query.text) params.set("text", query.text);
+  if (query.cluster) params.set("cluster", query.cluster);
   if (query.crop) params.set("crop", query.crop.join(","));
   if (query.profile) params.set("profile", query.profile);
   else if (query.weights) {
@@ -39,6 +40,7 @@ export function fromAddress(search, about) {
     like: params.getAll("like"),
     unlike: params.getAll("unlike"),
     text: params.get("text") || null,
+    cluster: params.get("cluster") || null,
     crop: crop?.length === 4 && crop.every(Number.isInteger) ? crop : null,
     profile: Object.hasOwn(about.profiles, params.get("profile") ?? "") ? params.get("profile") : null,
     weights: readWeights(params.get("weights"), about.bits),

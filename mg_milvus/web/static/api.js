@@ -33,8 +33,8 @@ const withQuery = (path, values) => {
 };
 
 /** Query with an image (a Blob), an id, codes or words; the response holds all candidates. */
-export function query({ blob, id, codes, text, crop, regions, filter, depth, fusion }, signal) {
-  const options = { text, crop: crop?.join(","), regions, filter, depth, fusion, k: 1, candidates: true };
+export function query({ blob, id, codes, text, crop, regions, filter, cluster, depth, fusion }, signal) {
+  const options = { text, cluster, crop: crop?.join(","), regions, filter, depth, fusion, k: 1, candidates: true };
   if (!blob) return call(withQuery("api/query", { id, codes, ...options }), { signal });
   const headers = { "content-type": "application/octet-stream" };
   return call(withQuery("api/query", options), { method: "POST", body: blob, headers, signal });
@@ -60,6 +60,14 @@ export const sample = (filter, signal) => call(withQuery("api/sample", { count: 
 /** Tags, or values of a field, that complete what is typed: {text: number of images}. */
 export const completions = (field, text) =>
   field === null ? call(withQuery("api/tags", { prefix: text })) : call(withQuery("api/values", { field, text }));
+/** One page of all images in order: {total, rows, sections}; a row that is gone is null, sections come with offset 0. */
+export const images = (options, signal) => call(withQuery("api/images", options), { signal });
+
+/** All clusters of the first level, or one by its number or name, with its parts and those around it. */
+export const clusters = (within) => call(withQuery("api/clusters", { within }));
+
+export const nameCluster = (key, name) =>
+  call(`api/clusters/${encodeURIComponent(key)}`, { method: "PUT", body: JSON.stringify({ name }), headers: { "content-type": "application/json" } });
 
 export const row = (id) => call(`api/images/${id}`);
 

@@ -35,6 +35,16 @@ export function fileName(path) {
   }
 }
 
+const TAIL = 9; // letters of a long name that are always shown at its end, with the suffix
+const SHORT = 18; // letters that fit without being shortened
+
+/** A file's name in two parts: where there is too little room the first is shortened, so that the end can be read. */
+export function nameParts(name) {
+  const letters = [...name];
+  if (letters.length <= SHORT) return [h("bdi", { class: "head" }, name)];
+  return [h("bdi", { class: "head" }, letters.slice(0, -TAIL).join("")), h("bdi", { class: "tail" }, letters.slice(-TAIL).join(""))];
+}
+
 export function fileSize(bytes) {
   if (bytes < 1000) return `${bytes} bytes`;
   return bytes < 1e6 ? `${(bytes / 1000).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;

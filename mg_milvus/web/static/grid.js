@@ -1,7 +1,8 @@
 // The results: cards in blocks. Only blocks near the window hold cards, so a long list costs no more than a short one.
 
-import { thumbnail } from "./api.js";
-import { fileName, h, rankText, svg } from "./dom.js";
+import { original, thumbnail } from "./api.js";
+import { fileName, h, nameParts, rankText, svg } from "./dom.js";
+import { isKnown, valueText } from "./facts.js";
 import { REGIONS } from "./regions.js";
 
 const ROWS = 8; // rows of cards in a block
@@ -9,75 +10,126 @@ const GAP = 20; // between cards, in pixels
 const MARGIN = "1200px 0px"; // how far from the window a block is filled
 const MOVED = 60; // cards that are animated at most
 
+const PASSED = 80; // milliseconds after which a block is not just scrolled past
+
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Grid {
   /**
-   * link: row -> address. search: called with a row that was clicked. why: called with an entry that is to be explained.
-   * adorn: called with every new card and its entry.
+   * link: row -> address of a search with it. search: called with a row to search with. open: called with the place of
+   * an image to be looked at. why: called with an entry that is to be explained. end: called when the last images come
+   * near the window. fields: names of the fields to show instead of the file's name. adorn: called with every new card
+   * and its entry.
    */
-  constructor(container, { link, search, why, adorn }) {
-    Object.assign(this, { container, bits: {}, link, search, why, adorn, entries: [], cards: new Map(), blocks: [], columns: 0 });
+  constructor(container, { link, search, open, why = null, end = () => {}, fields = [], adorn = () => {} }) {
+    Object.assign(this, { container, bits: {}, link, search, open, why, end, fields, adorn });
+    Object.assign(this, { entries: [], sections: [], cards: new Map(), blocks: [], columns: 0 });
     this.observer = new IntersectionObserver((seen) => seen.forEach((one) => this.toggle(one)), { rootMargin: MARGIN });
     new ResizeObserver(() => this.resized()).observe(container);
     container.addEventListener("keydown", (event) => this.walk(event));
   }
 
+  get length() {
+    return this.entries.length;
+  }
+
+  /** The entry of a place; undefined where it could not be loaded. */
+  async at(place) {
+    if (!this.entries.slice(place, place + 1)[0]) await this.entries.load?.(place, place + 1);
+    return this.entries.slice(place, place + 1)[0];
+  }
+
   /**
    * Show entries ({row, and for hits rank, score, ranks}), in order. Cards that stay glide to their new place.
-   * bits: {granularity: code length}.
+   * entries: an array, or what has length, slice(first, end), undefined where it is not loaded, and load(first, end).
+   * bits: {granularity: code length}. sections: [{first, name}], where headings stand; the first one at 0.
    */
-  show(entries, bits) {
+  show(entries, bits, sections = [{ first: 0 }]) {
     const before = this.places();
     this.bits = bits;
     this.entries = entries;
+    this.sections = sections;
     this.place();
     this.glide(before);
   }
 
+  /** Empty cards while the first images are on their way. */
+  wait(count) {
+    this.show({ length: count, slice: (first, end) => Array(Math.min(end, count) - first).fill(undefined) }, {});
+  }
+
+  /** First and end of each block, and the heading before it. */
+  plan() {
+    const size = this.columns * ROWS;
+    return this.sections.flatMap(({ first, name }, i) => {
+      const end = this.sections[i + 1]?.first ?? this.entries.length;
+      const count = Math.ceil((end - first) / size);
+      return Array.from({ length: count }, (_, n) => (
+        { first: first + n * size, end: Math.min(end, first + (n + 1) * size), name: n ? undefined : name }
+      ));
+    });
+  }
+
   place() {
     this.columns = this.countColumns();
-    const size = this.columns * ROWS;
-    const count = Math.ceil(this.entries.length / size);
-    while (this.blocks.length > count) {
+    const plan = this.plan();
+    while (this.blocks.length > plan.length) {
       const block = this.blocks.pop();
       this.observer.unobserve(block);
+      block.heading?.remove();
       block.remove();
     }
-    while (this.blocks.length < count) {
-      const block = h("ol", { class: "hits", start: this.blocks.length * size + 1, role: "list" });
-      block.dataset.place = this.blocks.length;
+    while (this.blocks.length < plan.length) {
+      const block = h("ol", { class: "hits", role: "list" });
       this.blocks.push(block);
       this.container.append(block);
     }
-    if (count) this.fill(this.blocks[0]);
+    this.blocks.forEach((block, i) => {
+      block.range = plan[i];
+      block.start = plan[i].first + 1;
+      block.heading?.remove();
+      block.heading = plan[i].name === undefined ? null : h("h3", { class: "section" }, h("bdi", {}, plan[i].name || "none"));
+      if (block.heading) block.before(block.heading);
+    });
+    if (this.blocks.length) this.fill(this.blocks[0]);
     this.height = (this.blocks[0]?.firstElementChild?.offsetHeight ?? 240) + GAP;
-    this.blocks.forEach((block, place) => {
-      block.start = place * size + 1;
-      if (place === 0 || block.childElementCount) this.fill(block);
+    this.blocks.forEach((block, i) => {
+      if (i === 0 || block.childElementCount) this.fill(block);
       else this.empty(block);
       this.observer.observe(block);
     });
-    const kept = new Set(this.entries.map(({ row }) => row.id));
-    for (const id of this.cards.keys()) if (!kept.has(id)) this.cards.delete(id);
+    const last = this.blocks.at(-1);
+    if (last) this.observer.unobserve(last); // so that it is noticed again where it is in the window already
+    if (last) this.observer.observe(last);
+    for (const [id, card] of this.cards) if (!card.isConnected) this.cards.delete(id);
   }
 
   fill(block) {
-    const size = this.columns * ROWS;
-    const first = block.dataset.place * size;
+    const { first, end } = block.range;
     block.style.minHeight = "";
-    const cards = this.entries.slice(first, first + size).map((entry) => this.card(entry));
+    const entries = this.entries.slice(first, end);
+    const cards = Array.from(entries, (entry, i) => (entry ? this.card(entry, first + i) : skeleton()));
     const current = block.children;
-    if (current.length === cards.length && cards.every((card, i) => current[i] === card)) return;
-    const focused = document.activeElement;
-    block.replaceChildren(...cards);
-    if (focused !== document.activeElement && block.contains(focused)) focused.focus({ preventScroll: true });
+    if (!(current.length === cards.length && cards.every((card, i) => current[i] === card))) {
+      const focused = document.activeElement;
+      block.replaceChildren(...cards);
+      if (focused !== document.activeElement && block.contains(focused)) focused.focus({ preventScroll: true });
+    }
+    if (cards.some(({ entry }) => !entry)) this.load(block);
+  }
+
+  /** Fill a block once its entries are there, if it is still shown then. */
+  async load(block) {
+    const { entries, range } = { entries: this.entries, range: block.range };
+    if (!entries.load) return;
+    await new Promise((resolve) => setTimeout(resolve, PASSED)); // what is scrolled past is not loaded
+    if (range !== block.range || !block.childElementCount || !(await entries.load(range.first, range.end))) return;
+    if (entries === this.entries && range === block.range && block.childElementCount) this.fill(block);
   }
 
   empty(block) {
-    const size = this.columns * ROWS;
-    const rows = Math.ceil(Math.min(size, this.entries.length - block.dataset.place * size) / this.columns);
-    block.style.minHeight = `${rows * this.height - GAP}px`;
+    const { first, end } = block.range;
+    block.style.minHeight = `${Math.ceil((end - first) / this.columns) * this.height - GAP}px`;
     for (const child of block.children) this.cards.delete(child.dataset.id);
     block.replaceChildren();
   }
@@ -85,6 +137,22 @@ export class Grid {
   toggle({ target, isIntersecting }) {
     if (isIntersecting) this.fill(target);
     else if (target.childElementCount && target !== this.blocks[0] && !target.contains(document.activeElement)) this.empty(target);
+    if (isIntersecting && target === this.blocks.at(-1)) this.end();
+  }
+
+  /** Show the card of a place, and put the focus on its image. */
+  focus(place) {
+    const block = this.blocks.find(({ range }) => place < range.end);
+    if (!block) return;
+    this.fill(block);
+    const tile = block.children[place - block.range.first]?.tile;
+    tile?.focus({ preventScroll: true });
+    tile?.scrollIntoView({ block: "nearest" });
+  }
+
+  /** Scroll to the heading of a section. */
+  jump(section) {
+    this.blocks.find(({ range }) => range.first === section.first)?.heading?.scrollIntoView({ behavior: "instant" });
   }
 
   countColumns() {
@@ -99,7 +167,7 @@ export class Grid {
     if (this.entries.length && this.countColumns() !== this.columns) this.place();
   }
 
-  card(entry) {
+  card(entry, place) {
     const { row } = entry;
     let card = this.cards.get(row.id);
     if (card?.entry.row !== row) {
@@ -108,34 +176,36 @@ export class Grid {
       this.cards.set(row.id, card);
     }
     card.entry = entry;
+    card.place = place;
+    card.like.href = this.link(row);
     if (entry.ranks) this.update(card, entry);
-    else card.tile.href = this.link(row);
     return card;
   }
 
   made(entry) {
     const { row } = entry;
     const name = fileName(row.path);
-    const ratio = row.width / row.height;
-    const fills = !row.box && ratio >= 1 && ratio <= 16 / 9;
     const card = h("li", { class: "card", data: { id: row.id } });
     const image = h("img", {
       src: thumbnail(row.id, 480), alt: name, loading: "lazy", decoding: "async", width: row.width, height: row.height,
       onerror: () => image.replaceWith(missing(name)),
     });
     card.tile = h("a", {
-      class: `tile${fills ? " fill" : ""}`,
-      title: `Search with ${row.path}`,
-      onclick: (event) => {
-        if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-        event.preventDefault();
-        this.search(row);
-      },
+      class: "tile", href: original(row.id), title: row.path,
+      onclick: (event) => unlessElsewhere(event, () => this.open(card.place)),
     }, image, row.box ? region(row) : null);
-    card.append(card.tile);
+    card.like = h("a", {
+      class: "like", title: "Search with this image (S)", "aria-label": `Search with ${name}`,
+      onclick: (event) => unlessElsewhere(event, () => this.search(row)),
+    }, svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" },
+      svg("circle", { cx: 10.5, cy: 10.5, r: 6 }), svg("path", { d: "M15 15l5.5 5.5" })));
+    const picture = h("div", { class: "picture" }, card.tile, card.like);
+    const about = h("div", { class: "about" });
+    card.append(picture, about);
     this.adorn(card, entry);
+    const title = this.title(row, name);
     if (!entry.ranks) {
-      card.append(h("div", { class: "about" }, h("div", { class: "line" }, heading(row, name))));
+      about.append(h("div", { class: "line" }, title));
       return card;
     }
     card.rank = h("span", { class: "rank" });
@@ -144,16 +214,22 @@ export class Grid {
     card.score = h("span", { class: "score", title: "fused score; comparable within one query" });
     card.ranks = new Map();
     const bars = Object.keys(this.bits).map((granularity, place) => this.bar(card, row, granularity, place));
-    card.append(
-      h("div", { class: "about" },
-        h("div", { class: "line" }, heading(row, name), card.score),
-        card.verdict,
-        h("ul", { class: "bars", role: "list" }, ...bars),
-        h("button", { class: "why", onclick: () => this.why(card.entry) },
-          "Why this?", h("span", { class: "unseen" }, ` ${name}`)),
-      ),
+    about.append(
+      h("div", { class: "line" }, title, card.score),
+      card.verdict,
+      h("ul", { class: "bars", role: "list" }, ...bars),
+      h("button", { class: "why", onclick: () => this.why(card.entry) },
+        "Why this?", h("span", { class: "unseen" }, ` ${name}`)),
     );
     return card;
+  }
+
+  /** The fields that were chosen, where the row has any of them, else the name of its file. */
+  title(row, name) {
+    const values = this.fields.filter((field) => isKnown(row[field]));
+    if (!values.length) return h("h3", { title: row.path }, ...nameParts(name));
+    return h("h3", { class: "values", title: row.path },
+      ...values.map((field) => h("span", { title: field }, valueText(row[field]))));
   }
 
   bar(card, row, granularity, place) {
@@ -170,7 +246,6 @@ export class Grid {
   }
 
   update(card, { row, rank, score, ranks }) {
-    card.tile.href = this.link(row);
     card.rank.replaceChildren(h("span", { class: "unseen" }, "rank "), String(rank));
     card.score.textContent = score.toFixed(4);
     this.verify(card, row);
@@ -184,7 +259,6 @@ export class Grid {
     card.verdict.textContent = verdict;
     if (!row.verified?.box) return;
     card.tile.querySelector(".region")?.remove();
-    card.tile.classList.remove("fill");
     card.tile.append(region({ ...row, box: row.verified.box }));
   }
 
@@ -215,25 +289,35 @@ export class Grid {
     }
   }
 
-  /** Arrow keys walk from image to image. */
+  /** Arrow keys walk from image to image; S searches with one. */
   walk(event) {
+    const { place, entry } = event.target.closest(".card") ?? {};
+    if (!event.target.classList.contains("tile") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "s" || event.key === "S") {
+      this.search(entry.row);
+      return;
+    }
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.columns, ArrowDown: this.columns }[event.key];
-    if (!step || !event.target.classList.contains("tile")) return;
-    const place = this.entries.findIndex(({ row }) => row.id === event.target.closest(".card").dataset.id) + step;
-    if (place < 0 || place >= this.entries.length) return;
+    if (!step || place + step < 0 || place + step >= this.entries.length) return;
     event.preventDefault();
-    this.fill(this.blocks[Math.floor(place / (this.columns * ROWS))]);
-    this.cards.get(this.entries[place].row.id).tile.focus();
+    this.focus(place + step);
   }
 }
+
+/** A click that does not ask for another tab or window. */
+function unlessElsewhere(event, action) {
+  if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  action();
+}
+
+const skeleton = () => h("li", { class: "card skeleton", "aria-hidden": "true" }, h("div", { class: "tile" }), h("div", { class: "about" }, h("i")));
 
 const UNSURE = new Set(["same kind", "loosely similar"]);
 
 /** The verdict on a hit, with the confidence where that is all it says. */
 export const words = ({ verdict, confidence }) =>
   UNSURE.has(verdict) ? `${verdict}, ${Math.round(100 * confidence)} %` : (verdict ?? "");
-
-const heading = (row, name) => h("h3", { title: row.path }, h("bdi", {}, name));
 
 /** A distance in bits. Of an image none of whose regions is among the nearest, only the least it can be is known. */
 export const distanceText = (row, granularity) =>

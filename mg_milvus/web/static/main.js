@@ -8,6 +8,7 @@ import { $, calmly, h, number } from "./dom.js";
 import { Filters } from "./filters.js";
 import { fuse } from "./fusion.js";
 import { Grid } from "./grid.js";
+import { Lightbox } from "./lightbox.js";
 import { listen } from "./picker.js";
 import { QueryImage } from "./query_image.js";
 import { REGIONS, Regions } from "./regions.js";
@@ -19,6 +20,9 @@ import { Why } from "./why.js";
 const TEXT = "text"; // the ranking by words
 const VERIFIED = 10; // results that are verified, the first ones
 const DEPTHS = [50, 100, 300, 1000];
+const DEEPER = [400, 1600, 6400]; // depths of the searches that follow when somebody scrolls to the end
+const SAMPLE = 120; // images of a cluster that are shown without a query
+const SKELETONS = 24; // empty cards until the first images are there
 const REMEMBERED = 20; // results kept for the back button
 
 const about = JSON.parse($("#about").textContent);
@@ -35,7 +39,10 @@ const queryImage = new QueryImage((crop) => searchWithCrop(crop));
 const grid = new Grid($("#grid"), {
   link: (row) => toAddress(regions.withBox({ ...query, ...ALONE, id: row.id, codes: null }, null)),
   search: (row) => searchWithRow(row, null),
-  why: (entry) => why.show(entry, settings(), queryImage),
+  open: (place) => lightbox.show(grid, place),
+  why: (entry) => explain(entry),
+  end: () => searchDeeper(),
+  fields: about.show,
   adorn: (card, entry) => {
     several.adorn(card, entry);
     selection.adorn(card, entry);
@@ -49,7 +56,12 @@ const several = new Several({
   about, queryImage, search: (next) => search(next), problem: showProblem,
   current: () => ({ query, response: result?.response }),
 });
+const lightbox = new Lightbox($("#lightbox"), { search: (row) => searchWithRow(row, null), why: (entry) => explain(entry) });
 const why = new Why($("#why"), about, { search: searchWithRow, removed: forget });
+
+function explain(entry) {
+  why.show(entry, settings(), queryImage);
+}
 
 /** How the candidates are ranked now. */
 function settings() {
@@ -71,7 +83,7 @@ function methods() {
 
 /** What the candidates depend on: not the weights, but where the server ranks. */
 const keyOf = (of) => JSON.stringify([
-  of.id, of.codes, of.text, of.crop, of.depth, of.filters, searchesRegions(of), of.others, of.like, of.unlike,
+  of.id, of.codes, of.text, of.cluster, of.crop, of.depth, of.filters, searchesRegions(of), of.others, of.like, of.unlike,
   ...(isSeveral(of) ? [of.weights, of.profile, of.fusion] : []),
 ]);
 
@@ -108,6 +120,7 @@ async function search(next, { image = null, push = true, top = null, again = fal
   const mine = (pending = new AbortController());
   const grids = $("#grid");
   grids.setAttribute("aria-busy", "true");
+  if (!result) grid.wait(SKELETONS);
   try {
     const got = await fetchResult(next, image, mine.signal);
     if (mine !== pending) return;
@@ -142,7 +155,7 @@ async function search(next, { image = null, push = true, top = null, again = fal
 
 async function fetchResult(next, image, signal) {
   const filter = filters.expression(next.filters);
-  if (!isQuery(next) && !image) return { rows: about.rows ? await api.sample(filter, signal) : [] };
+  if (!isQuery(next) && !image) return { rows: about.rows ? await someImages(next, filter, signal) : [] };
   const known = results.get(keyOf(next));
   if (known && !image) return known;
   if (isSeveral(next)) {
@@ -150,15 +163,26 @@ async function fetchResult(next, image, signal) {
     keep(next, got);
     return got;
   }
+  const got = await request(next, image, signal);
+  if (!image) keep(next, got);
+  return got;
+}
+
+/** A random sample; of a cluster its first images by id, which is a hash. */
+async function someImages({ cluster }, filter, signal) {
+  if (!cluster) return api.sample(filter, signal);
+  return (await api.images({ order_by: "id", filter, cluster, limit: SAMPLE, offset: 0 }, signal)).rows.filter(Boolean);
+}
+
+async function request(next, image, signal) {
+  const filter = filters.expression(next.filters);
   const started = performance.now();
   const blob = image?.blob ?? (searchesRegions(next) && !next.id ? queryImage.of(next.codes).blob : null);
   const crop = next.id || blob ? next.crop : null; // codes are those of the crop
   const mode = regions.searched(next, weights.of(next), Boolean(blob)) ? "contains" : null;
   const sent = { ...next, filter, blob, crop, regions: mode, fusion: "rank", depth: next.depth ?? about.fusion.depth };
   const [response, row] = await Promise.all([api.query(sent, signal), next.id ? api.row(next.id) : null]);
-  const got = { response, row, milliseconds: performance.now() - started };
-  if (!image) keep(next, got);
-  return got;
+  return { response, row, milliseconds: performance.now() - started };
 }
 
 function keep(next, got) {
@@ -180,19 +204,21 @@ function show() {
   queryImage.show(query, result?.row ?? null, uploaded, size);
   if (isSeveral(query)) $("#crop-buttons").hidden = true;
   several.show(query);
-  $("#share").hidden = !isQuery(query);
+  $("#share").hidden = $("#scores").hidden = !isQuery(query);
   $("#text").value = query.text ?? "";
+  $("#in-cluster").hidden = !query.cluster;
+  $("#in-cluster").textContent = `only cluster ${query.cluster} ✕`;
   const asked = [query.text, query.id || query.codes ? $("#query-name").textContent : null].filter(Boolean).join(", ");
-  document.title = asked ? `${asked} · ${about.collection}` : `${about.collection} · mg-milvus`;
+  document.title = asked ? `${asked} · ${about.title}` : `${about.title} · mg-milvus`;
   rank();
 }
 
 /** Rank the candidates that are here, with the weights as they are. */
 function rank() {
   if (!result?.response) {
-    $("#heading").textContent = about.rows ? "Random images" : "There are no images yet";
+    $("#heading").textContent = about.rows ? (query.cluster ? "Some of its images" : "Random images") : "There are no images yet";
     $("#status").textContent = about.rows
-      ? (result?.rows.length ? "Select an image to search with it." : "No image matches the filter.")
+      ? (result?.rows.length ? "Look at one, or search with it." : "No image matches the filter.")
       : (about.can_upload || about.folders.length ? "Add some with the button above, or with mgm ingest." : "Add some with mgm ingest.");
     grid.show((result?.rows ?? []).map((row) => ({ row })), about.bits);
     return;
@@ -204,7 +230,7 @@ function rank() {
     grid.show(hits.map(({ rank, score, ranks, ...row }) => ({ row: { ...row, ranked_by: row.distances }, rank, score, ranks })), settings().bits);
     return;
   }
-  const entries = fuse(result.response.candidates, settings());
+  const entries = ranked();
   $("#heading").textContent = !(query.id || query.codes) ? `Images of ${query.text}` : query.crop && !regions.missed(query) ? "Nearest to this crop" : "Nearest images";
   const weightless = !Object.values(settings().weights).some((weight) => weight > 0);
   $("#status").textContent = weightless
@@ -212,6 +238,43 @@ function rank() {
     : entries.length ? `${number(entries.length)} candidates in ${Math.round(result.milliseconds)} ms${remark()}` : "No results.";
   grid.show(entries, settings().bits);
   verifySoon();
+}
+
+/** The candidates in order; those of a deeper search follow the others, which keep their places. */
+function ranked() {
+  const entries = fuse(result.response.candidates, settings());
+  const seen = new Set(entries.map(({ row }) => row.id));
+  for (const candidates of result.deeper ?? []) {
+    for (const entry of fuse(candidates, settings())) {
+      if (seen.has(entry.row.id)) continue;
+      seen.add(entry.row.id);
+      entries.push({ ...entry, rank: entries.length + 1 });
+    }
+  }
+  return entries;
+}
+
+/** Search for more candidates, when the last ones come near the window. */
+async function searchDeeper() {
+  const mine = result;
+  if (pending || !mine?.response?.candidates || mine.complete) return;
+  const before = ranked().length;
+  const depth = DEEPER.find((more) => more > (mine.depth ?? mine.response.depth));
+  if (!depth || before >= about.rows - Boolean(query.id)) return;
+  mine.complete = true; // for the time being
+  $("#grid").setAttribute("aria-busy", "true");
+  try {
+    const got = await request({ ...query, depth }, null, null);
+    mine.deeper = [...(mine.deeper ?? []), got.response.candidates];
+    mine.depth = depth;
+    if (mine !== result) return;
+    mine.complete = ranked().length === before;
+    rank();
+  } catch (error) {
+    if (mine === result) showProblem(error.message);
+  } finally {
+    if (!pending) $("#grid").removeAttribute("aria-busy");
+  }
 }
 
 /** The sentence on an answer without any related image. */
@@ -291,6 +354,11 @@ function setUp() {
   $("#home").addEventListener("click", (event) => {
     event.preventDefault();
     search(fromAddress("", about));
+  });
+  $("#in-cluster").addEventListener("click", () => search({ ...query, cluster: null }));
+  $("#scores").addEventListener("click", ({ target }) => {
+    const shown = $("#grid").classList.toggle("scores");
+    target.setAttribute("aria-pressed", String(shown));
   });
   $("#share").addEventListener("click", async ({ target }) => {
     try {

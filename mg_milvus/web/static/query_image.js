@@ -2,7 +2,7 @@
 
 import { thumbnail } from "./api.js";
 import { BoxDrawer } from "./box.js";
-import { $, fileName, number } from "./dom.js";
+import { $, fileName, nameParts, number } from "./dom.js";
 
 const COPY_SIDE = 400;
 const SESSION = "mgm-image:";
@@ -55,7 +55,7 @@ export class QueryImage {
     this.image.alt = `Query image ${name}`;
     this.size = size[0] ? size : null;
     if (this.size) $("#frame").style.setProperty("--ratio", size[0] / size[1]);
-    $("#query-name").textContent = name;
+    $("#query-name").replaceChildren(...(row || image?.name ? nameParts(name) : [name]));
     $("#query-name").title = row?.path ?? name;
     const facts = [];
     if (this.size) facts.push(`${number(size[0])} × ${number(size[1])} px`);

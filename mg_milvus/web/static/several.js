@@ -194,7 +194,7 @@ export class Several {
     const response = await api.querySeveral({
       id: query.id, codes: [query.codes, ...query.others].filter(Boolean), like: query.like, unlike: query.unlike,
       profile: profile === REGIONS ? null : profile,
-      weights: own?.map(([name, weight]) => `${name}=${weight}`).join(","), filter, depth, fusion, k: depth,
+      weights: own?.map(([name, weight]) => `${name}=${weight}`).join(","), filter, cluster: query.cluster, depth, fusion, k: depth,
     }, signal);
     return { response, row: query.id ? await api.row(query.id) : null, milliseconds: performance.now() - started };
   }

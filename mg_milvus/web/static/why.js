@@ -2,13 +2,10 @@
 
 import { original, remove, thumbnail } from "./api.js";
 import { BoxDrawer } from "./box.js";
-import { fileName, fileSize, h, number, rankText } from "./dom.js";
+import { fileName, h, number, rankText } from "./dom.js";
+import { facts } from "./facts.js";
 import { contributions } from "./fusion.js";
 import { distanceText, region, words } from "./grid.js";
-
-const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "distances", "ranked_by", "retrieved_by", "box", "verified", "verdict", "confidence", "chance", "lead"]);
-
-const date = (nanoseconds) => new Date(nanoseconds / 1e6).toISOString().slice(0, 16).replace("T", " ");
 
 /** A share of random pairs, in words. */
 const chanceText = (share) => (share >= 0.1 ? `${Math.round(100 * share)} %` : `1 in ${number(Number((1 / share).toPrecision(2)))}`);
@@ -46,7 +43,7 @@ export class Why {
         h("figure", {}, frame, h("figcaption", {}, "result", h("span", { class: "roomy" }, "; drag a box on it to search with that crop")))),
       row.verdict ? h("p", { class: "verdict" }, words(row)) : null,
       this.table(entry, settings),
-      this.facts(row),
+      facts(row),
       h("div", { class: "buttons" },
         h("button", { class: "button primary", onclick: () => this.leave(() => this.search(row, null)) }, "Search with this image"),
         crop,
@@ -85,17 +82,6 @@ export class Why {
       h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, ...rows),
       h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, "score"), h("td"), h("td"), h("td"), h("td"), h("td", {}, h("b", {}, entry.score.toFixed(4)))))));
-  }
-
-  facts(row) {
-    const own = Object.entries(row).filter(([name, value]) => !OWN.has(name) && value !== "" && value !== null);
-    const pairs = [
-      ["path", row.path],
-      ["image", `${number(row.width)} × ${number(row.height)} px, ${fileSize(row.size)}, ${date(row.mtime_ns)} UTC`],
-      ...own.map(([name, value]) => [name, typeof value === "object" ? JSON.stringify(value) : String(value)]),
-      ["id", row.id],
-    ];
-    return h("dl", { class: "details" }, ...pairs.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, h("bdi", {}, value))]));
   }
 
   remover(row) {

@@ -1,0 +1,89 @@
+// All images, in an order of one's choice. Only those near the window are loaded, and those far away are forgotten.
+
+import { images } from "./api.js";
+import { $, h, number } from "./dom.js";
+import { Filters } from "./filters.js";
+import { Grid } from "./grid.js";
+import { Lightbox } from "./lightbox.js";
+import { Listing, PAGE } from "./listing.js";
+
+const FILTER = "where.";
+const SKELETONS = 40;
+
+const about = JSON.parse($("#about").textContent);
+const OWN = new Set(["folder", "name", "date", "tag"]);
+const ORDERS = [
+  ["folder", "folder"], ["name", "name"], ["-date", "date, newest first"], ["date", "date, oldest first"],
+  ["-size", "size, largest first"], ["size", "size, smallest first"], ["tag", "tag"],
+  ...about.fields.filter(({ name, type }) => type !== "json" && !OWN.has(name)).map(({ name }) => [name, name]),
+];
+
+let state = fromAddress();
+let shown = 0; // number of the request whose answer is shown
+
+const filters = new Filters($("#filters"), about, (chosen) => go({ ...state, filters: chosen }));
+const searchAddress = (row) => `./?${new URLSearchParams({ id: row.id, ...(state.cluster && { cluster: state.cluster }) })}`;
+const search = (row) => location.assign(searchAddress(row));
+const grid = new Grid($("#grid"), { link: searchAddress, search, open: (place) => lightbox.show(grid, place), fields: about.show });
+const lightbox = new Lightbox($("#lightbox"), { search });
+
+function fromAddress() {
+  const params = new URLSearchParams(location.search);
+  const filters = {};
+  for (const [name, value] of params) if (name.startsWith(FILTER)) filters[name.slice(FILTER.length)] = value;
+  const by = params.get("by");
+  return { by: ORDERS.some(([name]) => name === by) ? by : "folder", cluster: params.get("cluster"), filters };
+}
+
+function toAddress({ by, cluster, filters }) {
+  const params = new URLSearchParams({ by });
+  if (cluster) params.set("cluster", cluster);
+  for (const [name, value] of Object.entries(filters)) params.set(FILTER + name, value);
+  return `?${params}`;
+}
+
+function showProblem(problem) {
+  $("#problem").hidden = !problem;
+  $("#problem").textContent = problem ?? "";
+}
+
+function go(next) {
+  history.pushState({}, "", toAddress(next));
+  show(next);
+}
+
+async function show(next) {
+  state = next;
+  const mine = (shown += 1);
+  $("#by").value = state.by;
+  filters.write(state.filters);
+  const active = Object.keys(state.filters).length;
+  $("#filter-count").textContent = active;
+  $("#filter-count").hidden = !active;
+  $("#grid").setAttribute("aria-busy", "true");
+  if (!grid.length) grid.wait(SKELETONS);
+  const options = { order_by: state.by, filter: filters.expression(state.filters), cluster: state.cluster };
+  let first = { total: 0, rows: [], sections: [] };
+  let problem = null;
+  try {
+    if (about.rows) first = await images({ ...options, limit: PAGE, offset: 0 });
+  } catch (error) {
+    problem = error.message;
+  }
+  if (mine !== shown) return;
+  showProblem(problem);
+  $("#grid").removeAttribute("aria-busy");
+  $("#heading").textContent = state.cluster ? `Images of ${first.cluster ?? state.cluster}` : "All images";
+  $("#status").textContent = first.total ? `${number(first.total)} ${first.total === 1 ? "image" : "images"}` : about.rows ? "No image matches." : "There are no images yet.";
+  $("#jump-label").hidden = first.sections.length < 2;
+  $("#jump").replaceChildren(h("option", { value: "" }, "…"), ...first.sections.map(({ name }, i) => h("option", { value: i }, name || "none")));
+  $("#jump").onchange = ({ target }) => target.value && grid.jump(first.sections[target.value]);
+  scrollTo({ top: 0, behavior: "instant" });
+  grid.show(new Listing(options, first, showProblem), about.bits, first.sections.length ? first.sections : undefined);
+}
+
+$("#by").append(...ORDERS.map(([name, label]) => h("option", { value: name }, label)));
+$("#by").addEventListener("change", ({ target }) => go({ ...state, by: target.value }));
+if (Object.keys(state.filters).length) $("#filter-panel").open = true;
+addEventListener("popstate", () => show(fromAddress()));
+show(state);
