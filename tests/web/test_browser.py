@@ -412,7 +412,7 @@ def test_the_page_ranks_regions_as_the_library_does(
 def test_a_result_is_asked_with_and_back_leads_back(page: Page, index: ImageIndex, folder: Path) -> None:
     drop(page, folder / "disc" / "02.jpg")
     first, address_of_first = shown(page), page.url
-    page.click(".card:nth-child(4) .like")
+    page.click(".card:nth-child(4) .seek")
     page.wait_for_url("**/?id=*")
     wait_for_results(page)
     assert shown(page) == ids(index.like(first[3], k=len(shown(page))))
@@ -601,7 +601,7 @@ def test_words_find_images_alone_and_beside_one(browser: Browser, tagged_home: s
         assert page.url.endswith("?text=beagle")
         assert page.title().startswith("beagle · ")
         # Another image beside the words: the car is nearer to the second dog's code than the first dog is, but no dog.
-        page.click(f".card[data-id='{ids[1]}'] .like")
+        page.click(f".card[data-id='{ids[1]}'] .seek")
         page.wait_for_selector("#query-image:not([hidden])")
         assert page.input_value("#text") == "beagle"
         assert shown(page)[0] == ids[0]

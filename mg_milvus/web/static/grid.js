@@ -195,7 +195,7 @@ export class Grid {
       onclick: (event) => unlessElsewhere(event, () => this.open(card.place)),
     }, image, row.box ? region(row) : null);
     card.like = h("a", {
-      class: "like", title: "Search with this image (S)", "aria-label": `Search with ${name}`,
+      class: "seek", title: "Search with this image (S)", "aria-label": `Search with ${name}`,
       onclick: (event) => unlessElsewhere(event, () => this.search(row)),
     }, svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" },
       svg("circle", { cx: 10.5, cy: 10.5, r: 6 }), svg("path", { d: "M15 15l5.5 5.5" })));
