@@ -42,7 +42,7 @@ MEANING = {
         "query": "20,000 rows: the plainest pymilvus calls' time over ours",
         "queries together": "eight queries one by one over eight in one call",
         "upsert": "500 rows: bare pymilvus' time over ours",
-        "writing beside floats": "500 rows: time of one vector of 512 floats over ours",
+        "writing beside floats": "500 rows: time of one vector of 1,280 floats over ours",
         "query beside floats": "20,000 rows: time of its search, FLAT and COSINE, over ours",
         "bytes beside floats": "20,000 rows in Milvus Lite's file: its bytes over ours",
         "details": "a query for whole images over one for a detail",

@@ -3,7 +3,8 @@
 All sides are timed in turn in one run, on the same file: upsert in batches of 1,000 rows, by columns and as
 ``MilvusClient.upsert`` takes them; and what ``ImageIndex.query`` asks for (three fields of 64, 128 and 256 bits, depth
 100, all columns and codes of what was found), beside the bare searches that bring them along, and beside searches for
-ids whose rows are then fetched. Medians, so that a busy machine disturbs little.
+ids whose rows are then fetched. Time is that of processors, of this process and of Milvus Lite together, so that a busy
+machine disturbs little.
 
     python benchmarks/store_overhead.py --rows 100000 --json overhead.json
 """
@@ -14,12 +15,12 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from result_file import write_result
+from short.turns import spent
 
 from mg_milvus.config import MilvusConfig
 from mg_milvus.schema.models import Schema
@@ -50,13 +51,13 @@ def make_rows(start: int, random: np.random.Generator, bits: dict[str, int]) -> 
 
 
 def seconds(action: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = spent()
     action()
-    return time.perf_counter() - start
+    return spent() - start
 
 
 def measure_upserts(store: MilvusStore, plain: MilvusStore, rows: int, bits: dict[str, int]) -> tuple[float, float]:
-    """Median seconds of a batch: adapter, bare."""
+    """Mean seconds of a batch: adapter, bare."""
     random = np.random.default_rng(0)
     layout = Layout(Schema())
     ours, bare = [], []
@@ -69,11 +70,11 @@ def measure_upserts(store: MilvusStore, plain: MilvusStore, rows: int, bits: dic
         ]
         for turn in turns if start // BATCH % 2 else reversed(turns):
             turn()
-    return statistics.median(ours), statistics.median(bare)
+    return statistics.mean(ours), statistics.mean(bare)
 
 
 def measure_queries(store: MilvusStore, bits: dict[str, int]) -> tuple[dict[str, float], float]:
-    """Medians in seconds over ``QUERIES`` of each way; rows found on average."""
+    """Means in seconds over ``QUERIES`` of each way; rows found on average."""
     random = np.random.default_rng(1)
     columns = Layout(Schema()).output_fields(())
     found: list[int] = []
@@ -108,7 +109,7 @@ def measure_queries(store: MilvusStore, bits: dict[str, int]) -> tuple[dict[str,
         order = list(ways.items())
         for way, ask in order[number % 3 :] + order[: number % 3]:
             taken[way].append(seconds(lambda ask=ask, codes=codes: ask(codes)))
-    return {way: statistics.median(times) for way, times in taken.items()}, statistics.mean(found)
+    return {way: statistics.mean(times) for way, times in taken.items()}, statistics.mean(found)
 
 
 def main() -> None:

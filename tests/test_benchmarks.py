@@ -50,6 +50,79 @@ def test_a_committed_result_is_named_where_figures_are_explained(file: Path) -> 
     assert f"results/{file.name}" in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
 
 
+QUOTED = {
+    ("README.md", "beside_floats"): [
+        "{rows|,} rows in Milvus Lite, exact search on both sides.",
+        "{dimensions|,} float features, FLAT",
+        "| written, processor time a row | {sides > floats > written us|.0f} µs | {sides > mg-milvus > written us|.0f} "
+        "µs | {floats over > mg-milvus > written us|.1f} × |",
+        "| a query, processor time | {sides > floats > query ms|.1f} ms | {sides > mg-milvus > query ms|.1f} ms | "
+        "{floats over > mg-milvus > query ms|.1f} × as fast |",
+        "| file, bytes an image | {sides > floats > file bytes|,.0f} | {sides > mg-milvus > file bytes|,.0f} | "
+        "1/{floats over > mg-milvus > file bytes|.1f} |",
+        "| memory, bytes an image | {sides > floats > memory bytes|,.0f} | {sides > mg-milvus > memory bytes|,.0f} | "
+        "1/{floats over > mg-milvus > memory bytes|.1f} |",
+    ],
+    ("docs/benchmarks.md", "beside_floats"): [
+        "| {dimensions|,} floats, FLAT, and the file's name | {sides > floats > written us|.0f} µs | "
+        "{sides > floats > query ms|.1f} ms | {sides > floats > file bytes|,.0f} B | "
+        "{sides > floats > memory bytes|,.0f} B |",
+        "| mg-milvus: all columns; three granularities and their fusion | {sides > mg-milvus > written us|.0f} µs | "
+        "{sides > mg-milvus > query ms|.1f} ms | {sides > mg-milvus > file bytes|,.0f} B | "
+        "{sides > mg-milvus > memory bytes|,.0f} B |",
+        "| the floor: key, path and codes alone; three bare searches | {sides > floor > written us|.0f} µs | "
+        "{sides > floor > query ms|.1f} ms | {sides > floor > file bytes|,.0f} B | "
+        "{sides > floor > memory bytes|,.0f} B |",
+        "`content_hash` {bytes of a row > content_hash}, the three tags {bytes of a row > tag_1} each",
+        "the text copy of the codes {bytes of a row > _codes}",
+    ],
+    ("docs/benchmarks.md", "numpy_work"): [
+        "| candidates for near-duplicates among {codes|,} codes | {duplicates > seconds|.0f} s of a processor, "
+        "{duplicates > memory MB|.0f} MB |",
+        "| fusion of 3 × 1,000 | {fusion > ms|.2f} ms |",
+        "| evaluation, {queries|,} queries × {rows|,} rows: three granularities | {evaluation > codes s|.0f} s of a "
+        "processor |",
+        "| the same with all fusions and profiles | {evaluation > codes and fusions s|.0f} s |",
+    ],
+    ("docs/benchmarks.md", "clients"): [
+        "{16 processes > queries/s|.0f} queries/s, p50 {16 processes > p50 ms|.0f} ms, "
+        "p99 {16 processes > p99 ms|.0f} ms",
+    ],
+    ("docs/benchmarks.md", "store_overhead"): [
+        "| {upsert_ratio|.2f} of the time of `MilvusClient.upsert`, {query_ratio|.2f} of the bare searches |",
+    ],
+    ("docs/benchmarks.md", "ingest_rate"): [
+        "| {ingest, images/s|.0f} images/s: {ratio|.2f} of decoding and encoding alone |",
+    ],
+    ("docs/benchmarks.md", "growth"): [
+        "| {sizes > 10000 > ms > full, rank > p50|.1f} / {sizes > 10000 > ms > full, rank > p99|.1f} ms | "
+        "{sizes > 100000 > ms > full, rank > p50|.1f} / {sizes > 100000 > ms > full, rank > p99|.1f} ms | "
+        "{sizes > 1000000 > ms > full, rank > p50|.1f} / {sizes > 1000000 > ms > full, rank > p99|.1f} ms |",
+        "| {sizes > 10000 > start-up > work s|.1f} s | {sizes > 100000 > start-up > work s|.1f} s | "
+        "{sizes > 1000000 > start-up > work s|.1f} s |",
+        "| {sizes > 10000 > ten new images > work s|.1f} s, {sizes > 10000 > ten new images > client peak MB|.0f} MB | "
+        "{sizes > 100000 > ten new images > work s|.1f} s, ",
+    ],
+    ("docs/benchmarks.md", "duplicates"): ["All of the {groups} groups held copies of one image only"],
+}
+"""Page, result -> what the page quotes, the figures in braces: where they are in the result, and their format."""
+
+
+@pytest.mark.parametrize(("page", "result"), QUOTED, ids=lambda part: part)
+def test_pages_quote_the_committed_figures(page: str, result: str) -> None:
+    figures = json.loads((BENCHMARKS / "results" / f"{result}.json").read_text(encoding="utf-8"))["figures"]
+    text = " ".join((BENCHMARKS.parent / page).read_text(encoding="utf-8").split())
+
+    def figure(found: re.Match[str]) -> str:
+        value = figures
+        for key in found[1].split(" > "):
+            value = value[key]
+        return format(value, found[2] or "")
+
+    for quoted in QUOTED[page, result]:
+        assert re.sub(r"\{([^{}|]+)\|?([^{}]*)\}", figure, quoted) in text
+
+
 def test_every_ratio_is_committed_and_explained(bench: ModuleType) -> None:
     committed = json.loads(bench.KEPT.read_text(encoding="utf-8"))["figures"]
     assert committed.keys() == {name for part in bench.MEANING.values() for name in part}

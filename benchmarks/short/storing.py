@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from short.turns import Side, Turns
 
 ROWS, BATCH, WITH_PARTS = 20_000, 500, 2000
-DIMENSIONS = 512
+DIMENSIONS = 1280
 DEPTH, TOGETHER = 100, 8
 PARTS_SCHEMA = "version: 1\nregions: {bits: 128, scales: [{size: 0.7, grid: 2}, {size: 0.5, grid: 3}]}"
 
@@ -154,7 +154,7 @@ def details(turns: Turns, work: Path, random: np.random.Generator) -> float:
     own = regions.reshape(WITH_PARTS, -1)
     for start in range(0, WITH_PARTS, BATCH):
         binary.store.upsert([
-            replace(row(n, {name: values[n] for name, values in codes.items()}), parts=own[n].tobytes())
+            replace(row(n, {name: values[n] for name, values in codes.items()}), region_codes=own[n].tobytes())
             for n in range(start, start + BATCH)
         ])  # fmt: skip
     whole = Query.of(schema, {})
@@ -163,7 +163,7 @@ def details(turns: Turns, work: Path, random: np.random.Generator) -> float:
     def ask(query: Query) -> None:
         asked = {name: signs(values[[random.integers(WITH_PARTS)]]) for name, values in codes.items()}
         scales = random.integers(0, len(regions), len(schema.regions.scales if schema.regions else ()))
-        Searcher(binary.store, schema).search(asked | {REGIONS: regions[scales][None, None]}, query)
+        Searcher(binary.store, schema).search(asked | {REGIONS: signs(regions[scales])[None]}, query)
 
     found = turns.times_as_fast(lambda: ask(detail), lambda: ask(whole))
     binary.store.close()

@@ -27,7 +27,7 @@ class Turns:
         rounds: but at least so many.
     """
 
-    seconds: float = 6.0
+    seconds: float = 3.0
     rounds: int = 5
 
     def times_as_fast(self, ours: Side, other: Side) -> float:
