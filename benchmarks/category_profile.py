@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 BATCH = 64
 NEAR = {
     f"coarse {coarse:g}, mid 1, fine {fine:g}": {"coarse": coarse, "mid": 1.0, "fine": fine}
-    for coarse, fine in ((2, 0.1), (2, 0.25), (2, 0.5), (3, 0.25), (3, 0.5), (4, 0.1), (6, 0.1), (1, 0.1), (1, 0.25))
+    for coarse, fine in ((1, 0.1), (2, 0.1), (3, 0.1), (4, 0.1), (6, 0.1), (2.5, 0.25), (2.5, 0.5))
 }  # fmt: skip
 """Weights beside those of ``category``, to see how much hangs on them."""
 

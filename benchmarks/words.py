@@ -27,6 +27,7 @@ from mg_milvus import ImageIndex
 from mg_milvus.encoder.base import HashEncoder
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import QueryError
+from mg_milvus.images.paths import stored_path
 from mg_milvus.schema.tags import LEVELS, SHOWN, probability_of, vocabulary
 
 FEWEST = 50
@@ -41,7 +42,7 @@ def classes_of(val: Path, train: Path) -> dict[str, int]:
     for folder in sorted(val.glob("*/*")):
         synset = min(os.listdir(train / folder.relative_to(val))).partition("_")[0]
         if synset in place:
-            found |= {str(file.resolve()): place[synset] for file in folder.iterdir()}
+            found |= {stored_path(file): place[synset] for file in folder.iterdir()}
     return found
 
 
@@ -97,7 +98,7 @@ def by_folders(folder: Path) -> dict[str, Any]:
         index.ingest(folder)
         for own in sorted(folder.iterdir()):
             try:
-                of_word[own.name] = precision(index, own.name, {str(file.resolve()) for file in own.iterdir()})
+                of_word[own.name] = precision(index, own.name, {stored_path(file) for file in own.iterdir()})
             except QueryError:
                 unknown.append(own.name)
     return {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mg_milvus.encoder.file import BUILTIN
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.models import REGIONS, Schema
-from mg_milvus.schema.tags import TAG_COLUMNS
+from mg_milvus.schema.tags import TAG_COLUMN, TAG_ELEMENTS
 from mg_milvus.store.base import fits, nlist_for, nprobe_for, rows_a_segment
 from mg_milvus.store.lite_workarounds import LARGE
 from mg_milvus.store.rows import COPY, Layout
@@ -29,6 +29,8 @@ _LITE_COLUMN = 14
 """Bytes of a column beside its name and value (counted in a file)."""
 _LITE_INT, _LITE_LONG = 3, 9
 """Bytes of numbers there: of sizes, which are written without their zeros; of times in nanoseconds, and of any."""
+_LITE_LIST = 6
+"""Bytes of a list of numbers beside them (counted in a file)."""
 _LITE_ROW = 62 + 12
 """Bytes of a row beside its columns and a second copy of its key: RowID, Timestamp, and SQLite's own (counted)."""
 _LITE_PAGE = 4096
@@ -150,7 +152,7 @@ def images_table(schema: Schema, path_bytes: float, text_bytes: float) -> Table:
             Column("width", 8, "number", _LITE_INT),
             Column("height", 8, "number", _LITE_INT),
             Column("content_hash", 32, "text", 32),
-            *(Column(name, 2, "number", _LITE_INT) for name in TAG_COLUMNS),
+            Column(TAG_COLUMN, 2 * len(TAG_ELEMENTS), "number", _LITE_INT * len(TAG_ELEMENTS) + _LITE_LIST),
             *(own[field.type](field.name) for field in schema.fields),
             *(Column(g.name, g.bits // 8, "code", g.bits // 8, bool(g.mmap)) for g in schema.granularities),
         ),
@@ -171,7 +173,7 @@ def regions_table(schema: Schema, settings: RegionSettings) -> Table:
 
 def parquet_row(schema: Schema, images: Table) -> float:
     """An image in files of codes: what is random does not get smaller, paths and texts to about a half."""
-    fixed = {"id", "size", "mtime_ns", "width", "height", "content_hash", *TAG_COLUMNS}
+    fixed = {"id", "size", "mtime_ns", "width", "height", "content_hash", TAG_COLUMN}
     own = sum(c.size / 2 if c.kind == "text" else c.size for c in images.columns if c.name not in fixed)
     return _PARQUET_ROW + own + (schema.regions.bytes_per_image if schema.regions else 0)
 

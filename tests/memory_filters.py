@@ -10,7 +10,7 @@ import re
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from mg_milvus.schema.tags import LEVELS, NO_TAG, TAG_COLUMNS, find_word, probability_of
+from mg_milvus.schema.tags import LEVELS, NO_TAG, TAG_COLUMN, find_word, probability_of
 from mg_milvus.store.filter_language import FilterColumn, characters, members, parse, render, value_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _compared(pair: list[Any], sign: str, where: str) -> Callable[[Mapping[str, 
 
 def _has(row: Mapping[str, Any], word: Any) -> bool:
     """Whether a row has a tag of this word, with a probability of at least a fifth."""
-    stored = [row[column] for column in TAG_COLUMNS if row[column] != NO_TAG]
+    stored = [tag for tag in row[TAG_COLUMN] if tag != NO_TAG]
     return any(tag // LEVELS in find_word(word) and probability_of(tag % LEVELS) > 0.2 for tag in stored)
 
 
@@ -123,7 +123,8 @@ def _operand(node: Any, where: str) -> Callable[[Mapping[str, Any]], Any]:
 
         return computed
     if getattr(node, "type", None) == "NAME":
-        return itemgetter(str(node))
+        name, _, place = str(node).rstrip("]").partition("[")
+        return (lambda row: row[name][int(place)]) if place else itemgetter(name)
     value = value_of(node, where)
     return lambda _: value
 

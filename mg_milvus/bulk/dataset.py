@@ -33,7 +33,7 @@ from mg_milvus.errors import (
 from mg_milvus.files import open_plain, write_whole
 from mg_milvus.images.discover import image_id, is_url
 from mg_milvus.ingest.metadata import rows_at_once
-from mg_milvus.schema.tags import TAG_COLUMNS, from_columns
+from mg_milvus.schema.tags import TAG_COLUMN, TAG_ELEMENTS, from_elements
 from mg_milvus.store.base import Row
 from mg_milvus.store.collections import decode_description, encode_description
 from mg_milvus.store.regions import CODE, region_records
@@ -183,6 +183,7 @@ class CodeFile:
         if not self._file.schema_arrow.equals(_columns(schema, _widths(schema)), check_metadata=False):
             raise CodeFileError(f"{name} does not have the columns of its own schema: encode it again")
         lengths = dict.fromkeys(self._file.schema_arrow.names, 1) | _widths(schema)
+        lengths[TAG_COLUMN] = len(TAG_ELEMENTS)
         self._batch_rows = self._guarded(lambda: rows_at_once(self._file.metadata, lengths, GROUP_ROWS))
         self.rows = int(self._file.metadata.num_rows)
 
@@ -209,14 +210,14 @@ class CodeFile:
                     {name: values[place] for name, values in codes.items() if name != _REGIONS},
                     {column.name: value_of(column, plain[column.name][place]) for column in extras},
                     codes[_REGIONS][place] if _REGIONS in codes else b"",
-                    self._tags([plain[name][place] for name in TAG_COLUMNS]),
+                    self._tags(plain[TAG_COLUMN][place]),
                 )
                 for place in range(len(batch))
             ]  # fmt: skip
 
     def _tags(self, values: Sequence[int]) -> tuple[int, ...]:
         try:
-            return from_columns(values)
+            return from_elements(values)
         except ValueError as error:
             raise CodeFileError(f"{self.name}: {error}: encode it again") from error
 
@@ -255,7 +256,8 @@ class CodeFile:
 def _columns(schema: Schema, widths: Mapping[str, int]) -> Any:
     pa = arrow()
     types = {
-        "string": pa.string(), "int": pa.int64(), "short": pa.int16(), "float": pa.float64(), "bool": pa.int8(),
+        "string": pa.string(), "int": pa.int64(), "shorts": pa.list_(pa.int16()), "float": pa.float64(),
+        "bool": pa.int8(),
     }  # fmt: skip
     return pa.schema(
         [(column.name, types[column.type]) for column in Layout(schema).columns]

@@ -23,7 +23,7 @@ from mg_milvus.ingest.metrics import IngestMetrics, Tally
 from mg_milvus.ingest.moves import Moves, moved_to, regions_of
 from mg_milvus.records import Failure, Note, Progress
 from mg_milvus.schema.models import REGIONS
-from mg_milvus.schema.tags import from_columns
+from mg_milvus.schema.tags import from_elements
 from mg_milvus.store.base import Row
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ def _same(fields: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
 
 def stored_tags(tags: Tags | None, place: int) -> tuple[int, ...]:
     """The tags of one image of a batch, as a row has them."""
-    return () if tags is None else from_columns(tags[place].tolist())
+    return () if tags is None else from_elements(tags[place].tolist())
 
 
 def code_bytes(codes: Mapping[str, Codes], place: int) -> dict[str, bytes]:

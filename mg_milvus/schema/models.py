@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mg_milvus.schema.errors import Model, Problem, field_error, format_value, model_error
-from mg_milvus.schema.tags import TAG_COLUMNS, USER_TAGS
+from mg_milvus.schema.tags import TAG_COLUMN, USER_TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mg_milvus.records import Box
 
 PROFILES: dict[str, dict[str, float]] = {
-    "category": {"coarse": 3.0, "mid": 1.0, "fine": 0.1},
+    "category": {"coarse": 2.5, "mid": 1.0, "fine": 0.1},
     "object": {"coarse": 1.0, "mid": 3.0, "fine": 1.0},
     "instance": {"coarse": 0.0, "mid": 0.0, "fine": 1.0},
     "balanced": {"coarse": 1.0, "mid": 1.0, "fine": 1.0},
@@ -33,7 +33,7 @@ PROFILES: dict[str, dict[str, float]] = {
 """Preset weights by what a query is for: the kind of thing, its class, this very image, or all of them equally."""
 
 RESERVED_FIELDS = frozenset({
-    "id", "path", "size", "mtime_ns", "width", "height", "content_hash", "_codes", *TAG_COLUMNS,
+    "id", "path", "size", "mtime_ns", "width", "height", "content_hash", "_codes", TAG_COLUMN,
 })  # fmt: skip
 """Columns that every row has."""
 

@@ -1,9 +1,9 @@
 """Tags: the names of what images show, their groups, how they are stored, and the words that people say for them.
 
 A tag of an image is a name (``sports car``), or a group of names (``car``), with a probability. It is stored as one
-whole number, ``place * LEVELS + level``, in a column of 16 bits; so a filter finds a tag, at least as probable as
-wanted, by a comparison. ``tags.tsv`` beside this file lists names (ImageNet's 1,000 classes, by WordNet's lemmas),
-groups and words.
+whole number of 16 bits, ``place * LEVELS + level``, those of an image in one column; so a filter finds a tag, at least
+as probable as wanted, by a comparison with an element of it. ``tags.tsv`` beside this file lists names (ImageNet's
+1,000 classes, by WordNet's lemmas), groups and words.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ SHOWN = 7
 """The level, a probability of .206, from which on an image has a tag: to filters, in counts, and where it is shown."""
 NAMES, GROUPS = 2, 1
 """Most names, and most groups, of an image."""
-NAME_COLUMNS = tuple(f"tag_{number}" for number in range(1, NAMES + 1))
-GROUP_COLUMNS = tuple(f"tag_{number}" for number in range(NAMES + 1, NAMES + GROUPS + 1))
-TAG_COLUMNS = (*NAME_COLUMNS, *GROUP_COLUMNS)
-"""Columns of a row that hold its tags: those of names, most probable first, then that of a group."""
+TAG_COLUMN = "tags"
+"""The column of a row that holds its tags: names, most probable first, then a group."""
+TAG_ELEMENTS = tuple(f"{TAG_COLUMN}[{place}]" for place in range(NAMES + GROUPS))
+"""Its elements, as filters write them. Three columns would take three times as many bytes in Milvus Lite's file."""
+NAME_ELEMENTS, GROUP_ELEMENTS = TAG_ELEMENTS[:NAMES], TAG_ELEMENTS[NAMES:]
 NO_TAG = 32_767
-"""In a column without a tag; Milvus Lite stores negative numbers in ten bytes."""
-ANY_TAG = f"{NAME_COLUMNS[0]} < {NO_TAG}"
+"""In place of an element without a tag; Milvus Lite stores negative numbers in ten bytes."""
+ANY_TAG = f"{NAME_ELEMENTS[0]} < {NO_TAG}"
 """The filter for images that a classifier has seen."""
 _NEAR = 3
 """Known words that a message offers."""
@@ -168,26 +169,26 @@ def check_tags(tags: Sequence[int]) -> Sequence[int]:
     return tags
 
 
-def to_columns(tags: Sequence[int]) -> dict[str, int]:
-    """Column -> stored number, for all of ``TAG_COLUMNS``; names and groups each keep their order.
+def to_elements(tags: Sequence[int]) -> list[int]:
+    """The stored tags of an image as the elements of its column; names and groups each keep their order.
 
     Raises:
         ValueError: as ``check_tags``.
     """
     check_tags(tags)
     first = vocabulary().names * LEVELS
-    columns = dict.fromkeys(TAG_COLUMNS, NO_TAG)
-    columns.update(zip(NAME_COLUMNS, (tag for tag in tags if tag < first), strict=False))
-    columns.update(zip(GROUP_COLUMNS, (tag for tag in tags if tag >= first), strict=False))
-    return columns
+    names, groups = [tag for tag in tags if tag < first], [tag for tag in tags if tag >= first]
+    return [*names, *[NO_TAG] * (NAMES - len(names)), *groups, *[NO_TAG] * (GROUPS - len(groups))]
 
 
-def from_columns(values: Iterable[int]) -> tuple[int, ...]:
-    """The stored tags in the values of ``TAG_COLUMNS``.
+def from_elements(values: Sequence[int]) -> tuple[int, ...]:
+    """The stored tags in the elements of a column.
 
     Raises:
-        ValueError: as ``check_tags``.
+        ValueError: their number is another, or as ``check_tags``.
     """
+    if len(values) != len(TAG_ELEMENTS):
+        raise ValueError(f"the tags are {values!r:.100}, expected {len(TAG_ELEMENTS)} numbers")
     return tuple(check_tags([value for value in values if value != NO_TAG]))
 
 
@@ -209,8 +210,8 @@ def condition(numbers: Iterable[int], level: int = 0) -> str:
     parts = []
     for first, last in _spans(numbers, whole=level == 0):
         low, high = first * LEVELS + level, last * LEVELS + LEVELS - 1
-        columns = NAME_COLUMNS if last < names else GROUP_COLUMNS
-        parts += [f"({column} >= {low} and {column} <= {high})" for column in columns]
+        elements = NAME_ELEMENTS if last < names else GROUP_ELEMENTS
+        parts += [f"({element} >= {low} and {element} <= {high})" for element in elements]
     return " or ".join(parts)
 
 

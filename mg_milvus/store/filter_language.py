@@ -62,7 +62,7 @@ BOOL.3: /(true|false)\b/i
 COMPARE: "==" | "!=" | "<=" | ">=" | "<" | ">"
 SIGN: "+" | "-"
 FACTOR: "*" | "/" | "%"
-NAME: /[A-Za-z_]\w*/
+NAME: /[A-Za-z_]\w*(\[\d\])?/
 NUMBER: /{_NUMBER}/
 STRING: /{_STRING}/s
 LIST: /{_ITEMS}(?:{_PLAIN_ITEM})?+\s*+\]/is

@@ -14,7 +14,7 @@ import numpy as np
 
 from mg_milvus.errors import QueryError, StoreError
 from mg_milvus.files import one_line
-from mg_milvus.schema.tags import TAG_COLUMNS, from_columns, to_columns
+from mg_milvus.schema.tags import TAG_COLUMN, TAG_ELEMENTS, from_elements, to_elements
 from mg_milvus.store.base import Neighbours, Row
 from mg_milvus.store.collections import Column
 from mg_milvus.store.filter_language import LEAST_FLOAT, LEAST_INT, FilterColumn
@@ -57,9 +57,7 @@ _FIXED = (
     Column("height", "int"),
     Column("content_hash", "string", 64),
 )
-_TAGS = tuple(Column(name, "short") for name in TAG_COLUMNS)
-_OWN = len(_FIXED) + len(_TAGS)
-"""Place of the first column of the schema's own."""
+_TAGS = Column(TAG_COLUMN, "shorts", 2 * len(TAG_ELEMENTS))
 MOST_META = 65_536
 """Most bytes of a JSON value on servers."""
 COPY = "_codes"
@@ -73,7 +71,7 @@ _ACCEPTED: dict[str, tuple[type, ...]] = {
     "float": (float, int, np.floating, np.integer),
     "bool": (bool, np.bool_),
 }
-_PYTHON: dict[str, type] = {"string": str, "int": int, "short": int, "float": float, "bool": bool}
+_PYTHON: dict[str, type] = {"string": str, "int": int, "shorts": list, "float": float, "bool": bool}
 _STORED: dict[str, type] = _PYTHON | {"bool": int}
 
 
@@ -89,7 +87,7 @@ class Layout:
         self.extras = tuple(Column(f.name, f.type, f.max_length, f.default) for f in schema.fields)
         self._own = tuple(column for column in self.extras if column.name not in added)
         self._added = tuple(column for column in self.extras if column.name in added)
-        self.columns = (*_FIXED, *_TAGS, *self._own)
+        self.columns = (*_FIXED, _TAGS, *self._own)
         self.bytes = {name: bits // 8 for name, bits in schema.bits.items()}
         ends = list(accumulate(self.bytes.values()))
         self._places = tuple(
@@ -112,8 +110,8 @@ class Layout:
     def filterable(self) -> dict[str, FilterColumn]:
         """The columns as filters see them."""
         columns = {column.name: FilterColumn(column.type) for column in _FIXED}
-        columns |= {column.name: FilterColumn("int") for column in _TAGS}
-        columns["tags"] = FilterColumn("tags")
+        columns |= {element: FilterColumn("int") for element in TAG_ELEMENTS}
+        columns[TAG_COLUMN] = FilterColumn("tags")
         columns |= {column.name: FilterColumn(column.type, "sparse") for column in self._own}
         return columns | {column.name: FilterColumn(column.type, "added") for column in self._added}
 
@@ -180,7 +178,7 @@ class Layout:
                 "height": row.height, "content_hash": row.content_hash,
             }  # fmt: skip
             try:
-                record.update(to_columns(row.tags))
+                record[TAG_COLUMN] = to_elements(row.tags)
             except ValueError as exc:
                 raise StoreError(f"row {row.id}: {exc}") from exc
             if not known.issuperset(row.fields):
@@ -258,8 +256,7 @@ class Layout:
         for place, name, most in self._texts:
             if len(values[place]) > most:
                 raise ValueError(f"{name} of row {values[0]!r} is longer than {most} bytes")
-        row_id, path, size, mtime_ns, width, height, content_hash = values[: len(_FIXED)]
-        tags, own = from_columns(values[len(_FIXED) : _OWN]), values[_OWN:]
+        row_id, path, size, mtime_ns, width, height, content_hash, tags, *own = values
         if not could_be_id(row_id):
             raise ValueError(f"{row_id!r} is not an id")
         if size < 0 or width < 0 or height < 0:
@@ -267,7 +264,7 @@ class Layout:
         fields = {column.name: value_of(column, value) for column, value in zip(self._own, own, strict=True)}
         for column in self._added:
             fields[column.name] = _added_value(column, record.get(column.name), row_id)
-        return Row(row_id, path, size, mtime_ns, width, height, content_hash, codes, fields, tags=tags)
+        return Row(row_id, path, size, mtime_ns, width, height, content_hash, codes, fields, tags=from_elements(tags))
 
     def codes_of_copy(self, text: str) -> dict[str, bytes]:
         """The codes in a value of ``COPY``.

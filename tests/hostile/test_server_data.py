@@ -440,7 +440,7 @@ ID = "0" * 32
 COPY = base64.b64encode(bytes(2)).decode()
 ENTITY = {
     "id": ID, "path": "/a/0.jpg", "size": 9, "mtime_ns": 9, "width": 4, "height": 3, "content_hash": "0" * 32,
-    "tag_1": 29, "tag_2": 32_767, "tag_3": 32_767, "label": "", "_codes": COPY,
+    "tags": [29, 32_767, 32_767], "label": "", "_codes": COPY,
 }  # fmt: skip
 CODE = np.zeros((1, 2), np.uint8)
 

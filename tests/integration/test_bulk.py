@@ -105,8 +105,8 @@ def test_the_file_is_what_milvus_imports(home):
     types = {field.name: field.type for field in file.schema_arrow}
     assert types == {
         "id": pa.string(), "path": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "width": pa.int64(),
-        "height": pa.int64(), "content_hash": pa.string(), "tag_1": pa.int16(), "tag_2": pa.int16(),
-        "tag_3": pa.int16(), "caption": pa.string(), "year": pa.int64(),
+        "height": pa.int64(), "content_hash": pa.string(), "tags": pa.list_(pa.int16()),
+        "caption": pa.string(), "year": pa.int64(),
         "coarse": pa.list_(pa.uint8()), "mid": pa.list_(pa.uint8()), "fine": pa.list_(pa.uint8()),
     }  # fmt: skip
     row = file.read().to_pylist()[0]

@@ -29,7 +29,7 @@ def test_bytes_of_the_default_schema():
     (held,) = made.collections
     assert held.fields == {
         "id": 32, "path": 60, "size": 8, "mtime_ns": 8, "width": 8, "height": 8, "content_hash": 32,
-        "tag_1": 2, "tag_2": 2, "tag_3": 2, "coarse": 8, "mid": 16, "fine": 32,
+        "tags": 6, "coarse": 8, "mid": 16, "fine": 32,
     }  # fmt: skip
     # A list of BIN_IVF_FLAT has a code and a number of 8 bytes a row.
     assert made.index == {"coarse": 16e9, "mid": 24e9, "fine": 40e9}

@@ -45,9 +45,7 @@ COLUMNS = {
         "width",
         "height",
         "content_hash",
-        "tag_1",
-        "tag_2",
-        "tag_3",
+        "tags",
         "coarse",
         "mid",
         "fine",
@@ -103,7 +101,7 @@ class Milvus:
             assert table.schema.names == COLUMNS[collection]
             rows = table.to_pylist()
             for row in rows:
-                row |= {key: bytes(value) for key, value in row.items() if isinstance(value, list)}
+                row |= {key: bytes(value) for key, value in row.items() if isinstance(value, list) and key != "tags"}
                 if collection == "images":  # what Milvus Lite has, and a server has not
                     row[COPY] = layout.copied(row)
             store._client.insert(collection, rows)

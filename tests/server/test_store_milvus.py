@@ -79,8 +79,10 @@ def test_files_without_a_copy_of_the_codes_are_asked_and_filled_all_the_same(raw
             )  # fmt: skip
         elif column.type == "string":
             made.add_field(column.name, DataType.VARCHAR, max_length=column.max_bytes)
+        elif column.type == "shorts":
+            made.add_field(column.name, DataType.ARRAY, element_type=DataType.INT16, max_capacity=3)
         else:
-            made.add_field(column.name, DataType.INT16 if column.type == "short" else DataType.INT64)
+            made.add_field(column.name, DataType.INT64)
     made.add_field("coarse", DataType.BINARY_VECTOR, dim=16)
     raw._client.create_collection("images", schema=made)
     written = rows(0, 300)

@@ -84,7 +84,7 @@ def test_the_recipes_of_a_schema_are_both_fusions_and_every_profile() -> None:
     assert list(recipes) == ["rank", "score", *PROFILES]
     assert recipes["rank"] == Recipe("rank", {"coarse": 2.0, "own": 0.5}, 7)
     assert recipes["score"] == Recipe("score", {"coarse": 2.0, "own": 0.5}, 7)
-    assert recipes["category"] == Recipe("rank", {"coarse": 3.0, "own": 0.5}, 7)
+    assert recipes["category"] == Recipe("rank", {"coarse": 2.5, "own": 0.5}, 7)
 
 
 def codes_of(count: int, seed: int, classes: NDArray[np.int64]) -> dict[str, NDArray[np.uint8]]:

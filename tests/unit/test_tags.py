@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 from mg_milvus.errors import QueryError
 from mg_milvus.schema import tags
 from mg_milvus.schema.tags import (
-    GROUP_COLUMNS,
+    GROUP_ELEMENTS,
     LEVELS,
-    NAME_COLUMNS,
+    NAME_ELEMENTS,
     NO_TAG,
-    TAG_COLUMNS,
+    TAG_ELEMENTS,
     condition,
     encode_tag,
     find_word,
-    from_columns,
+    from_elements,
     level_of,
     probability,
     probability_of,
     readable,
-    to_columns,
+    to_elements,
     vocabulary,
 )
 
@@ -118,20 +118,23 @@ def test_levels_rise_and_are_shown_from_a_fifth_on() -> None:
     assert level_of(0.2) < tags.SHOWN <= level_of(0.21)
 
 
-def test_tags_in_columns_and_back() -> None:
+def test_tags_in_a_column_and_back() -> None:
     stored = [encode_tag(151, 0.9), encode_tag(281, 0.05), encode_tag(DOG, 0.97)]
-    columns = to_columns(stored)
-    assert columns == dict(zip(TAG_COLUMNS, stored, strict=True))
-    assert from_columns(columns.values()) == tuple(stored)
-    assert to_columns([]) == dict.fromkeys(TAG_COLUMNS, NO_TAG)
-    assert to_columns(stored[2:])[GROUP_COLUMNS[0]] == stored[2]
+    assert to_elements(stored) == stored
+    assert from_elements(stored) == tuple(stored)
+    assert to_elements([]) == [NO_TAG] * 3
+    assert to_elements(stored[2:]) == [NO_TAG, NO_TAG, stored[2]]
+    assert from_elements([NO_TAG, NO_TAG, stored[2]]) == (stored[2],)
+    assert TAG_ELEMENTS == ("tags[0]", "tags[1]", "tags[2]")
+    with pytest.raises(ValueError, match=r"the tags are \[1, 2\], expected 3 numbers"):
+        from_elements([1, 2])
     assert readable(stored) == {"dog": 0.97, "Chihuahua": 0.89}  # the middle of a level; that of 5 % is not shown
 
 
 @pytest.mark.parametrize("wrong", [[-1], [NO_TAG], [1.5], [True], [0, 30, 60], [DOG * LEVELS, CAT * LEVELS]])
 def test_what_no_image_has_is_refused(wrong: list[int]) -> None:
     with pytest.raises(ValueError, match="tags"):
-        to_columns(wrong)
+        to_elements(wrong)
 
 
 def test_the_probability_of_a_word_is_the_sum_over_its_tags() -> None:
@@ -144,11 +147,11 @@ def test_the_probability_of_a_word_is_the_sum_over_its_tags() -> None:
 
 
 def test_conditions_name_ranges() -> None:
-    first, second = NAME_COLUMNS
+    first, second = NAME_ELEMENTS
     assert condition([2, 3, 4]) == f"({first} >= 60 and {first} <= 149) or ({second} >= 60 and {second} <= 149)"
     assert condition([2, 3], 7) == " or ".join(
-        f"({column} >= {low} and {column} <= {high})" for low, high in ((67, 89), (97, 119)) for column in NAME_COLUMNS
+        f"({column} >= {low} and {column} <= {high})" for low, high in ((67, 89), (97, 119)) for column in NAME_ELEMENTS
     )
     low, high = DOG * LEVELS, DOG * LEVELS + LEVELS - 1
-    assert condition([DOG]) == f"({GROUP_COLUMNS[0]} >= {low} and {GROUP_COLUMNS[0]} <= {high})"
+    assert condition([DOG]) == f"({GROUP_ELEMENTS[0]} >= {low} and {GROUP_ELEMENTS[0]} <= {high})"
     assert condition([999, 1000]).count(" or ") == 2  # a name and a group are not one range
