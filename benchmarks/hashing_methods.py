@@ -4,9 +4,9 @@
 
 CIFAR10 holds train/class/image and test/class/image; the protocol is cifar10-2: all test images ask, all training
 images are the database. The small net of ``cifar10.yaml`` is first trained as a plain classifier, as the papers begin
-with a network that has learned ImageNet; every supervised method goes on from there for the same epochs. ITQ and random
-hyperplanes (LSH) hash what the classifier has learned, and its float features are ranked by cosine. Trainings that are
-already in the folder are not made again.
+with a network that has learned ImageNet; every supervised method goes on from there for the same epochs. ITQ, random
+hyperplanes (LSH), anchor graph hashing and spectral hashing hash what the classifier has learned, and its float
+features are ranked by cosine. Trainings that are already in the folder are not made again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,17 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from result_file import write_result
+from spectral_methods import anchor_graph_hashing, spectral_hashing
 
+from mg_milvus.codes import pack
 from mg_milvus.encoder.load import load_encoder
+from mg_milvus.evaluation.encoded import encode_labelled
 from mg_milvus.evaluation.evaluate import evaluate
-from mg_milvus.ingest.fit_heads import FitOptions, fit_encoder
+from mg_milvus.evaluation.protocols import SplitOptions, read_split
+from mg_milvus.evaluation.scoring import KS, graded, score_codes
+from mg_milvus.ingest.fit_heads import SAMPLE_SIZE, FitOptions, fit_encoder
 from mg_milvus.training.config import TrainingConfiguration
 from mg_milvus.training.train import train
 
@@ -40,6 +46,23 @@ def trained(folder: Path, out: Path, configuration: TrainingConfiguration) -> fl
 
 def figures(folder: Path, encoder: Any, bits: int) -> dict[str, Any]:
     return evaluate(folder, encoder=encoder, protocol="cifar10-2", heads="fixed", bits={"mid": bits}).to_json()
+
+
+def spectral(folder: Path, plain: Path, bits: int) -> dict[str, dict[str, Any]]:
+    """Anchor graph hashing and spectral hashing of the classifier's features, fitted as the heads of an ingest are."""
+    options = SplitOptions("cifar10-2", None, None, 0.1, 0)
+    split = read_split(folder, options, lambda failure: print(failure.path, failure.reason))
+    encoded = encode_labelled(split.images, load_encoder(plain))
+    split = split.without(encoded.broken)
+    features = encoded.features["mid"].astype(np.float64)
+    database, queries = features[split.database], features[split.queries]
+    sample = database[np.random.default_rng(0).permutation(len(database))[:SAMPLE_SIZE]]
+    found = {}
+    for name, method in (("agh", anchor_graph_hashing), ("sh", spectral_hashing)):
+        hashed = method(sample, bits)
+        of_queries, of_database = {"mid": pack(hashed(queries))}, {"mid": pack(hashed(database))}
+        found[name] = score_codes(of_queries, of_database, graded(split), {})["mid"].as_dict(KS)
+    return found
 
 
 def main() -> None:
@@ -78,6 +101,8 @@ def main() -> None:
         )
         found = figures(options.folder, load_encoder(file), options.bits)
         row(f"classifier + {method}", found["granularities"]["mid"], first)
+    for method, own in spectral(options.folder, plain, options.bits).items():
+        row(f"classifier + {method}", own, first)
     row("classifier, floats", found["float"], first)
     if options.json:
         result = {"bits": options.bits, "before": options.before, "epochs": options.epochs, "methods": table}

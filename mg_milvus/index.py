@@ -269,7 +269,8 @@ class ImageIndex:
         advice: tuple[str, ...] = ()
         if not dry_run:
             self._chance.refresh(report.later, report.far)
-            advice = self._heads()[1] if self.exists else ()
+            if report.added or report.updated:
+                advice = self._heads()[1]
         return replace(report, passed_over=passed.records(), table=match, advice=advice)
 
     def refit(

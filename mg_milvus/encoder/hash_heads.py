@@ -269,6 +269,8 @@ BASELINES: Mapping[str, Callable[[Matrix, int], Head]] = {"itq": itq_head, "lsh"
 
 COMPONENTS = 128
 """Principal components in which neighbours are searched."""
+MOST_ANCHORS = 800
+"""Of a sample: so the fitted encoder of 5,000 images is below 16 MB."""
 CLUSTERS = 256
 """Cluster centres of other images that ship inside an encoder."""
 OTHERS_SHARE = 0.2
@@ -422,7 +424,7 @@ def fit_diffusion_head(sample: Matrix, bits: int, shipped: Statistics | None, st
 
 def anchor_count(size: int) -> int:
     """Number of anchors for a sample: one for about five images, so that neighbours share anchors."""
-    return max(2, min(1000, max(size // 5, min(128, 2 * size // 3))))
+    return max(2, min(MOST_ANCHORS, max(size // 5, min(128, 2 * size // 3))))
 
 
 def affinities(points: NDArray[np.float64], anchors: NDArray[np.float64], neighbours: int) -> NDArray[np.float64]:

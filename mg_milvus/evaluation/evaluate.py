@@ -15,14 +15,17 @@ from mg_milvus.evaluation.report import Details, Evaluation
 from mg_milvus.evaluation.scoring import (
     FLOAT,
     KS,
+    SMOOTHED,
     ScoringOptions,
     code_metrics,
+    compare,
     curve_ranks,
     float_rankings,
     graded,
     recipes_of,
     score_all,
     score_codes,
+    smoothed_rankings,
     with_relevant_images,
 )
 from mg_milvus.evaluation.through_index import Place, depth_of, evaluate_index
@@ -74,8 +77,8 @@ def evaluate(  # noqa: PLR0913 - public: keyword options of the command
         encoder: ``builtin``, an encoder file or an ``Encoder``; default: the schema's.
         schema: preset, file or ``Schema``; default: the default schema.
         bits: granularity -> code length, instead of the schema's granularities.
-        heads: ``adapt``: hash heads fitted on a sample of the database, never of the queries; ``fixed``: the
-            encoder's own; default: the schema's.
+        heads: ``adapt``: hash heads fitted on a sample of the database, which in ``leave-one-out`` is the queries, too,
+            but never on labels; ``fixed``: the encoder's own; default: the schema's.
         labels: a table of labels, instead of folders.
         share: of each class that ``split`` takes for queries.
         seed: of the choice of queries.
@@ -184,12 +187,18 @@ def _metrics(
         "scoring features", options,
     )  # fmt: skip
     best = max(floats, key=lambda name: floats[name].ranking.map)
+    smoothed = score_all(
+        (len(split.queries), len(split.database)), smoothed_rankings(query_features[best], used[best]), relevance_of,
+        "scoring smoothed features", options,
+    )[SMOOTHED]  # fmt: skip
     metrics = {
         "queries": len(split.queries),
         "database": len(split.database),
         **code_metrics(scores, database_codes, ks),
         "float": {"granularity": best, **floats[best].as_dict(ks)}
         | {"granularities": {name: found.as_dict(ks) for name, found in floats.items()}},
+        "float_smoothed": {"granularity": best, **smoothed.as_dict(ks)},
+        "compared": compare(scores, {"float": floats[best], "float_smoothed": smoothed}),
         "bytes_per_image": schema.bytes_per_image,
     }
     found = {

@@ -137,7 +137,8 @@ class RankingScores:
 
     Attributes:
         queries: number of queries, those without relevant rows among them.
-        map: mean average precision over whole rankings, the precision taken at the end of each tie.
+        map: mean average precision over whole rankings; expectation inside ties (McSherry and Najork, ECIR 2008).
+        map_tie_end: the same with the precision taken at the end of each tie, as scikit-learn has it.
         map_at_r: mean of ``1/R sum_{i<=R} P(i) rel(i)``, R the number of rows relevant to the query (Musgrave et al., A
             Metric Learning Reality Check, ECCV 2020); expectation inside ties.
         precision: k -> share of relevant rows among the k nearest, divided by k even where there are fewer rows;
@@ -148,11 +149,13 @@ class RankingScores:
             that have a row of grade 1 or 2, whatever ``relevant_from`` is.
         within_radius: mean precision of the rows at most ``radius`` away, 0 for a query that finds none, as the papers
             on deep hashing count it; None where no radius is asked for.
-        average_precisions: (queries,) float64, in the order of the queries; nan for those without relevant rows.
+        average_precisions: (queries,) float64 of ``map``, in the order of the queries; nan for those without relevant
+            rows.
     """
 
     queries: int
     map: float
+    map_tie_end: float
     map_at_r: float
     precision: dict[int, float]
     recall: dict[int, float]
@@ -194,6 +197,7 @@ def score_rankings(
     return RankingScores(
         queries=len(scored),
         map=_mean(joined.average_precision[scored]),
+        map_tie_end=_mean(joined.tie_end[scored]),
         map_at_r=_mean(joined.at_r[scored]),
         precision={k: _mean(joined.precision[scored, i]) for i, k in enumerate(ranks)},
         recall={k: _mean(joined.recall[scored, i]) for i, k in enumerate(ranks)},
@@ -269,6 +273,7 @@ class _QueryMetrics(NamedTuple):
     relevant: Floats
     graded: Floats
     average_precision: Floats
+    tie_end: Floats
     at_r: Floats
     within: Floats
     precision: Floats
@@ -277,7 +282,7 @@ class _QueryMetrics(NamedTuple):
 
 
 def _nothing(ranks: int) -> _QueryMetrics:
-    return _QueryMetrics(*(np.empty(0) for _ in range(5)), *(np.empty((0, ranks)) for _ in range(3)))
+    return _QueryMetrics(*(np.empty(0) for _ in range(6)), *(np.empty((0, ranks)) for _ in range(3)))
 
 
 def _mean(values: Floats) -> float:
@@ -313,17 +318,20 @@ def _query_metrics(ties: Ties, ranks: Sequence[int], relevant_from: int) -> _Que
     relevant = total(found)
     # Relevant rows nearer than the tie: those ahead of it in the flat list, less those of the queries before.
     ahead = np.cumsum(found) - found - (np.cumsum(relevant) - relevant)[ties.query]
-    average_precision = share(total(found * (ahead + found) / (ties.before + ties.size)), relevant)
+    tie_end = share(total(found * (ahead + found) / (ties.before + ties.size)), relevant)
 
     # Position t of the n in a tie is relevant with probability r/n, and then expects (t-1)(r-1)/(n-1) relevant rows
     # before it in the tie. In closed form: the sum of that precision, t from 1 to the last position that counts.
+    def summed(last: Ints, keep: NDArray[np.bool_] | slice = slice(None)) -> Floats:
+        before, size, hits = ties.before[keep], ties.size[keep], found[keep]
+        inverse = harmonic[before + last] - harmonic[before]
+        crowding = (hits - 1) / np.maximum(size - 1, 1)
+        precision = hits / size * ((ahead[keep] + 1) * inverse + crowding * (last - (before + 1) * inverse))
+        return share(total(precision, keep), relevant)
+
+    average_precision = summed(ties.size)
     keep = ties.before < relevant[ties.query]
-    before, size, hits = ties.before[keep], ties.size[keep], found[keep]
-    last = np.minimum(relevant[ties.query[keep]].astype(np.int64) - before, size)
-    inverse = harmonic[before + last] - harmonic[before]
-    crowding = (hits - 1) / np.maximum(size - 1, 1)
-    at_r = hits / size * ((ahead[keep] + 1) * inverse + crowding * (last - (before + 1) * inverse))
-    at_r = share(total(at_r, keep), relevant)
+    at_r = summed(np.minimum(relevant[ties.query[keep]].astype(np.int64) - ties.before[keep], ties.size[keep]), keep)
 
     keep = ties.before < max(ranks, default=0)
     before, size, hits = ties.before[keep], ties.size[keep], found[keep]
@@ -338,7 +346,7 @@ def _query_metrics(ties: Ties, ranks: Sequence[int], relevant_from: int) -> _Que
         best = (CLASS_GAIN - GROUP_GAIN) * _upto(cut, classes) + GROUP_GAIN * _upto(cut, classes + groups)
         ndcg[:, column] = share(reached, best)
     within = share(ties.within[:, relevant_from:].sum(axis=1), ties.within.sum(axis=1))
-    return _QueryMetrics(relevant, groups + classes, average_precision, at_r, within, precision, recall, ndcg)
+    return _QueryMetrics(relevant, groups + classes, average_precision, tie_end, at_r, within, precision, recall, ndcg)
 
 
 def _upto(sums: Floats, rank: Floats | Ints) -> Floats:

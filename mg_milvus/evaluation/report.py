@@ -98,7 +98,9 @@ class Evaluation:
         """The metrics in their stable form; keys may be added, none removed.
 
         ``{"queries", "database", "granularities": {name: {"bits", "map", ...}}, "fused": {"rank": {"map", ...},
-        "score": {...}, profile: {...}}, "float": {"map", ...}}``. Shares are in 0 .. 1; unknown values are None.
+        "score": {...}, profile: {...}}, "float": {"map", ...}, "float_smoothed": {"map", ...}, "compared": {...}}``.
+        ``float_smoothed`` has query expansion and database-side augmentation. Shares are in 0 .. 1; unknown values
+        are None; ``map_interval`` are the ends of the 95 % interval over the queries.
         Ties count as ``metrics`` says.
         """
         failures = [{"path": failure.path, "reason": failure.reason} for failure in self.failures]
@@ -231,6 +233,8 @@ def setup_lines(metrics: Mapping[str, Any]) -> list[str]:
         f"hash heads: {metrics['heads']}",
         f"bytes an image: {metrics['bytes_per_image']}",
     ]
+    if "compared" in metrics:
+        lines.append(f"codes and features: {_compared(metrics['compared'])}")
     if metrics.get("alone"):
         lines.append(f"no queries: {metrics['alone']:,} images without another of their class in the database")
     if metrics["failures"]:
@@ -238,9 +242,26 @@ def setup_lines(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _compared(compared: Mapping[str, Any]) -> str:
+    """The difference of fused codes and features, in words."""
+    names = {"float": "the features", "float_smoothed": "the features with expansion and augmentation"}
+    low, high = compared["interval"]
+    verdict = "equal within" if compared["equal"] else "95 % of resampled queries"
+    return (
+        f"codes fused by {compared['codes']} have {compared['map']:+.3f} mAP against {names[compared['floats']]} "
+        f"({verdict} {low:+.3f} to {high:+.3f})"
+    )
+
+
 def metrics_table(metrics: Mapping[str, Any]) -> Rows:
-    """Ranking -> metric -> value, under the usual names; ``float`` is the best of the float features."""
-    return {name: _flat(found) for name, found in (_rows(metrics) | {"float": metrics["float"]}).items()}
+    """Ranking -> metric -> value, under the usual names; ``float`` is the best of the float features.
+
+    ``float, smoothed`` are these with query expansion and database-side augmentation.
+    """
+    rows = _rows(metrics) | {"float": metrics["float"]}
+    if "float_smoothed" in metrics:
+        rows |= {"float, smoothed": metrics["float_smoothed"]}
+    return {name: _flat(found) for name, found in rows.items()}
 
 
 def copies_table(metrics: Mapping[str, Any]) -> Rows:
@@ -268,12 +289,14 @@ def _rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _flat(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics of one ranking as a row, under the usual names."""
+    """The metrics of one ranking as a row, under the usual names; ``mAP≥``, ``mAP≤``: ends of the interval."""
     line = {"mAP": found["map"]}
     names = {"map_group": "mAP groups", "map_at_r": "mAP@R", "precision_radius_2": "P@radius 2"}
     line |= {names[key]: found[key] for key in names if key in found}
     for key, letter in (("precision", "P"), ("recall", "R"), ("ndcg", "NDCG")):
         line |= {f"{letter}@{k}": value for k, value in found.get(key, {}).items()}
+    if "map_interval" in found:
+        line |= dict(zip(("mAP≥", "mAP≤"), found["map_interval"], strict=True))
     return line
 
 

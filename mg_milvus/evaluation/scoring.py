@@ -150,7 +150,15 @@ FUSED = "fused:"
 """Before the name of a fused ranking: a granularity may have the same name."""
 FLOAT = "float:"
 """Before the name of a granularity: the ranking by its features."""
+RESAMPLES = 1000
+"""Of the queries, for an interval."""
+SMOOTHED = "smoothed"
+"""Name of the ranking by features with query expansion and database-side augmentation."""
+EXPANSION = 10
+EXPANSION_POWER = 3
+"""Neighbours, and the power of their cosine, in both."""
 CURVE_POINTS = 40
+_BLOCK = 256
 PAIRS = 1 << 20
 """Pairs of query and row in one block: about 10 MB for each ranking that is at work on it."""
 
@@ -170,7 +178,12 @@ class Scores:
     def as_dict(self, ks: Sequence[int]) -> dict[str, Any]:
         """The metrics, ready for JSON, at these ranks; the names of keys are part of the stable form."""
         ranking = self.ranking
-        found: dict[str, Any] = {"map": _number(ranking.map), "map_at_r": _number(ranking.map_at_r)}
+        found: dict[str, Any] = {
+            "map": _number(ranking.map),
+            "map_interval": [_number(end) for end in interval(ranking.average_precisions)],
+            "map_tie_end": _number(ranking.map_tie_end),
+            "map_at_r": _number(ranking.map_at_r),
+        }
         if self.map_group is not None:
             found["map_group"] = _number(self.map_group)
         for name, values in (("precision", ranking.precision), ("recall", ranking.recall), ("ndcg", ranking.ndcg)):
@@ -178,6 +191,42 @@ class Scores:
         if ranking.within_radius is not None:
             found[f"precision_radius_{RADIUS}"] = _number(ranking.within_radius)
         return found
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of the mean of (q,) values, one a query; always the same.
+
+    Percentiles of ``RESAMPLES`` bootstrap means (Efron 1979). nan are left out; without others both ends are nan.
+    """
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    random = np.random.default_rng(0)
+    means = [known[random.integers(0, len(known), len(known))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def compare(codes: Mapping[str, Scores], floats: Mapping[str, Scores]) -> dict[str, Any]:
+    """Fused codes against the better features, query by query.
+
+    Args:
+        codes: from ``score_codes``.
+        floats: name -> scores of features.
+
+    Returns:
+        ``{"codes", "floats", "map", "interval", "equal"}``: the fusion and the features with the larger mAP, the
+        difference of the two, its 95 % interval, and whether that holds 0.
+    """
+    fused = {name.removeprefix(FUSED): own for name, own in codes.items() if name in {f"{FUSED}rank", f"{FUSED}score"}}
+    ours = max(fused, key=lambda name: fused[name].ranking.map)
+    theirs = max(floats, key=lambda name: floats[name].ranking.map)
+    better, features = fused[ours].ranking, floats[theirs].ranking
+    low, high = interval(better.average_precisions - features.average_precisions)
+    return {
+        "codes": ours, "floats": theirs, "map": _number(better.map - features.map),
+        "interval": [_number(low), _number(high)], "equal": low <= 0 <= high,
+    }  # fmt: skip
 
 
 def _number(value: float) -> float | None:
@@ -260,8 +309,8 @@ def _spread(scores: RankingScores, counted: NDArray[np.bool_]) -> RankingScores:
     precisions = np.full(len(counted), np.nan)
     precisions[counted] = scores.average_precisions
     return RankingScores(
-        int(counted.sum()), scores.map, scores.map_at_r, scores.precision, scores.recall, scores.ndcg,
-        scores.within_radius, precisions,
+        int(counted.sum()), scores.map, scores.map_tie_end, scores.map_at_r, scores.precision, scores.recall,
+        scores.ndcg, scores.within_radius, precisions,
     )  # fmt: skip
 
 
@@ -281,6 +330,7 @@ def _joined(parts: Sequence[tuple[RankingScores, float]], *, groups: bool) -> Sc
     ranking = RankingScores(
         sum(scores.queries for scores, _ in counted),
         mean([scores.map for scores, _ in counted]),
+        mean([scores.map_tie_end for scores, _ in counted]),
         mean([scores.map_at_r for scores, _ in counted]),
         means(lambda scores: scores.precision),
         means(lambda scores: scores.recall),
@@ -322,6 +372,45 @@ def float_rankings(queries: Features, database: Features) -> RankingsOf:
             yield name, -(_unit(queries[name][part] - centres[name]) @ rows.T)
 
     return rankings
+
+
+def smoothed_rankings(queries: NDArray[np.float32], database: NDArray[np.float32]) -> RankingsOf:
+    """Ranking by features that are averaged over neighbours, which is what heads with diffusion do to codes.
+
+    Database-side augmentation (Arandjelovic and Zisserman, CVPR 2012), then alpha query expansion (Radenovic, Tolias
+    and Chum, PAMI 2018): each row becomes the sum of itself and its ``EXPANSION`` nearest rows, each times its cosine
+    to the power ``EXPANSION_POWER``. A query that is a row of the database is not its own neighbour.
+
+    Args:
+        queries: (q, d).
+        database: (n, d); the centre of both is that of these.
+    """
+    centre = database.mean(axis=0, dtype=np.float64).astype(np.float32)
+    rows = _unit(database - centre)
+    augmented = np.empty_like(rows)
+    for start in range(0, len(rows), _BLOCK):
+        part = np.arange(start, min(start + _BLOCK, len(rows)))
+        similar = rows[part] @ rows.T
+        similar[np.arange(len(part)), part] = -1
+        augmented[part] = _expanded(rows[part], similar, rows)
+
+    def rankings(part: slice, grades: NDArray[np.uint8]) -> Iterator[tuple[str, NDArray[Any]]]:
+        own = _unit(queries[part] - centre)
+        similar = own @ augmented.T
+        similar[grades == NOT_A_CANDIDATE] = -1
+        yield SMOOTHED, -(_expanded(own, similar, augmented) @ augmented.T)
+
+    return rankings
+
+
+def _expanded(
+    points: NDArray[np.float32], similar: NDArray[np.float32], rows: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Points (q, d) and the weighted sum of their nearest rows (n, d), by cosines (q, n): (q, d) of length 1."""
+    count = min(EXPANSION, len(rows))
+    nearest = np.argpartition(-similar, count - 1, axis=1)[:, :count]
+    weights = np.maximum(np.take_along_axis(similar, nearest, axis=1), 0) ** EXPANSION_POWER
+    return _unit(points + np.einsum("qk,qkd->qd", weights, rows[nearest]))
 
 
 def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -118,8 +118,7 @@ class Queries:
 def expected_average_precision(keys: Keys, grades: Relevance) -> float:
     """Average precision, expected over the orders inside ties (McSherry and Najork, ECIR 2008).
 
-    ``metrics`` takes the precision at the end of a tie instead, which a search would improve by breaking ties with
-    noise.
+    That at the end of a tie a search would improve by breaking ties with noise.
 
     Args:
         keys: (n,) of the candidates, smaller is nearer.

@@ -13,15 +13,21 @@ from sklearn.metrics import average_precision_score, ndcg_score
 
 from mg_milvus.codes import hamming
 from mg_milvus.evaluation import scoring
+from mg_milvus.evaluation.metrics import RankingScores
 from mg_milvus.evaluation.scoring import (
     Recipe,
+    Scores,
     ScoringOptions,
     code_metrics,
+    compare,
     fused_keys,
     health_metrics,
+    interval,
     recipes_of,
     score_codes,
+    smoothed_rankings,
 )
+from mg_milvus.evaluation.tune import expected_average_precision
 from mg_milvus.schema.models import PROFILES, Schema
 from mg_milvus.search.fusion import Fusion, fuse
 
@@ -150,7 +156,9 @@ def test_figures_are_those_of_brute_force_however_the_queries_are_cut_into_block
     fused = {name: (recipe, whole["fused"][name]) for name, recipe in recipes.items()}
     for recipe, figures in (singles | fused).values():
         expected = brute(queries, database, grades, recipe)
-        assert (figures["map"], figures["precision"]["10"], figures["ndcg"]["10"]) == pytest.approx(expected, abs=1e-6)
+        assert (figures["map_tie_end"], figures["precision"]["10"], figures["ndcg"]["10"]) == pytest.approx(
+            expected, abs=1e-6
+        )
     assert whole["granularities"]["mid"]["bits"] == 32
 
     monkeypatch.setattr(scoring, "PAIRS", 3 * 90)
@@ -172,7 +180,7 @@ def test_group_map_counts_the_whole_group(
     scores = score_codes(queries, database, grades, {"rank": RECIPES[0]}, ScoringOptions(groups=True))
     distances = hamming(queries["mid"], database["mid"])
     expected = [
-        average_precision_score(own[own != 255] > 0, -row[own != 255])
+        expected_average_precision(row[own != 255], 2 * (own[own != 255] > 0).astype(np.uint8))
         for row, own in zip(distances, grades, strict=True)
     ]
     assert scores["mid"].map_group == pytest.approx(np.mean(expected))
@@ -220,3 +228,49 @@ def test_collisions_are_counted_per_granularity_and_jointly() -> None:
     assert figures["collisions"] == {"coarse": 0.75, "fine": 0.5, "joint": 0.5}
     assert figures["granularities"]["fine"]["bits"] == 8
     assert figures["granularities"]["fine"]["health"]["collisions"] == 0.5
+
+
+def test_an_interval_is_that_of_the_mean_and_leaves_out_what_is_unknown() -> None:
+    values = np.random.default_rng(3).normal(0.5, 0.2, 400)
+    low, high = interval(np.append(values, np.nan))
+    half = 1.96 * values.std() / 20  # the normal approximation of the mean of 400
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.004)
+    assert interval(values) == (low, high)
+    assert np.isnan(interval(np.array([np.nan]))).all()
+
+
+def test_smoothed_features_are_sums_over_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(6)
+    rows = random.standard_normal((60, 8)).astype(np.float32)
+    grades = np.zeros((60, 60), np.uint8)
+    np.fill_diagonal(grades, 255)
+    monkeypatch.setattr(scoring, "_BLOCK", 7)
+    name, found = next(smoothed_rankings(rows, rows)(slice(0, 60), grades))
+    assert name == "smoothed"
+
+    def unit(row: NDArray[np.float64]) -> NDArray[np.float64]:
+        return row / np.linalg.norm(row)
+
+    centred = [unit(row) for row in rows.astype(np.float64) - rows.mean(axis=0)]
+
+    def expanded(own: NDArray[np.float64], others: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+        near = sorted(others, key=lambda other: -(own @ other))[:10]
+        return unit(own + sum(max(own @ other, 0) ** 3 * other for other in near))
+
+    augmented = [expanded(own, centred[:i] + centred[i + 1 :]) for i, own in enumerate(centred)]
+    queries = [expanded(own, augmented[:i] + augmented[i + 1 :]) for i, own in enumerate(centred)]
+    assert -found == pytest.approx(np.array(queries) @ np.array(augmented).T, abs=1e-5)
+
+
+def test_a_difference_that_may_be_chance_is_called_equal() -> None:
+    def scores(values: NDArray[np.float64]) -> Scores:
+        mean = float(values.mean())
+        return Scores(RankingScores(len(values), mean, mean, mean, {}, {}, {}, None, values), None)
+
+    random = np.random.default_rng(1)
+    base, noise = random.random(300), random.normal(0, 0.1, 300)
+    floats = {"float": scores(base - 0.2), "float_smoothed": scores(base)}
+    better = compare({"mid": scores(base + 1), "fused:rank": scores(base + 0.05 + noise)}, floats)
+    assert (better["codes"], better["floats"], better["equal"]) == ("rank", "float_smoothed", False)
+    assert better["map"] == pytest.approx(0.05 + noise.mean(), abs=1e-6)
+    assert compare({"fused:rank": scores(base - noise.mean() + noise)}, floats)["equal"]

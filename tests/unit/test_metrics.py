@@ -25,7 +25,7 @@ def numbers(scores: RankingScores) -> list[float]:
     """Every figure of a score, in one list."""
     within = [] if scores.within_radius is None else [scores.within_radius]
     cuts = [*scores.precision.values(), *scores.recall.values(), *scores.ndcg.values()]
-    return [scores.queries, scores.map, scores.map_at_r, *cuts, *within, *scores.average_precisions]
+    return [scores.queries, scores.map, scores.map_tie_end, scores.map_at_r, *cuts, *within, *scores.average_precisions]
 
 
 def random_block(seed: int, queries: int = 6, rows: int = 200, values: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +48,11 @@ def at_r(ranked: list[int]) -> float:
     return sum(hit * sum(hits[: i + 1]) / (i + 1) for i, hit in enumerate(hits)) / number
 
 
+def average_precision(ranked: list[int]) -> float:
+    hits = [grade > 0 for grade in ranked]
+    return sum(hit * sum(hits[: i + 1]) / (i + 1) for i, hit in enumerate(hits)) / sum(hits)
+
+
 def dcg(ranked: list[int], k: int) -> float:
     return sum((2**grade - 1) / log2(rank + 1) for rank, grade in enumerate(ranked[:k], 1))
 
@@ -62,8 +67,7 @@ def test_average_precision_is_scikit_learns(values: int, dtype: str, relevant_fr
         average_precision_score(row >= relevant_from, -near.astype(float))
         for row, near in zip(grades, distances, strict=True)
     ]
-    assert scores.average_precisions == pytest.approx(expected)
-    assert scores.map == pytest.approx(np.mean(expected))
+    assert scores.map_tie_end == pytest.approx(np.mean(expected))
 
 
 @pytest.mark.parametrize("values", [3, 20, 5000])
@@ -88,6 +92,7 @@ def test_figures_at_a_rank_are_means_over_every_order(rows: list[tuple[int, int]
     ranked = orders(distances, grades)
     relevant = sum(grade > 0 for grade in grades)
     assert scores.map_at_r == pytest.approx(np.mean([at_r(one) for one in ranked]))
+    assert scores.map == pytest.approx(np.mean([average_precision(one) for one in ranked]))
     for k in (1, 2, 3, 8):
         hits = np.mean([sum(grade > 0 for grade in one[:k]) for one in ranked])
         ideal = dcg(sorted(grades, reverse=True), k)
@@ -102,7 +107,9 @@ def test_a_tie_by_hand(dtype: str) -> None:
     scores = score([0, 1, 1, 1, 1, 2], [0, 0, 1, 0, 0, 2], dtype, ks=(1, 2, 3, 5, 10))
     assert scores.precision == pytest.approx({1: 0, 2: 0.25 / 2, 3: 0.5 / 3, 5: 1 / 5, 10: 2 / 10})
     assert scores.recall == pytest.approx({1: 0, 2: 0.125, 3: 0.25, 5: 0.5, 10: 1})
-    assert scores.map == pytest.approx((1 / 5 + 2 / 6) / 2)
+    assert scores.map_tie_end == pytest.approx((1 / 5 + 2 / 6) / 2)
+    assert scores.map == pytest.approx((np.mean([1 / 2, 1 / 3, 1 / 4, 1 / 5]) + 2 / 6) / 2)
+    assert scores.average_precisions == pytest.approx([scores.map])
     # R is 2, and the row at rank 2 is the relevant one in one order of four.
     assert scores.map_at_r == pytest.approx(0.25 * (1 / 2) / 2)
     assert scores.ndcg[2] == pytest.approx(0.25 / log2(3) / (3 + 1 / log2(3)))
@@ -166,7 +173,7 @@ def test_no_blocks() -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_one_row(dtype: str) -> None:
     scores = score([[7]], [[2]], dtype, ks=(1, 4), radius=7)
-    assert numbers(scores) == [1, 1, 1, 1, 0.25, 1, 1, 1, 1, 1, 1]
+    assert numbers(scores) == [1, 1, 1, 1, 1, 0.25, 1, 1, 1, 1, 1, 1]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 30), st.integers(1, 9), st.sampled_from([1, 2]))
@@ -193,7 +200,8 @@ def test_the_size_of_blocks_and_strips_means_nothing(dtype: str, monkeypatch: py
 
 def test_infinite_distances_tie_at_the_end() -> None:
     scores = score([0.5, np.inf, np.inf, -np.inf], [0, 1, 0, 1], "float64", ks=(3,))
-    assert scores.map == pytest.approx((1 + 2 / 4) / 2)
+    assert scores.map_tie_end == pytest.approx((1 + 2 / 4) / 2)
+    assert scores.map == pytest.approx((1 + (2 / 3 + 2 / 4) / 2) / 2)
     assert scores.precision[3] == pytest.approx((1 + 1 / 2) / 3)
 
 
