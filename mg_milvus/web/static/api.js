@@ -61,6 +61,12 @@ export const sample = (filter, signal) => call(withQuery("api/sample", { count: 
 export const completions = (field, text) =>
   field === null ? call(withQuery("api/tags", { prefix: text })) : call(withQuery("api/values", { field, text }));
 
+/** Keep an image for a link: {codes}. */
+export const share = (blob, name, crop) =>
+  call(withQuery("api/shares", { name, crop: crop?.join(",") }), { method: "POST", body: blob, headers: BYTES });
+
+export const shared = (codes) => call(`api/shares/${codes}`);
+
 export const row = (id) => call(`api/images/${id}`);
 
 export const remove = (id) => call(`api/images/${id}`, { method: "DELETE" });
