@@ -535,7 +535,7 @@ async def upload(
             keep_upload, folder, name, data, state.settings.max_pixels, limiter=state.decode_limiter
         )
     state.upload_quota.add(len(data))
-    return {"upload": kept}
+    return {"upload": kept, "path": path_text(folder / kept)}
 
 
 @changes_router.post("/ingest", status_code=202)

@@ -397,3 +397,52 @@ def test_axe_finds_nothing_here(
         for _ in range(3):
             assert violations(page) == []
             page.keyboard.press("v")
+
+
+def test_a_server_that_is_gone_is_tried_again(browser: Browser, home: str) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(15_000)
+    try:
+        page.goto(home)
+        page.wait_for_selector(".card img")
+        tried: list[str] = []
+
+        def answer(route: Any) -> None:
+            tried.append(route.request.url)
+            if len(tried) > 1:
+                route.continue_()
+            else:
+                route.abort("connectionrefused")
+
+        page.route("**/api/sample*", answer)
+        page.click("#random")
+        page.wait_for_selector("#problem:has-text('The server does not respond: trying again in 1 s.')")
+        page.wait_for_selector("#problem", state="hidden")
+        assert len(tried) == 2
+        assert page.locator(".card img").count() > 0
+    finally:
+        page.close()
+
+
+def test_new_images_are_shown_and_counted_once(browser: Browser, own: tuple[str, ImageIndex, Path]) -> None:
+    url, opened, photos = own
+    kind_of_image("disc", 7).save(photos.parent / "Straße 1.jpg")
+    (photos.parent / "broken.jpg").write_bytes(b"no image")
+    with visit(browser, url) as page:
+        page.click("#add")
+        page.set_input_files("#add-files", [photos.parent / "Straße 1.jpg"])
+        page.wait_for_selector("#adding >> text=1 added, 0 updated, 0 unchanged, 0 failed")
+        page.click("#adding >> text=Close")
+        page.wait_for_url("**where.expression*")
+        page.wait_for_selector(".card:nth-child(1) img")
+        (row,) = opened.images(filter='path like "%uploads%"')
+        assert shown(page) == [row.id]
+        assert Path(row.path).name.startswith("Straße-1-")
+    page = browser.new_page()
+    try:
+        page.goto(url)
+        page.click("#add")
+        page.set_input_files("#add-files", [photos.parent / "Straße 1.jpg", photos.parent / "broken.jpg"])
+        page.wait_for_selector("#adding >> text=0 added, 0 updated, 1 unchanged, 1 failed")
+    finally:
+        page.close()

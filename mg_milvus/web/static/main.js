@@ -278,6 +278,8 @@ function showProblem(problem) {
 }
 
 function setUp() {
+  api.connection.addEventListener("gone", ({ detail }) => showProblem(`The server does not respond: trying again in ${detail} s.`));
+  api.connection.addEventListener("back", () => showProblem(null));
   const depths = [...new Set([...DEPTHS, about.fusion.depth, query.depth ?? about.fusion.depth])].sort((a, b) => a - b);
   $("#depth").append(...depths.map((depth) => h("option", { value: depth }, number(depth))));
   $("#depth").addEventListener("change", ({ target }) => {
