@@ -98,7 +98,7 @@ def test_hits_refine_the_query_and_can_be_taken_back(page: Page, index: ImageInd
     drop(page, image)
     first = shown(page)
     page.hover(".card:nth-child(3)")
-    page.click(".card:nth-child(3) .refine.like")
+    page.click(".card:nth-child(3) .refine.more")
     page.wait_for_selector("#heading:text-is('Nearest to these 2 images')")
     terms = [QueryTerm(image), QueryTerm(like=first[2])]
     assert shown(page) == ids(index.query_together(terms, k=100))[: len(shown(page))]
@@ -106,12 +106,12 @@ def test_hits_refine_the_query_and_can_be_taken_back(page: Page, index: ImageInd
     page.focus(f".card[data-id='{unwanted}'] .tile")
     with answered(page):
         page.keyboard.press("-")
-    page.wait_for_selector("#terms .unlike")
+    page.wait_for_selector("#terms .unwanted")
     terms.append(QueryTerm(like=unwanted, weight=-1.0))
     assert shown(page) == ids(index.query_together(terms, k=100))[: len(shown(page))]
     page.click("#terms li:nth-child(2) button")
     page.wait_for_selector("#terms li:nth-child(3)", state="detached")
-    page.click("#terms .unlike button")
+    page.click("#terms .unwanted button")
     wait_for_results(page)
     page.wait_for_selector("#terms", state="hidden")
     assert shown(page) == first

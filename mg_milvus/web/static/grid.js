@@ -16,7 +16,7 @@ export class Grid {
    * link: row -> address. search: called with a row that was clicked. why: called with an entry that is to be explained.
    * adorn: called with every new card and its entry.
    */
-  constructor(container, { link, search, why, adorn }) {
+  constructor(container, { link, search, why, adorn = () => {} }) {
     Object.assign(this, { container, bits: {}, link, search, why, adorn, entries: [], cards: new Map(), blocks: [], columns: 0 });
     this.observer = new IntersectionObserver((seen) => seen.forEach((one) => this.toggle(one)), { rootMargin: MARGIN });
     new ResizeObserver(() => this.resized()).observe(container);
