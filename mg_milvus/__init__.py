@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mg_milvus.bulk.transfer import TransferReport
     from mg_milvus.config import MilvusConfig, Tls
+    from mg_milvus.duplicates.move import MoveReport
     from mg_milvus.duplicates.report import DuplicateGroup, DuplicateReport, GroupMember
     from mg_milvus.encoder.base import Encoder
     from mg_milvus.encoder.embedding import ImageEmbeddingFunction
@@ -86,6 +87,7 @@ _HOMES = {
     "IngestReport": "results",
     "Listing": "search.rows",
     "MilvusConfig": "config",
+    "MoveReport": "duplicates.move",
     "Progress": "records",
     "QueryOptions": "search.query",
     "QueryTerm": "search.query",
@@ -145,6 +147,7 @@ __all__ = [
     "MgMilvusError",
     "MilvusConfig",
     "MissingPackageError",
+    "MoveReport",
     "NotIndexedError",
     "PrivilegeError",
     "Progress",

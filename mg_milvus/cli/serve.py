@@ -129,6 +129,7 @@ def serve(
     """Serve a web page and an HTTP API for searching the index, until Ctrl-C."""
     from mg_milvus.cli.settings import open_index, settings_from
     from mg_milvus.errors import MissingPackageError
+    from mg_milvus.files import cache_folder
     from mg_milvus.images.limits import pixel_limit
 
     try:
@@ -159,6 +160,7 @@ def serve(
                 upload_folder=folder.absolute() if folder else None,
                 move_folder=allow_move.absolute() if allow_move else None,
                 ignore_file=pairs.absolute() if pairs else None,
+                share_folder=cache_folder("shares"),
                 thumbnail_folder=media.default_folder(),
                 max_pixels=pixel_limit(),
                 root_path=_root_path(root_path),

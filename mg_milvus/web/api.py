@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import threading
 import time
@@ -24,6 +25,7 @@ from mg_milvus.codes import signs
 from mg_milvus.duplicates.report import KEEP
 from mg_milvus.errors import ImageError, MgMilvusError, QueryError, ServeError
 from mg_milvus.images.discover import path_text, text_path
+from mg_milvus.schema.models import REGIONS
 from mg_milvus.search.query import QueryTerm, names_regions
 from mg_milvus.search.query_image import whole_codes
 from mg_milvus.web.jobs import Job, bug_message, events
@@ -50,10 +52,12 @@ from mg_milvus.web.schemas import (
     VerifyParameters,
     decode_codes,
     encode_codes,
+    parse_crop,
     result_fields,
     row_fields,
 )
 from mg_milvus.web.security import error_response
+from mg_milvus.web.shares import PREFIX, Share, small_copy
 from mg_milvus.web.state import CurrentState, EventStream, State, check_writable, count_rows
 
 if TYPE_CHECKING:
@@ -212,7 +216,7 @@ async def _respond_to_several(
 
     def search() -> dict[str, Any]:
         index = state.index
-        unlike = [decode_codes(text, index.schema, index.fingerprint) for text in parameters.unlike_codes]
+        unlike = [_decode_source(state, text).codes for text in parameters.unlike_codes]
         every = [*terms, *(QueryTerm(codes=codes, weight=-1.0) for codes in unlike)]
         result = index.search_together(every, **options)
         query = {
@@ -243,6 +247,14 @@ async def _encode(state: State, image: Any, options: QueryOptions) -> _QuerySour
 
 
 def _decode_source(state: State, codes: str) -> _QuerySource:
+    if codes.startswith(PREFIX):
+        share = state.shares.get(codes.removeprefix(PREFIX))
+        if share.fingerprint != state.index.fingerprint:
+            raise QueryError(
+                f"this link was made with the encoder '{share.fingerprint}', this collection was filled by "
+                f"{state.index.fingerprint}: query with the image itself"
+            )
+        return _QuerySource(share.codes, (share.width, share.height))
     return _QuerySource(decode_codes(codes, state.index.schema, state.index.fingerprint))
 
 
@@ -271,6 +283,45 @@ async def _timed(state: State, search: Callable[[], dict[str, Any]], options: Qu
     response["seconds"] = round(time.perf_counter() - started, 4)
     state.metrics.query(response["seconds"])
     return JSONResponse(response)
+
+
+@router.post("/api/shares", openapi_extra=IMAGE_BODY, responses={
+    **ERRORS, **BUSY, 413: {"description": "The image has too many bytes.", **ERROR},
+})  # fmt: skip
+async def share(
+    request: Request,
+    state: CurrentState,
+    name: Annotated[str, QueryParameter(max_length=1000, description="Its name: cat.jpg")] = "",
+    crop: Annotated[str | None, QueryParameter(description="Search with this crop: X,Y,W,H in pixels.")] = None,
+) -> dict[str, str]:
+    """Keep a query image for a link, for a week: its codes, with those of its regions, and a small copy.
+
+    The response has ``codes`` for ``/api/query``.
+    """
+    schema = state.index.schema
+    options: QueryOptions = {"crop": parse_crop(crop) if crop else None}
+    if schema.regions is not None:
+        options["regions"] = "contains"
+    with state.bodies.body() as body:
+        data = await read_body(request, state.settings.max_upload_bytes, body)
+        try:
+            source = await _encode(state, data, options)
+            limiter = state.decode_limiter
+            small = await anyio.to_thread.run_sync(small_copy, data, state.settings.max_pixels, limiter=limiter)
+        except ImageError as error:
+            raise ImageError(f"the image that was sent{str(error).removeprefix(UNNAMED_IMAGE)}") from error
+    kept = Share(source.codes, state.index.fingerprint, name, *source.size, small)
+    return {"codes": PREFIX + await _in_thread(state.shares.add, kept)}
+
+
+@router.get("/api/shares/{name}", responses=ERRORS)
+async def get_share(state: CurrentState, name: str) -> dict[str, Any]:
+    """The query image of a shared link: its name, size, and small copy, and whether its regions can be searched."""
+    found = await _in_thread(state.shares.get, name.removeprefix(PREFIX))
+    return {
+        "name": found.name, "width": found.width, "height": found.height, "regions": REGIONS in found.codes,
+        "thumbnail": f"data:image/jpeg;base64,{base64.b64encode(found.thumbnail).decode()}",
+    }  # fmt: skip
 
 
 @router.post("/api/verify", response_model=list[VerificationResponse], openapi_extra=IMAGE_BODY, responses={
@@ -486,7 +537,7 @@ async def upload(
             keep_upload, folder, name, data, state.settings.max_pixels, limiter=state.decode_limiter
         )
     state.upload_quota.add(len(data))
-    return {"upload": kept}
+    return {"upload": kept, "path": path_text(folder / kept)}
 
 
 @changes_router.post("/ingest", status_code=202)

@@ -57,6 +57,7 @@ from mg_milvus.web.limits import (
 from mg_milvus.web.media import Thumbnails, TooLargeError, read_body
 from mg_milvus.web.metrics import Metrics
 from mg_milvus.web.security import Access, Guard, TooManyAttemptsError, check_address, error_response
+from mg_milvus.web.shares import Shares
 from mg_milvus.web.state import Listings, State, busy_response, page_facts
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
         filter_queue=FilterQueue(),
         upload_quota=UploadQuota(settings.upload_folder),
         lists=Lists(),
+        shares=Shares(settings.share_folder),
         counts=CountCache(),
         reports=Reports(),
         archive_slots=Slots(MAX_ARCHIVES, "archives"),

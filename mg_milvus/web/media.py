@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import time
+import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from mg_milvus.web.limits import Body
 
 
-_UPLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}-[0-9a-f]{12}\.[a-z]{3,4}")
+_UPLOAD = re.compile(r"[^\W_][\w-]{0,60}-[0-9a-f]{12}\.[a-z]{3,4}")
 """Names that ``keep_upload`` gives: no separator, no leading dot."""
 
 
@@ -124,7 +125,7 @@ def keep_upload(folder: Path, name: str, data: bytes, max_pixels: int) -> str:
     """Write an upload into the folder, if it is an image; the same image under the same name is kept once.
 
     Returns:
-        The name of the file: the safe characters of the sender's name, then a hash of the content.
+        The name of the file: the letters and digits of the sender's name, then a hash of the content.
 
     Raises:
         ImageError: it cannot be read.
@@ -134,7 +135,8 @@ def keep_upload(folder: Path, name: str, data: bytes, max_pixels: int) -> str:
         decode(data, least=64, max_pixels=max_pixels)
     except ImageError as error:
         raise ImageError(f"'{name}' {error}") from error
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePath(name.replace("\\", "/")).stem).strip("-")[:60] or "image"
+    stem = unicodedata.normalize("NFC", PurePath(name.replace("\\", "/")).stem)
+    stem = re.sub(r"[\W_]+", "-", stem).strip("-")[:60].strip("-") or "image"
     kept = f"{stem}-{hashlib.blake2b(data, digest_size=6).hexdigest()}{kind_of(data).suffix}"
     try:
         if not (folder / kept).exists():

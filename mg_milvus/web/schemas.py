@@ -214,7 +214,7 @@ class QueryParameters(BaseModel):
             "rrf_k": self.rrf_k, "depth": self.depth, "filter": self.filter or None, "cluster": self.cluster or None,
             "regions": self.regions or None,
             "text": self.text or None, "min": self.min or None, "max_chance": self.max_chance,
-            "crop": _parse_crop(self.crop) if self.crop else None,
+            "crop": parse_crop(self.crop) if self.crop else None,
             "views": False if self.candidates else self.views,  # candidates are ranked again with any weights
         }  # fmt: skip
 
@@ -234,7 +234,7 @@ class VerifyParameters(BaseModel):
         Raises:
             QueryError: it is malformed.
         """
-        return _parse_crop(self.crop) if self.crop else None
+        return parse_crop(self.crop) if self.crop else None
 
 
 class IndexedVerifyParameters(VerifyParameters):
@@ -252,7 +252,12 @@ class IndexedQueryParameters(QueryParameters):
     )] = []  # fmt: skip
 
 
-def _parse_crop(text: str) -> tuple[int, int, int, int]:
+def parse_crop(text: str) -> tuple[int, int, int, int]:
+    """A box of the address.
+
+    Raises:
+        QueryError: it is malformed.
+    """
     try:
         x, y, width, height = (int(part) for part in text.split(","))
     except ValueError:

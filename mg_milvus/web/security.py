@@ -62,6 +62,7 @@ class WebSettings:
         upload_folder: where uploaded images are kept, absolute; None: no uploads into the index.
         move_folder: where copies may be moved from the page, absolute; None: nowhere.
         ignore_file: pairs that are no duplicates are kept there, absolute; None: they are not remembered.
+        share_folder: where query images of shared links are kept for a week; None: they are not.
         thumbnail_folder: where thumbnails are cached; None: no cache.
         max_upload_bytes: bytes of the largest accepted image.
         max_pixels: most pixels of an image, whether uploaded or read from disk.
@@ -76,6 +77,7 @@ class WebSettings:
     upload_folder: Path | None = None
     move_folder: Path | None = None
     ignore_file: Path | None = None
+    share_folder: Path | None = None
     thumbnail_folder: Path | None = None
     max_upload_bytes: int = 50_000_000
     max_pixels: int = DEFAULT_MAX_PIXELS
@@ -287,7 +289,7 @@ MAX_MESSAGE_LENGTH = 1000
 _OPEN_PATHS = ("/static/", "/health", "/sign-in")
 """Paths that need no token: scripts and styles, which are public, the health check, and the sign-in."""
 
-_IMAGE_PATHS = frozenset({"/api/query", "/api/uploads"})
+_IMAGE_PATHS = frozenset({"/api/query", "/api/shares", "/api/uploads"})
 """Paths that accept images, and limit their bytes themselves."""
 
 _OWN_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)

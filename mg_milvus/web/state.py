@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mg_milvus.web.media import Thumbnails
     from mg_milvus.web.metrics import Metrics
     from mg_milvus.web.security import Access, WebSettings
+    from mg_milvus.web.shares import Shares
 
 
 _DEFAULT_COLLECTION = Schema.model_fields["collection"].default
@@ -92,6 +93,7 @@ class State:
         lists: lists that wait to be fetched.
         reports: of the last searches for near-duplicates.
         counts: of the values of fields and of tags, to complete what is typed.
+        shares: query images of shared links.
         archive_slots: limits archives that are sent at once.
         listings: orders of all rows, for pages of them.
         shutdown: set when the server is about to end; long responses end with it.
@@ -116,6 +118,7 @@ class State:
     lists: Lists
     reports: Reports[DuplicateReport]
     counts: CountCache
+    shares: Shares
     archive_slots: Slots
     listings: Listings
     shutdown: threading.Event
@@ -178,6 +181,7 @@ def page_facts(state: State) -> dict[str, Any]:
         "folders": [] if settings.read_only else [str(folder) for folder in settings.ingest_folders],
         "move_folder": None if settings.read_only or not settings.move_folder else str(settings.move_folder),
         "can_ignore": not settings.read_only and settings.ignore_file is not None,
+        "can_share": settings.share_folder is not None,
         "max_upload_bytes": settings.max_upload_bytes,
     }  # fmt: skip
 

@@ -630,7 +630,7 @@ def test_uploads_are_ingested_with_progress(own: tuple[TestClient, ImageIndex], 
         client.post("/api/uploads", params={"name": name}, content=jpeg(seed)).json()["upload"]
         for seed, name in enumerate(sent)
     ]
-    assert [name.rpartition("-")[0] for name in names] == ["cat", "evil", "n-c-d", "hidden", "cat"]
+    assert [name.rpartition("-")[0] for name in names] == ["cat", "evil", "ünï-cödé", "hidden", "cat"]
     assert sorted(file.name for file in (tmp_path / "uploads").iterdir()) == sorted(names)
     assert client.post("/api/ingest", json={"uploads": names}).status_code == 202
     last = wait_for_ingest(client)
@@ -897,3 +897,33 @@ def test_what_is_typed_is_completed(client: TestClient, index: ImageIndex) -> No
     counts = index.tags()
     found = client.get("/api/tags?prefix=").json()
     assert found == dict(list(counts.items())[:20])
+
+
+def test_shared_images_are_kept_for_a_week_and_bounded(index: ImageIndex, tmp_path: Path) -> None:
+    settings = WebSettings(share_folder=tmp_path / "shares")
+    with TestClient(create_app(index, settings), base_url=HERE) as client:
+        made = client.post("/api/shares?name=x.jpg", content=jpeg()).json()
+        assert re.fullmatch(r"share\.[A-Za-z0-9_-]{16}", made["codes"])
+        known = client.get(f"/api/shares/{made['codes']}").json()
+        assert (known["name"], known["width"], known["height"], known["regions"]) == ("x.jpg", 96, 64, False)
+        small = Image.open(io.BytesIO(base64.b64decode(known["thumbnail"].partition(",")[2])))
+        assert small.size == (96, 64)
+        answer = client.get("/api/query", params={"codes": made["codes"], "k": 7}).json()
+        assert answer["hits"] == [hit.as_dict() for hit in index.query(jpeg(), k=7)]
+        part = client.post("/api/shares?crop=10,5,60,40", content=jpeg()).json()["codes"]
+        answer = client.get("/api/query", params={"codes": part, "k": 7}).json()
+        assert answer["hits"] == [hit.as_dict() for hit in index.query(jpeg(), k=7, crop=(10, 5, 60, 40))]
+        (file,) = (tmp_path / "shares").glob(f"{part.removeprefix('share.')}.json")
+        os.utime(file, (time.time() - 8 * 86_400,) * 2)
+        gone = client.get("/api/query", params={"codes": part})
+        assert (gone.status_code, "this link has expired" in gone.json()["error"]) == (400, True)
+        assert client.get("/api/shares/..%2fx").status_code in {400, 404}
+        shares = client.app.state.mgm.shares
+        shares._made.extend([time.monotonic()] * 60)
+        busy = client.post("/api/shares", content=jpeg())
+        assert (busy.status_code, busy.headers["retry-after"]) == (503, "5")
+        shares._made.clear()
+        client.post("/api/shares", content=jpeg())
+        assert not file.exists()  # the week is over
+    with TestClient(create_app(index, WebSettings()), base_url=HERE) as client:
+        assert "keeps no shared images" in client.post("/api/shares", content=jpeg()).json()["error"]

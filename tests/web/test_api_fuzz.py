@@ -34,6 +34,7 @@ OPERATIONS = (
     "POST /api/verify", "GET /api/verify", "POST /api/lists", "GET /api/lists/{name}", "POST /api/images/tag",
     "POST /api/images/delete", "POST /api/duplicates/move", "POST /api/duplicates/undo", "POST /api/duplicates/ignore",
     "GET /api/duplicates/moved", "GET /api/tags", "GET /api/values",
+    "POST /api/shares", "GET /api/shares/{name}",
 )  # fmt: skip
 HERE = {"Host": "127.0.0.1:8000"}
 
@@ -43,7 +44,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     folder = tmp_path_factory.mktemp("drawn")
     settings = WebSettings(
         ingest_folders=(make_photos(folder / "photos", 1),), upload_folder=folder / "uploads",
-        thumbnail_folder=folder / "thumbnails", max_upload_bytes=200_000,
+        thumbnail_folder=folder / "thumbnails", share_folder=folder / "shares", max_upload_bytes=200_000,
     )  # fmt: skip
     with ImageIndex.open("memory:") as index:
         index.ingest(folder / "photos")

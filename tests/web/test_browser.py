@@ -624,7 +624,7 @@ def test_a_long_list_holds_few_cards(page: Page) -> None:
             const box = document.querySelector("#grid");
             box.replaceChildren();
             const ask = () => {};
-            const grid = new Grid(box, { link: () => "/", ask, why: ask, adorn: ask });
+            const grid = new Grid(box, { link: () => "/", ask, why: ask });
             const row = (i) => ({ id: String(i), path: `/${i}.jpg`, width: 4, height: 3, distances: { fine: i % 8 } });
             grid.show(Array.from({ length: 10000 }, (_, i) => (
                 { row: row(i), rank: i + 1, score: 1 / (i + 1), ranks: { fine: i + 1 } }

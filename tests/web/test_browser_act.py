@@ -20,7 +20,10 @@ from mg_milvus.search.query import QueryTerm
 from mg_milvus.web.security import WebSettings
 from tests.conftest import kind_of_image, make_photos
 from tests.web.test_browser import (
+    LAST_QUARTER,
     browser,
+    drag,
+    drawn_boxes,
     drop,
     folder,
     home,
@@ -95,7 +98,7 @@ def test_hits_refine_the_query_and_can_be_taken_back(page: Page, index: ImageInd
     drop(page, image)
     first = shown(page)
     page.hover(".card:nth-child(3)")
-    page.click(".card:nth-child(3) .refine.like")
+    page.click(".card:nth-child(3) .refine.more")
     page.wait_for_selector("#heading:text-is('Nearest to these 2 images')")
     terms = [QueryTerm(image), QueryTerm(like=first[2])]
     assert shown(page) == ids(index.query_together(terms, k=100))[: len(shown(page))]
@@ -103,12 +106,12 @@ def test_hits_refine_the_query_and_can_be_taken_back(page: Page, index: ImageInd
     page.focus(f".card[data-id='{unwanted}'] .tile")
     with answered(page):
         page.keyboard.press("-")
-    page.wait_for_selector("#terms .unlike")
+    page.wait_for_selector("#terms .unwanted")
     terms.append(QueryTerm(like=unwanted, weight=-1.0))
     assert shown(page) == ids(index.query_together(terms, k=100))[: len(shown(page))]
     page.click("#terms li:nth-child(2) button")
     page.wait_for_selector("#terms li:nth-child(3)", state="detached")
-    page.click("#terms .unlike button")
+    page.click("#terms .unwanted button")
     wait_for_results(page)
     page.wait_for_selector("#terms", state="hidden")
     assert shown(page) == first
@@ -312,3 +315,134 @@ def test_words_and_values_are_completed(browser: Browser, own: tuple[str, ImageI
         with answered(page, "/api/sample"):
             page.select_option("#filter-user_tags", "Beach")
         assert set(shown(page)) == {row.id for row in rows[:3]}
+
+
+@pytest.fixture(scope="module")
+def sharing(collage_index: ImageIndex, collages: Path) -> Iterator[str]:
+    """A page over an index with regions, which keeps what is shared."""
+    settings = WebSettings(
+        thumbnail_folder=collages.with_name("shared-thumbnails"), share_folder=collages.with_name("shares")
+    )
+    with served(collage_index, settings) as url:
+        yield url
+
+
+def test_a_shared_link_gives_the_same_answer_with_its_image(
+    browser: Browser, sharing: str, collage_index: ImageIndex, collages: Path
+) -> None:
+    image = collages / "07.png"
+    with visit(browser, sharing, permissions=["clipboard-read", "clipboard-write"]) as page:
+        drop(page, image)
+        drag(page, "#frame", LAST_QUARTER)
+        order, boxes = shown(page), drawn_boxes(page)
+        page.click("#share")
+        page.wait_for_selector("#share:has-text('Copied')")
+        link = page.evaluate("navigator.clipboard.readText()")
+        assert "codes=share." in link
+    with visit(browser, sharing, link.removeprefix(sharing)) as other:
+        wait_for_results(other)
+        assert (shown(other), drawn_boxes(other)) == (order, boxes)
+        assert other.inner_text("#query-name") == "07.png"
+        assert other.evaluate("document.querySelector('#query').naturalWidth") == 240
+        assert other.is_enabled("#weight-regions")
+
+
+def test_recent_queries_are_a_click_away(page: Page, folder: Path) -> None:
+    assert page.is_hidden("#history-panel")
+    drop(page, folder / "disc" / "02.jpg")
+    first = shown(page)
+    page.click(".card:nth-child(4) .tile")
+    page.wait_for_url("**/?id=*")
+    wait_for_results(page)
+    page.click("#history-panel summary")
+    assert page.eval_on_selector_all("#history-panel img", "all => all.map((one) => one.alt)")[1] == "02.jpg"
+    page.click("#history-panel li:nth-child(2) a")
+    page.wait_for_selector(f".card:first-child[data-id='{first[0]}']")
+    assert shown(page) == first
+    assert page.inner_text("#query-name") == "02.jpg"
+    page.click("#history-panel >> text=Clear")
+    assert page.is_hidden("#history-panel")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_here(
+    browser: Browser, home: str, copies: tuple[str, ImageIndex, Path], folder: Path, scheme: str
+) -> None:
+    base = pytest.importorskip("axe_playwright_python.base", reason="needs axe: pip install -e '.[dev]'")
+    script = base.AXE_FILE_PATH.read_text()
+    rules = {} if scheme == "light" else {"runOnly": ["color-contrast"]}
+
+    def violations(page: Page) -> list[str]:
+        page.wait_for_timeout(250)  # colours that are still fading in would be measured half-way
+        if not page.evaluate("'axe' in window"):
+            page.evaluate(script)
+        found = page.evaluate("(rules) => axe.run(rules).then((result) => result.violations)", rules)
+        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
+
+    options = {"color_scheme": scheme, "bypass_csp": True}
+    with visit(browser, home, "?where.number=..2", **options) as page:
+        drop_all(page, [folder / "disc" / "02.jpg", folder / "stripes" / "03.jpg"])
+        page.wait_for_selector("#several[open]")
+        assert violations(page) == []
+        page.click("#several >> text=Search with all of them")
+        page.wait_for_selector("#terms li")
+        page.click("#filter-panel summary")
+        page.click("#history-panel summary")
+        page.focus(".card .tile")
+        page.keyboard.press("x")
+        assert violations(page) == []
+        page.click("#selection >> text='Tag'")
+        assert violations(page) == []
+    with reviewing(browser, copies[0], **options) as page:
+        for _ in range(3):
+            assert violations(page) == []
+            page.keyboard.press("v")
+
+
+def test_a_server_that_is_gone_is_tried_again(browser: Browser, home: str) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(15_000)
+    try:
+        page.goto(home)
+        page.wait_for_selector(".card img")
+        tried: list[str] = []
+
+        def answer(route: Any) -> None:
+            tried.append(route.request.url)
+            if len(tried) > 1:
+                route.continue_()
+            else:
+                route.abort("connectionrefused")
+
+        page.route("**/api/sample*", answer)
+        page.click("#random")
+        page.wait_for_selector("#problem:has-text('The server does not respond: trying again in 1 s.')")
+        page.wait_for_selector("#problem", state="hidden")
+        assert len(tried) == 2
+        assert page.locator(".card img").count() > 0
+    finally:
+        page.close()
+
+
+def test_new_images_are_shown_and_counted_once(browser: Browser, own: tuple[str, ImageIndex, Path]) -> None:
+    url, opened, photos = own
+    kind_of_image("disc", 7).save(photos.parent / "Straße 1.jpg")
+    (photos.parent / "broken.jpg").write_bytes(b"no image")
+    with visit(browser, url) as page:
+        page.click("#add")
+        page.set_input_files("#add-files", [photos.parent / "Straße 1.jpg"])
+        page.wait_for_selector("#adding >> text=1 added, 0 updated, 0 unchanged, 0 failed")
+        page.click("#adding >> text=Close")
+        page.wait_for_url("**where.expression*")
+        page.wait_for_selector(".card:nth-child(1) img")
+        (row,) = opened.images(filter='path like "%uploads%"')
+        assert shown(page) == [row.id]
+        assert Path(row.path).name.startswith("Straße-1-")
+    page = browser.new_page()
+    try:
+        page.goto(url)
+        page.click("#add")
+        page.set_input_files("#add-files", [photos.parent / "Straße 1.jpg", photos.parent / "broken.jpg"])
+        page.wait_for_selector("#adding >> text=0 added, 0 updated, 1 unchanged, 1 failed")
+    finally:
+        page.close()

@@ -4,12 +4,13 @@ import { ingest, stopIngest, upload, watchIngest } from "./api.js";
 import { h, number } from "./dom.js";
 
 const CONCURRENT = 3; // concurrent uploads
+const LONGEST = 3500; // characters of a filter that names the new images
 
 export class Adding {
   constructor(dialog, about) {
-    Object.assign(this, { dialog, about, changed: false });
+    Object.assign(this, { dialog, about, changed: false, rejected: 0, paths: [] });
     dialog.addEventListener("close", () => {
-      if (this.changed) location.reload();
+      if (this.changed) this.showNew();
     });
   }
 
@@ -28,6 +29,14 @@ export class Adding {
         h("button", { class: "button small", onclick: () => this.dialog.close() }, "Close")),
       this.choices, this.going);
     this.dialog.showModal();
+  }
+
+  /** The images that were uploaded, where an address holds their paths; else the page as it was. */
+  showNew() {
+    const quoted = this.paths.map((path) => `"${path.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`);
+    const where = `path in [${quoted.join(", ")}]`;
+    if (!quoted.length || where.length > LONGEST) location.reload();
+    else location.search = new URLSearchParams({ "where.expression": where });
   }
 
   uploads() {
@@ -56,6 +65,8 @@ export class Adding {
   }
 
   begin(text) {
+    this.rejected = 0;
+    this.paths = [];
     this.choices.hidden = true;
     this.going.hidden = false;
     this.failures.replaceChildren();
@@ -82,8 +93,11 @@ export class Adding {
     const worker = async () => {
       for (let file = waiting.shift(); file; file = waiting.shift()) {
         try {
-          kept.push((await upload(file)).upload);
+          const { upload: name, path } = await upload(file);
+          kept.push(name);
+          this.paths.push(path);
         } catch (error) {
+          this.rejected += 1;
           this.fail(file.name, error.message.replace(`'${file.name}' `, ""));
         }
         done += 1;
@@ -116,7 +130,7 @@ export class Adding {
     this.changed = report.added + report.updated > 0;
     for (const { path, reason } of report.failures) this.fail(path, reason);
     this.end(`${report.interrupted ? "Stopped: " : ""}${number(report.added)} added, ${number(report.updated)} updated, ` +
-      `${number(report.unchanged)} unchanged, ${number(report.failed)} failed (${report.seconds.toFixed(1)} s).`);
+      `${number(report.unchanged)} unchanged, ${number(report.failed + this.rejected)} failed (${report.seconds.toFixed(1)} s).`);
     this.bar.value = this.bar.max;
   }
 

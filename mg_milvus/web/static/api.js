@@ -12,15 +12,27 @@ async function parse(response) {
   throw Object.assign(new Error(message), { wait });
 }
 
+const PAUSES = [1, 2, 4, 8]; // seconds before a request that only reads is tried again
+
+/** Requests that only read are tried again while the server is gone; `gone` events say so, with the seconds to wait. */
+export const connection = new EventTarget();
+
 async function call(path, init = {}) {
-  let response;
-  try {
-    response = await fetch(path, init);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("the server does not respond; is mgm serve still running?");
+  for (let tries = 0; ; tries += 1) {
+    let response;
+    try {
+      response = await fetch(path, init);
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      if (init.method || tries === PAUSES.length) throw new Error("the server does not respond; is mgm serve still running?");
+      connection.dispatchEvent(new CustomEvent("gone", { detail: PAUSES[tries] }));
+      await new Promise((resolve) => setTimeout(resolve, 1000 * PAUSES[tries]));
+      if (init.signal?.aborted) throw new DOMException("", "AbortError");
+      continue;
+    }
+    if (tries) connection.dispatchEvent(new CustomEvent("back"));
+    return parse(response);
   }
-  return parse(response);
 }
 
 const withQuery = (path, values) => {
@@ -68,6 +80,12 @@ export const clusters = (within) => call(withQuery("api/clusters", { within }));
 
 export const nameCluster = (key, name) =>
   call(`api/clusters/${encodeURIComponent(key)}`, { method: "PUT", body: JSON.stringify({ name }), headers: { "content-type": "application/json" } });
+
+/** Keep an image for a link: {codes}. */
+export const share = (blob, name, crop) =>
+  call(withQuery("api/shares", { name, crop: crop?.join(",") }), { method: "POST", body: blob, headers: BYTES });
+
+export const shared = (codes) => call(`api/shares/${codes}`);
 
 export const row = (id) => call(`api/images/${id}`);
 

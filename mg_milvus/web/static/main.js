@@ -8,6 +8,7 @@ import { $, calmly, h, number } from "./dom.js";
 import { Filters } from "./filters.js";
 import { fuse } from "./fusion.js";
 import { Grid } from "./grid.js";
+import { History, shareable } from "./history.js";
 import { Lightbox } from "./lightbox.js";
 import { listen } from "./picker.js";
 import { QueryImage } from "./query_image.js";
@@ -32,7 +33,7 @@ let result = null; // of the query: {response, row, milliseconds}, or {rows} of 
 let address = location.search; // of the query that is shown
 let pending = null; // AbortController of the running request
 
-const regions = new Regions(about, ({ id, codes }) => Boolean(id || queryImage.of(codes)?.blob));
+const regions = new Regions(about, ({ id, codes }) => Boolean(id || queryImage.of(codes)?.blob || queryImage.of(codes)?.shared));
 const weights = new Weights($("#profiles"), $("#sliders"), about, regions, (chosen) => rerank(chosen));
 const filters = new Filters($("#filters"), about, (chosen) => search({ ...query, filters: chosen }));
 const queryImage = new QueryImage((crop) => searchWithCrop(crop));
@@ -48,6 +49,7 @@ const grid = new Grid($("#grid"), {
     selection.adorn(card, entry);
   },
 });
+const past = new History(queryImage, (address_) => search(fromAddress(address_.replace(/^\.\//, ""), about)));
 const selection = new Selection({
   about, entries: () => grid.entries, search: (change) => search({ ...query, ...change }),
   removed: (rows) => forget(...rows), changed: () => results.clear(),
@@ -137,6 +139,7 @@ async function search(next, { image = null, push = true, top = null, again = fal
     showProblem(null);
     const inside = grids.contains(document.activeElement);
     show();
+    if (push && isQuery(query)) past.add(toAddress(query), pastName(), query);
     if (inside && !grids.contains(document.activeElement)) $("#results").focus({ preventScroll: true });
     if (top !== null) requestAnimationFrame(() => scrollTo({ top }));
   } catch (error) {
@@ -154,6 +157,7 @@ async function search(next, { image = null, push = true, top = null, again = fal
 }
 
 async function fetchResult(next, image, signal) {
+  if (!image) await queryImage.load(next.codes);
   const filter = filters.expression(next.filters);
   if (!isQuery(next) && !image) return { rows: about.rows ? await someImages(next, filter, signal) : [] };
   const known = results.get(keyOf(next));
@@ -177,9 +181,10 @@ async function someImages({ cluster }, filter, signal) {
 async function request(next, image, signal) {
   const filter = filters.expression(next.filters);
   const started = performance.now();
-  const blob = image?.blob ?? (searchesRegions(next) && !next.id ? queryImage.of(next.codes).blob : null);
+  const kept = next.id ? null : queryImage.of(next.codes);
+  const blob = image?.blob ?? (searchesRegions(next) ? kept?.blob : null) ?? null;
   const crop = next.id || blob ? next.crop : null; // codes are those of the crop
-  const mode = regions.searched(next, weights.of(next), Boolean(blob)) ? "contains" : null;
+  const mode = regions.searched(next, weights.of(next), Boolean(blob || next.id || kept?.shared)) ? "contains" : null;
   const sent = { ...next, filter, blob, crop, regions: mode, fusion: "rank", depth: next.depth ?? about.fusion.depth };
   const [response, row] = await Promise.all([api.query(sent, signal), next.id ? api.row(next.id) : null]);
   return { response, row, milliseconds: performance.now() - started };
@@ -303,6 +308,9 @@ const remember = calmly(150, () => {
   address = location.search;
 });
 
+/** What a query is called among the recent ones. */
+const pastName = () => [query.text, query.id || query.codes ? $("#query-name").textContent : null].filter(Boolean).join(", ") || $("#heading").textContent;
+
 function writeWeights() {
   weights.write(query);
   $("#regions-hint").textContent = regions.hint(query);
@@ -333,6 +341,8 @@ function showProblem(problem) {
 }
 
 function setUp() {
+  api.connection.addEventListener("gone", ({ detail }) => showProblem(`The server does not respond: trying again in ${detail} s.`));
+  api.connection.addEventListener("back", () => showProblem(null));
   const depths = [...new Set([...DEPTHS, about.fusion.depth, query.depth ?? about.fusion.depth])].sort((a, b) => a - b);
   $("#depth").append(...depths.map((depth) => h("option", { value: depth }, number(depth))));
   $("#depth").addEventListener("change", ({ target }) => {
@@ -362,9 +372,11 @@ function setUp() {
   });
   $("#share").addEventListener("click", async ({ target }) => {
     try {
-      await navigator.clipboard.writeText(location.href);
+      const link = about.can_share ? await shareable(query, queryImage, toAddress) : location.href;
+      await navigator.clipboard.writeText(link);
       target.textContent = "Copied";
-    } catch {
+    } catch (error) {
+      if (!(error instanceof DOMException)) showProblem(error.message);
       target.textContent = "Copy it from the address bar";
     }
     setTimeout(() => (target.textContent = "Copy link"), 2000);

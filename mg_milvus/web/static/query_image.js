@@ -1,11 +1,12 @@
 // The query image: shown, kept while the page is open, and a small copy of it kept for the session.
 
-import { thumbnail } from "./api.js";
+import { shared, thumbnail } from "./api.js";
 import { BoxDrawer } from "./box.js";
 import { $, fileName, nameParts, number } from "./dom.js";
 
 const COPY_SIDE = 400;
 const SESSION = "mgm-image:";
+const SHARED = "share."; // codes that stand for an image that the server keeps for a week
 
 export class QueryImage {
   /** setCrop: called with a box in the image's own pixels, or null for the whole image. */
@@ -23,6 +24,13 @@ export class QueryImage {
     copy(image.address).then(
       (small) => sessionStorage.setItem(SESSION + codes, JSON.stringify({ name: image.name, address: small })),
     ).catch(() => {}); // private mode, a full session, or a format that browsers do not show: then there is no copy
+  }
+
+  /** Get what the server keeps of a shared image. */
+  async load(codes) {
+    if (!codes?.startsWith(SHARED) || this.images.has(codes)) return;
+    const { name, thumbnail: address, width, height, regions } = await shared(codes);
+    this.images.set(codes, { name: name || "A shared image", address, size: [width, height], shared: regions });
   }
 
   /** {blob, name, address} of codes; blob only while the page lives; undefined when the image was never here. */

@@ -16,7 +16,7 @@ export class Review {
     this.move = about.move_folder ? button("Move them", () => this.moveAway()) : null;
     this.undo = about.move_folder ? button("Put the last back", () => this.putBack()) : null;
     if (this.undo) this.undo.hidden = true;
-    this.bar = h("div", { id: "ticks", class: "selection", role: "group", "aria-label": "Images that could go" },
+    this.bar = h("div", { id: "ticks", class: "selection", role: "region", "aria-label": "Images that could go" },
       this.summary,
       h("div", { class: "buttons" },
         this.start = button("Review", () => this.open(), "small primary"),

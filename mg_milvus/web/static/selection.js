@@ -18,7 +18,7 @@ export class Selection {
     this.said = h("p", { role: "status", class: "hint" });
     const button = (text, onclick, title = null) => h("button", { type: "button", class: "button small", title, onclick }, text);
     this.with = button("Search with these", () => this.searchWith());
-    this.bar = h("div", { id: "selection", class: "selection", role: "group", "aria-label": "Selected images", hidden: true },
+    this.bar = h("div", { id: "selection", class: "selection", role: "region", "aria-label": "Selected images", hidden: true },
       this.count,
       h("div", { class: "buttons" },
         this.with,

@@ -139,7 +139,7 @@ export class Several {
     const { row } = entry;
     const name = fileName(row.path);
     const button = (side, text, key) =>
-      h("button", { type: "button", class: `refine ${side}`, title: `${text} (${key})`, "aria-label": `${text}: ${name}`, onclick: () => this.refine(row, side) },
+      h("button", { type: "button", class: `refine ${side === "like" ? "more" : "less"}`, title: `${text} (${key})`, "aria-label": `${text}: ${name}`, onclick: () => this.refine(row, side) },
         svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: UP })));
     card.append(h("div", { class: "refiners" }, button("like", "More like this", "+"), entry.ranks ? button("unlike", "Less like this", "-") : null));
   }
@@ -171,7 +171,7 @@ export class Several {
 
   chip({ name, address }, sign, change) {
     const like = sign === "+";
-    return h("li", { class: like ? "like" : "unlike", title: `${like ? "Like" : "Unlike"} ${name}` },
+    return h("li", { class: like ? "wanted" : "unwanted", title: `${like ? "Like" : "Unlike"} ${name}` },
       h("b", { "aria-hidden": "true" }, sign),
       address ? h("img", { src: address, alt: `${like ? "like" : "unlike"} ${name}` }) : h("span", {}, name),
       h("button", { type: "button", "aria-label": `Take back ${name}`, title: "Take back", onclick: () => this.takeBack(change) }, "×"));
