@@ -31,7 +31,7 @@ OPERATIONS = (
     *WITHOUT_PARAMETERS, "POST /api/query", "GET /api/query", "GET /api/sample", "GET /api/images/{id}",
     "DELETE /api/images/{id}", "GET /api/images/{id}/thumbnail", "GET /api/images/{id}/original",
     "POST /api/uploads", "POST /api/ingest", "GET /api/duplicates", "GET /api/duplicates/events",
-    "POST /api/verify", "GET /api/verify",
+    "POST /api/verify", "GET /api/verify", "GET /api/images", "GET /api/clusters", "PUT /api/clusters/{key}",
 )  # fmt: skip
 HERE = {"Host": "127.0.0.1:8000"}
 
