@@ -313,7 +313,7 @@ def _check_types(options: QueryOptions) -> None:
     weights, crop = options.get("weights"), options.get("crop")
     if weights is not None and not isinstance(weights, Mapping):
         raise QueryError(f"weights are {format_value(weights)}, expected granularities with a number each")
-    for name in ("granularity", "profile", "text"):
+    for name in ("granularity", "profile", "text", "cluster"):
         if not isinstance(options.get(name, ""), str | None):
             raise QueryError(f"{name} is {format_value(options.get(name))}, expected text")
     for name in ("verify", "views"):

@@ -35,6 +35,7 @@ OPERATIONS = (
     "POST /api/images/delete", "POST /api/duplicates/move", "POST /api/duplicates/undo", "POST /api/duplicates/ignore",
     "GET /api/duplicates/moved", "GET /api/tags", "GET /api/values",
     "POST /api/shares", "GET /api/shares/{name}",
+    "GET /api/images", "GET /api/clusters", "PUT /api/clusters/{key}",
 )  # fmt: skip
 HERE = {"Host": "127.0.0.1:8000"}
 

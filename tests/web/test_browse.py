@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
 from playwright.sync_api import sync_playwright
 
+from mg_milvus.images.discover import content_hash, image_id
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description, Row
@@ -115,3 +117,109 @@ def test_twenty_thousand_are_scrolled_with_few_cards_and_pages(browser: Browser,
             assert page.text_content("#lightbox-title") == f"{MANY - 1}.jpg"
         finally:
             context.close()
+
+
+@pytest.fixture(scope="module")
+def clustered(labelled_photos: Path) -> Iterator[tuple[str, ImageIndex]]:
+    """A page over the labelled images with codes that say their kind, and on mid whether their number is even."""
+    schema = Schema.from_yaml(
+        "version: 1\ngranularities: [{name: coarse, bits: 64}, {name: mid, bits: 64}, {name: fine, bits: 64}]"
+    )
+    random = np.random.default_rng(3)
+    codes = {(name, place): random.bytes(8) for name in schema.bits for place in range(60 if name == "fine" else 6)}
+    rows = []
+    for n, file in enumerate(sorted(labelled_photos.rglob("*.jpg"))):
+        own = {"coarse": codes["coarse", n // 20], "mid": codes["mid", n % 2], "fine": codes["fine", max(2, n)]}
+        size, time, content = file.stat().st_size, file.stat().st_mtime_ns, content_hash(file.read_bytes())
+        rows.append(Row(image_id(str(file)), str(file), size, time, 96, 64, content, own))
+    with ImageIndex.open("memory:", schema=schema) as index:
+        index.session.store.create(Description(schema, "0123456789abcdef"))
+        index.session.store.upsert(rows)
+        with served(index, WebSettings(thumbnail_folder=labelled_photos.with_name("clustered"))) as url:
+            yield url, index
+
+
+def test_the_overview_opens_into_smaller_clusters(browser: Browser, clustered: tuple[str, ImageIndex]) -> None:
+    home, index = clustered
+    with visit(browser, home) as page:
+        page.click("nav >> text=Overview")
+        page.wait_for_selector("#status:text-is('60 images in 3 clusters')")
+        found = index.clusters().clusters
+        assert page.eval_on_selector_all(".cluster", "all => all.map(one => one.dataset.key)") == ["1", "2", "3"]
+        assert page.locator(".cluster:first-child img").count() == 3
+        blocks = next(one.key for one in found if "/blocks/" in one.typical[0].path)
+        page.focus(f".cluster[data-key='{blocks}'] a")
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"**/overview?in={blocks}")
+        page.wait_for_selector("#status:text-is('20 images, number " + blocks + "')")
+        parts = index.clusters().find(blocks).parts
+        assert [part.size for part in parts] == [10, 10]
+        assert page.locator(".cluster .line").all_inner_texts() == [f"cluster {part.key}\n10 images" for part in parts]
+        page.wait_for_selector("#grid .card img")
+        assert set(shown(page)) == set(index.clusters().ids(blocks))
+        # Images 0 and 2 are the same on fine, and both are even.
+        (inner,) = [part for part in parts if part.parts]
+        page.click(f".cluster[data-key='{inner.key}'] a")
+        page.wait_for_selector(".cluster >> text=near-duplicates")
+        page.click(".cluster a")
+        page.wait_for_selector("#heading:text-is('Near-duplicates')")
+        trail = page.locator("#trail a").all_inner_texts()
+        assert trail == ["Overview", f"cluster {blocks}", f"cluster {inner.key}"]
+        page.wait_for_selector("#grid .card:nth-child(2) img")
+        assert sorted(page.locator("#grid h3").all_inner_texts()) == ["00.jpg", "02.jpg"]
+        page.click("#trail a:nth-child(2)")
+        page.wait_for_selector("#grid .card:nth-child(20) img")
+        # A name stays, and limits a search.
+        page.fill("#name", "Blocks of colour")
+        page.press("#name", "Enter")
+        page.wait_for_selector("#heading:text-is('Blocks of colour')")
+        assert index.clusters().find("blocks of COLOUR").key == blocks
+        page.click("#trail a")
+        page.wait_for_selector(".cluster >> text=Blocks of colour")
+        page.go_back()
+        page.wait_for_selector("#heading:text-is('Blocks of colour')")
+        page.click("#search-in")
+        page.wait_for_selector(".card img")
+        assert set(shown(page)) == set(index.clusters().ids(blocks))
+        page.click(".card:nth-child(2) .like")
+        page.wait_for_selector("#grid:not([aria-busy]) .card .rank", state="attached")
+        asked = page.evaluate("new URLSearchParams(location.search).get('id')")
+        assert shown(page) == ids(index.like(asked, k=19, cluster=blocks))
+        page.click("#in-cluster")
+        page.wait_for_url(lambda url: "cluster" not in url)
+        assert "59 candidates" in page.inner_text("#status")
+        page.goto(f"{home}browse?cluster={blocks}&by=name")
+        page.wait_for_selector("#heading:text-is('Images of Blocks of colour')")
+        assert shown(page) == list(index.listing("name", cluster=blocks).ids)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_while_looking(browser: Browser, clustered: tuple[str, ImageIndex], scheme: str) -> None:
+    base = pytest.importorskip("axe_playwright_python.base", reason="needs axe: pip install -e '.[dev]'")
+    rules = {} if scheme == "light" else {"runOnly": ["color-contrast"]}
+
+    def violations(page: Page) -> list[str]:
+        page.wait_for_timeout(350)  # colours that are still fading in would be measured half-way
+        if not page.evaluate("'axe' in window"):
+            page.evaluate(base.AXE_FILE_PATH.read_text())
+        found = page.evaluate("(rules) => axe.run(rules).then((result) => result.violations)", rules)
+        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
+
+    with visit(browser, clustered[0], "?where.path=disc/0", color_scheme=scheme, bypass_csp=True) as page:
+        page.click(".card:nth-child(2) .tile")
+        page.keyboard.press("i")
+        page.wait_for_selector("#lightbox img[src$='1600']")
+        assert violations(page) == []
+        page.keyboard.press("s")
+        page.wait_for_selector("#grid:not([aria-busy]) .card .rank", state="attached")
+        page.click("#scores")
+        assert violations(page) == []
+        page.goto(f"{clustered[0]}browse?where.path=disc/0")
+        page.wait_for_selector("#grid:not([aria-busy]) .card img")
+        assert violations(page) == []
+        page.goto(f"{clustered[0]}overview?in=1.1")
+        page.wait_for_selector("#grid .card img")
+        assert violations(page) == []
+        page.goto(f"{clustered[0]}overview")
+        page.wait_for_selector(".cluster img")
+        assert violations(page) == []

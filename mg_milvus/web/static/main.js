@@ -263,11 +263,10 @@ function ranked() {
 async function searchDeeper() {
   const mine = result;
   if (pending || !mine?.response?.candidates || mine.complete) return;
-  const before = ranked().length;
-  const depth = DEEPER.find((more) => more > (mine.depth ?? mine.response.depth));
-  if (!depth || before >= about.rows - Boolean(query.id)) return;
+  const [before, reached] = [ranked().length, mine.depth ?? mine.response.depth];
+  const depth = DEEPER.find((more) => more > reached);
+  if (!depth || before < reached || before >= about.rows - Boolean(query.id)) return; // fewer than asked for: these are all
   mine.complete = true; // for the time being
-  $("#grid").setAttribute("aria-busy", "true");
   try {
     const got = await request({ ...query, depth }, null, null);
     mine.deeper = [...(mine.deeper ?? []), got.response.candidates];
@@ -277,8 +276,6 @@ async function searchDeeper() {
     rank();
   } catch (error) {
     if (mine === result) showProblem(error.message);
-  } finally {
-    if (!pending) $("#grid").removeAttribute("aria-busy");
   }
 }
 
