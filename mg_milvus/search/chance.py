@@ -86,11 +86,17 @@ class Chance:
 
         0 for independent bits; the larger, the more clearly the images fall into groups.
         """
+        bits = len(self.counts[granularity]) - 1
+        return math.sqrt(max(0.0, self._variance(granularity) - 1 / (4 * bits)))
+
+    def deviation(self, granularity: str) -> float:
+        """The standard deviation of the distances around a half of the bits, as a share of the bits."""
+        return math.sqrt(self._variance(granularity))
+
+    def _variance(self, granularity: str) -> float:
         counts = self.counts[granularity]
-        bits = len(counts) - 1
-        shares = np.arange(bits + 1) / bits
-        variance = float(np.average((shares - 0.5) ** 2, weights=counts))
-        return math.sqrt(max(0.0, variance - 1 / (4 * bits)))
+        shares = np.arange(len(counts)) / (len(counts) - 1)
+        return float(np.average((shares - 0.5) ** 2, weights=counts))
 
     def to_bytes(self) -> bytes:
         """JSON, of which ``from_bytes`` makes the same record."""

@@ -55,6 +55,9 @@ SLOPES = {"coarse": -5.61, "mid": -8.62, FINE: 2.53}
 SPREAD = 161.8
 SPREAD_OF_FINE = -423.5
 """The slope of ``fine`` times the spread."""
+NEAREST_OF_KIND = 3.0
+"""Standard deviations below a half of the bits from which on a distance on ``fine`` says nothing more about the kind:
+what is nearer shares a background or is a copy. Without this limit, images of 32 pixels get too high a probability."""
 FITTED_SPREADS = 0.01, 0.1
 """The regression is not extrapolated beyond these."""
 
@@ -128,9 +131,12 @@ def kind_probability(shares: Mapping[str, NDArray[Any]], chance: Chance) -> Floa
     """
     mean = np.mean(list(shares.values()), axis=0)
     spread = float(np.clip(chance.spread(FINE if FINE in shares else list(shares)[-1]), *FITTED_SPREADS))
-    logit = INTERCEPT + SPREAD * spread + SPREAD_OF_FINE * spread * shares.get(FINE, mean)
+    far = {name: shares.get(name, mean) for name in SLOPES}
+    if FINE in shares:
+        far[FINE] = np.maximum(shares[FINE], _UNRELATED - NEAREST_OF_KIND * chance.deviation(FINE))
+    logit = INTERCEPT + SPREAD * spread + SPREAD_OF_FINE * spread * far[FINE]
     for name, slope in SLOPES.items():
-        logit = logit + slope * shares.get(name, mean)
+        logit = logit + slope * far[name]
     probability: Floats = 1 / (1 + np.exp(-logit))
     return probability
 

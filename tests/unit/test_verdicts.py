@@ -40,15 +40,17 @@ def test_what_stands_out(shares: list[float], image: list[int], thing: list[int]
 
 
 def test_the_probability_is_the_logistic_of_distances_and_spread() -> None:
-    """With the deviation of ``fine`` beyond independent bits, worked out from the counts."""
+    """With the deviation of ``fine`` beyond independent bits, worked out from the counts; 80 bits count as 82."""
     far = {"coarse": np.array([8, 16, 32]), "mid": np.array([16, 32, 64]), "fine": np.array([80, 90, 128])}
     judged = judge(far, CHANCE)
     counts = CHANCE.counts["fine"].astype(float)
     variance = sum(n * (d / 256 - 0.5) ** 2 for d, n in enumerate(counts)) / counts.sum()
     spread = (variance - 1 / 1024) ** 0.5
+    least = 256 * (0.5 - 3 * variance**0.5)
+    assert 81 < least < 83
     expected = [
         1 / (1 + exp(-(2.28 - 5.61 * c / 64 - 8.62 * m / 128 + (2.53 - 423.5 * spread) * f / 256 + 161.8 * spread)))
-        for c, m, f in zip(*(own.tolist() for own in far.values()), strict=True)
+        for c, m, f in zip(far["coarse"].tolist(), far["mid"].tolist(), [least, 90, 128], strict=True)
     ]
     assert judged.confidence.tolist() == pytest.approx(expected)
     words = [VERDICTS[place] for place in judged.verdicts]
