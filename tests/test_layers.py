@@ -271,7 +271,7 @@ def test_public_names() -> None:
         "Fusion", "Granularity",
         "GroupMember", "Hit", "Hits",
         "ImageEmbeddingFunction", "ImageIndex", "IndexInfo", "IngestMetrics", "IngestReport", "Progress",
-        "MilvusConfig", "QueryOptions", "QueryTerm", "RelocateReport", "Schema", "StepReport", "Target", "Tls",
+        "MilvusConfig", "MoveReport", "QueryOptions", "QueryTerm", "RelocateReport", "Schema", "StepReport", "Target", "Tls",
         "TrainReport",
         "TrainingConfiguration",
         "TransferReport", "TuneReport", "Verification", "__version__", "evaluate", "fuse", "load_encoder", "train",
