@@ -100,7 +100,7 @@ def search(page: Page, image: Path) -> None:
 
 def settle(page: Page) -> None:
     """Wait until the result, its images and its animations are complete."""
-    page.wait_for_selector("#grid:not([aria-busy]) .card .rank")
+    page.wait_for_selector("#grid:not([aria-busy]) .card .verdict")
     page.wait_for_function(
         """() => [...document.querySelectorAll('.card img')]
             .filter((one) => one.getBoundingClientRect().top < innerHeight).every((one) => one.naturalWidth)"""

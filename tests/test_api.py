@@ -19,8 +19,8 @@ API = Path(__file__).parent.parent / "docs" / "api.md"
 ERRORS = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
 NAMES = sorted(set(mg_milvus.__all__) - ERRORS - {"__version__"})
 
-INTERNAL = {"Session", "Query", "QueryImage", "Row", "SearchResult", "Settings"}
-"""Types in signatures of the facade that only the web page and the command line use."""
+INTERNAL = {"Encoded", "Session", "Query", "QueryImage", "Row", "SearchResult", "Settings"}
+"""Types in public signatures that only the package itself uses."""
 
 
 def functions(name: str) -> Iterator[tuple[str, Callable[..., object]]]:

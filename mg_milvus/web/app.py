@@ -56,7 +56,7 @@ from mg_milvus.web.limits import (
 )
 from mg_milvus.web.media import Thumbnails, TooLargeError, read_body
 from mg_milvus.web.metrics import Metrics
-from mg_milvus.web.security import Access, Guard, TooManyAttemptsError, check_address, error_response
+from mg_milvus.web.security import PAGES, Access, Guard, TooManyAttemptsError, check_address, error_response
 from mg_milvus.web.shares import Shares
 from mg_milvus.web.state import Listings, State, busy_response, page_facts
 
@@ -211,12 +211,13 @@ def _add_pages(app: FastAPI, state: State) -> None:
         form = parse_qs((await read_body(request, SIGN_IN_BYTES)).decode("utf-8", "replace"))
         offered = form.get("token", [""])[0]
         query = form.get("query", [""])[0]
+        page = _page_name(form.get("page", [""])[0])
         try:
             if not state.access.is_token(request, offered):
-                return _html("sign_in.html.jinja", 401, problem=REJECTED, query=query)
+                return _html("sign_in.html.jinja", 401, problem=REJECTED, query=query, page=page)
         except TooManyAttemptsError as error:
-            return _too_many_page(error, query)
-        return state.access.sign_in(request, RedirectResponse(f"./?{query}" if query else "./", 303))
+            return _too_many_page(error, query, page)
+        return state.access.sign_in(request, RedirectResponse(f"./{page}?{query}" if query else f"./{page}", 303))
 
     @app.post("/sign-out", include_in_schema=False)
     async def sign_out(request: Request) -> Response:
@@ -225,15 +226,23 @@ def _add_pages(app: FastAPI, state: State) -> None:
 
 def _sign_in_page(request: Request, error: TooManyAttemptsError | None) -> Response:
     """The page that asks for the token, and then redirects to the requested query."""
-    query = request.url.remove_query_params("token").query
+    query, page = request.url.remove_query_params("token").query, _page_name(request.url.path)
     if error is not None:
-        return _too_many_page(error, query)
+        return _too_many_page(error, query, page)
     problem = REJECTED if "token" in request.query_params else None
-    return _html("sign_in.html.jinja", 401, problem=problem, query=query)
+    return _html("sign_in.html.jinja", 401, problem=problem, query=query, page=page)
 
 
-def _too_many_page(error: TooManyAttemptsError, query: str) -> Response:
-    response = _html("sign_in.html.jinja", 429, problem=f"{str(error)[:1].upper()}{str(error)[1:]}.", query=query)
+def _page_name(path: str) -> str:
+    """The last part of a page's path; empty for the search, and for what is no page to return to."""
+    name = path.rpartition("/")[2]
+    return name if f"/{name}" in PAGES else ""
+
+
+def _too_many_page(error: TooManyAttemptsError, query: str, page: str) -> Response:
+    response = _html(
+        "sign_in.html.jinja", 429, problem=f"{str(error)[:1].upper()}{str(error)[1:]}.", query=query, page=page
+    )
     response.headers["retry-after"] = str(error.seconds)
     return response
 

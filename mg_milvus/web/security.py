@@ -295,7 +295,7 @@ _IMAGE_PATHS = frozenset({"/api/query", "/api/shares", "/api/uploads"})
 _OWN_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
 """``Host`` as a browser on this machine sends it; another one is a domain that was rebound to this machine."""
 
-_PAGES = ("/", "/docs")
+PAGES = ("/", "/docs", "/browse", "/overview")
 """Pages that another site may link to."""
 
 _HEADERS = {
@@ -487,7 +487,7 @@ def _is_tls(request: Request) -> bool:
 
 
 def _is_page(request: Request) -> bool:
-    return request.method == "GET" and request.url.path in _PAGES
+    return request.method == "GET" and request.url.path in PAGES
 
 
 def _without_token(request: Request) -> Response:
@@ -502,7 +502,7 @@ def _is_foreign(request: Request) -> bool:
     site = headers.get("sec-fetch-site", "none")
     if site not in {"none", "same-origin"}:
         followed = request.method == "GET" and headers.get("sec-fetch-mode") == "navigate"
-        return not (followed and request.url.path in _PAGES)
+        return not (followed and request.url.path in PAGES)
     origin = headers.get("origin")
     if origin is None or request.method in {"GET", "HEAD"}:
         return False

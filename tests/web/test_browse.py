@@ -9,12 +9,14 @@ import pytest
 
 pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
+from fastapi.testclient import TestClient
 from playwright.sync_api import sync_playwright
 
 from mg_milvus.images.discover import content_hash, image_id
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description, Row
+from mg_milvus.web.app import create_app
 from mg_milvus.web.security import WebSettings
 from tests.web.test_browser import CHROMIUM, PIXEL, QUIET, ids, served, shown, visit
 
@@ -223,3 +225,15 @@ def test_axe_finds_nothing_while_looking(browser: Browser, clustered: tuple[str,
         page.goto(f"{clustered[0]}overview")
         page.wait_for_selector(".cluster img")
         assert violations(page) == []
+
+
+def test_signing_in_leads_to_the_page_that_was_asked_for(labelled_index: ImageIndex) -> None:
+    settings = WebSettings(token="kYe3-Zp8w_Qx51uB")
+    with TestClient(create_app(labelled_index, settings), base_url="http://127.0.0.1:8000") as client:
+        asked = client.get("/overview?in=3")
+        assert asked.status_code == 401
+        assert 'name="page" value="overview"' in asked.text
+        for page, place in (("overview", "./overview?in=3"), ("https://elsewhere", "./?in=3"), ("metrics", "./?in=3")):
+            form = {"token": settings.token, "query": "in=3", "page": page}
+            signed_in = client.post("/sign-in", data=form, follow_redirects=False)
+            assert (signed_in.status_code, signed_in.headers["location"]) == (303, place)

@@ -6,11 +6,16 @@ const OWN = new Set(["id", "path", "size", "mtime_ns", "width", "height", "conte
 
 const date = (nanoseconds) => new Date(nanoseconds / 1e6).toISOString().slice(0, 16).replace("T", " ");
 
-/** A value of a field as text. */
-export const valueText = (value) => (Array.isArray(value) ? value.join(", ") : typeof value === "object" ? JSON.stringify(value) : String(value));
+/** A value of a field as text; tags with their probability. */
+export function valueText(name, value) {
+  if (Array.isArray(value)) return value.join(", ");
+  if (typeof value !== "object") return String(value);
+  if (name !== "tags") return JSON.stringify(value);
+  return Object.entries(value).map(([tag, share]) => `${tag} ${Math.round(100 * share)} %`).join(", ");
+}
 
 /** Whether a field has a value. */
-export const isKnown = (value) => value !== "" && value !== null && value !== undefined && !(Array.isArray(value) && !value.length);
+export const isKnown = (value) => value !== "" && value !== null && value !== undefined && !(typeof value === "object" && !Object.keys(value).length);
 
 /** The facts of a row: its file, and the index's own fields. */
 export function facts(row) {
@@ -18,7 +23,7 @@ export function facts(row) {
   const pairs = [
     ["path", row.path],
     ["image", `${number(row.width)} × ${number(row.height)} px, ${fileSize(row.size)}, ${date(row.mtime_ns)} UTC`],
-    ...own.map(([name, value]) => [name, valueText(value)]),
+    ...own.map(([name, value]) => [name, valueText(name, value)]),
     ["id", row.id],
   ];
   return h("dl", { class: "details" }, ...pairs.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, h("bdi", {}, value))]));

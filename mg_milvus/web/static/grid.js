@@ -229,7 +229,7 @@ export class Grid {
     const values = this.fields.filter((field) => isKnown(row[field]));
     if (!values.length) return h("h3", { title: row.path }, ...nameParts(name));
     return h("h3", { class: "values", title: row.path },
-      ...values.map((field) => h("span", { title: field }, valueText(row[field]))));
+      ...values.map((field) => h("span", { title: field }, valueText(field, row[field]))));
   }
 
   bar(card, row, granularity, place) {
