@@ -183,7 +183,7 @@ def test_the_overview_opens_into_smaller_clusters(browser: Browser, clustered: t
         page.click("#search-in")
         page.wait_for_selector(".card img")
         assert set(shown(page)) == set(index.clusters().ids(blocks))
-        page.click(".card:nth-child(2) .like")
+        page.click(".card:nth-child(2) .seek")
         page.wait_for_selector("#grid:not([aria-busy]) .card .rank", state="attached")
         asked = page.evaluate("new URLSearchParams(location.search).get('id')")
         assert shown(page) == ids(index.like(asked, k=19, cluster=blocks))

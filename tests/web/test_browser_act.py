@@ -351,7 +351,7 @@ def test_recent_queries_are_a_click_away(page: Page, folder: Path) -> None:
     assert page.is_hidden("#history-panel")
     drop(page, folder / "disc" / "02.jpg")
     first = shown(page)
-    page.click(".card:nth-child(4) .tile")
+    page.click(".card:nth-child(4) .seek")
     page.wait_for_url("**/?id=*")
     wait_for_results(page)
     page.click("#history-panel summary")
