@@ -520,7 +520,7 @@ class ImageIndex:
         query = Query.of(self.schema, options)
         if query.tags:
             self._check_tagged()
-        if cluster := options.get("cluster"):
+        if (cluster := options.get("cluster")) is not None:
             ids = self.clusters().ids(cluster)
             if len(ids) > MOST_LISTED:
                 raise QueryError(
