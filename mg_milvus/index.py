@@ -551,7 +551,7 @@ class ImageIndex:
         """
         self._session.existing()
         query = Query.of(self.schema, options)
-        if cluster := options.get("cluster"):
+        if (cluster := options.get("cluster")) is not None:
             ids = self.clusters().ids(cluster)
             if len(ids) > MOST_LISTED:
                 raise QueryError(
