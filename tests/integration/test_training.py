@@ -224,12 +224,13 @@ def test_held_out_metrics_by_hand() -> None:
     codes = {"mid": np.array([[0], [0], [255], [255]], np.uint8)}
     apart = {"classes": np.eye(2, dtype=bool)[[0, 0, 1, 1]]}
     assert held_out_metrics(codes, apart, 4) == {"map_mid": 1, "held_out": 1}
-    # Asked for the first: the second, of the other class, at 0, the relevant third at 8 with the fourth: 1/3 in 3 rows.
+    # Asked for the first: the second, of the other class, at 0, the relevant third at 8 with the fourth, so at
+    # rank 2 or 3: (1/2 + 1/3) / 2.
     crossed = {"classes": np.eye(2, dtype=bool)[[0, 1, 0, 1]]}
-    assert held_out_metrics(codes, crossed, 4)["held_out"] == pytest.approx(1 / 3)
-    # One alone is held out, and finds the trained image of its class: at 0 beside the other one, 1 of 2.
+    assert held_out_metrics(codes, crossed, 4)["held_out"] == pytest.approx(5 / 12)
+    # One alone is held out, and finds the trained image of its class: at 0 beside the other one: (1 + 1/2) / 2.
     mixed_up = {"mid": np.array([[0], [0], [0], [255]], np.uint8)}
-    assert held_out_metrics(mixed_up, crossed, 1)["held_out"] == pytest.approx(1 / 2)
+    assert held_out_metrics(mixed_up, crossed, 1)["held_out"] == pytest.approx(3 / 4)
     assert held_out_metrics(codes, {"classes": np.eye(4, dtype=bool)}, 1)["held_out"] == 0, "nothing to find"
 
 
