@@ -53,12 +53,20 @@ def row_values(row: Row) -> dict[str, Any]:
     return own | {"tags": readable(row.tags), **with_user_tags(row.fields)}
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+"""How a text begins that spreadsheets take for a formula (OWASP, "CSV Injection"), and the apostrophe against it."""
+
+
 def table_of(rows: Sequence[Row]) -> str:
-    """The rows as CSV, with a header; tags are separated by semicolons, and a missing value is empty."""
+    """The rows as CSV, with a header; tags are separated by semicolons, and a missing value is empty.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it, and so does one that begins with an
+    apostrophe: whoever drops the first apostrophe of a cell has the value as it was.
+    """
     columns = dict.fromkeys(name for row in rows for name in row_values(row))
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(columns or [*_COLUMNS, "tags"])
+    writer.writerow(map(_cell, columns or [*_COLUMNS, "tags"]))
     for row in rows:
         values = row_values(row)
         writer.writerow([_cell(values.get(name)) for name in columns])
@@ -66,7 +74,10 @@ def table_of(rows: Sequence[Row]) -> str:
 
 
 def _cell(value: object) -> object:
-    return "; ".join(map(str, value)) if isinstance(value, list | dict) else "" if value is None else value
+    if value is None:
+        return ""
+    cell = "; ".join(map(str, value)) if isinstance(value, list | dict) else value
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def json_of(rows: Sequence[Row]) -> str:

@@ -5,7 +5,6 @@ It is made from the codes that are stored, and kept beside the collection with t
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mg_milvus.codes import hamming
+from mg_milvus.encoder.weights import from_safetensors, to_safetensors
 from mg_milvus.errors import QueryError, StoreError
 from mg_milvus.html.pages import template
 from mg_milvus.images.discover import text_path
@@ -168,12 +168,8 @@ class _Kept:
     def to_bytes(self) -> bytes:
         about = {"fingerprint": self.fingerprint, **self.clusters.as_dict(),
                  "centres": {key: centre.tobytes().hex() for key, centre in self.centres.items()}}  # fmt: skip
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, about=np.frombuffer(json.dumps(about).encode(), np.uint8), ids=self.clusters._ids,
-            places=self.clusters._places,
-        )  # fmt: skip
-        return buffer.getvalue()
+        arrays: dict[str, NDArray[Any]] = {"ids": self.clusters._ids, "places": self.clusters._places}
+        return to_safetensors(arrays, {"about": json.dumps(about)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> _Kept:
@@ -182,9 +178,8 @@ class _Kept:
         Raises:
             ValueError, KeyError, TypeError: it has not.
         """
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            about = json.loads(arrays["about"].tobytes())
-            ids, places = arrays["ids"], arrays["places"]
+        arrays, metadata = from_safetensors(data)
+        about, ids, places = json.loads(metadata["about"]), arrays["ids"], arrays["places"]
         if ids.dtype != np.uint8 or places.dtype != np.int32 or ids.shape != (len(places), 16) or places.ndim != 2:
             raise ValueError("no ids and places of clusters")
         found = Clusters(int(about["rows"]), tuple(map(_from_dict, about["clusters"])), ids, places)

@@ -110,7 +110,12 @@ async def read_images(request: Request, most: int, body: Body, names: Mapping[st
         for name, part in form.multi_items():
             if isinstance(part, str):  # without fields, there is none
                 raise ImageError(f"the part '{one_line(name)}' is no file, expected files {', '.join(names)}")
-            if sum(name == known for known, _ in images) >= names.get(name, 0):
+            if name not in names:
+                known = " or ".join(names)
+                raise ImageError(
+                    f"the form has a part '{one_line(name)}', expected {known}: curl -F {next(iter(names))}=@a.jpg"
+                )
+            if sum(name == known for known, _ in images) >= names[name]:
                 known = ", ".join(f"{count} of '{each}'" for each, count in names.items())
                 raise ImageError(f"the form has a part too many, '{one_line(name)}'; expected at most {known}")
             if (part.size or 0) > most:

@@ -32,6 +32,7 @@ ARGUMENTS = {
     "ingest": ["photos"],
     "query": ["photos/disc/00.jpg"],
     "delete": ["photos/disc/00.jpg"],
+    "tag": ["photos/disc/00.jpg", "--add", "beach"],
     "refit": ["--to", "other"],
     "eval": ["photos", "--through-index"],
     "tune": ["photos"],

@@ -130,7 +130,7 @@ def _rows(client: MilvusClient, name: str) -> list[dict[str, Any]]:
     client.load_collection(name)
     rows = client.query(name, filter="", limit=16_384, output_fields=fields, consistency_level="Strong")
     assert client.query(name, output_fields=["count(*)"])[0]["count(*)"] == len(rows)
-    return [{key: b"".join(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows]
+    return [{key: b"".join(value) if key in vectors else value for key, value in row.items()} for row in rows]
 
 
 def _check_found(client: MilvusClient, name: str, rows: list[dict[str, Any]]) -> None:

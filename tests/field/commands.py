@@ -42,6 +42,14 @@ OUT = ("out", "out.html", "no/such/out.html", "/dev/null/x", "photos", ".")
 """Nothing that exists outside of the folder: whoever runs the tests may be root."""
 
 VALUES: dict[str, tuple[str, ...]] = {
+    "add": ("beach", "to print", "", "x" * 300),
+    "archive": OUT,
+    "form": ("paths", "csv", "json", "xml"),
+    "limit": NUMBERS,
+    "move_to": ("aside", "photos", "photos/0.jpg", "no/such/aside", "/dev/null/x"),
+    "order_by": ("size", "-size", "path", "none", "-"),
+    "remove": ("beach", "", "none"),
+    "undo": ("aside", "photos", "none"),
     "text": ("dog", "sports car", "beegle", ""),
     "backbone": ("builtin", "resnet18", "none"),
     "batch_size": ("1", "64"),

@@ -146,7 +146,7 @@ def test_a_form_gets_a_sentence_with_the_way(browser: Browser) -> None:
     form = {"content-type": "multipart/form-data; boundary=x"}
     status, _, content = browser.open("api/query", body + b"\r\n--x--", **form)
     assert status == 422
-    assert "curl --data-binary @x.jpg instead of curl -F" in json.loads(content)["error"]
+    assert "a part 'file', expected image or unlike: curl -F image=@a.jpg" in json.loads(content)["error"]
 
 
 def test_the_path_without_its_last_slash_leads_to_the_page(browser: Browser) -> None:

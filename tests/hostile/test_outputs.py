@@ -7,6 +7,7 @@ no second line. Logs, JSON, metrics, YAML: each stays what it is, and is read ba
 from __future__ import annotations
 
 import ast
+import csv
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 
 import mg_milvus
+from mg_milvus.bulk.lists import table_of
 from mg_milvus.cli import log
 from mg_milvus.cli.console import ProgressView, print_failures, shorten
 from mg_milvus.cli.evaluate import print_table
@@ -36,6 +38,7 @@ from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.records import Failure, Hit
 from mg_milvus.results import Hits, IngestReport
 from mg_milvus.schema.models import ExtraField, Granularity, Schema
+from mg_milvus.store.base import Row
 from mg_milvus.training.report import write_training_report
 
 if TYPE_CHECKING:
@@ -292,10 +295,11 @@ def test_long_paths_are_cut_in_time_that_grows_with_their_length() -> None:
     assert time.process_time() - started < 20
 
 
-def test_no_table_for_spreadsheets_is_written() -> None:
-    """A cell that begins with ``=`` is a formula there. Nothing of ours writes CSV, so no path has to be changed.
+def test_tables_for_spreadsheets_hold_no_formulas() -> None:
+    """A cell that begins with ``=`` is a formula there. Lists of images are all the CSV that is written.
 
-    Whoever adds a writer decides how its cells are defended, and how a path is read back as it was, and says so here.
+    Their cells get an apostrophe (``lists.table_of``). Whoever adds a writer decides how its cells are defended, and
+    how a path is read back as it was, and says so here.
     """
     package = Path(mg_milvus.__file__).parent
     writers = {"writer", "DictWriter", "to_csv", "write_csv", "savetxt", "to_excel"}
@@ -305,4 +309,16 @@ def test_no_table_for_spreadsheets_is_written() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in writers
     ]
-    assert found == []
+    assert found == ["lists.py: writer"]
+    texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1", "'", "plain", "a=1", ""]
+    rows = [
+        Row(id_, "s3://b/=x.jpg", 1, 1, 1, 1, "0" * 32, {}, {"=name": text, "number": -1})
+        for id_, text in zip("0123456789a", texts, strict=True)
+    ]
+    header, *lines = csv.reader(io.StringIO(table_of(rows), newline=""))
+    assert header[-2:] == ["'=name", "number"]
+    cells = [line[-2] for line in lines]
+    assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))] == []
+    assert [cell.removeprefix("'") for cell in cells] == texts
+    assert {line[1] for line in lines} == {"s3://b/=x.jpg"}
+    assert {line[-1] for line in lines} == {"-1"}, "numbers are no formulas"

@@ -799,7 +799,7 @@ def test_hits_refine_a_query(client: TestClient, index: ImageIndex, folder: Path
     ("query", "files", "status", "said"),
     [
         ("", [("image", b"no image"), ("image", b"")], 422, "image 1 of 2 is not an image"),
-        ("", [("photo", b"")], 422, "a part too many, 'photo'; expected at most 16 of 'image', 16 of 'unlike'"),
+        ("", [("photo", b"")], 422, "a part 'photo', expected image or unlike: curl -F image=@a.jpg"),
         ("", [("unlike", jpeg())], 400, "no image to look for"),
         ("?candidates=true", [("image", jpeg())] * 2, 400, "candidates are those of one image"),
         ("?like=x", [("image", jpeg())], 422, "should match pattern"),

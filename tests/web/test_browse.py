@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,6 @@ from tests.web.test_browser import CHROMIUM, PIXEL, QUIET, ids, served, shown, v
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from playwright.sync_api import Browser, Page
 
@@ -91,6 +91,30 @@ def test_all_images_are_listed_by_folder_date_and_field(
         page.wait_for_url(f"{home}?id={last}")
         page.wait_for_selector("#grid:not([aria-busy]) .verdict")
         assert shown(page)[:9] == ids(labelled_index.like(last, k=9))
+
+
+def test_images_far_apart_are_selected(browser: Browser, many: ImageIndex) -> None:
+    with served(many, WebSettings()) as url:
+        context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
+        try:
+            page = context.new_page()
+            page.set_default_timeout(30_000)
+            page.route("**/thumbnail*", lambda route: route.fulfill(body=PIXEL, content_type="image/gif"))
+            page.goto(f"{url}browse?by=folder")
+            page.wait_for_selector("#status:text-is('20,000 images')")
+            expected = many.listing("folder").ids
+            page.focus(f".card[data-id='{expected[1]}'] .tile")
+            page.keyboard.press("x")
+            page.select_option("#jump", "57")
+            last = expected[57 * 200 + 2]
+            page.click(f".card[data-id='{last}'] .check", modifiers=["Shift"])
+            page.wait_for_selector("#selection [role=status]:text-is('11,402 selected')")
+            with page.expect_download() as got:
+                page.click("#selection >> text='Paths'")
+            lines = Path(got.value.path()).read_text().splitlines()
+            assert lines == [many.path(own) for own in (expected[1], *expected[2 : 57 * 200 + 3])]
+        finally:
+            context.close()
 
 
 def test_twenty_thousand_are_scrolled_with_few_cards_and_pages(browser: Browser, many: ImageIndex) -> None:

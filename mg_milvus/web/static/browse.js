@@ -1,11 +1,13 @@
 // All images, in an order of one's choice. Only those near the window are loaded, and those far away are forgotten.
 
+import { toAddress as searchWith } from "./address.js";
 import { images } from "./api.js";
 import { $, h, number } from "./dom.js";
 import { Filters } from "./filters.js";
 import { Grid } from "./grid.js";
 import { Lightbox } from "./lightbox.js";
 import { Listing, PAGE } from "./listing.js";
+import { Selection } from "./selection.js";
 
 const FILTER = "where.";
 const SKELETONS = 40;
@@ -24,7 +26,18 @@ let shown = 0; // number of the request whose answer is shown
 const filters = new Filters($("#filters"), about, (chosen) => go({ ...state, filters: chosen }));
 const searchAddress = (row) => `./?${new URLSearchParams({ id: row.id, ...(state.cluster && { cluster: state.cluster }) })}`;
 const search = (row) => location.assign(searchAddress(row));
-const grid = new Grid($("#grid"), { link: searchAddress, search, open: (place) => lightbox.show(grid, place), fields: about.show });
+const grid = new Grid($("#grid"), {
+  link: searchAddress, search, open: (place) => lightbox.show(grid, place), fields: about.show,
+  adorn: (card, entry) => selection.adorn(card, entry),
+});
+const selection = new Selection({
+  about, grid, search: (terms) => location.assign(searchWith({ ...terms, cluster: state.cluster, filters: {} })),
+  removed: (rows) => {
+    about.rows -= rows.length;
+    show(state);
+  },
+  changed: () => show(state, scrollY),
+});
 const lightbox = new Lightbox($("#lightbox"), { search });
 
 function fromAddress() {
@@ -52,7 +65,7 @@ function go(next) {
   show(next);
 }
 
-async function show(next) {
+async function show(next, top = 0) {
   state = next;
   const mine = (shown += 1);
   $("#by").value = state.by;
@@ -78,8 +91,8 @@ async function show(next) {
   $("#jump-label").hidden = first.sections.length < 2;
   $("#jump").replaceChildren(h("option", { value: "" }, "…"), ...first.sections.map(({ name }, i) => h("option", { value: i }, name || "none")));
   $("#jump").onchange = ({ target }) => target.value && grid.jump(first.sections[target.value]);
-  scrollTo({ top: 0, behavior: "instant" });
   grid.show(new Listing(options, first, showProblem), about.bits, first.sections.length ? first.sections : undefined);
+  scrollTo({ top, behavior: "instant" });
 }
 
 $("#by").append(...ORDERS.map(([name, label]) => h("option", { value: name }, label)));

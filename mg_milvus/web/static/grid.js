@@ -8,6 +8,7 @@ import { REGIONS } from "./regions.js";
 const ROWS = 8; // rows of cards in a block
 const GAP = 20; // between cards, in pixels
 const MARGIN = "1200px 0px"; // how far from the window a block is filled
+const CHUNK = 1000; // entries of a range that are loaded at once
 const MOVED = 60; // cards that are animated at most
 
 const PASSED = 80; // milliseconds after which a block is not just scrolled past
@@ -37,6 +38,16 @@ export class Grid {
   async at(place) {
     if (!this.entries.slice(place, place + 1)[0]) await this.entries.load?.(place, place + 1);
     return this.entries.slice(place, place + 1)[0];
+  }
+
+  /** The entries of some places; without those that could not be loaded. */
+  async range(first, end) {
+    const found = [];
+    for (let start = first; start < end; start += CHUNK) {
+      await this.entries.load?.(start, Math.min(end, start + CHUNK));
+      found.push(...this.entries.slice(start, Math.min(end, start + CHUNK)));
+    }
+    return found.filter(Boolean);
   }
 
   /**

@@ -51,7 +51,7 @@ const grid = new Grid($("#grid"), {
 });
 const past = new History(queryImage, (address_) => search(fromAddress(address_.replace(/^\.\//, ""), about)));
 const selection = new Selection({
-  about, entries: () => grid.entries, search: (change) => search({ ...query, ...change }),
+  about, grid, search: (change) => search({ ...query, ...change }),
   removed: (rows) => forget(...rows), changed: () => results.clear(),
 });
 const several = new Several({

@@ -5,15 +5,16 @@ import { ALONE } from "./several.js";
 import { $, fileName, fileSize, h, number, svg } from "./dom.js";
 
 const PRESS = 500; // milliseconds of a long press
+const MOST = 20_000; // images that are selected at once, as the server takes them
 const TOGETHER = 16; // images that are searched with at once
 
 export class Selection {
   /**
-   * about: the page's facts. entries: () -> the entries of the grid in order. search: called with what differs from the
-   * query. removed: called with rows that are no longer indexed. changed: called after fields of rows have changed.
+   * about: the page's facts. grid: shows the images. search: called with what differs from the query. removed: called
+   * with rows that are no longer indexed. changed: called after fields of rows have changed.
    */
-  constructor({ about, entries, search, removed, changed }) {
-    Object.assign(this, { about, entries, search, removed, changed, rows: new Map(), anchor: null });
+  constructor({ about, grid, search, removed, changed }) {
+    Object.assign(this, { about, grid, search, removed, changed, rows: new Map(), anchor: null });
     this.count = h("p", { role: "status" });
     this.said = h("p", { role: "status", class: "hint" });
     const button = (text, onclick, title = null) => h("button", { type: "button", class: "button small", title, onclick }, text);
@@ -33,12 +34,12 @@ export class Selection {
       this.said);
     this.dialog = h("dialog", { id: "selected", "aria-labelledby": "selected-title" });
     document.body.append(this.bar, this.dialog);
-    const grid = $("#grid");
-    grid.addEventListener("click", (event) => this.click(event), true);
-    grid.addEventListener("keydown", (event) => this.key(event), true);
-    grid.addEventListener("pointerdown", (event) => this.press(event));
-    for (const end of ["pointerup", "pointercancel", "pointermove"]) grid.addEventListener(end, (event) => this.release(event));
-    grid.addEventListener("contextmenu", (event) => this.pressed && event.preventDefault());
+    const cards = $("#grid");
+    cards.addEventListener("click", (event) => this.click(event), true);
+    cards.addEventListener("keydown", (event) => this.key(event), true);
+    cards.addEventListener("pointerdown", (event) => this.press(event));
+    for (const end of ["pointerup", "pointercancel", "pointermove"]) cards.addEventListener(end, (event) => this.release(event));
+    cards.addEventListener("contextmenu", (event) => this.pressed && event.preventDefault());
     addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.rows.size && !$("dialog[open]")) this.clear();
     });
@@ -77,21 +78,31 @@ export class Selection {
     if (inside) $("#results").focus({ preventScroll: true });
   }
 
-  toggle(row) {
+  toggle({ place, entry: { row } }) {
     if (!this.rows.delete(row.id)) this.rows.set(row.id, row);
-    this.anchor = row.id;
+    this.anchor = { id: row.id, place };
     this.show();
   }
 
-  /** Select all from the image that was selected last to this one. */
-  extend(row) {
-    const entries = this.entries();
-    const place = (id) => entries.findIndex((entry) => entry.row.id === id);
-    const ends = [this.anchor === null ? -1 : place(this.anchor), place(row.id)];
-    if (ends[0] < 0) return this.toggle(row);
-    const [first, last] = [Math.min(...ends), Math.max(...ends)];
-    for (const entry of entries.slice(first, last + 1)) this.rows.set(entry.row.id, entry.row);
+  /** Select all from the image that was selected last to the one of this card. */
+  async extend(card) {
+    const from = await this.anchorPlace();
+    if (from === null) this.toggle(card);
+    else await this.add(Math.min(from, card.place), Math.max(from, card.place) + 1);
+  }
+
+  /** Where the image is that was selected last; null where it is no longer listed. */
+  async anchorPlace() {
+    if (!this.anchor) return null;
+    const { id, place } = this.anchor;
+    return this.grid.cards.get(id)?.place ?? ((await this.grid.at(place))?.row.id === id ? place : null);
+  }
+
+  async add(first, end) {
+    const found = await this.grid.range(first, Math.min(end, first + MOST));
+    for (const { row } of found) if (this.rows.size < MOST) this.rows.set(row.id, row);
     this.show();
+    if (this.rows.size === MOST) this.said.textContent = "No more than these can be selected at once.";
   }
 
   click(event) {
@@ -100,8 +111,8 @@ export class Selection {
     const onCheck = event.target.closest(".check");
     const onTile = event.target.closest(".tile");
     if (this.pressed) this.pressed = false; // the click at the end of a long press
-    else if ((onCheck || onTile) && event.shiftKey) this.extend(card.entry.row);
-    else if (onCheck || (onTile && this.rows.size && event.pointerType === "touch")) this.toggle(card.entry.row);
+    else if ((onCheck || onTile) && event.shiftKey) this.extend(card);
+    else if (onCheck || (onTile && this.rows.size && event.pointerType === "touch")) this.toggle(card);
     else return;
     event.preventDefault();
     event.stopPropagation();
@@ -114,7 +125,7 @@ export class Selection {
     this.from = [event.clientX, event.clientY];
     this.timer = setTimeout(() => {
       this.pressed = true;
-      this.toggle(card.entry.row);
+      this.toggle(card);
     }, PRESS);
   }
 
@@ -126,15 +137,13 @@ export class Selection {
   key(event) {
     const card = event.target.closest(".card");
     if (!card?.entry || !event.target.classList.contains("tile")) return;
-    if (event.key === "x" && !event.ctrlKey && !event.metaKey) this.toggle(card.entry.row);
-    else if (event.key === "a" && (event.ctrlKey || event.metaKey)) {
-      for (const { row } of this.entries()) this.rows.set(row.id, row);
-      this.show();
-    } else if (event.shiftKey && event.key.startsWith("Arrow")) {
-      if (!this.rows.has(card.dataset.id)) this.toggle(card.entry.row);
+    if (event.key === "x" && !event.ctrlKey && !event.metaKey) this.toggle(card);
+    else if (event.key === "a" && (event.ctrlKey || event.metaKey)) this.add(0, this.grid.length);
+    else if (event.shiftKey && event.key.startsWith("Arrow")) {
+      if (!this.rows.has(card.dataset.id)) this.toggle(card);
       setTimeout(() => { // the grid has moved the focus by then
         const next = document.activeElement.closest(".card");
-        if (next?.entry && next !== card) this.extend(next.entry.row);
+        if (next?.entry && next !== card) this.extend(next);
       });
       return;
     } else return;
