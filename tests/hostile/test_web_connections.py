@@ -164,7 +164,7 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch
     from mg_milvus.web import app as application
 
     monkeypatch.setattr(
-        application, "page_facts", lambda _: {"collection": "x" * 20_000_000, "rows": 0, "bits": {"fine": 0}}
+        application, "page_facts", lambda _: {"title": "x" * 20_000_000, "rows": 0, "bits": {"fine": 0}}
     )
     with in_thread(WebSettings()) as (port, _), connect(port) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -162,8 +162,10 @@ def test_images_that_kill_every_worker_are_named(home, head, tmp_path):
     driver = os.getpid()
     encoder = pixels_encoder(features)
     options = EncodeOptions(on="ray", settings=Settings(batch_size=1))
+    # Every piece of eight kills; which one has killed three workers first depends on which were started faster.
     with pytest.raises(
-        errors.ClusterError, match=r"3 workers .* died at the same 8 files, from .*00\.jpg to .*07\.jpg"
+        errors.ClusterError,
+        match=r"3 workers .* died at the same 8 files, from .*(00\.jpg to .*07|08\.jpg to .*15)\.jpg",
     ):
         encode(home / "photos" / "blocks", out=tmp_path / "codes", encoder=encoder, options=options)
     assert list((tmp_path / "codes").glob("*.parquet")) == []

@@ -606,13 +606,13 @@ def test_the_facade(tmp_path):
     Image.open(tmp_path / "p" / "4.png").save(tmp_path / "p" / "copy.jpg", quality=95)
     with ImageIndex.open("memory:") as index:
         index.ingest(tmp_path / "p")
-        report = index.duplicates(distance=10)
+        report = index.duplicates(distance=30)
         # Equal pixels; the PNG has more bytes.
         assert [[m.path for m in g.members] for g in report.groups] == [
             [str(tmp_path / "p" / "4.png"), str(tmp_path / "p" / "copy.jpg")]
         ]
-        assert index.duplicates(distance=10, newer_than=datetime(2000, 1, 1, tzinfo=UTC)).groups == report.groups
-        assert index.duplicates(of=tmp_path / "p" / "copy.jpg", distance=10).groups == report.groups
+        assert index.duplicates(distance=30, newer_than=datetime(2000, 1, 1, tzinfo=UTC)).groups == report.groups
+        assert index.duplicates(of=tmp_path / "p" / "copy.jpg", distance=30).groups == report.groups
         with pytest.raises(QueryError, match="omit within and newer_than"):
             index.duplicates(of=tmp_path / "p" / "4.png", within=tmp_path)
         assert index.count() == 21

@@ -312,7 +312,7 @@ def test_images_that_are_all_the_same_cannot_be_fitted(tmp_path: Path) -> None:
 def test_bad_fits_are_refused(tmp_path: Path) -> None:
     few = make_photos(tmp_path / "few", per_kind=2)
     out = tmp_path / "out.safetensors"
-    with pytest.raises(ImageError, match="6 readable images, expected at least 50"):
+    with pytest.raises(ImageError, match="6 different readable images, expected at least 50"):
         fit_encoder(few, out)
     with pytest.raises(EncoderError, match="unknown backbone 'resnet19'; known are efficientnet_lite0, "):
         fit_encoder(few, out, FitOptions(backbone="resnet19"))

@@ -290,7 +290,7 @@ def test_tags_are_those_of_the_reference_network() -> None:
 def test_the_classifier_travels_with_the_encoder() -> None:
     encoder = load_encoder()
     data = encoder.to_bytes()
-    assert len(data) <= 14_500_000  # a collection's heads may take 1.3 MB more
+    assert len(data) <= 14_600_000  # a collection's heads, those of regions with 256 bits included, take 1.4 MB more
     again = load_encoder(data)
     assert again.has_tags
     assert again.fingerprint == encoder.fingerprint == fingerprint(again.state)
