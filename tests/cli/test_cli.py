@@ -164,7 +164,7 @@ def test_a_filter_and_weights_reach_the_query(home):
     assert done.returncode == 0, done.stderr.decode()
     hits = [json.loads(line) for line in done.stdout.splitlines()]
     assert {Path(hit["path"]).name for hit in hits} == {f"scene {seed}.png" for seed in (0, 3, 6, 9)}
-    assert [hit["ranks"] for hit in hits] == [{"fine": rank} for rank in (1, 2, 3, 4)]
+    assert [hit["ranks"]["fine"] for hit in hits] == [1, 2, 3, 4]
 
 
 def test_info(home):
