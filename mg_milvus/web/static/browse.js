@@ -1,6 +1,6 @@
 // All images, in an order of one's choice. Only those near the window are loaded, and those far away are forgotten.
 
-import { toAddress as searchWith } from "./address.js";
+import { toAddress } from "./address.js";
 import { images } from "./api.js";
 import { $, h, number } from "./dom.js";
 import { Filters } from "./filters.js";
@@ -31,7 +31,7 @@ const grid = new Grid($("#grid"), {
   adorn: (card, entry) => selection.adorn(card, entry),
 });
 const selection = new Selection({
-  about, grid, search: (terms) => location.assign(searchWith({ ...terms, cluster: state.cluster, filters: {} })),
+  about, grid, search: (terms) => location.assign(toAddress({ ...terms, cluster: state.cluster, filters: {} })),
   removed: (rows) => {
     about.rows -= rows.length;
     show(state);
@@ -48,7 +48,7 @@ function fromAddress() {
   return { by: ORDERS.some(([name]) => name === by) ? by : "folder", cluster: params.get("cluster"), filters };
 }
 
-function toAddress({ by, cluster, filters }) {
+function listAddress({ by, cluster, filters }) {
   const params = new URLSearchParams({ by });
   if (cluster) params.set("cluster", cluster);
   for (const [name, value] of Object.entries(filters)) params.set(FILTER + name, value);
@@ -61,7 +61,7 @@ function showProblem(problem) {
 }
 
 function go(next) {
-  history.pushState({}, "", toAddress(next));
+  history.pushState({}, "", listAddress(next));
   show(next);
 }
 
