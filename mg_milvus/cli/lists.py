@@ -140,8 +140,7 @@ def tag(
     """Give images tags of your own, or take them away; filters find them by user_tags == "TAG"."""
     from mg_milvus.cli.settings import open_index, settings_from
 
-    if bool(ids_or_paths) == (where is not None):
-        raise options.UsageError("give ids or paths of images, or --filter EXPR, not both")
+    options.require_one_choice(ids_or_paths, where)
     if not add and not remove:
         raise options.UsageError("give a tag: --add TAG, or --remove TAG")
     with open_index(settings_from(uri, token, collection), timeout=timeout) as index:

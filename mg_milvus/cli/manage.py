@@ -57,8 +57,7 @@ def delete(
     """Delete rows from the index; image files are not touched."""
     from mg_milvus.cli.settings import open_index, settings_from
 
-    if bool(ids_or_paths) == (where is not None):
-        raise options.UsageError("give ids or paths of images, or --filter EXPR, not both")
+    options.require_one_choice(ids_or_paths, where)
     with open_index(settings_from(uri, token, collection), timeout=timeout) as index:
         if where is None:
             deleted = index.delete(ids_or_paths or [])

@@ -27,6 +27,12 @@ class UsageError(typer.BadParameter):
         return self.message
 
 
+def require_one_choice(ids_or_paths: list[str] | None, where: str | None) -> None:
+    """Raise UsageError unless images are given by name or by a filter, and not by both."""
+    if bool(ids_or_paths) == (where is not None):
+        raise UsageError("give ids or paths of images, or --filter EXPR, not both")
+
+
 class Device(StrEnum):
     """Where the network runs."""
 

@@ -247,12 +247,14 @@ def _candidates(
 ) -> Iterator[tuple[int, int]]:
     """Pairs of rows to look at: those near by their codes, and the nearest of each.
 
-    Of files with the same content the first row stands for all.
+    Of files with the same content the first row stands for all. The limits of the other granularities belong to the
+    distance that keeps a precision; one that is given is of ``fine`` alone.
     """
     chosen = np.array(rows.representatives, np.int64)
     explicit = query.distance is not None or query.precision is not None
     if explicit and distance is None:
         return
+    bounds = {} if query.precision is None else limits
     words = rows.words[FINE][:, chosen]
     radius = distance if explicit and distance is not None else int(CANDIDATES * 64 * len(words))
     pairs = nearest_pairs(
@@ -263,7 +265,7 @@ def _candidates(
     for left, right in zip(pairs.left.tolist(), pairs.right.tolist(), strict=True):
         a, b = int(chosen[left]), int(chosen[right])
         ends = np.array([a]), np.array([b])
-        if not explicit or all(distances_of(rows.words[n], *ends)[0] <= limit for n, limit in limits.items()):
+        if all(distances_of(rows.words[name], *ends)[0] <= bound for name, bound in bounds.items()):
             yield a, b
 
 

@@ -269,7 +269,7 @@ BASELINES: Mapping[str, Callable[[Matrix, int], Head]] = {"itq": itq_head, "lsh"
 
 COMPONENTS = 128
 """Principal components in which neighbours are searched."""
-MOST_ANCHORS = 800
+MOST_ANCHORS = 750
 """Of a sample: so the fitted encoder of 5,000 images is below 16 MB."""
 CLUSTERS = 256
 """Cluster centres of other images that ship inside an encoder."""

@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
 from fastapi.testclient import TestClient
-from playwright.sync_api import sync_playwright
 
 from mg_milvus.images.discover import content_hash, image_id
 from mg_milvus.index import ImageIndex
@@ -19,7 +18,7 @@ from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description, Row
 from mg_milvus.web.app import create_app
 from mg_milvus.web.security import WebSettings
-from tests.web.test_browser import CHROMIUM, PIXEL, QUIET, ids, served, shown, visit
+from tests.web.test_browser import CHROMIUM, PIXEL, ids, served, shown, violations, visit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,14 +27,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: see test_browser")
 MANY = 20_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -221,34 +212,24 @@ def test_the_overview_opens_into_smaller_clusters(browser: Browser, clustered: t
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_while_looking(browser: Browser, clustered: tuple[str, ImageIndex], scheme: str) -> None:
-    base = pytest.importorskip("axe_playwright_python.base", reason="needs axe: pip install -e '.[dev]'")
-    rules = {} if scheme == "light" else {"runOnly": ["color-contrast"]}
-
-    def violations(page: Page) -> list[str]:
-        page.wait_for_timeout(350)  # colours that are still fading in would be measured half-way
-        if not page.evaluate("'axe' in window"):
-            page.evaluate(base.AXE_FILE_PATH.read_text())
-        found = page.evaluate("(rules) => axe.run(rules).then((result) => result.violations)", rules)
-        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
-
     with visit(browser, clustered[0], "?where.path=disc/0", color_scheme=scheme, bypass_csp=True) as page:
         page.click(".card:nth-child(2) .tile")
         page.keyboard.press("i")
         page.wait_for_selector("#lightbox img[src$='1600']")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
         page.keyboard.press("s")
         page.wait_for_selector("#grid:not([aria-busy]) .card .rank", state="attached")
         page.click("#scores")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
         page.goto(f"{clustered[0]}browse?where.path=disc/0")
         page.wait_for_selector("#grid:not([aria-busy]) .card img")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
         page.goto(f"{clustered[0]}overview?in=1.1")
         page.wait_for_selector("#grid .card img")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
         page.goto(f"{clustered[0]}overview")
         page.wait_for_selector(".cluster img")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
 
 
 def test_signing_in_leads_to_the_page_that_was_asked_for(labelled_index: ImageIndex) -> None:

@@ -15,7 +15,6 @@ import pytest
 pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
 import uvicorn
-from playwright.sync_api import sync_playwright
 
 from mg_milvus.images.discover import content_hash, image_id
 from mg_milvus.index import ImageIndex
@@ -73,12 +72,15 @@ def home(index: ImageIndex, folder: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        chromium.close()
+def violations(page: Page, scheme: str) -> list[str]:
+    """What axe finds on a page; in the dark of colours only, as the rest is the same in both."""
+    base = pytest.importorskip("axe_playwright_python.base", reason="needs axe: pip install -e '.[dev]'")
+    rules = {} if scheme == "light" else {"runOnly": ["color-contrast"]}
+    page.wait_for_timeout(350)  # colours that are still fading in would be measured half-way
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(base.AXE_FILE_PATH.read_text())
+    found = page.evaluate("(rules) => axe.run(rules).then((result) => result.violations)", rules)
+    return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
 
 
 @contextmanager
@@ -683,41 +685,28 @@ def test_signing_in_and_out(browser: Browser, index: ImageIndex, folder: Path) -
 def test_axe_finds_nothing(
     browser: Browser, home: str, regions_home: str, copies_home: str, folder: Path, collages: Path, scheme: str
 ) -> None:
-    base = pytest.importorskip("axe_playwright_python.base", reason="needs axe: pip install -e '.[dev]'")
-    script = base.AXE_FILE_PATH.read_text()
-
-    # What is not about colours is the same in both.
-    rules = {} if scheme == "light" else {"runOnly": ["color-contrast"]}
-
-    def violations(page: Page) -> list[str]:
-        page.wait_for_timeout(350)  # colours that are still fading in would be measured half-way
-        if not page.evaluate("'axe' in window"):
-            page.evaluate(script)
-        found = page.evaluate("(rules) => axe.run(rules).then((result) => result.violations)", rules)
-        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
-
     few = "?where.number=..2"  # it looks at every element
     with visit(browser, home, few, color_scheme=scheme, bypass_csp=True) as page:
-        assert violations(page) == []
+        assert violations(page, scheme) == []
         drop(page, folder / "disc" / "01.jpg")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
         page.click(".card:nth-child(2) .why")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
         page.click("#why >> text=Close")
         page.click("#add")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
         page.goto(f"{home}docs")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
     with visit(browser, regions_home, "?where.path=07.png", color_scheme=scheme, bypass_csp=True) as page:
         drop(page, collages / "07.png")
         drag(page, "#frame", LAST_QUARTER)
-        assert violations(page) == []
+        assert violations(page, scheme) == []
         page.click(".card .why")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
         page.goto(page.url.replace("codes=", "weights=coarse:1,regions:1&codes="))
         page.evaluate("sessionStorage.clear()")
         page.reload()
         page.wait_for_selector("#weight-regions:disabled")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
     with visit(browser, copies_home, "duplicates?distance=10", color_scheme=scheme, bypass_csp=True) as page:
-        assert violations(page) == []
+        assert violations(page, scheme) == []

@@ -21,7 +21,6 @@ from mg_milvus.web.security import WebSettings
 from tests.conftest import kind_of_image, make_photos
 from tests.web.test_browser import (
     LAST_QUARTER,
-    browser,
     drag,
     drawn_boxes,
     drop,
@@ -33,6 +32,7 @@ from tests.web.test_browser import (
     pytestmark,
     served,
     shown,
+    violations,
     visit,
     wait_for_results,
 )
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page
 
-__all__ = ["browser", "folder", "home", "index", "page", "pytestmark"]
+__all__ = ["folder", "home", "index", "page", "pytestmark"]
 
 
 def drop_all(page: Page, files: list[Path]) -> None:
@@ -368,34 +368,23 @@ def test_recent_queries_are_a_click_away(page: Page, folder: Path) -> None:
 def test_axe_finds_nothing_here(
     browser: Browser, home: str, copies: tuple[str, ImageIndex, Path], folder: Path, scheme: str
 ) -> None:
-    base = pytest.importorskip("axe_playwright_python.base", reason="needs axe: pip install -e '.[dev]'")
-    script = base.AXE_FILE_PATH.read_text()
-    rules = {} if scheme == "light" else {"runOnly": ["color-contrast"]}
-
-    def violations(page: Page) -> list[str]:
-        page.wait_for_timeout(250)  # colours that are still fading in would be measured half-way
-        if not page.evaluate("'axe' in window"):
-            page.evaluate(script)
-        found = page.evaluate("(rules) => axe.run(rules).then((result) => result.violations)", rules)
-        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
-
     options = {"color_scheme": scheme, "bypass_csp": True}
     with visit(browser, home, "?where.number=..2", **options) as page:
         drop_all(page, [folder / "disc" / "02.jpg", folder / "stripes" / "03.jpg"])
         page.wait_for_selector("#several[open]")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
         page.click("#several >> text=Search with all of them")
         page.wait_for_selector("#terms li")
         page.click("#filter-panel summary")
         page.click("#history-panel summary")
         page.focus(".card .tile")
         page.keyboard.press("x")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
         page.click("#selection >> text='Tag'")
-        assert violations(page) == []
+        assert violations(page, scheme) == []
     with reviewing(browser, copies[0], **options) as page:
         for _ in range(3):
-            assert violations(page) == []
+            assert violations(page, scheme) == []
             page.keyboard.press("v")
 
 

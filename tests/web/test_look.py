@@ -9,10 +9,9 @@ import pytest
 
 pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
 pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
-from playwright.sync_api import sync_playwright
 
 from mg_milvus.web.security import WebSettings
-from tests.web.test_browser import CHROMIUM, QUIET, drop, ids, served, shown, visit, wait_for_results
+from tests.web.test_browser import CHROMIUM, drop, ids, served, shown, visit, wait_for_results
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,14 +31,6 @@ def home(labelled_index: ImageIndex, labelled_photos: Path) -> Iterator[str]:
     )
     with served(labelled_index, settings) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
