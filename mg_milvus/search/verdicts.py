@@ -33,7 +33,7 @@ _UNRELATED = 0.5
 """Distance of unrelated images, as a share of the bits."""
 SURE = 0.06
 """An image that is this near on ``fine`` is the same, however near others are."""
-FARTHEST = 0.30
+FARTHEST = 0.27
 IMAGE_GAP = 0.80
 """The same image is at most this far, as a share of the distance of the next image."""
 OBJECT_GAP = 0.80
