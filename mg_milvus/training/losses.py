@@ -1,4 +1,4 @@
-"""What the supervised losses of deep hashing have in common."""
+"""Losses of deep hashing, each as its paper has it; what differs from paper or code, and why, is said with each."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import EncoderError, LabelError, TrainingError
 from mg_milvus.evaluation.labels import read_labelled
 from mg_milvus.training import trainer as trainer_module
+from mg_milvus.training.checkpoint import load_checkpoint
 from mg_milvus.training.config import Augmentation, TrainingConfiguration
 from mg_milvus.training.data import Augmenter, Batches, ImageCache, mixed, normalised
 from mg_milvus.training.network import HashingNetwork, HashLayer
@@ -171,9 +172,9 @@ def test_mixup_blends_images_and_labels_alike() -> None:
 
 def test_the_rate_warms_up_and_falls_as_a_cosine() -> None:
     settings = small(optimisation={"rate": 0.2, "warm_up": 0.1})
-    found = [rate_at(progress, settings) for progress in (0.05, 0.1, 0.55, 1.0)]
+    found = [rate_at(progress, settings.optimisation) for progress in (0.05, 0.1, 0.55, 1.0)]
     np.testing.assert_allclose(found, [0.1, 0.2, 0.1, 0.0], atol=1e-12)
-    assert rate_at(0.0, settings) > 0
+    assert rate_at(0.0, settings.optimisation) > 0
 
 
 def test_the_average_is_an_exponential_one() -> None:
@@ -266,7 +267,7 @@ def test_learned_codes_are_those_of_the_network(few: Path, tmp_path: Path) -> No
     """The file's linear head must give the signs that the network's normalised hash layer gives."""
     out = tmp_path / "e.safetensors"
     train(few, out, small(), device="cpu")
-    best = {k[5:]: v for k, v in trainer_module.load_checkpoint(out.with_name("e.checkpoint.safetensors"))[0].items()
+    best = {k[5:]: v for k, v in load_checkpoint(out.with_name("e.checkpoint.safetensors"))[0].items()
             if k.startswith("best.")}  # fmt: skip
     encoder = load_encoder(out)
     features = np.random.default_rng(0).standard_normal((50, best["heads.mid.linear.weight"].shape[1]))
@@ -338,7 +339,7 @@ def test_blending_keeps_a_share_of_the_first_weights(few: Path, tmp_path: Path) 
 def test_frozen_parts_do_not_move(few: Path, tmp_path: Path) -> None:
     settings = small(freeze=("stem", "stage1"), phases=[{"epochs": 1, "sides": [16]}])
     train(few, tmp_path / "e.safetensors", settings, device="cpu")
-    tensors, _ = trainer_module.load_checkpoint(tmp_path / "e.checkpoint.safetensors")
+    tensors, _ = load_checkpoint(tmp_path / "e.checkpoint.safetensors")
     moved = {k for k in tensors if k.startswith("network.backbone.") and not torch.equal(
         tensors[k], tensors[k.replace("network.", "average.")])}  # fmt: skip
     assert any(".stage2." in name for name in moved)
@@ -483,7 +484,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     train(few, out, settings, device="cpu")
     before = {file.name: file.read_bytes() for file in tmp_path.glob("e.*")}
     monkeypatch.setattr(
-        "mg_milvus.training.trainer.write_whole", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+        "mg_milvus.training.checkpoint.write_whole", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
     with pytest.raises(TrainingError, match=r"e.safetensors \(.* MB\) cannot be written: No space left"):
         train(few, out, settings, device="cpu")
