@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -407,6 +408,31 @@ def test_a_resumed_training_gives_the_same_encoder(few: Path, tmp_path: Path) ->
         train(few, out, settings, resume=True, device="cpu")
 
 
+@pytest.mark.parametrize("loss", ["csq", "orthohash"])
+def test_a_recipe_is_trained_resumed_and_written_as_the_network_has_it(few: Path, tmp_path: Path, loss: str) -> None:
+    """Adam's state is in the checkpoint; a linear hash layer, or one with batch norm, becomes the file's head."""
+    given = {"optimisation": {"batch": 8}, "phases": [{"epochs": 2, "sides": [16]}]}
+    settings = small(recipe="paper", supervised=loss, bits={"mid": 16}, **given)
+    out = tmp_path / "halves.safetensors"
+    whole = train(few, tmp_path / "whole.safetensors", settings, device="cpu")
+    train(few, out, settings, device="cpu", stop_after=1)
+    assert train(few, out, settings, device="cpu", resume=True).fingerprint == whole.fingerprint
+    assert set(whole.history[0]) == {"epoch", "mid", "map_mid", "held_out", "seconds"}, "the paper's loss alone"
+
+    tensors, course = load_checkpoint(out.with_name("halves.checkpoint.safetensors"))
+    assert course.setup["configuration"]["optimisation"]["optimizer"] == "adam"
+    assert tensors["optimizer.0.step"] == 6, "two epochs of three batches"
+    start = "best.heads.mid."
+    state = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+    width = state["linear.weight"].shape[1]
+    layer = HashLayer(width, 16, settings.with_recipe().hash_layer)
+    layer.load_state_dict(state)
+    features = torch.nn.functional.normalize(torch.randn(50, width, generator=torch.Generator().manual_seed(0)), dim=1)
+    expected = np.packbits((layer.eval()(features) > 0).numpy(), axis=1)
+    found = load_encoder(out).codes({"mid": features.numpy()})["mid"]
+    assert np.unpackbits(found ^ expected).mean() < 0.005, "but for the rounding to half precision"
+
+
 def test_early_stop_looks_at_the_held_out_part(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([0.5, 0.7, 0.6, 0.69, 0.9])
     monkeypatch.setattr(trainer_module, "held_out_metrics", lambda *_: {"held_out": next(figures)})
@@ -539,8 +565,8 @@ def test_the_trained_encoder_serves_an_index(few: Path, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(CONFIG)
     out = tmp_path / "mine.safetensors"
     trained = mgm(
-        "train", few, "--out", out, "--config", tmp_path / "t.yaml", "--epochs", 1, "--loss", "csq",
-        "--tensorboard", tmp_path / "curves", "--report", tmp_path / "report",
+        "train", few, "--out", out, "--config", tmp_path / "t.yaml", "--epochs", 1,
+        "--loss", "csq", "--recipe", "paper", "--tensorboard", tmp_path / "curves", "--report", tmp_path / "report",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert "epoch 1 of 1: loss mid" in trained.stderr
@@ -548,7 +574,14 @@ def test_the_trained_encoder_serves_an_index(few: Path, tmp_path: Path) -> None:
     assert "3 classes and 3 groups" in trained.stdout
     assert list((tmp_path / "curves").iterdir())
     assert f"wrote {tmp_path / 'report' / 'index.html'}" in trained.stderr
-    assert "How mine.safetensors was trained" in (tmp_path / "report" / "index.html").read_text()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "How mine.safetensors was trained" in page
+    assert re.search(r"recipe\W.*?paper", page, re.DOTALL)
+    course = load_checkpoint(tmp_path / "mine.checkpoint.safetensors")[1]
+    assert (
+        course.setup["configuration"]["optimisation"] | {"batch": 16, "rate": 0.05, "optimizer": "adam"}
+        == (course.setup["configuration"]["optimisation"])
+    ), "the file goes before the recipe, and the recipe before the defaults"
     wrong = mgm("train", few, "--out", out, "--config", tmp_path / "none.yaml")
     assert wrong.returncode == 1
     assert "cannot be read" in wrong.stderr
