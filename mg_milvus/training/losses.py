@@ -249,8 +249,8 @@ class GreedyHash(HashLoss):
     ImageNet); their classifier has no bias. Several labels share the target of the cross-entropy equally, which the
     paper, for single labels, leaves open. The classifier is a parameter of the loss: the optimizer needs it.
 
-    Differs from the paper: the penalty is a mean over bits and images, as in the code, not a sum. Differs from the code:
-    the sign of 0 is -1, as codes are packed, not 0.
+    Differs from the paper: the penalty is a mean over bits and images, as in the code, not a sum. Differs from the
+    code: the sign of 0 is -1, as codes are packed, not 0.
 
     Args:
         classes: number of labels.
@@ -314,9 +314,9 @@ class HashNet(HashLoss):
     steps.
 
     Differs from the paper: a mean over pairs, as in the code, not a sum, so that the rate does not depend on the batch.
-    Differs from the code: pairs are all of one batch, not those between two batches, which are half as many from as many
-    images; beta grows at every step, not every 200; the weights are the paper's, not a number to be chosen for each data
-    set (``class_num``); and nothing is cut off where z exceeds 15, since softplus does not overflow.
+    Differs from the code: pairs are all of one batch, not those between two batches, which are half as many from as
+    many images; beta grows at every step, not every 200; the weights are the paper's, not a number to be chosen for
+    each data set (``class_num``); and nothing is cut off where z exceeds 15, since softplus does not overflow.
 
     Args:
         classes: number of labels.
