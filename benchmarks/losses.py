@@ -1,6 +1,6 @@
 """The losses of ``mgm train`` by our recipe and by those of their papers: does each learn, and how well?
 
-    python benchmarks/losses.py CIFAR10/test [--epochs 300] [--seeds 3] [--bits 64] [--json FILE]
+    python benchmarks/losses.py CIFAR10/test [--epochs 100] [--seeds 3] [--bits 64] [--json FILE]
 
 The folder holds class/image. Of each of at most ten classes 140 images are encoded once by the network that ships,
 whose features stay as they are. A seed divides them: 60 of a class are learned from, 20 are queries, and 60 are the
@@ -134,7 +134,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--bits", type=int, default=64)
     parser.add_argument("--json", type=Path)
