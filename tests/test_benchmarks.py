@@ -103,6 +103,26 @@ QUOTED = {
         "| {sizes > 10000 > ten new images > work s|.1f} s, {sizes > 10000 > ten new images > client peak MB|.0f} MB | "
         "{sizes > 100000 > ten new images > work s|.1f} s, ",
     ],
+    ("docs/benchmarks.md", "losses"): [
+        "learns from {images > learned} images of the ten classes of CIFAR-10 in {epochs} passes; {images > queries} "
+        "others",
+        "have {floats > mean|.3f} ± {floats > deviation|.3f}",
+        *(
+            " | ".join(
+                [
+                    f"| {name}",
+                    *(
+                        f"{{recipes > {recipe} > {name.lower()} > {measure} > mean|.3f}} ± "
+                        f"{{recipes > {recipe} > {name.lower()} > {measure} > deviation|.3f}}"
+                        for recipe in ("ours", "paper")
+                        for measure in ("map", "within_radius_2")
+                    ),
+                    "",
+                ]
+            ).rstrip()
+            for name in ("DSH", "HashNet", "GreedyHash", "CSQ", "OrthoHash")
+        ),
+    ],
     ("docs/benchmarks.md", "duplicates"): ["All of the {groups} groups held copies of one image only"],
 }
 """Page, result -> what the page quotes, the figures in braces: where they are in the result, and their format."""

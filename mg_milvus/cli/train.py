@@ -34,6 +34,13 @@ class Loss(StrEnum):
     greedyhash = "greedyhash"
 
 
+class Recipe(StrEnum):
+    """The recipes of ``TrainingConfiguration``."""
+
+    ours = "ours"
+    paper = "paper"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
     app.command(
@@ -88,12 +95,20 @@ def train(
     loss: Annotated[
         Loss | None, typer.Option("--loss", help="What labels are learned by, e.g. csq", rich_help_panel=_WHAT)
     ] = None,
+    recipe: Annotated[
+        Recipe | None,
+        typer.Option(
+            "--recipe",
+            help="paper: hash layer, optimizer and rates as the paper of the loss has them; default: ours for all",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     bits: Annotated[
         str | None,
         typer.Option(
             "--bits",
             metavar="NAME=BITS,...",
-            help="Codes to train, e.g. mid=48; default coarse=64,mid=128,fine=256",
+            help="Codes to train, e.g. mid=48; default coarse=64,mid=128,fine=256, without fine for --recipe paper",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -102,7 +117,9 @@ def train(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=2, help="Images per step, e.g. 128; default: 256", rich_help_panel=_WHAT),
+        typer.Option(
+            "--batch-size", min=2, help="Images per step, e.g. 128; default: 256, or the paper's", rich_help_panel=_WHAT
+        ),
     ] = None,
     rate: Annotated[
         float | None, typer.Option("--rate", min=1e-9, help="Highest learning rate, e.g. 0.05", rich_help_panel=_WHAT)
@@ -143,11 +160,12 @@ def train(
 
     given: dict[str, Any] = {"backbone": backbone, "init": init, "seed": seed}
     given["supervised"] = loss.value if loss is not None else None
+    given["recipe"] = recipe.value if recipe is not None else None
     given["freeze"] = tuple(freeze.split(",")) if freeze is not None else None
     given["bits"] = options.code_lengths(bits) if bits is not None else None
     changes = {name: value for name, value in given.items() if value is not None}
     first = Configuration.load(config) if config else Configuration()
-    configuration = first.changed(changes, epochs=epochs, rate=rate, batch=batch_size)
+    configuration = first.changed(changes, epochs=epochs, rate=rate, batch=batch_size).with_recipe()
     settings = local_settings(device=device, workers=workers, max_pixels=max_pixels)
     if report_folder is not None:
         check_report(report_folder)
@@ -188,7 +206,7 @@ def _write_page(report: TrainReport, folder: Path, out: Path, configuration: Tra
         ("batch", f"{configuration.optimisation.batch:,}"),
     ]
     if report.labels:
-        setup.append(("learned by", configuration.supervised))
+        setup += [("learned by", configuration.supervised), ("recipe", configuration.recipe)]
     page = write_training_report(report, folder, title=f"How {out.name} was trained", setup=setup)
     log_info(f"wrote {page}", "wrote", file=str(page))
 

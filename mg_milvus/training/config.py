@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 
 Method = Literal["orthohash", "csq", "dsh", "hashnet", "greedyhash"]
+HashLayerKind = Literal["standardised", "batch_norm", "linear"]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -70,18 +72,35 @@ class Augmentation(_Settings):
     """Chance that a batch is blended with itself in another order (Zhang et al. 2018); only without ``fine``."""
 
 
-class Optimisation(_Settings):
-    """Stochastic gradient descent with Nesterov momentum; linear warm-up, then a cosine to zero."""
+class Steps(_Settings):
+    """A learning rate that falls in steps: times ``factor`` after every share ``every`` of the training."""
 
+    factor: Annotated[float, Field(gt=0, lt=1)]
+    every: Annotated[float, Field(gt=0, le=1)]
+
+
+class Optimisation(_Settings):
+    """How the weights move; the rate begins with a linear warm-up, and falls as a cosine to zero or in steps."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """sgd: stochastic gradient descent with momentum; adam: Kingma and Ba 2015, with decay as a part of the loss."""
     batch: Annotated[int, Field(ge=2, le=8192)] = 256
     rate: Annotated[float, Field(gt=0)] = 0.1
+    backbone_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Rate of the backbone's weights as a share of ``rate``, which is that of hash layers and classifiers."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of sgd; for adam, the decay of the mean of the gradients."""
+    nesterov: bool = True
+    """Whether the momentum of sgd looks ahead."""
     weight_decay: NonNegative = 5e-4
+    """Of weights; offsets and scales do not decay."""
     warm_up: Share = 0.08
-    clip: Annotated[float, Field(gt=0)] = 5.0
-    """Largest norm of a gradient."""
+    steps: Steps | None = None
+    """Steps in place of the cosine."""
+    clip: Annotated[float, Field(gt=0)] | None = 5.0
+    """Largest norm of a gradient; null: any."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.998
-    """Decay of the exponential moving average of the weights, which is what is evaluated and kept."""
+    """Decay of the exponential moving average of the weights, which is what is evaluated and kept; 0: the weights."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Label smoothing of the softmax losses."""
 
@@ -97,6 +116,11 @@ class TrainingConfiguration(_Settings):
     heads: Literal["learned", "adaptive"] = "learned"
     """learned: the encoder keeps the hash functions trained here; adaptive: they are fitted to each collection."""
     supervised: Method = "orthohash"
+    recipe: Literal["ours", "paper"] = "ours"
+    """What stands where nothing is set: the defaults here, or what the paper of ``supervised`` says (``PAPERS``)."""
+    hash_layer: HashLayerKind = "standardised"
+    """Features -> relaxed codes. standardised: a linear map, each bit centred and scaled over the batch; batch_norm:
+    the same with a scale and an offset that are learned; linear: a linear map with an offset."""
     bits: dict[str, Annotated[int, Field(ge=8, le=4096, multiple_of=8)]] = {
         "coarse": 64,
         "mid": 128,
@@ -116,6 +140,18 @@ class TrainingConfiguration(_Settings):
     patience: Annotated[int, Field(ge=1)] = 10
     """Epochs without a better held-out mAP after which the training stops."""
     seed: Annotated[int, Field(ge=0, le=100_000_000)] = 1
+
+    def with_recipe(self) -> TrainingConfiguration:
+        """The configuration with the settings of its recipe wherever none was given; once more changes nothing.
+
+        Raises:
+            TrainingError: the settings that were given do not go with those of the recipe.
+        """
+        if self.recipe == "ours":
+            return self
+        given, paper = self.model_dump(exclude_unset=True), PAPERS[self.supervised]
+        both = {part: paper[part] | given.get(part, {}) for part in ("weights", "optimisation")}
+        return self.of(dict(paper) | given | both, f"the recipe of the paper of {self.supervised}")
 
     @property
     def trained(self) -> dict[str, int]:
@@ -173,12 +209,11 @@ class TrainingConfiguration(_Settings):
         Raises:
             TrainingError: a setting is unknown or wrong.
         """
-        merged = self.model_dump() | dict(settings)
+        merged = self.model_dump(exclude_unset=True) | dict(settings)
         if epochs is not None:
             merged["phases"] = [{"epochs": epochs, "sides": self.phases[-1].sides}]
-        merged["optimisation"] |= {
-            name: value for name, value in {"rate": rate, "batch": batch}.items() if value is not None
-        }
+        given = {name: value for name, value in {"rate": rate, "batch": batch}.items() if value is not None}
+        merged["optimisation"] = merged.get("optimisation", {}) | given
         return self.of(merged, "the options")
 
     @classmethod
@@ -209,3 +244,47 @@ class TrainingConfiguration(_Settings):
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or "settings"
             raise TrainingError(f"{origin}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _paper(hash_layer: HashLayerKind, **optimisation: object) -> Mapping[str, Any]:
+    """A paper's recipe: its loss alone, without the terms, the warm-up and the average that are ours."""
+    return MappingProxyType({
+        "bits": {"coarse": 64, "mid": 128},
+        "hash_layer": hash_layer,
+        "weights": {"quantisation": 0, "balance": 0},
+        "optimisation": {"nesterov": False, "warm_up": 0, "clip": None, "average": 0, **optimisation},
+    })  # fmt: skip
+
+
+PAPERS: Mapping[Method, Mapping[str, Any]] = MappingProxyType({
+    # Liu et al. 2016, implementation details, and solver.prototxt of lhmRyan/deep-supervised-hashing-DSH: every layer
+    # learns at one rate. The paper's steps, every 20,000 of 150,000 iterations, are every 4,000 of 30,000 in
+    # finetune_solver.prototxt.
+    "dsh": _paper(
+        "linear", batch=200, rate=1e-3, momentum=0.9, weight_decay=4e-3, steps={"factor": 0.6, "every": 2 / 15}
+    ),
+    # Cao et al. 2017, setup of the experiments, and pytorch/src/train.py of thuml/HashNet: rates of 3e-4 (its README)
+    # and ten times that in the hash layer, halved every 2,000 of 10,000 iterations. Batches are the paper's.
+    "hashnet": _paper(
+        "linear", batch=256, rate=3e-3, backbone_rate=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4,
+        steps={"factor": 0.5, "every": 0.2},
+    ),
+    # cifar1.py of ssppp/GreedyHash: one rate for all layers, a tenth after 30 of 50 epochs.
+    "greedyhash": _paper(
+        "linear", batch=32, rate=1e-3, momentum=0.9, weight_decay=5e-4, steps={"factor": 0.1, "every": 0.6}
+    ),
+    # train.py and options.py of yuanli2333/Hadamard-Matrix-for-hashing: 0.7 every 10 of 90 epochs.
+    "csq": _paper(
+        "linear", optimizer="adam", batch=64, rate=1e-3, backbone_rate=0.01, weight_decay=0,
+        steps={"factor": 0.7, "every": 1 / 9},
+    ),
+    # main.py of kamwoh/orthohash, and its README for the rate of the backbone.
+    "orthohash": _paper(
+        "batch_norm", optimizer="adam", batch=256, rate=1e-4, backbone_rate=0.1, weight_decay=5e-4,
+        steps={"factor": 0.1, "every": 0.8},
+    ),
+})  # fmt: skip
+"""Method -> settings of its paper; where the paper leaves one open, those of its authors' code.
+
+Epochs, variations of the images and how the best epoch is chosen are no part of them.
+"""

@@ -19,6 +19,7 @@ from mg_milvus.encoder.weights import weights_fingerprint
 from mg_milvus.errors import EncoderError, TrainingError
 from mg_milvus.images.augment import AUGMENTATIONS, recompress
 from mg_milvus.schema.models import REGIONS, RegionSettings, box_of, scale_of, windows
+from mg_milvus.training.network import half_spaces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -253,9 +254,8 @@ def _enlarged(image: Image.Image) -> Image.Image:
 
 
 def _head(weights: Mapping[str, torch.Tensor], name: str) -> Head:
-    """A trained hash layer as a head: the sign of its normalised bits is that of W (x - m) with W m = running mean."""
-    projection = weights[f"heads.{name}.linear.weight"].double().cpu().numpy()
-    threshold = weights[f"heads.{name}.norm.running_mean"].double().cpu().numpy()
+    """A trained hash layer as a head: the sign of its bits is that of W (x - m) with W m = threshold."""
+    projection, threshold = half_spaces(weights, name)
     scale = 1 / np.linalg.norm(projection, axis=1, keepdims=True)
     rounded = (projection * scale).astype(np.float16).astype(np.float64)
     mean = np.linalg.lstsq(rounded, threshold * scale[:, 0], rcond=None)[0]

@@ -1,4 +1,4 @@
-"""What the supervised losses of deep hashing have in common."""
+"""Losses of deep hashing, each as its paper has it; what differs from paper or code, and why, is said with each."""
 
 from __future__ import annotations
 
@@ -170,8 +170,11 @@ class OrthoHash(HashLoss):
 
     Hoe et al., "One Loss for All: Deep Hashing with a Single Cosine Similarity based Learning Objective", NeurIPS 2021:
     logits are ``scale * (cos(u, centre) - margin * label)``. Several labels share the target equally (the paper's label
-    smoothing). Scale 8 and margin 0.2 are those of the authors' code. The paper balances the bits by a batch
-    normalisation without which ``u`` should not come here; that is the network's.
+    smoothing). Scale 8 and margin 0.2 are those of the authors' code (0.3 for CIFAR-10, in its README). The paper
+    balances the bits by a batch normalisation without which ``u`` should not come here; that is the network's.
+
+    Differs from the code: its targets are coins, which are orthogonal in expectation only; those of ``hash_centres``
+    are orthogonal, as the paper wants them, wherever there are such words.
 
     Args:
         classes: number of labels.
@@ -201,7 +204,14 @@ class CSQ(HashLoss):
     tanh itself: with ``h = tanh(u)`` it is ``BCE((h + 1) / 2, (centre + 1) / 2) + weight * (|h| - 1)^2``, means over
     bits and images. The centre of several labels is the majority vote of theirs, ties after a fixed random word. The
     quantisation term is that of the authors' code, with its weight for ResNet-50 (0.0001 to 0.001 for AlexNet); the
-    paper writes ``log cosh(|h| - 1)``, which is half of it to leading order.
+    paper writes ``log cosh(|h| - 1)``, which is half of it to leading order. The pairwise term that the code also has
+    weighs 0 in all of its commands.
+
+    Differs from the code: it takes the first rows of the Hadamard matrix, then those of its negative, where the first
+    bit is the same for all classes up to as many as bits, and the first word is all ones; ``hash_centres`` draws rows
+    and signs so that every bit divides the classes. For other lengths, and more classes, the code draws words of half
+    ones until they are far apart; here each is the farthest of many. Either way the mean distance is at least half of
+    the bits, the paper's definition 1.
 
     Args:
         classes: number of labels.
@@ -239,6 +249,9 @@ class GreedyHash(HashLoss):
     ImageNet); their classifier has no bias. Several labels share the target of the cross-entropy equally, which the
     paper, for single labels, leaves open. The classifier is a parameter of the loss: the optimizer needs it.
 
+    Differs from the paper: the penalty is a mean over bits and images, as in the code, not a sum. Differs from the
+    code: the sign of 0 is -1, as codes are packed, not 0.
+
     Args:
         classes: number of labels.
         bits: code length.
@@ -263,8 +276,10 @@ class DSH(HashLoss):
     Liu et al., "Deep Supervised Hashing for Fast Image Retrieval", CVPR 2016. With ``d = |u_i - u_j|^2``, the mean over
     the pairs i < j of the batch of ``d / 2`` for similar ones (with a label in common) and ``max(margin - d, 0) / 2``
     for others, plus ``regulariser * (r_i + r_j)``, ``r`` the sum over bits of ``||u| - 1|``. Margin ``2 * bits``
-    (binary codes that differ in half of their bits have this ``d``) and 0.01 are the paper's; the authors' code takes
-    half of the paper's regulariser.
+    (binary codes that differ in half of their bits have this ``d``) and 0.01 are the paper's.
+
+    Differs from the code: that takes half of the paper's regulariser, which it adds once an image, not once for either
+    image of a pair.
 
     Args:
         classes: number of labels.
@@ -297,6 +312,11 @@ class HashNet(HashLoss):
     Jaccard index of the labels of a similar pair, and 1 for others, which it would silence. Alpha and the growth of
     beta, ``sqrt(1 + growth * progress)``, are those of the authors' code: 10 / bits, and 1 to sqrt(51) over its 10,000
     steps.
+
+    Differs from the paper: a mean over pairs, as in the code, not a sum, so that the rate does not depend on the batch.
+    Differs from the code: pairs are all of one batch, not those between two batches, which are half as many from as
+    many images; beta grows at every step, not every 200; the weights are the paper's, not a number to be chosen for
+    each data set (``class_num``); and nothing is cut off where z exceeds 15, since softplus does not overflow.
 
     Args:
         classes: number of labels.

@@ -1,4 +1,7 @@
-"""Pseudo-labels for images without labels: clusters of their features (Caron et al., DeepCluster, ECCV 2018)."""
+"""A training from a folder to an encoder file.
+
+Images without labels have pseudo-labels: clusters of their features (Caron et al., DeepCluster, ECCV 2018).
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,13 @@ from mg_milvus.encoder.torch_runtime import resolve_device
 from mg_milvus.errors import LabelError, TrainingError
 from mg_milvus.evaluation.labels import read_labelled
 from mg_milvus.records import Failure, Progress
+from mg_milvus.training.checkpoint import checkpoint_beside, refuse_unfinished, require_checkpoint
 from mg_milvus.training.config import TrainingConfiguration
 from mg_milvus.training.data import ROOM, ImageCache
 from mg_milvus.training.export import Weights, encoder_of, features_of, first_weights, poolings_of
 from mg_milvus.training.losses import LEVELS
 from mg_milvus.training.network import HashingNetwork
-from mg_milvus.training.trainer import Job, Material, Trainer, checkpoint_beside, refuse_unfinished, require_checkpoint
+from mg_milvus.training.trainer import Job, Material, Trainer
 
 if TYPE_CHECKING:
     import os
@@ -158,7 +162,7 @@ def train(  # noqa: PLR0913 - public: keyword options of the command
         EncoderError: unknown backbone, or weights that do not fit it.
     """
     started = time.perf_counter()
-    settings = configuration or TrainingConfiguration()
+    settings = (configuration or TrainingConfiguration()).with_recipe()
     where = resolve_device(device)
     target = Path(out).absolute()
     if not target.parent.is_dir():
@@ -187,7 +191,7 @@ def train(  # noqa: PLR0913 - public: keyword options of the command
             levels = _clusters(settings, base, cache, where)
         classifiers = {name: levels[level].shape[1] for name, level in LEVELS.items()}
         network = HashingNetwork(
-            settings.backbone, base, poolings_of(settings), settings.trained,
+            settings, base, poolings_of(settings),
             {k: v for k, v in classifiers.items() if k in settings.bits} if settings.weights.softmax else {},
         )  # fmt: skip
         trainer = Trainer(
@@ -248,7 +252,7 @@ def _clusters(
     settings: TrainingConfiguration, base: Mapping[str, torch.Tensor], cache: ImageCache, device: torch.device
 ) -> dict[str, NDArray[np.bool_]]:
     """Clusters of what the network sees before it is trained, in place of labels."""
-    network = HashingNetwork(settings.backbone, base, poolings_of(settings), {}, {})
+    network = HashingNetwork(settings, base, poolings_of(settings), {})
     images = [Image.fromarray(cache[row]) for row in range(len(cache))]
     weights = Weights(base, network.state_dict())
     features = features_of(encoder_of(settings, weights, str(device)), images)

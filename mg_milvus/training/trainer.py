@@ -1,29 +1,24 @@
-"""The training loop: steps, moving average of the weights, held-out metrics, checkpoints."""
+"""The training loop: steps, optimizer, moving average of the weights, held-out metrics."""
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, TypeAdapter
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 from torch.utils.data import DataLoader
 
 from mg_milvus.encoder.torch_runtime import has_bfloat16
 from mg_milvus.errors import TrainingError
 from mg_milvus.evaluation.metrics import NOT_A_CANDIDATE, code_blocks, score_rankings
-from mg_milvus.files import read_plain, write_whole
+from mg_milvus.training.checkpoint import Course, checkpoint_beside, load_checkpoint, save_checkpoint, write
 from mg_milvus.training.data import Batch, Batches, mixed
 from mg_milvus.training.export import Weights, encoder_of, sample_of, with_heads
 from mg_milvus.training.losses import LEVELS, Objective
@@ -36,7 +31,7 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes
     from mg_milvus.encoder.base import HashEncoder
-    from mg_milvus.training.config import TrainingConfiguration
+    from mg_milvus.training.config import Optimisation, TrainingConfiguration
     from mg_milvus.training.data import ImageCache
     from mg_milvus.training.export import Sample
     from mg_milvus.training.network import HashingNetwork
@@ -65,26 +60,46 @@ class MovingAverage:
             value.copy_(weights[name])
 
 
-def rate_at(progress: float, configuration: TrainingConfiguration) -> float:
-    """Learning rate at a share of the training: linear warm-up, then a cosine to 0 (Loshchilov and Hutter 2017)."""
-    settings = configuration.optimisation
+def rate_at(progress: float, settings: Optimisation) -> float:
+    """Learning rate at a share of the training, 0 to 1.
+
+    Linear warm-up, then steps, or a cosine to 0 (Loshchilov and Hutter 2017).
+    """
     if progress < settings.warm_up:
         return settings.rate * max(progress, 1e-4) / settings.warm_up
+    if settings.steps is not None:
+        # Shares of a training are quotients, and 0.6 / 0.2 is a little less than 3.
+        return settings.rate * settings.steps.factor ** math.floor(progress / settings.steps.every + 1e-9)
     done = (progress - settings.warm_up) / max(1 - settings.warm_up, 1e-9)
     return settings.rate * (1 + math.cos(math.pi * done)) / 2
 
 
-def parameter_groups(
-    parameters: Sequence[torch.nn.Parameter], configuration: TrainingConfiguration
-) -> list[dict[str, Any]]:
-    """Weights of convolutions and linear maps decay; scales and offsets do not (He et al. 2018, "Bag of Tricks")."""
-    return [
-        {
-            "params": [p for p in parameters if p.ndim > 1],
-            "weight_decay": configuration.optimisation.weight_decay,
-        },
-        {"params": [p for p in parameters if p.ndim <= 1]},
+SQUARES_DECAY = 0.999
+"""Decay of adam's mean of squared gradients, as in its paper and in all that use it here."""
+
+
+def optimizer_of(
+    backbone: Sequence[nn.Parameter], others: Sequence[nn.Parameter], settings: Optimisation
+) -> torch.optim.Optimizer:
+    """The optimizer of a training; its groups hold their ``share`` of the learning rate.
+
+    Weights of convolutions and linear maps decay; scales and offsets do not (He et al. 2018, "Bag of Tricks").
+
+    Args:
+        backbone: parameters of the backbone, which learn at their own rate.
+        others: those of hash layers, classifiers and losses.
+        settings: what kind, and its constants.
+    """
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if (p.ndim > 1) == weights], "weight_decay": decay, "share": share}
+        for parameters, share in ((backbone, settings.backbone_rate), (others, 1.0))
+        for weights, decay in ((True, settings.weight_decay), (False, 0.0))
     ]
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=settings.rate, betas=(settings.momentum, SQUARES_DECAY))
+    # torch has no Nesterov without momentum, which would be the plain step.
+    nesterov = settings.nesterov and settings.momentum > 0
+    return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum, nesterov=nesterov)
 
 
 def out_of_memory(error: RuntimeError) -> bool:
@@ -94,120 +109,6 @@ def out_of_memory(error: RuntimeError) -> bool:
         or "not enough memory" in str(error)
         or ("out of memory" in str(error).lower())
     )
-
-
-_KEY = "mg_milvus_training"
-_MOST_BYTES = 16 << 30
-"""Largest checkpoint that is read: a network, its average and its optimizer's state, of the largest backbone."""
-
-
-@dataclass(slots=True)
-class Course:
-    """How far a training is.
-
-    Attributes:
-        setup: ``configuration``, and ``images``, a digest of them and their labels; a checkpoint of another setup is
-            refused.
-        epoch: whole epochs done.
-        pieces: contents that a batch is divided into so that it fits into memory.
-        best: the best held-out mAP.
-        best_epoch: the epoch it is of, from 1; 0: none yet.
-        history: one record an epoch, with its losses, metrics and seconds.
-    """
-
-    setup: dict[str, Any]
-    epoch: Annotated[int, Field(ge=0)] = 0
-    pieces: Annotated[int, Field(ge=1)] = 1
-    best: float = -1.0
-    best_epoch: Annotated[int, Field(ge=0)] = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-_COURSE = TypeAdapter(Course)
-
-
-def checkpoint_beside(out: Path) -> Path:
-    """Where the checkpoint of the encoder file ``out`` lies."""
-    return out.with_name(f"{out.stem}.checkpoint.safetensors")
-
-
-def refuse_unfinished(file: Path) -> None:
-    """Keep a new training from writing over one that was stopped half-way.
-
-    Raises:
-        TrainingError: the checkpoint is there, and more epochs were to come.
-    """
-    if not file.exists():
-        return
-    try:
-        _, course = load_checkpoint(file)
-        configuration = course.setup["configuration"]
-        epochs = sum(phase["epochs"] for phase in configuration["phases"])
-        patience = configuration["patience"]
-    except (TrainingError, KeyError, TypeError):
-        return  # nothing that anybody could go on from
-    if course.epoch < epochs and course.epoch - course.best_epoch < patience:
-        raise TrainingError(
-            f"{file} holds an unfinished training, {course.epoch} of {epochs} epochs: go on with --resume, or delete "
-            "it to begin again"
-        )
-
-
-def require_checkpoint(file: Path) -> None:
-    """Say early that there is nothing to go on from.
-
-    Raises:
-        TrainingError: there is no checkpoint.
-    """
-    if not file.exists():
-        raise TrainingError(f"there is no checkpoint {file} to go on from; start without --resume")
-
-
-def save_checkpoint(file: Path, tensors: dict[str, torch.Tensor], course: Course) -> None:
-    """Write a checkpoint whole or not at all.
-
-    Raises:
-        TrainingError: the disk is full, or the folder cannot be written.
-    """
-    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write(file, save_tensors(kept, metadata={_KEY: json.dumps(asdict(course))}))
-
-
-def load_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], Course]:
-    """Read a checkpoint.
-
-    Raises:
-        TrainingError: there is none, or it is damaged.
-    """
-    try:
-        data = read_plain(file, _MOST_BYTES)
-        tensors = load_tensors(data)
-        length = int.from_bytes(data[:8], "little")
-        text = json.loads(data[8 : 8 + length])["__metadata__"][_KEY]
-        _COURSE.validate_json(text)  # refuses what is nested deeply or of other types
-        course = Course(**json.loads(text))
-    except OSError as error:
-        raise TrainingError(f"the checkpoint {file} cannot be read: {error.strerror}") from error
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(
-            f"{file} is not a checkpoint of mgm train, or is damaged: start without --resume"
-        ) from error
-    return tensors, course
-
-
-def write(file: Path, data: bytes) -> None:
-    """Write a file of a training, with errors in one line.
-
-    Raises:
-        TrainingError: it cannot be written; what was there before stays.
-    """
-    try:
-        write_whole(file, data)
-    except OSError as error:
-        raise TrainingError(
-            f"{file} ({len(data) / 1e6:.0f} MB) cannot be written: {error.strerror}; make room, then go on with "
-            "--resume"
-        ) from error
 
 
 def held_out_metrics(
@@ -393,11 +294,11 @@ class Trainer:
         self._judges: tuple[HashEncoder, Sample] | None = None
         self._average = MovingAverage(self._network, configuration.optimisation.average)
         self._parameters = [p for m in (self._network, self._objective) for p in m.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.SGD(
-            parameter_groups(self._parameters, configuration),
-            lr=configuration.optimisation.rate,
-            momentum=configuration.optimisation.momentum,
-            nesterov=True,
+        own = {id(p) for p in self._network.backbone.parameters()}
+        self._optimizer = optimizer_of(
+            [p for p in self._parameters if id(p) in own],
+            [p for p in self._parameters if id(p) not in own],
+            configuration.optimisation,
         )
         self._labels = {k: torch.from_numpy(v).to(device) for k, v in material.labels.items()}
         self.course = Course(setup={})
@@ -449,7 +350,7 @@ class Trainer:
             progress = done / (configuration.epochs * len(batches))
             self._objective.step(progress)
             for group in self._optimizer.param_groups:
-                group["lr"] = rate_at(progress, configuration)
+                group["lr"] = group["share"] * rate_at(progress, configuration.optimisation)
             losses = self._step(batch, seed=done)
             if not all(map(math.isfinite, losses.values())):
                 raise TrainingError(
@@ -507,7 +408,8 @@ class Trainer:
                 self.course.pieces *= 2
                 if self._device.type == "cuda":
                     torch.cuda.empty_cache()
-        nn.utils.clip_grad_norm_(self._parameters, self._configuration.optimisation.clip)
+        if self._configuration.optimisation.clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._configuration.optimisation.clip)
         self._optimizer.step()
         return losses
 
@@ -590,7 +492,7 @@ class Trainer:
         tensors |= {f"average.{k}": v for k, v in self._average.weights.items()}
         tensors |= {f"objective.{k}": v for k, v in self._objective.state_dict().items()}
         for i, parameter in enumerate(self._parameters):
-            tensors[f"momentum.{i}"] = self._optimizer.state[parameter]["momentum_buffer"]
+            tensors |= {f"optimizer.{i}.{k}": v for k, v in self._optimizer.state[parameter].items() if v is not None}
         if self.course.best_epoch == self.course.epoch:
             self._best = {f"best.{k}": v.detach().clone() for k, v in self._average.weights.items()}
         save_checkpoint(self.checkpoint, tensors | self._best, self.course)
@@ -612,8 +514,9 @@ class Trainer:
         self._average.load(part("average."))
         for i, parameter in enumerate(self._parameters):
             # In the parameter's own layout: another one rounds differently, and the result would not be the same.
-            self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(
-                parameter, requires_grad=False
-            ).copy_(tensors[f"momentum.{i}"])
+            self._optimizer.state[parameter].update({
+                name: torch.empty_like(parameter, requires_grad=False).copy_(value) if value.ndim else value
+                for name, value in part(f"optimizer.{i}.").items()
+            })  # fmt: skip
         self._best = {f"best.{k}": v for k, v in part("best.").items()}
         self.course = course

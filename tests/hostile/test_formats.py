@@ -35,8 +35,8 @@ from mg_milvus.index import ImageIndex
 from mg_milvus.ingest import metadata
 from mg_milvus.ingest.metadata import read_metadata
 from mg_milvus.schema.models import ExtraField, Schema
+from mg_milvus.training.checkpoint import load_checkpoint, refuse_unfinished
 from mg_milvus.training.config import TrainingConfiguration
-from mg_milvus.training.trainer import load_checkpoint, refuse_unfinished
 from tests.conftest import make_photos
 from tests.found_images import images
 from tests.images import save_image

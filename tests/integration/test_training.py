@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import EncoderError, LabelError, TrainingError
 from mg_milvus.evaluation.labels import read_labelled
 from mg_milvus.training import trainer as trainer_module
+from mg_milvus.training.checkpoint import load_checkpoint
 from mg_milvus.training.config import Augmentation, TrainingConfiguration
 from mg_milvus.training.data import Augmenter, Batches, ImageCache, mixed, normalised
 from mg_milvus.training.network import HashingNetwork, HashLayer
@@ -171,9 +173,9 @@ def test_mixup_blends_images_and_labels_alike() -> None:
 
 def test_the_rate_warms_up_and_falls_as_a_cosine() -> None:
     settings = small(optimisation={"rate": 0.2, "warm_up": 0.1})
-    found = [rate_at(progress, settings) for progress in (0.05, 0.1, 0.55, 1.0)]
+    found = [rate_at(progress, settings.optimisation) for progress in (0.05, 0.1, 0.55, 1.0)]
     np.testing.assert_allclose(found, [0.1, 0.2, 0.1, 0.0], atol=1e-12)
-    assert rate_at(0.0, settings) > 0
+    assert rate_at(0.0, settings.optimisation) > 0
 
 
 def test_the_average_is_an_exponential_one() -> None:
@@ -266,7 +268,7 @@ def test_learned_codes_are_those_of_the_network(few: Path, tmp_path: Path) -> No
     """The file's linear head must give the signs that the network's normalised hash layer gives."""
     out = tmp_path / "e.safetensors"
     train(few, out, small(), device="cpu")
-    best = {k[5:]: v for k, v in trainer_module.load_checkpoint(out.with_name("e.checkpoint.safetensors"))[0].items()
+    best = {k[5:]: v for k, v in load_checkpoint(out.with_name("e.checkpoint.safetensors"))[0].items()
             if k.startswith("best.")}  # fmt: skip
     encoder = load_encoder(out)
     features = np.random.default_rng(0).standard_normal((50, best["heads.mid.linear.weight"].shape[1]))
@@ -338,7 +340,7 @@ def test_blending_keeps_a_share_of_the_first_weights(few: Path, tmp_path: Path) 
 def test_frozen_parts_do_not_move(few: Path, tmp_path: Path) -> None:
     settings = small(freeze=("stem", "stage1"), phases=[{"epochs": 1, "sides": [16]}])
     train(few, tmp_path / "e.safetensors", settings, device="cpu")
-    tensors, _ = trainer_module.load_checkpoint(tmp_path / "e.checkpoint.safetensors")
+    tensors, _ = load_checkpoint(tmp_path / "e.checkpoint.safetensors")
     moved = {k for k in tensors if k.startswith("network.backbone.") and not torch.equal(
         tensors[k], tensors[k.replace("network.", "average.")])}  # fmt: skip
     assert any(".stage2." in name for name in moved)
@@ -404,6 +406,31 @@ def test_a_resumed_training_gives_the_same_encoder(few: Path, tmp_path: Path) ->
     next((few / "disc").iterdir()).unlink()
     with pytest.raises(TrainingError, match="made with another images"):
         train(few, out, settings, resume=True, device="cpu")
+
+
+@pytest.mark.parametrize("loss", ["csq", "orthohash"])
+def test_a_recipe_is_trained_resumed_and_written_as_the_network_has_it(few: Path, tmp_path: Path, loss: str) -> None:
+    """Adam's state is in the checkpoint; a linear hash layer, or one with batch norm, becomes the file's head."""
+    given = {"optimisation": {"batch": 8}, "phases": [{"epochs": 2, "sides": [16]}]}
+    settings = small(recipe="paper", supervised=loss, bits={"mid": 16}, **given)
+    out = tmp_path / "halves.safetensors"
+    whole = train(few, tmp_path / "whole.safetensors", settings, device="cpu")
+    train(few, out, settings, device="cpu", stop_after=1)
+    assert train(few, out, settings, device="cpu", resume=True).fingerprint == whole.fingerprint
+    assert set(whole.history[0]) == {"epoch", "mid", "map_mid", "held_out", "seconds"}, "the paper's loss alone"
+
+    tensors, course = load_checkpoint(out.with_name("halves.checkpoint.safetensors"))
+    assert course.setup["configuration"]["optimisation"]["optimizer"] == "adam"
+    assert tensors["optimizer.0.step"] == 6, "two epochs of three batches"
+    start = "best.heads.mid."
+    state = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+    width = state["linear.weight"].shape[1]
+    layer = HashLayer(width, 16, settings.with_recipe().hash_layer)
+    layer.load_state_dict(state)
+    features = torch.nn.functional.normalize(torch.randn(50, width, generator=torch.Generator().manual_seed(0)), dim=1)
+    expected = np.packbits((layer.eval()(features) > 0).numpy(), axis=1)
+    found = load_encoder(out).codes({"mid": features.numpy()})["mid"]
+    assert np.unpackbits(found ^ expected).mean() < 0.005, "but for the rounding to half precision"
 
 
 def test_early_stop_looks_at_the_held_out_part(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,7 +510,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     train(few, out, settings, device="cpu")
     before = {file.name: file.read_bytes() for file in tmp_path.glob("e.*")}
     monkeypatch.setattr(
-        "mg_milvus.training.trainer.write_whole", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+        "mg_milvus.training.checkpoint.write_whole", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
     with pytest.raises(TrainingError, match=r"e.safetensors \(.* MB\) cannot be written: No space left"):
         train(few, out, settings, device="cpu")
@@ -538,8 +565,8 @@ def test_the_trained_encoder_serves_an_index(few: Path, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(CONFIG)
     out = tmp_path / "mine.safetensors"
     trained = mgm(
-        "train", few, "--out", out, "--config", tmp_path / "t.yaml", "--epochs", 1, "--loss", "csq",
-        "--tensorboard", tmp_path / "curves", "--report", tmp_path / "report",
+        "train", few, "--out", out, "--config", tmp_path / "t.yaml", "--epochs", 1,
+        "--loss", "csq", "--recipe", "paper", "--tensorboard", tmp_path / "curves", "--report", tmp_path / "report",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert "epoch 1 of 1: loss mid" in trained.stderr
@@ -547,7 +574,14 @@ def test_the_trained_encoder_serves_an_index(few: Path, tmp_path: Path) -> None:
     assert "3 classes and 3 groups" in trained.stdout
     assert list((tmp_path / "curves").iterdir())
     assert f"wrote {tmp_path / 'report' / 'index.html'}" in trained.stderr
-    assert "How mine.safetensors was trained" in (tmp_path / "report" / "index.html").read_text()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "How mine.safetensors was trained" in page
+    assert re.search(r"recipe\W.*?paper", page, re.DOTALL)
+    course = load_checkpoint(tmp_path / "mine.checkpoint.safetensors")[1]
+    assert (
+        course.setup["configuration"]["optimisation"] | {"batch": 16, "rate": 0.05, "optimizer": "adam"}
+        == (course.setup["configuration"]["optimisation"])
+    ), "the file goes before the recipe, and the recipe before the defaults"
     wrong = mgm("train", few, "--out", out, "--config", tmp_path / "none.yaml")
     assert wrong.returncode == 1
     assert "cannot be read" in wrong.stderr

@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy.linalg import hadamard
 
 from mg_milvus.errors import TrainingError
 from mg_milvus.training import losses
@@ -52,6 +53,27 @@ def test_up_to_twice_as_many_are_orthogonal_or_opposite(classes: int, bits: int)
 )
 def test_other_centres_are_kept_apart(classes: int, bits: int, least: int) -> None:
     assert distances(hash_centres(classes, bits)).min() >= least
+
+
+@pytest.mark.parametrize(("classes", "bits"), [(10, 32), (64, 64), (100, 64), (10, 48), (100, 48), (21, 12), (200, 16)])
+def test_centres_are_half_of_their_bits_apart_on_average(classes: int, bits: int) -> None:
+    """What makes words hash centres in Yuan et al. 2020, definition 1: a mean distance of at least half of the bits."""
+    assert distances(hash_centres(classes, bits)).mean() >= bits / 2
+
+
+@pytest.mark.parametrize(("classes", "bits"), [(10, 16), (32, 32), (100, 64)])
+def test_centres_are_rows_of_a_hadamard_matrix_or_their_opposites(classes: int, bits: int) -> None:
+    rows = lone(hadamard(bits))
+    words = hash_centres(classes, bits)
+    assert all(tuple(word) in rows or tuple(-word) in rows for word in words)
+    if classes > bits:
+        assert (words[bits:] == -words[: classes - bits]).all(), "as Yuan et al. go on with the negative matrix"
+
+
+def test_other_centres_are_as_balanced_as_coins() -> None:
+    """Bernoulli words of half ones: among 4,800 coins the share of ones is within three deviations of a half."""
+    ones = (hash_centres(100, 48) == 1).mean()
+    assert abs(ones - 0.5) < 3 * 0.5 / 4800**0.5
 
 
 def test_no_bit_says_the_same_for_every_class() -> None:

@@ -135,6 +135,68 @@ def test_supervised_losses_are_their_formulas(name: str, labels: np.ndarray) -> 
     assert value(loss(u, torch.from_numpy(labels))) == pytest.approx(expected, rel=1e-9)
 
 
+# By hand, from the equations of the papers: codes of two bits, of one to three images.
+
+
+def test_orthohash_by_hand() -> None:
+    """The margin is taken off the cosine, not off the angle: 8 (0.8 - 0.2) meets 8 * 0.6, and each has one half."""
+    loss = OrthoHash(2, 2).double()
+    loss.centres = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    u = torch.tensor([[7.0, 1.0]]).double()  # cosines 8 / (sqrt 50 * sqrt 2) and 6 / 10
+    assert value(loss(u, torch.eye(2)[:1])) == pytest.approx(math.log(2), rel=1e-12)
+    assert value(loss(0.01 * u, torch.eye(2)[:1])) == pytest.approx(math.log(2), rel=1e-12), "lengths mean nothing"
+    # Of the other class: 8 (0.6 - 0.2) = 3.2 against 6.4.
+    assert value(loss(u, torch.eye(2)[1:])) == pytest.approx(math.log(1 + math.exp(3.2)), rel=1e-12)
+
+
+@pytest.mark.parametrize(("progress", "beta"), [(0.0, 1.0), (0.06, 2.0)])
+def test_hashnet_by_hand(progress: float, beta: float) -> None:
+    """Weights |S| / |S1| = 3 and |S| / |S0| = 3 / 2, over three pairs; z is 0, -1/2 and 0 with alpha 1."""
+    loss = HashNet(2, 2, alpha=1.0)
+    loss.step(progress)
+    h = torch.tensor([[0.5, 0.5], [0.5, -0.5], [-0.5, -0.5]]).double()
+    expected = (3 * math.log(2) + 1.5 * math.log(1 + math.exp(-0.5)) + 1.5 * math.log(2)) / 3
+    assert value(loss(h.atanh() / beta, torch.eye(2)[[0, 0, 1]])) == pytest.approx(expected, rel=1e-12)
+
+
+def test_hashnet_weighs_a_pair_by_its_shared_labels() -> None:
+    """One of two labels is shared: a half of log(1 + e^-z), with z = 0.5 alpha, alpha = 10 / bits."""
+    h = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).double()
+    labels = torch.tensor([[1, 0, 0], [1, 1, 0]])
+    assert value(HashNet(3, 2)(h.atanh(), labels)) == pytest.approx(0.5 * math.log(1 + math.exp(-2.5)), rel=1e-12)
+
+
+def test_csq_by_hand() -> None:
+    """(h + 1) / 2 is 3/4 on both bits, right for the first and wrong for the second; |h| - 1 is -1/2."""
+    loss = CSQ(2, 2).double()
+    loss.centres = torch.tensor([[1.0, -1.0], [-1.0, -1.0]])
+    u = torch.tensor([[0.5, 0.5]]).double().atanh()
+    expected = -(math.log(0.75) + math.log(0.25)) / 2 + 0.05 * 0.25
+    assert value(loss(u, torch.eye(2)[:1])) == pytest.approx(expected, rel=1e-12)
+
+
+def test_dsh_by_hand() -> None:
+    """Squared distances 1 (similar), 4 (at the margin of 2 bits) and 1; ||u| - 1| sums to 0.5, 1.5 and 0.5."""
+    u = torch.tensor([[1.0, 0.5], [0.0, 0.5], [-1.0, 0.5]]).double()
+    pairs = (1 / 2 + 0 + (4 - 1) / 2) / 3
+    regulariser = 0.01 * ((0.5 + 1.5) + (0.5 + 0.5) + (1.5 + 0.5)) / 3
+    assert value(DSH(2, 2)(u, torch.eye(2)[[0, 0, 1]])) == pytest.approx(pairs + regulariser, rel=1e-12)
+
+
+def test_greedyhash_by_hand() -> None:
+    """Signs (1, -1) are the logits; distances to them are 1/2 and 1, and their cubes' slopes 3/4 and 3."""
+    loss = GreedyHash(2, 2).double()
+    loss.classifier.weight.data = torch.eye(2).double()
+    u = torch.tensor([[0.5, -2.0]]).double().requires_grad_()
+    found = loss(u, torch.eye(2)[:1])
+    found.backward()
+    assert value(found) == pytest.approx(math.log(1 + math.exp(-2)) + 0.1 * (1 / 8 + 1) / 2, rel=1e-12)
+    wrong = 1 / (1 + math.exp(2))  # the share of the other class
+    assert u.grad is not None
+    expected = [-wrong - 0.1 * (3 / 4) / 2, wrong - 0.1 * 3 / 2]
+    assert u.grad[0].tolist() == pytest.approx(expected, rel=1e-12)
+
+
 @LABELS
 @NAMES
 def test_bool_labels_are_float_labels(name: str, labels: np.ndarray) -> None:
