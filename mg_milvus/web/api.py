@@ -659,8 +659,7 @@ async def duplicate_events(state: State, options: dict[str, Any]) -> AsyncGenera
     def work() -> None:
         try:
             report = state.index.duplicates(**options, progress=report_progress)
-            own = {"name": state.reports.add(report), "summary": report.summary(state.index.schema.bits)}
-            job.report, job.state = report.as_dict() | own, "done"
+            job.report, job.state = report.as_dict() | {"name": state.reports.add(report)}, "done"
         except MgMilvusError as error:
             job.error, job.state = str(error), "failed"
         except _StoppedError:

@@ -1,10 +1,12 @@
 // Calls of the API. An error response becomes an Error with the server's message.
 
+import { said, t } from "./strings.js";
+
 async function parse(response) {
   if (response.ok) return response.json();
-  let message = `the server responded with status ${response.status}`;
+  let message = t("server.status", { status: response.status });
   try {
-    message = (await response.json()).error ?? message;
+    message = said((await response.json()).error ?? message);
   } catch {
     // not JSON: a proxy's page, or nothing
   }
@@ -24,7 +26,7 @@ async function call(path, init = {}) {
       response = await fetch(path, init);
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      if (init.method || tries === PAUSES.length) throw new Error("the server does not respond; is mgm serve still running?");
+      if (init.method || tries === PAUSES.length) throw new Error(t("server.lost"));
       connection.dispatchEvent(new CustomEvent("gone", { detail: PAUSES[tries] }));
       await new Promise((resolve) => setTimeout(resolve, 1000 * PAUSES[tries]));
       if (init.signal?.aborted) throw new DOMException("", "AbortError");
@@ -153,6 +155,6 @@ function watch(path, show) {
   source.onerror = () => {
     // The browser reconnects a broken stream, but not a refused one.
     if (source.readyState !== EventSource.CLOSED) return;
-    show({ state: "failed", stage: "", done: 0, total: 0, failed: 0, error: "the server is busy; try again" });
+    show({ state: "failed", stage: "", done: 0, total: 0, failed: 0, error: t("server.busy") });
   };
 }

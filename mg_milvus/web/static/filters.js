@@ -2,10 +2,11 @@
 
 import { complete } from "./completion.js";
 import { calmly, h } from "./dom.js";
+import { t } from "./strings.js";
 
 const PAUSE = 300; // milliseconds without a key, after which a filter applies
 const STEPS = 200; // of a slider
-const FIXED = ["id", "path", "size", "mtime_ns", "width", "height", "content_hash", "tags"];
+const FIXED = ["id", "path", "size", "mtime_ns", "taken", "width", "height", "content_hash", "tags"];
 const TAGS = "user_tags"; // tags that people gave
 
 const literal = (text) => `"${text.replaceAll("\\", "\\\\").replaceAll('"', '\\"').replace(/[\r\n]+/g, " ")}"`;
@@ -18,6 +19,9 @@ function contains(name, text) {
   const patterns = [...new Set([text, lower, text.toUpperCase(), capitalized])].map((one) => `${name} like "%${escaped(one).replaceAll('"', '\\"')}%"`);
   return patterns.length > 1 ? `(${patterns.join(" or ")})` : patterns[0];
 }
+
+/** The name of the control for one end of a range. */
+const endOf = (name, end) => t("filter.end", { name, end: t(`filter.${end}`) });
 
 /** The expression of one control's value. */
 function condition(name, type, value, values) {
@@ -32,14 +36,14 @@ export class Filters {
   /** `changed` is called with {name: text} whenever a control was changed. */
   constructor(form, about, changed) {
     this.fields = [
-      ...about.fields.map((field) => ({ ...field, label: field.name === TAGS ? "your tags" : field.name, values: about.facets[field.name] ?? [] })),
-      { name: "path", label: "path holds", type: "string", values: [] },
-      { name: "width", label: "width in pixels", type: "int", values: [] },
-      { name: "expression", label: "expression", type: "expression", values: [] },
+      ...about.fields.map((field) => ({ ...field, label: field.name === TAGS ? t("filter.your_tags") : field.name, values: about.facets[field.name] ?? [] })),
+      { name: "path", label: t("filter.path"), type: "string", values: [] },
+      { name: "width", label: t("filter.width"), type: "int", values: [] },
+      { name: "expression", label: t("filter.expression"), type: "expression", values: [] },
     ];
     this.form = form;
     form.append(...this.fields.map((field) => this.control(field)));
-    form.append(h("button", { type: "reset", class: "button small" }, "Clear"));
+    form.append(h("button", { type: "reset", class: "button small" }, t("clear")));
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", calmly(PAUSE, () => changed(this.read())));
     form.addEventListener("reset", () => setTimeout(() => changed(this.read())));
@@ -50,24 +54,24 @@ export class Filters {
     if (type === "int" || type === "float") {
       const input = (end, hint) =>
         h("input", {
-          type: "number", step: type === "int" ? 1 : "any", name: `${name}.${end}`, "aria-label": `${label}, ${end}`,
-          placeholder: hint ?? end,
+          type: "number", step: type === "int" ? 1 : "any", name: `${name}.${end}`, "aria-label": endOf(label, end),
+          placeholder: hint ?? t(`filter.${end}`),
         });
       return h("div", { class: "field", role: "group", "aria-label": label },
         h("span", {}, label), h("span", { class: "range" }, input("least", values[0]), "–", input("most", values[1])),
         values.length && values[0] < values[1] ? this.sliders(name, label, type, values) : "");
     }
     const choice = (texts) =>
-      h("select", { id, name }, h("option", { value: "" }, "any"), ...texts.map((text) => h("option", {}, text)));
+      h("select", { id, name }, h("option", { value: "" }, t("filter.any")), ...texts.map(([value, text]) => h("option", { value }, text)));
     const control =
-      type === "bool" ? choice(["yes", "no"])
-      : values.length ? choice(values)
+      type === "bool" ? choice(["yes", "no"].map((value) => [value, t(`filter.${value}`)]))
+      : values.length ? choice(values.map((value) => [value, value]))
       : h("input", { id, name, type: "text", spellcheck: "false", autocomplete: "off", placeholder: type === "expression" ? "width >= 800" : "" });
     const field = h("div", { class: "field" }, h("label", { for: id }, label), control);
     if (type === "expression") {
       const columns = [...FIXED, ...this.fields.map((own) => own.name).filter((own) => !["path", "width", "expression"].includes(own))];
       control.setAttribute("aria-describedby", "filter-columns");
-      field.append(h("p", { class: "hint columns", id: "filter-columns" }, `Columns: ${columns.join(", ")}`));
+      field.append(h("p", { class: "hint columns", id: "filter-columns" }, t("filter.columns", { names: columns.join(", ") })));
     }
     if (type === "string" && !values.length && name !== "path") complete(control, name);
     return field;
@@ -78,7 +82,7 @@ export class Filters {
     const step = type === "int" ? Math.max(1, Math.round((most - least) / STEPS)) : (most - least) / STEPS;
     const number = (end) => this.form.elements[`${name}.${end}`];
     const slider = (end, limit) => h("input", {
-      type: "range", class: end, min: least, max: most, step, value: limit, "aria-label": `${label}, ${end}`, data: { for: name, end },
+      type: "range", class: end, min: least, max: most, step, value: limit, "aria-label": endOf(label, end), data: { for: name, end },
       oninput: ({ target }) => {
         const [low, high] = box.children;
         if (Number(low.value) > Number(high.value)) target.value = target === low ? high.value : low.value;
