@@ -30,11 +30,11 @@ MAX_SAMPLE = 1000
 MAX_FACET_VALUES = 100
 """A string field with more different values in the sample than this has no list of values to choose from."""
 _ID_BITS = 128
-_COLUMNS = ("id", "path", "size", "mtime_ns", "width", "height", "content_hash")
+_COLUMNS = ("id", "path", "size", "mtime_ns", "taken", "width", "height", "content_hash")
 """Columns of every row, besides the schema's own fields."""
 _DERIVED = ("folder", "name", "date", "tag")
 """What rows can be listed by besides, where the schema has no field of that name: the folder of the file, its name, the
-month of its modification (UTC), and the most probable tag."""
+month in which it was taken, and the most probable tag."""
 MOST_SECTIONS = 5_000
 """A listing of more folders, months or values than this has no sections."""
 
@@ -129,7 +129,7 @@ def _sort_key(row: Row, field: str, falling: bool) -> tuple[bool, Any, str]:
         case "name":
             value = _natural(value)
         case "date":
-            value = row.mtime_ns
+            value = row.taken
     return missing, value, row.id
 
 
@@ -141,7 +141,7 @@ def _natural(text: str) -> list[Any]:
 
 
 def _month(nanoseconds: int) -> str:
-    """The month of a time, in UTC; empty where the time is none of a calendar."""
+    """The month of a time; empty where the time is none of a calendar."""
     try:
         return f"{datetime.fromtimestamp(nanoseconds / 1e9, UTC):%Y-%m}"
     except (ValueError, OverflowError, OSError):
@@ -191,7 +191,7 @@ def _value(row: Row, field: str) -> Any:
     elif field == "tag":
         value = next(iter(readable(row.tags)), None)
     elif field == "date":
-        value = _month(row.mtime_ns)
+        value = _month(row.taken)
     else:
         value = _file_name(row) if field == "name" else row.path.rpartition("/")[0]
     return None if value == "" else value
