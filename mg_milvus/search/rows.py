@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from mg_milvus.search.query import MAX_DEPTH, nearest_name
 from mg_milvus.store.filter_language import both
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from mg_milvus.schema.models import Schema
     from mg_milvus.store.base import Row, Store
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 MAX_SAMPLE = 1000
 MAX_FACET_VALUES = 100
 """A string field with more different values in the sample than this has no list of values to choose from."""
+MAX_SPELLINGS = 64
+"""Ways to write a text that one filter looks for."""
 _ID_BITS = 128
 _COLUMNS = ("id", "path", "size", "mtime_ns", "taken", "width", "height", "content_hash")
 """Columns of every row, besides the schema's own fields."""
@@ -173,6 +176,29 @@ def count_tags(store: Store, where: str | None) -> dict[str, int]:
     every = (row for rows in store.scan(where) for row in rows)
     counted = Counter(tag for row in every for tag in {*readable(row.tags), *split_tags(row.fields.get(USER_TAGS))})
     return dict(sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def spellings(values: Iterable[object], text: str) -> list[str]:
+    """How a text is written where values hold it, whatever the case: sorted, each once.
+
+    Letters with a mark count as the same, composed (NFC) or with the mark behind (NFD), as some disks name files.
+
+    Args:
+        values: texts; others are passed over.
+        text: what to look for.
+
+    Raises:
+        QueryError: there are more than ``MAX_SPELLINGS``.
+    """
+    forms = dict.fromkeys(normalize(form, text) for form in ("NFC", "NFD"))
+    pattern = re.compile("|".join(map(re.escape, forms)), re.IGNORECASE)
+    found = {match for value in values if isinstance(value, str) for match in pattern.findall(value) if match}
+    if len(found) > MAX_SPELLINGS:
+        raise QueryError(
+            f"{format_value(text)} is written in {len(found)} ways, with capitals here and there, expected at most "
+            f"{MAX_SPELLINGS}: look for a shorter part of it"
+        )
+    return sorted(found)
 
 
 def _check_field(schema: Schema, name: object) -> str:

@@ -28,6 +28,7 @@ from mg_milvus.images.discover import path_text, text_path
 from mg_milvus.schema.models import REGIONS
 from mg_milvus.search.query import QueryTerm, names_regions
 from mg_milvus.search.query_image import whole_codes
+from mg_milvus.search.rows import spellings as spellings_of
 from mg_milvus.web.jobs import Job, bug_message, events
 from mg_milvus.web.limits import check_filter
 from mg_milvus.web.media import (
@@ -408,6 +409,18 @@ async def values(
     count = partial(state.index.facets, field)
     counts = await state.filter_queue.run(lambda: state.counts.get(f"values {field}", count))
     return _first(counts, lambda value: text.strip().casefold() in value.casefold())
+
+
+@router.get("/api/spellings", responses={**ERRORS, **BUSY})
+async def spellings(
+    state: CurrentState,
+    field: Annotated[str, QueryParameter(max_length=200, description="path, or a field of the schema's own.")],
+    text: Typed,
+) -> list[str]:
+    """How a text is written in the values of a field, whatever the case: a filter's ``like`` heeds it."""
+    count = partial(state.index.facets, field)
+    counts = await state.filter_queue.run(lambda: state.counts.get(f"values {field}", count))
+    return await anyio.to_thread.run_sync(spellings_of, counts, text)
 
 
 def _first(counts: Mapping[Any, int], matches: Callable[[str], bool]) -> dict[str, int]:

@@ -890,6 +890,7 @@ def test_copies_are_moved_and_put_back_over_the_page(tmp_path: Path) -> None:
 def test_what_is_typed_is_completed(client: TestClient, index: ImageIndex) -> None:
     assert client.get("/api/values?field=kind&text=S").json() == {"disc": 20, "stripes": 20, "blocks": 20}
     assert client.get("/api/values?field=kind&text=STR").json() == {"stripes": 20}
+    assert client.get("/api/spellings?field=kind&text=STR").json() == ["str"]
     unknown = client.get("/api/values?field=number")
     assert (unknown.status_code, unknown.json()["error"]) == (
         400, "'number' is not a field of texts, expected one of: kind",

@@ -74,6 +74,9 @@ export const sample = (filter, signal) => call(withQuery("api/sample", { count: 
 /** Tags, or values of a field, that complete what is typed: {text: number of images}. */
 export const completions = (field, text) =>
   field === null ? call(withQuery("api/tags", { prefix: text })) : call(withQuery("api/values", { field, text }));
+/** How a text is written in the values of a field, whatever the case: [text]. */
+export const spellings = (field, text, signal) => call(withQuery("api/spellings", { field, text }), { signal });
+
 /** One page of all images in order: {total, rows, sections}; a row that is gone is null, sections come with offset 0. */
 export const images = (options, signal) => call(withQuery("api/images", options), { signal });
 

@@ -76,10 +76,12 @@ async function show(next, top = 0) {
   $("#filter-count").hidden = !active;
   $("#grid").setAttribute("aria-busy", "true");
   if (!grid.length) grid.wait(SKELETONS);
-  const options = { order_by: state.by, filter: filters.expression(state.filters), cluster: state.cluster };
+  const options = { order_by: state.by, cluster: state.cluster };
   let first = { total: 0, rows: [], sections: [] };
   let problem = null;
   try {
+    options.filter = await filters.expression(state.filters);
+    if (mine !== shown) return;
     if (about.rows) first = await images({ ...options, limit: PAGE, offset: 0 });
   } catch (error) {
     problem = error.message;

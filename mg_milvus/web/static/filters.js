@@ -1,5 +1,6 @@
 // Filters from the schema's fields: controls -> values -> a Milvus expression.
 
+import { spellings } from "./api.js";
 import { complete } from "./completion.js";
 import { calmly, h } from "./dom.js";
 import { t } from "./strings.js";
@@ -11,12 +12,11 @@ const TAGS = "user_tags"; // tags that people gave
 
 const literal = (text) => `"${text.replaceAll("\\", "\\\\").replaceAll('"', '\\"').replace(/[\r\n]+/g, " ")}"`;
 
-/** Milvus compares letters by their case; so all common cases of a text are asked for. */
-function contains(name, text) {
-  const lower = text.toLowerCase();
-  const capitalized = lower.replace(/(?<!\p{L})\p{L}/gu, (letter) => letter.toUpperCase());
-  const escaped = (one) => one.replace(/[\\%_]/g, "\\$&");
-  const patterns = [...new Set([text, lower, text.toUpperCase(), capitalized])].map((one) => `${name} like "%${escaped(one).replaceAll('"', '\\"')}%"`);
+/** Milvus compares letters by their case; so all ways in which a text is written in the index are asked for. */
+async function contains(name, text, signal) {
+  const written = await spellings(name, text, signal);
+  const escaped = (one) => one.replace(/[\\%_]/g, "\\$&").replaceAll('"', '\\"');
+  const patterns = (written.length ? written : [text]).map((one) => `${name} like "%${escaped(one)}%"`);
   return patterns.length > 1 ? `(${patterns.join(" or ")})` : patterns[0];
 }
 
@@ -24,10 +24,10 @@ function contains(name, text) {
 const endOf = (name, end) => t("filter.end", { name, end: t(`filter.${end}`) });
 
 /** The expression of one control's value. */
-function condition(name, type, value, values) {
+function condition({ name, type, values }, value, signal) {
   if (name === "expression") return `(${value})`;
   if (type === "bool") return `${name} == ${value === "yes"}`;
-  if (type === "string") return values.length ? `${name} == ${literal(value)}` : contains(name, value);
+  if (type === "string") return values.length ? `${name} == ${literal(value)}` : contains(name, value, signal);
   const [least, most] = value.split("..");
   return [least && `${name} >= ${Number(least)}`, most && `${name} <= ${Number(most)}`].filter(Boolean).join(" and ");
 }
@@ -138,11 +138,9 @@ export class Filters {
   }
 
   /** The Milvus expression of {name: text}; empty when there is none. */
-  expression(filters) {
-    return this.fields
-      .filter(({ name }) => filters[name])
-      .map(({ name, type, values }) => condition(name, type, filters[name], values))
-      .filter(Boolean)
-      .join(" and ");
+  async expression(filters, signal) {
+    const used = this.fields.filter(({ name }) => filters[name]);
+    const conditions = await Promise.all(used.map((field) => condition(field, filters[field.name], signal)));
+    return conditions.filter(Boolean).join(" and ");
   }
 }

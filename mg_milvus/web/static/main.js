@@ -159,11 +159,11 @@ async function search(next, { image = null, push = true, top = null, again = fal
 
 async function fetchResult(next, image, signal) {
   if (!image) await queryImage.load(next.codes);
-  const filter = filters.expression(next.filters);
-  if (!isQuery(next) && !image) return { rows: about.rows ? await someImages(next, filter, signal) : [] };
+  if (!isQuery(next) && !image) return { rows: about.rows ? await someImages(next, await filters.expression(next.filters, signal), signal) : [] };
   const known = results.get(keyOf(next));
   if (known && !image) return known;
   if (isSeveral(next)) {
+    const filter = await filters.expression(next.filters, signal);
     const got = await several.fetch(next, { filter, depth: next.depth ?? about.fusion.depth, fusion: next.fusion }, signal);
     keep(next, got);
     return got;
@@ -180,7 +180,7 @@ async function someImages({ cluster }, filter, signal) {
 }
 
 async function request(next, image, signal) {
-  const filter = filters.expression(next.filters);
+  const filter = await filters.expression(next.filters, signal);
   const started = performance.now();
   const kept = next.id ? null : queryImage.of(next.codes);
   const blob = image?.blob ?? (searchesRegions(next) ? kept?.blob : null) ?? null;
