@@ -100,7 +100,7 @@ def search(page: Page, image: Path) -> None:
 
 def settle(page: Page) -> None:
     """Wait until the result, its images and its animations are complete."""
-    page.wait_for_selector("#grid:not([aria-busy]) .card .verdict")
+    page.wait_for_selector("#grid:not([aria-busy]) .card .verdict", state="attached")
     page.wait_for_function(
         """() => [...document.querySelectorAll('.card img')]
             .filter((one) => one.getBoundingClientRect().top < innerHeight).every((one) => one.naturalWidth)"""
@@ -141,6 +141,7 @@ def detail(page: Page, folder: Path) -> None:
 
 def why(page: Page, folder: Path) -> None:
     detail(page, folder)
+    page.click("#scores")
     page.click(".card:nth-child(2) .why")
     page.wait_for_function("() => [...document.querySelectorAll('#why img')].every((one) => one.naturalWidth)")
 
@@ -151,12 +152,29 @@ def duplicates(page: Page, _: Path) -> None:
     page.wait_for_load_state("networkidle")
 
 
+def large(page: Page, folder: Path) -> None:
+    the_page(page, folder)
+    page.click(".card:nth-child(3) .tile")
+    page.keyboard.press("i")
+    page.locator("#lightbox img").evaluate("(image) => image.decode()")
+    page.wait_for_load_state("networkidle")
+
+
+def overview(page: Page, _: Path) -> None:
+    page.goto(f"{page.url.rstrip('/')}/overview")
+    page.wait_for_selector(".cluster img")
+    page.wait_for_load_state("networkidle")
+
+
 SHOTS: dict[str, tuple[Callable[[Page, Path], None], dict[str, object]]] = {
     "page": (the_page, DESKTOP),
     "weights": (weights, DESKTOP),
     "detail": (detail, DESKTOP),
     "why": (why, DESKTOP),
     "duplicates": (duplicates, DESKTOP),
+    "large": (large, DESKTOP),
+    "overview": (overview, DESKTOP),
+    "german": (the_page, DESKTOP | {"locale": "de-DE"}),
     "dark": (the_page, DESKTOP | {"color_scheme": "dark"}),
     "phone": (detail, PHONE),
 }

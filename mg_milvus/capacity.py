@@ -149,6 +149,7 @@ def images_table(schema: Schema, path_bytes: float, text_bytes: float) -> Table:
             Column("path", path_bytes, "text", path_bytes),
             Column("size", 8, "number", _LITE_INT),
             Column("mtime_ns", 8, "number", _LITE_LONG),
+            Column("taken", 8, "number", _LITE_LONG),
             Column("width", 8, "number", _LITE_INT),
             Column("height", 8, "number", _LITE_INT),
             Column("content_hash", 32, "text", 32),
@@ -173,7 +174,7 @@ def regions_table(schema: Schema, settings: RegionSettings) -> Table:
 
 def parquet_row(schema: Schema, images: Table) -> float:
     """An image in files of codes: what is random does not get smaller, paths and texts to about a half."""
-    fixed = {"id", "size", "mtime_ns", "width", "height", "content_hash", TAG_COLUMN}
+    fixed = {"id", "size", "mtime_ns", "taken", "width", "height", "content_hash", TAG_COLUMN}
     own = sum(c.size / 2 if c.kind == "text" else c.size for c in images.columns if c.name not in fixed)
     return _PARQUET_ROW + own + (schema.regions.bytes_per_image if schema.regions else 0)
 

@@ -917,6 +917,18 @@ class ImageIndex:
         self._session.existing()
         return listing.count_values(self._session.store, self.schema, field, filter_text(filter))
 
+    def spellings(self, field: str, text: str) -> list[str]:
+        """How a text is written in the values of a field, whatever the case: for ``like``, which heeds it.
+
+        Args:
+            field: any field of texts, such as ``path``. All rows are read once.
+            text: what to look for.
+
+        Raises:
+            QueryError: there is no such field, or the text is written in too many ways.
+        """
+        return listing.spellings(self.facets(field), text)
+
     def tags(self, filter: Filter | None = None) -> dict[str, int]:  # noqa: A002
         """Count the images that have each tag: names and groups of what they show, and tags that people gave.
 

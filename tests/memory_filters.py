@@ -10,6 +10,8 @@ import re
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mg_milvus.schema.tags import LEVELS, NO_TAG, TAG_COLUMN, find_word, probability_of
 from mg_milvus.store.filter_language import FilterColumn, characters, members, parse, render, value_of
 
@@ -98,12 +100,21 @@ def _compared(pair: list[Any], sign: str, where: str) -> Callable[[Mapping[str, 
     compare, equality = _SIGNS[sign], sign in {"==", "!="}
 
     def compared(row: Mapping[str, Any]) -> bool | None:
-        one, other = left(row), right(row)
+        one, other = _as_times(left(row), right(row))
         if equality and "" in (one, other):  # a text without characters is missing
             return (one in (None, "") and other in (None, "")) == (sign == "==")
         return None if one is None or other is None else compare(one, other)
 
     return compared
+
+
+def _as_times(one: Any, other: Any) -> tuple[Any, Any]:
+    """Two values of a comparison; the text of a date beside a number becomes nanoseconds since the epoch."""
+    if isinstance(one, int) and isinstance(other, str):
+        other = round(np.datetime64(other, "ns").astype(int))
+    elif isinstance(one, str) and isinstance(other, int):
+        one = round(np.datetime64(one, "ns").astype(int))
+    return one, other
 
 
 def _has(row: Mapping[str, Any], word: Any) -> bool:

@@ -211,6 +211,7 @@ class CodeFile:
                     {column.name: value_of(column, plain[column.name][place]) for column in extras},
                     codes[_REGIONS][place] if _REGIONS in codes else b"",
                     self._tags(plain[TAG_COLUMN][place]),
+                    plain["taken"][place],
                 )
                 for place in range(len(batch))
             ]  # fmt: skip

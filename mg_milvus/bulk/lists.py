@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MISSING = "MISSING.txt"
 """Name in an archive of the list of images that are not in it."""
-_COLUMNS = ("id", "path", "size", "mtime_ns", "width", "height", "content_hash")
+_COLUMNS = ("id", "path", "size", "mtime_ns", "taken", "width", "height", "content_hash")
 
 
 def paths_of(rows: Sequence[Row], *, null: bool = False) -> bytes:

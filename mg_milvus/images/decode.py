@@ -13,6 +13,7 @@ import sys
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 
@@ -42,7 +43,7 @@ from mg_milvus.images.kinds import EXTRA, kind_of
 from mg_milvus.images.limits import pixel_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from PIL.ImageFile import ImageFile
 
@@ -302,12 +303,14 @@ class Decoded:
         width: of the full image, upright, in pixels.
         height: of the full image, upright, in pixels.
         note: what is wrong with the file, which can be read all the same; continues a sentence, as errors do.
+        taken: when the photograph was taken, see ``_taken``; None where the image does not say.
     """
 
     image: Image.Image
     width: int
     height: int
     note: str = ""
+    taken: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -563,19 +566,49 @@ def _upright(
     image.load()
     if deep and again is not None:
         image.im = stretched(image, again).im
-    turn = None
+    turn, taken = None, None
     with suppress(Exception):  # damaged EXIF says nothing about the pixels
+        exif = image.getexif()
         # The decoder of JPEG XL turns the image itself, and leaves the EXIF as it was.
-        turn = None if image.format == "JXL" else _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = None if image.format == "JXL" else _TURNS.get(exif.get(ExifTags.Base.Orientation, 1))
+        taken = _taken(exif.get_ifd(ExifTags.IFD.Exif))
     if own:
         vars(image).pop("_decoder", None)  # WebP and AVIF keep whole frames there
     rgb = to_rgb(image)
     if own and rgb is not image:
         image.close()
     if turn is None:
-        return Decoded(rgb, *full)
+        return Decoded(rgb, *full, taken=taken)
     swapped = turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
-    return Decoded(rgb.transpose(turn), *(full[::-1] if swapped else full))
+    return Decoded(rgb.transpose(turn), *(full[::-1] if swapped else full), taken=taken)
+
+
+_EXIF_TIME = re.compile(r"(\d{4})[:/-](\d\d)[:/-](\d\d)[ T](\d\d):(\d\d)(?::(\d\d))?")
+_FIRST_YEAR, _LAST_YEAR = 1826, 2261
+"""Years of the first photograph, and of the last nanoseconds that fit into 64 bits."""
+
+
+def _taken(tags: Mapping[int, object]) -> int | None:
+    """DateTimeOriginal as nanoseconds since the epoch, of the clock of the camera as if that were UTC.
+
+    A zone is not applied, even where EXIF holds one: images of a journey keep the order and the hours of their day.
+
+    Args:
+        tags: of the EXIF part of that name.
+
+    Returns:
+        None where there is no such time, or an impossible one.
+    """
+    text = tags.get(ExifTags.Base.DateTimeOriginal)
+    found = _EXIF_TIME.match(text.strip()) if isinstance(text, str) else None
+    if found is None or not _FIRST_YEAR <= int(found[1]) <= _LAST_YEAR:
+        return None
+    try:
+        time = datetime(*(int(part or 0) for part in found.groups()), tzinfo=UTC)  # type: ignore[arg-type,misc]
+    except ValueError:
+        return None
+    fraction = re.match(r"\d{1,9}", str(tags.get(ExifTags.Base.SubsecTimeOriginal, "")).strip())
+    return int(time.timestamp()) * 10**9 + int(fraction[0].ljust(9, "0") if fraction else 0)
 
 
 def _give_canvas(image: Image.Image) -> None:

@@ -102,6 +102,7 @@ class PreparedImage:
     height: int = 0
     failure: str | None = None
     note: str = ""
+    taken: int | None = None
 
     def row(self, codes: Mapping[str, bytes], fields: Mapping[str, Any], tags: Sequence[int]) -> Row:
         """The row to store; ``codes`` holds those of its regions, if any, under ``regions``."""
@@ -109,6 +110,7 @@ class PreparedImage:
         return Row(
             image_id(self.file.path), self.file.path, self.file.size, self.file.mtime_ns, self.width, self.height,
             self.content_hash, whole, fields, codes.get(REGIONS, b""), tags,
+            self.file.mtime_ns if self.taken is None else self.taken,
         )  # fmt: skip
 
 
@@ -329,7 +331,7 @@ def ingest_files(
                 fields = run.fields_of(image.file, row)
                 unchanged += (same_fields := _same(fields, row.fields))
                 updated += not same_fields
-                rows.append(replace(row, size=image.file.size, mtime_ns=image.file.mtime_ns, fields=fields))
+                rows.append(replace(row.at_time(image.file.size, image.file.mtime_ns), fields=fields))
             added = len(rows) - updated - unchanged
             if rows or moved:
                 writer.put([*rows, *moved.values()], Counts(added, updated, unchanged, list(moved)))
@@ -359,7 +361,7 @@ def _find_moved(
             del others[id(image)]
             new = moved_to(rows[row.id], image.file.path, regions[row.id])
             fields = run.fields_of(image.file, new)
-            moved[row.id] = replace(new, size=image.file.size, mtime_ns=image.file.mtime_ns, fields=fields)
+            moved[row.id] = replace(new.at_time(image.file.size, image.file.mtime_ns), fields=fields)
         else:  # one more copy than there are rows to move
             others[id(image)] = _read(image.file, frozenset(), encoder, run.settings.max_pixels)
     return moved, list(others.values())
@@ -391,7 +393,9 @@ def _read(file: Found, known: AbstractSet[str], encoder: Encoder, max_pixels: in
                 return PreparedImage(file, hashed)
             with decoding(data, least=encoder.side, max_pixels=max_pixels) as decoded:
                 pixels = encoder.prepare(decoded.image)
-                return PreparedImage(file, hashed, pixels, decoded.width, decoded.height, note=decoded.note)
+                return PreparedImage(
+                    file, hashed, pixels, decoded.width, decoded.height, None, decoded.note, decoded.taken
+                )
     except (ImageError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return PreparedImage(file, failure=reason)

@@ -33,7 +33,7 @@ PROFILES: dict[str, dict[str, float]] = {
 """Preset weights by what a query is for: the kind of thing, its class, this very image, or all of them equally."""
 
 RESERVED_FIELDS = frozenset({
-    "id", "path", "size", "mtime_ns", "width", "height", "content_hash", "_codes", TAG_COLUMN,
+    "id", "path", "size", "mtime_ns", "taken", "width", "height", "content_hash", "_codes", TAG_COLUMN,
 })  # fmt: skip
 """Columns that every row has."""
 

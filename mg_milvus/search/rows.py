@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from mg_milvus.search.query import MAX_DEPTH, nearest_name
 from mg_milvus.store.filter_language import both
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from mg_milvus.schema.models import Schema
     from mg_milvus.store.base import Row, Store
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 MAX_SAMPLE = 1000
 MAX_FACET_VALUES = 100
 """A string field with more different values in the sample than this has no list of values to choose from."""
+MAX_SPELLINGS = 64
+"""Ways to write a text that one filter looks for."""
 _ID_BITS = 128
-_COLUMNS = ("id", "path", "size", "mtime_ns", "width", "height", "content_hash")
+_COLUMNS = ("id", "path", "size", "mtime_ns", "taken", "width", "height", "content_hash")
 """Columns of every row, besides the schema's own fields."""
 _DERIVED = ("folder", "name", "date", "tag")
 """What rows can be listed by besides, where the schema has no field of that name: the folder of the file, its name, the
-month of its modification (UTC), and the most probable tag."""
+month in which it was taken, and the most probable tag."""
 MOST_SECTIONS = 5_000
 """A listing of more folders, months or values than this has no sections."""
 
@@ -129,7 +132,7 @@ def _sort_key(row: Row, field: str, falling: bool) -> tuple[bool, Any, str]:
         case "name":
             value = _natural(value)
         case "date":
-            value = row.mtime_ns
+            value = row.taken
     return missing, value, row.id
 
 
@@ -141,7 +144,7 @@ def _natural(text: str) -> list[Any]:
 
 
 def _month(nanoseconds: int) -> str:
-    """The month of a time, in UTC; empty where the time is none of a calendar."""
+    """The month of a time; empty where the time is none of a calendar."""
     try:
         return f"{datetime.fromtimestamp(nanoseconds / 1e9, UTC):%Y-%m}"
     except (ValueError, OverflowError, OSError):
@@ -175,6 +178,29 @@ def count_tags(store: Store, where: str | None) -> dict[str, int]:
     return dict(sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
+def spellings(values: Iterable[object], text: str) -> list[str]:
+    """How a text is written where values hold it, whatever the case: sorted, each once.
+
+    Letters with a mark count as the same, composed (NFC) or with the mark behind (NFD), as some disks name files.
+
+    Args:
+        values: texts; others are passed over.
+        text: what to look for.
+
+    Raises:
+        QueryError: there are more than ``MAX_SPELLINGS``.
+    """
+    forms = dict.fromkeys(normalize(form, text) for form in ("NFC", "NFD"))
+    pattern = re.compile("|".join(map(re.escape, forms)), re.IGNORECASE)
+    found = {match for value in values if isinstance(value, str) for match in pattern.findall(value) if match}
+    if len(found) > MAX_SPELLINGS:
+        raise QueryError(
+            f"{format_value(text)} is written in {len(found)} ways, with capitals here and there, expected at most "
+            f"{MAX_SPELLINGS}: look for a shorter part of it"
+        )
+    return sorted(found)
+
+
 def _check_field(schema: Schema, name: object) -> str:
     known = list(dict.fromkeys([*_COLUMNS, *(field.name for field in schema.fields), *_DERIVED]))
     if not isinstance(name, str) or name not in known:
@@ -191,7 +217,7 @@ def _value(row: Row, field: str) -> Any:
     elif field == "tag":
         value = next(iter(readable(row.tags)), None)
     elif field == "date":
-        value = _month(row.mtime_ns)
+        value = _month(row.taken)
     else:
         value = _file_name(row) if field == "name" else row.path.rpartition("/")[0]
     return None if value == "" else value

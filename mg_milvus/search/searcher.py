@@ -304,7 +304,7 @@ def _smallest(hit: Hit, query: Query) -> float:
 def _row_fields(row: Row) -> dict[str, Any]:
     """The fields of a row that a hit has besides its id and path."""
     return {
-        "size": row.size, "mtime_ns": row.mtime_ns, "width": row.width, "height": row.height,
+        "size": row.size, "mtime_ns": row.mtime_ns, "taken": row.taken, "width": row.width, "height": row.height,
         "content_hash": row.content_hash, "tags": readable(row.tags), **with_user_tags(row.fields),
     }  # fmt: skip
 

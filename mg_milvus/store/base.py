@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ def nprobe_for(nlist: int, wanted_nlist: int, wanted_nprobe: int) -> int:
     return min(nlist, max(1, round(nlist * wanted_nprobe / wanted_nlist)))
 
 
+_NOT_GIVEN = -(2**63)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One image as it is stored.
@@ -79,6 +82,8 @@ class Row:
         tags: stored numbers of the tags, names before groups, see ``schema.tags``; empty without any.
         region_codes: codes of all regions, one behind the other, in the order of ``windows``. Empty: those that are
             stored stay; ``fetch`` and ``scan`` never read them, ``Regions.codes`` does.
+        taken: when the photograph was taken, nanoseconds since the epoch, of the camera's clock as if that were UTC;
+            not given, where the image does not say, it is ``mtime_ns``.
     """
 
     id: str
@@ -92,6 +97,16 @@ class Row:
     fields: Mapping[str, Any] = field(default_factory=dict)
     region_codes: bytes = b""
     tags: Sequence[int] = ()
+    taken: int = _NOT_GIVEN
+
+    def __post_init__(self) -> None:
+        if self.taken == _NOT_GIVEN:
+            object.__setattr__(self, "taken", self.mtime_ns)
+
+    def at_time(self, size: int, mtime_ns: int) -> Row:
+        """The row of the same content, whose file has another size or modification time by now."""
+        taken = _NOT_GIVEN if self.taken == self.mtime_ns else self.taken
+        return replace(self, size=size, mtime_ns=mtime_ns, taken=taken)
 
 
 @dataclass(frozen=True, slots=True)

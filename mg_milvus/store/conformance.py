@@ -48,6 +48,8 @@ _PREFIX = "mgm_conformance_"
 _ROWS = 1_500
 """More than the 1,024 from which on servers build an index."""
 _WITH_REGIONS = 30
+_TAKEN, _DAY = 1_704_067_200 * 10**9, 86_400 * 10**9
+"""2024-01-01, when the first image was taken, and the time between two, in nanoseconds."""
 _INDEX_TIMEOUT = 60.0
 _FINGERPRINT = "0123456789abcdef"
 _STORAGE = StorageSettings(nlist=16, nprobe=16)
@@ -312,6 +314,7 @@ class _Trial:
     def _filters(self) -> str:
         expected: dict[str, Callable[[int], bool]] = {
             "size == 3": lambda n: n == 3,
+            'taken >= "2024-01-11"': lambda n: n >= 10,
             "size < 10 or size >= 1490": lambda n: n < 10 or n >= 1490,
             "year in [2001, 2003] and sold == true": lambda n: n % 5 in {1, 3} and n % 2 == 0,
             "label not in ['label 1']": lambda n: n % 7 != 1,
@@ -505,6 +508,7 @@ def _rows(schema: Schema) -> list[Row]:
             width=640,
             height=480,
             content_hash=f"{number:032x}",
+            taken=_TAKEN + number * _DAY,
             codes={name: own[number].tobytes() for name, own in codes.items()},
             fields={
                 "label": f"label {number % 7}",

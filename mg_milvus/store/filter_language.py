@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import cache
@@ -85,10 +86,12 @@ class FilterColumn:
         type: "string", "int", "float", "bool", or "tags": all that an image has, compared with a word for some.
         kind: ``full``: every row has a value; ``sparse``: some have none; ``added``: as that, and kept in the dynamic
             field of the collection, under the key of its name, and ``true`` under that of its name and ``?``.
+        time: whether it holds nanoseconds since the epoch, and is compared with dates, too.
     """
 
     type: str
     kind: Literal["full", "sparse", "added"] = "full"
+    time: bool = False
 
 
 @cache
@@ -378,7 +381,20 @@ class _Writer:
             raise self._refused(node, f"column {name} holds a {kind}, it cannot be compared with {value!r:.80}")
         return kind
 
+    def _compared(self, node: Any, name: str, value: Any) -> Any:
+        """The value that a column is compared with: of a time, nanoseconds for the text of a date."""
+        if not self._columns[name].time or not isinstance(value, str):
+            return value
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError as exc:
+            wanted = "expected one such as 2026-01-31 or 2026-01-31T18:00"
+            raise self._refused(node, f"{value!r:.80} is no date, {wanted}") from exc
+        since = time.replace(tzinfo=time.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+        return (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000
+
     def _column_and_value(self, node: Any, name: str, sign: str, value: Any) -> str:
+        value = self._compared(node, name, value)
         if self._columns[name].type == "tags":
             if sign not in {"==", "!="}:
                 raise self._refused(node, _OF_TAGS)
@@ -443,7 +459,7 @@ class _Writer:
             return self._tagged(wanted, positive) if wanted else _NEVER
         column, written, empty = self._columns[name], [], False
         for token in members(listed):
-            value: Any = value_of(token, self._text)
+            value: Any = self._compared(token, name, value_of(token, self._text))
             match self._check_type(token, name, value):
                 case "string":
                     empty |= not value

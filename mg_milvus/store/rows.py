@@ -53,10 +53,12 @@ _FIXED = (
     Column("path", "string", 16_384),
     Column("size", "int"),
     Column("mtime_ns", "int"),
+    Column("taken", "int"),
     Column("width", "int"),
     Column("height", "int"),
     Column("content_hash", "string", 64),
 )
+_TIMES = frozenset({"mtime_ns", "taken"})
 _TAGS = Column(TAG_COLUMN, "shorts", 2 * len(TAG_ELEMENTS))
 MOST_META = 65_536
 """Most bytes of a JSON value on servers."""
@@ -109,7 +111,7 @@ class Layout:
     @property
     def filterable(self) -> dict[str, FilterColumn]:
         """The columns as filters see them."""
-        columns = {column.name: FilterColumn(column.type) for column in _FIXED}
+        columns = {column.name: FilterColumn(column.type, time=column.name in _TIMES) for column in _FIXED}
         columns |= {element: FilterColumn("int") for element in TAG_ELEMENTS}
         columns[TAG_COLUMN] = FilterColumn("tags")
         columns |= {column.name: FilterColumn(column.type, "sparse") for column in self._own}
@@ -174,8 +176,8 @@ class Layout:
         records = []
         for row in rows:
             record: Record = {
-                "id": row.id, "path": row.path, "size": row.size, "mtime_ns": row.mtime_ns, "width": row.width,
-                "height": row.height, "content_hash": row.content_hash,
+                "id": row.id, "path": row.path, "size": row.size, "mtime_ns": row.mtime_ns, "taken": row.taken,
+                "width": row.width, "height": row.height, "content_hash": row.content_hash,
             }  # fmt: skip
             try:
                 record[TAG_COLUMN] = to_elements(row.tags)
@@ -256,7 +258,7 @@ class Layout:
         for place, name, most in self._texts:
             if len(values[place]) > most:
                 raise ValueError(f"{name} of row {values[0]!r} is longer than {most} bytes")
-        row_id, path, size, mtime_ns, width, height, content_hash, tags, *own = values
+        row_id, path, size, mtime_ns, taken, width, height, content_hash, tags, *own = values
         if not could_be_id(row_id):
             raise ValueError(f"{row_id!r} is not an id")
         if size < 0 or width < 0 or height < 0:
@@ -264,7 +266,9 @@ class Layout:
         fields = {column.name: value_of(column, value) for column, value in zip(self._own, own, strict=True)}
         for column in self._added:
             fields[column.name] = _added_value(column, record.get(column.name), row_id)
-        return Row(row_id, path, size, mtime_ns, width, height, content_hash, codes, fields, tags=from_elements(tags))
+        return Row(
+            row_id, path, size, mtime_ns, width, height, content_hash, codes, fields, b"", from_elements(tags), taken
+        )  # fmt: skip
 
     def codes_of_copy(self, text: str) -> dict[str, bytes]:
         """The codes in a value of ``COPY``.

@@ -28,6 +28,7 @@ from mg_milvus.images.discover import path_text, text_path
 from mg_milvus.schema.models import REGIONS
 from mg_milvus.search.query import QueryTerm, names_regions
 from mg_milvus.search.query_image import whole_codes
+from mg_milvus.search.rows import spellings as spellings_of
 from mg_milvus.web.jobs import Job, bug_message, events
 from mg_milvus.web.limits import check_filter
 from mg_milvus.web.media import (
@@ -410,6 +411,18 @@ async def values(
     return _first(counts, lambda value: text.strip().casefold() in value.casefold())
 
 
+@router.get("/api/spellings", responses={**ERRORS, **BUSY})
+async def spellings(
+    state: CurrentState,
+    field: Annotated[str, QueryParameter(max_length=200, description="path, or a field of the schema's own.")],
+    text: Typed,
+) -> list[str]:
+    """How a text is written in the values of a field, whatever the case: a filter's ``like`` heeds it."""
+    count = partial(state.index.facets, field)
+    counts = await state.filter_queue.run(lambda: state.counts.get(f"values {field}", count))
+    return await anyio.to_thread.run_sync(spellings_of, counts, text)
+
+
 def _first(counts: Mapping[Any, int], matches: Callable[[str], bool]) -> dict[str, int]:
     found = ((value, count) for value, count in counts.items() if isinstance(value, str) and matches(value))
     return dict(islice(found, MAX_COMPLETIONS))
@@ -659,8 +672,7 @@ async def duplicate_events(state: State, options: dict[str, Any]) -> AsyncGenera
     def work() -> None:
         try:
             report = state.index.duplicates(**options, progress=report_progress)
-            own = {"name": state.reports.add(report), "summary": report.summary(state.index.schema.bits)}
-            job.report, job.state = report.as_dict() | own, "done"
+            job.report, job.state = report.as_dict() | {"name": state.reports.add(report)}, "done"
         except MgMilvusError as error:
             job.error, job.state = str(error), "failed"
         except _StoppedError:

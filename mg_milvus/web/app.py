@@ -43,6 +43,7 @@ from mg_milvus.files import shown
 from mg_milvus.html import pages
 from mg_milvus.web import actions, api, browse
 from mg_milvus.web.jobs import DynamicBatcher, IngestRunner, bug_message
+from mg_milvus.web.languages import LANGUAGES, language_of, translate, words
 from mg_milvus.web.limits import (
     BodyBudget,
     BusyError,
@@ -72,7 +73,8 @@ STYLES = pages.TEMPLATES
 """Folder of the style sheets, which the result pages use too."""
 
 MAX_BATCH = 32
-REJECTED = "That is not the token of this page."
+REJECTED = "token.rejected"
+"""Name of the string that says so."""
 SIGN_IN_BYTES = 10_000
 MAX_HEALTH_CHECKS = 8
 MAX_STREAMS = 64
@@ -175,20 +177,20 @@ TEMPLATES = _templates()
 
 def _add_pages(app: FastAPI, state: State) -> None:
     @app.get("/", include_in_schema=False)
-    def page() -> Response:
-        return _html("page.html.jinja", about=page_facts(state), signed_in=state.settings.token is not None)
+    def page(request: Request) -> Response:
+        return _page(request, "page.html.jinja", state)
 
     @app.get("/duplicates", include_in_schema=False)
-    def duplicates(keep: str = "best", distance: str = "") -> Response:
-        return _html("duplicates.html.jinja", about=page_facts(state), rules=list(KEEP), keep=keep, distance=distance)
+    def duplicates(request: Request, keep: str = "best", distance: str = "") -> Response:
+        return _page(request, "duplicates.html.jinja", state, rules=list(KEEP), keep=keep, distance=distance)
 
     @app.get("/browse", include_in_schema=False)
-    def browse_all() -> Response:
-        return _html("browse.html.jinja", about=page_facts(state), signed_in=state.settings.token is not None)
+    def browse_all(request: Request) -> Response:
+        return _page(request, "browse.html.jinja", state)
 
     @app.get("/overview", include_in_schema=False)
-    def overview() -> Response:
-        return _html("overview.html.jinja", about=page_facts(state), signed_in=state.settings.token is not None)
+    def overview(request: Request) -> Response:
+        return _page(request, "overview.html.jinja", state)
 
     @app.get("/static/clusters.css", include_in_schema=False)
     def look_of_clusters() -> Response:
@@ -203,8 +205,8 @@ def _add_pages(app: FastAPI, state: State) -> None:
         return FileResponse(STYLES / "duplicates.css")
 
     @app.get("/docs", include_in_schema=False)
-    def documentation() -> Response:
-        return _html("docs.html.jinja", api=app.openapi())
+    def documentation(request: Request) -> Response:
+        return _html(request, "docs.html.jinja", api=app.openapi())
 
     @app.post("/sign-in", include_in_schema=False)
     async def sign_in(request: Request) -> Response:
@@ -214,9 +216,9 @@ def _add_pages(app: FastAPI, state: State) -> None:
         page = _page_name(form.get("page", [""])[0])
         try:
             if not state.access.is_token(request, offered):
-                return _html("sign_in.html.jinja", 401, problem=REJECTED, query=query, page=page)
+                return _sign_in(request, REJECTED, query, page)
         except TooManyAttemptsError as error:
-            return _too_many_page(error, query, page)
+            return _too_many_page(request, error, query, page)
         return state.access.sign_in(request, RedirectResponse(f"./{page}?{query}" if query else f"./{page}", 303))
 
     @app.post("/sign-out", include_in_schema=False)
@@ -228,9 +230,9 @@ def _sign_in_page(request: Request, error: TooManyAttemptsError | None) -> Respo
     """The page that asks for the token, and then redirects to the requested query."""
     query, page = request.url.remove_query_params("token").query, _page_name(request.url.path)
     if error is not None:
-        return _too_many_page(error, query, page)
+        return _too_many_page(request, error, query, page)
     problem = REJECTED if "token" in request.query_params else None
-    return _html("sign_in.html.jinja", 401, problem=problem, query=query, page=page)
+    return _sign_in(request, problem, query, page)
 
 
 def _page_name(path: str) -> str:
@@ -239,16 +241,27 @@ def _page_name(path: str) -> str:
     return name if f"/{name}" in PAGES else ""
 
 
-def _too_many_page(error: TooManyAttemptsError, query: str, page: str) -> Response:
-    response = _html(
-        "sign_in.html.jinja", 429, problem=f"{str(error)[:1].upper()}{str(error)[1:]}.", query=query, page=page
-    )
+def _too_many_page(request: Request, error: TooManyAttemptsError, query: str, page: str) -> Response:
+    values = {"problem": "token.too_many", "seconds": error.seconds, "query": query, "page": page}
+    response = _html(request, "sign_in.html.jinja", 429, **values)
     response.headers["retry-after"] = str(error.seconds)
     return response
 
 
-def _html(template: str, status: int = 200, **values: Any) -> Response:
-    return HTMLResponse(TEMPLATES.get_template(template).render(values), status)
+def _sign_in(request: Request, problem: str | None, query: str, page: str) -> Response:
+    return _html(request, "sign_in.html.jinja", 401, problem=problem, seconds=0, query=query, page=page)
+
+
+def _page(request: Request, template: str, state: State, **values: Any) -> Response:
+    return _html(request, template, about=page_facts(state), signed_in=state.settings.token is not None, **values)
+
+
+def _html(request: Request, template: str, status: int = 200, **values: Any) -> Response:
+    """A page in the language of the browser."""
+    language = language_of(request)
+    own = {"language": language, "languages": LANGUAGES, "words": words(language), "t": partial(translate, language)}
+    headers = {"content-language": language, "vary": "accept-language, cookie"}
+    return HTMLResponse(TEMPLATES.get_template(template).render(own | values), status, headers)
 
 
 async def _as_json(settings: WebSettings, _: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -56,14 +57,15 @@ class Passing(BaseHTTPRequestHandler):
         upstream.request(self.command, path or "/", body or None, dict(self.headers))
         response = upstream.getresponse()
         content = response.read()
+        upstream.close()
         self.send_response(response.status)
         for name, value in response.getheaders():
             if name.lower() not in {"transfer-encoding", "content-length", "date", "server"}:
                 self.send_header(name, value)
         self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-        upstream.close()
+        with contextlib.suppress(ConnectionError):  # a browser goes away while images are on their way
+            self.end_headers()
+            self.wfile.write(content)
 
     do_GET = do_POST = do_DELETE = _pass_on  # noqa: N815
 

@@ -104,8 +104,8 @@ def test_the_file_is_what_milvus_imports(home):
     file = pq.ParquetFile(parts(home / "codes")[0])
     types = {field.name: field.type for field in file.schema_arrow}
     assert types == {
-        "id": pa.string(), "path": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "width": pa.int64(),
-        "height": pa.int64(), "content_hash": pa.string(), "tags": pa.list_(pa.int16()),
+        "id": pa.string(), "path": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "taken": pa.int64(),
+        "width": pa.int64(), "height": pa.int64(), "content_hash": pa.string(), "tags": pa.list_(pa.int16()),
         "caption": pa.string(), "year": pa.int64(),
         "coarse": pa.list_(pa.uint8()), "mid": pa.list_(pa.uint8()), "fine": pa.list_(pa.uint8()),
     }  # fmt: skip

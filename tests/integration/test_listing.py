@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from mg_milvus.errors import QueryError
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
 from mg_milvus.schema.tags import encode_tag, vocabulary
+from mg_milvus.search.rows import MAX_SPELLINGS, spellings
 from mg_milvus.store.base import Description, Row
 
 if TYPE_CHECKING:
@@ -81,3 +83,38 @@ def test_a_listing_can_be_filtered_and_read_in_pages(index: ImageIndex) -> None:
 def test_an_order_that_is_none_is_refused(index: ImageIndex) -> None:
     with pytest.raises(QueryError, match=r"unknown field 'prize'; did you mean price|unknown field 'prize'"):
         index.listing("prize")
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("strange", ["STRANGE", "sTrAnGe", "strange"]),
+        ("STRANGE", ["STRANGE", "sTrAnGe", "strange"]),
+        ("über", ["U\u0308BER", "u\u0308ber", "Über", "über"]),  # composed, and as macOS names files
+        ("u\u0308BER", ["U\u0308BER", "u\u0308ber", "Über", "über"]),
+        ("ÄRGER", ["ärger"]),
+        ("100%_", ["100%_"]),
+        ("(a|b)", []),
+        ("", []),
+    ],
+)
+def test_spellings_of_a_text(text: str, written: list[str]) -> None:
+    values = [
+        "/a/sTrAnGe.jpg", "/strange/STRANGE.png", "Über", "über das", "u\u0308ber", "U\u0308BER", "ein ärger", "100%_",
+        None, 5,
+    ]  # fmt: skip
+    assert spellings(values, text) == written
+
+
+def test_too_many_spellings_are_refused() -> None:
+    values = ["".join(pair) for pair in product(*("aA", "bB", "cC", "dD", "eE", "fF", "gG"))]
+    assert len(spellings(values[:MAX_SPELLINGS], "abcdefg")) == MAX_SPELLINGS
+    with pytest.raises(QueryError, match=r"'abcdefg' is written in 128 ways, .*: look for a shorter part of it"):
+        spellings(values, "abcdefg")
+
+
+def test_spellings_in_a_field(index: ImageIndex) -> None:
+    assert index.spellings("path", "A") == ["A", "a"]
+    assert index.spellings("shop", "OUT") == ["out"]
+    with pytest.raises(QueryError, match="unknown field 'nose'"):
+        index.spellings("nose", "a")

@@ -107,7 +107,7 @@ def test_tables_hold_all_fields() -> None:
     rows = [row("/a.jpg", price=2.5, user_tags="|x|y|"), row('/b,".jpg', price=None, user_tags=None)]
     first, second = csv.DictReader(io.StringIO(table_of(rows)))
     assert first == {
-        "id": "0" * 32, "path": "/a.jpg", "size": "3", "mtime_ns": "5", "width": "4", "height": "2",
+        "id": "0" * 32, "path": "/a.jpg", "size": "3", "mtime_ns": "5", "taken": "5", "width": "4", "height": "2",
         "content_hash": "ff", "tags": "", "price": "2.5", "user_tags": "x; y",
     }  # fmt: skip
     assert (second["path"], second["price"], second["user_tags"]) == ('/b,".jpg', "", "")

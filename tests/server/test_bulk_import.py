@@ -42,6 +42,7 @@ COLUMNS = {
         "path",
         "size",
         "mtime_ns",
+        "taken",
         "width",
         "height",
         "content_hash",

@@ -122,6 +122,7 @@ def make_rows(store: Store, count: int, seed: int = 0) -> list[Row]:
             width=640,
             height=480,
             content_hash=f"{number:032x}",
+            taken=1_600_000_000_000_000_000 + number,
             codes={name: random.bytes(n // 8) for name, n in bits.items()},
             fields={
                 "label": f"label {number % 7}",

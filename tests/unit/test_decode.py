@@ -506,3 +506,47 @@ def test_random_bytes_never_raise_anything_else(noise: bytes, magic: bytes) -> N
         decode(magic + noise, max_pixels=100_000)
     except ImageError:
         return
+
+
+def photographed(kind: str, tags: dict[int, object]) -> bytes:
+    """An image whose EXIF part says when it was taken."""
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif[0x8769] = tags
+    read = Image.Exif()
+    read.load(exif.tobytes())  # Pillow writes a TIFF's only as it reads them
+    return encoded(Image.new("RGB", (32, 24), RED), kind, exif=read)
+
+
+WRITTEN = {0x9003: "2024:05:01 18:30:07"}  # DateTimeOriginal
+SECONDS = 1_714_588_207  # of 2024-05-01T18:30:07Z, by date -u -d
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_the_time_at_which_a_photograph_was_taken(kind: str) -> None:
+    assert decode(photographed(kind, WRITTEN)).taken == SECONDS * 10**9
+    assert decode(encoded(Image.new("RGB", (32, 24), RED), kind)).taken is None
+
+
+@pytest.mark.parametrize(
+    ("tags", "taken"),
+    [
+        ({0x9003: "2024:05:01 18:30:07", 0x9291: "25"}, SECONDS * 10**9 + 250_000_000),  # hundredths
+        ({0x9003: "2024:05:01 18:30:07", 0x9011: "+02:00"}, SECONDS * 10**9),  # the clock's time, whatever the zone
+        ({0x9003: "2024-05-01T18:30:07"}, SECONDS * 10**9),  # as some programs write it
+        ({0x9003: "1969:12:31 23:59:59", 0x9291: "5"}, -500_000_000),
+        ({0x9003: "0000:00:00 00:00:00"}, None),  # a camera whose clock was never set
+        ({0x9003: "    :  :     :  :  "}, None),  # unknown, as EXIF writes it
+        ({0x9003: "2023:02:29 12:00:00"}, None),
+        ({0x9003: "9999:12:31 23:59:59"}, None),  # no 64 bits
+        ({0x9003: "2024:05:01 24:00:00"}, None),
+        ({0x9003: "yesterday"}, None),
+        ({0x9004: "2024:05:01 18:30:07"}, None),  # when it was scanned
+    ],
+)
+def test_times_of_cameras(tags: dict[int, object], taken: int | None) -> None:
+    assert decode(photographed("JPEG", tags)).taken == taken
+
+
+def test_broken_exif_says_no_time() -> None:
+    assert decode(jpeg_with_broken_exif(image(1))).taken is None

@@ -78,7 +78,7 @@ def problems_of(**values: Any) -> list[str]:
     return str(caught.value).splitlines()
 
 
-@pytest.mark.parametrize("name", ["id", "path", "size", "mtime_ns", "width", "height", "content_hash"])
+@pytest.mark.parametrize("name", ["id", "path", "size", "mtime_ns", "taken", "width", "height", "content_hash"])
 def test_columns_that_every_row_has_are_not_free(name: str) -> None:
     said = f"'{name}' is a column that every row has; choose another name"
     assert problems_of(granularities=({"name": name, "bits": 8},)) == [f"Schema.granularities[0].name: {said}"]

@@ -428,7 +428,7 @@ def test_near_duplicates_are_told_about_as_they_are_found(copies: TestClient, co
         assert (last["state"], last["stage"], last["done"] == last["total"]) == ("done", "comparing", True)
         report = copied_index.duplicates(distance=10)
         assert last["report"]["pairs"] == report.pairs == 2
-        assert "2 groups of 4 images among 44" in last["report"]["summary"][0]
+        assert (len(last["report"]["groups"]), last["report"]["images"], last["report"]["rows"]) == (2, 4, 44)
 
 
 def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: ImageIndex) -> None:
@@ -890,6 +890,7 @@ def test_copies_are_moved_and_put_back_over_the_page(tmp_path: Path) -> None:
 def test_what_is_typed_is_completed(client: TestClient, index: ImageIndex) -> None:
     assert client.get("/api/values?field=kind&text=S").json() == {"disc": 20, "stripes": 20, "blocks": 20}
     assert client.get("/api/values?field=kind&text=STR").json() == {"stripes": 20}
+    assert client.get("/api/spellings?field=kind&text=STR").json() == ["str"]
     unknown = client.get("/api/values?field=number")
     assert (unknown.status_code, unknown.json()["error"]) == (
         400, "'number' is not a field of texts, expected one of: kind",

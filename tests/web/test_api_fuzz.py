@@ -33,7 +33,7 @@ OPERATIONS = (
     "POST /api/uploads", "POST /api/ingest", "GET /api/duplicates", "GET /api/duplicates/events",
     "POST /api/verify", "GET /api/verify", "POST /api/lists", "GET /api/lists/{name}", "POST /api/images/tag",
     "POST /api/images/delete", "POST /api/duplicates/move", "POST /api/duplicates/undo", "POST /api/duplicates/ignore",
-    "GET /api/duplicates/moved", "GET /api/tags", "GET /api/values",
+    "GET /api/duplicates/moved", "GET /api/tags", "GET /api/values", "GET /api/spellings",
     "POST /api/shares", "GET /api/shares/{name}",
     "GET /api/images", "GET /api/clusters", "PUT /api/clusters/{key}",
 )  # fmt: skip

@@ -1,7 +1,8 @@
 // "Add images": uploads, or a folder that the server may read, with live progress.
 
 import { ingest, stopIngest, upload, watchIngest } from "./api.js";
-import { h, number } from "./dom.js";
+import { h } from "./dom.js";
+import { fixed, nodes, said, t } from "./strings.js";
 
 const CONCURRENT = 3; // concurrent uploads
 const LONGEST = 3500; // characters of a filter that names the new images
@@ -18,15 +19,15 @@ export class Adding {
     const choices = [];
     if (this.about.can_upload) choices.push(this.uploads());
     if (this.about.folders.length) choices.push(this.folders());
-    this.bar = h("progress", { max: 1, value: 0, "aria-label": "Progress" });
+    this.bar = h("progress", { max: 1, value: 0, "aria-label": t("progress") });
     this.text = h("p", { role: "status" });
     this.failures = h("ul", { class: "failures", role: "list" });
-    this.stop = h("button", { class: "button small", onclick: () => stopIngest() }, "Stop");
+    this.stop = h("button", { class: "button small", onclick: () => stopIngest() }, t("adding.stop"));
     this.going = h("div", { class: "going", hidden: true }, this.bar, this.text, this.stop, this.failures);
     this.choices = h("div", { class: "choices" }, ...choices);
     this.dialog.replaceChildren(
-      h("header", {}, h("h2", { id: "adding-title" }, "Add images"),
-        h("button", { class: "button small", onclick: () => this.dialog.close() }, "Close")),
+      h("header", {}, h("h2", { id: "adding-title" }, t("add_images")),
+        h("button", { class: "button small", onclick: () => this.dialog.close() }, t("close"))),
       this.choices, this.going);
     this.dialog.showModal();
   }
@@ -51,17 +52,17 @@ export class Adding {
         event.preventDefault();
         this.send([...event.dataTransfer.files]);
       } },
-      h("p", {}, h("b", {}, "Drop images here"), ", or"),
-      h("div", { class: "buttons" }, ...chooser({ id: "add-files", accept: "image/*" }, "Choose images"),
-        ...chooser({ id: "add-folder", webkitdirectory: true }, "Choose a folder")));
+      h("p", {}, ...nodes("adding.or", { drop: h("b", {}, t("adding.drop")) })),
+      h("div", { class: "buttons" }, ...chooser({ id: "add-files", accept: "image/*" }, t("adding.choose")),
+        ...chooser({ id: "add-folder", webkitdirectory: true }, t("adding.folder"))));
     return zone;
   }
 
   folders() {
     const choice = h("select", { id: "add-served" }, ...this.about.folders.map((folder) => h("option", {}, folder)));
     return h("section", {},
-      h("label", { for: "add-served" }, "A folder on the server"), choice,
-      h("button", { class: "button", onclick: () => this.run({ folder: choice.value }) }, "Ingest"));
+      h("label", { for: "add-served" }, t("adding.served")), choice,
+      h("button", { class: "button", onclick: () => this.run({ folder: choice.value }) }, t("adding.ingest")));
   }
 
   begin(text) {
@@ -85,7 +86,7 @@ export class Adding {
 
   async send(files) {
     if (!files.length) return;
-    this.begin("sending");
+    this.begin(t("adding.sending"));
     this.stop.hidden = true;
     const kept = [];
     const waiting = [...files];
@@ -101,16 +102,16 @@ export class Adding {
           this.fail(file.name, error.message.replace(`'${file.name}' `, ""));
         }
         done += 1;
-        this.showProgress(`${number(done)} of ${number(files.length)} sent`, done, files.length);
+        this.showProgress(t("adding.sent", { done, total: files.length }), done, files.length);
       }
     };
     await Promise.all(Array.from({ length: CONCURRENT }, worker));
     if (kept.length) await this.run({ uploads: kept }, false);
-    else this.end("Nothing was added.");
+    else this.end(t("adding.nothing"));
   }
 
   async run(what, fresh = true) {
-    if (fresh) this.begin("looking for images");
+    if (fresh) this.begin(said("looking for images"));
     this.stop.hidden = false;
     try {
       await ingest(what);
@@ -122,15 +123,14 @@ export class Adding {
   }
 
   progress(job) {
-    const failed = job.failed ? `, ${number(job.failed)} failed` : "";
-    this.showProgress(`${job.stage}: ${number(job.done)} of ${number(job.total)}${failed}`, job.done, job.total);
-    if (job.state === "failed") this.end(job.error);
+    this.showProgress(t(job.failed ? "adding.step_failed" : "step", { ...job, stage: said(job.stage) }), job.done, job.total);
+    if (job.state === "failed") this.end(said(job.error));
     if (job.state !== "done") return;
     const { report } = job;
     this.changed = report.added + report.updated > 0;
     for (const { path, reason } of report.failures) this.fail(path, reason);
-    this.end(`${report.interrupted ? "Stopped: " : ""}${number(report.added)} added, ${number(report.updated)} updated, ` +
-      `${number(report.unchanged)} unchanged, ${number(report.failed + this.rejected)} failed (${report.seconds.toFixed(1)} s).`);
+    const text = t("adding.report", { ...report, failed: report.failed + this.rejected, seconds: fixed(report.seconds, 1) });
+    this.end(report.interrupted ? t("adding.stopped", { report: text }) : text);
     this.bar.value = this.bar.max;
   }
 

@@ -1,10 +1,12 @@
 // Calls of the API. An error response becomes an Error with the server's message.
 
+import { said, t } from "./strings.js";
+
 async function parse(response) {
   if (response.ok) return response.json();
-  let message = `the server responded with status ${response.status}`;
+  let message = t("server.status", { status: response.status });
   try {
-    message = (await response.json()).error ?? message;
+    message = said((await response.json()).error ?? message);
   } catch {
     // not JSON: a proxy's page, or nothing
   }
@@ -24,7 +26,7 @@ async function call(path, init = {}) {
       response = await fetch(path, init);
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      if (init.method || tries === PAUSES.length) throw new Error("the server does not respond; is mgm serve still running?");
+      if (init.method || tries === PAUSES.length) throw new Error(t("server.lost"));
       connection.dispatchEvent(new CustomEvent("gone", { detail: PAUSES[tries] }));
       await new Promise((resolve) => setTimeout(resolve, 1000 * PAUSES[tries]));
       if (init.signal?.aborted) throw new DOMException("", "AbortError");
@@ -72,6 +74,9 @@ export const sample = (filter, signal) => call(withQuery("api/sample", { count: 
 /** Tags, or values of a field, that complete what is typed: {text: number of images}. */
 export const completions = (field, text) =>
   field === null ? call(withQuery("api/tags", { prefix: text })) : call(withQuery("api/values", { field, text }));
+/** How a text is written in the values of a field, whatever the case: [text]. */
+export const spellings = (field, text, signal) => call(withQuery("api/spellings", { field, text }), { signal });
+
 /** One page of all images in order: {total, rows, sections}; a row that is gone is null, sections come with offset 0. */
 export const images = (options, signal) => call(withQuery("api/images", options), { signal });
 
@@ -153,6 +158,6 @@ function watch(path, show) {
   source.onerror = () => {
     // The browser reconnects a broken stream, but not a refused one.
     if (source.readyState !== EventSource.CLOSED) return;
-    show({ state: "failed", stage: "", done: 0, total: 0, failed: 0, error: "the server is busy; try again" });
+    show({ state: "failed", stage: "", done: 0, total: 0, failed: 0, error: t("server.busy") });
   };
 }

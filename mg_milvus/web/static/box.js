@@ -1,6 +1,7 @@
 // A box on an image: dragged with a mouse or pen, with a finger after the button, or moved with the arrow keys.
 
 import { h } from "./dom.js";
+import { t } from "./strings.js";
 
 const LEAST = 12; // pixels on the screen: less is a click
 const STEP = 0.03;
@@ -18,7 +19,7 @@ export class BoxDrawer {
     button.addEventListener("click", () => (frame.classList.contains("drawing") ? this.choose() : this.begin()));
     this.element = h("div", {
       class: "crop", role: "application", tabindex: "-1", hidden: true,
-      "aria-label": "The crop to search with. Arrow keys move it, with shift they resize it, Enter searches, Escape removes it",
+      "aria-label": t("crop.keys"),
       onkeydown: (event) => this.key(event),
     });
     frame.append(this.element);
@@ -50,7 +51,7 @@ export class BoxDrawer {
     this.box ??= [0.25, 0.25, 0.5, 0.5];
     this.frame.classList.add("drawing");
     this.element.tabIndex = 0;
-    this.button.textContent = "Search with this crop";
+    this.button.textContent = t("crop.search_this");
     this.draw();
     this.element.focus();
   }

@@ -2,12 +2,13 @@
 
 import { toAddress } from "./address.js";
 import { images } from "./api.js";
-import { $, h, number } from "./dom.js";
+import { $, h } from "./dom.js";
 import { Filters } from "./filters.js";
 import { Grid } from "./grid.js";
 import { Lightbox } from "./lightbox.js";
 import { Listing, PAGE } from "./listing.js";
 import { Selection } from "./selection.js";
+import { month, t } from "./strings.js";
 
 const FILTER = "where.";
 const SKELETONS = 40;
@@ -15,8 +16,8 @@ const SKELETONS = 40;
 const about = JSON.parse($("#about").textContent);
 const OWN = new Set(["folder", "name", "date", "tag"]);
 const ORDERS = [
-  ["folder", "folder"], ["name", "name"], ["-date", "date, newest first"], ["date", "date, oldest first"],
-  ["-size", "size, largest first"], ["size", "size, smallest first"], ["tag", "tag"],
+  ["folder", t("by.folder")], ["name", t("by.name")], ["-date", t("by.newest")], ["date", t("by.oldest")],
+  ["-size", t("by.largest")], ["size", t("by.smallest")], ["tag", t("by.tag")],
   ...about.fields.filter(({ name, type }) => type !== "json" && !OWN.has(name)).map(({ name }) => [name, name]),
 ];
 
@@ -75,10 +76,12 @@ async function show(next, top = 0) {
   $("#filter-count").hidden = !active;
   $("#grid").setAttribute("aria-busy", "true");
   if (!grid.length) grid.wait(SKELETONS);
-  const options = { order_by: state.by, filter: filters.expression(state.filters), cluster: state.cluster };
+  const options = { order_by: state.by, cluster: state.cluster };
   let first = { total: 0, rows: [], sections: [] };
   let problem = null;
   try {
+    options.filter = await filters.expression(state.filters);
+    if (mine !== shown) return;
     if (about.rows) first = await images({ ...options, limit: PAGE, offset: 0 });
   } catch (error) {
     problem = error.message;
@@ -86,12 +89,14 @@ async function show(next, top = 0) {
   if (mine !== shown) return;
   showProblem(problem);
   $("#grid").removeAttribute("aria-busy");
-  $("#heading").textContent = state.cluster ? `Images of ${first.cluster ?? state.cluster}` : "All images";
-  $("#status").textContent = first.total ? `${number(first.total)} ${first.total === 1 ? "image" : "images"}` : about.rows ? "No image matches." : "There are no images yet.";
-  $("#jump-label").hidden = first.sections.length < 2;
-  $("#jump").replaceChildren(h("option", { value: "" }, "…"), ...first.sections.map(({ name }, i) => h("option", { value: i }, name || "none")));
-  $("#jump").onchange = ({ target }) => target.value && grid.jump(first.sections[target.value]);
-  grid.show(new Listing(options, first, showProblem), about.bits, first.sections.length ? first.sections : undefined);
+  $("#heading").textContent = state.cluster ? t("images_of_cluster", { name: first.cluster ?? state.cluster }) : t("all_images");
+  $("#status").textContent = first.total ? t("images", { count: first.total }) : about.rows ? t("no_match") : t("no_images_yet");
+  const byMonth = state.by.endsWith("date") && !about.fields.some(({ name }) => name === "date");
+  const sections = first.sections.map(({ name, first: start }) => ({ first: start, name: byMonth && name ? month(name) : name || t("none") }));
+  $("#jump-label").hidden = sections.length < 2;
+  $("#jump").replaceChildren(h("option", { value: "" }, "…"), ...sections.map(({ name }, i) => h("option", { value: i }, name)));
+  $("#jump").onchange = ({ target }) => target.value && grid.jump(sections[target.value]);
+  grid.show(new Listing(options, first, showProblem), about.bits, sections.length ? sections : undefined);
   scrollTo({ top, behavior: "instant" });
 }
 

@@ -2,6 +2,7 @@
 
 import { completions } from "./api.js";
 import { calmly, h } from "./dom.js";
+import { t } from "./strings.js";
 
 const PAUSE = 200; // milliseconds without a key
 
@@ -18,7 +19,7 @@ export function complete(input, field) {
     try {
       const found = await completions(field, text);
       if (asked !== text) return;
-      list.replaceChildren(...Object.entries(found).map(([value, count]) => h("option", { value, label: `${value} (${count})` })));
+      list.replaceChildren(...Object.entries(found).map(([value, count]) => h("option", { value, label: t("suggestion", { value, count }) })));
     } catch {
       list.replaceChildren(); // suggestions are no reason to disturb
     }

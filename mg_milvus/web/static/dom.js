@@ -45,16 +45,6 @@ export function nameParts(name) {
   return [h("bdi", { class: "head" }, letters.slice(0, -TAIL).join("")), h("bdi", { class: "tail" }, letters.slice(-TAIL).join(""))];
 }
 
-export function fileSize(bytes) {
-  if (bytes < 1000) return `${bytes} bytes`;
-  return bytes < 1e6 ? `${(bytes / 1000).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
-}
-
-export const number = (value) => value.toLocaleString("en-US");
-
-/** A rank: whole, or with the half that a shared one may have. */
-export const rankText = (rank) => String(Math.round(rank * 10) / 10);
-
 /** Calls a function at most once in so many milliseconds, with the last arguments. */
 export function calmly(milliseconds, action) {
   let timer = null;

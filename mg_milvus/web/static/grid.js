@@ -1,9 +1,10 @@
 // The results: cards in blocks. Only blocks near the window hold cards, so a long list costs no more than a short one.
 
 import { original, thumbnail } from "./api.js";
-import { fileName, h, nameParts, rankText, svg } from "./dom.js";
+import { fileName, h, nameParts, svg } from "./dom.js";
 import { isKnown, valueText } from "./facts.js";
 import { REGIONS } from "./regions.js";
+import { fixed, number, percent, rankText, said, t } from "./strings.js";
 
 const ROWS = 8; // rows of cards in a block
 const GAP = 20; // between cards, in pixels
@@ -99,7 +100,7 @@ export class Grid {
       block.range = plan[i];
       block.start = plan[i].first + 1;
       block.heading?.remove();
-      block.heading = plan[i].name === undefined ? null : h("h3", { class: "section" }, h("bdi", {}, plan[i].name || "none"));
+      block.heading = plan[i].name === undefined ? null : h("h3", { class: "section" }, h("bdi", {}, plan[i].name));
       if (block.heading) block.before(block.heading);
     });
     if (this.blocks.length) this.fill(this.blocks[0]);
@@ -206,7 +207,7 @@ export class Grid {
       onclick: (event) => unlessElsewhere(event, () => this.open(card.place)),
     }, image, row.box ? region(row) : null);
     card.like = h("a", {
-      class: "seek", title: "Search with this image (S)", "aria-label": `Search with ${name}`,
+      class: "seek", title: t("card.search"), "aria-label": t("card.search_named", { name }),
       onclick: (event) => unlessElsewhere(event, () => this.search(row)),
     }, svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" },
       svg("circle", { cx: 10.5, cy: 10.5, r: 6 }), svg("path", { d: "M15 15l5.5 5.5" })));
@@ -222,7 +223,7 @@ export class Grid {
     card.rank = h("span", { class: "rank" });
     card.tile.append(card.rank);
     card.verdict = h("p", { class: "verdict" });
-    card.score = h("span", { class: "score", title: "fused score; comparable within one query" });
+    card.score = h("span", { class: "score", title: t("card.score") });
     card.ranks = new Map();
     const bars = Object.keys(this.bits).map((granularity, place) => this.bar(card, row, granularity, place));
     about.append(
@@ -230,7 +231,7 @@ export class Grid {
       card.verdict,
       h("ul", { class: "bars", role: "list" }, ...bars),
       h("button", { class: "why", onclick: () => this.why(card.entry) },
-        "Why this?", h("span", { class: "unseen" }, ` ${name}`)),
+        t("card.why"), h("span", { class: "unseen" }, ` ${name}`)),
     );
     return card;
   }
@@ -249,23 +250,23 @@ export class Grid {
     const rank = h("em");
     card.ranks.set(granularity, rank);
     const near = 100 * (1 - distance / length);
-    return h("li", { class: `h${place % 6}`, title: granularity === "text" ? `text: ${near.toFixed(0)} % probable` : `${granularity}: ${distanceText(row, granularity)} of ${length} bits differ` },
+    return h("li", { class: `h${place % 6}`, title: granularity === "text" ? t("card.text", { share: percent(near / 100) }) : t("card.differ", { name: granularity, distance: distanceText(row, granularity), bits: length }) },
       h("span", { class: "label" }, granularity),
       h("span", { class: "track", "aria-hidden": "true" }, h("i", { style: { width: `${near.toFixed(1)}%` } })),
-      h("span", { class: "number" }, h("span", { class: "unseen" }, "distance "), distanceText(row, granularity), rank),
+      h("span", { class: "number" }, h("span", { class: "unseen" }, `${t("card.distance")} `), distanceText(row, granularity), rank),
     );
   }
 
   update(card, { row, rank, score, ranks }) {
-    card.rank.replaceChildren(h("span", { class: "unseen" }, "rank "), String(rank));
-    card.score.textContent = score.toFixed(4);
+    card.rank.replaceChildren(h("span", { class: "unseen" }, `${t("card.rank")} `), number(rank));
+    card.score.textContent = fixed(score, 4);
     this.verify(card, row);
     for (const [granularity, element] of card.ranks) element.textContent = `#${rankText(ranks[granularity])}`;
   }
 
   /** What the query image is to a card's image by their pixels, and where, once that is known. */
   verify(card, row) {
-    const verdict = row.verified?.verdict ?? words(row);
+    const verdict = words(row);
     if (card.verdict.textContent === verdict) return;
     card.verdict.textContent = verdict;
     if (!row.verified?.box) return;
@@ -326,13 +327,17 @@ const skeleton = () => h("li", { class: "card skeleton", "aria-hidden": "true" }
 
 const UNSURE = new Set(["same kind", "loosely similar"]);
 
-/** The verdict on a hit, with the confidence where that is all it says. */
-export const words = ({ verdict, confidence }) =>
-  UNSURE.has(verdict) ? `${verdict}, ${Math.round(100 * confidence)} %` : (verdict ?? "");
+/** The verdict on a hit, by its pixels where they were compared, with the confidence where that is all it says. */
+export function words({ verified, verdict, confidence }) {
+  if (verified?.verdict) return said(verified.verdict);
+  return UNSURE.has(verdict) ? t("card.unsure", { verdict: said(verdict), share: percent(confidence) }) : said(verdict ?? "");
+}
 
 /** A distance in bits. Of an image none of whose regions is among the nearest, only the least it can be is known. */
-export const distanceText = (row, granularity) =>
-  `${granularity === REGIONS && !row.box ? "at least " : ""}${Math.round(row.distances[granularity])}`;
+export function distanceText(row, granularity) {
+  const distance = Math.round(row.distances[granularity]);
+  return granularity === REGIONS && !row.box ? t("card.at_least", { distance }) : number(distance);
+}
 
 /** The matched region, drawn over an image that is shown whole: the SVG is fitted exactly as the image is. */
 export function region(row) {
@@ -342,8 +347,8 @@ export function region(row) {
 }
 
 function missing(name) {
-  return h("span", { class: "missing", role: "img", "aria-label": `${name}: cannot be read` },
+  return h("span", { class: "missing", role: "img", "aria-label": t("named", { name, text: t("card.unreadable") }) },
     svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" },
       svg("path", { d: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M3 3l18 18" })),
-    h("span", {}, "cannot be read"));
+    h("span", {}, t("card.unreadable")));
 }

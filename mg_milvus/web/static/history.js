@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { $, h } from "./dom.js";
+import { t } from "./strings.js";
 
 const KEY = "mgm-history";
 const MOST = 24;
@@ -12,8 +13,8 @@ export class History {
     Object.assign(this, { queryImage, go });
     this.list = h("ol", { class: "past", role: "list" });
     this.panel = h("details", { class: "panel", id: "history-panel", hidden: true },
-      h("summary", {}, h("h2", {}, "Recent")), this.list,
-      h("button", { type: "button", class: "button small", onclick: () => this.keep([]) }, "Clear"));
+      h("summary", {}, h("h2", {}, t("recent"))), this.list,
+      h("button", { type: "button", class: "button small", onclick: () => this.keep([]) }, t("clear")));
     $(".sidebar").append(this.panel);
     this.show();
   }

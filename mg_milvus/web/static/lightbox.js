@@ -1,9 +1,10 @@
 // One image, large: zoom, pan, the next and the previous one, and what is known of it.
 
 import { original, thumbnail } from "./api.js";
-import { fileName, h, nameParts, number, svg } from "./dom.js";
+import { fileName, h, nameParts, svg } from "./dom.js";
 import { facts } from "./facts.js";
 import { words } from "./grid.js";
+import { t } from "./strings.js";
 
 const MOST = 12; // times the size that fits the window
 const LARGEST = 3; // times its own size that a small image is shown at
@@ -22,27 +23,27 @@ export class Lightbox {
     Object.assign(this, { dialog, search, why, fingers: new Map() });
     this.image = h("img", { draggable: "false" });
     this.stage = h("div", { class: "stage" }, this.image);
-    this.about = h("aside", { class: "about-image", id: "about-image", tabindex: -1, "aria-label": "About this image", hidden: true });
+    this.about = h("aside", { class: "about-image", id: "about-image", tabindex: -1, "aria-label": t("lightbox.about"), hidden: true });
     this.name = h("h2", { id: "lightbox-title", "aria-live": "polite" });
     this.place = h("p", { class: "position" });
     this.verdict = h("p", { class: "verdict" });
-    const button = (label, key, drawing, action, more = {}) => h("button", { type: "button", title: `${label} (${key})`, "aria-label": label, onclick: action, ...more }, drawing);
-    this.previous = button("Previous image", "←", icon("M15 5l-7 7 7 7"), () => this.move(-1), { class: "step previous" });
-    this.next = button("Next image", "→", icon("M9 5l7 7-7 7"), () => this.move(1), { class: "step next" });
-    this.facts = button("Facts", "I", icon("M12 11v6M12 7.5v.5M12 3a9 9 0 100 18 9 9 0 000-18z"), () => this.showFacts(this.about.hidden), { "aria-expanded": "false", "aria-controls": "about-image" });
-    this.open = h("a", { class: "button", target: "_blank", rel: "noopener" }, "Open original");
-    this.reason = why && h("button", { class: "button", type: "button", onclick: () => this.leave(() => this.why(this.entry)) }, "Why this?");
+    const button = (label, key, drawing, action, more = {}) => h("button", { type: "button", title: t("lightbox.key", { label, key }), "aria-label": label, onclick: action, ...more }, drawing);
+    this.previous = button(t("lightbox.previous"), "←", icon("M15 5l-7 7 7 7"), () => this.move(-1), { class: "step previous" });
+    this.next = button(t("lightbox.next"), "→", icon("M9 5l7 7-7 7"), () => this.move(1), { class: "step next" });
+    this.facts = button(t("lightbox.facts"), "I", icon("M12 11v6M12 7.5v.5M12 3a9 9 0 100 18 9 9 0 000-18z"), () => this.showFacts(this.about.hidden), { "aria-expanded": "false", "aria-controls": "about-image" });
+    this.open = h("a", { class: "button", target: "_blank", rel: "noopener" }, t("lightbox.original"));
+    this.reason = why && h("button", { class: "button", type: "button", onclick: () => this.leave(() => this.why(this.entry)) }, t("card.why"));
     dialog.replaceChildren(
       h("header", {},
         h("div", { class: "titles" }, this.name, this.place, this.verdict),
         h("div", { class: "icons" },
-          button("Smaller", "-", icon("M6 12h12"), () => this.zoom(1 / STEP)),
-          button("Larger", "+", icon("M6 12h12M12 6v12"), () => this.zoom(STEP)),
+          button(t("lightbox.smaller"), "-", icon("M6 12h12"), () => this.zoom(1 / STEP)),
+          button(t("lightbox.larger"), "+", icon("M6 12h12M12 6v12"), () => this.zoom(STEP)),
           this.facts,
-          button("Close", "Esc", icon("M6 6l12 12M18 6L6 18"), () => dialog.close(), { autofocus: true }))),
+          button(t("close"), "Esc", icon("M6 6l12 12M18 6L6 18"), () => dialog.close(), { autofocus: true }))),
       this.stage, this.about, this.previous, this.next,
       h("footer", {},
-        h("button", { class: "button primary", type: "button", title: "Search with this image (S)", onclick: () => this.leave(() => this.search(this.entry.row)) }, "Search with this"),
+        h("button", { class: "button primary", type: "button", title: t("card.search"), onclick: () => this.leave(() => this.search(this.entry.row)) }, t("lightbox.search")),
         this.open, this.reason));
     dialog.addEventListener("keydown", (event) => this.press(event));
     dialog.addEventListener("close", () => {
@@ -74,7 +75,7 @@ export class Lightbox {
     const entry = await this.list.at(place);
     if (place !== this.at || !this.dialog.open) return;
     if (!entry) {
-      this.name.textContent = "This image is not in the index any more";
+      this.name.textContent = t("lightbox.gone");
       return;
     }
     this.entry = entry;
@@ -82,8 +83,8 @@ export class Lightbox {
     const name = fileName(row.path);
     this.name.replaceChildren(...nameParts(name));
     this.name.title = row.path;
-    this.place.textContent = `${number(place + 1)} of ${number(this.list.length)}`;
-    this.verdict.textContent = row.verified?.verdict ?? words(row);
+    this.place.textContent = t("of", { place: place + 1, total: this.list.length });
+    this.verdict.textContent = words(row);
     this.image.alt = name;
     this.open.href = original(row.id);
     if (this.reason) this.reason.hidden = !entry.ranks;

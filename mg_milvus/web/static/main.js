@@ -4,7 +4,7 @@ import { Adding } from "./adding.js";
 import { fromAddress, toAddress } from "./address.js";
 import * as api from "./api.js";
 import { complete } from "./completion.js";
-import { $, calmly, h, number } from "./dom.js";
+import { $, calmly, h } from "./dom.js";
 import { Filters } from "./filters.js";
 import { fuse } from "./fusion.js";
 import { Grid } from "./grid.js";
@@ -15,6 +15,7 @@ import { QueryImage } from "./query_image.js";
 import { REGIONS, Regions } from "./regions.js";
 import { Selection } from "./selection.js";
 import { ALONE, isSeveral, Several } from "./several.js";
+import { number, said, t } from "./strings.js";
 import { Weights } from "./weights.js";
 import { Why } from "./why.js";
 
@@ -100,10 +101,10 @@ function searchWithRow(row, crop) {
 
 function searchWithImage(file) {
   if (file.size > about.max_upload_bytes) {
-    showProblem(`${file.name} has ${number(file.size)} bytes, more than the ${number(about.max_upload_bytes)} allowed: send a smaller one.`);
+    showProblem(t("too_large", { name: file.name, size: file.size, most: about.max_upload_bytes }));
     return;
   }
-  const image = { blob: file, name: file.name ?? "pasted image", address: URL.createObjectURL(file) };
+  const image = { blob: file, name: file.name ?? t("pasted"), address: URL.createObjectURL(file) };
   search(regions.withBox({ ...query, ...ALONE, id: null, codes: null }, null), { image });
 }
 
@@ -158,11 +159,11 @@ async function search(next, { image = null, push = true, top = null, again = fal
 
 async function fetchResult(next, image, signal) {
   if (!image) await queryImage.load(next.codes);
-  const filter = filters.expression(next.filters);
-  if (!isQuery(next) && !image) return { rows: about.rows ? await someImages(next, filter, signal) : [] };
+  if (!isQuery(next) && !image) return { rows: about.rows ? await someImages(next, await filters.expression(next.filters, signal), signal) : [] };
   const known = results.get(keyOf(next));
   if (known && !image) return known;
   if (isSeveral(next)) {
+    const filter = await filters.expression(next.filters, signal);
     const got = await several.fetch(next, { filter, depth: next.depth ?? about.fusion.depth, fusion: next.fusion }, signal);
     keep(next, got);
     return got;
@@ -179,7 +180,7 @@ async function someImages({ cluster }, filter, signal) {
 }
 
 async function request(next, image, signal) {
-  const filter = filters.expression(next.filters);
+  const filter = await filters.expression(next.filters, signal);
   const started = performance.now();
   const kept = next.id ? null : queryImage.of(next.codes);
   const blob = image?.blob ?? (searchesRegions(next) ? kept?.blob : null) ?? null;
@@ -212,7 +213,7 @@ function show() {
   $("#share").hidden = $("#scores").hidden = !isQuery(query);
   $("#text").value = query.text ?? "";
   $("#in-cluster").hidden = !query.cluster;
-  $("#in-cluster").textContent = `only cluster ${query.cluster} ✕`;
+  $("#in-cluster").textContent = t("cluster.only", { name: query.cluster });
   const asked = [query.text, query.id || query.codes ? $("#query-name").textContent : null].filter(Boolean).join(", ");
   document.title = asked ? `${asked} · ${about.title}` : `${about.title} · mg-milvus`;
   rank();
@@ -221,26 +222,26 @@ function show() {
 /** Rank the candidates that are here, with the weights as they are. */
 function rank() {
   if (!result?.response) {
-    $("#heading").textContent = about.rows ? (query.cluster ? "Some of its images" : "Random images") : "There are no images yet";
+    $("#heading").textContent = about.rows ? t(query.cluster ? "cluster.some" : "random_images") : t("no_images_yet");
     $("#status").textContent = about.rows
-      ? (result?.rows.length ? "Look at one, or search with it." : "No image matches the filter.")
-      : (about.can_upload || about.folders.length ? "Add some with the button above, or with mgm ingest." : "Add some with mgm ingest.");
+      ? t(result?.rows.length ? "look_at_one" : "no_match_of_filter")
+      : t(about.can_upload || about.folders.length ? "add_by_button" : "add_by_command");
     grid.show((result?.rows ?? []).map((row) => ({ row })), about.bits);
     return;
   }
   if (isSeveral(query)) {
     const { hits, query: { terms } } = result.response;
-    $("#heading").textContent = terms.length === 1 ? "Nearest images" : `Nearest to these ${terms.length} images`;
-    $("#status").textContent = hits.length ? `${number(hits.length)} images in ${Math.round(result.milliseconds)} ms${remark()}` : "No results.";
+    $("#heading").textContent = terms.length === 1 ? t("nearest") : t("nearest.several", { count: terms.length });
+    $("#status").textContent = hits.length ? counted("images_in", hits) : t("no_results");
     grid.show(hits.map(({ rank, score, ranks, ...row }) => ({ row: { ...row, ranked_by: row.distances }, rank, score, ranks })), settings().bits);
     return;
   }
   const entries = ranked();
-  $("#heading").textContent = !(query.id || query.codes) ? `Images of ${query.text}` : query.crop && !regions.missed(query) ? "Nearest to this crop" : "Nearest images";
+  $("#heading").textContent = !(query.id || query.codes) ? t("images_of", { text: query.text }) : t(query.crop && !regions.missed(query) ? "nearest.crop" : "nearest");
   const weightless = !Object.values(settings().weights).some((weight) => weight > 0);
   $("#status").textContent = weightless
-    ? "Every weight is 0: raise one of them."
-    : entries.length ? `${number(entries.length)} candidates in ${Math.round(result.milliseconds)} ms${remark()}` : "No results.";
+    ? t("weightless")
+    : entries.length ? counted("candidates_in", entries) : t("no_results");
   grid.show(entries, settings().bits);
   verifySoon();
 }
@@ -279,8 +280,11 @@ async function searchDeeper() {
   }
 }
 
-/** The sentence on an answer without any related image. */
-const remark = () => (result.response.remark ? `: ${result.response.remark}` : "");
+/** How many there are, how long that took, and the sentence on an answer without any related image. */
+function counted(name, list) {
+  const text = t(name, { count: list.length, milliseconds: Math.round(result.milliseconds) });
+  return result.response.remark ? t("named", { name: text, text: said(result.response.remark) }) : text;
+}
 
 /** Ask what the query image is to the first results, by their pixels, of those that are not known yet. */
 const verifySoon = calmly(300, async () => {
@@ -310,8 +314,8 @@ const pastName = () => [query.text, query.id || query.codes ? $("#query-name").t
 
 function writeWeights() {
   weights.write(query);
-  $("#regions-hint").textContent = regions.hint(query);
-  $("#regions-hint").hidden = !isQuery(query) || !(regions.there || query.crop);
+  $("#regions-hint").textContent = isSeveral(query) ? t("several.hint") : regions.hint(query);
+  $("#regions-hint").hidden = !isQuery(query) || !(isSeveral(query) || regions.there || query.crop);
 }
 
 const searchAgain = calmly(150, () => search(query, { push: false, again: true }));
@@ -338,7 +342,7 @@ function showProblem(problem) {
 }
 
 function setUp() {
-  api.connection.addEventListener("gone", ({ detail }) => showProblem(`The server does not respond: trying again in ${detail} s.`));
+  api.connection.addEventListener("gone", ({ detail }) => showProblem(t("server.gone", { seconds: detail })));
   api.connection.addEventListener("back", () => showProblem(null));
   const depths = [...new Set([...DEPTHS, about.fusion.depth, query.depth ?? about.fusion.depth])].sort((a, b) => a - b);
   $("#depth").append(...depths.map((depth) => h("option", { value: depth }, number(depth))));
@@ -371,12 +375,12 @@ function setUp() {
     try {
       const link = about.can_share ? await shareable(query, queryImage, toAddress) : location.href;
       await navigator.clipboard.writeText(link);
-      target.textContent = "Copied";
+      target.textContent = t("share.copied");
     } catch (error) {
       if (!(error instanceof DOMException)) showProblem(error.message);
-      target.textContent = "Copy it from the address bar";
+      target.textContent = t("share.by_hand");
     }
-    setTimeout(() => (target.textContent = "Copy link"), 2000);
+    setTimeout(() => (target.textContent = t("share")), 2000);
   });
   $("#add")?.addEventListener("click", () => new Adding($("#adding"), about).show());
   if (matchMedia("(max-width: 900px)").matches) $("#weights-panel").open = false;

@@ -1,10 +1,11 @@
 // The collection as clusters: tiles of typical images that open into smaller clusters, and those into near-duplicates.
 
 import { clusters, images, nameCluster, thumbnail } from "./api.js";
-import { $, fileName, h, number } from "./dom.js";
+import { $, fileName, h } from "./dom.js";
 import { Grid } from "./grid.js";
 import { Lightbox } from "./lightbox.js";
 import { Listing, PAGE } from "./listing.js";
+import { t } from "./strings.js";
 
 const SKELETONS = 12;
 
@@ -29,16 +30,19 @@ function link(key, attributes, ...children) {
   } }, ...children);
 }
 
+/** Its name or label, else its number. */
+const titleOf = ({ name, label, key }) => name || label || t("overview.cluster", { key });
+
 function tile(cluster) {
   const near = cluster.granularity === "fine" && cluster.key.includes(".");
-  const title = near ? "near-duplicates" : cluster.title;
+  const title = near ? t("overview.near") : titleOf(cluster);
   return h("li", { class: "cluster", data: { key: cluster.key } },
     link(cluster.key, {},
       h("span", { class: "mosaic" }, ...cluster.typical.map((one) => {
         const image = h("img", { src: thumbnail(one.id, 480), alt: "", title: fileName(one.path), loading: "lazy", decoding: "async", onerror: () => image.replaceWith(h("span")) });
         return image;
       })),
-      h("span", { class: "line" }, h("b", {}, h("bdi", {}, title)), h("span", {}, `${number(cluster.size)} ${cluster.size === 1 ? "image" : "images"}`))));
+      h("span", { class: "line" }, h("b", {}, h("bdi", {}, title)), h("span", {}, t("images", { count: cluster.size })))));
 }
 
 function showProblem(problem) {
@@ -53,7 +57,7 @@ async function show() {
   const inside = $("#clusters").contains(document.activeElement);
   if (!$("#clusters").childElementCount && !key) {
     $("#clusters").append(...Array.from({ length: SKELETONS }, () => h("li", { class: "cluster skeleton", "aria-hidden": "true" }, h("span", { class: "mosaic" }), h("span", { class: "line" }))));
-    $("#status").textContent = about.rows ? "Comparing the codes of all images…" : "";
+    $("#status").textContent = about.rows ? t("overview.comparing") : "";
   }
   let found = { parts: [], path: [], rows: 0 };
   let first = null;
@@ -69,11 +73,13 @@ async function show() {
   $("#clusters").removeAttribute("aria-busy");
   here = found.key ? found : null;
   const isGroup = here?.granularity === "fine" && here.key.includes(".");
-  document.title = `${here ? `${here.title} · ` : ""}Overview · ${about.title}`;
-  $("#heading").textContent = isGroup ? "Near-duplicates" : (here?.title ?? "Overview");
-  $("#status").textContent = here ? `${number(here.size)} images${here.name ? "" : `, number ${here.key}`}`
-    : found.parts.length ? `${number(found.rows)} images in ${number(found.parts.length)} clusters` : about.rows ? "" : "There are no images yet.";
-  $("#trail").replaceChildren(...(here ? [link("", {}, "Overview"), ...found.path.map((one) => link(one.key, {}, one.title))] : []));
+  document.title = [here && titleOf(here), t("overview"), about.title].filter(Boolean).join(" · ");
+  $("#heading").textContent = isGroup ? t("near_duplicates") : here ? titleOf(here) : t("overview");
+  $("#status").textContent = here
+    ? (here.name ? t("images", { count: here.size }) : t("overview.numbered", { images: t("images", { count: here.size }), key: here.key }))
+    : found.parts.length ? t("overview.status", { images: t("images", { count: found.rows }), clusters: t("overview.clusters", { count: found.parts.length }) })
+    : about.rows ? "" : t("no_images_yet");
+  $("#trail").replaceChildren(...(here ? [link("", {}, t("overview")), ...found.path.map((one) => link(one.key, {}, titleOf(one)))] : []));
   $("#naming").hidden = !here || isGroup || !about.can_delete;
   $("#name").value = here?.name ?? "";
   for (const [button, address] of [["#search-in", "./"], ["#browse-in", "browse"]]) {

@@ -2,7 +2,8 @@
 
 import { shared, thumbnail } from "./api.js";
 import { BoxDrawer } from "./box.js";
-import { $, fileName, nameParts, number } from "./dom.js";
+import { $, fileName, nameParts } from "./dom.js";
+import { t } from "./strings.js";
 
 const COPY_SIDE = 400;
 const SESSION = "mgm-image:";
@@ -30,7 +31,7 @@ export class QueryImage {
   async load(codes) {
     if (!codes?.startsWith(SHARED) || this.images.has(codes)) return;
     const { name, thumbnail: address, width, height, regions } = await shared(codes);
-    this.images.set(codes, { name: name || "A shared image", address, size: [width, height], shared: regions });
+    this.images.set(codes, { name: name || t("shared_image"), address, size: [width, height], shared: regions });
   }
 
   /** {blob, name, address} of codes; blob only while the page lives; undefined when the image was never here. */
@@ -54,21 +55,21 @@ export class QueryImage {
       return;
     }
     const address = row ? thumbnail(row.id, 1600) : image?.address;
-    const name = row ? fileName(row.path) : (image?.name ?? "An image that was not shared");
+    const name = row ? fileName(row.path) : (image?.name ?? t("not_shared"));
     this.address = address ?? null;
     this.crop = query.crop;
     this.image.hidden = !address;
     $("#frame").classList.toggle("unknown", !address);
     if (address && this.image.getAttribute("src") !== address) this.image.src = address;
-    this.image.alt = `Query image ${name}`;
+    this.image.alt = t("query.image_named", { name });
     this.size = size[0] ? size : null;
     if (this.size) $("#frame").style.setProperty("--ratio", size[0] / size[1]);
     $("#query-name").replaceChildren(...(row || image?.name ? nameParts(name) : [name]));
     $("#query-name").title = row?.path ?? name;
     const facts = [];
-    if (this.size) facts.push(`${number(size[0])} × ${number(size[1])} px`);
-    if (query.crop) facts.push(`crop of ${query.crop[2]} × ${query.crop[3]} px`);
-    if (!address) facts.push("only its codes are in the address");
+    if (this.size) facts.push(t("pixels", { width: size[0], height: size[1] }));
+    if (query.crop) facts.push(t("crop.of", { width: query.crop[2], height: query.crop[3] }));
+    if (!address) facts.push(t("codes_only"));
     $("#query-size").textContent = facts.join(" · ");
     const canCrop = this.size && (row || image?.blob);
     $("#crop-buttons").hidden = !canCrop;

@@ -1,5 +1,7 @@
 // Queries for regions: when regions are searched, the weights then, and the hint on the page.
 
+import { t } from "./strings.js";
+
 export const REGIONS = "regions";
 
 export class Regions {
@@ -42,10 +44,8 @@ export class Regions {
 
   /** A sentence for the page. */
   hint(query) {
-    if (!this.there) return "This index has no regions, so the crop is compared with whole images. To find details, ingest into a new collection with --schema regions.";
-    if (this.missed(query)) return "Regions need the image itself; here are only its codes, so regions are left out.";
-    return query.crop
-      ? "regions searches for the crop in the regions of every image; the others see the whole image."
-      : "regions searches for the whole image inside others; drag a box on it to search for a crop.";
+    if (!this.there) return t("regions.none");
+    if (this.missed(query)) return t("regions.missed");
+    return t(query.crop ? "regions.crop" : "regions.whole");
   }
 }

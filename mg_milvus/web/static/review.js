@@ -1,9 +1,10 @@
 // Near-duplicates, reviewed: pair by pair, side by side, with a divider or as a difference; what could go is ticked.
 
 import * as api from "./api.js";
-import { $, fileName, fileSize, h, number } from "./dom.js";
+import { $, fileName, h } from "./dom.js";
+import { day, fileSize, said, t } from "./strings.js";
 
-const VIEWS = { side: "Side by side", swipe: "Swipe", difference: "Difference" };
+const VIEWS = ["side", "swipe", "difference"];
 
 export class Review {
   /** about: the page's facts. redraw: called after ticks, or the groups, have changed. */
@@ -13,15 +14,15 @@ export class Review {
     this.summary = h("p", { role: "status" });
     this.said = h("p", { role: "status", class: "hint" });
     const button = (text, onclick, style = "small") => h("button", { type: "button", class: `button ${style}`, onclick }, text);
-    this.move = about.move_folder ? button("Move them", () => this.moveAway()) : null;
-    this.undo = about.move_folder ? button("Put the last back", () => this.putBack()) : null;
+    this.move = about.move_folder ? button(t("review.move"), () => this.moveAway()) : null;
+    this.undo = about.move_folder ? button(t("review.undo"), () => this.putBack()) : null;
     if (this.undo) this.undo.hidden = true;
-    this.bar = h("div", { id: "ticks", class: "selection", role: "region", "aria-label": "Images that could go" },
+    this.bar = h("div", { id: "ticks", class: "selection", role: "region", "aria-label": t("review.ticks") },
       this.summary,
       h("div", { class: "buttons" },
-        this.start = button("Review", () => this.open(), "small primary"),
-        this.listing = button("List", () => this.save("duplicates.txt", this.paths().map((path) => [...bytes(path), 10]))),
-        this.scripting = button("Script", () => this.save("duplicates.sh", script(this.paths()))),
+        this.start = button(t("review.start"), () => this.open(), "small primary"),
+        this.listing = button(t("review.list"), () => this.save("duplicates.txt", this.paths().map((path) => [...bytes(path), 10]))),
+        this.scripting = button(t("review.script"), () => this.save("duplicates.sh", script(this.paths()))),
         this.move, this.undo),
       this.said);
     document.body.append(this.dialog, this.bar);
@@ -57,7 +58,7 @@ export class Review {
     this.said.textContent = "";
     if (!on) this.ticked.delete(member.id);
     else if (this.mayGo(group, member)) this.ticked.add(member.id);
-    else this.said.textContent = "One image of a group stays.";
+    else this.said.textContent = t("review.stays");
     this.show();
     return this.ticked.has(member.id) === on;
   }
@@ -73,10 +74,10 @@ export class Review {
   show() {
     const members = this.members();
     const size = members.reduce((sum, member) => sum + member.size, 0);
-    this.summary.textContent = `${number(members.length)} could go (${fileSize(size)})`;
+    this.summary.textContent = t("review.summary", { count: members.length, size: fileSize(size) });
     this.start.disabled = !this.pairs.length;
     for (const control of [this.listing, this.scripting, this.move]) if (control) control.disabled = !members.length;
-    if (this.move) this.move.title = `Move them to ${this.about.move_folder}; nothing is deleted`;
+    if (this.move) this.move.title = t("review.move_title", { folder: this.about.move_folder });
   }
 
   open() {
@@ -92,24 +93,24 @@ export class Review {
     const pair = this.pairs[this.place];
     const { group, left, right } = pair;
     const button = (text, onclick, options = {}) => h("button", { type: "button", class: "button", onclick, ...options }, text);
-    const views = Object.entries(VIEWS).map(([view, text]) => h("button", {
+    const views = VIEWS.map((view) => h("button", {
       type: "button", class: "segment", "aria-pressed": String(view === this.view), onclick: () => this.choose(view),
-    }, text));
+    }, t(`review.${view}`)));
     this.note = h("p", { role: "status", class: "hint" });
     const focused = this.dialog.contains(document.activeElement) ? document.activeElement.dataset.action : null;
     this.dialog.replaceChildren(
       h("header", {},
-        h("h2", { id: "review-title" }, `Pair ${number(this.place + 1)} of ${number(this.pairs.length)}: ${right.verdict || "near"}`),
-        h("div", { class: "segments", role: "group", "aria-label": "View (v)" }, ...views),
-        button("Close", () => this.dialog.close(), { class: "button small" })),
+        h("h2", { id: "review-title" }, t("review.pair", { place: this.place + 1, total: this.pairs.length, verdict: right.verdict ? said(right.verdict) : t("review.near") })),
+        h("div", { class: "segments", role: "group", "aria-label": t("review.view") }, ...views),
+        button(t("close"), () => this.dialog.close(), { class: "button small" })),
       this.stage(pair),
-      h("div", { class: "sides" }, this.facts(left, "Left"), this.facts(right, "Right")),
+      h("div", { class: "sides" }, this.facts(left, t("review.left")), this.facts(right, t("review.right"))),
       h("div", { class: "buttons verdicts" },
-        button("1 · Left stays", () => this.decide(group, right, left), { data: { action: "left" } }),
-        button("2 · Right stays", () => this.decide(group, left, right), { data: { action: "right" } }),
-        button("Space · Not a duplicate", () => this.notDuplicates(), { data: { action: "not" } }),
-        button("← Back", () => this.step(-1), { disabled: this.place === 0, data: { action: "back" } }),
-        button("Next →", () => this.step(1), { disabled: this.place === this.pairs.length - 1, data: { action: "next" } })),
+        button(t("review.left_stays"), () => this.decide(group, right, left), { data: { action: "left" } }),
+        button(t("review.right_stays"), () => this.decide(group, left, right), { data: { action: "right" } }),
+        button(t("review.not"), () => this.notDuplicates(), { data: { action: "not" } }),
+        button(t("review.back"), () => this.step(-1), { disabled: this.place === 0, data: { action: "back" } }),
+        button(t("review.next"), () => this.step(1), { disabled: this.place === this.pairs.length - 1, data: { action: "next" } })),
       this.note);
     (this.dialog.querySelector(`[data-action=${focused ?? "left"}]:enabled`) ?? this.dialog.querySelector("[data-action=left]")).focus();
   }
@@ -126,7 +127,7 @@ export class Review {
     const divide = ({ target }) => stage.style.setProperty("--divider", `${target.value}%`);
     stage.style.setProperty("--divider", "50%");
     stage.append(h("i", { class: "divider", "aria-hidden": "true" }),
-      h("input", { type: "range", class: "swipe", min: 0, max: 100, value: 50, step: 1, "aria-label": "Divider: left of it the left image, right of it the right one", oninput: divide }));
+      h("input", { type: "range", class: "swipe", min: 0, max: 100, value: 50, step: 1, "aria-label": t("review.divider"), oninput: divide }));
     return stage;
   }
 
@@ -134,10 +135,10 @@ export class Review {
     const goes = this.ticked.has(member.id);
     const folder = member.path.slice(0, Math.max(0, member.path.lastIndexOf("/")));
     return h("div", { class: goes ? "goes" : "stays" },
-      h("b", {}, `${side}: ${member.file !== "here" ? member.mark : goes ? "could go" : "stays"}`),
+      h("b", {}, t("named", { name: side, text: member.file !== "here" ? said(member.mark) : t(goes ? "review.goes" : "review.remains") })),
       h("p", {}, h("bdi", {}, fileName(member.path))),
       h("p", { class: "hint" }, h("bdi", {}, folder)),
-      h("p", {}, `${number(member.width)} × ${number(member.height)}, ${fileSize(member.size)}, ${new Date(member.mtime_ns / 1e6).toISOString().slice(0, 10)}`));
+      h("p", {}, t("review.facts", { size: t("pixels", member), bytes: fileSize(member.size), date: day(member.mtime_ns) })));
   }
 
   choose(view) {
@@ -149,7 +150,7 @@ export class Review {
     this.ticked.delete(stays.id);
     if (this.tick(group, goes, true) && this.place < this.pairs.length - 1) this.place += 1;
     this.draw();
-    this.note.textContent = this.said.textContent || (this.place === this.pairs.length - 1 ? "That was the last pair." : "");
+    this.note.textContent = this.said.textContent || (this.place === this.pairs.length - 1 ? t("review.last") : "");
   }
 
   step(by) {
@@ -173,7 +174,7 @@ export class Review {
     this.pair();
     this.show();
     this.draw();
-    this.note.textContent = this.about.can_ignore ? "Remembered: they are no duplicates." : "Left out now; to remember it, start mgm serve with --ignore FILE.";
+    this.note.textContent = t(this.about.can_ignore ? "review.remembered" : "review.left_out");
     this.said.textContent = this.note.textContent;
   }
 
@@ -181,11 +182,10 @@ export class Review {
     if (event.ctrlKey || event.metaKey || event.altKey || !this.pairs.length) return;
     const { group, left, right } = this.pairs[this.place];
     const onRange = event.target.type === "range";
-    const views = Object.keys(VIEWS);
-    if (event.key === "1") this.decide(group, right, left);
+        if (event.key === "1") this.decide(group, right, left);
     else if (event.key === "2") this.decide(group, left, right);
     else if (event.key === " " && !onRange) this.notDuplicates();
-    else if (event.key === "v") this.choose(views[(views.indexOf(this.view) + 1) % views.length]);
+    else if (event.key === "v") this.choose(VIEWS[(VIEWS.indexOf(this.view) + 1) % VIEWS.length]);
     else if (event.key === "ArrowLeft" && !onRange) this.step(-1);
     else if (event.key === "ArrowRight" && !onRange) this.step(1);
     else return;
@@ -211,7 +211,8 @@ export class Review {
       this.ticked = new Set([...this.ticked].filter((id) => this.groups.some(({ members }) => members.some((member) => member.id === id))));
       this.pair();
       this.redraw();
-      this.said.textContent = `${number(files.length)} files moved to ${this.about.move_folder}${failures.length ? `; ${failures[0].path} stays: ${failures[0].reason}` : ""}`;
+      const moved = t("review.moved", { count: files.length, folder: this.about.move_folder });
+      this.said.textContent = failures.length ? t("review.moved_but", { moved, ...failures[0] }) : moved;
     } catch (error) {
       this.said.textContent = error.message;
     }
@@ -224,7 +225,7 @@ export class Review {
   async putBack() {
     try {
       const { files, failures } = await api.undoMove();
-      this.said.textContent = `${number(files.length)} files put back${failures.length ? `; ${failures[0].path} is not: ${failures[0].reason}` : ". Search again to see them."}`;
+      this.said.textContent = t(failures.length ? "review.put_back_but" : "review.put_back", { count: files.length, ...failures[0] });
     } catch (error) {
       this.said.textContent = error.message;
     }

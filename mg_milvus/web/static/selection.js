@@ -2,7 +2,8 @@
 
 import * as api from "./api.js";
 import { ALONE } from "./several.js";
-import { $, fileName, fileSize, h, number, svg } from "./dom.js";
+import { $, fileName, h, svg } from "./dom.js";
+import { fileSize, t } from "./strings.js";
 
 const PRESS = 500; // milliseconds of a long press
 const MOST = 20_000; // images that are selected at once, as the server takes them
@@ -18,19 +19,19 @@ export class Selection {
     this.count = h("p", { role: "status" });
     this.said = h("p", { role: "status", class: "hint" });
     const button = (text, onclick, title = null) => h("button", { type: "button", class: "button small", title, onclick }, text);
-    this.with = button("Search with these", () => this.searchWith());
-    this.bar = h("div", { id: "selection", class: "selection", role: "region", "aria-label": "Selected images", hidden: true },
+    this.with = button(t("selection.with"), () => this.searchWith());
+    this.bar = h("div", { id: "selection", class: "selection", role: "region", "aria-label": t("selection"), hidden: true },
       this.count,
       h("div", { class: "buttons" },
         this.with,
-        button("Copy paths", () => this.copy()),
-        button("Paths", () => this.download("txt"), "The paths as a text file, in the bytes of the disk"),
-        button("CSV", () => this.download("csv"), "All fields as a table"),
-        button("JSON", () => this.download("json"), "All fields as JSON"),
-        button("Files", () => this.download("zip"), "The image files in a zip"),
-        about.can_delete ? button("Tag", () => this.tag()) : null,
-        about.can_delete ? button("Remove", () => this.remove(), "Remove from the index; the files stay") : null,
-        button("Clear", () => this.clear(), "Escape")),
+        button(t("selection.copy"), () => this.copy()),
+        button(t("selection.paths"), () => this.download("txt"), t("selection.paths_title")),
+        button(t("selection.csv"), () => this.download("csv"), t("selection.csv_title")),
+        button(t("selection.json"), () => this.download("json"), t("selection.json_title")),
+        button(t("selection.files"), () => this.download("zip"), t("selection.files_title")),
+        about.can_delete ? button(t("selection.tag"), () => this.tag()) : null,
+        about.can_delete ? button(t("selection.remove"), () => this.remove(), t("selection.remove_title")) : null,
+        button(t("clear"), () => this.clear(), t("selection.escape"))),
       this.said);
     this.dialog = h("dialog", { id: "selected", "aria-labelledby": "selected-title" });
     document.body.append(this.bar, this.dialog);
@@ -47,7 +48,7 @@ export class Selection {
 
   /** The check mark of a card. */
   adorn(card, { row }) {
-    card.check = h("button", { type: "button", class: "check", role: "checkbox", "aria-label": `Select ${fileName(row.path)}`, title: "Select (x)" },
+    card.check = h("button", { type: "button", class: "check", role: "checkbox", "aria-label": t("selection.select", { name: fileName(row.path) }), title: t("selection.key") },
       svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: "M5 12.5l4.5 4.5L19 7.5" })));
     card.append(card.check);
     this.mark(card, row.id);
@@ -65,7 +66,7 @@ export class Selection {
     $("#grid").classList.toggle("selecting", size > 0);
     this.bar.hidden = !size;
     document.body.classList.toggle("with-selection", size > 0);
-    this.count.textContent = `${number(size)} selected`;
+    this.count.textContent = t("selection.count", { count: size });
     this.with.disabled = size > TOGETHER;
     this.said.textContent = "";
   }
@@ -102,7 +103,7 @@ export class Selection {
     const found = await this.grid.range(first, Math.min(end, first + MOST));
     for (const { row } of found) if (this.rows.size < MOST) this.rows.set(row.id, row);
     this.show();
-    if (this.rows.size === MOST) this.said.textContent = "No more than these can be selected at once.";
+    if (this.rows.size === MOST) this.said.textContent = t("selection.full");
   }
 
   click(event) {
@@ -160,9 +161,9 @@ export class Selection {
     const paths = [...this.rows.values()].map(({ path }) => path);
     try {
       await navigator.clipboard.writeText(paths.join("\n"));
-      this.said.textContent = `${number(paths.length)} paths copied`;
+      this.said.textContent = t("selection.copied", { count: paths.length });
     } catch {
-      this.said.textContent = "The browser does not let this page copy: download the paths instead.";
+      this.said.textContent = t("selection.cannot_copy");
     }
   }
 
@@ -173,8 +174,9 @@ export class Selection {
       document.body.append(link);
       link.click();
       link.remove();
-      const what = `${number(images)} ${images === 1 ? "image" : "images"}${bytes ? `, ${fileSize(bytes)}` : ""}`;
-      this.said.textContent = missing ? `${what}; ${number(missing)} left out: their files are gone or were changed` : what;
+      const count = t("images", { count: images });
+      const listed = bytes ? t("selection.listed", { images: count, size: fileSize(bytes) }) : count;
+      this.said.textContent = missing ? t("selection.missing", { listed, count: missing }) : listed;
     } catch (error) {
       this.said.textContent = error.message;
     }
@@ -193,7 +195,7 @@ export class Selection {
       }
     } }, text));
     this.dialog.replaceChildren(
-      h("header", {}, h("h2", { id: "selected-title" }, title), h("button", { class: "button small", onclick: () => this.dialog.close() }, "Close")),
+      h("header", {}, h("h2", { id: "selected-title" }, title), h("button", { class: "button small", onclick: () => this.dialog.close() }, t("close"))),
       content, problem, h("div", { class: "buttons" }, ...buttons));
     this.dialog.showModal();
     return buttons;
@@ -202,14 +204,14 @@ export class Selection {
   tag() {
     const ids = [...this.rows.keys()];
     const input = h("input", { id: "tag-name", type: "text", maxlength: 100, autocomplete: "off" });
-    const act = (side, verb) => async () => {
+    const act = (side, done) => async () => {
       const { changed } = await api.tagImages(ids, { [side]: [input.value] });
-      this.said.textContent = `${number(changed)} ${changed === 1 ? "image" : "images"} ${verb} ${input.value.trim()}`;
+      this.said.textContent = t(done, { count: changed, tag: input.value.trim() });
       this.changed();
     };
-    const [add] = this.ask(`Tag ${number(ids.length)} ${ids.length === 1 ? "image" : "images"}`,
-      h("p", { class: "labelled" }, h("label", { for: "tag-name" }, "Tag"), input),
-      [["Add", "primary", act("add", "tagged")], ["Take away", "", act("remove", "without")]]);
+    const [add] = this.ask(t("tag.title", { count: ids.length }),
+      h("p", { class: "labelled" }, h("label", { for: "tag-name" }, t("tag.label")), input),
+      [[t("tag.add"), "primary", act("add", "tag.added")], [t("tag.remove"), "", act("remove", "tag.removed")]]);
     input.addEventListener("keydown", (event) => {
       if (event.key === "Enter") add.click();
     });
@@ -218,14 +220,13 @@ export class Selection {
 
   remove() {
     const rows = [...this.rows.values()];
-    const what = rows.length === 1 ? "this image" : `these ${number(rows.length)} images`;
-    const [, cancel] = this.ask(`Remove ${what} from the index?`, h("p", {}, "The files stay where they are. An ingest adds them again."), [
-      ["Remove from the index", "danger", async () => {
+    const [, cancel] = this.ask(t("remove.title", { count: rows.length }), h("p", {}, t("remove.note")), [
+      [t("remove"), "danger", async () => {
         await api.removeImages(rows.map(({ id }) => id));
         this.clear();
         this.removed(rows);
       }],
-      ["Cancel", "", () => {}],
+      [t("cancel"), "", () => {}],
     ]);
     cancel.focus();
   }

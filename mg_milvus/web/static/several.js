@@ -2,8 +2,9 @@
 
 import { Adding } from "./adding.js";
 import * as api from "./api.js";
-import { $, fileName, h, number, svg } from "./dom.js";
+import { $, fileName, h, svg } from "./dom.js";
 import { REGIONS } from "./regions.js";
+import { t } from "./strings.js";
 
 const MOST = 16; // images of a query, as the server takes them
 const CHIP = 96; // pixels of a small image
@@ -23,7 +24,7 @@ export class Several {
    */
   constructor({ about, queryImage, current, search, problem }) {
     Object.assign(this, { about, queryImage, current, search, problem, names: new Map() });
-    this.chips = h("ul", { id: "terms", class: "terms", role: "list", "aria-label": "Images of this query", hidden: true });
+    this.chips = h("ul", { id: "terms", class: "terms", role: "list", "aria-label": t("several.terms"), hidden: true });
     $("#problem").before(this.chips);
     this.dialog = h("dialog", { id: "several", "aria-labelledby": "several-title" });
     document.body.append(this.dialog);
@@ -35,17 +36,17 @@ export class Several {
     const close = () => this.dialog.close();
     const tooMany = files.length > MOST;
     const status = h("p", { role: "status" });
-    const bar = h("progress", { max: files.length, value: 0, hidden: true, "aria-label": "Progress" });
+    const bar = h("progress", { max: files.length, value: 0, hidden: true, "aria-label": t("progress") });
     const together = h("button", { class: "button primary", disabled: tooMany, onclick: () => this.together(files, status, bar) },
-      "Search with all of them");
+      t("several.search"));
     const list = h("ul", { class: "terms", role: "list" }, ...files.slice(0, MOST).map((file) => h("li", {}, file.name)));
     this.dialog.replaceChildren(
-      h("header", {}, h("h2", { id: "several-title" }, `${number(files.length)} images`),
-        h("button", { class: "button small", onclick: close }, "Close")),
+      h("header", {}, h("h2", { id: "several-title" }, t("images", { count: files.length })),
+        h("button", { class: "button small", onclick: close }, t("close"))),
       list,
-      files.length > MOST ? h("p", { class: "hint" }, `and ${number(files.length - MOST)} more. At most ${MOST} are searched with at once.`) : "",
+      files.length > MOST ? h("p", { class: "hint" }, t("several.more", { count: files.length - MOST, most: MOST })) : "",
       h("div", { class: "buttons" }, together,
-        this.about.can_upload ? h("button", { class: "button", onclick: () => this.add(files) }, "Add them to the index") : ""),
+        this.about.can_upload ? h("button", { class: "button", onclick: () => this.add(files) }, t("several.add")) : ""),
       bar, status);
     this.dialog.onclose = () => this.aborter?.abort();
     this.dialog.showModal();
@@ -79,15 +80,15 @@ export class Several {
       for (let next = waiting.shift(); next; next = waiting.shift()) {
         const [place, file] = next;
         if (file.size > this.about.max_upload_bytes) {
-          throw new Error(`${file.name} has ${number(file.size)} bytes, more than the ${number(this.about.max_upload_bytes)} allowed: send a smaller one.`);
+          throw new Error(t("too_large", { name: file.name, size: file.size, most: this.about.max_upload_bytes }));
         }
         const { query } = await api.encoded(file, mine.signal).catch((error) => {
-          throw error.name === "AbortError" ? error : new Error(`${file.name}: ${error.message}`);
+          throw error.name === "AbortError" ? error : new Error(t("named", { name: file.name, text: error.message }));
         });
         codes[place] = query.codes;
         this.queryImage.remember(query.codes, { blob: file, name: file.name, address: (await small(file)) ?? URL.createObjectURL(file), size: [query.width, query.height] });
         bar.value += 1;
-        status.textContent = `${number(bar.value)} of ${number(files.length)} images read`;
+        status.textContent = t("several.read", { done: bar.value, total: files.length });
       }
     };
     try {
@@ -124,11 +125,11 @@ export class Several {
     this.names.set(row.id, fileName(row.path));
     const { query } = this.current();
     if (side === "unlike" && !query.id && !query.codes) {
-      this.problem("Search with an image first: less like this says what to leave out then.");
+      this.problem(t("several.first"));
       return;
     }
     if (query.like.length + query.unlike.length + query.others.length >= MOST - 1) {
-      this.problem(`At most ${MOST} images are searched with at once: take one back first.`);
+      this.problem(t("several.most", { most: MOST }));
       return;
     }
     this.next((base) => ({ [side]: [...base[side], row.id] }));
@@ -139,9 +140,9 @@ export class Several {
     const { row } = entry;
     const name = fileName(row.path);
     const button = (side, text, key) =>
-      h("button", { type: "button", class: `refine ${side === "like" ? "more" : "less"}`, title: `${text} (${key})`, "aria-label": `${text}: ${name}`, onclick: () => this.refine(row, side) },
+      h("button", { type: "button", class: `refine ${side === "like" ? "more" : "less"}`, title: t("lightbox.key", { label: text, key }), "aria-label": t("named", { name: text, text: name }), onclick: () => this.refine(row, side) },
         svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: UP })));
-    card.append(h("div", { class: "refiners" }, button("like", "More like this", "+"), entry.ranks ? button("unlike", "Less like this", "-") : null));
+    card.append(h("div", { class: "refiners" }, button("like", t("several.like"), "+"), entry.ranks ? button("unlike", t("several.unlike"), "-") : null));
   }
 
   key(event) {
@@ -156,8 +157,8 @@ export class Several {
   show(query) {
     this.chips.hidden = !isSeveral(query);
     if (this.chips.hidden) return;
-    const uploaded = (codes) => this.queryImage.of(codes) ?? { name: "An image that was not shared" };
-    const indexed = (id) => ({ name: this.names.get(id) ?? "an indexed image", address: api.thumbnail(id, 240) });
+    const uploaded = (codes) => this.queryImage.of(codes) ?? { name: t("not_shared") };
+    const indexed = (id) => ({ name: this.names.get(id) ?? t("several.indexed"), address: api.thumbnail(id, 240) });
     const without = (list, one) => list.filter((other) => other !== one);
     const chips = [
       query.id ? this.chip(indexed(query.id), "+", () => ({ id: null })) : null,
@@ -171,10 +172,11 @@ export class Several {
 
   chip({ name, address }, sign, change) {
     const like = sign === "+";
-    return h("li", { class: like ? "wanted" : "unwanted", title: `${like ? "Like" : "Unlike"} ${name}` },
+    const text = t(like ? "several.wanted" : "several.unwanted", { name });
+    return h("li", { class: like ? "wanted" : "unwanted", title: text },
       h("b", { "aria-hidden": "true" }, sign),
-      address ? h("img", { src: address, alt: `${like ? "like" : "unlike"} ${name}` }) : h("span", {}, name),
-      h("button", { type: "button", "aria-label": `Take back ${name}`, title: "Take back", onclick: () => this.takeBack(change) }, "×"));
+      address ? h("img", { src: address, alt: text }) : h("span", {}, name),
+      h("button", { type: "button", "aria-label": t("several.take_back_named", { name }), title: t("several.take_back"), onclick: () => this.takeBack(change) }, "×"));
   }
 
   takeBack(change) {

@@ -2,6 +2,7 @@
 
 import { h } from "./dom.js";
 import { REGIONS } from "./regions.js";
+import { number, t } from "./strings.js";
 
 const AUTO = "auto"; // the default weights, and what stands out first
 
@@ -29,7 +30,7 @@ export class Weights {
       });
       sliders.append(
         h("div", { class: `slider h${place % 6}` },
-          h("label", { for: `weight-${name}` }, name, h("small", {}, `${about.bits[name]} bits`)), slider, value),
+          h("label", { for: `weight-${name}` }, name, h("small", {}, t("bits", { count: about.bits[name] }))), slider, value),
       );
       this.sliders.set(name, [slider, value]);
     });
@@ -67,7 +68,7 @@ export class Weights {
       slider.disabled = name === REGIONS && this.regions.missed(query);
       slider.value = weights[name] ?? 0;
       slider.style.setProperty("--filled", `${(100 * slider.value) / slider.max}%`);
-      value.textContent = String(Number((weights[name] ?? 0).toFixed(2)));
+      value.textContent = number(Number((weights[name] ?? 0).toFixed(2)));
     }
     for (const [profile, button] of this.buttons) {
       const own = profile === AUTO ? this.about.weights : this.about.profiles[profile];
