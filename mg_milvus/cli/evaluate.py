@@ -31,7 +31,11 @@ mgm eval photos/      (a folder for each class; nested folders are a hierarchy)
 
 mgm eval database/ --queries queries/ --json
 
-mgm eval photos/ --protocol copies --report report/"""
+mgm eval photos/ --protocol copies --report report/
+
+mgm eval photos/ --protocol split --seeds 3 --table latex
+
+mgm eval coco/ --protocol coco --lists train.txt,database.txt,test.txt --run runs/coco"""
 
 
 class Protocol(StrEnum):
@@ -39,9 +43,20 @@ class Protocol(StrEnum):
 
     leave_one_out = "leave-one-out"
     two_parts = "split"
+    zero_shot = "zero-shot"
     cifar10_1 = "cifar10-1"
     cifar10_2 = "cifar10-2"
+    imagenet100 = "imagenet100"
+    nus_wide_21 = "nus-wide-21"
+    coco = "coco"
     copies = "copies"
+
+
+class TableFormat(StrEnum):
+    """The formats of ``mg_milvus.evaluation.tables``."""
+
+    latex = "latex"
+    markdown = "markdown"
 
 
 class Heads(StrEnum):
@@ -62,8 +77,9 @@ def evaluate(
         Protocol,
         typer.Option(
             "--protocol",
-            help="leave-one-out: each against all others; split: a share of each class as queries; cifar10-1, "
-            "cifar10-2: as in papers; copies: edited versions",
+            help="leave-one-out: each against all others; split: a share of each class as queries; zero-shot: classes "
+            "that nothing was learned from; copies: edited versions; cifar10-1, cifar10-2, imagenet100, nus-wide-21, "
+            "coco: as in papers",
             rich_help_panel=PROTOCOL,
         ),
     ] = Protocol.leave_one_out,
@@ -73,11 +89,34 @@ def evaluate(
             "--queries", metavar="FOLDER", help="Labelled queries; FOLDER is the database", rich_help_panel=PROTOCOL
         ),
     ] = None,
+    lists: Annotated[
+        str | None,
+        typer.Option(
+            "--lists",
+            metavar="FILES",
+            help="Split lists as papers publish them, lines of a path and its labels: database.txt,test.txt or "
+            "train.txt,database.txt,test.txt",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = None,
     labels: options.LabelTable = None,
     share: Annotated[
         float,
-        typer.Option("--share", help="split: the share of queries in each class, e.g. 0.2", rich_help_panel=PROTOCOL),
+        typer.Option(
+            "--share",
+            help="split, zero-shot: the share of queries in each class, e.g. 0.2",
+            rich_help_panel=PROTOCOL,
+        ),
     ] = 0.1,
+    seen: Annotated[
+        str,
+        typer.Option(
+            "--seen",
+            metavar="SHARE|FILE",
+            help="zero-shot: the classes to learn from, a share of them or a file with a name on each line: seen.txt",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = "0.75",
     copies: Annotated[
         int,
         typer.Option(
@@ -87,6 +126,24 @@ def evaluate(
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Which images become queries, e.g. 1", rich_help_panel=PROTOCOL)
     ] = 0,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds",
+            min=1,
+            help="Evaluate with so many seeds, e.g. 3: means and standard deviations",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = 1,
+    map_at: Annotated[
+        int | None,
+        typer.Option(
+            "--map-at",
+            min=1,
+            help="Also mAP of the first results alone, e.g. 5000; default: the protocol's",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = None,
     schema: Annotated[
         str | None,
         typer.Option("--schema", metavar="FILE", help="A schema or a preset, e.g. compact. Env: MGM_SCHEMA"),
@@ -114,6 +171,10 @@ def evaluate(
         Path | None,
         typer.Option("--report", metavar="DIR", help="Write a page with plots and images: report/index.html"),
     ] = None,
+    table: Annotated[
+        TableFormat | None,
+        typer.Option("--table", help="Print a table for a paper instead: latex (with booktabs), markdown"),
+    ] = None,
     as_json: options.AsJson = False,
     uri: Annotated[
         str | None,
@@ -138,9 +199,12 @@ def evaluate(
     from mg_milvus.cli.settings import local_settings, settings_from
     from mg_milvus.evaluation.evaluate import evaluate as run
     from mg_milvus.evaluation.report import report_data, write_evaluation_report
+    from mg_milvus.evaluation.tables import paper_tables
     from mg_milvus.html.report import check_report
     from mg_milvus.ingest.pipeline import Settings
 
+    if table is not None and as_json:
+        raise typer.BadParameter("--table and --json print the same metrics in two forms; choose one")
     if not through_index and (uri is not None or depth is not None):
         raise typer.BadParameter("--uri and --depth say where and how --through-index asks; add it")
     # The collection of --through-index is temporary: the environment's URI, where people keep theirs, plays no part.
@@ -153,33 +217,46 @@ def evaluate(
             folder,
             queries=queries,
             protocol=protocol.value,
+            lists=[part.strip() for part in lists.split(",")] if lists else (),
             encoder=shared.encoder,
             schema=shared.schema_source,
             bits=options.code_lengths(bits) if bits else None,
             heads=heads.value if heads else None,
             labels=labels,
             share=share,
+            seen=_share_or_file(seen),
             seed=seed,
+            seeds=seeds,
+            map_at=map_at,
             through_index=through_index,
             milvus=None if uri is None else shared.milvus(),
             depth=depth,
             device=shared.device,
             settings=Settings(shared.batch_size, shared.workers),
             copies=copies,
-            curves=report is not None,
+            curves=report is not None or as_json,
             progress=view,
         )
     if as_json:
         print(json.dumps(evaluation.to_json()))
+    elif table is not None:
+        print(paper_tables(evaluation.to_json(), table.value))
     else:
         show(evaluation)
-    print_failures(evaluation.failures, as_json=as_json)
+    print_failures(evaluation.failures, as_json=as_json or table is not None)
     if report is not None:
         page = write_evaluation_report(report_data(evaluation, f"How well the images of {folder} are found"), report)
         if not as_json:
             print(f"\nReport: {escape_controls(str(page))}")
     if evaluation.failures:
         raise typer.Exit(UNREADABLE)
+
+
+def _share_or_file(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def show(evaluation: Evaluation) -> None:

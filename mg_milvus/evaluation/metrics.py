@@ -144,9 +144,9 @@ class RankingScores:
         queries: number of queries, those without relevant rows among them.
         map: mean average precision over whole rankings; expectation inside ties (McSherry and Najork, ECIR 2008).
         map_tie_end: the same with the precision taken at the end of each tie, as scikit-learn has it.
-        map_at_k: mAP of the first ``map_at`` rows alone, as papers on deep hashing have it (HashNet, ICCV 2017, and CSQ,
-            CVPR 2020): the sum of ``P(i) rel(i)`` over these ranks, divided by the number of relevant rows among them;
-            0 where there are none (HashNet's own program leaves such a query out, CSQ's counts it). It is not the AP@k
+        map_at_k: mAP of the first ``map_at`` rows alone, as papers on deep hashing have it (HashNet, ICCV 2017, and
+            CSQ, CVPR 2020): the sum of ``P(i) rel(i)`` over these ranks, divided by the number of relevant rows among
+            them; 0 where there are none (HashNet's own program leaves such a query out, CSQ's counts it). Not the AP@k
             that divides by the smaller of k and the number of all relevant rows. Expectation inside ties; None where it
             is not asked for.
         map_at_r: mean of ``1/R sum_{i<=R} P(i) rel(i)``, R the number of rows relevant to the query (Musgrave et al., A
@@ -157,8 +157,8 @@ class RankingScores:
         ndcg: k -> DCG over the best possible DCG, with gain ``2**grade - 1`` (Burges et al., ICML 2005) and discount
             ``1/log2(1 + rank)``; expectation inside ties, as in scikit-learn's ``ndcg_score``. A mean over the queries
             that have a row of grade 1 or 2, whatever ``relevant_from`` is.
-        precision_within: distance 0 ... ``radius`` -> mean precision of the rows at most so far away, 0 for a query that
-            finds none, as the papers on deep hashing count it; empty where no radius is asked for.
+        precision_within: distance 0 ... ``radius`` -> mean precision of the rows at most so far away, 0 for a query
+            that finds none, as the papers on deep hashing count it; empty where no radius is asked for.
         recall_within: the same of the share of the relevant rows that are at most so far away.
         average_precisions: (queries,) float64 of ``map``, in the order of the queries; nan for those without relevant
             rows.
@@ -362,17 +362,17 @@ def _query_metrics(ties: Ties, ranks: Sequence[int], relevant_from: int, map_at:
 
     average_precision = share(summed(ties.size), relevant)
     keep = ties.before < relevant[ties.query]
-    last = np.minimum(relevant[ties.query[keep]].astype(np.int64) - ties.before[keep], ties.size[keep])
-    at_r = share(summed(last, keep), relevant)
+    up_to_r = np.minimum(relevant[ties.query[keep]].astype(np.int64) - ties.before[keep], ties.size[keep])
+    at_r = share(summed(up_to_r, keep), relevant)
     at_k = np.zeros(queries)
     if map_at is not None:
         keep = ties.before + ties.size <= map_at
-        whole, hits = summed(ties.size[keep], keep), total(found[keep], keep)
-        at_k = share(whole, hits)
+        whole = summed(ties.size[keep], keep)
+        at_k = share(whole, total(found[keep], keep))
         for tie in np.flatnonzero((ties.before < map_at) & ~keep & (found > 0)):
             query = ties.query[tie]
-            cut = _CutTie(ties.longest, ties.before[tie], ties.size[tie], found[tie], ahead[tie])
-            at_k[query] = cut.average_precision(map_at, whole[query])
+            divided = _DividedTie(ties.longest, ties.before[tie], ties.size[tie], found[tie], ahead[tie])
+            at_k[query] = divided.average_precision(map_at, whole[query])
 
     keep = ties.before < max(ranks, default=0)
     before, size, hits = ties.before[keep], ties.size[keep], found[keep]
@@ -393,7 +393,7 @@ def _query_metrics(ties: Ties, ranks: Sequence[int], relevant_from: int, map_at:
     )  # fmt: skip
 
 
-class _CutTie(NamedTuple):
+class _DividedTie(NamedTuple):
     """A tie that rank k divides.
 
     Attributes:

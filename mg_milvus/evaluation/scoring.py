@@ -25,7 +25,6 @@ from mg_milvus.evaluation.metrics import (
     relevance,
     score_rankings,
 )
-from mg_milvus.evaluation.protocols import Split
 from mg_milvus.records import Progress
 from mg_milvus.schema.models import PROFILES
 from mg_milvus.search.fusion import DEFAULT_RRF_K
@@ -41,9 +40,8 @@ if TYPE_CHECKING:
 
     RelevanceOf = Callable[[slice], NDArray[np.uint8]]
     RankingsOf = Callable[[slice, NDArray[np.uint8]], Iterator[tuple[str, NDArray[Any]]]]
-    from collections.abc import Callable
-
     from mg_milvus.evaluation.labels import Level
+    from mg_milvus.evaluation.protocols import Split
 
 
 DECIMALS = 1e12
@@ -507,7 +505,7 @@ def with_relevant_images(split: Split) -> tuple[Split, int]:
             "no query has another image of its class in the database; expected classes of two or more images, and "
             "the same names of classes on both sides"
         )
-    return Split(split.about, split.images, split.queries[found], split.database), int((~found).sum())
+    return replace(split, queries=split.queries[found]), int((~found).sum())
 
 
 def score_codes(
