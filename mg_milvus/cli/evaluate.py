@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.console import UNREADABLE, ProgressView, console, print_failures
+from mg_milvus.cli.console import ERROR, UNREADABLE, ProgressView, console, print_failures
 from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
@@ -171,6 +172,23 @@ def evaluate(
         Path | None,
         typer.Option("--report", metavar="DIR", help="Write a page with plots and images: report/index.html"),
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="DIR",
+            help="Keep configuration, versions, metrics and the average precision of each query in a folder, e.g. "
+            "runs/first; where it holds the same configuration, compare with it to the bit",
+        ),
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(
+            "--codes",
+            metavar="FILE",
+            help="Write codes as +1 and -1, labels and paths for numpy or MATLAB: codes.npz, codes.mat",
+        ),
+    ] = None,
     table: Annotated[
         TableFormat | None,
         typer.Option("--table", help="Print a table for a paper instead: latex (with booktabs), markdown"),
@@ -197,12 +215,15 @@ def evaluate(
     Broken files are listed at the end and left out; the exit code is 3 then.
     """
     from mg_milvus.cli.settings import local_settings, settings_from
-    from mg_milvus.evaluation.evaluate import evaluate as run
+    from mg_milvus.evaluation.evaluate import evaluate as call
+    from mg_milvus.evaluation.outputs import check_codes_file, write_codes
     from mg_milvus.evaluation.report import report_data, write_evaluation_report
     from mg_milvus.evaluation.tables import paper_tables
     from mg_milvus.html.report import check_report
     from mg_milvus.ingest.pipeline import Settings
 
+    if codes is not None and protocol is Protocol.copies:
+        raise typer.BadParameter("--codes writes codes of queries and a database: copies has none of that kind")
     if table is not None and as_json:
         raise typer.BadParameter("--table and --json print the same metrics in two forms; choose one")
     if not through_index and (uri is not None or depth is not None):
@@ -212,8 +233,10 @@ def evaluate(
     shared = local_settings(*encoding) if uri is None else settings_from(uri, token, None, *encoding)
     if report is not None:
         check_report(report)
+    if codes is not None:
+        check_codes_file(codes)
     with ProgressView() as view:
-        evaluation = run(
+        evaluation = call(
             folder,
             queries=queries,
             protocol=protocol.value,
@@ -234,7 +257,8 @@ def evaluate(
             device=shared.device,
             settings=Settings(shared.batch_size, shared.workers),
             copies=copies,
-            curves=report is not None or as_json,
+            curves=report is not None or as_json or run is not None,
+            run=run,
             progress=view,
         )
     if as_json:
@@ -248,6 +272,20 @@ def evaluate(
         page = write_evaluation_report(report_data(evaluation, f"How well the images of {folder} are found"), report)
         if not as_json:
             print(f"\nReport: {escape_controls(str(page))}")
+    if codes is not None:
+        write_codes(evaluation, codes)
+    kept = evaluation.metrics.get("run")
+    if kept is not None and kept["reproduced"] is False:
+        differences = "; ".join(map(escape_controls, kept["differences"])) or "the average precisions of queries"
+        print(
+            f"mgm: the metrics differ from those in '{escape_controls(kept['folder'])}', which is left as it is: "
+            f"{differences}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(ERROR)
+    if kept is not None and not as_json and table is None:
+        what = "Kept in" if kept["reproduced"] is None else "The metrics are, to the bit, those in"
+        print(f"\n{what} {escape_controls(kept['folder'])}")
     if evaluation.failures:
         raise typer.Exit(UNREADABLE)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.errors import ImageError, QueryError, SchemaError
 from mg_milvus.evaluation.copies import COPIES, evaluate_copies
 from mg_milvus.evaluation.encoded import Setup, encode_labelled, heads_text, with_heads
+from mg_milvus.evaluation.outputs import RunFolder, configuration_of, environment_of, images_digest
 from mg_milvus.evaluation.protocols import DRAWN, PUBLISHED, SEEN, SplitOptions, read_split
 from mg_milvus.evaluation.report import MOST_PER_QUERY, Details, Evaluation
 from mg_milvus.evaluation.scoring import (
@@ -73,6 +75,7 @@ def evaluate(  # noqa: PLR0913 - public: keyword options of the command
     settings: Settings | None = None,
     copies: int = COPIES,
     curves: bool = False,
+    run: PathLike | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
     """Evaluate an encoder on labelled images, used as an ingest of the database would use it.
@@ -103,12 +106,14 @@ def evaluate(  # noqa: PLR0913 - public: keyword options of the command
         settings: batch size, threads, largest image.
         copies: images that ``copies`` edits and queries, at most.
         curves: also score at many ranks and at every Hamming radius: ``curves`` of the metrics.
+        run: a folder to keep configuration, versions, metrics and average precisions in; where it holds the same
+            configuration, the metrics are compared with those in it, and it stays as it is: ``run`` of the metrics.
         progress: called after each batch.
 
     Raises:
         ImageError: a folder is not there or has no readable image.
         LabelError: there are no labels, or one class only, or no query has anything to find.
-        QueryError: an argument is not one of these.
+        QueryError: an argument is not one of these, or ``run`` holds another configuration.
         SchemaError: the schema, or one of ``bits``, cannot be.
     """
     schema = with_lengths(
@@ -135,9 +140,10 @@ def evaluate(  # noqa: PLR0913 - public: keyword options of the command
     failed: list[Failure] = []
     numbers = range(seed, seed + seeds)
     if protocol == "copies":
-        if queries is not None or labels is not None or lists or through_index or map_at is not None:
+        if through_index or lists or any(value is not None for value in (queries, labels, map_at, run)):
             raise QueryError(
-                "copies makes its own queries, needs no labels, has whole rankings and asks in memory; leave those out"
+                "copies makes its own queries, needs no labels, has whole rankings, asks in memory and keeps no run "
+                "folder; leave those out"
             )
         setup = Setup(_encoder(encoder, schema, device), schema, sample, settings, progress)
         found = [evaluate_copies(folder, setup, copies, number) for number in numbers]
@@ -159,6 +165,14 @@ def evaluate(  # noqa: PLR0913 - public: keyword options of the command
     for split in splits:
         with_relevant_images(split)
     setup = Setup(_encoder(encoder, schema, device), schema, sample, settings, progress)
+    kept = None
+    if run is not None:
+        asked = {
+            "protocol": protocol, "share": share, "seen": splits[0].seen, "seeds": list(numbers), "sample": sample,
+            "ks": list(ks), "map_at": map_at, "curves": curves, "images": images_digest(splits[0], folder),
+        }  # fmt: skip
+        kept = RunFolder(Path(run), asked | configuration_of(setup), os.fspath(folder))
+        kept.check()
     encoded = encode_labelled(splits[0].images, setup.encoder, settings, progress)
     failed += encoded.failures
     fit_on = [[split.images.images[row] for row in split.to_fit] for split in splits]
@@ -173,7 +187,11 @@ def evaluate(  # noqa: PLR0913 - public: keyword options of the command
     details = tuple(own for _, own in runs)
     if through_index:
         metrics["through_index"] = evaluate_index(details[0], to_ingest, setup, Place(milvus, depth), ks)
-    return Evaluation(metrics, schema, tuple(failed), details)
+    evaluation = Evaluation(metrics, schema, tuple(failed), details)
+    if kept is None:
+        return evaluation
+    result = kept.keep(evaluation, environment_of(folder, queries, labels, *lists))
+    return replace(evaluation, metrics=metrics | {"run": result})
 
 
 @dataclass(frozen=True, slots=True)

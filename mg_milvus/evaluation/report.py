@@ -137,7 +137,8 @@ class Evaluation:
         are None; ``map_interval`` are the ends of the 95 % interval over the queries. Ties count as ``metrics`` says.
         ``per_query`` has the average precisions of each query by its path, where there are at most 1,000. Of several
         seeds all numbers are means, ``deviation`` has their standard deviations (n - 1) in the same form, and ``runs``
-        the metrics of each; what differs between runs and has no mean is None.
+        the metrics of each; what differs between runs and has no mean is None. ``run`` says what became of a run
+        folder: ``{"folder", "reproduced": None (new), True or False, "differences": [...]}``.
         """
         failures = [{"path": failure.path, "reason": failure.reason} for failure in self.failures]
         return dict(self.metrics) | {"failures": failures}

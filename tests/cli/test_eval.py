@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -64,6 +65,30 @@ def test_seeds_lists_and_tables_for_a_paper(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "- queries: 6" in done.stdout
     assert any(line.startswith("| mid |") for line in done.stdout.splitlines())
+
+
+def test_a_run_folder_and_codes(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", per_kind=4)
+    run, codes = tmp_path / "runs" / "first", tmp_path / "codes.npz"
+    command = ["eval", str(photos), *SHORT, "--heads", "fixed", "--run", str(run)]
+    done = RUNNER.invoke(app, [*command, "--codes", str(codes)])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == f"Kept in {run}"
+    assert np.load(codes)["codes_mid"].shape == (12, 64)
+    done = RUNNER.invoke(app, command)
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, f"The metrics are, to the bit, those in {run}")
+
+    (run / "metrics.json").write_text((run / "metrics.json").read_text().replace('"queries": 12', '"queries": 11'))
+    done = RUNNER.invoke(app, [*command, "--table", "markdown"])
+    assert (done.exit_code, "- queries: 12" in done.stdout) == (1, True)
+    assert done.stderr.endswith(
+        f"mgm: the metrics differ from those in '{run}', which is left as it is: queries was 11, now 12\n"
+    )
+    done = RUNNER.invoke(app, [*command, "--map-at", "5"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "holds a run of another configuration: map_at was null, now 5" in done.stderr
+    done = RUNNER.invoke(app, ["eval", str(photos), "--codes", "codes.csv"])
+    assert (done.exit_code, "expected .npz or .mat" in done.stderr) == (1, True)
 
 
 def test_zero_shot_takes_a_share_or_a_file(tmp_path: Path) -> None:
