@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     PathLike = str | os.PathLike[str]
 
 CONFIGURATION, ENVIRONMENT = "configuration.json", "environment.json"
-METRICS, PRECISIONS = "metrics.json", "average_precisions.csv"
+METRICS, PRECISIONS = "metrics.json", "average_precisions.jsonl"
 FILES = (CONFIGURATION, ENVIRONMENT, METRICS, PRECISIONS)
 PACKAGES = ("numpy", "onnxruntime", "torch", "torchvision", "pillow")
 """Whose versions may change a metric."""
@@ -118,15 +117,14 @@ class RunFolder:
 
     def _precisions(self, runs: Sequence[Details]) -> bytes:
         """A line for each seed and query: its average precision in every ranking, with all digits."""
-        text = io.StringIO()
-        names = list(runs[0].scores) if runs else []
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(["seed", "query", *names])
-        for seed, details in zip(self.configuration["seeds"], runs, strict=bool(runs)):
-            columns = [details.scores[name].headline.tolist() for name in names]
-            for query, *values in zip(details.queries, *columns, strict=True):
-                lines.writerow([seed, relative(query.path, self.images), *map(repr, values)])
-        return text.getvalue().encode()
+        lines = []
+        for seed, details in zip(self.configuration["seeds"], runs, strict=True):
+            columns = {name: own.headline.tolist() for name, own in details.scores.items()}
+            for row, query in enumerate(details.queries):
+                values = {name: column[row] for name, column in columns.items()}
+                path = relative(query.path, self.images)
+                lines.append(json.dumps({"seed": seed, "query": path, "average_precision": values}))
+        return "".join(f"{line}\n" for line in lines).encode()
 
 
 def configuration_of(setup: Setup) -> dict[str, Any]:

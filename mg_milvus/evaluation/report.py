@@ -16,6 +16,9 @@ from mg_milvus.evaluation.scoring import FLOAT, FUSED, PAIRS, fused_keys, recipe
 from mg_milvus.html.pages import render
 from mg_milvus.html.report import (
     HUES,
+    RADIUS,
+    RANK,
+    RECALL,
     ExampleQuery,
     ExampleResult,
     Plot,
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from mg_milvus.schema.models import Schema
 
     Rows = dict[str, dict[str, float | None]]
-    Curves = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    Curves = Mapping[str, tuple[NDArray[Any], NDArray[np.float64]]]
     Histograms = Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 MOST_PER_QUERY = 1000
@@ -164,6 +167,8 @@ class ReportData:
         float_map: mAP of the float features of the same network, drawn as a line across the bars; None or NaN: no line.
         health: granularity or "joint" -> measure of its codes ("bits", "effective bits", "collisions" ...) -> value.
         queries: the best and the worst queries; shown by falling average precision, the upper half as the best.
+        by_rank: name -> ranks (m,), precision (m,); drawn beside ``curves``.
+        by_radius: granularity -> Hamming distances (m,), precision (m,) of what is at most so far away.
     """
 
     title: str
@@ -175,6 +180,8 @@ class ReportData:
     float_map: float | None = None
     health: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     queries: Sequence[ExampleQuery] = ()
+    by_rank: Curves = field(default_factory=dict)
+    by_radius: Curves = field(default_factory=dict)
 
 
 def write_evaluation_report(data: ReportData, folder: str | os.PathLike[str]) -> Path:
@@ -193,10 +200,11 @@ def _sections(data: ReportData) -> Iterator[Section]:
         text = "Means over the queries; the best of each column in bold."
         yield Section("Metrics", text, table(data.metrics, mark_best=True))
     plots = []
-    if data.curves:
-        drawn = {name: styles[name] for name in data.curves}
-        key = [(name, f"{colour} dashed" if dashed else colour) for name, (colour, dashed) in drawn.items()]
-        plots.append(Plot("Precision over recall", curve_plot(data.curves, styles), key))
+    for over, curves in ((RECALL, data.curves), (RANK, data.by_rank), (RADIUS, data.by_radius)):
+        if curves:
+            drawn = {name: styles[name] for name in curves}
+            key = [(name, f"{colour} dashed" if dashed else colour) for name, (colour, dashed) in drawn.items()]
+            plots.append(Plot(over.title, curve_plot(curves, styles, over), key))
     if data.bars:
         reference = None if data.float_map is None or math.isnan(data.float_map) else data.float_map
         note = "" if reference is None else f"Dashed: float features of the same network, {reference:.3f}."
@@ -251,7 +259,7 @@ def report_data(evaluation: Evaluation, title: str) -> ReportData:
         title=title,
         setup=setup_lines(metrics),
         metrics=metrics_table(metrics) | {f"recall@1, {name}": row for name, row in copies_table(metrics).items()},
-        curves={} if details is None else _curves(details, metrics["float"]["granularity"]),
+        **_curves(metrics),
         histograms={} if details is None else _histograms(details),
         bars={name: found["map"] for name, found in rows.items() if found["map"] is not None},
         float_map=metrics["float"]["map"],
@@ -368,16 +376,21 @@ def _fused_name(name: str) -> str:
     return f"{name} fusion" if name in {"rank", "score"} else name
 
 
-def _curves(details: Details, best_float: str) -> Curves:
-    """Name -> mean recall and mean precision, rank by rank: the granularities, rank fusion, the best float features."""
-    names = {name: name for name in details.database_codes}
-    names |= {FUSED + "rank": _fused_name("rank"), FLOAT + best_float: "float"}
-    found = {}
-    for name, shown in names.items():
-        ranking = details.scores[name].ranking
-        ranks = [k for k in sorted(ranking.recall) if k <= len(details.database)]
-        found[shown] = np.array([ranking.recall[k] for k in ranks]), np.array([ranking.precision[k] for k in ranks])
-    return found
+def _curves(metrics: Mapping[str, Any]) -> dict[str, Curves]:
+    """The curves of the granularities, of rank fusion and of the best float features; none where there are none."""
+    if "curves" not in metrics:
+        return {}
+    found, best = metrics["curves"], metrics["float"]["granularity"]
+    names = {name: name for name in metrics["granularities"]}
+    names |= {FUSED + "rank": _fused_name("rank")} | ({FLOAT + best: FLOAT_ROW} if best else {})
+    lines = {shown: found["by_rank"][name] for name, shown in names.items()}
+    recall, ranks = {}, {}
+    for name, own in lines.items():
+        recall[name] = np.array(own["recall"]), np.array(own["precision"])
+        ranks[name] = np.array(found["ranks"]), np.array(own["precision"])
+    radii = {name: np.array(own["precision"]) for name, own in found["by_radius"].items()}
+    within = {name: (np.arange(len(precision)), precision) for name, precision in radii.items()}
+    return {"curves": recall, "by_rank": ranks, "by_radius": within}
 
 
 def _histograms(details: Details) -> Histograms:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from dataclasses import replace
@@ -66,13 +65,13 @@ def test_a_run_folder_holds_what_is_needed_to_repeat_it(first: tuple[Path, Evalu
     assert metrics["granularities"] == evaluation.to_json()["granularities"]
     assert str(photos) not in (folder / "metrics.json").read_text(), "another copy of the images gives the same file"
 
-    rows = list(csv.DictReader((folder / "average_precisions.csv").read_text().splitlines()))
+    rows = [json.loads(line) for line in (folder / "average_precisions.jsonl").read_text().splitlines()]
     assert [(row["seed"], Path(row["query"]).parent.name) for row in rows] == [
-        (seed, kind) for seed in "01" for kind in ("blocks", "disc", "stripes")
+        (seed, kind) for seed in (0, 1) for kind in ("blocks", "disc", "stripes")
     ]
     assert (photos / rows[0]["query"]).is_file()
     for number, details in enumerate(evaluation.runs):
-        exact = [float(row["fused:rank"]) for row in rows if row["seed"] == str(number)]
+        exact = [row["average_precision"]["fused:rank"] for row in rows if row["seed"] == number]
         assert exact == details.scores["fused:rank"].ranking.average_precisions_at_k.tolist()
 
 

@@ -206,6 +206,10 @@ def test_the_report_shows_what_was_evaluated(evaluation: Evaluation) -> None:
     assert (recall[-1], precision[0]) == (
         pytest.approx(1), pytest.approx(figures["granularities"]["mid"]["precision"]["1"], abs=1e-6),
     )  # fmt: skip
+    ranks, at_n = data.by_rank["rank fusion"]
+    assert (ranks[0], at_n[0]) == (1, pytest.approx(figures["fused"]["rank"]["precision"]["1"], abs=1e-6))
+    radii, within = data.by_radius["mid"]
+    assert (len(radii), within[2]) == (65, figures["granularities"]["mid"]["precision_radius_2"])
     same, different = data.histograms["coarse"]
     assert (same.sum(), different.sum()) == (3 * PER_KIND * (PER_KIND - 1), 54 * 54 - 3 * PER_KIND * (PER_KIND - 1))
     precisions = [query.average_precision for query in data.queries]
