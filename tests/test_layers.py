@@ -56,6 +56,7 @@ BORDERS = {
     "cv2": {"duplicates"},
     "sklearn": set(),
     "skimage": set(),
+    "scipy": {"evaluation"},
 }
 """Package -> the only rooms that may import it."""
 

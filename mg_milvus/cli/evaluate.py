@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mg_milvus.cli import options
-from mg_milvus.cli.console import UNREADABLE, ProgressView, console, print_failures
+from mg_milvus.cli.console import ERROR, UNREADABLE, ProgressView, console, print_failures
 from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ mgm eval photos/      (a folder for each class; nested folders are a hierarchy)
 
 mgm eval database/ --queries queries/ --json
 
-mgm eval photos/ --protocol copies --report report/"""
+mgm eval photos/ --protocol copies --report report/
+
+mgm eval photos/ --protocol split --seeds 3 --table latex
+
+mgm eval coco/ --protocol coco --lists train.txt,database.txt,test.txt --run runs/coco"""
 
 
 class Protocol(StrEnum):
@@ -39,9 +44,20 @@ class Protocol(StrEnum):
 
     leave_one_out = "leave-one-out"
     two_parts = "split"
+    zero_shot = "zero-shot"
     cifar10_1 = "cifar10-1"
     cifar10_2 = "cifar10-2"
+    imagenet100 = "imagenet100"
+    nus_wide_21 = "nus-wide-21"
+    coco = "coco"
     copies = "copies"
+
+
+class TableFormat(StrEnum):
+    """The formats of ``mg_milvus.evaluation.tables``."""
+
+    latex = "latex"
+    markdown = "markdown"
 
 
 class Heads(StrEnum):
@@ -62,8 +78,9 @@ def evaluate(
         Protocol,
         typer.Option(
             "--protocol",
-            help="leave-one-out: each against all others; split: a share of each class as queries; cifar10-1, "
-            "cifar10-2: as in papers; copies: edited versions",
+            help="leave-one-out: each against all others; split: a share of each class as queries; zero-shot: classes "
+            "that nothing was learned from; copies: edited versions; cifar10-1, cifar10-2, imagenet100, nus-wide-21, "
+            "coco: as in papers",
             rich_help_panel=PROTOCOL,
         ),
     ] = Protocol.leave_one_out,
@@ -73,11 +90,34 @@ def evaluate(
             "--queries", metavar="FOLDER", help="Labelled queries; FOLDER is the database", rich_help_panel=PROTOCOL
         ),
     ] = None,
+    lists: Annotated[
+        str | None,
+        typer.Option(
+            "--lists",
+            metavar="FILES",
+            help="Split lists as papers publish them, lines of a path and its labels: database.txt,test.txt or "
+            "train.txt,database.txt,test.txt",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = None,
     labels: options.LabelTable = None,
     share: Annotated[
         float,
-        typer.Option("--share", help="split: the share of queries in each class, e.g. 0.2", rich_help_panel=PROTOCOL),
+        typer.Option(
+            "--share",
+            help="split, zero-shot: the share of queries in each class, e.g. 0.2",
+            rich_help_panel=PROTOCOL,
+        ),
     ] = 0.1,
+    seen: Annotated[
+        str,
+        typer.Option(
+            "--seen",
+            metavar="SHARE|FILE",
+            help="zero-shot: the classes to learn from, a share of them or a file with a name on each line: seen.txt",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = "0.75",
     copies: Annotated[
         int,
         typer.Option(
@@ -87,6 +127,24 @@ def evaluate(
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Which images become queries, e.g. 1", rich_help_panel=PROTOCOL)
     ] = 0,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds",
+            min=1,
+            help="Evaluate with so many seeds, e.g. 3: means and standard deviations",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = 1,
+    map_at: Annotated[
+        int | None,
+        typer.Option(
+            "--map-at",
+            min=1,
+            help="Also mAP of the first results alone, e.g. 5000; default: the protocol's",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = None,
     schema: Annotated[
         str | None,
         typer.Option("--schema", metavar="FILE", help="A schema or a preset, e.g. compact. Env: MGM_SCHEMA"),
@@ -114,6 +172,27 @@ def evaluate(
         Path | None,
         typer.Option("--report", metavar="DIR", help="Write a page with plots and images: report/index.html"),
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="DIR",
+            help="Keep configuration, versions, metrics and the average precision of each query in a folder, e.g. "
+            "runs/first; where it holds the same configuration, compare with it to the bit",
+        ),
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(
+            "--codes",
+            metavar="FILE",
+            help="Write codes as +1 and -1, labels and paths for numpy or MATLAB: codes.npz, codes.mat",
+        ),
+    ] = None,
+    table: Annotated[
+        TableFormat | None,
+        typer.Option("--table", help="Print a table for a paper instead: latex (with booktabs), markdown"),
+    ] = None,
     as_json: options.AsJson = False,
     uri: Annotated[
         str | None,
@@ -136,11 +215,17 @@ def evaluate(
     Broken files are listed at the end and left out; the exit code is 3 then.
     """
     from mg_milvus.cli.settings import local_settings, settings_from
-    from mg_milvus.evaluation.evaluate import evaluate as run
+    from mg_milvus.evaluation.evaluate import evaluate as call
+    from mg_milvus.evaluation.outputs import check_codes_file, write_codes
     from mg_milvus.evaluation.report import report_data, write_evaluation_report
+    from mg_milvus.evaluation.tables import paper_tables
     from mg_milvus.html.report import check_report
     from mg_milvus.ingest.pipeline import Settings
 
+    if codes is not None and protocol is Protocol.copies:
+        raise typer.BadParameter("--codes writes codes of queries and a database: copies has none of that kind")
+    if table is not None and as_json:
+        raise typer.BadParameter("--table and --json print the same metrics in two forms; choose one")
     if not through_index and (uri is not None or depth is not None):
         raise typer.BadParameter("--uri and --depth say where and how --through-index asks; add it")
     # The collection of --through-index is temporary: the environment's URI, where people keep theirs, plays no part.
@@ -148,38 +233,68 @@ def evaluate(
     shared = local_settings(*encoding) if uri is None else settings_from(uri, token, None, *encoding)
     if report is not None:
         check_report(report)
+    if codes is not None:
+        check_codes_file(codes)
     with ProgressView() as view:
-        evaluation = run(
+        evaluation = call(
             folder,
             queries=queries,
             protocol=protocol.value,
+            lists=[part.strip() for part in lists.split(",")] if lists else (),
             encoder=shared.encoder,
             schema=shared.schema_source,
             bits=options.code_lengths(bits) if bits else None,
             heads=heads.value if heads else None,
             labels=labels,
             share=share,
+            seen=_share_or_file(seen),
             seed=seed,
+            seeds=seeds,
+            map_at=map_at,
             through_index=through_index,
             milvus=None if uri is None else shared.milvus(),
             depth=depth,
             device=shared.device,
             settings=Settings(shared.batch_size, shared.workers),
             copies=copies,
-            curves=report is not None,
+            curves=report is not None or as_json or run is not None,
+            run=run,
             progress=view,
         )
     if as_json:
         print(json.dumps(evaluation.to_json()))
+    elif table is not None:
+        print(paper_tables(evaluation.to_json(), table.value))
     else:
         show(evaluation)
-    print_failures(evaluation.failures, as_json=as_json)
+    print_failures(evaluation.failures, as_json=as_json or table is not None)
     if report is not None:
         page = write_evaluation_report(report_data(evaluation, f"How well the images of {folder} are found"), report)
         if not as_json:
             print(f"\nReport: {escape_controls(str(page))}")
+    if codes is not None:
+        write_codes(evaluation, codes)
+    kept = evaluation.metrics.get("run")
+    if kept is not None and kept["reproduced"] is False:
+        differences = "; ".join(map(escape_controls, kept["differences"])) or "the average precisions of queries"
+        print(
+            f"mgm: the metrics differ from those in '{escape_controls(kept['folder'])}', which is left as it is: "
+            f"{differences}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(ERROR)
+    if kept is not None and not as_json and table is None:
+        what = "Kept in" if kept["reproduced"] is None else "The metrics are, to the bit, those in"
+        print(f"\n{what} {escape_controls(kept['folder'])}")
     if evaluation.failures:
         raise typer.Exit(UNREADABLE)
+
+
+def _share_or_file(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def show(evaluation: Evaluation) -> None:

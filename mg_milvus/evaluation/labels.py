@@ -38,8 +38,8 @@ class Level:
     """One level of the hierarchy.
 
     Attributes:
-        names: of the labels, sorted.
-        members: for each image the indices into ``names``, ascending, at least one.
+        names: of the labels, sorted; of columns of a split list in their order.
+        members: for each image the indices into ``names``, ascending; at least one, but for images of split lists.
     """
 
     names: tuple[str, ...]
@@ -47,8 +47,8 @@ class Level:
 
     @property
     def several(self) -> bool:
-        """Whether an image may have more than one label."""
-        return any(len(own) > 1 for own in self.members)
+        """Whether an image may have more than one label, or none."""
+        return any(len(own) != 1 for own in self.members)
 
     def ids(self) -> NDArray[np.int64]:
         """The first label of each image: (n,)."""

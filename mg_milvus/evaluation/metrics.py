@@ -37,7 +37,7 @@ class Ties(NamedTuple):
 
     Attributes:
         longest: no query has more rows than this.
-        within: (q, 3) rows at most ``radius`` away, by grade; all 0 without a radius.
+        within: (q, radius + 1, 3) rows at most 0, 1 ... ``radius`` away, by grade; (q, 0, 3) without a radius.
         query: (t,) which query.
         before: (t,) rows nearer than the tie.
         size: (t,) rows in the tie.
@@ -60,7 +60,7 @@ def ties_of(distances: Distances, relevance: Relevance, radius: int | None) -> I
     Args:
         distances: (q, n) integer or real, smaller is nearer.
         relevance: (q, n) uint8 grades 0, 1, 2, or 255 for a row that is no candidate.
-        radius: the distance up to which ``within`` counts.
+        radius: the largest distance that ``within`` counts up to.
 
     Raises:
         ValueError: shapes that differ, another grade, or a candidate's distance that is nan.
@@ -90,19 +90,24 @@ def _counted(distances: Distances, relevance: Relevance, radius: int | None, low
         keys = (row.astype(np.int64) - low) * 4 + np.minimum(grades, 3)
         histogram[:] = np.bincount(keys, minlength=bins * 4).reshape(bins, 4)
     by_grade = histograms[:, :, :3]
-    near = 0 if radius is None else max(0, radius - low + 1)
+    near = np.clip(_radii(radius) - low + 1, 0, bins)
+    within = np.zeros((len(distances), near.max(initial=0) + 1, 3), np.int64)
+    np.cumsum(by_grade[:, : within.shape[1] - 1], axis=1, out=within[:, 1:])
     size = by_grade.sum(axis=2)
     before = np.cumsum(size, axis=1) - size
     held = by_grade[:, :, 1:].any(axis=2)
     counts = (by_grade[:, :, grade][held] for grade in (SAME_GROUP, SAME_CLASS))
-    return Ties(
-        distances.shape[1], by_grade[:, :near].sum(axis=1), np.nonzero(held)[0], before[held], size[held], *counts
-    )
+    return Ties(distances.shape[1], within[:, near], np.nonzero(held)[0], before[held], size[held], *counts)
+
+
+def _radii(radius: int | None) -> Ints:
+    return np.arange(0 if radius is None else radius + 1)
 
 
 def _sorted(distances: Distances, relevance: Relevance, radius: int | None) -> Ties:
     """Ties of any distances: each query's are sorted, and those of its graded rows are looked up among them."""
-    within = np.zeros((len(distances), 3), np.int64)
+    radii = _radii(radius)
+    within = np.zeros((len(distances), len(radii), 3), np.int64)
     some_out = (relevance == NOT_A_CANDIDATE).any(axis=1)
     ties = []
     for query, (row, grades) in enumerate(zip(distances, relevance, strict=True)):
@@ -118,10 +123,10 @@ def _sorted(distances: Distances, relevance: Relevance, radius: int | None) -> T
         size = np.searchsorted(candidates, tied, side="right") - before
         same_class = np.add.reduceat(grade == SAME_CLASS, first, dtype=np.int64) if len(first) else rows
         ties.append(np.stack([np.full(len(first), query), before, size, rows - same_class, same_class]))
-        if radius is not None:
-            near = np.bincount(grade[: np.searchsorted(values, radius, side="right")], minlength=3)
-            near[0] = np.searchsorted(candidates, radius, side="right") - near.sum()
-            within[query] = near
+        near = np.searchsorted(values, radii, side="right")
+        for own in (SAME_GROUP, SAME_CLASS):
+            within[query, :, own] = np.concatenate([[0], np.cumsum(grade == own)])[near]
+        within[query, :, 0] = np.searchsorted(candidates, radii, side="right") - near
     return Ties(distances.shape[1], within, *np.concatenate(ties, axis=1))
 
 
@@ -139,6 +144,11 @@ class RankingScores:
         queries: number of queries, those without relevant rows among them.
         map: mean average precision over whole rankings; expectation inside ties (McSherry and Najork, ECIR 2008).
         map_tie_end: the same with the precision taken at the end of each tie, as scikit-learn has it.
+        map_at_k: mAP of the first ``map_at`` rows alone, as papers on deep hashing have it (HashNet, ICCV 2017, and
+            CSQ, CVPR 2020): the sum of ``P(i) rel(i)`` over these ranks, divided by the number of relevant rows among
+            them; 0 where there are none (HashNet's own program leaves such a query out, CSQ's counts it). Not the AP@k
+            that divides by the smaller of k and the number of all relevant rows. Expectation inside ties; None where it
+            is not asked for.
         map_at_r: mean of ``1/R sum_{i<=R} P(i) rel(i)``, R the number of rows relevant to the query (Musgrave et al., A
             Metric Learning Reality Check, ECCV 2020); expectation inside ties.
         precision: k -> share of relevant rows among the k nearest, divided by k even where there are fewer rows;
@@ -147,21 +157,26 @@ class RankingScores:
         ndcg: k -> DCG over the best possible DCG, with gain ``2**grade - 1`` (Burges et al., ICML 2005) and discount
             ``1/log2(1 + rank)``; expectation inside ties, as in scikit-learn's ``ndcg_score``. A mean over the queries
             that have a row of grade 1 or 2, whatever ``relevant_from`` is.
-        within_radius: mean precision of the rows at most ``radius`` away, 0 for a query that finds none, as the papers
-            on deep hashing count it; None where no radius is asked for.
+        precision_within: distance 0 ... ``radius`` -> mean precision of the rows at most so far away, 0 for a query
+            that finds none, as the papers on deep hashing count it; empty where no radius is asked for.
+        recall_within: the same of the share of the relevant rows that are at most so far away.
         average_precisions: (queries,) float64 of ``map``, in the order of the queries; nan for those without relevant
             rows.
+        average_precisions_at_k: the same of ``map_at_k``; None where it is not asked for.
     """
 
     queries: int
     map: float
     map_tie_end: float
+    map_at_k: float | None
     map_at_r: float
     precision: dict[int, float]
     recall: dict[int, float]
     ndcg: dict[int, float]
-    within_radius: float | None
+    precision_within: dict[int, float]
+    recall_within: dict[int, float]
     average_precisions: Floats
+    average_precisions_at_k: Floats | None
 
 
 def score_rankings(
@@ -170,6 +185,7 @@ def score_rankings(
     ks: Iterable[int] = (1, 10, 100),
     radius: int | None = None,
     relevant_from: int = SAME_GROUP,
+    map_at: int | None = None,
 ) -> RankingScores:
     """Score the rankings that distances make, one block of queries after the other.
 
@@ -177,20 +193,23 @@ def score_rankings(
         blocks: distances (q, n), integer or real, smaller is nearer, and relevance (q, n) uint8: 0 not relevant, 1 same
             group, 2 same class, 255 (``NOT_A_CANDIDATE``) no row to be found, like the query itself.
         ks: the ranks of P@k, R@k and NDCG@k.
-        radius: the largest distance that ``within_radius`` counts.
+        radius: the largest distance of ``precision_within`` and ``recall_within``.
         relevant_from: the grade from which a row is relevant, 1 or 2; NDCG takes the grades as they are.
+        map_at: the last rank of ``map_at_k``.
 
     Raises:
         ValueError: shapes that differ, distances that are nan, a grade or an argument that is not one of these.
     """
     ranks = sorted(set(ks))
-    if ranks and ranks[0] < 1:
-        raise ValueError(f"k is {ranks[0]}, expected at least 1")
+    lowest = min([*ranks, *([] if map_at is None else [map_at])], default=1)
+    if lowest < 1:
+        raise ValueError(f"k is {lowest}, expected at least 1")
     if relevant_from not in {SAME_GROUP, SAME_CLASS}:
         raise ValueError(f"relevant_from is {relevant_from}, expected {SAME_GROUP} or {SAME_CLASS}")
-    parts = [_nothing(len(ranks))]
+    radii = _radii(radius)
+    parts = [_nothing(len(ranks), len(radii))]
     for distances, relevance in blocks:
-        parts += [_query_metrics(ties, ranks, relevant_from) for ties in ties_of(distances, relevance, radius)]
+        parts += [_query_metrics(ties, ranks, relevant_from, map_at) for ties in ties_of(distances, relevance, radius)]
     joined = _QueryMetrics(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     scored = joined.relevant > 0
     graded = joined.graded > 0
@@ -198,12 +217,15 @@ def score_rankings(
         queries=len(scored),
         map=_mean(joined.average_precision[scored]),
         map_tie_end=_mean(joined.tie_end[scored]),
+        map_at_k=None if map_at is None else _mean(joined.at_k[scored]),
         map_at_r=_mean(joined.at_r[scored]),
         precision={k: _mean(joined.precision[scored, i]) for i, k in enumerate(ranks)},
         recall={k: _mean(joined.recall[scored, i]) for i, k in enumerate(ranks)},
         ndcg={k: _mean(joined.ndcg[graded, i]) for i, k in enumerate(ranks)},
-        within_radius=None if radius is None else _mean(joined.within[scored]),
+        precision_within={int(r): _mean(joined.precision_within[scored, r]) for r in radii},
+        recall_within={int(r): _mean(joined.recall_within[scored, r]) for r in radii},
         average_precisions=np.where(scored, joined.average_precision, np.nan),
+        average_precisions_at_k=None if map_at is None else np.where(scored, joined.at_k, np.nan),
     )
 
 
@@ -274,15 +296,18 @@ class _QueryMetrics(NamedTuple):
     graded: Floats
     average_precision: Floats
     tie_end: Floats
+    at_k: Floats
     at_r: Floats
-    within: Floats
+    precision_within: Floats
+    recall_within: Floats
     precision: Floats
     recall: Floats
     ndcg: Floats
 
 
-def _nothing(ranks: int) -> _QueryMetrics:
-    return _QueryMetrics(*(np.empty(0) for _ in range(6)), *(np.empty((0, ranks)) for _ in range(3)))
+def _nothing(ranks: int, radii: int) -> _QueryMetrics:
+    plain = (np.empty(0) for _ in range(6))
+    return _QueryMetrics(*plain, *(np.empty((0, width)) for width in (radii, radii, ranks, ranks, ranks)))
 
 
 def _mean(values: Floats) -> float:
@@ -301,7 +326,13 @@ def _harmonic(rows: int) -> Floats:
     return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, rows + 1))])
 
 
-def _query_metrics(ties: Ties, ranks: Sequence[int], relevant_from: int) -> _QueryMetrics:
+@lru_cache(maxsize=4)
+def _log_factorials(rows: int) -> Floats:
+    """Logarithms of 0!, 1! ... rows!: (rows + 1,)."""
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, rows + 1)))])
+
+
+def _query_metrics(ties: Ties, ranks: Sequence[int], relevant_from: int, map_at: int | None) -> _QueryMetrics:
     """The metrics of every query, as sums over its ties."""
     queries = len(ties.within)
     discounts, harmonic = _discounts(ties.longest), _harmonic(ties.longest)
@@ -327,11 +358,21 @@ def _query_metrics(ties: Ties, ranks: Sequence[int], relevant_from: int) -> _Que
         inverse = harmonic[before + last] - harmonic[before]
         crowding = (hits - 1) / np.maximum(size - 1, 1)
         precision = hits / size * ((ahead[keep] + 1) * inverse + crowding * (last - (before + 1) * inverse))
-        return share(total(precision, keep), relevant)
+        return total(precision, keep)
 
-    average_precision = summed(ties.size)
+    average_precision = share(summed(ties.size), relevant)
     keep = ties.before < relevant[ties.query]
-    at_r = summed(np.minimum(relevant[ties.query[keep]].astype(np.int64) - ties.before[keep], ties.size[keep]), keep)
+    up_to_r = np.minimum(relevant[ties.query[keep]].astype(np.int64) - ties.before[keep], ties.size[keep])
+    at_r = share(summed(up_to_r, keep), relevant)
+    at_k = np.zeros(queries)
+    if map_at is not None:
+        keep = ties.before + ties.size <= map_at
+        whole = summed(ties.size[keep], keep)
+        at_k = share(whole, total(found[keep], keep))
+        for tie in np.flatnonzero((ties.before < map_at) & ~keep & (found > 0)):
+            query = ties.query[tie]
+            divided = _DividedTie(ties.longest, ties.before[tie], ties.size[tie], found[tie], ahead[tie])
+            at_k[query] = divided.average_precision(map_at, whole[query])
 
     keep = ties.before < max(ranks, default=0)
     before, size, hits = ties.before[keep], ties.size[keep], found[keep]
@@ -345,8 +386,50 @@ def _query_metrics(ties: Ties, ranks: Sequence[int], relevant_from: int) -> _Que
         reached = total(gain * (_upto(cut, before + size) - _upto(cut, before)), keep)
         best = (CLASS_GAIN - GROUP_GAIN) * _upto(cut, classes) + GROUP_GAIN * _upto(cut, classes + groups)
         ndcg[:, column] = share(reached, best)
-    within = share(ties.within[:, relevant_from:].sum(axis=1), ties.within.sum(axis=1))
-    return _QueryMetrics(relevant, groups + classes, average_precision, tie_end, at_r, within, precision, recall, ndcg)
+    near = ties.within[:, :, relevant_from:].sum(axis=2)
+    return _QueryMetrics(
+        relevant, groups + classes, average_precision, tie_end, at_k, at_r,
+        share(near, ties.within.sum(axis=2)), share(near, relevant[:, None]), precision, recall, ndcg,
+    )  # fmt: skip
+
+
+class _DividedTie(NamedTuple):
+    """A tie that rank k divides.
+
+    Attributes:
+        longest: rows of the ranking, at most.
+        before: rows nearer than the tie.
+        size: rows in it.
+        hits: relevant ones in it.
+        ahead: relevant rows nearer than the tie.
+    """
+
+    longest: int
+    before: int
+    size: int
+    hits: int
+    ahead: float
+
+    def average_precision(self, k: int, whole: float) -> float:
+        """The expected ``sum of P(i) rel(i) up to k, over the relevant rows up to k``.
+
+        Args:
+            k: the last rank.
+            whole: the sum of ``P(i) rel(i)`` over the ties before.
+        """
+        seen = k - self.before
+        # How many relevant rows are among the first ``seen`` of the tie is hypergeometric; for a given number x of them
+        # these rows are themselves a tie of x relevant among ``seen``.
+        x = np.arange(max(0, seen - (self.size - self.hits)), min(self.hits, seen) + 1)
+        logs = _log_factorials(self.longest)
+        chance = -(logs[x] + logs[self.hits - x] + logs[seen - x] + logs[self.size - self.hits - seen + x])
+        chance = np.exp(chance - chance.max())
+        harmonic = _harmonic(self.longest)
+        inverse = harmonic[k] - harmonic[self.before]
+        crowding = (x - 1) / max(seen - 1, 1)
+        precision = x / seen * ((self.ahead + 1) * inverse + crowding * (seen - (self.before + 1) * inverse))
+        values = (whole + precision) / np.maximum(self.ahead + x, 1)
+        return float(chance @ values / chance.sum())
 
 
 def _upto(sums: Floats, rank: Floats | Ints) -> Floats:

@@ -1,15 +1,18 @@
-"""Protocols of evaluation: which images are queries, and which are the database.
+"""Protocols of evaluation: which images are queries, which the database, and which the heads are fitted on.
 
-Deep hashing papers use CIFAR-10 in two ways. ``cifar10-1`` (Lai et al., CVPR 2015, and most since): all 60,000 images
-in one pool, 100 of each class are queries (1,000), the other 59,000 the database. ``cifar10-2`` (as in GreedyHash,
-NeurIPS 2018): the test part is the queries (10,000), the training part the database (50,000).
+Those of papers have names, ``PUBLISHED``. Deep hashing papers use CIFAR-10 in two ways. ``cifar10-1`` (Lai et al., CVPR
+2015, and most since): all 60,000 images in one pool, 100 of each class are queries (1,000), the other 59,000 the
+database. ``cifar10-2`` (as in GreedyHash, NeurIPS 2018): the test part is the queries (10,000), the training part the
+database (50,000). ``zero-shot`` (Sablayrolles et al., How should we evaluate supervised hashing?, ICASSP 2017): nothing
+is learned from the classes that are searched; three quarters of the classes are seen in training, queries and database
+are of the others.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,12 +20,13 @@ import numpy as np
 
 from mg_milvus.errors import ImageError, LabelError, QueryError
 from mg_milvus.evaluation.labels import Labelled, Level, is_path, read_labelled
+from mg_milvus.evaluation.lists import read_lists
 from mg_milvus.evaluation.metrics import NOT_A_CANDIDATE, SAME_CLASS, relevance
 from mg_milvus.images.discover import discover, path_text
 from mg_milvus.ingest.metadata import listed, read_table, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,17 +34,51 @@ if TYPE_CHECKING:
 
     PathLike = str | os.PathLike[str]
     Failed = Callable[[Failure], None]
-    from collections.abc import Callable, Mapping
 
 
-Protocol = Literal["leave-one-out", "split", "cifar10-1", "cifar10-2", "copies"]
+Protocol = Literal[
+    "leave-one-out", "split", "zero-shot", "cifar10-1", "cifar10-2", "imagenet100", "nus-wide-21", "coco", "copies"
+]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 
-CIFAR_FOLDERS = ("train", "test")
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A protocol of the literature.
+
+    Attributes:
+        source: where it is described.
+        queries: number of them there.
+        database: number of images there.
+        map_at: the last rank of its mAP; None: all.
+    """
+
+    source: str
+    queries: int
+    database: int
+    map_at: int | None = None
+
+
+PUBLISHED = {
+    "cifar10-1": Published("Lai et al., CVPR 2015", 1_000, 59_000),
+    "cifar10-2": Published("Su et al., GreedyHash, NeurIPS 2018", 10_000, 50_000),
+    "imagenet100": Published("Cao et al., HashNet, ICCV 2017", 5_000, 128_503, 1_000),
+    "nus-wide-21": Published("Li et al., DPSH, IJCAI 2016", 2_100, 193_734, 5_000),
+    "coco": Published("Cao et al., HashNet, ICCV 2017", 5_000, 117_218, 5_000),
+}
+"""Two images are relevant to each other where they share a label, in all of them."""
+DRAWN = ("split", "zero-shot", "cifar10-1", "copies")
+"""Protocols in which a seed chooses something."""
+
+PART_FOLDERS = ("train", "test")
+LISTS = ("train.txt", "database.txt", "test.txt")
+"""Names of the lists in the folder of a published data set; the first may be missing."""
 CIFAR_QUERIES = 100
 """Queries of each class in ``cifar10-1``."""
 CIFAR_CLASS = 6_000
 """Images of each class in CIFAR-10: of smaller classes the same share becomes queries."""
+SEEN = 0.75
+"""Share of the classes that ``zero-shot`` learns from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +86,25 @@ class Split:
     """The queries and the database of an evaluation.
 
     Attributes:
-        about: the protocol in words, with its sizes.
-        images: all images of both sides, each once.
+        about: the protocol in words.
+        images: all images, each once.
         queries: (q,) rows of ``images``, ascending.
         database: (n,) rows of ``images``, ascending. A row may be in both: the query is then no candidate for itself.
+        training: (t,) rows of ``images`` that heads are fitted on, ascending; None: the database.
+        seen: names of the classes that may be learned from, where others are searched; else None.
     """
 
     about: str
     images: Labelled
     queries: NDArray[np.intp]
     database: NDArray[np.intp]
+    training: NDArray[np.intp] | None = None
+    seen: tuple[str, ...] | None = None
+
+    @property
+    def to_fit(self) -> NDArray[np.intp]:
+        """Rows of the images that the heads are fitted on."""
+        return self.database if self.training is None else self.training
 
     def without(self, broken: NDArray[np.bool_]) -> Split:
         """The same split without the images marked in (n,) bool.
@@ -66,10 +113,16 @@ class Split:
             ImageError: one part has none left.
         """
         place = np.cumsum(~broken) - 1
-        queries, database = (place[rows[~broken[rows]]] for rows in (self.queries, self.database))
+
+        def kept(rows: NDArray[np.intp]) -> NDArray[np.intp]:
+            return place[rows[~broken[rows]]]
+
+        queries, database = kept(self.queries), kept(self.database)
         if not len(queries) or not len(database):
             raise ImageError("none of the images of the database, or none of the queries, can be read")
-        return Split(self.about, self.images.subset(np.flatnonzero(~broken)), queries, database)
+        training = None if self.training is None else kept(self.training)
+        images = self.images.subset(np.flatnonzero(~broken))
+        return replace(self, images=images, queries=queries, database=database, training=training)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +132,20 @@ class SplitOptions:
     Attributes:
         protocol: one of ``PROTOCOLS``.
         queries: a folder of labelled queries; the protocol is then a split into these two.
+        lists: files of ``lists.read_lists``, ``database,test`` or ``train,database,test``, in place of ``queries``.
         labels: a table of labels, for both folders.
-        share: ``split`` without ``queries``: this share of each class becomes queries, at least one of two or more.
-        seed: of the random choice of queries.
+        share: ``split`` and ``zero-shot`` without ``queries``: this share of each class becomes queries, at least
+            one of two or more.
+        seen: ``zero-shot``: the share of the classes that is seen, or a text file of their names, one a line.
+        seed: of the random choice of queries and of seen classes.
     """
 
     protocol: str = "leave-one-out"
     queries: PathLike | None = None
+    lists: Sequence[PathLike] = ()
     labels: PathLike | None = None
     share: float = 0.1
+    seen: PathLike | float = SEEN
     seed: int = 0
 
 
@@ -101,42 +159,56 @@ def read_split(folder: PathLike, options: SplitOptions = SplitOptions(), failed:
 
     Raises:
         ImageError: a folder is not there, or a part is empty.
-        LabelError: no labels, or only one class.
+        LabelError: no labels, or only one class, or lists that do not fit.
         QueryError: an argument is not one of these.
     """
     protocol, queries, labels = options.protocol, options.queries, options.labels
-    share, seed = options.share, options.seed
     if protocol not in PROTOCOLS or protocol == "copies":
         raise QueryError(f"the protocol is '{protocol}', expected {', '.join(PROTOCOLS)}")
+    if options.lists and (queries is not None or labels is not None):
+        raise QueryError("the lists name the queries and their labels; leave --queries and --labels out")
+    if (queries is not None or options.lists) and protocol == "zero-shot":
+        raise QueryError("zero-shot has queries of its own, those of unseen classes; leave queries and lists out")
+    if queries is not None and protocol in PUBLISHED:
+        raise QueryError(f"{protocol} has queries of its own; leave the folder of queries out, or the protocol")
     if queries is not None:
-        if protocol not in {"leave-one-out", "split"}:
-            raise QueryError(f"{protocol} has queries of its own; leave the folder of queries out, or the protocol")
         about = f"split: the images of {os.fspath(queries)} query those of {os.fspath(folder)}"
         split = _two_folders(about, folder, queries, labels, failed)
+    elif options.lists:
+        split = _listed(folder, options, failed)
     elif protocol == "leave-one-out":
         images = read_labelled(folder, labels, failed)
         every = np.arange(len(images))
         split = Split("leave-one-out: each image is a query against all others", images, every, every)
     elif protocol == "split":
-        if not 0 < share < 1:
-            raise QueryError(f"the share of queries is {share}, expected more than 0 and less than 1, such as 0.1")
         split = _split(
-            read_labelled(folder, labels, failed), lambda size: round(size * share), seed,
-            f"split: {share:.0%} of each class are queries (seed {seed}), the rest is the database",
+            read_labelled(folder, labels, failed), _share_of(options.share), options.seed,
+            f"split: {options.share:.0%} of each class are queries, the rest is the database",
         )  # fmt: skip
+    elif protocol == "zero-shot":
+        split = _zero_shot(read_labelled(folder, labels, failed), options)
     elif protocol == "cifar10-1":
         pool = _cifar_pool(folder, labels, failed)
         split = _split(
-            pool, lambda size: min(CIFAR_QUERIES, round(size * CIFAR_QUERIES / CIFAR_CLASS)), seed,
+            pool, lambda size: min(CIFAR_QUERIES, round(size * CIFAR_QUERIES / CIFAR_CLASS)), options.seed,
             f"cifar10-1: {CIFAR_QUERIES} images of each class of {CIFAR_CLASS:,} (the same share of smaller ones) "
-            f"are queries (seed {seed}), the rest is the database",
+            "are queries, the rest is the database",
         )  # fmt: skip
     else:
-        train, test = _cifar_folders(folder)
-        about = "cifar10-2: test/ holds the queries, train/ the database"
-        split = _two_folders(about, train, test, labels, failed)
+        split = _published_parts(folder, options, failed)
     _check(split, folder)
-    return split
+    return replace(split, about=split.about + _other_sizes(protocol, split))
+
+
+def _other_sizes(protocol: str, split: Split) -> str:
+    """What to say where a published protocol has other sizes than in its source."""
+    own = PUBLISHED.get(protocol)
+    if own is None or (own.queries, own.database) == (len(split.queries), len(split.database)):
+        return ""
+    return (
+        f"; NOT the sizes of {own.source}, which has {own.queries:,} queries against {own.database:,} images, here "
+        f"{len(split.queries):,} against {len(split.database):,}"
+    )
 
 
 def _check(split: Split, folder: PathLike) -> None:
@@ -167,6 +239,88 @@ def _two_folders(about: str, database: PathLike, queries: PathLike, labels: Path
     images = _joined(first, second.subset(new))
     query_rows = np.array(sorted(place[image.path] for image in second.images), np.intp)
     return Split(about, images, query_rows, np.arange(len(first)))
+
+
+def _published_parts(folder: PathLike, options: SplitOptions, failed: Failed) -> Split:
+    """A data set whose parts are given, by lists in its folder or by folders."""
+    lists = [Path(folder) / name for name in LISTS]
+    if all(file.is_file() for file in lists[1:]):
+        if options.labels is not None:
+            raise QueryError(f"the lists in {os.fspath(folder)} have the labels; leave --labels out")
+        return _listed(folder, replace(options, lists=[file for file in lists if file.is_file()]), failed)
+    train, test = _part_folders(folder, options.protocol)
+    about = f"{options.protocol}: test/ holds the queries, train/ the database"
+    return _two_folders(about, train, test, options.labels, failed)
+
+
+def _listed(folder: PathLike, options: SplitOptions, failed: Failed) -> Split:
+    parts = read_lists(folder, options.lists, failed)
+    *training, database, queries = parts.rows
+    name = "split" if options.protocol == "leave-one-out" else options.protocol
+    *first, of_database, of_queries = (os.path.basename(os.fspath(file)) for file in options.lists)
+    about = f"{name}: the images of {of_queries} query those of {of_database}"
+    about += f", heads are fitted on those of {first[0]}" if first else ""
+    about += f"; {parts.repeated:,} lines repeat an image" if parts.repeated else ""
+    return Split(about, parts.images, queries, database, training[0] if training else None)
+
+
+def _zero_shot(images: Labelled, options: SplitOptions) -> Split:
+    """Heads from seen classes, queries and database from the others; an image of both kinds plays no part."""
+    classes, every = images.classes, np.arange(len(images))
+    if classes is None:
+        return Split("", images, every, every)
+    seen = _seen_classes(classes.names, options)
+    is_seen = np.array([name in seen for name in classes.names])
+    seen_labels = np.array([is_seen[list(own)].sum() for own in classes.members])
+    labels = np.array([len(own) for own in classes.members])
+    pool = np.flatnonzero(seen_labels == 0)
+    mixed = int(((seen_labels > 0) & (seen_labels < labels)).sum())
+    inside = _split(images.subset(pool), _share_of(options.share), options.seed, "")
+    about = (
+        f"zero-shot: heads are fitted on {len(seen)} classes, {options.share:.0%} of each of the other "
+        f"{len(classes.names) - len(seen)} query the rest of them"
+    )
+    about += f"; {mixed:,} images of both kinds of classes play no part" if mixed else ""
+    training = np.flatnonzero(seen_labels == labels)
+    return Split(about, images, pool[inside.queries], pool[inside.database], training, tuple(sorted(seen)))
+
+
+def _seen_classes(names: Sequence[str], options: SplitOptions) -> frozenset[str]:
+    """The classes to learn from: at least one, and at least two are left.
+
+    Raises:
+        LabelError: there are fewer than three classes, or a file names another one, or too many.
+        QueryError: the share is none, or the file cannot be read.
+    """
+    if isinstance(options.seen, int | float):
+        if not 0 < options.seen < 1:
+            raise QueryError(f"the share of seen classes is {options.seen}, expected more than 0 and less than 1")
+        if len(names) < 3:
+            raise LabelError(
+                f"there are {len(names)} classes, expected at least three: one to learn from, two to search"
+            )
+        count = min(max(1, round(len(names) * options.seen)), len(names) - 2)
+        return frozenset(np.random.default_rng(options.seed).permutation(sorted(names))[:count].tolist())
+    file = os.fspath(options.seen)
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QueryError(
+            f"the list of seen classes {file!r} cannot be read: {error}; name a UTF-8 text file"
+        ) from error
+    seen = frozenset(filter(None, (line.strip() for line in lines)))
+    unknown = sorted(seen - set(names))
+    if unknown or not seen or len(names) - len(seen) < 2:
+        what = f"names {unknown[0]!r}, which is no class" if unknown else f"names {len(seen)} of {len(names)} classes"
+        raise LabelError(f"{file!r} {what}; expected at least one, such as {names[0]!r}, and two that it does not name")
+    return seen
+
+
+def _share_of(share: float) -> Callable[[int], int]:
+    """Size of a class -> its number of queries."""
+    if not 0 < share < 1:
+        raise QueryError(f"the share of queries is {share}, expected more than 0 and less than 1, such as 0.1")
+    return lambda size: round(size * share)
 
 
 def _joined(first: Labelled, second: Labelled) -> Labelled:
@@ -204,20 +358,20 @@ def _split(images: Labelled, queries_of: Callable[[int], int], seed: int, about:
     return Split(about, images, every[is_query], every[~is_query])
 
 
-def _cifar_folders(folder: PathLike) -> tuple[Path, Path]:
-    train, test = (Path(folder) / name for name in CIFAR_FOLDERS)
+def _part_folders(folder: PathLike, protocol: str) -> tuple[Path, Path]:
+    train, test = (Path(folder) / name for name in PART_FOLDERS)
     if not (train.is_dir() and test.is_dir()):
         raise ImageError(
-            f"{os.fspath(folder)!r} has no folders train/ and test/ with a folder for each class in them, as cifar10-2 "
-            "expects; give the queries with --queries instead"
+            f"{os.fspath(folder)!r} has no folders train/ and test/ with a folder for each class in them, nor lists "
+            f"database.txt and test.txt, as {protocol} expects; give the queries with --queries, or lists with --lists"
         )
     return train, test
 
 
 def _cifar_pool(folder: PathLike, labels: PathLike | None, failed: Failed) -> Labelled:
     """All images of train/ and test/ together, or those of a folder without these two."""
-    if all((Path(folder) / name).is_dir() for name in CIFAR_FOLDERS):
-        train, test = _cifar_folders(folder)
+    if all((Path(folder) / name).is_dir() for name in PART_FOLDERS):
+        train, test = _part_folders(folder, "cifar10-1")
         return _two_folders("", train, test, labels, failed).images
     return read_labelled(folder, labels, failed)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,9 @@ from mg_milvus.evaluation.scoring import FLOAT, FUSED, PAIRS, fused_keys, recipe
 from mg_milvus.html.pages import render
 from mg_milvus.html.report import (
     HUES,
+    RADIUS,
+    RANK,
+    RECALL,
     ExampleQuery,
     ExampleResult,
     Plot,
@@ -35,15 +40,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mg_milvus.codes import Codes
+    from mg_milvus.evaluation.protocols import Split
     from mg_milvus.evaluation.scoring import RelevanceOf, Scores
     from mg_milvus.images.discover import Found
     from mg_milvus.records import Failure
     from mg_milvus.schema.models import Schema
 
     Rows = dict[str, dict[str, float | None]]
-    Curves = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    Curves = Mapping[str, tuple[NDArray[Any], NDArray[np.float64]]]
     Histograms = Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
 
+MOST_PER_QUERY = 1000
+"""With more queries their average precisions are kept in a run folder only."""
 EXAMPLE_QUERIES = 12
 EXAMPLE_RESULTS = 8
 FLOAT_ROW = "float"
@@ -55,13 +63,13 @@ NOTEBOOK_QUERIES = 2
 NOTEBOOK_RESULTS = 7
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Details:
     """What the metrics were computed from, for a report or for the same queries to an index.
 
     Attributes:
-        queries: query images, in the order of the average precisions in ``scores``.
-        database: images searched.
+        split: labelled images, and which are queries and database; queries in the order of the average precisions in
+            ``scores``.
         query_codes: granularity -> (q, bits / 8).
         database_codes: granularity -> (n, bits / 8).
         relevance_of: slice of the queries -> (q', n) uint8.
@@ -69,13 +77,37 @@ class Details:
         fingerprint: of the encoder with its heads.
     """
 
-    queries: tuple[Found, ...]
-    database: tuple[Found, ...]
+    split: Split
     query_codes: Mapping[str, Codes]
     database_codes: Mapping[str, Codes]
     relevance_of: RelevanceOf
     scores: Mapping[str, Scores]
     fingerprint: str
+
+    @cached_property
+    def queries(self) -> tuple[Found, ...]:
+        """Query images, in their order."""
+        return tuple(self.split.images.images[row] for row in self.split.queries)
+
+    @cached_property
+    def database(self) -> tuple[Found, ...]:
+        """Images searched, in their order."""
+        return tuple(self.split.images.images[row] for row in self.split.database)
+
+    def per_query(self) -> dict[str, dict[str, float]]:
+        """Path of a query -> ranking -> average precision, up to k where mAP@k is asked for; six decimals."""
+        columns = {name: own.headline.tolist() for name, own in self.scores.items()}
+        return {
+            query.path: {name: round(values[row], 6) for name, values in columns.items()}
+            for row, query in enumerate(self.queries)
+        }
+
+    def digest(self, granularity: str) -> str:
+        """Hash of the queries' and the database's codes, in their order: 32 hex digits, BLAKE2b-128."""
+        found = hashlib.blake2b(digest_size=16)
+        for codes in (self.query_codes[granularity], self.database_codes[granularity]):
+            found.update(np.ascontiguousarray(codes).tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +118,18 @@ class Evaluation:
         metrics: ready for JSON; ``to_json`` describes it.
         schema: granularities, weights and fusion that were evaluated.
         failures: images that could not be read or have no label; they count in no metric.
-        details: for a report; None for the protocol ``copies``.
+        runs: for a report, one for each seed; none for the protocol ``copies``.
     """
 
     metrics: Mapping[str, Any]
     schema: Schema
     failures: tuple[Failure, ...] = ()
-    details: Details | None = field(default=None, repr=False)
+    runs: tuple[Details, ...] = field(default=(), repr=False)
+
+    @property
+    def details(self) -> Details | None:
+        """Those of the first seed."""
+        return self.runs[0] if self.runs else None
 
     def to_json(self) -> dict[str, Any]:
         """The metrics in their stable form; keys may be added, none removed.
@@ -100,8 +137,11 @@ class Evaluation:
         ``{"queries", "database", "granularities": {name: {"bits", "map", ...}}, "fused": {"rank": {"map", ...},
         "score": {...}, profile: {...}}, "float": {"map", ...}, "float_smoothed": {"map", ...}, "compared": {...}}``.
         ``float_smoothed`` has query expansion and database-side augmentation. Shares are in 0 .. 1; unknown values
-        are None; ``map_interval`` are the ends of the 95 % interval over the queries.
-        Ties count as ``metrics`` says.
+        are None; ``map_interval`` are the ends of the 95 % interval over the queries. Ties count as ``metrics`` says.
+        ``per_query`` has the average precisions of each query by its path, where there are at most 1,000. Of several
+        seeds all numbers are means, ``deviation`` has their standard deviations (n - 1) in the same form, and ``runs``
+        the metrics of each; what differs between runs and has no mean is None. ``run`` says what became of a run
+        folder: ``{"folder", "reproduced": None (new), True or False, "differences": [...]}``.
         """
         failures = [{"path": failure.path, "reason": failure.reason} for failure in self.failures]
         return dict(self.metrics) | {"failures": failures}
@@ -127,6 +167,8 @@ class ReportData:
         float_map: mAP of the float features of the same network, drawn as a line across the bars; None or NaN: no line.
         health: granularity or "joint" -> measure of its codes ("bits", "effective bits", "collisions" ...) -> value.
         queries: the best and the worst queries; shown by falling average precision, the upper half as the best.
+        by_rank: name -> ranks (m,), precision (m,); drawn beside ``curves``.
+        by_radius: granularity -> Hamming distances (m,), precision (m,) of what is at most so far away.
     """
 
     title: str
@@ -138,6 +180,8 @@ class ReportData:
     float_map: float | None = None
     health: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     queries: Sequence[ExampleQuery] = ()
+    by_rank: Curves = field(default_factory=dict)
+    by_radius: Curves = field(default_factory=dict)
 
 
 def write_evaluation_report(data: ReportData, folder: str | os.PathLike[str]) -> Path:
@@ -156,10 +200,11 @@ def _sections(data: ReportData) -> Iterator[Section]:
         text = "Means over the queries; the best of each column in bold."
         yield Section("Metrics", text, table(data.metrics, mark_best=True))
     plots = []
-    if data.curves:
-        drawn = {name: styles[name] for name in data.curves}
-        key = [(name, f"{colour} dashed" if dashed else colour) for name, (colour, dashed) in drawn.items()]
-        plots.append(Plot("Precision over recall", curve_plot(data.curves, styles), key))
+    for over, curves in ((RECALL, data.curves), (RANK, data.by_rank), (RADIUS, data.by_radius)):
+        if curves:
+            drawn = {name: styles[name] for name in curves}
+            key = [(name, f"{colour} dashed" if dashed else colour) for name, (colour, dashed) in drawn.items()]
+            plots.append(Plot(over.title, curve_plot(curves, styles, over), key))
     if data.bars:
         reference = None if data.float_map is None or math.isnan(data.float_map) else data.float_map
         note = "" if reference is None else f"Dashed: float features of the same network, {reference:.3f}."
@@ -214,7 +259,7 @@ def report_data(evaluation: Evaluation, title: str) -> ReportData:
         title=title,
         setup=setup_lines(metrics),
         metrics=metrics_table(metrics) | {f"recall@1, {name}": row for name, row in copies_table(metrics).items()},
-        curves={} if details is None else _curves(details, metrics["float"]["granularity"]),
+        **_curves(metrics),
         histograms={} if details is None else _histograms(details),
         bars={name: found["map"] for name, found in rows.items() if found["map"] is not None},
         float_map=metrics["float"]["map"],
@@ -226,13 +271,16 @@ def report_data(evaluation: Evaluation, title: str) -> ReportData:
 def setup_lines(metrics: Mapping[str, Any]) -> list[str]:
     """The setting of the evaluation, a line each."""
     lines = [
-        f"protocol: {metrics['about']}",
+        f"protocol: {metrics['about'] or metrics['protocol']}",
         f"queries: {metrics['queries']:,}",
         f"database: {metrics['database']:,}",
-        f"encoder: {metrics['fingerprint']}",
+        f"{_seeds(metrics['seeds'])}",
+        f"encoder: {', '.join(dict.fromkeys(own['fingerprint'] for own in metrics.get('runs', [metrics])))}",
         f"hash heads: {metrics['heads']}",
         f"bytes an image: {metrics['bytes_per_image']}",
     ]
+    if metrics.get("seen"):
+        lines.append(f"seen classes: {', '.join(metrics['seen'])}")
     if "compared" in metrics:
         lines.append(f"codes and features: {_compared(metrics['compared'])}")
     if metrics.get("alone"):
@@ -240,6 +288,11 @@ def setup_lines(metrics: Mapping[str, Any]) -> list[str]:
     if metrics["failures"]:
         lines.append(f"left out: {len(metrics['failures']):,} files that could not be read or have no label")
     return lines
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    several = "; means and standard deviations over them" if len(seeds) > 1 else ""
+    return f"seeds: {', '.join(map(str, seeds))}{several}"
 
 
 def _compared(compared: Mapping[str, Any]) -> str:
@@ -256,12 +309,19 @@ def _compared(compared: Mapping[str, Any]) -> str:
 def metrics_table(metrics: Mapping[str, Any]) -> Rows:
     """Ranking -> metric -> value, under the usual names; ``float`` is the best of the float features.
 
-    ``float, smoothed`` are these with query expansion and database-side augmentation.
+    ``float, smoothed`` are these with query expansion and database-side augmentation. After the mAP that the protocol
+    reports come the ends of its interval, ``mAP≥`` and ``mAP≤``, or of several seeds its standard deviation, ``mAP±``.
     """
+    if not metrics:
+        return {}
     rows = _rows(metrics) | {"float": metrics["float"]}
     if "float_smoothed" in metrics:
         rows |= {"float, smoothed": metrics["float_smoothed"]}
-    return {name: _flat(found) for name, found in rows.items()}
+    table = {name: _flat(found, metrics.get("map_at")) for name, found in rows.items()}
+    headline = next(iter(next(iter(table.values()))))
+    for name, row in metrics_table(deviation_of(metrics)).items():
+        table[name] = {headline: table[name][headline], f"{headline}±": next(iter(row.values())), **table[name]}
+    return table
 
 
 def copies_table(metrics: Mapping[str, Any]) -> Rows:
@@ -288,15 +348,27 @@ def _rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return dict(metrics["granularities"]) | fused
 
 
-def _flat(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics of one ranking as a row, under the usual names; ``mAP≥``, ``mAP≤``: ends of the interval."""
-    line = {"mAP": found["map"]}
+def deviation_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The standard deviations over the seeds, in the form of metrics; empty for one seed."""
+    return {**metrics["deviation"], "map_at": metrics.get("map_at")} if "deviation" in metrics else {}
+
+
+MEASURE_ENDS = ("≥", "≤", "±")
+"""Ends of the columns that belong to the mAP before them."""
+
+
+def _flat(found: Mapping[str, Any], map_at: int | None) -> dict[str, float | None]:
+    """The metrics of one ranking as a row, under the usual names."""
+    line = {}
+    for name, key in ((f"mAP@{map_at}", "map_at_k"), ("mAP", "map")):
+        if key in found:
+            line[name] = found[key]
+            ends = found.get(f"{key}_interval", ())
+            line |= {f"{name}{end}": value for end, value in zip(MEASURE_ENDS, ends, strict=False)}
     names = {"map_group": "mAP groups", "map_at_r": "mAP@R", "precision_radius_2": "P@radius 2"}
     line |= {names[key]: found[key] for key in names if key in found}
     for key, letter in (("precision", "P"), ("recall", "R"), ("ndcg", "NDCG")):
         line |= {f"{letter}@{k}": value for k, value in found.get(key, {}).items()}
-    if "map_interval" in found:
-        line |= dict(zip(("mAP≥", "mAP≤"), found["map_interval"], strict=True))
     return line
 
 
@@ -304,16 +376,21 @@ def _fused_name(name: str) -> str:
     return f"{name} fusion" if name in {"rank", "score"} else name
 
 
-def _curves(details: Details, best_float: str) -> Curves:
-    """Name -> mean recall and mean precision, rank by rank: the granularities, rank fusion, the best float features."""
-    names = {name: name for name in details.database_codes}
-    names |= {FUSED + "rank": _fused_name("rank"), FLOAT + best_float: "float"}
-    found = {}
-    for name, shown in names.items():
-        ranking = details.scores[name].ranking
-        ranks = [k for k in sorted(ranking.recall) if k <= len(details.database)]
-        found[shown] = np.array([ranking.recall[k] for k in ranks]), np.array([ranking.precision[k] for k in ranks])
-    return found
+def _curves(metrics: Mapping[str, Any]) -> dict[str, Curves]:
+    """The curves of the granularities, of rank fusion and of the best float features; none where there are none."""
+    if "curves" not in metrics:
+        return {}
+    found, best = metrics["curves"], metrics["float"]["granularity"]
+    names = {name: name for name in metrics["granularities"]}
+    names |= {FUSED + "rank": _fused_name("rank")} | ({FLOAT + best: FLOAT_ROW} if best else {})
+    lines = {shown: found["by_rank"][name] for name, shown in names.items()}
+    recall, ranks = {}, {}
+    for name, own in lines.items():
+        recall[name] = np.array(own["recall"]), np.array(own["precision"])
+        ranks[name] = np.array(found["ranks"]), np.array(own["precision"])
+    radii = {name: np.array(own["precision"]) for name, own in found["by_radius"].items()}
+    within = {name: (np.arange(len(precision)), precision) for name, precision in radii.items()}
+    return {"curves": recall, "by_rank": ranks, "by_radius": within}
 
 
 def _histograms(details: Details) -> Histograms:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,7 +25,6 @@ from mg_milvus.evaluation.metrics import (
     relevance,
     score_rankings,
 )
-from mg_milvus.evaluation.protocols import Split
 from mg_milvus.records import Progress
 from mg_milvus.schema.models import PROFILES
 from mg_milvus.search.fusion import DEFAULT_RRF_K
@@ -41,9 +40,8 @@ if TYPE_CHECKING:
 
     RelevanceOf = Callable[[slice], NDArray[np.uint8]]
     RankingsOf = Callable[[slice, NDArray[np.uint8]], Iterator[tuple[str, NDArray[Any]]]]
-    from collections.abc import Callable
-
     from mg_milvus.evaluation.labels import Level
+    from mg_milvus.evaluation.protocols import Split
 
 
 DECIMALS = 1e12
@@ -175,6 +173,12 @@ class Scores:
     ranking: RankingScores
     map_group: float | None
 
+    @property
+    def headline(self) -> NDArray[np.float64]:
+        """The average precisions (q,) that the protocol reports: up to its rank, or over the whole ranking."""
+        up_to_k = self.ranking.average_precisions_at_k
+        return self.ranking.average_precisions if up_to_k is None else up_to_k
+
     def as_dict(self, ks: Sequence[int]) -> dict[str, Any]:
         """The metrics, ready for JSON, at these ranks; the names of keys are part of the stable form."""
         ranking = self.ranking
@@ -184,12 +188,15 @@ class Scores:
             "map_tie_end": _number(ranking.map_tie_end),
             "map_at_r": _number(ranking.map_at_r),
         }
+        if ranking.map_at_k is not None and ranking.average_precisions_at_k is not None:
+            found["map_at_k"] = _number(ranking.map_at_k)
+            found["map_at_k_interval"] = [_number(end) for end in interval(ranking.average_precisions_at_k)]
         if self.map_group is not None:
             found["map_group"] = _number(self.map_group)
         for name, values in (("precision", ranking.precision), ("recall", ranking.recall), ("ndcg", ranking.ndcg)):
             found[name] = {str(k): _number(values[k]) for k in sorted(set(ks))}
-        if ranking.within_radius is not None:
-            found[f"precision_radius_{RADIUS}"] = _number(ranking.within_radius)
+        if RADIUS in ranking.precision_within:
+            found[f"precision_radius_{RADIUS}"] = _number(ranking.precision_within[RADIUS])
         return found
 
 
@@ -215,16 +222,16 @@ def compare(codes: Mapping[str, Scores], floats: Mapping[str, Scores]) -> dict[s
         floats: name -> scores of features.
 
     Returns:
-        ``{"codes", "floats", "map", "interval", "equal"}``: the fusion and the features with the larger mAP, the
-        difference of the two, its 95 % interval, and whether that holds 0.
+        ``{"codes", "floats", "map", "interval", "equal"}``: the fusion and the features with the larger mAP (up to k,
+        where that is asked for), the difference of the two, its 95 % interval, and whether that holds 0.
     """
     fused = {name.removeprefix(FUSED): own for name, own in codes.items() if name in {f"{FUSED}rank", f"{FUSED}score"}}
-    ours = max(fused, key=lambda name: fused[name].ranking.map)
-    theirs = max(floats, key=lambda name: floats[name].ranking.map)
-    better, features = fused[ours].ranking, floats[theirs].ranking
-    low, high = interval(better.average_precisions - features.average_precisions)
+    ours = max(fused, key=lambda name: float(np.nanmean(fused[name].headline)))
+    theirs = max(floats, key=lambda name: float(np.nanmean(floats[name].headline)))
+    difference = fused[ours].headline - floats[theirs].headline
+    low, high = interval(difference)
     return {
-        "codes": ours, "floats": theirs, "map": _number(better.map - features.map),
+        "codes": ours, "floats": theirs, "map": _number(float(np.nanmean(difference))),
         "interval": [_number(low), _number(high)], "equal": low <= 0 <= high,
     }  # fmt: skip
 
@@ -235,8 +242,35 @@ def _number(value: float) -> float | None:
 
 
 def curve_ranks(database: int) -> tuple[int, ...]:
-    """Ranks at which a curve of precision over recall is sampled: from 1 to all, evenly on a logarithmic scale."""
+    """Ranks at which curves of precision and recall are sampled: from 1 to all, evenly on a logarithmic scale."""
     return tuple(int(k) for k in np.unique(np.geomspace(1, database, CURVE_POINTS).astype(int)))
+
+
+def curves_of(scores: Mapping[str, Scores], ranks: Sequence[int]) -> dict[str, Any]:
+    """Curves of precision and recall, ready for JSON.
+
+    Args:
+        scores: name -> scores, at these ranks at least.
+        ranks: ascending.
+
+    Returns:
+        ``{"ranks": [k ...], "by_rank": {name: {"precision": [...], "recall": [...]}}, "by_radius": {name: {"precision":
+        [...], "recall": [...]}}}``: by rank at each of ``ranks``, by radius within the Hamming distances 0, 1 ..., of
+        the rankings that have them.
+    """
+
+    def pair(precision: Mapping[int, float], recall: Mapping[int, float], at: Sequence[int]) -> dict[str, Any]:
+        return {"precision": [_number(precision[k]) for k in at], "recall": [_number(recall[k]) for k in at]}
+
+    rankings = {name: own.ranking for name, own in scores.items()}
+    return {
+        "ranks": list(ranks),
+        "by_rank": {name: pair(own.precision, own.recall, ranks) for name, own in rankings.items()},
+        "by_radius": {
+            name: pair(own.precision_within, own.recall_within, sorted(own.precision_within))
+            for name, own in rankings.items() if own.precision_within
+        },
+    }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,14 +279,16 @@ class ScoringOptions:
 
     Attributes:
         ks: ranks of P@k, R@k and NDCG@k.
-        with_radius: names of the rankings that have a precision within the Hamming radius.
+        map_at: the last rank of ``map_at_k``; None: without.
+        radii: names of the rankings by Hamming distance -> the largest radius of their precision and recall.
         groups: also compute mAP where grades 1 and 2 are relevant.
         threads: blocks scored in parallel; default: one a core.
         progress: called after each block.
     """
 
     ks: Sequence[int] = KS
-    with_radius: frozenset[str] = frozenset()
+    map_at: int | None = None
+    radii: Mapping[str, int] = field(default_factory=dict)
     groups: bool = False
     threads: int | None = None
     progress: Callable[[Progress], None] | None = None
@@ -289,8 +325,9 @@ def score_all(
         found = {}
         for name, distances in rankings_of(part, grades):
             kept = ((distances, grades),) if counted.all() else ((distances[counted], grades[counted]),)
-            radius = RADIUS if name in options.with_radius else None
-            scores = score_rankings(kept, ks=options.ks, radius=radius, relevant_from=SAME_CLASS)
+            scores = score_rankings(
+                kept, ks=options.ks, radius=options.radii.get(name), relevant_from=SAME_CLASS, map_at=options.map_at
+            )
             by_group = score_rankings(kept, ks=(), relevant_from=SAME_GROUP).map if options.groups else float("nan")
             found[name] = _spread(scores, counted), by_group
         return found
@@ -306,12 +343,17 @@ def score_all(
 
 
 def _spread(scores: RankingScores, counted: NDArray[np.bool_]) -> RankingScores:
-    precisions = np.full(len(counted), np.nan)
-    precisions[counted] = scores.average_precisions
-    return RankingScores(
-        int(counted.sum()), scores.map, scores.map_tie_end, scores.map_at_r, scores.precision, scores.recall,
-        scores.ndcg, scores.within_radius, precisions,
-    )  # fmt: skip
+    def spread(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        precisions = np.full(len(counted), np.nan)
+        precisions[counted] = values
+        return precisions
+
+    up_to_k = scores.average_precisions_at_k
+    return replace(
+        scores,
+        average_precisions=spread(scores.average_precisions),
+        average_precisions_at_k=None if up_to_k is None else spread(up_to_k),
+    )
 
 
 def _joined(parts: Sequence[tuple[RankingScores, float]], *, groups: bool) -> Scores:
@@ -326,17 +368,21 @@ def _joined(parts: Sequence[tuple[RankingScores, float]], *, groups: bool) -> Sc
     def means(pick: Callable[[RankingScores], Mapping[int, float]]) -> dict[int, float]:
         return {k: mean([pick(scores)[k] for scores, _ in counted]) for k in pick(parts[0][0])}
 
-    within = parts[0][0].within_radius
+    up_to_k = [scores.average_precisions_at_k for scores, _ in parts]
+    known = [values for values in up_to_k if values is not None]
     ranking = RankingScores(
-        sum(scores.queries for scores, _ in counted),
-        mean([scores.map for scores, _ in counted]),
-        mean([scores.map_tie_end for scores, _ in counted]),
-        mean([scores.map_at_r for scores, _ in counted]),
-        means(lambda scores: scores.precision),
-        means(lambda scores: scores.recall),
-        means(lambda scores: scores.ndcg),
-        None if within is None else mean([scores.within_radius or 0.0 for scores, _ in counted]),
-        np.concatenate([scores.average_precisions for scores, _ in parts]),
+        queries=sum(scores.queries for scores, _ in counted),
+        map=mean([scores.map for scores, _ in counted]),
+        map_tie_end=mean([scores.map_tie_end for scores, _ in counted]),
+        map_at_k=mean([scores.map_at_k or 0.0 for scores, _ in counted]) if known else None,
+        map_at_r=mean([scores.map_at_r for scores, _ in counted]),
+        precision=means(lambda scores: scores.precision),
+        recall=means(lambda scores: scores.recall),
+        ndcg=means(lambda scores: scores.ndcg),
+        precision_within=means(lambda scores: scores.precision_within),
+        recall_within=means(lambda scores: scores.recall_within),
+        average_precisions=np.concatenate([scores.average_precisions for scores, _ in parts]),
+        average_precisions_at_k=np.concatenate(known) if known else None,
     )
     return Scores(ranking, mean([by_group for _, by_group in counted]) if groups else None)
 
@@ -459,7 +505,7 @@ def with_relevant_images(split: Split) -> tuple[Split, int]:
             "no query has another image of its class in the database; expected classes of two or more images, and "
             "the same names of classes on both sides"
         )
-    return Split(split.about, split.images, split.queries[found], split.database), int((~found).sum())
+    return replace(split, queries=split.queries[found]), int((~found).sum())
 
 
 def score_codes(
@@ -509,7 +555,7 @@ def score_codes(
     different = {name: recipes[name] for name in same.values()}
     scores = score_all(
         (count, rows), code_rankings(queries, database, different), relevance_of, "scoring codes",
-        replace(options, with_radius=frozenset(database)),
+        options if options.radii else replace(options, radii=dict.fromkeys(database, RADIUS)),
     )  # fmt: skip
     return {name: scores[name] for name in database} | {FUSED + name: scores[FUSED + same[name]] for name in recipes}
 

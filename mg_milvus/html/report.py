@@ -8,7 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -198,20 +198,43 @@ def number(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
 
 
-def curve_plot(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], styles: Mapping[str, tuple[str, bool]]) -> str:
-    """Precision over recall, all curves in one plot.
+class CurveOver(NamedTuple):
+    """What a curve of precision is drawn over: the plot's title, the axis' label and scale, and its end, if fixed."""
+
+    title: str
+    label: str
+    scale: str = "linear"
+    end: float | None = None
+
+
+RECALL = CurveOver("Precision over recall", "recall", end=1.0)
+RANK = CurveOver("Precision of the first N", "N", "log")
+RADIUS = CurveOver("Precision within a Hamming radius", "radius in bits")
+
+
+def curve_plot(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], styles: Mapping[str, tuple[str, bool]],
+    over: CurveOver = RECALL,
+) -> str:  # fmt: skip
+    """Precision over recall, rank or radius, all curves in one plot.
 
     Args:
-        curves: name -> recall (m,), precision (m,), in 0 .. 1.
+        curves: name -> recall, rank or radius (m,), precision (m,) in 0 .. 1.
         styles: name -> colour (``"h0"`` .. ``"h5"``, ``"soft"``), and whether the line is dashed.
+        over: ``RECALL``, ``RANK`` or ``RADIUS``.
     """
     figure, axes = _axes(4.6, 3.0)
-    for name, (recall, precision) in curves.items():
+    for name, (places, precision) in curves.items():
         colour, dashed = styles[name]
-        axes.plot(recall, precision, color=_COLOUR[colour], linewidth=1.7, linestyle="--" if dashed else "-")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+        axes.plot(places, precision, color=_COLOUR[colour], linewidth=1.7, linestyle="--" if dashed else "-")
+    axes.set(xscale=over.scale, ylim=(0, 1.02), xlabel=over.label, ylabel="precision")
+    if over.end is not None:
+        axes.set_xlim(0, over.end)
+    if over.scale == "log":
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(color=_COLOUR["line"], linewidth=0.6)
-    return _svg(figure, "Precision over recall")
+    return _svg(figure, over.title)
 
 
 def epoch_plot(

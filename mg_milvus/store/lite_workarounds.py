@@ -125,6 +125,12 @@ def skip_scipy() -> None:
         sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
 
 
+def allow_scipy() -> None:
+    """Undo ``skip_scipy``, for the one output that SciPy writes."""
+    if "scipy" in sys.modules and sys.modules["scipy"] is None:
+        del sys.modules["scipy"]
+
+
 _PANDAS_TYPES = ("infer_dtype", "is_array_like", "is_float", "is_list_like", "is_scalar")
 
 

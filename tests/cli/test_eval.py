@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -26,7 +27,7 @@ def test_a_folder_becomes_a_table_json_and_a_report(tmp_path: Path) -> None:
     assert "queries: 18" in lines
     header = next(line for line in lines if "mAP@R" in line).split()
     rows = {line.split()[0]: line.split() for line in lines if line.split()[:1] in (["coarse"], ["mid"], ["float"])}
-    assert header[:2] == ["mAP", "mAP@R"]
+    assert header[:4] == ["mAP", "mAP≥", "mAP≤", "mAP@R"]
     assert set(rows) == {"coarse", "mid", "float"}
     assert any("broken.jpg" in line for line in lines)
     assert any("stray.jpg: no label" in line for line in lines)
@@ -41,6 +42,64 @@ def test_a_folder_becomes_a_table_json_and_a_report(tmp_path: Path) -> None:
     first = figures["granularities"]["mid"]
     assert f"{first['map']:.3f}" in done.stdout
     assert figures["heads"] == "the encoder's own"
+
+
+def test_seeds_lists_and_tables_for_a_paper(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", per_kind=6)
+    done = RUNNER.invoke(
+        app, ["eval", str(photos), *SHORT, "--protocol", "split", "--share", "0.3", "--seeds", "2", "--map-at", "5",
+              "--table", "latex"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert "% seeds: 0, 1; means and standard deviations over them" in lines
+    assert next(line for line in lines if "mAP@5" in line).startswith(" & mAP@5 & mAP & mAP@R & ")
+    assert r"$\pm$" in next(line for line in lines if line.startswith("coarse & "))
+
+    for name, part in (("database", slice(0, 4)), ("test", slice(4, 6))):
+        files = [file for kind in sorted(photos.iterdir()) for file in sorted(kind.iterdir())[part]]
+        rows = [f"{file.relative_to(photos)} {file.parent.name}" for file in files]
+        (tmp_path / f"{name}.txt").write_text("\n".join(rows))
+    lists = f"{tmp_path / 'database.txt'},{tmp_path / 'test.txt'}"
+    done = RUNNER.invoke(app, ["eval", str(photos), *SHORT, "--lists", lists, "--table", "markdown"])
+    assert done.exit_code == 0, done.output
+    assert "- queries: 6" in done.stdout
+    assert any(line.startswith("| mid |") for line in done.stdout.splitlines())
+
+
+def test_a_run_folder_and_codes(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", per_kind=4)
+    run, codes = tmp_path / "runs" / "first", tmp_path / "codes.npz"
+    command = ["eval", str(photos), *SHORT, "--heads", "fixed", "--run", str(run)]
+    done = RUNNER.invoke(app, [*command, "--codes", str(codes)])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == f"Kept in {run}"
+    assert np.load(codes)["codes_mid"].shape == (12, 64)
+    done = RUNNER.invoke(app, command)
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, f"The metrics are, to the bit, those in {run}")
+
+    (run / "metrics.json").write_text((run / "metrics.json").read_text().replace('"queries": 12', '"queries": 11'))
+    done = RUNNER.invoke(app, [*command, "--table", "markdown"])
+    assert (done.exit_code, "- queries: 12" in done.stdout) == (1, True)
+    assert done.stderr.endswith(
+        f"mgm: the metrics differ from those in '{run}', which is left as it is: queries was 11, now 12\n"
+    )
+    done = RUNNER.invoke(app, [*command, "--map-at", "5"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "holds a run of another configuration: map_at was null, now 5" in done.stderr
+    done = RUNNER.invoke(app, ["eval", str(photos), "--codes", "codes.csv"])
+    assert (done.exit_code, "expected .npz or .mat" in done.stderr) == (1, True)
+
+
+def test_zero_shot_takes_a_share_or_a_file(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", per_kind=4)
+    (tmp_path / "seen.txt").write_text("disc\n")
+    for seen in ("0.4", str(tmp_path / "seen.txt")):
+        done = RUNNER.invoke(app, ["eval", str(photos), *SHORT, "--protocol", "zero-shot", "--seen", seen, "--json"])
+        assert done.exit_code == 0, done.output
+        figures = json.loads(done.stdout)
+        assert (len(figures["seen"]), figures["queries"], figures["database"]) == (1, 2, 6)
+    assert figures["seen"] == ["disc"]
 
 
 def test_copies_need_no_labels(tmp_path: Path) -> None:
@@ -62,6 +121,9 @@ def test_copies_need_no_labels(tmp_path: Path) -> None:
         (("two", "--bits", "hue=32"), "no granularity 'hue'"),
         (("two", "--protocol", "cifar10-2"), "no folders train/ and test/"),
         (("two", "--labels", "missing.csv"), "missing.csv"),
+        (("two", "--lists", "a.txt,b.txt"), "the list 'a.txt' cannot be read"),
+        (("two", "--protocol", "zero-shot", "--seen", "a.txt"), "'a.txt' cannot be read"),
+        (("two", "--seeds", "3"), "there are 3 seeds, expected 1"),
     ],
 )
 def test_what_cannot_be_evaluated_ends_with_one_line(
@@ -85,6 +147,8 @@ def test_a_wrong_code_length_is_wrong_usage(tmp_path: Path) -> None:
     assert "coarse=33 is not a code length" in " ".join(done.stderr.split())
     done = RUNNER.invoke(app, ["eval", str(tmp_path), "--depth", "10"])
     assert (done.exit_code, "--through-index" in done.stderr) == (2, True)
+    done = RUNNER.invoke(app, ["eval", str(tmp_path), "--table", "latex", "--json"])
+    assert (done.exit_code, "choose one" in done.stderr) == (2, True)
 
 
 def test_help_shows_the_protocols() -> None:

@@ -20,7 +20,16 @@ from PIL import Image
 
 from mg_milvus.errors import MissingPackageError, QueryError
 from mg_milvus.evaluation.report import ReportData, write_evaluation_report
-from mg_milvus.html.report import ExampleQuery, ExampleResult, bar_plot, check_report, curve_plot, histogram_plot
+from mg_milvus.html.report import (
+    RADIUS,
+    RANK,
+    ExampleQuery,
+    ExampleResult,
+    bar_plot,
+    check_report,
+    curve_plot,
+    histogram_plot,
+)
 from mg_milvus.images.discover import path_text
 
 if TYPE_CHECKING:
@@ -87,6 +96,8 @@ def data(images: list[str]) -> ReportData:
             "float": {"mAP": 0.4567, "P@1": float("nan")},
         },
         curves={name: (recall, np.array([1, 0.5, 0.25])) for name in ("coarse", "fine", "rank", "float")},
+        by_rank={name: (np.array([1, 10, 12]), np.array([1, 0.5, 0.25])) for name in ("coarse", "fine", "float")},
+        by_radius={name: (np.arange(3), np.array([0, 0.75, 0.5])) for name in ("coarse", "fine")},
         histograms={name: (np.array([4, 2, 0]), np.array([0, 2, 6])) for name in ("coarse", "fine")},
         bars={"coarse": 0.5, "fine": 0.25, "rank · object": 0.6},
         float_map=0.4567,
@@ -135,7 +146,7 @@ def test_the_page_for_phones_and_for_the_dark(html: str) -> None:
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
     assert "prefers-color-scheme: dark" in html
     plots = re.findall(r"<svg xmlns:xlink.*?</svg>", html, flags=re.DOTALL)
-    assert len(plots) == 4
+    assert len(plots) == 6
     for plot in plots:
         assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", plot)) <= {
             "none", "var(--ink)", "var(--soft)", "var(--line)", *(f"var(--h{index})" for index in range(6)),
@@ -186,7 +197,10 @@ def test_health_and_collisions(html: str) -> None:
 
 def test_the_key_of_the_curves(html: str) -> None:
     key = re.findall(r'<li class="([^"]*)">(\w+)</li>', html)
-    assert key == [("h0", "coarse"), ("h1", "fine"), ("h2", "rank"), ("soft dashed", "float")]
+    over_recall, over_ranks, over_radii = key[:4], key[4:7], key[7:]
+    assert over_recall == [("h0", "coarse"), ("h1", "fine"), ("h2", "rank"), ("soft dashed", "float")]
+    assert over_ranks == [("h0", "coarse"), ("h1", "fine"), ("soft dashed", "float")]
+    assert over_radii == [("h0", "coarse"), ("h1", "fine")]
 
 
 def test_the_seventh_curve_is_dashed(tmp_path: Path) -> None:
@@ -346,6 +360,16 @@ def test_curves_go_through_their_points() -> None:
     x, y = points.T
     assert (x - x[0]) / (x[-1] - x[0]) == pytest.approx(recall, abs=1e-4)
     assert (y - y[-1]) / (y[0] - y[-1]) == pytest.approx([1, 0.25, 0], abs=1e-4)
+
+
+def test_curves_over_ranks_are_logarithmic_and_over_radii_linear() -> None:
+    precision, style = np.array([1.0, 0.5, 0.2]), {"a": ("h3", False)}
+    for over, places, expected in ((RANK, [1, 10, 100], 0.5), (RADIUS, [0, 1, 4], 0.25)):
+        svg = curve_plot({"a": (np.array(places), precision)}, style, over)
+        (points,) = paths_of(svg, "stroke: var(--h3)")
+        x = points[:, 0]
+        assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(expected, abs=1e-3)
+        assert f'aria-label="{over.title}"' in svg
 
 
 def test_histograms_are_shares_of_their_own_pairs() -> None:

@@ -114,6 +114,88 @@ def test_the_json_has_its_stable_form(evaluation: Evaluation) -> None:
     assert figures["heads"] == "adapted on 55 images"
 
 
+def test_curves_and_average_precisions_of_queries_are_in_the_json(evaluation: Evaluation, folder: Path) -> None:
+    figures = json.loads(json.dumps(evaluation.to_json()))
+    curves = figures["curves"]
+    names = [*BITS, "fused:rank", "fused:score", "fused:category", "fused:object", "fused:balanced"]
+    assert list(curves["by_rank"]) == [*names, "float:coarse", "float:mid"]
+    assert {name: len(own["precision"]) for name, own in curves["by_radius"].items()} == {"coarse": 33, "mid": 65}
+    assert curves["by_radius"]["mid"]["precision"][2] == figures["granularities"]["mid"]["precision_radius_2"]
+    assert (curves["ranks"][0], curves["ranks"][-1], curves["by_rank"]["mid"]["recall"][-1]) == (1, 55, 1)
+    per_query = figures["per_query"]
+    assert list(per_query) == [str(path) for path in readable(folder) if path.parent.name != "alone"]
+    mean = np.mean([own["fused:rank"] for own in per_query.values()])
+    assert mean == pytest.approx(figures["fused"]["rank"]["map"], abs=1e-6)
+
+
+def test_several_seeds_draw_other_queries_and_fit_other_heads(folder: Path, encoder: Encoder) -> None:
+    options = {"protocol": "split", "share": 0.05, "encoder": encoder, "bits": BITS, "ks": (1,), "map_at": 5}
+    evaluation = evaluate(folder, seed=3, seeds=2, curves=True, **options)  # type: ignore[arg-type]
+    found = evaluation.to_json()
+    single = evaluate(folder, seed=4, **options).to_json()  # type: ignore[arg-type]
+    assert (found["seeds"], [run["seed"] for run in found["runs"]]) == ([3, 4], [3, 4])
+    assert {key: found["runs"][1][key] for key in ("granularities", "fused", "float", "per_query")} == {
+        key: single[key] for key in ("granularities", "fused", "float", "per_query")
+    }
+    assert len({run["fingerprint"] for run in found["runs"]}) == 2
+    values = [run["fused"]["rank"]["map_at_k"] for run in found["runs"]]
+    assert found["fused"]["rank"]["map_at_k"] == pytest.approx(np.mean(values), abs=1e-6)
+    assert found["deviation"]["fused"]["rank"]["map_at_k"] == pytest.approx(np.std(values, ddof=1), abs=1e-6)
+    precision = [run["curves"]["by_rank"]["mid"]["precision"] for run in found["runs"]]
+    assert found["curves"]["by_rank"]["mid"]["precision"] == pytest.approx(np.mean(precision, axis=0), abs=1e-6)
+    report = report_data(evaluation, "Two seeds")
+    assert list(report.metrics["mid"])[:2] == ["mAP@5", "mAP@5±"]
+
+
+def test_map_up_to_a_rank_is_that_of_a_second_computation(folder: Path, encoder: Encoder) -> None:
+    found = evaluate(folder, encoder=encoder, bits=BITS, ks=(1,), map_at=10)
+    assert found.details is not None
+    codes, labels = found.details.database_codes["mid"], found.details.split.images.classes
+    assert labels is not None
+    classes = labels.ids()
+    expected = []
+    for row in found.details.split.queries:
+        distances = hamming(codes[row : row + 1], codes)[0]
+        others = np.delete(np.arange(len(codes)), row)
+        # Every order inside the tie that rank 10 divides, by drawing: its rows are alike otherwise.
+        drawn = []
+        for draw in range(60):
+            order = np.random.default_rng(draw).permutation(others)
+            match = classes[order[np.argsort(distances[order], kind="stable")][:10]] == classes[row]
+            drawn.append((np.cumsum(match) / np.arange(1, 11) * match).sum() / max(1, match.sum()))
+        expected.append(np.mean(drawn))
+    figures = found.to_json()["granularities"]["mid"]
+    assert figures["map_at_k"] == pytest.approx(np.mean(expected), abs=0.01)
+    low, high = figures["map_at_k_interval"]
+    assert low < figures["map_at_k"] < high
+
+
+def test_heads_are_fitted_on_seen_classes_and_on_training_lists(tmp_path: Path, folder: Path, encoder: Encoder) -> None:
+    paths = readable(folder)
+    features = features_of(encoder, paths)
+    labels = ["/".join(path.parts[len(folder.parts) : -1]) for path in paths]
+    (tmp_path / "seen.txt").write_text("square/stripes\nsquare/blocks\n")
+    # Heads are fitted to 50 images at least: the smaller sample shows which they would be.
+    shared = {"encoder": encoder, "bits": BITS, "ks": (1,)}
+    found = evaluate(folder, protocol="zero-shot", seen=tmp_path / "seen.txt", **shared)  # type: ignore[arg-type]
+    assert found.details is not None
+    assert found.to_json()["seen"] == ["square/blocks", "square/stripes"]
+    fitted = [labels[row] for row in found.details.split.to_fit]
+    assert (set(fitted), len(fitted)) == ({"square/blocks", "square/stripes"}, 2 * PER_KIND)
+    assert found.to_json()["heads"] == "the encoder's own", "36 images are too few"
+
+    for name, rows in (("train", range(52)), ("database", range(55)), ("test", range(0, 55, 2))):
+        lines = [f"/theirs/{paths[row].relative_to(folder)} {labels[row]}" for row in rows]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    lists = [tmp_path / f"{name}.txt" for name in ("train", "database", "test")]
+    figures = evaluate(folder, lists=lists, **shared).to_json()  # type: ignore[arg-type]
+    adapted = encoder.adapted(sample_of({name: own[:52] for name, own in features.items()}, paths[:52]), BITS)
+    assert (figures["heads"], figures["fingerprint"]) == ("adapted on 52 images", adapted.fingerprint)
+    assert (figures["protocol"], figures["queries"], figures["database"]) == ("split", 27, 55)
+    with pytest.raises(QueryError, match="other images are for that; leave --through-index out"):
+        evaluate(folder, lists=lists, through_index=True, **shared)  # type: ignore[arg-type]
+
+
 def test_the_report_shows_what_was_evaluated(evaluation: Evaluation) -> None:
     data = report_data(evaluation, "A title")
     figures = evaluation.to_json()
@@ -124,6 +206,10 @@ def test_the_report_shows_what_was_evaluated(evaluation: Evaluation) -> None:
     assert (recall[-1], precision[0]) == (
         pytest.approx(1), pytest.approx(figures["granularities"]["mid"]["precision"]["1"], abs=1e-6),
     )  # fmt: skip
+    ranks, at_n = data.by_rank["rank fusion"]
+    assert (ranks[0], at_n[0]) == (1, pytest.approx(figures["fused"]["rank"]["precision"]["1"], abs=1e-6))
+    radii, within = data.by_radius["mid"]
+    assert (len(radii), within[2]) == (65, figures["granularities"]["mid"]["precision_radius_2"])
     same, different = data.histograms["coarse"]
     assert (same.sum(), different.sum()) == (3 * PER_KIND * (PER_KIND - 1), 54 * 54 - 3 * PER_KIND * (PER_KIND - 1))
     precisions = [query.average_precision for query in data.queries]
@@ -156,7 +242,7 @@ def test_an_index_answers_leave_one_out_alike(folder: Path, encoder: Encoder, ev
         folder, encoder=encoder, bits=BITS, ks=(1, 5), through_index=True, milvus=MilvusConfig("memory:")
     ).to_json()
     through = found.pop("through_index")
-    assert found == evaluation.to_json()
+    assert found == {key: value for key, value in evaluation.to_json().items() if key != "curves"}
     assert (through["same_encoder"], through["largest_difference"]) == (True, 0)
     for part in ("granularities", "fused"):
         assert list(through[part]) == list(found[part])
@@ -201,6 +287,13 @@ def test_options_that_exclude_each_other_are_refused(folder: Path) -> None:
         ({"through_index": True, "depth": 3}, "depth is 3, expected at least 100"),
         ({"ks": (0, 1)}, "the ranks to report are"),
         ({"through_index": True, "sample": 10}, "an ingest fits the heads on 5000"),
+        ({"map_at": 0}, "the last rank of mAP is 0"),
+        ({"seeds": 3}, "there are 3 seeds, expected 1, or more where a seed draws something"),
+        ({"protocol": "split", "queries": folder, "seeds": 3}, "without queries or lists of one's own"),
+        ({"seeds": 0}, "there are 0 seeds"),
+        ({"protocol": "split", "seeds": 2, "through_index": True}, "is asked with one seed, not 2"),
+        ({"protocol": "copies", "map_at": 5}, "has whole rankings"),
+        ({"lists": ["a.txt", "b.txt"], "labels": "c.csv"}, "leave --queries and --labels out"),
     ):
         with pytest.raises(QueryError, match=message):
             evaluate(folder, schema=Schema(), **options)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from mg_milvus.evaluation.scoring import (
     ScoringOptions,
     code_metrics,
     compare,
+    curves_of,
     fused_keys,
     health_metrics,
     interval,
@@ -150,7 +151,7 @@ def test_figures_are_those_of_brute_force_however_the_queries_are_cut_into_block
 ) -> None:
     queries, database, grades = asked
     recipes = {f"recipe {i}": recipe for i, recipe in enumerate(RECIPES)}
-    options = ScoringOptions(ks=(1, 10), groups=True)
+    options = ScoringOptions(ks=(1, 10), map_at=20, groups=True)
     whole = code_metrics(score_codes(queries, database, grades, recipes, options), database, (1, 10))
     singles = {name: (Recipe("score", {name: 1.0}), whole["granularities"][name]) for name in BITS}
     fused = {name: (recipe, whole["fused"][name]) for name, recipe in recipes.items()}
@@ -164,6 +165,23 @@ def test_figures_are_those_of_brute_force_however_the_queries_are_cut_into_block
     monkeypatch.setattr(scoring, "PAIRS", 3 * 90)
     scores = score_codes(queries, database, grades.__getitem__, recipes, replace(options, threads=2))
     assert close(code_metrics(scores, database, (1, 10)), whole)
+
+
+def test_curves_are_the_metrics_at_every_rank_and_radius(
+    asked: tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.uint8]], NDArray[np.uint8]],
+) -> None:
+    queries, database, grades = asked
+    options = ScoringOptions(ks=(1, 5, 90), radii={"mid": 32})
+    scores = score_codes(queries, database, grades, {"rank": RECIPES[0]}, options)
+    curves = curves_of(scores, (1, 5, 90))
+    assert (curves["ranks"], list(curves["by_radius"])) == ([1, 5, 90], ["mid"])
+    assert list(curves["by_rank"]) == list(scores)
+    candidates, relevant = (grades != 255).sum(axis=1), (grades == 2).sum(axis=1)
+    # All rows, by rank or by radius: precision is the share of relevant ones, recall is whole.
+    assert curves["by_rank"]["mid"]["recall"][-1] == curves["by_radius"]["mid"]["recall"][-1] == 1
+    assert curves["by_rank"]["mid"]["precision"][-1] == pytest.approx(relevant.mean() / 90, abs=1e-6)
+    assert curves["by_radius"]["mid"]["precision"][-1] == pytest.approx((relevant / candidates).mean(), abs=1e-6)
+    assert len(curves["by_radius"]["mid"]["precision"]) == 33
 
 
 def close(left: object, right: object) -> bool:
@@ -184,8 +202,8 @@ def test_group_map_counts_the_whole_group(
         for row, own in zip(distances, grades, strict=True)
     ]
     assert scores["mid"].map_group == pytest.approx(np.mean(expected))
-    assert scores["mid"].ranking.within_radius is not None
-    assert scores["fused:rank"].ranking.within_radius is None
+    assert list(scores["mid"].ranking.precision_within) == [0, 1, 2]
+    assert scores["fused:rank"].ranking.precision_within == {}
 
 
 def test_queries_with_nothing_to_find_count_nowhere(
@@ -265,7 +283,8 @@ def test_smoothed_features_are_sums_over_neighbours(monkeypatch: pytest.MonkeyPa
 def test_a_difference_that_may_be_chance_is_called_equal() -> None:
     def scores(values: NDArray[np.float64]) -> Scores:
         mean = float(values.mean())
-        return Scores(RankingScores(len(values), mean, mean, mean, {}, {}, {}, None, values), None)
+        ranking = RankingScores(len(values), mean, mean, None, mean, {}, {}, {}, {}, {}, values, None)
+        return Scores(ranking, None)
 
     random = np.random.default_rng(1)
     base, noise = random.random(300), random.normal(0, 0.1, 300)

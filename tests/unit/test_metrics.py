@@ -23,9 +23,11 @@ def score(distances: object, grades: object, dtype: str = "int64", **settings: o
 
 def numbers(scores: RankingScores) -> list[float]:
     """Every figure of a score, in one list."""
-    within = [] if scores.within_radius is None else [scores.within_radius]
+    within = [*scores.precision_within.values(), *scores.recall_within.values()]
     cuts = [*scores.precision.values(), *scores.recall.values(), *scores.ndcg.values()]
-    return [scores.queries, scores.map, scores.map_tie_end, scores.map_at_r, *cuts, *within, *scores.average_precisions]
+    up_to_k = [] if scores.map_at_k is None else [scores.map_at_k, *scores.average_precisions_at_k]
+    alone = [scores.queries, scores.map, scores.map_tie_end, scores.map_at_r]
+    return [*alone, *cuts, *within, *up_to_k, *scores.average_precisions]
 
 
 def random_block(seed: int, queries: int = 6, rows: int = 200, values: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -40,6 +42,11 @@ def orders(distances: list[int], grades: list[int]) -> list[list[int]]:
     ties_in_order = [[grade for _, grade in tie] for _, tie in groupby(rows, key=lambda row: row[0])]
     choices = product(*(permutations(tie) for tie in ties_in_order))
     return [[grade for tie in choice for grade in tie] for choice in choices]
+
+
+def at_k(ranked: list[int], k: int) -> float:
+    hits = [grade > 0 for grade in ranked[:k]]
+    return sum(hit * sum(hits[: i + 1]) / (i + 1) for i, hit in enumerate(hits)) / max(1, sum(hits))
 
 
 def at_r(ranked: list[int]) -> float:
@@ -94,6 +101,8 @@ def test_figures_at_a_rank_are_means_over_every_order(rows: list[tuple[int, int]
     assert scores.map_at_r == pytest.approx(np.mean([at_r(one) for one in ranked]))
     assert scores.map == pytest.approx(np.mean([average_precision(one) for one in ranked]))
     for k in (1, 2, 3, 8):
+        up_to_k = score(distances, grades, dtype, map_at=k).map_at_k
+        assert up_to_k == pytest.approx(np.mean([at_k(one, k) for one in ranked]))
         hits = np.mean([sum(grade > 0 for grade in one[:k]) for one in ranked])
         ideal = dcg(sorted(grades, reverse=True), k)
         assert scores.precision[k] == pytest.approx(hits / k)
@@ -120,12 +129,61 @@ def test_precision_within_a_radius_by_hand(dtype: str) -> None:
     distances = [[0, 2, 2, 3], [3, 4, 5, 6], [2, 9, 9, 9], [0, 1, 2, 3]]
     grades = [[1, 2, 0, 2], [1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]]
     # The second finds nothing, the third nothing relevant, the fourth has nothing to find and does not count.
-    assert score(distances, grades, dtype, radius=2).within_radius == pytest.approx((2 / 3 + 0 + 0) / 3)
+    scores = score(distances, grades, dtype, radius=4)
+    assert scores.precision_within == pytest.approx({
+        0: 1 / 3, 1: 1 / 3, 2: (2 / 3 + 0 + 0) / 3, 3: (3 / 4 + 1 + 0) / 3, 4: (3 / 4 + 1 + 0) / 3,
+    })  # fmt: skip
+    assert scores.recall_within == pytest.approx({
+        0: 1 / 9, 1: 1 / 9, 2: 2 / 9, 3: (1 + 1 / 4) / 3, 4: (1 + 1 / 2) / 3,
+    })  # fmt: skip
     # Of the first, only rows of grade 2 are relevant now; the others have none.
-    assert score(distances, grades, dtype, radius=2, relevant_from=2).within_radius == pytest.approx(1 / 3)
-    assert score(distances, grades, dtype, radius=0).within_radius == pytest.approx(1 / 3)
-    assert score(np.add(distances, 5), grades, dtype, radius=2).within_radius == 0
-    assert score(distances, grades, dtype).within_radius is None
+    assert score(distances, grades, dtype, radius=2, relevant_from=2).precision_within[2] == pytest.approx(1 / 3)
+    assert score(distances, grades, dtype, radius=0).precision_within == pytest.approx({0: 1 / 3})
+    assert score(np.add(distances, 5), grades, dtype, radius=2).precision_within == {0: 0, 1: 0, 2: 0}
+    assert score(distances, grades, dtype).precision_within == {}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+def test_a_radius_counts_what_a_plain_count_does(dtype: str) -> None:
+    distances, grades = random_block(8, values=12)
+    grades[1, 3] = NOT_A_CANDIDATE
+    scores = score(distances, grades, dtype, radius=14, relevant_from=2)
+    for radius in range(15):
+        near = (distances <= radius) & (grades != NOT_A_CANDIDATE)
+        hits = (near & (grades == 2)).sum(axis=1)
+        assert scores.precision_within[radius] == pytest.approx(np.mean(hits / np.maximum(near.sum(axis=1), 1)))
+        assert scores.recall_within[radius] == pytest.approx(np.mean(hits / (grades == 2).sum(axis=1)))
+
+
+def hashnets_map(distances: np.ndarray, relevant: np.ndarray, k: int) -> float:
+    """mAP@k as HashNet's and CSQ's programs compute it, 0 for a query without a relevant row among the first k."""
+    precisions = []
+    for near, wanted in zip(distances, relevant, strict=True):
+        match = wanted[np.argsort(near, kind="stable")[:k]]
+        shares = np.cumsum(match) / np.arange(1, len(match) + 1)
+        precisions.append((shares * match).sum() / match.sum() if match.any() else 0.0)
+    return float(np.mean(precisions))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64"])
+@pytest.mark.parametrize("k", [1, 7, 50, 200, 1000])
+def test_map_at_k_is_hashnets_where_nothing_ties(k: int, dtype: str) -> None:
+    _, grades = random_block(9)
+    distances = np.array([np.random.default_rng(row).permutation(200) for row in range(len(grades))])
+    found = score(distances, grades, dtype, map_at=k, relevant_from=2)
+    assert found.map_at_k == pytest.approx(hashnets_map(distances, grades == 2, k))
+    assert found.average_precisions_at_k.mean() == pytest.approx(found.map_at_k)
+    if k >= 200:
+        assert found.average_precisions_at_k == pytest.approx(found.average_precisions)
+
+
+def test_map_at_k_inside_a_large_tie_is_the_mean_of_many_orders() -> None:
+    random = np.random.default_rng(10)
+    distances, relevant = random.integers(0, 4, (1, 600)), random.random((1, 600)) < 0.2
+    found = score(distances, relevant, map_at=230).map_at_k
+    orders = [random.permutation(600) for _ in range(2000)]
+    values = [hashnets_map(distances[:, order], relevant[:, order], 230) for order in orders]
+    assert found == pytest.approx(np.mean(values), abs=4 * np.std(values) / 2000**0.5)
 
 
 @pytest.mark.parametrize("dtype", ["int64", "float64"])
@@ -135,7 +193,7 @@ def test_a_row_that_is_no_candidate_is_as_good_as_absent(dtype: str) -> None:
     grades[out, out] = NOT_A_CANDIDATE
     distances[out, out] = 0
     without = [np.array([np.delete(row, i) for i, row in enumerate(table)]) for table in (distances, grades)]
-    settings = {"ks": (1, 10, 500), "radius": 3}
+    settings = {"ks": (1, 10, 500), "radius": 3, "map_at": 20}
     assert numbers(score(distances, grades, dtype, **settings)) == numbers(score(*without, dtype, **settings))
 
 
@@ -144,7 +202,7 @@ def test_a_query_with_nothing_to_find_counts_in_no_mean(dtype: str) -> None:
     scores = score([[0, 1], [0, 1], [0, 1]], [[0, 1], [0, 0], [255, 255]], dtype, ks=(1,), radius=1)
     assert scores.queries == 3
     assert scores.average_precisions == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
-    assert (scores.map, scores.precision[1], scores.recall[1], scores.ndcg[1], scores.within_radius) == (
+    assert (scores.map, scores.precision[1], scores.recall[1], scores.ndcg[1], scores.precision_within[1]) == (
         0.5, 0, 0, 0, 0.5,
     )  # fmt: skip
 
@@ -172,30 +230,31 @@ def test_no_blocks() -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_one_row(dtype: str) -> None:
-    scores = score([[7]], [[2]], dtype, ks=(1, 4), radius=7)
-    assert numbers(scores) == [1, 1, 1, 1, 1, 0.25, 1, 1, 1, 1, 1, 1]
+    scores = score([[7]], [[2]], dtype, ks=(1, 4), map_at=3)
+    assert numbers(scores) == [1, 1, 1, 1, 1, 0.25, 1, 1, 1, 1, 1, 1, 1]
+    assert score([[7]], [[2]], dtype, radius=7).recall_within == dict.fromkeys(range(7), 0) | {7: 1}
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 30), st.integers(1, 9), st.sampled_from([1, 2]))
 def test_the_order_of_the_rows_means_nothing(seed: int, queries: int, rows: int, values: int, start: int) -> None:
     distances, grades = random_block(seed, queries, rows, values)
     order = np.random.default_rng(seed).permutation(rows)
-    settings = {"ks": (1, 3), "radius": 2, "relevant_from": start}
+    settings = {"ks": (1, 3), "map_at": 7, "relevant_from": start}
     expected = pytest.approx(numbers(score(distances, grades, **settings)), nan_ok=True)
     assert numbers(score(distances[:, order], grades[:, order], **settings)) == expected
     # Counted or sorted, as integers or as real numbers, from 0 or not: the ranking is the same.
-    assert numbers(score(distances / 4, grades, "float32", **settings | {"radius": 0.5})) == expected
-    assert numbers(score(distances - 100, grades, "int8", **settings | {"radius": -98})) == expected
-    assert numbers(score(distances * 10**6, grades, **settings | {"radius": 2 * 10**6})) == expected
+    assert numbers(score(distances / 4, grades, "float32", **settings)) == expected
+    assert numbers(score(distances - 100, grades, "int8", **settings)) == expected
+    assert numbers(score(distances * 10**6, grades, **settings)) == expected
 
 
 @pytest.mark.parametrize("dtype", ["int64", "float64"])
 def test_the_size_of_blocks_and_strips_means_nothing(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     distances, grades = random_block(4, queries=11)
-    whole = numbers(score(distances, grades, dtype, radius=2))
-    monkeypatch.setattr(metrics, "AT_ONCE", 450)
+    whole = numbers(score(distances, grades, dtype, radius=2, map_at=30))
+    monkeypatch.setattr(metrics, "DISTANCES_AT_ONCE", 450)
     parts = [(distances[i : i + 3].astype(dtype), grades[i : i + 3]) for i in range(0, 11, 3)]
-    assert numbers(score_rankings(iter(parts), radius=2)) == pytest.approx(whole)
+    assert numbers(score_rankings(iter(parts), radius=2, map_at=30)) == pytest.approx(whole)
 
 
 def test_infinite_distances_tie_at_the_end() -> None:
@@ -222,6 +281,7 @@ def test_the_callers_arrays_are_left_alone() -> None:
         (np.zeros((1, 2)), np.zeros((1, 2), np.int64), {}, "as uint8"),
         (np.array([[0, np.nan]]), np.zeros((1, 2), np.uint8), {}, "hold nan"),
         (np.zeros((1, 2)), np.zeros((1, 2), np.uint8), {"ks": (0, 5)}, "k is 0, expected at least 1"),
+        (np.zeros((1, 2)), np.zeros((1, 2), np.uint8), {"map_at": 0}, "k is 0, expected at least 1"),
         (np.zeros((1, 2)), np.zeros((1, 2), np.uint8), {"relevant_from": 3}, "relevant_from is 3, expected 1 or 2"),
     ],
 )
