@@ -25,8 +25,9 @@ from mg_milvus.ingest.fit_heads import heads_in_words
 from mg_milvus.ingest.metadata import default_values, read_metadata
 from mg_milvus.ingest.metrics import IngestMetrics
 from mg_milvus.ingest.pipeline import Settings
+from mg_milvus.ingest.refit import run_refit, run_refit_in_place
 from mg_milvus.ingest.relocate import run_relocate
-from mg_milvus.ingest.run import Source, run_ingest, run_refit
+from mg_milvus.ingest.run import Source, run_ingest
 from mg_milvus.ingest.user_tags import tag_rows
 from mg_milvus.results import IndexInfo
 from mg_milvus.schema.models import REGIONS, Schema
@@ -275,31 +276,43 @@ class ImageIndex:
 
     def refit(
         self,
-        to: str,
+        to: str | None = None,
         *,
         batch_size: int = 64,
         workers: int | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> IngestReport:
-        """Fit the hash heads again, on the collection as it has grown, and build the new one beside the old.
+        """Fit the hash heads again, on the collection as it has grown, and encode all its images with them.
 
-        The images are read again from where they were ingested; those that are gone are reported as failures. The old
-        collection stays as it is.
+        The images are read again from where they were ingested. The new codes go into a new collection beside this one,
+        which serves meanwhile, and whose name the new one gets when it is whole. Ids, fields, tags, weights and the
+        names of clusters stay. After an interruption do it again: it goes on. Rows that others add, change or delete
+        meanwhile are followed; only in the last moment, the renaming, nobody should write.
 
         Args:
-            to: name of the collection to make; it must not exist.
+            to: instead, name of a collection to make and keep; it must not exist, and this one stays as it is. Images
+                that cannot be read are reported as failures.
             batch_size: as in ``ingest``.
             workers: as in ``ingest``.
             progress: as in ``ingest``.
 
         Raises:
-            QueryError: ``to`` exists already.
+            QueryError: ``to`` exists already; or without it, the heads are fixed, or there are fewer than 50 images.
+            ImageError: without ``to``, images cannot be read; the collection stays as it is.
         """
-        report = run_refit(self._session, to, Settings(batch_size, workers), progress=progress)
+        settings = Settings(batch_size, workers)
+        if to is None:
+            return run_refit_in_place(self._session, settings, self._measure_refit, progress=progress)
+        report = run_refit(self._session, to, settings, progress=progress)
         new = self._session.sibling(to, self.schema.model_copy(update={"collection": to}))
         with closing(new):
-            ChanceKeeper(new).refresh()
+            ChanceKeeper(new).refresh(report.later, report.far)
         return report
+
+    def _measure_refit(self, new: Session, report: IngestReport) -> None:
+        """Measure what is kept beside a collection for the one that takes its place."""
+        ChanceKeeper(new).refresh(report.later, report.far)
+        self._clusters.carry_over(new)
 
     def load(
         self, folder: PathLike, *, partial: bool = False, bucket: str | None = None, rest: str | None = None,

@@ -136,12 +136,14 @@ class Session:
     Attributes:
         config: how the collection is reached; its ``collection`` may be None.
         device: where encoders run.
+        added: the last fields of the given schema that a collection is created with as ``Store.add_columns`` adds them.
     """
 
     def __init__(
         self, config: MilvusConfig, schema: Schema | None, encoder: Encoder | str | Path | None, device: str
     ) -> None:
         self.config, self.device = config, device
+        self.added: tuple[str, ...] = ()
         self._collection = config.collection
         self._given_schema, self._given_encoder = schema, encoder
         self._lock = threading.RLock()
@@ -224,6 +226,12 @@ class Session:
         with self._lock:
             if self._description is not None:
                 self._description = self.store.describe()
+
+    def forget(self) -> None:
+        """Forget the collection, whose name another one has got: it is described anew, and its encoder loaded."""
+        with self._lock:
+            self._description = self._encoder = None
+            self.store.identity()
 
     def missing_fields(self) -> tuple[ExtraField, ...]:
         """Fields of the given schema that the collection lacks."""

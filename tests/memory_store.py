@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mg_milvus.codes import hamming
-from mg_milvus.errors import CollectionNotFoundError, QueryError, StoreError
+from mg_milvus.errors import CollectionNotFoundError, QueryError, StoreError, UnsupportedError
 from mg_milvus.schema.models import region_id, split_id
 from mg_milvus.store import milvus
 from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row
@@ -81,7 +81,7 @@ class MemoryStore:
         with self._lock:
             self._check_open()
             if self._description is None:
-                self._description = encode_description(description)
+                self._description, self._added = encode_description(description), description.added
             return decode_description(self._description, self.collection)
 
     def retune(self, weights: Mapping[str, float], fusion: FusionSettings) -> Description:
@@ -103,6 +103,18 @@ class MemoryStore:
             }
             self._records = {row_id: record | missing for row_id, record in self._records.items()}
             return changed
+
+    @property
+    def refit_name(self) -> str:
+        """See ``Store``. Each instance is a database of its own, so a refit cannot take the place of another one."""
+        raise UnsupportedError("a store in memory holds one collection")
+
+    def begin_refit(self) -> None:
+        """See ``Store``."""
+
+    def take_over(self) -> bool:
+        """See ``Store``."""
+        return False
 
     def drop(self) -> None:
         """See ``Store``."""

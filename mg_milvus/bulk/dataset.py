@@ -15,7 +15,7 @@ import io
 import json
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,8 @@ def to_parquet(rows: Sequence[Row], description: Description) -> bytes:
                 )
             record[_REGIONS] = row.region_codes
     chunks = (records[start : start + GROUP_ROWS] for start in range(0, max(len(records), 1), GROUP_ROWS))
-    return _write(chunks, _columns(schema, widths), widths, _texts(schema), {_KEY: encode_description(description)})
+    own = encode_description(replace(description, added=()))
+    return _write(chunks, _columns(schema, widths), widths, _texts(schema), {_KEY: own})
 
 
 def images_file(rows: Sequence[Row], schema: Schema) -> bytes:

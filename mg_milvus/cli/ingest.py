@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
         epilog="Example:\n\nmgm fit photos/ --backbone resnet50 --out resnet50.safetensors\n\n"
         "mgm ingest photos/ --encoder resnet50.safetensors"
     )(fit)
-    app.command(epilog="Example:\n\nmgm refit --to images2\n\nmgm query cat.jpg --collection images2")(refit)
+    app.command(epilog="Examples:\n\nmgm refit\n\nmgm refit --to images2")(refit)
 
 
 def ingest(
@@ -317,7 +317,12 @@ def fit(
 
 
 def refit(
-    to: Annotated[str, typer.Option("--to", metavar="NAME", help="Name of the new collection, e.g. images2")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="NAME", help="Make a new collection of this name, and leave the old one, e.g. images2"
+        ),
+    ] = None,
     as_json: options.AsJson = False,
     uri: options.Uri = None,
     token: options.Token = None,
@@ -328,7 +333,11 @@ def refit(
     workers: options.Workers = None,
     max_pixels: options.MaxPixels = None,
 ) -> None:
-    """Fit the hash heads to all images of a collection again, and build a new collection with them."""
+    """Fit the hash heads to all images of a collection again, and encode them with these.
+
+    The collection serves until all new codes are there, which then take its place: names, tags, fields and the names of
+    clusters stay. After an interruption run it again.
+    """
     from mg_milvus.cli.settings import open_index, settings_from
 
     settings = settings_from(

@@ -137,10 +137,10 @@ def first_ingest(run: IngestRun, sample: Sequence[Found]) -> tuple[Encoder, Desc
         features[name] = values[order]
     contents = {name: values[:distinct] for name, values in features.items()}
     encoder = base.adapted(contents, bits) if distinct >= FEWEST_TO_FIT else base.with_bits(bits)
+    # A function has no heads of its own: those that its encoder has now were fitted to this collection, too.
+    adapted_on = (encoder.adapted_on if base.bits else distinct) if images else 0
     keep_encoder(store, encoder)
-    recorded = store.create(
-        Description(schema, encoder.fingerprint, encoder.adapted_on if images else 0, encoder.backbone)
-    )
+    recorded = store.create(Description(schema, encoder.fingerprint, adapted_on, encoder.backbone, run.session.added))
     if recorded.fingerprint != encoder.fingerprint:
         store.drop_encoder(encoder.fingerprint)
         return encoder_of(store, recorded.fingerprint, device=run.session.device), recorded, set()
@@ -310,14 +310,14 @@ def heads_in_words(description: Description, rows: int, later: int, far: int) ->
     advice = ""
     if description.schema.encoder.heads == "adapt" and rows >= FEWEST_TO_FIT:
         if not fitted:
-            advice = f"the hash heads are the shipped ones; mgm refit --to NAME would fit them to {rows} images"
+            advice = f"the hash heads are the shipped ones; mgm refit would fit them to {rows} images"
         elif far >= max(FEWEST_FAR, FAR_SHARE * later):
             advice = (
                 f"{far} of {later} later images are unlike the {fitted} that the hash heads were fitted on and are "
-                "found less well; mgm refit --to NAME would fit them to all"
+                "found less well; mgm refit would fit them to all"
             )
         elif fitted < SAMPLE_SIZE and rows >= 4 * fitted:
-            advice = f"the hash heads were fitted on {fitted} of {rows} images; mgm refit --to NAME would help"
+            advice = f"the hash heads were fitted on {fitted} of {rows} images; mgm refit would help"
     return heads, (advice,) if advice else ()
 
 

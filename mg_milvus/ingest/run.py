@@ -1,4 +1,4 @@
-"""An ingest as a whole: first pass, main pass, pruning; a refit; repair of images and regions out of step."""
+"""An ingest as a whole: first pass, main pass, pruning; repair of images and regions out of step."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mg_milvus.errors import ImageError, QueryError, StoreError
-from mg_milvus.images.discover import Found, content_hash, image_id, text_path
+from mg_milvus.images.discover import Found, content_hash
 from mg_milvus.images.paths import stored_path
 from mg_milvus.ingest.fit_heads import SAMPLE_SIZE, first_ingest, random_sample
-from mg_milvus.ingest.metadata import default_values
 from mg_milvus.ingest.moves import Moves
 from mg_milvus.ingest.pipeline import IngestRun, Settings, changed_files, ingest_files, missing_files
-from mg_milvus.records import Failure, Progress
 from mg_milvus.results import IngestReport
 from mg_milvus.schema.models import split_id
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Callable, Iterator, Sequence
 
     from mg_milvus.ingest.pipeline import FieldsOf
+    from mg_milvus.records import Failure, Progress
     from mg_milvus.schema.models import ExtraField, Schema
     from mg_milvus.session import Session
     from mg_milvus.store.base import Store
@@ -132,27 +130,6 @@ def run_ingest(
     )  # fmt: skip
 
 
-def run_refit(session: Session, to: str, settings: Settings, *, progress: OnProgress | None = None) -> IngestReport:
-    """Ingest the images of a collection into a new one; see ``ImageIndex.refit``."""
-    store, schema = session.store, session.existing().schema
-    new = session.sibling(to, schema.model_copy(update={"collection": to}))
-    try:
-        if new.description() is not None:
-            raise QueryError(f"there is a collection '{to}' already; choose another name, or fill it with mgm ingest")
-
-        def fields_of(file: Found, _: object) -> Mapping[str, Any]:
-            if not schema.fields:
-                return {}
-            key = image_id(file.path)
-            row = store.fetch([key]).get(key)
-            return default_values(schema.fields) if row is None else row.fields
-
-        source = Source(lambda on_failure: _files_of(store, on_failure), fields_of)
-        return run_ingest(new, source, settings, progress=progress)
-    finally:
-        new.close()
-
-
 class _Ingest:
     """The steps of an ingest, and their counts."""
 
@@ -237,15 +214,3 @@ def _has_moved(moves: Moves, file: Found) -> bool:
         return bool(moves.hashes(file)) and moves.take(file, content_hash(file.read())) is not None
     except (ImageError, OSError):
         return False  # the ingest itself reports it
-
-
-def _files_of(store: Store, on_failure: Callable[[Failure], None]) -> Iterator[Found]:
-    """The files of all rows, with their present size and time."""
-    for rows in store.scan():
-        for row in rows:
-            try:
-                status = text_path(row.path).stat()
-            except OSError as error:
-                on_failure(Failure(row.path, error.strerror or str(error)))
-                continue
-            yield Found(row.path, status.st_size, status.st_mtime_ns)

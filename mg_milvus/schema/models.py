@@ -7,6 +7,7 @@ and left to right. A window is a share of the image, so it has the image's shape
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator  # noqa: TC003 - pydantic reads the annotations
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -342,6 +343,9 @@ class Schema(Model):
             reserved = f"names ending in '{ending}' are reserved for companion collections"
             sentence = f"got '{self.collection}', but {reserved}; choose another"
             yield Problem(("collection",), sentence)
+        elif re.search(r"_refit[0-9]+(_whole)?$", self.collection):
+            reserved = "names ending in '_refit' and a number are reserved for what mgm refit builds"
+            yield Problem(("collection",), f"got '{self.collection}', but {reserved}; choose another")
         if not any(self.weights.values()):
             yield Problem(("granularities",), "every weight is 0, expected at least one above 0")
         key = self.storage.partition_key

@@ -81,7 +81,7 @@ def k_majority(codes: Codes, centres: Codes) -> tuple[Places, Codes]:
     places = nearest_centre(codes, centres)
     for _ in range(_ROUNDS):
         kept, places = np.unique(places, return_inverse=True)
-        centres = np.concatenate([_majority(codes[places == i]) for i in range(len(kept))])
+        centres = np.concatenate([majority(codes[places == i]) for i in range(len(kept))])
         moved = nearest_centre(codes, centres)
         if (moved == places).all():
             break
@@ -155,7 +155,7 @@ def _draw(codes: Codes, count: int, random: np.random.Generator) -> Codes:
     return codes[chosen]
 
 
-def _majority(codes: Codes) -> Codes:
+def majority(codes: Codes) -> Codes:
     """(n, bytes) -> (1, bytes): the bits of more than half of the codes."""
     ones = sum(np.unpackbits(block, axis=1).sum(axis=0, dtype=np.int64) for block in _blocks(codes))
     return np.packbits(2 * ones > len(codes))[None]

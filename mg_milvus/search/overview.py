@@ -25,7 +25,7 @@ from mg_milvus.images.thumbnails import thumbnail
 from mg_milvus.records import Progress
 from mg_milvus.schema.models import FINE
 from mg_milvus.schema.tags import readable
-from mg_milvus.search.clusters import cluster_codes, count_for, k_majority, near_groups, typical_places
+from mg_milvus.search.clusters import cluster_codes, count_for, k_majority, majority, near_groups, typical_places
 from mg_milvus.search.verdicts import SURE
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class ClusterKeeper:
         session = self._session
         description, rows = session.existing(), session.store.count()
         kept, stale = self._kept, refresh
-        if kept is None:
+        if kept is None or kept.fingerprint != description.fingerprint:
             kept = self._read()
             stale = stale or (kept is not None and not self._are_there(kept.clusters))
         if kept is not None and kept.fingerprint != description.fingerprint:
@@ -217,6 +217,28 @@ class ClusterKeeper:
             self._write(kept)
         self._kept = kept
         return kept.clusters
+
+    def carry_over(self, new: Session) -> None:
+        """Make clusters of other codes of the same images, which start from those that are kept and have their names.
+
+        The middle of each cluster becomes that of its images' new codes. Nothing is done where none are kept.
+
+        Args:
+            new: the collection with the new codes.
+        """
+        kept, description = self._read(), new.existing()
+        if kept is None or kept.fingerprint != self._session.existing().fingerprint:
+            return
+        granularities = {one.key: one.granularity for one in _walk(kept.clusters.clusters)}
+        centres = {}
+        for key in kept.centres:
+            stored = new.store.fetch_codes(kept.clusters.ids(key), (granularities[key],))
+            codes = [np.frombuffer(own[granularities[key]], np.uint8) for own in stored.values()]
+            if codes:
+                centres[key] = majority(np.stack(codes))[0]
+        moved = replace(kept, fingerprint=description.fingerprint, centres=centres)
+        made = make_clusters(new.store, description.schema, description.fingerprint, moved, lambda _: None)
+        new.store.put_clusters(made.to_bytes())
 
     def rename(self, key_or_name: str, name: str) -> Cluster:
         """Give a cluster a name, or take it away with an empty one, and keep that.

@@ -298,6 +298,23 @@ class Store(Protocol):
             SchemaError: a column is there with another type, or the schema cannot have it; nothing was changed.
         """
 
+    @property
+    def refit_name(self) -> str:
+        """The name of the collection that is to take the place of this one; only a refit may create it."""
+
+    def begin_refit(self) -> None:
+        """Say that this collection, one of a ``refit_name``, is about to be filled, and not whole."""
+
+    def take_over(self) -> bool:
+        """Give this collection, whose ``refit_name`` says of what it is a refit and which is whole, the place of that.
+
+        Clients that use the name find either the former collection or this one, whole. When it is interrupted, do it
+        again. The former collection is removed with its companions. A session with it must be opened anew.
+
+        Returns:
+            Whether there was anything to do; False for what is no refit, or has its place already.
+        """
+
     def drop(self) -> None:
         """Remove the collection and its companions, if there is one."""
 

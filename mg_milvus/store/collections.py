@@ -64,6 +64,7 @@ COMPANIONS = {
     "tuned_of": "remembers the weights of",
     "regions_of": "holds the regions of",
     "columns_of": "lists the columns added to",
+    "whole_of": "marks a refit as whole that has the name",
 }
 """Key in the description of a companion collection -> its purpose for the collection that the value names.
 
@@ -84,6 +85,7 @@ def encode_description(description: Description) -> str:
             "fingerprint": description.fingerprint,
             "adapted_on": description.adapted_on,
             "backbone": description.backbone,
+            "added": list(description.added),
         },
         separators=(",", ":"),
     )
@@ -260,10 +262,11 @@ def decode_description(text: str, collection: str) -> Description:
         )
     try:
         description = Description(
-            Schema.model_validate(parsed["schema"]), parsed["fingerprint"], parsed["adapted_on"], parsed["backbone"]
-        )
+            Schema.model_validate(parsed["schema"]), parsed["fingerprint"], parsed["adapted_on"], parsed["backbone"],
+            tuple(parsed["added"]),
+        )  # fmt: skip
         _check(description)
-    except (ValidationError, KeyError, ValueError) as exc:
+    except (ValidationError, KeyError, ValueError, TypeError) as exc:
         reason = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
         raise UnsupportedError(
             f"the description of collection '{collection}' cannot be read ({one_line(reason, 400)}): {remedy}, or "
@@ -280,6 +283,9 @@ def _check(description: Description) -> None:
         raise ValueError(f"adapted_on is {_shown(description.adapted_on)}, expected a number of images")
     if type(description.backbone) is not str or len(description.backbone) > _LONGEST_BACKBONE:
         raise ValueError(f"the backbone is {_shown(description.backbone)}, expected a name")
+    names = [field.name for field in description.schema.fields]
+    if list(description.added) != names[len(names) - len(description.added) :]:
+        raise ValueError(f"the added columns are {_shown(description.added)}, expected the last of {_shown(names)}")
 
 
 def _shown(value: object) -> str:

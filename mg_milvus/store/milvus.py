@@ -39,9 +39,10 @@ from mg_milvus.store.filter_language import render
 from mg_milvus.store.filters import among
 from mg_milvus.store.regions import CODE, RegionTable
 from mg_milvus.store.rows import COPY, ById, Layout, check_collection_name, check_hit_id, hits_of, neighbours
+from mg_milvus.store.succession import Succession, base_name, companion_of, holder, names_for_people, refit_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from mg_milvus.codes import Codes
     from mg_milvus.config import MilvusConfig
@@ -135,32 +136,66 @@ class MilvusStore:
         self._description: Description | None = None
         self._closed = False
         # Companions are named after the collection itself, which an alias stands for; Milvus Lite has no aliases.
-        lite = self._connection.engine.lite
-        self._identity = None if lite else collections.identity_of(self._connection, self._given)
+        self.succession = Succession(self._connection, self._given)
+        self._identity, there = (None, ()) if self._connection.engine.lite else self._find()
         self._connection.reload = self._load_again
-        self._bind(self._identity)
+        self._bind(self._identity, there)
 
-    def _bind(self, identity: Identity | None) -> None:
-        """Use the companions of a collection; None: there is none yet of the given name."""
-        collection = self.collection = self._given if identity is None else identity.name
+    def _bind(self, identity: Identity | None, there: Collection[str] = ()) -> None:
+        """Use the companions of a collection; None: there is none yet of the given name.
+
+        Args:
+            identity: the collection.
+            there: the names of all collections, for a refit that may be being renamed.
+        """
+        connection, collection = self._connection, self._given if identity is None else identity.name
         created_as = None if identity is None else collections.name_at_creation(identity.text)
-        self._created_as = collection if created_as is None else created_as
-        self._companion = Companion(self._connection, collection, self._created_as)
-        self._tuned = TunedRecord(self._connection, collection, self._created_as)
-        self._added = AddedColumns(self._connection, collection, self._created_as)
-        self.regions = RegionTable(self._connection, collection, self._created_as, self._described)
+        self.collection, self._created_as = collection, base_name(collection) if created_as is None else created_as
+        encoder, regions, tuned_to, columns = (companion_of(collection, end, there) for end in COMPANION_ENDINGS)
+        self._companion = Companion(connection, encoder, self._created_as)
+        self._tuned = TunedRecord(connection, tuned_to, self._created_as)
+        self._added = AddedColumns(connection, columns, self._created_as)
+        self.regions = RegionTable(connection, regions, self._created_as, self._described)
         self.indexes = MilvusIndexes(
-            self._connection, collection, self._timeout, lambda: self._described().schema, self._forget
+            connection, collection, self._timeout, lambda: self._described().schema, self._forget
         )
+        self.succession = Succession(connection, collection)
 
-    def identity(self) -> object:
+    def identity(self) -> Identity | None:
         """See ``Store``."""
-        identity = collections.identity_of(self._connection, self._given)
+        identity, there = self._find()
         if identity != self._identity:
             self._identity = identity
-            self._bind(identity)
+            self._bind(identity, there)
             self._forget()
         return identity
+
+    def _find(self) -> tuple[Identity | None, Collection[str]]:
+        """What has the given name; and the names of all collections if that is a refit, or nothing."""
+        identity = collections.identity_of(self._connection, self._given)
+        if identity is not None and base_name(identity.name) == identity.name:
+            return identity, ()
+        there = self.succession.there()
+        if identity is None and (name := holder(self._given, there)) is not None:
+            identity = collections.identity_of(self._connection, name)
+        return identity, there
+
+    @property
+    def refit_name(self) -> str:
+        """See ``Store``."""
+        return refit_name(self.collection)
+
+    def begin_refit(self) -> None:
+        """See ``Store``."""
+        self.succession.begin()
+
+    def take_over(self) -> bool:
+        """See ``Store``."""
+        self.identity()
+        taken = self.succession.take()
+        if taken:
+            self._forget()
+        return taken
 
     def _load_again(self) -> None:
         """Load again what another client has released."""
@@ -173,9 +208,12 @@ class MilvusStore:
         """See ``Store``."""
         text = collections.description_of(self._connection, self.collection)
         if text is None:
-            return None
+            identity = self.identity()  # a refit may have taken its place
+            if identity is None:
+                return None
+            text = identity.text
         description = decode_description(text, self.collection)
-        if self._created_as != self.collection:
+        if self._created_as != base_name(self.collection):
             self._check_renamed()
         description = self._added.applied(self._tuned.applied(description))
         if self._layout is not None and description != self._description:
@@ -247,8 +285,8 @@ class MilvusStore:
 
     def _create(self, description: Description) -> Description:
         """Create the collection itself; without it, its companions go as well. The description that it has now."""
-        schema = description.schema.model_copy(update={"collection": self.collection})
-        layout, description = Layout(schema), replace(description, schema=schema)
+        schema = description.schema.model_copy(update={"collection": base_name(self.collection)})
+        layout, description = Layout(schema, description.added), replace(description, schema=schema)
         columns = (*layout.columns, layout.copy) if self._connection.engine.lite else layout.columns
         text = encode_description(description)
         new = NewCollection(self.collection, text, columns, schema.granularities, schema.storage, dynamic=True)
@@ -296,7 +334,9 @@ class MilvusStore:
         self._tuned.drop()
         self._added.drop()
         self.regions.drop()
+        self.succession.drop_later()
         self._layout = self._counted = None
+        self._bind(None)
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """See ``Store``."""
@@ -473,7 +513,8 @@ class MilvusStore:
 
     def collections(self) -> list[str]:
         """See ``Store``."""
-        return sorted(filter(self._is_usable, self._call(lambda: self._client.list_collections(timeout=self._timeout))))
+        there = self.succession.there()
+        return sorted(names_for_people(filter(self._is_usable, there), there))
 
     def server(self) -> str:
         """See ``Store``."""

@@ -250,12 +250,13 @@ async def _encode(state: State, image: Any, options: QueryOptions) -> _QuerySour
 def _decode_source(state: State, codes: str) -> _QuerySource:
     if codes.startswith(PREFIX):
         share = state.shares.get(codes.removeprefix(PREFIX))
-        if share.fingerprint != state.index.fingerprint:
-            raise QueryError(
-                f"this link was made with the encoder '{share.fingerprint}', this collection was filled by "
-                f"{state.index.fingerprint}: query with the image itself"
-            )
-        return _QuerySource(share.codes, (share.width, share.height))
+        own = share.codes
+        if share.fingerprint != state.index.fingerprint:  # a refit has given the collection other codes
+            options: QueryOptions = {"crop": share.small_crop()}
+            if REGIONS in own:
+                options["regions"] = "contains"
+            (own,) = state.index.encode([state.index.decode_query(share.thumbnail, **options)])
+        return _QuerySource(own, (share.width, share.height))
     return _QuerySource(decode_codes(codes, state.index.schema, state.index.fingerprint))
 
 
@@ -311,7 +312,7 @@ async def share(
             small = await anyio.to_thread.run_sync(small_copy, data, state.settings.max_pixels, limiter=limiter)
         except ImageError as error:
             raise ImageError(f"the image that was sent{str(error).removeprefix(UNNAMED_IMAGE)}") from error
-    kept = Share(source.codes, state.index.fingerprint, name, *source.size, small)
+    kept = Share(source.codes, state.index.fingerprint, name, *source.size, small, options["crop"])
     return {"codes": PREFIX + await _in_thread(state.shares.add, kept)}
 
 

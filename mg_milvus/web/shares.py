@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mg_milvus.codes import QueryCodes
+    from mg_milvus.records import Box
 
 PREFIX = "share."
 """What ``codes`` begin with that stand for a shared image."""
@@ -47,7 +48,8 @@ class Share:
         name: of the file, for people.
         width: of the whole image, in pixels.
         height: of it.
-        thumbnail: a small JPEG.
+        thumbnail: a small JPEG of the whole image.
+        crop: what of it is searched with, in pixels; None: all.
     """
 
     codes: QueryCodes
@@ -56,6 +58,15 @@ class Share:
     width: int
     height: int
     thumbnail: bytes
+    crop: Box | None = None
+
+    def small_crop(self) -> Box | None:
+        """The crop in pixels of the small copy."""
+        if self.crop is None:
+            return None
+        scale = min(1.0, SIDE / max(self.width, self.height))
+        x, y, width, height = (round(scale * value) for value in self.crop)
+        return x, y, max(1, width), max(1, height)
 
 
 class Shares:
@@ -88,7 +99,7 @@ class Shares:
         }
         record = {
             "codes": codes, "fingerprint": share.fingerprint, "name": share.name[:200], "width": share.width,
-            "height": share.height, "thumbnail": base64.b64encode(share.thumbnail).decode(),
+            "height": share.height, "crop": share.crop, "thumbnail": base64.b64encode(share.thumbnail).decode(),
         }  # fmt: skip
         try:
             write_private(self._folder / f"{name}.json", json.dumps(record).encode())
@@ -115,7 +126,9 @@ class Shares:
             key: np.frombuffer(base64.b64decode(packed), np.int8).astype(np.float32).reshape(shape)
             for key, (shape, packed) in record.pop("codes").items()
         }
-        return Share(codes, thumbnail=base64.b64decode(record.pop("thumbnail")), **record)
+        crop = record.pop("crop")
+        thumbnail = base64.b64decode(record.pop("thumbnail"))
+        return Share(codes, thumbnail=thumbnail, crop=None if crop is None else tuple(crop), **record)
 
     def _trim(self) -> None:
         """Remove what is older than a week, and the oldest beyond ``MAX_SHARES``."""

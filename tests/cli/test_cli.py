@@ -265,7 +265,6 @@ def test_without_an_index_a_query_is_one_line_and_makes_none(home, tmp_path):
         (["delete", "a.png", "--filter", "width > 1"], "not both"),
         (["ingest"], "FOLDER_OR_FILE"),
         (["fit", ".", "--out", "x", "--bits", "coarse=12"], "multiple of 8"),
-        (["refit"], "--to"),
         (["ingets", "."], "ingest"),
     ],
 )

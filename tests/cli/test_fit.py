@@ -40,6 +40,9 @@ def test_fit_then_ingest_with_it_then_refit(tmp_path: Path) -> None:
     taken = mgm("refit", "--to", "better", "--collection", "images", cwd=tmp_path)
     assert (taken.returncode, taken.stderr.count("\n")) == (1, 1)
     assert "a collection 'better' already" in taken.stderr
+    fixed = mgm("refit", "--collection", "images", cwd=tmp_path)
+    assert (fixed.returncode, fixed.stderr.count("\n")) == (1, 1)
+    assert "are fixed" in fixed.stderr
     asked = mgm("query", "photos/disc/00.jpg", "--collection", "better", "--json", "-k", "1", cwd=tmp_path)
     assert json.loads(asked.stdout)["distances"] == {"coarse": 0, "fine": 0}
 

@@ -71,7 +71,7 @@ def test_images_of_a_new_kind_are_noticed_and_advised_on(tmp_path: Path) -> None
         later, far = 90, alike.far + new.far
         assert new.advice == (
             f"{far} of {later} later images are unlike the 60 that the hash heads were fitted on and are found less "
-            "well; mgm refit --to NAME would fit them to all",
+            "well; mgm refit would fit them to all",
         )
         assert index.info().advice == new.advice
         heads = f"adapted on 60 images; {far} of {later} later ones ({far / later:.0%}) are unlike those"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from mg_milvus.config import MilvusConfig
 from mg_milvus.schema.models import ExtraField, Granularity, RegionSettings, Schema, StorageSettings
 from mg_milvus.store import collections
 from mg_milvus.store.base import Description, HybridSearch, Row
+from mg_milvus.store.client import Connection
 from mg_milvus.store.milvus import MilvusStore
 from tests.server.strict_proxy import StrictProxy, strict_proxy
 
@@ -235,6 +236,70 @@ def test_a_renamed_collection_says_what_else_to_rename_and_works_then(proxy: Str
         store.retune({"coarse": 1.0, "fine": 1.0}, SMALL.fusion)
         store.drop()
     assert admin.list_collections() == []
+
+
+class Killed(BaseException):
+    """As SIGKILL, nothing catches it."""
+
+
+@pytest.mark.parametrize("proxy", ["2.4.14", "3.0.0"], indirect=True)
+def test_a_refit_killed_at_any_write_of_the_swap(
+    proxy: StrictProxy, admin: MilvusClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Name and alias have one of both at any moment, whole; in the end the refit is renamed, with its companions."""
+    regions = RegionSettings.model_validate({"bits": 64, "scales": [{"size": 0.5, "grid": 1}]})
+    schema = Schema(granularities=SMALL.granularities, regions=regions)
+    stored = [replace(row, region_codes=bytes(8)) for row in rows(5)]
+    prints = {"images": "a" * 16, "images_refit2": "b" * 16}
+    for name, print_ in prints.items():
+        with opened(proxy, name) as store:
+            store.create(Description(schema, print_))
+            store.put_encoder(print_, name.encode())
+            store.upsert(stored)
+            if name == "images":
+                store.retune({"coarse": 2.0, "fine": 1.0}, SMALL.fusion)
+                admin.create_alias("images", "photos")
+    write, written = Connection.write, []
+
+    def one_write(self: Connection, operation: Any) -> Any:
+        if written:
+            raise Killed
+        written.append(1)
+        return write(self, operation)
+
+    held, done = [], False
+    while not done:
+        written.clear()
+        with monkeypatch.context() as patch, opened(proxy, "images_refit2") as new:
+            patch.setattr(Connection, "write", one_write)
+            with suppress(Killed):
+                if held and held[-1] == "b" * 16:  # by its name, as a repeated refit finds it
+                    with opened(proxy) as store:
+                        done = not store.take_over()
+                else:
+                    new.take_over()
+        seen = set()
+        for name in ("images", "photos"):
+            with opened(proxy, name) as store:
+                described = store.describe()
+                assert described is not None
+                print_ = described.fingerprint
+                assert store.get_encoder(print_) == next(own.encode() for own, p in prints.items() if p == print_)
+                assert (store.count(), store.regions.count()) == (5, 5), held
+                assert store.nearest("fine", zeros()["fine"], 5)[0].ids[0] == stored[0].id
+                seen.add(print_)
+        held.append(print_ if len(seen) == 1 else "both")
+        with opened(proxy) as store:
+            assert store.collections() == ["images"]
+    # The mark; the alias; drops of the collection, its encoder, regions, tuned weights; three renames.
+    assert held[:3] == ["a" * 16, "both", "b" * 16]
+    assert set(held[2:]) == {"b" * 16}
+    assert set(admin.list_collections()) - {"images_refit2_whole"} == {"images", "images_encoder", "images_regions"}
+    with opened(proxy) as store:
+        assert store.refit_name == "images_refit2"
+    with opened(proxy, "images_refit2") as store:
+        store.begin_refit()  # the mark of the last one says nothing of the next
+    assert "images_refit2_whole" not in admin.list_collections()
 
 
 def test_server_fusion_has_the_ranks_and_weights_of_ours(proxy: StrictProxy, admin: MilvusClient) -> None:

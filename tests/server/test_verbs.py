@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from mg_milvus import ImageIndex, QueryOptions
 from mg_milvus.cli.app import app
+from mg_milvus.ingest import refit
 from mg_milvus.schema.models import Granularity, RegionSettings, Schema
 from mg_milvus.web.app import create_app
 from mg_milvus.web.security import WebSettings
@@ -56,6 +57,13 @@ def test_every_verb(proxy: StrictProxy, folder: Path, tmp_path: Path) -> None:
         before, counted = index.fingerprint, index.tags()
         assert index.export(tmp_path / "codes").rows == 30
         assert index.refit("again").added == 30
+        kept = {row.id: row.path for row in index.images()}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(refit, "FEWEST_TO_FIT", 30)
+            assert index.refit().added == 30
+        assert {row.id: row.path for row in index.images()} == kept
+        assert index.like(image, k=1)[0].id in kept
+        assert index.session.store.collection == "images"
 
         with TestClient(create_app(index, WebSettings()), base_url="http://127.0.0.1:8000") as page:
             answer = page.post("/api/query?k=3", content=image.read_bytes()).json()
