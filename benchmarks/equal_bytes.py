@@ -5,7 +5,7 @@
 
 Each folder holds class/image or group/class/image; at most ``--most`` images of at most ``CLASSES`` classes are encoded
 once. Everything is fitted to them without labels, and they are searched: leave-one-out mAP of classes, and recall@1 of
-200 copies, an edit each at middling strength. ``ms`` is a query of all rows in one thread, the quickest of three rounds.
+200 copies, an edit each at middling strength. ``ms``: a query of all rows in one thread, the quickest of three rounds.
 
 - Queries of FAISS' quantizers (PQ, OPQ, RaBitQ, SQ8, float16) are floats; RaBitQ is what Milvus' IVF_RABITQ keeps of a
   vector, ``refined`` ranks its first hundred again by vectors of 8 bits a dimension, as Milvus' refinement does, which
@@ -14,7 +14,8 @@ once. Everything is fitted to them without labels, and they are searched: leave-
 - ``first floats``: the first dimensions as they are, in float16, as an embedding made for it can be cut (Matryoshka).
 - Signs, ITQ and random hyperplanes compare codes with codes, the perceptual hash, too.
 - mg-milvus: three granularities, fused by rank with the default weights; copies by ``fine`` alone, as the profile
-  ``instance`` without its views. A query is known by its real codes, as in the product; ``codes with codes`` by its code.
+  ``instance`` without its views. A query is known by its real codes, as in the product; ``codes with codes``: by its
+  code.
 """
 
 from __future__ import annotations
@@ -151,7 +152,9 @@ class Set:
         self.relevance = np.where(self.labels[:, None] == self.labels[None], SAME_CLASS, 0).astype(np.uint8)
         np.fill_diagonal(self.relevance, NOT_A_CANDIDATE)
 
-    def figures(self, size: float, database: Any, copies: Any, search: Search, near: Search | None = None) -> dict[str, float]:
+    def figures(
+        self, size: float, database: Any, copies: Any, search: Search, near: Search | None = None
+    ) -> dict[str, float]:
         """Bytes, mAP, recall of copies and milliseconds; ``near``: what copies are searched with."""
         seconds = []
         for _ in range(ROUNDS):
@@ -203,7 +206,9 @@ class Set:
 
 def compare(own: Set) -> dict[str, dict[str, float]]:
     """Name of the codes, with their bytes -> figures."""
-    unit, edited = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (own.features[FLOATS], own.edited[FLOATS]))
+    unit, edited = (
+        values / np.linalg.norm(values, axis=1, keepdims=True) for values in (own.features[FLOATS], own.edited[FLOATS])
+    )
     table = {"floats, cosine": own.figures(4 * unit.shape[1], unit, edited, lambda asked: -(asked @ unit.T))}
     centre = unit.mean(axis=0)
     axes = np.linalg.svd(unit - centre, full_matrices=False)[2][:COMPONENTS].T
