@@ -270,7 +270,7 @@ def evaluate(
     print_failures(evaluation.failures, as_json=as_json or table is not None)
     if report is not None:
         page = write_evaluation_report(report_data(evaluation, f"How well the images of {folder} are found"), report)
-        if not as_json:
+        if not as_json and table is None:
             print(f"\nReport: {escape_controls(str(page))}")
     if codes is not None:
         write_codes(evaluation, codes)

@@ -198,7 +198,7 @@ def _sections(data: ReportData) -> Iterator[Section]:
     }
     if data.metrics:
         text = "Means over the queries; the best of each column in bold."
-        yield Section("Metrics", text, table(data.metrics, mark_best=True))
+        yield Section("Metrics", text, table(data.metrics, lambda column: not column.endswith(MEASURE_ENDS)))
     plots = []
     for over, curves in ((RECALL, data.curves), (RANK, data.by_rank), (RADIUS, data.by_radius)):
         if curves:
@@ -255,9 +255,12 @@ def report_data(evaluation: Evaluation, title: str) -> ReportData:
     metrics = evaluation.to_json()
     details = evaluation.details
     rows = _rows(metrics)
+    setup = setup_lines(metrics)
+    if details is not None and len(evaluation.runs) > 1:
+        setup.append(f"distances and queries below: of seed {metrics['seeds'][0]}")
     return ReportData(
         title=title,
-        setup=setup_lines(metrics),
+        setup=setup,
         metrics=metrics_table(metrics) | {f"recall@1, {name}": row for name, row in copies_table(metrics).items()},
         **_curves(metrics),
         histograms={} if details is None else _histograms(details),

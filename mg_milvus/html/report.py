@@ -21,7 +21,7 @@ from mg_milvus.images.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from matplotlib.axes import Axes
@@ -172,13 +172,13 @@ def _image_of(path: str) -> dict[str, Any]:
     }
 
 
-def table(rows: Rows, *, mark_best: bool = False) -> Table:
-    """A table of numbers; with ``mark_best`` the largest fraction of each column is bold, unless all are equal."""
+def table(rows: Rows, best_of: Callable[[str], bool] = lambda _: False) -> Table:
+    """A table of numbers; the largest fraction of the columns that ``best_of`` takes is bold, unless all are equal."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     largest = {}
     for column in columns:
         known = [value for row in rows.values() if isinstance(value := row.get(column), float) and value == value]
-        if mark_best and known and number(min(known)) != number(max(known)):
+        if best_of(column) and known and number(min(known)) != number(max(known)):
             largest[column] = number(max(known))
     texts = {name: [(column, number(row.get(column))) for column in columns] for name, row in rows.items()}
     return Table(

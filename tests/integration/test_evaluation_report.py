@@ -91,9 +91,9 @@ def data(images: list[str]) -> ReportData:
         title="Evaluation of holidays",
         setup=("protocol: leave-one-out", "ties by expectation", "queries: 12"),
         metrics={
-            "coarse": {"bits": 64, "mAP": 0.5, "P@1": 0.75},
-            "fine": {"bits": 1024, "mAP": 0.25, "P@1": None},
-            "float": {"mAP": 0.4567, "P@1": float("nan")},
+            "coarse": {"bits": 64, "mAP": 0.5, "mAP±": 0.125, "P@1": 0.75},
+            "fine": {"bits": 1024, "mAP": 0.25, "mAP±": 0.25, "P@1": None},
+            "float": {"mAP": 0.4567, "mAP±": 0.125, "P@1": float("nan")},
         },
         curves={name: (recall, np.array([1, 0.5, 0.25])) for name in ("coarse", "fine", "rank", "float")},
         by_rank={name: (np.array([1, 10, 12]), np.array([1, 0.5, 0.25])) for name in ("coarse", "fine", "float")},
@@ -180,13 +180,13 @@ def test_heading_and_setup(html: str) -> None:
 
 
 def test_the_table_of_figures(data: ReportData, tmp_path: Path) -> None:
-    """Whole numbers stay whole, what is not known is a dash, the best fraction of a column is bold."""
+    """Whole numbers stay whole, what is not known is a dash, the best fraction of a column is bold, no deviation is."""
     html = write_evaluation_report(data, tmp_path).read_text(encoding="utf-8")
     rows = dict(re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', html)[:3])
     assert rows == {
-        "coarse": "<td>64</td><td><b>0.500</b></td><td>0.750</td>",
-        "fine": "<td>1,024</td><td>0.250</td><td>–</td>",
-        "float": "<td>–</td><td>0.457</td><td>–</td>",
+        "coarse": "<td>64</td><td><b>0.500</b></td><td>0.125</td><td>0.750</td>",
+        "fine": "<td>1,024</td><td>0.250</td><td>0.250</td><td>–</td>",
+        "float": "<td>–</td><td>0.457</td><td>0.125</td><td>–</td>",
     }
 
 

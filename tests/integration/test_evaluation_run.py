@@ -145,6 +145,7 @@ def test_several_seeds_draw_other_queries_and_fit_other_heads(folder: Path, enco
     assert found["curves"]["by_rank"]["mid"]["precision"] == pytest.approx(np.mean(precision, axis=0), abs=1e-6)
     report = report_data(evaluation, "Two seeds")
     assert list(report.metrics["mid"])[:2] == ["mAP@5", "mAP@5±"]
+    assert report.setup[-1] == "distances and queries below: of seed 3"
 
 
 def test_map_up_to_a_rank_is_that_of_a_second_computation(folder: Path, encoder: Encoder) -> None:
