@@ -74,15 +74,16 @@ def check_acknowledged(uri: str, run_acknowledged: int) -> None:
     _check_regions(found, orphans=True)
 
 
-def check_whole(uri: str, *folders: Path, regions: bool = True) -> None:
+def check_whole(uri: str, *folders: Path, regions: bool = True, collection: str = "images") -> None:
     """Every file has one row that tells of it as it is now, with the code of a fresh encoding, and so have its regions.
 
     Args:
         uri: of a server.
         folders: all images are in them, as ``*.png``, and there is nothing else in the index.
         regions: whether the schema has some.
+        collection: its own name.
     """
-    found = contents(uri)
+    found = contents(uri, collection)
     files = {str(file): file for folder in folders for file in folder.rglob("*.png")}
     assert found.paths == Counter(list(files)), set(files) ^ set(found.paths)
     assert found.encoder is not None
