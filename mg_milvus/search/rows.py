@@ -107,7 +107,7 @@ def order_rows(store: Store, schema: Schema, where: str | None, order_by: str) -
     grouped = field in texts or (field in ("folder", "date", "tag") and not _is_own(field, schema))
     keyed = [
         (_sort_key(row, field, falling), (_value(row, field) or "") if grouped else "")
-        for rows in store.scan(where)
+        for rows in store.scan(where, tags=field == "tag")
         for row in rows
     ]
     keyed.sort(key=lambda pair: pair[0], reverse=falling)
@@ -163,7 +163,7 @@ def count_values(store: Store, schema: Schema, field: str, where: str | None) ->
         FilterError: the filter cannot be read as a whole, or names no column.
     """
     field = _check_field(schema, field)
-    counted = Counter(_value(row, field) for rows in store.scan(where) for row in rows)
+    counted = Counter(_value(row, field) for rows in store.scan(where, tags=field == "tag") for row in rows)
     return dict(sorted(counted.items(), key=lambda pair: (-pair[1], pair[0] is None, str(pair[0]))))
 
 

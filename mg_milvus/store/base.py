@@ -348,8 +348,16 @@ class Store(Protocol):
     def fetch_codes(self, ids: Sequence[str], granularities: Sequence[str]) -> dict[str, Mapping[str, bytes]]:
         """Codes by id, and nothing else, in a fraction of the time of ``fetch``. Unknown ids are left out."""
 
-    def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
-        """All rows, or those that match, in batches of bounded size, in no stated order."""
+    def scan(
+        self, where: str | None = None, granularities: Sequence[str] = (), *, tags: bool = True
+    ) -> Iterator[list[Row]]:
+        """All rows, or those that match, in batches of bounded size, in no stated order.
+
+        Args:
+            where: only rows that match.
+            granularities: whose codes the rows have.
+            tags: whether the rows have theirs: in Milvus Lite these take ten times as long as all else.
+        """
 
     def count(self, where: str | None = None) -> int:
         """Number of rows, or of those that match."""

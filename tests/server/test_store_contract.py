@@ -24,6 +24,7 @@ from mg_milvus.errors import (
     UnsupportedError,
 )
 from mg_milvus.schema.models import ExtraField, FusionSettings, Granularity, RegionScale, RegionSettings, Schema
+from mg_milvus.schema.tags import LEVELS, vocabulary
 from mg_milvus.store.base import Description, HybridSearch, Row, Store
 from mg_milvus.store.milvus import open_store
 from tests.server.strict_proxy import VERSIONS, StrictProxy, strict_proxy
@@ -412,6 +413,16 @@ def test_scan_gives_every_row_once_in_bounded_batches(store: Store) -> None:
     found = [row for batch in batches for row in batch]
     assert len(found) == 2300
     assert {row.id: row.codes["coarse"] for row in found} == {row.id: row.codes["coarse"] for row in rows}
+
+
+def test_a_scan_without_tags_gives_all_else(store: Store) -> None:
+    tags = (5, 9, vocabulary().names * LEVELS)
+    rows = [replace(row, tags=tags) for row in make_rows(store, 20)]
+    store.upsert(rows)
+    with_tags = [row for batch in store.scan() for row in batch]
+    assert {row.tags for row in with_tags} == {tags}
+    without = [row for batch in store.scan(tags=False) for row in batch]
+    assert {row.id: row for row in without} == {row.id: replace(row, tags=()) for row in with_tags}
 
 
 def test_delete_says_how_many_rows_were_there(store: Store) -> None:
