@@ -53,11 +53,11 @@ if TYPE_CHECKING:
     Search = Callable[[Any], Distances]
     """Queries -> (queries, rows), smaller is nearer."""
 
-SIZES = {16: (32, 48, 48), 32: (64, 64, 128), 56: (64, 128, 256), 128: (256, 256, 512)}
+SIZES = {16: (32, 48, 48), 32: (64, 64, 128), 56: (64, 128, 256)}
 """Bytes -> bits of ``coarse``, ``mid`` and ``fine``."""
 FLOATS, FINE = "mid", "fine"
 """``mid`` has the float features that rank classes best (benchmarks/quality.py)."""
-COMPONENTS, COPIES, REFINED, ROUNDS = 512, 200, 100, 3
+COMPONENTS, COPIES, REFINED, ROUNDS = 448, 200, 100, 3
 RABITQ_BYTES = 8
 """What RaBitQ keeps of a vector beside its bits."""
 SIDE = 64
@@ -225,8 +225,8 @@ def compare(own: Set) -> dict[str, dict[str, float]]:
             "PCA, RaBitQ, refined": rabitq(size, database, refined=True),
             "PCA, SQ8": quantizer(f"PCA{size},SQ8", database),
             "PCA, float16": quantizer(f"PCA{kept},SQfp16", database),
-            "ITQ": binary(min(8 * size, COMPONENTS), database, rotated=True),
-            "PCA, signs": binary(min(8 * size, COMPONENTS), database, rotated=False),
+            "ITQ": binary(8 * size, database, rotated=True),
+            "PCA, signs": binary(8 * size, database, rotated=False),
             "random hyperplanes": hyperplanes(8 * size, database),
         }
         for name, search in ways.items():
