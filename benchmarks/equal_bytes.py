@@ -7,10 +7,10 @@ Each folder holds class/image or group/class/image; at most ``--most`` images of
 once. Everything is fitted to them without labels, and they are searched: leave-one-out mAP of classes, and recall@1 of
 200 copies, an edit each at middling strength. ``ms``: a query of all rows in one thread, the quickest of three rounds.
 
-- Queries of FAISS' quantizers (PQ, OPQ, RaBitQ, SQ8, float16) are floats; RaBitQ is what Milvus' IVF_RABITQ keeps of a
-  vector, ``refined`` ranks its first hundred again by vectors of 8 bits a dimension, as Milvus' refinement does, which
-  are counted in its bytes. All of them get the ``COMPONENTS`` first principal components, for their rotations need more
-  images than dimensions, and fewer of these where the name says PCA.
+- Queries of FAISS' quantizers (PQ, OPQ, RaBitQ, SQ8, float16) are floats; RaBitQ, after a random rotation, is what
+  Milvus' IVF_RABITQ keeps of a vector; ``refined`` ranks its first hundred again by vectors of 8 bits a dimension, as
+  Milvus' refinement does, which are counted in its bytes. All of them get the ``COMPONENTS`` first principal
+  components, for their rotations need more images than dimensions, and fewer of these where the name says PCA.
 - ``first floats``: the first dimensions as they are, in float16, as an embedding made for it can be cut (Matryoshka).
 - Signs, ITQ and random hyperplanes compare codes with codes, the perceptual hash, too.
 - mg-milvus: three granularities, fused by rank with the default weights; copies by ``fine`` alone, as the profile
@@ -75,9 +75,9 @@ def quantizer(kind: str, database: Floats) -> Search:
 def rabitq(size: int, database: Floats, *, refined: bool) -> Search:
     """Bits of RaBitQ; ``refined``: half of the bytes are a vector of 8 bits a dimension that ranks the first again."""
     if not refined:
-        return quantizer(f"PCA{8 * (size - RABITQ_BYTES)},RaBitQ", database)
+        return quantizer(f"PCAR{8 * (size - RABITQ_BYTES)},RaBitQ", database)
     half = size // 2
-    first = quantizer(f"PCA{8 * (half - RABITQ_BYTES)},RaBitQ" if half > RABITQ_BYTES else f"PCA{half},SQ8", database)
+    first = quantizer(f"PCAR{8 * (half - RABITQ_BYTES)},RaBitQ" if half > RABITQ_BYTES else f"PCA{half},SQ8", database)
     exact = quantizer(f"PCA{half},SQ8", database)
 
     def distances(asked: Floats) -> Distances:
