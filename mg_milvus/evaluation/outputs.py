@@ -238,7 +238,7 @@ def write_codes(evaluation: Evaluation, file: PathLike) -> None:
         MissingPackageError, QueryError: as ``check_codes_file``, there are no queries, or it cannot be written.
     """
     check_codes_file(file)
-    details = evaluation.details
+    details = next(iter(evaluation.runs), None)
     if details is None or details.split.images.classes is None:
         raise QueryError("the protocol copies has no codes of queries to write; choose another")
     split, classes = details.split, details.split.images.classes

@@ -126,11 +126,6 @@ class Evaluation:
     failures: tuple[Failure, ...] = ()
     runs: tuple[Details, ...] = field(default=(), repr=False)
 
-    @property
-    def details(self) -> Details | None:
-        """Those of the first seed."""
-        return self.runs[0] if self.runs else None
-
     def to_json(self) -> dict[str, Any]:
         """The metrics in their stable form; keys may be added, none removed.
 
@@ -253,7 +248,7 @@ def report_data(evaluation: Evaluation, title: str) -> ReportData:
         title: heading of the page.
     """
     metrics = evaluation.to_json()
-    details = evaluation.details
+    details = next(iter(evaluation.runs), None)
     rows = _rows(metrics)
     setup = setup_lines(metrics)
     if details is not None and len(evaluation.runs) > 1:
@@ -445,7 +440,7 @@ def _query(details: Details, schema: Schema, row: int, precision: float) -> Exam
 
 
 def _notebook_view(evaluation: Evaluation) -> str:
-    metrics, details = evaluation.to_json(), evaluation.details
+    metrics, details = evaluation.to_json(), next(iter(evaluation.runs), None)
     examples = [] if details is None else example_queries(details, evaluation.schema)
     if len(examples) > 2 * NOTEBOOK_QUERIES:
         examples = examples[:NOTEBOOK_QUERIES] + examples[-NOTEBOOK_QUERIES:]

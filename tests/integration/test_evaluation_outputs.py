@@ -150,7 +150,7 @@ def test_an_interrupted_run_is_written_anew(first: tuple[Path, Evaluation], tmp_
 @pytest.mark.parametrize("suffix", [".npz", ".mat"])
 def test_codes_for_other_programs(first: tuple[Path, Evaluation], tmp_path: Path, suffix: str) -> None:
     _, evaluation = first
-    details = evaluation.details
+    details = next(iter(evaluation.runs), None)
     assert details is not None
     file = tmp_path / f"codes{suffix}"
     write_codes(evaluation, file)

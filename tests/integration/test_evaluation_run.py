@@ -150,12 +150,12 @@ def test_several_seeds_draw_other_queries_and_fit_other_heads(folder: Path, enco
 
 def test_map_up_to_a_rank_is_that_of_a_second_computation(folder: Path, encoder: Encoder) -> None:
     found = evaluate(folder, encoder=encoder, bits=BITS, ks=(1,), map_at=10)
-    assert found.details is not None
-    codes, labels = found.details.database_codes["mid"], found.details.split.images.classes
+    assert len(found.runs) == 1
+    codes, labels = found.runs[0].database_codes["mid"], found.runs[0].split.images.classes
     assert labels is not None
     classes = labels.ids()
     expected = []
-    for row in found.details.split.queries:
+    for row in found.runs[0].split.queries:
         distances = hamming(codes[row : row + 1], codes)[0]
         others = np.delete(np.arange(len(codes)), row)
         # Every order inside the tie that rank 10 divides, by drawing: its rows are alike otherwise.
@@ -179,9 +179,9 @@ def test_heads_are_fitted_on_seen_classes_and_on_training_lists(tmp_path: Path, 
     # Heads are fitted to 50 images at least: the smaller sample shows which they would be.
     shared = {"encoder": encoder, "bits": BITS, "ks": (1,)}
     found = evaluate(folder, protocol="zero-shot", seen=tmp_path / "seen.txt", **shared)  # type: ignore[arg-type]
-    assert found.details is not None
+    assert len(found.runs) == 1
     assert found.to_json()["seen"] == ["square/blocks", "square/stripes"]
-    fitted = [labels[row] for row in found.details.split.to_fit]
+    fitted = [labels[row] for row in found.runs[0].split.to_fit]
     assert (set(fitted), len(fitted)) == ({"square/blocks", "square/stripes"}, 2 * PER_KIND)
     assert found.to_json()["heads"] == "the encoder's own", "36 images are too few"
 

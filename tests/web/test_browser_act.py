@@ -83,7 +83,7 @@ def test_several_images_are_searched_with_together(page: Page, index: ImageIndex
     hits = index.query(files, k=100)
     assert shown(page) == ids(hits)[: len(shown(page))]
     assert page.inner_text(".card .score") == f"{hits[0].score:.4f}"
-    assert page.eval_on_selector_all("#terms img", "all => all.map(one => one.alt)") == ["like 02.jpg", "like 03.jpg"]
+    assert page.eval_on_selector_all("#terms img", "all => all.map(one => one.alt)") == ["Like 02.jpg", "Like 03.jpg"]
     # Weights count for them, too, and the address alone gives the same answer.
     with answered(page):
         page.click("text=category")
