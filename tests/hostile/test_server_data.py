@@ -439,8 +439,8 @@ def test_the_encoders_beside_that_are_something_else(store: MilvusStore, strange
 ID = "0" * 32
 COPY = base64.b64encode(bytes(2)).decode()
 ENTITY = {
-    "id": ID, "path": "/a/0.jpg", "size": 9, "mtime_ns": 9, "width": 4, "height": 3, "content_hash": "0" * 32,
-    "tags": [29, 32_767, 32_767], "label": "", "_codes": COPY,
+    "id": ID, "path": "/a/0.jpg", "size": 9, "mtime_ns": 9, "taken": 9, "width": 4, "height": 3,
+    "content_hash": "0" * 32, "tags": [29, 32_767, 32_767], "label": "", "_codes": COPY,
 }  # fmt: skip
 CODE = np.zeros((1, 2), np.uint8)
 
