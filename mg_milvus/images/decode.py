@@ -36,8 +36,7 @@ from PIL import (
 )
 
 from mg_milvus.errors import ImageError, QueryError
-from mg_milvus.images.colours import to_srgb
-from mg_milvus.images.depth import bands, grey_of, is_deep, stretched
+from mg_milvus.images.colours import bands, grey_of, is_deep, stretched, to_srgb
 from mg_milvus.images.files import MemoryBudget, content_of, data_uri, memory_needed, read_stream, refuse_url
 from mg_milvus.images.kinds import EXTRA, kind_of
 from mg_milvus.images.limits import pixel_limit

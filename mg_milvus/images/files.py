@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from mg_milvus.errors import ImageError
 from mg_milvus.files import one_line
-from mg_milvus.images.depth import is_deep
+from mg_milvus.images.colours import is_deep
 from mg_milvus.images.kinds import HEAD, kind_of
 
 if TYPE_CHECKING:
