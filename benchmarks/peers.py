@@ -4,8 +4,8 @@
     build/peers/bin/python benchmarks/peers.py FOLDER [--rows 100000] [--images 1000] [--json FILE]
 
 FOLDER holds class/image. The parts, each in a module of ``side_by_side/``: near-duplicates against imagededup; Milvus
-Lite with the float features of the same network; other codes of the same bytes; FAISS on the same codes; fusion against
-ranx and Milvus' rankers. Everything that is timed against another takes turns with it.
+Lite with the float features of the same network; FAISS on the same codes; fusion against ranx and Milvus' rankers.
+Other codes of the same bytes are in ``equal_bytes.py``. Everything that is timed against another takes turns with it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 from result_file import write_result
-from side_by_side import codes as other_codes
-from side_by_side import copies, floats, fusing
+from side_by_side import copies, floats, fusing, searches
 from side_by_side.measuring import show
 
 from mg_milvus.encoder.load import load_encoder
@@ -28,11 +27,9 @@ from mg_milvus.evaluation.encoded import encode_labelled
 from mg_milvus.evaluation.labels import read_labelled
 from mg_milvus.schema.models import Schema
 
-REGIONS = ("copies", "floats", "codes", "fusion")
+PARTS = ("copies", "floats", "searches", "fusion")
 FLOATS = "mid"
 """The granularity whose float features rank photographs best (benchmarks/quality.py)."""
-COPIES = 200
-"""Images whose edited copy is looked for with every kind of code."""
 
 
 class Images:
@@ -77,22 +74,17 @@ def float_vectors(images: Images, work: Path, options: argparse.Namespace) -> di
     return {"floats": found}
 
 
-def same_bytes(images: Images, work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    centre = images.features[FLOATS].mean(axis=0)
-    coded = other_codes.Coded(images.encoder, FLOATS, images.schema, centre)
-    found = other_codes.compare(coded, images.labels, images.paths, COPIES)
-    show("Codes of the same bytes", ["bytes", "mAP", "copies recall@1"], found)
-
+def bare_searches(images: Images, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     random = np.random.default_rng(0)
     many = {name: floats.repeated_codes(values, options.rows, random) for name, values in images.codes.items()}
     binary = floats.Binary(work / "floor.db", images.schema)
     for part in floats.batches(options.rows):
         binary.insert(part.start, {name: values[part] for name, values in many.items()})
-    floor = other_codes.faiss_floor(many, images.schema, binary.store)
+    floor = searches.faiss_floor(many, images.schema, binary.store)
     binary.store.close()
     columns = ["FAISS flat ms", "FAISS HNSW ms", "HNSW recall@10", "Milvus Lite ms"]
     show(f"One search for 100 among {options.rows} codes", columns, floor)
-    return {"codes": found, "faiss": floor}
+    return {"faiss": floor}
 
 
 def fusion(images: Images, work: Path, _: argparse.Namespace) -> dict[str, Any]:
@@ -108,13 +100,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=100_000, help="rows in Milvus Lite, repeated from the images")
     parser.add_argument("--images", type=int, default=1000, help="images that get an edited copy")
-    parser.add_argument("--only", nargs="+", choices=REGIONS, default=REGIONS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     images = Images(options.folder)
     tools = ("pymilvus", "milvus-lite", "torch", "imagededup", "faiss-cpu", "ranx")
     figures: dict[str, Any] = {"rows": options.rows, "versions": {name: version(name) for name in tools}}
-    works = dict(zip(REGIONS, (near_duplicates, float_vectors, same_bytes, fusion), strict=True))
+    works = dict(zip(PARTS, (near_duplicates, float_vectors, bare_searches, fusion), strict=True))
     for name in options.only:
         with tempfile.TemporaryDirectory() as work:
             figures |= works[name](images, Path(work), options)
