@@ -123,6 +123,95 @@ QUOTED = {
             for name in ("DSH", "HashNet", "GreedyHash", "CSQ", "OrthoHash")
         ),
     ],
+    ("docs/benchmarks.md", "fusion"): [
+        "| `coarse` | {corel1k, default > ways > coarse > map|.4f} best | {c200, default > ways > coarse > "
+        "map|.4f} best | {tiny-imagenet, default > ways > coarse > map|.4f} = | {cifar10, default > ways > coarse"
+        " > map|.4f} best |",
+        "| `mid` | {corel1k, default > ways > mid > map|.4f} {corel1k, default > ways > mid > best single > "
+        "difference|+.4f} | {c200, default > ways > mid > map|.4f} {c200, default > ways > mid > best single > "
+        "difference|+.4f} | {tiny-imagenet, default > ways > mid > map|.4f} best | {cifar10, default > ways > mid"
+        " > map|.4f} {cifar10, default > ways > mid > best single > difference|+.4f} |",
+        "| `fine` | {corel1k, default > ways > fine > map|.4f} {corel1k, default > ways > fine > best single > "
+        "difference|+.4f} | {c200, default > ways > fine > map|.4f} {c200, default > ways > fine > best single > "
+        "difference|+.4f} | {tiny-imagenet, default > ways > fine > map|.4f} {tiny-imagenet, default > ways > "
+        "fine > best single > difference|+.4f} | {cifar10, default > ways > fine > map|.4f} {cifar10, default > "
+        "ways > fine > best single > difference|+.4f} |",
+        "| concatenated bits | {corel1k, default > ways > concatenated bits > map|.4f} {corel1k, default > ways >"
+        " concatenated bits > best single > difference|+.4f} | {c200, default > ways > concatenated bits > "
+        "map|.4f} {c200, default > ways > concatenated bits > best single > difference|+.4f} | {tiny-imagenet, "
+        "default > ways > concatenated bits > map|.4f} {tiny-imagenet, default > ways > concatenated bits > best "
+        "single > difference|+.4f} | {cifar10, default > ways > concatenated bits > map|.4f} {cifar10, default > "
+        "ways > concatenated bits > best single > difference|+.4f} |",
+        "| least rank | {corel1k, default > ways > least rank > map|.4f} {corel1k, default > ways > least rank > "
+        "best single > difference|+.4f} | {c200, default > ways > least rank > map|.4f} {c200, default > ways > "
+        "least rank > best single > difference|+.4f} | {tiny-imagenet, default > ways > least rank > map|.4f} "
+        "{tiny-imagenet, default > ways > least rank > best single > difference|+.4f} | {cifar10, default > ways "
+        "> least rank > map|.4f} {cifar10, default > ways > least rank > best single > difference|+.4f} |",
+        "| by rank (default) | {corel1k, default > ways > rank > map|.4f} {corel1k, default > ways > rank > best "
+        "single > difference|+.4f} | {c200, default > ways > rank > map|.4f} {c200, default > ways > rank > best "
+        "single > difference|+.4f} | {tiny-imagenet, default > ways > rank > map|.4f} {tiny-imagenet, default > "
+        "ways > rank > best single > difference|+.4f} | {cifar10, default > ways > rank > map|.4f} {cifar10, "
+        "default > ways > rank > best single > difference|+.4f} |",
+        "| profile `object` | {corel1k, default > ways > object > map|.4f} {corel1k, default > ways > object > "
+        "best single > difference|+.4f} | {c200, default > ways > object > map|.4f} {c200, default > ways > "
+        "object > best single > difference|+.4f} | {tiny-imagenet, default > ways > object > map|.4f} {tiny-"
+        "imagenet, default > ways > object > best single > difference|+.4f} | {cifar10, default > ways > object >"
+        " map|.4f} {cifar10, default > ways > object > best single > difference|+.4f} |",
+        "| profile `balanced` | {corel1k, default > ways > balanced > map|.4f} {corel1k, default > ways > "
+        "balanced > best single > difference|+.4f} | {c200, default > ways > balanced > map|.4f} {c200, default >"
+        " ways > balanced > best single > difference|+.4f} | {tiny-imagenet, default > ways > balanced > map|.4f}"
+        " {tiny-imagenet, default > ways > balanced > best single > difference|+.4f} | {cifar10, default > ways >"
+        " balanced > map|.4f} {cifar10, default > ways > balanced > best single > difference|+.4f} |",
+        "| by score | {corel1k, default > ways > score > map|.4f} {corel1k, default > ways > score > best single "
+        "> difference|+.4f} | {c200, default > ways > score > map|.4f} {c200, default > ways > score > best "
+        "single > difference|+.4f} | {tiny-imagenet, default > ways > score > map|.4f} {tiny-imagenet, default > "
+        "ways > score > best single > difference|+.4f} | {cifar10, default > ways > score > map|.4f} {cifar10, "
+        "default > ways > score > best single > difference|+.4f} |",
+        "| by chance | {corel1k, default > ways > chance > map|.4f} {corel1k, default > ways > chance > best "
+        "single > difference|+.4f} | {c200, default > ways > chance > map|.4f} {c200, default > ways > chance > "
+        "best single > difference|+.4f} | {tiny-imagenet, default > ways > chance > map|.4f} {tiny-imagenet, "
+        "default > ways > chance > best single > difference|+.4f} | {cifar10, default > ways > chance > map|.4f} "
+        "{cifar10, default > ways > chance > best single > difference|+.4f} |",
+        "| z-scores | {corel1k, default > ways > z-scores > map|.4f} {corel1k, default > ways > z-scores > best "
+        "single > difference|+.4f} | {c200, default > ways > z-scores > map|.4f} {c200, default > ways > z-scores"
+        " > best single > difference|+.4f} | {tiny-imagenet, default > ways > z-scores > map|.4f} {tiny-imagenet,"
+        " default > ways > z-scores > best single > difference|+.4f} | {cifar10, default > ways > z-scores > "
+        "map|.4f} {cifar10, default > ways > z-scores > best single > difference|+.4f} |",
+        "| logistic, other half | {corel1k, default > ways > logistic, other half > map|.4f} = | {c200, default >"
+        " ways > logistic, other half > map|.4f} {c200, default > ways > logistic, other half > best single > "
+        "difference|+.4f} | {tiny-imagenet, default > ways > logistic, other half > map|.4f} {tiny-imagenet, "
+        "default > ways > logistic, other half > best single > difference|+.4f} | {cifar10, default > ways > "
+        "logistic, other half > map|.4f} {cifar10, default > ways > logistic, other half > best single > "
+        "difference|+.4f} |",
+    ],
+    ("docs/benchmarks.md", "web_scroll"): [
+        "the first and the median | {answers > the first} ms, {answers > ms of the answer (median)} ms |",
+        "{cards in the page} cards; {heap MB > at the start} to {heap MB > after all rows} MB of memory",
+    ],
+    ("docs/benchmarks.md", "equal_bytes"): [
+        "| **mg-milvus**, queries as real codes | {corel1k > mg-milvus, 16 > mAP|.3f}, {corel1k > mg-milvus, 16 >"
+        " copies recall@1|.2f} | {corel1k > mg-milvus, 32 > mAP|.3f}, {corel1k > mg-milvus, 32 > copies "
+        "recall@1|.2f} | {corel1k > mg-milvus, 56 > mAP|.3f}, {corel1k > mg-milvus, 56 > copies recall@1|.2f} | "
+        "{tiny-imagenet > mg-milvus, 16 > mAP|.3f}, {tiny-imagenet > mg-milvus, 16 > copies recall@1|.2f} | "
+        "{tiny-imagenet > mg-milvus, 32 > mAP|.3f}, {tiny-imagenet > mg-milvus, 32 > copies recall@1|.2f} | "
+        "{tiny-imagenet > mg-milvus, 56 > mAP|.3f}, {tiny-imagenet > mg-milvus, 56 > copies recall@1|.2f} |",
+        "| OPQ | {corel1k > OPQ, 16 > mAP|.3f}, {corel1k > OPQ, 16 > copies recall@1|.2f} | {corel1k > OPQ, 32 > "
+        "mAP|.3f}, {corel1k > OPQ, 32 > copies recall@1|.2f} | {corel1k > OPQ, 56 > mAP|.3f}, {corel1k > OPQ, 56 "
+        "> copies recall@1|.2f} | {tiny-imagenet > OPQ, 16 > mAP|.3f}, {tiny-imagenet > OPQ, 16 > copies "
+        "recall@1|.2f} | {tiny-imagenet > OPQ, 32 > mAP|.3f}, {tiny-imagenet > OPQ, 32 > copies recall@1|.2f} | "
+        "{tiny-imagenet > OPQ, 56 > mAP|.3f}, {tiny-imagenet > OPQ, 56 > copies recall@1|.2f} |",
+        "| RaBitQ | {corel1k > PCA, RaBitQ, 16 > mAP|.3f}, {corel1k > PCA, RaBitQ, 16 > copies recall@1|.2f} | "
+        "{corel1k > PCA, RaBitQ, 32 > mAP|.3f}, {corel1k > PCA, RaBitQ, 32 > copies recall@1|.2f} | {corel1k > "
+        "PCA, RaBitQ, 56 > mAP|.3f}, {corel1k > PCA, RaBitQ, 56 > copies recall@1|.2f} | {tiny-imagenet > PCA, "
+        "RaBitQ, 16 > mAP|.3f}, {tiny-imagenet > PCA, RaBitQ, 16 > copies recall@1|.2f} | {tiny-imagenet > PCA, "
+        "RaBitQ, 32 > mAP|.3f}, {tiny-imagenet > PCA, RaBitQ, 32 > copies recall@1|.2f} | {tiny-imagenet > PCA, "
+        "RaBitQ, 56 > mAP|.3f}, {tiny-imagenet > PCA, RaBitQ, 56 > copies recall@1|.2f} |",
+        "| PCA, ITQ | {corel1k > ITQ, 16 > mAP|.3f}, {corel1k > ITQ, 16 > copies recall@1|.2f} | {corel1k > ITQ, "
+        "32 > mAP|.3f}, {corel1k > ITQ, 32 > copies recall@1|.2f} | {corel1k > ITQ, 56 > mAP|.3f}, {corel1k > "
+        "ITQ, 56 > copies recall@1|.2f} | {tiny-imagenet > ITQ, 16 > mAP|.3f}, {tiny-imagenet > ITQ, 16 > copies "
+        "recall@1|.2f} | {tiny-imagenet > ITQ, 32 > mAP|.3f}, {tiny-imagenet > ITQ, 32 > copies recall@1|.2f} | "
+        "{tiny-imagenet > ITQ, 56 > mAP|.3f}, {tiny-imagenet > ITQ, 56 > copies recall@1|.2f} |",
+    ],
     ("docs/benchmarks.md", "duplicates"): ["All of the {groups} groups held copies of one image only"],
 }
 """Page, result -> what the page quotes, the figures in braces: where they are in the result, and their format."""
