@@ -39,7 +39,16 @@ from mg_milvus.store.companions import CLUSTERS, STATISTICS, AddedColumns, Compa
 from mg_milvus.store.filter_language import render
 from mg_milvus.store.filters import among
 from mg_milvus.store.regions import CODE, RegionTable
-from mg_milvus.store.rows import COPY, ById, Layout, check_collection_name, check_hit_id, hits_of, neighbours
+from mg_milvus.store.rows import (
+    COPY,
+    LITE_ROWS_WITH_TAGS,
+    ById,
+    Layout,
+    check_collection_name,
+    check_hit_id,
+    hits_of,
+    neighbours,
+)
 from mg_milvus.store.succession import Succession, base_name, companion_of, holder, names_for_people, refit_name
 
 if TYPE_CHECKING:
@@ -107,9 +116,6 @@ _ROWS_A_CALL = 1000
 _RESULTS_A_CALL = 250_000
 _SCANNED_A_CALL = 16_384
 """Milvus Lite reads all keys for each call, and returns at most this number of rows."""
-_SCANNED_WITH_TAGS = 256
-"""A call of Milvus Lite that returns an array column takes as long as the square of its rows: 0.1 s for 500, 33 s for
-8,000."""
 _COUNTED_FOR = 60.0
 """Seconds for which a row count is reused."""
 
@@ -371,7 +377,8 @@ class MilvusStore:
         parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
         output = [] if known is None else self._by_id.with_a_search()
         all_neighbours: list[Neighbours] = []
-        for some in _chunks(codes, _queries_a_call(depth)):
+        most = LITE_ROWS_WITH_TAGS if output and self._connection.engine.lite else _RESULTS_A_CALL
+        for some in _chunks(codes, _queries_a_call(depth, most)):
             queries = [code.tobytes() for code in some]
             results = self._call(
                 partial(
@@ -439,7 +446,7 @@ class MilvusStore:
     ) -> Iterator[list[Row]]:
         """See ``Store``."""
         layout = self._ready()
-        most = _SCANNED_WITH_TAGS if tags else _SCANNED_A_CALL
+        most = LITE_ROWS_WITH_TAGS if tags else _SCANNED_A_CALL
         absent = {} if tags else {TAG_COLUMN: to_elements(())}
         chosen = render(where, layout.filterable, lite=self._connection.engine.lite)
         iterator = self._call(
@@ -609,8 +616,8 @@ def _check_fused(pairs: Sequence[tuple[object, float]], k: int) -> None:
             raise ValueError(f"{row_id!r} has the score {score}")
 
 
-def _queries_a_call(depth: int) -> int:
-    return min(MOST_QUERIES, max(1, _RESULTS_A_CALL // depth))
+def _queries_a_call(depth: int, most: int = _RESULTS_A_CALL) -> int:
+    return min(MOST_QUERIES, max(1, most // depth))
 
 
 def _chunks(items: Any, size: int) -> Iterator[Any]:

@@ -437,6 +437,9 @@ def _check_text(column: Column, row_id: str, value: str) -> None:
 
 _ROWS_A_CALL = 1000
 _CODES_A_CALL = 5000
+LITE_ROWS_WITH_TAGS = 512
+"""Rows of a call of Milvus Lite that returns an array column: its time grows with their square, 0.1 s for 500, 33 s for
+8,000."""
 
 
 class ById:
@@ -457,7 +460,8 @@ class ById:
         columns = self._layout.output_fields(() if self.copied else granularities)
         if self.copied and granularities:
             columns.append(COPY)
-        for record in self._records(ids, columns, _ROWS_A_CALL):
+        most = LITE_ROWS_WITH_TAGS if self._connection.engine.lite else _ROWS_A_CALL
+        for record in self._records(ids, columns, most):
             with self._reading():
                 row = self._row(record, granularities)
             yield row
