@@ -231,7 +231,7 @@ def drop(page: Page, address: str, pid: int, files: list[Path]) -> dict[str, Any
     def poll() -> None:
         while not ended.wait(0.05):
             started = time.perf_counter()
-            with urllib.request.urlopen(f"{address}api/info", timeout=120) as response:
+            with urllib.request.urlopen(f"{address}health", timeout=120) as response:
                 response.read()
             gaps.append(time.perf_counter() - started)
 
