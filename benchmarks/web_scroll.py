@@ -213,7 +213,7 @@ def answers(page: Page, address: str) -> dict[str, float]:
 
 def noise(folder: Path, count: int, megabytes: float) -> list[Path]:
     """Large photographs, all different: noise does not get smaller."""
-    side = int((megabytes * 1e6 / 1.68) ** 0.5)  # bytes of a pixel at this quality
+    side = int((megabytes * 1e6 / 0.97) ** 0.5)  # bytes of a pixel at this quality
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "JPEG", quality=92, subsampling=2)
