@@ -60,12 +60,6 @@ def _escaped(value: object) -> object:
     return type(value)(map(_escaped, value)) if isinstance(value, (list, tuple)) else value
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One worker more than cores: the tests of servers and of slow networks wait most of the time."""
-    return (os.cpu_count() or 1) + 1 if config.option.numprocesses == "auto" else None
-
-
 LONGEST = ("server/test_server.py", "integration/test_training.py", "web/test_browser.py")
 """Files of a minute or more without a test that is marked as slow."""
 
