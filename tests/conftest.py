@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,10 +168,16 @@ def copied_index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageInde
         yield opened
 
 
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("caches")
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(_caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees encoders or settings of another, or of the person who runs it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    # By mkdtemp: pytest's mktemp lists the folder at each call, where there are thousands.
+    monkeypatch.setenv("XDG_CACHE_HOME", tempfile.mkdtemp(dir=_caches))
     for name in (
         "URI",
         "TOKEN",
