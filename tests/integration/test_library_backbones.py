@@ -9,7 +9,6 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import numpy as np
-import open_clip
 import pytest
 import timm
 import torch
@@ -43,6 +42,8 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of tiny networks, as their users have them: files, and folders of transformers."""
+    import open_clip  # here, not above: seconds, which every worker would spend
+
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(1)
     for name in ("test_resnet", "test_vit"):
@@ -121,6 +122,8 @@ def test_taps_give_what_the_libraries_give(folder: Path) -> None:
     with torch.inference_mode():
         for mine, theirs in zip(found.values(), own(PIXELS), strict=True):
             np.testing.assert_allclose(mine, theirs.numpy(), atol=1e-5)
+        import open_clip
+
         clip = open_clip.create_model("tiny-tower").eval()
         clip.load_state_dict(state)
         found = maps_of(encoder_of("open_clip:tiny-tower", folder))
