@@ -81,6 +81,8 @@ def check_heads(heads: Mapping[str, Head | DiffusionHead], origin: str) -> None:
         wrong: object
         if isinstance(head, DiffusionHead) and not head.neighbours:
             wrong = f"it weights an impossible number of its {len(np.atleast_1d(head.anchors))} anchors"
+        elif isinstance(head, DiffusionHead) and (head.rows.dtype != np.int8 or not head.rows.size):
+            wrong = f"it averages with rows of the shape {head.rows.shape} and the type {head.rows.dtype}"
         elif isinstance(head, DiffusionHead) and not 0 < head.reach < np.inf:
             wrong = f"its sample reaches to {head.reach}"
         elif head.projection.ndim != 2:
@@ -267,7 +269,11 @@ def from_bytes(data: bytes, origin: str, shared: EncoderState | None = None) -> 
     try:
         configuration = Configuration.model_validate_json(metadata[_KEY])
         own = {name: weights.pop(name) for name in list(weights) if name.startswith(f"{_CLASSIFIER}.")}
-        fitted = {name: single(values) for name, values in weights.items() if not name.startswith("backbone.")}
+        fitted = {
+            name: values if values.dtype == np.int8 else single(values)
+            for name, values in weights.items()
+            if not name.startswith("backbone.")
+        }
         heads = {g: _head(fitted, f"heads.{g}.") for g in configuration.poolings if f"heads.{g}.mean" in fitted}
         moments = {
             g: Statistics(
@@ -392,7 +398,7 @@ def _head(fitted: Mapping[str, Matrix], prefix: str) -> Head | DiffusionHead:
     if f"{prefix}anchors" not in fitted:
         return Head(fitted[f"{prefix}mean"], fitted[f"{prefix}projection"])
     scalars = ("neighbours", "own", "reach")
-    matrices = {f.name: fitted[prefix + f.name] for f in fields(DiffusionHead) if f.name not in scalars}
+    matrices: dict[str, Any] = {f.name: fitted[prefix + f.name] for f in fields(DiffusionHead) if f.name not in scalars}
     neighbours, own, reach = (fitted[prefix + name] for name in scalars)
     # check_heads refuses 0 and nan.
     usable = neighbours.shape == own.shape == () and 1 <= neighbours <= own <= len(np.atleast_1d(matrices["anchors"]))

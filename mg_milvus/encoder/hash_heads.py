@@ -5,8 +5,10 @@ Quantization", CVPR 2011). The covariance of a small sample is noisy, so it is a
 that ships inside the encoder. Directions that augmentation changes are down-weighted first, as within-class covariance
 normalisation does (Hatch, Kajarekar and Stolcke, Interspeech 2006).
 
-Heads with diffusion: principal components of length 1, joined with a diffusion map of the collection (Coifman and
-Lafon, "Diffusion maps", 2006), also of length 1; then PCA and ITQ of both. The map is that of the walk between images
+Heads with diffusion: principal components of length 1, averaged over neighbours, joined with a diffusion map of the
+collection (Coifman and Lafon, "Diffusion maps", 2006), also of length 1; then PCA and ITQ of both. The average is the
+database-side augmentation and query expansion of retrieval (see ``expanded``), over images of the sample; it keeps
+small groups of images apart, which the map of a large collection merges. The map is that of the walk between images
 through affinities to anchors (Liu et al., "Hashing with Graphs", ICML 2011), so new images have a place in it. Cluster
 centres of other images that ship inside the encoder take part, so that images of new kinds are not mapped onto those of
 the sample.
@@ -15,7 +17,7 @@ the sample.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -269,8 +271,16 @@ BASELINES: Mapping[str, Callable[[Matrix, int], Head]] = {"itq": itq_head, "lsh"
 
 COMPONENTS = 128
 """Principal components in which neighbours are searched."""
-MOST_ANCHORS = 750
-"""Of a sample: so the fitted encoder of 5,000 images is below 16 MB."""
+PLACES = 64
+"""Dimensions of the diffusion map."""
+MOST_ANCHORS = 600
+"""Of a sample: so that, with ``MOST_ROWS``, the fitted encoder of 5,000 images is below 16 MB."""
+MOST_ROWS = 1500
+"""Images of a sample that others are averaged with."""
+AVERAGES = 2
+"""How often each of those is averaged with its own neighbours first."""
+EXPANSION_POWER = 3
+"""Power of the cosine by which a neighbour counts in an average."""
 CLUSTERS = 256
 """Cluster centres of other images that ship inside an encoder."""
 OTHERS_SHARE = 0.2
@@ -279,10 +289,11 @@ as good, and those of kinds that come later are not worse than with the shipped 
 REACH = 0.95
 """Share of the sample that is within ``DiffusionHead.reach``."""
 FADING = 2.0
-"""At a distance of 1 + x times the reach the place in the diffusion map counts ``exp(-FADING * x)``."""
+"""At a distance of 1 + x times the reach the place in the diffusion map, and the cosine of a row that an image is
+averaged with, count ``exp(-FADING * x)``."""
 NEIGHBOURS = 5
-"""Nearest anchors that an image has affinities to."""
-GRAPH_SHARE = 0.5
+"""Nearest anchors that an image has affinities to, and nearest images that it is averaged with."""
+GRAPH_SHARE = 0.35
 """Weight of the embedding, against that of the components, in a large sample."""
 HALF_SAMPLE = 200
 """Sample size at which the embedding has half of its weight: the graph of a small sample is a poor one."""
@@ -295,18 +306,19 @@ _BLOCK = 1024
 
 @dataclass(frozen=True, slots=True)
 class DiffusionHead:
-    """A hash function that is linear in principal components and in a place in a diffusion map.
+    """A hash function that is linear in averaged principal components and in a place in a diffusion map.
 
-    All matrices and ``reach`` have values of half precision.
+    All float matrices and ``reach`` have values of half precision.
 
     Attributes:
         mean: (d,) float32, of the features.
         axes: (d, p) float32 principal axes.
         anchors: (m, p) float32: the sample's, then those of other images.
         embedding: (m, q) float32, the anchors in the diffusion map.
-        centre: (p + q,) float32, mean of components and places.
+        rows: (r, p) int8: images of the sample, averaged with their neighbours, each times any factor.
+        centre: (p + q,) float32, mean of averaged components and places.
         projection: (p + q, bits) float32.
-        neighbours: nearest anchors that an image has affinities to.
+        neighbours: nearest anchors that an image has affinities to, and nearest rows that it is averaged with.
         own: number of the sample's anchors.
         reach: distance of the components to their nearest of the sample's anchors that ``REACH`` of the sample have at
             most; see ``distances``.
@@ -316,6 +328,7 @@ class DiffusionHead:
     axes: Matrix
     anchors: Matrix
     embedding: Matrix
+    rows: NDArray[np.int8]
     centre: Matrix
     projection: Matrix
     neighbours: int
@@ -338,7 +351,7 @@ class DiffusionHead:
         Texts lie far from all anchors, which are images, so that affinities to them say little
         (benchmarks/text_towers.py).
         """
-        components = _unit(deviations @ self.axes.astype(np.float64))
+        components = unit(deviations @ self.axes.astype(np.float64))
         values: NDArray[np.float64] = components @ self.projection[: components.shape[1]].astype(np.float64)
         return values
 
@@ -349,12 +362,12 @@ class DiffusionHead:
         return far
 
     def _components(self, features: Matrix) -> NDArray[np.float64]:
-        return _unit((features.astype(np.float64) - self.mean.astype(np.float64)) @ self.axes.astype(np.float64))
+        return unit((features.astype(np.float64) - self.mean.astype(np.float64)) @ self.axes.astype(np.float64))
 
     def _values(self, features: Matrix) -> NDArray[np.float64]:
         joined = _joined(
-            self._components(features), self.anchors.astype(np.float64), self.embedding.astype(np.float64),
-            _Graph(self.neighbours, self.own, self.reach),
+            self._components(features), unit(self.rows), self.anchors.astype(np.float64),
+            self.embedding.astype(np.float64), _Graph(self.neighbours, self.own, self.reach),
         )  # fmt: skip
         values: NDArray[np.float64] = (joined - self.centre.astype(np.float64)) @ self.projection.astype(np.float64)
         return values
@@ -369,12 +382,15 @@ class _Graph(NamedTuple):
 
 
 def _joined(
-    components: NDArray[np.float64], anchors: NDArray[np.float64], embedding: NDArray[np.float64], graph: _Graph
-) -> NDArray[np.float64]:
-    """Components (n, p) and places in the diffusion map: (n, p + q)."""
-    places = _unit(affinities(components, anchors, graph.neighbours) @ embedding)
+    components: NDArray[np.float64], rows: NDArray[np.float64], anchors: NDArray[np.float64],
+    embedding: NDArray[np.float64], graph: _Graph,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Averaged components (n, p) and places in the diffusion map: (n, p + q)."""
+    places = unit(affinities(components, anchors, graph.neighbours) @ embedding)
     beyond = anchor_distances(components, anchors[: graph.own], graph.neighbours) / graph.reach - 1
-    return np.concatenate([components, places * np.exp(-FADING * np.maximum(beyond, 0))[:, None]], axis=1)
+    trust = np.exp(-FADING * np.maximum(beyond, 0))[:, None]
+    averaged = expanded(components, trust * (components @ rows.T), rows, graph.neighbours)
+    return np.concatenate([averaged, trust * places], axis=1)
 
 
 def fit_diffusion_head(sample: Matrix, bits: int, shipped: Statistics | None, steps: int) -> DiffusionHead:
@@ -394,32 +410,69 @@ def fit_diffusion_head(sample: Matrix, bits: int, shipped: Statistics | None, st
     axes = half(
         suppress_nuisance(mixed_axes(suppress_nuisance(sample - mean, shipped), shipped, COMPONENTS).T, shipped).T
     )
-    components = _unit((sample - mean).astype(np.float64) @ axes)
+    components = unit((sample - mean).astype(np.float64) @ axes)
     if not np.ptp(components, axis=0).any():
         raise ValueError("the features do not vary")
     own = cluster_centres(components, anchor_count(len(sample)))
     others = np.empty((0, axes.shape[1]))
     if shipped is not None and shipped.clusters is not None:
-        others = _unit((shipped.mean + shipped.clusters @ shipped.factor - mean).astype(np.float64) @ axes)
+        others = unit((shipped.mean + shipped.clusters @ shipped.factor - mean).astype(np.float64) @ axes)
     anchors = half(np.concatenate([own, others]))
     exact = anchors.astype(np.float64)
     neighbours = min(NEIGHBOURS, len(own) - 1)
     distances = anchor_distances(components, exact[: len(own)], neighbours)
     graph = _Graph(neighbours, len(own), float(np.float16(max(np.quantile(distances, REACH), _LEAST_REACH))))
 
+    rows = averaged_rows(components, neighbours)
     points = np.concatenate([components, others])
     weights = np.ones(len(points))
     weights[len(sample) :] = OTHERS_SHARE / (1 - OTHERS_SHARE) * len(sample) / max(1, len(others))
-    embedding = half(graph_embedding(affinities(points, exact, neighbours), weights, COMPONENTS, steps))
+    embedding = half(graph_embedding(affinities(points, exact, neighbours), weights, PLACES, steps))
     share = GRAPH_SHARE * len(sample) / (len(sample) + HALF_SAMPLE)
     scale = np.repeat(np.sqrt([1 - share, share]), [axes.shape[1], embedding.shape[1]])
-    joined = _joined(points, exact, embedding.astype(np.float64), graph)
+    joined = _joined(points, unit(rows), exact, embedding.astype(np.float64), graph)
     centre = np.average(joined, axis=0, weights=weights)
     scaled = (joined - centre) * scale
     kept, _ = principal_axes(scaled * np.sqrt(weights / weights.sum())[:, None], bits)
     # The factor in front of a row leaves its signs, and weighs it in the quantisation loss.
     projection = half(scale[:, None] * rotate_axes(kept, weights[:, None] * (scaled @ kept), bits))
-    return DiffusionHead(mean, axes, anchors, embedding, centre.astype(np.float32), projection, *graph)
+    return DiffusionHead(mean, axes, anchors, embedding, rows, centre.astype(np.float32), projection, *graph)
+
+
+def averaged_rows(components: NDArray[np.float64], neighbours: int) -> NDArray[np.int8]:
+    """The ``rows`` of a head, at most ``MOST_ROWS``: images with components (n, p), averaged ``AVERAGES`` times."""
+    rows = components
+    for _ in range(AVERAGES):
+        blocks = []
+        for start in range(0, len(rows), _BLOCK):
+            part = np.arange(start, min(start + _BLOCK, len(rows)))
+            similar = rows[part] @ rows.T
+            similar[np.arange(len(part)), part] = -1  # an image is not its own neighbour
+            blocks.append(expanded(rows[part], similar, rows, neighbours))
+        rows = np.concatenate(blocks)
+    # A sample is in the order of its contents, so that these are as good as drawn.
+    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).astype(int)]
+    whole: NDArray[np.int8] = np.rint(127 * chosen / np.abs(chosen).max()).astype(np.int8)
+    return whole
+
+
+def expanded(points: NDArray[Any], similar: NDArray[Any], rows: NDArray[Any], count: int) -> NDArray[Any]:
+    """Points averaged with their nearest rows, of length 1.
+
+    Database-side augmentation (Arandjelovic and Zisserman, CVPR 2012) where the points are rows themselves, and alpha
+    query expansion (Radenovic, Tolias and Chum, PAMI 2018) where they are not: each becomes the sum of itself and its
+    nearest rows, each times its cosine to the power ``EXPANSION_POWER``.
+
+    Args:
+        points: (q, d) of length 1.
+        similar: (q, n) their cosines to the rows.
+        rows: (n, d) of length 1.
+        count: number of nearest rows; all, if there are fewer.
+    """
+    count = min(count, len(rows))
+    nearest = np.argpartition(-similar, count - 1, axis=1)[:, :count]
+    weights = np.maximum(np.take_along_axis(similar, nearest, axis=1), 0) ** EXPANSION_POWER
+    return unit(points + np.einsum("qk,qkd->qd", weights, rows[nearest]))
 
 
 def anchor_count(size: int) -> int:
@@ -487,8 +540,8 @@ def cluster_centres(points: NDArray[np.floating], count: int) -> NDArray[np.floa
     return centres
 
 
-def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Scale rows to length 1; rows of zeros stay."""
+def unit(rows: NDArray[Any]) -> NDArray[Any]:
+    """Scale rows to length 1, in their own precision, whole numbers in double; rows of zeros stay."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    scaled: NDArray[np.float64] = rows / np.where(lengths > 0, lengths, 1)
+    scaled: NDArray[Any] = rows / np.where(lengths > 0, lengths, 1).astype(lengths.dtype)
     return scaled

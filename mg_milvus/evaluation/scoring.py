@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mg_milvus.codes import hamming
+from mg_milvus.encoder.hash_heads import expanded, unit
 from mg_milvus.errors import LabelError
 from mg_milvus.evaluation.metrics import (
     NOT_A_CANDIDATE,
@@ -153,8 +154,7 @@ RESAMPLES = 1000
 SMOOTHED = "smoothed"
 """Name of the ranking by features with query expansion and database-side augmentation."""
 EXPANSION = 10
-EXPANSION_POWER = 3
-"""Neighbours, and the power of their cosine, in both."""
+"""Neighbours in both."""
 CURVE_POINTS = 40
 _BLOCK = 256
 PAIRS = 1 << 20
@@ -411,60 +411,41 @@ def code_rankings(
 def float_rankings(queries: Features, database: Features) -> RankingsOf:
     """Rankings by each of the database's features: minus the cosine, float32, of what is centred on the database."""
     centres = {name: values.mean(axis=0, dtype=np.float64).astype(np.float32) for name, values in database.items()}
-    unit = {name: _unit(values - centres[name]) for name, values in database.items()}
+    scaled = {name: unit(values - centres[name]) for name, values in database.items()}
 
     def rankings(part: slice, _: NDArray[np.uint8]) -> Iterator[tuple[str, NDArray[Any]]]:
-        for name, rows in unit.items():
-            yield name, -(_unit(queries[name][part] - centres[name]) @ rows.T)
+        for name, rows in scaled.items():
+            yield name, -(unit(queries[name][part] - centres[name]) @ rows.T)
 
     return rankings
 
 
 def smoothed_rankings(queries: NDArray[np.float32], database: NDArray[np.float32]) -> RankingsOf:
-    """Ranking by features that are averaged over neighbours, which is what heads with diffusion do to codes.
+    """Ranking by features that are averaged over neighbours (``expanded``), which is what heads with diffusion do, too.
 
-    Database-side augmentation (Arandjelovic and Zisserman, CVPR 2012), then alpha query expansion (Radenovic, Tolias
-    and Chum, PAMI 2018): each row becomes the sum of itself and its ``EXPANSION`` nearest rows, each times its cosine
-    to the power ``EXPANSION_POWER``. A query that is a row of the database is not its own neighbour.
+    Database-side augmentation, then alpha query expansion, both over the ``EXPANSION`` nearest rows. A query that is a
+    row of the database is not its own neighbour.
 
     Args:
         queries: (q, d).
         database: (n, d); the centre of both is that of these.
     """
     centre = database.mean(axis=0, dtype=np.float64).astype(np.float32)
-    rows = _unit(database - centre)
+    rows = unit(database - centre)
     augmented = np.empty_like(rows)
     for start in range(0, len(rows), _BLOCK):
         part = np.arange(start, min(start + _BLOCK, len(rows)))
         similar = rows[part] @ rows.T
         similar[np.arange(len(part)), part] = -1
-        augmented[part] = _expanded(rows[part], similar, rows)
+        augmented[part] = expanded(rows[part], similar, rows, EXPANSION)
 
     def rankings(part: slice, grades: NDArray[np.uint8]) -> Iterator[tuple[str, NDArray[Any]]]:
-        own = _unit(queries[part] - centre)
+        own = unit(queries[part] - centre)
         similar = own @ augmented.T
         similar[grades == NOT_A_CANDIDATE] = -1
-        yield SMOOTHED, -(_expanded(own, similar, augmented) @ augmented.T)
+        yield SMOOTHED, -(expanded(own, similar, augmented, EXPANSION) @ augmented.T)
 
     return rankings
-
-
-def _expanded(
-    points: NDArray[np.float32], similar: NDArray[np.float32], rows: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Points (q, d) and the weighted sum of their nearest rows (n, d), by cosines (q, n): (q, d) of length 1."""
-    count = min(EXPANSION, len(rows))
-    nearest = np.argpartition(-similar, count - 1, axis=1)[:, :count]
-    weights = np.maximum(np.take_along_axis(similar, nearest, axis=1), 0) ** EXPANSION_POWER
-    return _unit(points + np.einsum("qk,qkd->qd", weights, rows[nearest]))
-
-
-def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1; a row of zeros stays."""
-    lengths = np.linalg.norm(values, axis=1, keepdims=True).astype(np.float32)
-    lengths[lengths == 0] = 1
-    unit: NDArray[np.float32] = np.divide(values, lengths, dtype=np.float32)
-    return unit
 
 
 def graded(split: Split) -> RelevanceOf:

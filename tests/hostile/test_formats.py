@@ -266,6 +266,7 @@ def diffusion(**changes: object) -> DiffusionHead:
 
     whole = {
         "mean": FINE.mean, "axes": matrix(len(FINE.mean), 8), "anchors": matrix(6, 8), "embedding": matrix(6, 4),
+        "rows": np.eye(7, 8, dtype=np.int8),
         "centre": np.zeros(12, np.float32), "projection": matrix(12, 64), "neighbours": 3,
         "own": 4, "reach": 0.5,
     }  # fmt: skip
@@ -285,6 +286,10 @@ HEADS = {
     "a sample that reaches nowhere": lambda: diffusion(reach=0),
     "a sample that reaches to infinity": lambda: diffusion(reach=np.float32("inf")),
     "two reaches": lambda: diffusion(reach=np.array([1, 2], np.float32)),
+    "rows that are no bytes": lambda: diffusion(rows=np.eye(7, 8, dtype=np.float32)),
+    "no rows": lambda: diffusion(rows=np.zeros((0, 8), np.int8)),
+    "rows of another length": lambda: diffusion(rows=np.eye(7, 9, dtype=np.int8)),
+    "a number as rows": lambda: diffusion(rows=np.int8(1)),
     "anchors in a row": lambda: diffusion(anchors=np.zeros(8, np.float32)),
     "a number as anchors": lambda: diffusion(anchors=np.float32(1)),
     "a projection in a row": lambda: diffusion(projection=np.zeros(12, np.float32)),
