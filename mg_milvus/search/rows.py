@@ -35,6 +35,7 @@ MAX_FACET_VALUES = 100
 MAX_SPELLINGS = 64
 """Ways to write a text that one filter looks for."""
 _ID_BITS = 128
+_NUMBER = re.compile("[0-9]+")
 _COLUMNS = ("id", "path", "size", "mtime_ns", "taken", "width", "height", "content_hash")
 """Columns of every row, besides the schema's own fields."""
 MOST_SECTIONS = 5_000
@@ -132,7 +133,7 @@ def _sort_key(field: _Field, stored: Any, row_id: str, falling: bool) -> _SortKe
 @lru_cache(4096)
 def _natural(text: str) -> str:
     """A key that orders a9 before a10, and A beside a: numbers by length, then digits, below all letters."""
-    return re.sub("[0-9]+", _number_key, text.casefold())
+    return _NUMBER.sub(_number_key, text.casefold())
 
 
 def _number_key(found: re.Match[str]) -> str:
