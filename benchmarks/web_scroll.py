@@ -77,6 +77,8 @@ HEAP = """() => {
     gc();
     return performance.memory.usedJSHeapSize / 1e6;
 }"""
+IMAGES_THERE = """() => [...document.querySelectorAll(".card img")]
+    .filter((one) => one.getBoundingClientRect().top < innerHeight).every((one) => one.complete && one.naturalWidth)"""
 HEIGHT = "document.documentElement.scrollHeight - innerHeight"
 
 
@@ -199,7 +201,7 @@ def answers(page: Page, address: str) -> dict[str, float]:
     for place in range(QUERIES):
         card = page.locator("#grid .card").nth(3 + place)
         own = card.get_attribute("data-id")
-        page.wait_for_load_state("networkidle")  # the images before have their thumbnails
+        page.wait_for_function(IMAGES_THERE)  # who searches has seen what is there
         started = time.perf_counter()
         card.locator(".seek").evaluate("link => link.click()")
         page.wait_for_url(f"**/?id={own}")  # the address follows the answer, and the cards are made with it

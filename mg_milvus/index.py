@@ -1019,7 +1019,7 @@ class ImageIndex:
             raise FilterError("an empty filter matches every row; delete all with the filter 'size >= 0'")
         self._session.existing()
         store = self._session.store
-        ids = [row.id for rows in store.scan(where, tags=False) for row in rows]
+        ids = [row_id for rows in store.values(("id",), where) for (row_id,) in rows]
         return store.delete(ids)
 
     def count(self, filter: Filter | None = None) -> int:  # noqa: A002

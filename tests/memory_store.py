@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -193,6 +193,14 @@ class MemoryStore:
         for start in range(0, len(records), _BATCH):
             rows = [layout.row(record, granularities) for record in records[start : start + _BATCH]]
             yield rows if tags else [replace(row, tags=()) for row in rows]
+
+    def values(self, columns: Sequence[str], where: str | None = None) -> Iterator[list[tuple[Any, ...]]]:
+        """See ``Store``."""
+        for rows in self.scan(where):
+            yield [
+                tuple(row.fields[name] if name in row.fields else getattr(row, name) for name in columns)
+                for row in rows
+            ]
 
     def count(self, where: str | None = None) -> int:
         """See ``Store``."""

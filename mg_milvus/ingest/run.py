@@ -59,7 +59,7 @@ def find_out_of_step(store: Store, schema: Schema, *, thorough: bool = False) ->
     regions: Counter[str] = Counter()
     for ids in store.regions.scan():
         regions.update(split_id(region)[0] for region in ids)
-    images = {row.id for rows in store.scan(tags=False) for row in rows}
+    images = {row_id for rows in store.values(("id",)) for (row_id,) in rows}
     return OutOfStep(
         frozenset(regions.keys() - images),
         frozenset(image for image in images if regions[image] != schema.regions.count),

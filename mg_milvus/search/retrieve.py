@@ -208,7 +208,7 @@ class _Retrieval:
         # A filter that few images pass is applied first.
         images = None
         if query.where is not None and self._store.count(query.where) <= MAX_DEPTH // settings.count:
-            images = [row.id for rows in self._store.scan(query.where, tags=False) for row in rows]
+            images = [row_id for rows in self._store.values(("id",), query.where) for (row_id,) in rows]
         if images is not None and not images:
             count = len(codes) if query.regions == "overlap" else 1
             return RegionMatches([{}] * count, [settings.bits] * count)
@@ -226,8 +226,8 @@ class _Retrieval:
         for start in range(0, len(images), 1000):
             unknown = [key for key in images[start : start + 1000] if key not in passing]
             if unknown:
-                scanned = self._store.scan(both(where, among(unknown)), tags=False)
-                passing |= {row.id for rows in scanned for row in rows}
+                matching = self._store.values(("id",), both(where, among(unknown)))
+                passing |= {row_id for rows in matching for (row_id,) in rows}
         return [key for key in images if key in passing][:depth]
 
     def _candidates(

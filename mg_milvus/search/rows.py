@@ -8,7 +8,9 @@ import secrets
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import accumulate
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unicodedata import normalize
 
@@ -16,12 +18,12 @@ import numpy as np
 
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import format_value
-from mg_milvus.schema.tags import USER_TAGS, readable, split_tags
+from mg_milvus.schema.tags import TAG_COLUMN, USER_TAGS, readable, split_tags
 from mg_milvus.search.query import MAX_DEPTH, nearest_name
 from mg_milvus.store.filter_language import both
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mg_milvus.schema.models import Schema
     from mg_milvus.store.base import Row, Store
@@ -33,11 +35,9 @@ MAX_FACET_VALUES = 100
 MAX_SPELLINGS = 64
 """Ways to write a text that one filter looks for."""
 _ID_BITS = 128
+_NUMBER = re.compile("[0-9]+")
 _COLUMNS = ("id", "path", "size", "mtime_ns", "taken", "width", "height", "content_hash")
 """Columns of every row, besides the schema's own fields."""
-_DERIVED = ("folder", "name", "date", "tag")
-"""What rows can be listed by besides, where the schema has no field of that name: the folder of the file, its name, the
-month in which it was taken, and the most probable tag."""
 MOST_SECTIONS = 5_000
 """A listing of more folders, months or values than this has no sections."""
 
@@ -61,11 +61,15 @@ def list_rows(store: Store, schema: Schema, where: str | None, page: Page) -> li
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise QueryError(f"{name} is {format_value(number)}, expected a whole number from {least} on")
     falling = page.order_by.startswith("-") if isinstance(page.order_by, str) else False
-    field = _check_field(schema, page.order_by[1:] if falling else page.order_by)
+    field = _field(schema, page.order_by[1:] if falling else page.order_by)
+
+    def key(row: Row) -> _SortKey:
+        stored = row.fields[field.column] if field.column in row.fields else getattr(row, field.column)
+        return _sort_key(field, stored, row.id, falling)
 
     every = (row for rows in store.scan(where) for row in rows)
     choose = heapq.nlargest if falling else heapq.nsmallest
-    return choose(page.offset + page.limit, every, key=lambda row: _sort_key(row, field, falling))[page.offset :]
+    return choose(page.offset + page.limit, every, key=key)[page.offset :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,45 +106,39 @@ def order_rows(store: Store, schema: Schema, where: str | None, order_by: str) -
         FilterError: the filter cannot be read as a whole, or names no column.
     """
     falling = order_by.startswith("-")
-    field = _check_field(schema, order_by.removeprefix("-"))
-    texts = {own.name for own in schema.fields if own.type == "string"}
-    grouped = field in texts or (field in ("folder", "date", "tag") and not _is_own(field, schema))
+    name = order_by.removeprefix("-")
+    field = _field(schema, name)
+    kinds = {own.name: own.type for own in schema.fields}
+    grouped = kinds[name] == "string" if name in kinds else name in ("folder", "date", "tag")
     keyed = [
-        (_sort_key(row, field, falling), (_value(row, field) or "") if grouped else "")
-        for rows in store.scan(where, tags=field == "tag")
-        for row in rows
+        (_sort_key(field, stored, row_id, falling), (field.value(stored) or "") if grouped else "")
+        for rows in store.values(("id", field.column), where)
+        for row_id, stored in rows
     ]
-    keyed.sort(key=lambda pair: pair[0], reverse=falling)
+    keyed.sort(key=itemgetter(0), reverse=falling)
     ids = [key[-1] for key, _ in keyed]
     starts = [i for i, (_, name) in enumerate(keyed) if i == 0 or name != keyed[i - 1][1]] if grouped else []
     return Listing(ids, [(keyed[i][1], i) for i in starts] if len(starts) <= MOST_SECTIONS else ())
 
 
-def _is_own(field: str, schema: Schema) -> bool:
-    return any(own.name == field for own in schema.fields)
+_SortKey = tuple[bool, Any, str]
 
 
-def _sort_key(row: Row, field: str, falling: bool) -> tuple[bool, Any, str]:
+def _sort_key(field: _Field, stored: Any, row_id: str, falling: bool) -> _SortKey:
     """Missing values last, names as people order them, times exactly, equal ones by id."""
-    value = _value(row, field)
-    missing = (value is not None) == falling
-    if field in row.fields or field in _COLUMNS or value is None:
-        return missing, value, row.id
-    match field:
-        case "folder":
-            value = (_natural(value), _natural(_file_name(row)))
-        case "name":
-            value = _natural(value)
-        case "date":
-            value = row.taken
-    return missing, value, row.id
+    value = field.value(stored)
+    return (value is not None) == falling, None if value is None else field.key(stored), row_id
 
 
-def _natural(text: str) -> list[Any]:
-    """A key that orders a9 before a10, and A beside a: texts and numbers by turns, numbers by length and digits."""
-    parts: list[Any] = re.split(r"([0-9]+)", text.casefold())
-    parts[1::2] = [(len(digits), digits) for digits in (part.lstrip("0") for part in parts[1::2])]
-    return parts
+@lru_cache(4096)
+def _natural(text: str) -> str:
+    """A key that orders a9 before a10, and A beside a: numbers by length, then digits, below all letters."""
+    return _NUMBER.sub(_number_key, text.casefold())
+
+
+def _number_key(found: re.Match[str]) -> str:
+    digits = found[0].lstrip("0")
+    return f"\0{chr(len(digits) + 1)}{digits}"
 
 
 def _month(nanoseconds: int) -> str:
@@ -151,8 +149,46 @@ def _month(nanoseconds: int) -> str:
         return ""
 
 
-def _file_name(row: Row) -> str:
-    return row.path.rpartition("/")[2]
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _file_name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _most_probable(tags: Sequence[int]) -> str | None:
+    return next(iter(readable(tags)), None)
+
+
+def _present(value: Any) -> Any:
+    return None if value == "" else value
+
+
+class _Field(NamedTuple):
+    """What rows are ordered and counted by.
+
+    Attributes:
+        column: where it is stored.
+        value: of what is stored there; None where it is missing.
+        key: by which values that are there are ordered, of what is stored.
+    """
+
+    column: str
+    value: Callable[[Any], Any] = _present
+    key: Callable[[Any], Any] = _present
+
+
+_DERIVED = {
+    "folder": _Field(
+        "path", lambda path: _folder(path) or None, lambda path: (_natural(_folder(path)), _natural(_file_name(path)))
+    ),
+    "name": _Field("path", _file_name, lambda path: _natural(_file_name(path))),
+    "date": _Field("taken", lambda taken: _month(taken) or None),
+    "tag": _Field(TAG_COLUMN, _most_probable, _most_probable),
+}
+"""What rows can be listed by besides, where the schema has no field of that name: the folder of the file, its name, the
+month in which it was taken, and the most probable tag."""
 
 
 def count_values(store: Store, schema: Schema, field: str, where: str | None) -> dict[Any, int]:
@@ -162,8 +198,8 @@ def count_values(store: Store, schema: Schema, field: str, where: str | None) ->
         QueryError: there is no such field.
         FilterError: the filter cannot be read as a whole, or names no column.
     """
-    field = _check_field(schema, field)
-    counted = Counter(_value(row, field) for rows in store.scan(where, tags=field == "tag") for row in rows)
+    wanted = _field(schema, field)
+    counted = Counter(wanted.value(stored) for rows in store.values((wanted.column,), where) for (stored,) in rows)
     return dict(sorted(counted.items(), key=lambda pair: (-pair[1], pair[0] is None, str(pair[0]))))
 
 
@@ -201,26 +237,12 @@ def spellings(values: Iterable[object], text: str) -> list[str]:
     return sorted(found)
 
 
-def _check_field(schema: Schema, name: object) -> str:
-    known = list(dict.fromkeys([*_COLUMNS, *(field.name for field in schema.fields), *_DERIVED]))
+def _field(schema: Schema, name: object) -> _Field:
+    own = [field.name for field in schema.fields]
+    known = list(dict.fromkeys([*_COLUMNS, *own, *_DERIVED]))
     if not isinstance(name, str) or name not in known:
         raise QueryError(f"unknown field {format_value(name)}{nearest_name(name, known)}, expected {', '.join(known)}")
-    return name
-
-
-def _value(row: Row, field: str) -> Any:
-    """A row's value of a field; None where it is missing."""
-    if field in _COLUMNS:
-        value: Any = getattr(row, field)
-    elif field in row.fields or field not in _DERIVED:
-        value = row.fields.get(field)
-    elif field == "tag":
-        value = next(iter(readable(row.tags)), None)
-    elif field == "date":
-        value = _month(row.taken)
-    else:
-        value = _file_name(row) if field == "name" else row.path.rpartition("/")[0]
-    return None if value == "" else value
+    return _Field(name) if name in _COLUMNS or name in own else _DERIVED[name]
 
 
 def sample_rows(store: Store, schema: Schema, count: int, where: str | None = None) -> list[Row]:

@@ -359,6 +359,19 @@ class Store(Protocol):
             tags: whether the rows have theirs: in Milvus Lite these take ten times as long as all else.
         """
 
+    def values(self, columns: Sequence[str], where: str | None = None) -> Iterator[list[tuple[Any, ...]]]:
+        """Some columns of all rows, or of those that match, in batches of bounded size, in no stated order.
+
+        Reads nothing else: in Milvus Lite an eighth of the time of ``scan`` for the ids and paths of 100,000 rows.
+
+        Args:
+            columns: attributes of ``Row`` (no codes), and fields of the schema's own, each once.
+            where: only rows that match.
+
+        Returns:
+            A tuple for each row, in the order of ``columns``; a missing value is None.
+        """
+
     def count(self, where: str | None = None) -> int:
         """Number of rows, or of those that match."""
 

@@ -446,15 +446,32 @@ class MilvusStore:
     ) -> Iterator[list[Row]]:
         """See ``Store``."""
         layout = self._ready()
-        most = LITE_ROWS_WITH_TAGS if tags else _SCANNED_A_CALL
         absent = {} if tags else {TAG_COLUMN: to_elements(())}
-        chosen = render(where, layout.filterable, lite=self._connection.engine.lite)
+        columns = [name for name in layout.output_fields(granularities) if name not in absent]
+        for records in self._iterate(layout, columns, where):
+            with self._connection.reading():
+                rows = [layout.row({**record, **absent}, granularities) for record in records]
+            yield rows
+
+    def values(self, columns: Sequence[str], where: str | None = None) -> Iterator[list[tuple[Any, ...]]]:
+        """See ``Store``."""
+        layout = self._ready()
+        for records in self._iterate(layout, list(dict.fromkeys(["id", *columns])), where):
+            with self._connection.reading():
+                rows = layout.values(records, columns)
+            yield rows
+
+    def _iterate(self, layout: Layout, columns: list[str], where: str | None) -> Iterator[Sequence[dict[str, Any]]]:
+        """Records of all rows that match, ``_ROWS_A_CALL`` at most at a time."""
+        lite = self._connection.engine.lite
+        most = LITE_ROWS_WITH_TAGS if TAG_COLUMN in columns else _SCANNED_A_CALL
+        chosen = render(where, layout.filterable, lite=lite)
         iterator = self._call(
             lambda: self._client.query_iterator(
                 self.collection,
-                batch_size=most if self._connection.engine.lite else layout.rows_a_call,
+                batch_size=most if lite else layout.rows_a_call,
                 filter=chosen,
-                output_fields=[name for name in layout.output_fields(granularities) if name not in absent],
+                output_fields=columns,
                 timeout=self._timeout,
                 consistency_level="Strong",
             )
@@ -463,10 +480,7 @@ class MilvusStore:
         try:
             while records := self._call(iterator.next):
                 last = collections.check_progress(self._connection, last, records)
-                for some in _chunks(records, _ROWS_A_CALL):
-                    with self._connection.reading():
-                        rows = [layout.row({**record, **absent}, granularities) for record in some]
-                    yield rows
+                yield from _chunks(records, _ROWS_A_CALL)
         finally:
             iterator.close()
 

@@ -270,6 +270,31 @@ class Layout:
             row_id, path, size, mtime_ns, width, height, content_hash, codes, fields, b"", from_elements(tags), taken
         )  # fmt: skip
 
+    def values(self, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Some columns of records, a tuple for each record; None where a value is missing.
+
+        Raises:
+            ValueError, KeyError: a value is missing, or is none that ``records`` takes.
+        """
+        return list(zip(*(self._values(records, name) for name in names), strict=True))
+
+    def _values(self, records: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+        if name in (column.name for column in self._added):
+            (column,) = (column for column in self._added if column.name == name)
+            return [_added_value(column, record.get(name), record["id"]) for record in records]
+        (column,) = (column for column in self.columns if column.name == name)
+        values = [record[name] for record in records]
+        expected = _STORED[column.type]
+        if not {expected}.issuperset(map(type, values)):
+            raise ValueError(f"{name} of a row is {next(v for v in values if type(v) is not expected)!r}")
+        if column.type == "string" and max(map(len, values), default=0) > column.max_bytes:
+            raise ValueError(f"{name} of a row is longer than {column.max_bytes} bytes")
+        if name == "id" and not all(map(could_be_id, values)):
+            raise ValueError("an id of a row is none")
+        if column in self._own:
+            return [value_of(column, value) for value in values]
+        return list(map(from_elements, values)) if column == _TAGS else values
+
     def codes_of_copy(self, text: str) -> dict[str, bytes]:
         """The codes in a value of ``COPY``.
 

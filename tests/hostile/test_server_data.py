@@ -578,10 +578,25 @@ def test_an_iterator_that_repeats_itself_ends(
     store.count()
     same = Iterator_(records)
     monkeypatch.setattr(store._client, "query_iterator", lambda *_, **__: same)
+    for read in (store.scan, lambda: store.values(("id",))):
+        same.calls = 0
+        with pytest.raises(errors.StoreError, match="cannot be read"):
+            for _ in read():
+                pass
+        assert same.calls <= 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"path": 5}, {"path": None}, {"path": "x" * 20_000}, {"size": "7"}, {"taken": 1.5}, {"id": ""}, {"tags": 3}],
+)
+def test_columns_with_values_that_cannot_be(
+    wrong: dict[str, Any], store: MilvusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.count()
+    monkeypatch.setattr(store._client, "query_iterator", lambda *_, **__: Iterator_([ENTITY | wrong]))
     with pytest.raises(errors.StoreError, match="cannot be read"):
-        for _ in store.scan():
-            pass
-    assert same.calls <= 2
+        list(store.values(tuple(wrong)))
 
 
 @pytest.mark.parametrize("answer", [[], None, [{}], [{"count(*)": -1}], [{"count(*)": "7"}], [{"count(*)": math.nan}]])

@@ -9,6 +9,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -423,6 +424,25 @@ def test_a_scan_without_tags_gives_all_else(store: Store) -> None:
     assert {row.tags for row in with_tags} == {tags}
     without = [row for batch in store.scan(tags=False) for row in batch]
     assert {row.id: row for row in without} == {row.id: replace(row, tags=()) for row in with_tags}
+
+
+def test_values_are_some_columns_of_every_row_once(store: Store) -> None:
+    tags = (5, 9, vocabulary().names * LEVELS)
+    rows = [replace(row, tags=tags if i % 2 else ()) for i, row in enumerate(make_rows(store, 2300))]
+    rows[7] = replace(rows[7], fields={})
+    store.upsert(rows)
+    columns = ("path", "tags", "price", "id", "taken", "sold")
+    batches = list(store.values(columns))
+    assert max(map(len, batches)) <= 1000
+    expected = [
+        (row.path, tuple(row.tags), row.fields.get("price"), row.id, row.taken, row.fields.get("sold")) for row in rows
+    ]
+    found = [(path, tuple(numbers), *others) for batch in batches for path, numbers, *others in batch]
+    assert sorted(found, key=itemgetter(0)) == sorted(expected, key=itemgetter(0))
+    assert expected[7][2] is None
+    assert expected[6][2] is not None
+    few = [value for batch in store.values(("size",), "size < 1003") for value in batch]
+    assert sorted(few) == [(1000,), (1001,), (1002,)]
 
 
 def test_delete_says_how_many_rows_were_there(store: Store) -> None:
