@@ -271,16 +271,15 @@ BASELINES: Mapping[str, Callable[[Matrix, int], Head]] = {"itq": itq_head, "lsh"
 
 COMPONENTS = 128
 """Principal components in which neighbours are searched."""
-PLACES = 64
-"""Dimensions of the diffusion map."""
-MOST_ANCHORS = 600
+MOST_ANCHORS = 400
 """Of a sample: so that, with ``MOST_ROWS``, the fitted encoder of 5,000 images is below 16 MB."""
 MOST_ROWS = 1500
 """Images of a sample that others are averaged with."""
 AVERAGES = 2
 """How often each of those is averaged with its own neighbours first."""
-EXPANSION_POWER = 3
-"""Power of the cosine by which a neighbour counts in an average."""
+AVERAGE_POWER = 5
+"""Power of the cosine by which a neighbour counts in an average: at 3, as usual, images of kinds that come after the
+fit are drawn to those that were there, and are found less well than with the shipped heads."""
 CLUSTERS = 256
 """Cluster centres of other images that ship inside an encoder."""
 OTHERS_SHARE = 0.2
@@ -293,7 +292,7 @@ FADING = 2.0
 averaged with, count ``exp(-FADING * x)``."""
 NEIGHBOURS = 5
 """Nearest anchors that an image has affinities to, and nearest images that it is averaged with."""
-GRAPH_SHARE = 0.35
+GRAPH_SHARE = 0.5
 """Weight of the embedding, against that of the components, in a large sample."""
 HALF_SAMPLE = 200
 """Sample size at which the embedding has half of its weight: the graph of a small sample is a poor one."""
@@ -389,7 +388,7 @@ def _joined(
     places = unit(affinities(components, anchors, graph.neighbours) @ embedding)
     beyond = anchor_distances(components, anchors[: graph.own], graph.neighbours) / graph.reach - 1
     trust = np.exp(-FADING * np.maximum(beyond, 0))[:, None]
-    averaged = expanded(components, trust * (components @ rows.T), rows, graph.neighbours)
+    averaged = expanded(components, trust * (components @ rows.T), rows, graph.neighbours, AVERAGE_POWER)
     return np.concatenate([averaged, trust * places], axis=1)
 
 
@@ -427,7 +426,7 @@ def fit_diffusion_head(sample: Matrix, bits: int, shipped: Statistics | None, st
     points = np.concatenate([components, others])
     weights = np.ones(len(points))
     weights[len(sample) :] = OTHERS_SHARE / (1 - OTHERS_SHARE) * len(sample) / max(1, len(others))
-    embedding = half(graph_embedding(affinities(points, exact, neighbours), weights, PLACES, steps))
+    embedding = half(graph_embedding(affinities(points, exact, neighbours), weights, COMPONENTS, steps))
     share = GRAPH_SHARE * len(sample) / (len(sample) + HALF_SAMPLE)
     scale = np.repeat(np.sqrt([1 - share, share]), [axes.shape[1], embedding.shape[1]])
     joined = _joined(points, unit(rows), exact, embedding.astype(np.float64), graph)
@@ -448,7 +447,7 @@ def averaged_rows(components: NDArray[np.float64], neighbours: int) -> NDArray[n
             part = np.arange(start, min(start + _BLOCK, len(rows)))
             similar = rows[part] @ rows.T
             similar[np.arange(len(part)), part] = -1  # an image is not its own neighbour
-            blocks.append(expanded(rows[part], similar, rows, neighbours))
+            blocks.append(expanded(rows[part], similar, rows, neighbours, AVERAGE_POWER))
         rows = np.concatenate(blocks)
     # A sample is in the order of its contents, so that these are as good as drawn.
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).astype(int)]
@@ -456,22 +455,23 @@ def averaged_rows(components: NDArray[np.float64], neighbours: int) -> NDArray[n
     return whole
 
 
-def expanded(points: NDArray[Any], similar: NDArray[Any], rows: NDArray[Any], count: int) -> NDArray[Any]:
+def expanded(points: NDArray[Any], similar: NDArray[Any], rows: NDArray[Any], count: int, power: int) -> NDArray[Any]:
     """Points averaged with their nearest rows, of length 1.
 
     Database-side augmentation (Arandjelovic and Zisserman, CVPR 2012) where the points are rows themselves, and alpha
     query expansion (Radenovic, Tolias and Chum, PAMI 2018) where they are not: each becomes the sum of itself and its
-    nearest rows, each times its cosine to the power ``EXPANSION_POWER``.
+    nearest rows, each times a power of its cosine.
 
     Args:
         points: (q, d) of length 1.
         similar: (q, n) their cosines to the rows.
         rows: (n, d) of length 1.
         count: number of nearest rows; all, if there are fewer.
+        power: of the cosine.
     """
     count = min(count, len(rows))
     nearest = np.argpartition(-similar, count - 1, axis=1)[:, :count]
-    weights = np.maximum(np.take_along_axis(similar, nearest, axis=1), 0) ** EXPANSION_POWER
+    weights = np.maximum(np.take_along_axis(similar, nearest, axis=1), 0) ** power
     return unit(points + np.einsum("qk,qkd->qd", weights, rows[nearest]))
 
 

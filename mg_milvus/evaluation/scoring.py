@@ -154,7 +154,8 @@ RESAMPLES = 1000
 SMOOTHED = "smoothed"
 """Name of the ranking by features with query expansion and database-side augmentation."""
 EXPANSION = 10
-"""Neighbours in both."""
+EXPANSION_POWER = 3
+"""Neighbours, and the power of their cosine, in both."""
 CURVE_POINTS = 40
 _BLOCK = 256
 PAIRS = 1 << 20
@@ -437,13 +438,13 @@ def smoothed_rankings(queries: NDArray[np.float32], database: NDArray[np.float32
         part = np.arange(start, min(start + _BLOCK, len(rows)))
         similar = rows[part] @ rows.T
         similar[np.arange(len(part)), part] = -1
-        augmented[part] = expanded(rows[part], similar, rows, EXPANSION)
+        augmented[part] = expanded(rows[part], similar, rows, EXPANSION, EXPANSION_POWER)
 
     def rankings(part: slice, grades: NDArray[np.uint8]) -> Iterator[tuple[str, NDArray[Any]]]:
         own = unit(queries[part] - centre)
         similar = own @ augmented.T
         similar[grades == NOT_A_CANDIDATE] = -1
-        yield SMOOTHED, -(expanded(own, similar, augmented, EXPANSION) @ augmented.T)
+        yield SMOOTHED, -(expanded(own, similar, augmented, EXPANSION, EXPANSION_POWER) @ augmented.T)
 
     return rankings
 
