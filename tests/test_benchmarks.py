@@ -7,11 +7,12 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -48,6 +49,14 @@ def test_a_committed_result_says_where_it_comes_from(file: Path) -> None:
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.name)
 def test_a_committed_result_is_named_where_figures_are_explained(file: Path) -> None:
     assert f"results/{file.name}" in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+
+
+def figures_of(result: str) -> dict[str, Any]:
+    return json.loads((BENCHMARKS / "results" / f"{result}.json").read_text(encoding="utf-8"))["figures"]
+
+
+def tables_of(page: str) -> set[str]:
+    return set((BENCHMARKS.parent / page).read_text(encoding="utf-8").splitlines())
 
 
 QUOTED = {
@@ -123,94 +132,9 @@ QUOTED = {
             for name in ("DSH", "HashNet", "GreedyHash", "CSQ", "OrthoHash")
         ),
     ],
-    ("docs/benchmarks.md", "fusion"): [
-        "| `coarse` | {corel1k, default > ways > coarse > map|.4f} best | {c200, default > ways > coarse > "
-        "map|.4f} best | {tiny-imagenet, default > ways > coarse > map|.4f} = | {cifar10, default > ways > coarse"
-        " > map|.4f} best |",
-        "| `mid` | {corel1k, default > ways > mid > map|.4f} {corel1k, default > ways > mid > best single > "
-        "difference|+.4f} | {c200, default > ways > mid > map|.4f} {c200, default > ways > mid > best single > "
-        "difference|+.4f} | {tiny-imagenet, default > ways > mid > map|.4f} best | {cifar10, default > ways > mid"
-        " > map|.4f} {cifar10, default > ways > mid > best single > difference|+.4f} |",
-        "| `fine` | {corel1k, default > ways > fine > map|.4f} {corel1k, default > ways > fine > best single > "
-        "difference|+.4f} | {c200, default > ways > fine > map|.4f} {c200, default > ways > fine > best single > "
-        "difference|+.4f} | {tiny-imagenet, default > ways > fine > map|.4f} {tiny-imagenet, default > ways > "
-        "fine > best single > difference|+.4f} | {cifar10, default > ways > fine > map|.4f} {cifar10, default > "
-        "ways > fine > best single > difference|+.4f} |",
-        "| concatenated bits | {corel1k, default > ways > concatenated bits > map|.4f} {corel1k, default > ways >"
-        " concatenated bits > best single > difference|+.4f} | {c200, default > ways > concatenated bits > "
-        "map|.4f} {c200, default > ways > concatenated bits > best single > difference|+.4f} | {tiny-imagenet, "
-        "default > ways > concatenated bits > map|.4f} {tiny-imagenet, default > ways > concatenated bits > best "
-        "single > difference|+.4f} | {cifar10, default > ways > concatenated bits > map|.4f} {cifar10, default > "
-        "ways > concatenated bits > best single > difference|+.4f} |",
-        "| least rank | {corel1k, default > ways > least rank > map|.4f} {corel1k, default > ways > least rank > "
-        "best single > difference|+.4f} | {c200, default > ways > least rank > map|.4f} {c200, default > ways > "
-        "least rank > best single > difference|+.4f} | {tiny-imagenet, default > ways > least rank > map|.4f} "
-        "{tiny-imagenet, default > ways > least rank > best single > difference|+.4f} | {cifar10, default > ways "
-        "> least rank > map|.4f} {cifar10, default > ways > least rank > best single > difference|+.4f} |",
-        "| by rank (default) | {corel1k, default > ways > rank > map|.4f} {corel1k, default > ways > rank > best "
-        "single > difference|+.4f} | {c200, default > ways > rank > map|.4f} {c200, default > ways > rank > best "
-        "single > difference|+.4f} | {tiny-imagenet, default > ways > rank > map|.4f} {tiny-imagenet, default > "
-        "ways > rank > best single > difference|+.4f} | {cifar10, default > ways > rank > map|.4f} {cifar10, "
-        "default > ways > rank > best single > difference|+.4f} |",
-        "| profile `object` | {corel1k, default > ways > object > map|.4f} {corel1k, default > ways > object > "
-        "best single > difference|+.4f} | {c200, default > ways > object > map|.4f} {c200, default > ways > "
-        "object > best single > difference|+.4f} | {tiny-imagenet, default > ways > object > map|.4f} {tiny-"
-        "imagenet, default > ways > object > best single > difference|+.4f} | {cifar10, default > ways > object >"
-        " map|.4f} {cifar10, default > ways > object > best single > difference|+.4f} |",
-        "| profile `balanced` | {corel1k, default > ways > balanced > map|.4f} {corel1k, default > ways > "
-        "balanced > best single > difference|+.4f} | {c200, default > ways > balanced > map|.4f} {c200, default >"
-        " ways > balanced > best single > difference|+.4f} | {tiny-imagenet, default > ways > balanced > map|.4f}"
-        " {tiny-imagenet, default > ways > balanced > best single > difference|+.4f} | {cifar10, default > ways >"
-        " balanced > map|.4f} {cifar10, default > ways > balanced > best single > difference|+.4f} |",
-        "| by score | {corel1k, default > ways > score > map|.4f} {corel1k, default > ways > score > best single "
-        "> difference|+.4f} | {c200, default > ways > score > map|.4f} {c200, default > ways > score > best "
-        "single > difference|+.4f} | {tiny-imagenet, default > ways > score > map|.4f} {tiny-imagenet, default > "
-        "ways > score > best single > difference|+.4f} | {cifar10, default > ways > score > map|.4f} {cifar10, "
-        "default > ways > score > best single > difference|+.4f} |",
-        "| by chance | {corel1k, default > ways > chance > map|.4f} {corel1k, default > ways > chance > best "
-        "single > difference|+.4f} | {c200, default > ways > chance > map|.4f} {c200, default > ways > chance > "
-        "best single > difference|+.4f} | {tiny-imagenet, default > ways > chance > map|.4f} {tiny-imagenet, "
-        "default > ways > chance > best single > difference|+.4f} | {cifar10, default > ways > chance > map|.4f} "
-        "{cifar10, default > ways > chance > best single > difference|+.4f} |",
-        "| z-scores | {corel1k, default > ways > z-scores > map|.4f} {corel1k, default > ways > z-scores > best "
-        "single > difference|+.4f} | {c200, default > ways > z-scores > map|.4f} {c200, default > ways > z-scores"
-        " > best single > difference|+.4f} | {tiny-imagenet, default > ways > z-scores > map|.4f} {tiny-imagenet,"
-        " default > ways > z-scores > best single > difference|+.4f} | {cifar10, default > ways > z-scores > "
-        "map|.4f} {cifar10, default > ways > z-scores > best single > difference|+.4f} |",
-        "| logistic, other half | {corel1k, default > ways > logistic, other half > map|.4f} = | {c200, default >"
-        " ways > logistic, other half > map|.4f} {c200, default > ways > logistic, other half > best single > "
-        "difference|+.4f} | {tiny-imagenet, default > ways > logistic, other half > map|.4f} {tiny-imagenet, "
-        "default > ways > logistic, other half > best single > difference|+.4f} | {cifar10, default > ways > "
-        "logistic, other half > map|.4f} {cifar10, default > ways > logistic, other half > best single > "
-        "difference|+.4f} |",
-    ],
     ("docs/benchmarks.md", "web_scroll"): [
         "the first and the median | {answers > the first} ms, {answers > ms of the answer (median)} ms |",
         "{cards in the page} cards; {heap MB > at the start} to {heap MB > after all rows} MB of memory",
-    ],
-    ("docs/benchmarks.md", "equal_bytes"): [
-        "| **mg-milvus**, queries as real codes | {corel1k > mg-milvus, 16 > mAP|.3f}, {corel1k > mg-milvus, 16 >"
-        " copies recall@1|.2f} | {corel1k > mg-milvus, 32 > mAP|.3f}, {corel1k > mg-milvus, 32 > copies "
-        "recall@1|.2f} | {corel1k > mg-milvus, 56 > mAP|.3f}, {corel1k > mg-milvus, 56 > copies recall@1|.2f} | "
-        "{tiny-imagenet > mg-milvus, 16 > mAP|.3f}, {tiny-imagenet > mg-milvus, 16 > copies recall@1|.2f} | "
-        "{tiny-imagenet > mg-milvus, 32 > mAP|.3f}, {tiny-imagenet > mg-milvus, 32 > copies recall@1|.2f} | "
-        "{tiny-imagenet > mg-milvus, 56 > mAP|.3f}, {tiny-imagenet > mg-milvus, 56 > copies recall@1|.2f} |",
-        "| OPQ | {corel1k > OPQ, 16 > mAP|.3f}, {corel1k > OPQ, 16 > copies recall@1|.2f} | {corel1k > OPQ, 32 > "
-        "mAP|.3f}, {corel1k > OPQ, 32 > copies recall@1|.2f} | {corel1k > OPQ, 56 > mAP|.3f}, {corel1k > OPQ, 56 "
-        "> copies recall@1|.2f} | {tiny-imagenet > OPQ, 16 > mAP|.3f}, {tiny-imagenet > OPQ, 16 > copies "
-        "recall@1|.2f} | {tiny-imagenet > OPQ, 32 > mAP|.3f}, {tiny-imagenet > OPQ, 32 > copies recall@1|.2f} | "
-        "{tiny-imagenet > OPQ, 56 > mAP|.3f}, {tiny-imagenet > OPQ, 56 > copies recall@1|.2f} |",
-        "| RaBitQ | {corel1k > PCA, RaBitQ, 16 > mAP|.3f}, {corel1k > PCA, RaBitQ, 16 > copies recall@1|.2f} | "
-        "{corel1k > PCA, RaBitQ, 32 > mAP|.3f}, {corel1k > PCA, RaBitQ, 32 > copies recall@1|.2f} | {corel1k > "
-        "PCA, RaBitQ, 56 > mAP|.3f}, {corel1k > PCA, RaBitQ, 56 > copies recall@1|.2f} | {tiny-imagenet > PCA, "
-        "RaBitQ, 16 > mAP|.3f}, {tiny-imagenet > PCA, RaBitQ, 16 > copies recall@1|.2f} | {tiny-imagenet > PCA, "
-        "RaBitQ, 32 > mAP|.3f}, {tiny-imagenet > PCA, RaBitQ, 32 > copies recall@1|.2f} | {tiny-imagenet > PCA, "
-        "RaBitQ, 56 > mAP|.3f}, {tiny-imagenet > PCA, RaBitQ, 56 > copies recall@1|.2f} |",
-        "| PCA, ITQ | {corel1k > ITQ, 16 > mAP|.3f}, {corel1k > ITQ, 16 > copies recall@1|.2f} | {corel1k > ITQ, "
-        "32 > mAP|.3f}, {corel1k > ITQ, 32 > copies recall@1|.2f} | {corel1k > ITQ, 56 > mAP|.3f}, {corel1k > "
-        "ITQ, 56 > copies recall@1|.2f} | {tiny-imagenet > ITQ, 16 > mAP|.3f}, {tiny-imagenet > ITQ, 16 > copies "
-        "recall@1|.2f} | {tiny-imagenet > ITQ, 32 > mAP|.3f}, {tiny-imagenet > ITQ, 32 > copies recall@1|.2f} | "
-        "{tiny-imagenet > ITQ, 56 > mAP|.3f}, {tiny-imagenet > ITQ, 56 > copies recall@1|.2f} |",
     ],
     ("docs/benchmarks.md", "duplicates"): ["All of the {groups} groups held copies of one image only"],
 }
@@ -219,7 +143,7 @@ QUOTED = {
 
 @pytest.mark.parametrize(("page", "result"), QUOTED, ids=lambda part: part)
 def test_pages_quote_the_committed_figures(page: str, result: str) -> None:
-    figures = json.loads((BENCHMARKS / "results" / f"{result}.json").read_text(encoding="utf-8"))["figures"]
+    figures = figures_of(result)
     text = " ".join((BENCHMARKS.parent / page).read_text(encoding="utf-8").split())
 
     def figure(found: re.Match[str]) -> str:
@@ -230,6 +154,66 @@ def test_pages_quote_the_committed_figures(page: str, result: str) -> None:
 
     for quoted in QUOTED[page, result]:
         assert re.sub(r"\{([^{}|]+)\|?([^{}]*)\}", figure, quoted) in text
+
+
+FUSIONS = {
+    "by rank (default)": "rank", "by score": "score", "by chance": "chance", "profile `object`": "object",
+    "profile `balanced`": "balanced", **{f"`{name}`": name for name in ("coarse", "mid", "fine")},
+    **{name: name for name in ("concatenated bits", "least rank", "z-scores", "logistic, other half")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("label", "way"), FUSIONS.items(), ids=FUSIONS.values())
+def test_the_table_of_fusions_is_what_was_measured(label: str, way: str) -> None:
+    cells = []
+    for name in ("corel1k", "c200", "tiny-imagenet", "cifar10"):
+        found = figures_of("fusion")[f"{name}, default"]
+        beside = found["ways"][way]["best single"]
+        said = "=" if beside["equal"] else format(beside["difference"], "+.4f")
+        cells.append(f"{found['ways'][way]['map']:.4f} {'best' if way == found['best single'] else said}")
+    assert f"| {' | '.join([label, *cells])} |" in tables_of("docs/benchmarks.md")
+
+
+CODES = {
+    "**mg-milvus**, queries as real codes": "mg-milvus", "PQ": "PCA, PQ", "RaBitQ": "PCA, RaBitQ",
+    "RaBitQ, refined": "PCA, RaBitQ, refined", "PCA, 8 bits a component": "PCA, SQ8", "PCA, ITQ": "ITQ",
+    "the first floats, in float16": "first floats",
+    **{
+        name: name
+        for name in ("mg-milvus, codes with codes", "OPQ", "PCA, float16", "PCA, signs", "random hyperplanes")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("label", "codes"), CODES.items(), ids=CODES.values())
+def test_the_table_of_codes_of_equal_bytes_is_what_was_measured(label: str, codes: str) -> None:
+    sets = figures_of("equal_bytes")
+    found = [sets[name][f"{codes}, {size}"] for name in ("corel1k", "tiny-imagenet") for size in (16, 32, 56)]
+    cells = [f"{each['mAP']:.3f}, {each['copies recall@1']:.2f}" for each in found]
+    assert f"| {' | '.join([label, *cells])} |" in tables_of("docs/benchmarks.md")
+
+
+SETS = {"Corel-1k": "corel1k", "tiny-imagenet": "val", "c200": "c200", "CIFAR-10": "test"}
+
+
+def short(values: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [format(values[name]["map"], ".3f").removeprefix("0") for name in names]
+
+
+@pytest.mark.parametrize(("label", "name"), SETS.items(), ids=SETS.values())
+def test_the_tables_of_hash_heads_are_what_was_measured(label: str, name: str) -> None:
+    found, codes, floats = figures_of("heads")[name], ["coarse", "mid", "fused:score"], ["float", "float_smoothed"]
+    for protocol, own in found["floats"].items():
+        difference, (low, high) = own["compared"]["map"], own["compared"]["interval"]
+        cells = [f"{label}, {protocol}", *short(own, codes + floats), f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"]
+        assert f"| {' | '.join([*cells, format(own['of the better floats'], '.3f')])} |" in tables_of(
+            "docs/benchmarks.md"
+        )
+    growth = found["growth"]
+    heads = [growth[each] for each in ("heads of the old classes", "shipped heads", "fitted again")]
+    cells = [*(short(own, codes) for own in heads), short(growth["features"], floats)]
+    cells.append([format(share, ".2f") for share in growth["far"].values()])
+    assert f"| {' | '.join([label, *map(' / '.join, cells)])} |" in tables_of("docs/benchmarks.md")
 
 
 def test_every_ratio_is_committed_and_explained(bench: ModuleType) -> None:
