@@ -330,10 +330,12 @@ def hits_of(hits: Any, bits: int, depth: int) -> list[tuple[float, str]]:
     pairs = list(zip(hits.distances, hits.ids, strict=True))
     if len(pairs) > depth:
         raise ValueError(f"{len(pairs)} hits, expected at most {depth}")
+    possible = set(range(bits + 1))  # a whole number as float is in it, too
     for distance, row_id in pairs:
-        if not 0 <= distance <= bits or distance != int(distance):
+        if distance not in possible:
             raise ValueError(f"{row_id!r} is at a distance of {distance}, expected 0 to {bits} bits")
-        check_hit_id(row_id)
+        if type(row_id) is not str or not could_be_id(row_id):
+            check_hit_id(row_id)
     return pairs
 
 
