@@ -357,7 +357,8 @@ class MilvusStore:
             for record in records:
                 record[COPY] = layout.copied(record)
         self.regions.upsert(rows)
-        for some in _chunks(records, layout.rows_a_call):
+        most = min(layout.rows_a_call, LITE_ROWS_WITH_TAGS) if self._connection.engine.lite else layout.rows_a_call
+        for some in _chunks(records, most):
             self._call(collections.upsert(self._connection, self.collection, self._fields, some), writes=True)
 
     def nearest(

@@ -94,7 +94,7 @@ def test_no_call_of_milvus_lite_returns_many_rows_with_tags(raw: MilvusStore, mo
     assert [len(own.ids) for own in found] == [100] * 10
     assert len({row.id for batch in raw.scan() for row in batch}) == 700
     assert asked
-    assert max(asked) <= 512
+    assert max(asked) <= 160
     assert len(raw.fetch([f"{n:032x}" for n in range(700)])) == 700
 
 
