@@ -51,7 +51,7 @@ def main() -> None:
                 index.query_codes(asked, k=10, depth=DEPTH)
                 whole.append(time.perf_counter() - started)
                 started = time.perf_counter()
-                live = index._connection.store
+                live = index._session.store
                 known: dict[str, Row] = {}
                 for name in schema.bits:
                     live.nearest(name, asked[name][None], DEPTH, known=known)

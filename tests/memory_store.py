@@ -140,7 +140,7 @@ class MemoryStore:
         depth: int,
         where: str | None = None,
         *,
-        known: dict[str, Row] | None = None,
+        known: dict[str, Mapping[str, bytes]] | None = None,
     ) -> list[Neighbours]:
         """See ``Store``."""
         layout = self._layout()
@@ -156,7 +156,7 @@ class MemoryStore:
             order = np.argsort(distances, kind="stable")[:depth]  # records are sorted by id: so are ties
             found.append(Neighbours([ids[i] for i in order], distances[order]))
             if known is not None:
-                known |= {ids[i]: layout.row(records[i], tuple(layout.bytes)) for i in order if ids[i] not in known}
+                known |= {ids[i]: layout.codes(records[i], tuple(layout.bytes)) for i in order if ids[i] not in known}
         return found
 
     def hybrid(self, codes: Mapping[str, Codes], search: HybridSearch) -> list[list[tuple[str, float]]]:

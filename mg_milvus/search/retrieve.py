@@ -31,17 +31,19 @@ if TYPE_CHECKING:
 
     from mg_milvus.codes import Codes, QueryCodes, RealCodes
     from mg_milvus.records import Box
-    from mg_milvus.schema.models import Schema
+    from mg_milvus.schema.models import RegionSettings, Schema
     from mg_milvus.search.query import Query
     from mg_milvus.store.base import Row, Store
 
+    CodesOf = dict[str, Mapping[str, bytes]]
+    """Image id -> granularity -> code."""
     RetrievedBy = dict[str, list[str]]
     """Image id -> the granularities whose search returned it."""
 
 
-MAX_INLINE_ROWS = 10_000
-"""Maximum rows returned inline with the search results. The results of many queries overlap, so beyond this number it
-is faster to fetch each row once."""
+MAX_INLINE = 10_000
+"""Most hits whose codes are returned inline with the search results. The results of many queries overlap, so beyond
+this number it is faster to fetch the codes of each image once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +73,29 @@ class Candidates:
     """The candidates of one query image.
 
     Attributes:
-        rows: (n) rows, all different, with their codes.
+        ids: (n) ids, all different.
+        codes: (n) granularity -> code, for every granularity of the schema.
         distances: granularity -> (n,) float64 distances in bits, see ``weighted_hamming``, for every granularity of the
             schema; of regions (n,) float64, see ``search.regions``.
         differing: the same as Hamming distances, (n,) int32: they are shown and judged, ``distances`` rank; of regions
             and of words both are the same.
         retrieved_by: (n) the granularities whose search returned the row.
-        boxes: (n) boxes of the best matching regions, in pixels of the upright original; None where the query has no
-            regions, or no region of the image was retrieved.
+        regions: the schema's, and the stored ones that match; None where the query has no regions.
     """
 
-    rows: Sequence[Row]
+    ids: Sequence[str]
+    codes: Sequence[Mapping[str, bytes]]
     distances: Mapping[str, NDArray[Any]]
     differing: Mapping[str, NDArray[Any]]
     retrieved_by: Sequence[tuple[str, ...]]
-    boxes: Sequence[Box | None]
+    regions: tuple[RegionSettings, RegionMatches] | None
+
+    def box(self, row: Row) -> Box | None:
+        """The box of an image's best matching region, in pixels of the upright original; None: none was retrieved."""
+        if self.regions is None:
+            return None
+        settings, matches = self.regions
+        return matches.box(row.id, settings, row.width, row.height)
 
 
 def retrieve(store: Store, schema: Schema, request: SearchRequest) -> list[Candidates]:
@@ -134,7 +144,7 @@ class _Retrieval:
 
     def run(self) -> list[Candidates]:
         fields = [name for name in self._schema.bits if name in self._query.weights]
-        retrieved, matches, rows = self._search_all(fields)
+        retrieved, matches, codes = self._search_all(fields)
         if self._query.words is not None:
             with self._trace.timed(f"search {TEXT}"):
                 depth = min(self._query.depth + len(self._exclude), MAX_DEPTH)
@@ -143,18 +153,22 @@ class _Retrieval:
             for own, key in itertools.product(retrieved, ids):
                 own.setdefault(key, []).append(TEXT)
         with self._trace.timed("fetch"):
-            missing = list(dict.fromkeys(key for own in retrieved for key in own if key not in rows))
+            missing = list(dict.fromkeys(key for own in retrieved for key in own if key not in codes))
             if missing:
-                rows = {**rows, **self._store.fetch(missing, tuple(self._schema.bits))}
+                codes |= self._store.fetch_codes(missing, tuple(self._schema.bits))
+            excluded = set(self._exclude)
+            # An image that was deleted between the search and the fetch is no candidate.
+            retrieved = [
+                {key: names for key, names in own.items() if key in codes and key not in excluded} for own in retrieved
+            ]
+            said = self._words_of(dict.fromkeys(key for own in retrieved for key in own))
         with self._trace.timed("distances"):
-            return [self._candidates(i, own, matches[i], rows) for i, own in enumerate(retrieved)]
+            return [self._candidates(i, own, matches[i], (codes, said)) for i, own in enumerate(retrieved)]
 
-    def _search_all(
-        self, fields: Sequence[str]
-    ) -> tuple[list[RetrievedBy], list[RegionMatches | None], dict[str, Row]]:
+    def _search_all(self, fields: Sequence[str]) -> tuple[list[RetrievedBy], list[RegionMatches | None], CodesOf]:
         """Search every field, and the regions, for the ``depth`` nearest."""
         query = self._query
-        retrieved, rows = self._search(fields, query.depth + len(self._exclude))
+        retrieved, codes = self._search(fields, query.depth + len(self._exclude))
         with self._timed_regions():
             matches = [self._search_regions(i) for i in range(self._size)]
             for own, found in zip(retrieved, matches, strict=True):
@@ -164,27 +178,27 @@ class _Retrieval:
                 self._trace.results.setdefault(REGIONS, (query.depth, images))
                 for key in images:
                     own.setdefault(key, []).append(REGIONS)
-        return retrieved, matches, rows
+        return retrieved, matches, codes
 
-    def _search(self, fields: Sequence[str], depth: int) -> tuple[list[RetrievedBy], dict[str, Row]]:
-        """Search fields: for each query image the ids and the fields that returned them; and rows returned inline."""
+    def _search(self, fields: Sequence[str], depth: int) -> tuple[list[RetrievedBy], CodesOf]:
+        """Search fields: for each query image the ids and the fields that returned them; and codes returned inline."""
         retrieved: list[RetrievedBy] = [{} for _ in range(self._size)]
-        rows: dict[str, Row] | None = {} if self._size * depth <= MAX_INLINE_ROWS else None
+        known: CodesOf | None = {} if self._size * depth <= MAX_INLINE else None
         for name in fields:
             with self._trace.timed(f"search {name}"):
-                results = self._nearest(name, min(depth, MAX_DEPTH), rows)
+                results = self._nearest(name, min(depth, MAX_DEPTH), known)
             if results:
                 self._trace.results[name] = (min(depth, MAX_DEPTH), results[0])
             for own, ids in zip(retrieved, results, strict=True):
                 for key in ids:
                     own.setdefault(key, []).append(name)
-        return retrieved, rows or {}
+        return retrieved, known or {}
 
-    def _nearest(self, name: str, depth: int, rows: dict[str, Row] | None) -> list[Sequence[str]]:
+    def _nearest(self, name: str, depth: int, known: CodesOf | None) -> list[Sequence[str]]:
         """For each query image the ids of the ``depth`` nearest, ties by id; of one with views, to any of them."""
         codes = self._codes[name]
         every = pack(codes.reshape(-1, codes.shape[-1]))
-        results = self._store.nearest(name, every, depth, self._query.where, known=rows)
+        results = self._store.nearest(name, every, depth, self._query.where, known=known)
         if codes.ndim == 2:
             return [neighbours.ids for neighbours in results]
         nearest: list[Sequence[str]] = []
@@ -230,21 +244,30 @@ class _Retrieval:
                 passing |= {row_id for rows in matching for (row_id,) in rows}
         return [key for key in images if key in passing][:depth]
 
+    def _words_of(self, ids: Iterable[str]) -> dict[str, tuple[float, float]]:
+        """Image id -> its distances to the words of the query: that which ranks, and that which is shown."""
+        if self._query.words is None:
+            return {}
+        rows = list(self._store.fetch(list(ids), tuple(self._schema.bits)).values())
+        far, shown = self._query.words.distances(rows)
+        return dict(zip((row.id for row in rows), zip(far.tolist(), shown.tolist(), strict=True), strict=True))
+
     def _candidates(
-        self, i: int, retrieved: RetrievedBy, matches: RegionMatches | None, rows: Mapping[str, Row]
-    ) -> Candidates:
-        exclude = set(self._exclude)
-        # A row that was deleted between the search and the fetch is no candidate.
-        own = [rows[key] for key in retrieved if key in rows and key not in exclude]
-        codes = stacked([row.codes for row in own], self._schema.bits)
+        self, i: int, retrieved: RetrievedBy, matches: RegionMatches | None,
+        stored: tuple[CodesOf, Mapping[str, tuple[float, float]]],
+    ) -> Candidates:  # fmt: skip
+        codes_of, said = stored
+        ids = [key for key in retrieved if self._query.words is None or key in said]
+        codes = [codes_of[key] for key in ids]
         others: dict[str, NDArray[Any]] = {}
         shown: dict[str, NDArray[Any]] = {}
         if self._query.words is not None:
-            others[TEXT], shown[TEXT] = self._query.words.distances(own)
-        boxes: list[Box | None] = [None] * len(own)
+            others[TEXT], shown[TEXT] = np.array([said[key] for key in ids], np.float64).reshape(len(ids), 2).T
+        regions = None
         if self._schema.regions and matches:
-            others[REGIONS] = matches.distances([row.id for row in own])
-            boxes = [matches.box(row.id, self._schema.regions, row.width, row.height) for row in own]
-        distances = {**exact_distances(codes, self._codes, i), **others}
-        differing = {**differing_bits(codes, self._codes, i), **others, **shown}
-        return Candidates(own, distances, differing, [tuple(retrieved[row.id]) for row in own], boxes)
+            regions = self._schema.regions, matches
+            others[REGIONS] = matches.distances(ids)
+        packed = stacked(codes, self._schema.bits)
+        distances = {**exact_distances(packed, self._codes, i), **others}
+        differing = {**differing_bits(packed, self._codes, i), **others, **shown}
+        return Candidates(ids, codes, distances, differing, [tuple(retrieved[key]) for key in ids], regions)

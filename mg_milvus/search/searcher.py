@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from mg_milvus.schema.models import REGIONS, TEXT
 from mg_milvus.schema.tags import readable, with_user_tags
 from mg_milvus.search.chance import FEWEST
 from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
-from mg_milvus.search.fusion import Fusion, fuse, lead, shared_ranks
+from mg_milvus.search.fusion import Fused, Fusion, fuse, lead, shared_ranks
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.retrieve import Candidates, SearchRequest, differing_bits, exact_distances, retrieve, stacked
 from mg_milvus.search.verdicts import Judgement, judge, remark
@@ -43,12 +44,35 @@ class SearchResult:
         hits: best first.
         candidates: what they were chosen from; None when the server fused.
         judgement: what the candidates are to the query image; None where chance is not known, and without candidates.
+        rows: candidate's id -> row without codes: of ``search_all_granularities`` those of all, else of the hits.
     """
 
     query: Query
     hits: Hits
     candidates: Candidates | None
     judgement: Judgement | None = None
+    rows: Mapping[str, Row] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranking:
+    """The order of one query image's candidates.
+
+    Attributes:
+        candidates: all of them.
+        used: (n) which of them take part.
+        fused: of these n.
+        judgement: on all of them.
+    """
+
+    candidates: Candidates
+    used: Sequence[int]
+    fused: Fused
+    judgement: Judgement | None
+
+    def ids(self) -> list[str]:
+        """(n) ids, best first."""
+        return [self.candidates.ids[self.used[i]] for i in self.fused.order.tolist()]
 
 
 class Searcher:
@@ -107,23 +131,28 @@ class Searcher:
         wanted = [i for i, (_, weight) in enumerate(ordered) if weight > 0]
         sought = {name: values[wanted] for name, values in codes.items()} if wanted else {}
         request = SearchRequest(sought, query if wanted else query.text_only(), exclude)
-        rows = {row.id: row for own in retrieve(self._store, self._schema, request) for row in own.rows}
-        bits = self._schema.bits
-        stored = stacked([row.codes for row in rows.values()], bits)
+        retrieved = retrieve(self._store, self._schema, request)
+        codes_of = {key: own for each in retrieved for key, own in zip(each.ids, each.codes, strict=True)}
+        bits, ids = self._schema.bits, list(codes_of)
+        stored = stacked(list(codes_of.values()), bits)
         distances = [exact_distances(stored, codes, i) for i in range(len(ordered))]
         differing = [differing_bits(stored, codes, i) for i in range(len(ordered))]
         compared = differing if query.fusion == "chance" else distances
         names = {(i, name): f"{i} {name}" for i in range(len(ordered)) for name in bits}
-        every = list(rows.values())
         ranked = {key: compared[i][name] for (i, name), key in names.items()}
         weights = {key: ordered[i][1] * query.weights.get(name, 0.0) for (i, name), key in names.items()}
         of_images = sum(ordered[i][1] for i in wanted)
         said: dict[str, NDArray[Any]] = {}
         if query.words is not None:
-            ranked[TEXT], said[TEXT] = query.words.distances(every)
+            of_words = {
+                key: pair
+                for each in retrieved
+                for key, *pair in zip(each.ids, each.distances[TEXT], each.differing[TEXT], strict=True)
+            }
+            ranked[TEXT], said[TEXT] = np.array([of_words[key] for key in ids], np.float64).reshape(len(ids), 2).T
             weights[TEXT] = query.weights[TEXT] * (of_images or 1.0)
         fused = fuse(
-            list(rows), ranked, weights=weights,
+            ids, ranked, weights=weights,
             bits={key: bits[name] for (_, name), key in names.items()} | query.max_distances(self._schema),
             fusion=self._fusion(query, {key: name for (_, name), key in names.items()}),
         )  # fmt: skip
@@ -134,17 +163,21 @@ class Searcher:
             best = {name: np.min([fused.ranks[names[i, name]] for i in wanted], axis=0) for name in judgement.leading}
             total = sum(query.weights.values()) * of_images
             fused = lead(replace(fused, ranks=fused.ranks | best), judgement.leading, total, query.rrf_k)
-        for rank, place in enumerate(fused.order[: query.k].tolist(), start=1):
+        order = fused.order.tolist()
+        rows = self._rows([[ids[place] for place in order]], query.k)
+        there = (place for place in order if ids[place] in rows)
+        for rank, place in enumerate(islice(there, query.k), start=1):
+            row = rows[ids[place]]
             nearest = {
                 name: min(wanted, key=[own[name][place] for own in compared].__getitem__) for name in bits if wanted
             }
             bits_off = {name: int(differing[i][name][place]) for name, i in nearest.items()}
             ranks = {name: float(fused.ranks[names[i, name]][place]) for name, i in nearest.items()}
             hits.append(Hit(
-                rank, every[place].id, every[place].path, float(fused.scores[place]),
+                rank, row.id, row.path, float(fused.scores[place]),
                 bits_off | {name: round(float(values[place])) for name, values in said.items()},
                 ranks | {name: float(fused.ranks[name][place]) for name in said},
-                _row_fields(every[place]), **_verdict(judgement, place),
+                _row_fields(row), **_verdict(judgement, place),
             ))  # fmt: skip
         return self._answer(hits, query)
 
@@ -173,7 +206,9 @@ class Searcher:
         names = [*self._schema.bits, *([REGIONS] if query.regions else [])]
         every = replace(query, weights=dict.fromkeys(names, 1.0))
         (candidates,) = retrieve(self._store, self._schema, SearchRequest(codes, every, exclude))
-        return self._ranked(candidates, query)
+        rows = self._store.fetch(candidates.ids)
+        ranking = self._rank(candidates, query)
+        return SearchResult(query, self._hits(ranking, query, rows), candidates, ranking.judgement, rows)
 
     def _search(self, request: SearchRequest) -> list[SearchResult]:
         """Retrieve and fuse, for each query image."""
@@ -187,14 +222,49 @@ class Searcher:
             return [SearchResult(query, hits, None) for hits in self._hybrid_search(request)]
         candidates = retrieve(self._store, self._schema, request)
         with request.trace.timed("fusion"):
-            return [self._ranked(own, query) for own in candidates]
+            rankings = [self._rank(own, query) for own in candidates]
+        with request.trace.timed("fetch"):
+            rows = self._rows([own.ids() for own in rankings], query.k)
+        return [
+            SearchResult(query, self._hits(own, query, rows), own.candidates, own.judgement, rows) for own in rankings
+        ]
 
-    def _ranked(self, candidates: Candidates, query: Query) -> SearchResult:
+    def _rows(self, orders: Sequence[Sequence[str]], count: int) -> dict[str, Row]:
+        """The rows, without codes, of the first ``count`` ids of each order that have one.
+
+        An image that was deleted since it was retrieved has none, and the next one takes its place.
+        """
+        rows: dict[str, Row] = {}
+        gone: set[str] = set()
+        while wanted := dict.fromkeys(
+            key for own in orders for key in islice((i for i in own if i not in gone), count) if key not in rows
+        ):
+            rows |= self._store.fetch(list(wanted))
+            gone |= wanted.keys() - rows.keys()
+        return rows
+
+    def _rank(self, candidates: Candidates, query: Query) -> _Ranking:
+        """Order those candidates that a granularity with a weight retrieved, or that lead."""
         names = [*self._schema.bits, *([REGIONS] if query.regions == "contains" else [])]
         # Of words without an image there are no distances.
         distances = {name: candidates.differing[name] for name in names if name in candidates.differing}
         judgement = self._judge(distances, detail=REGIONS in query.weights) if distances else None
-        return SearchResult(query, self._rank(candidates, query, judgement), candidates, judgement)
+        leading = judgement.leading if query.auto and judgement is not None else {}
+        used = [
+            i
+            for i, names in enumerate(candidates.retrieved_by)
+            if not query.weights.keys().isdisjoint(names) or any(own[i] for own in leading.values())
+        ]
+        # Chance is that of Hamming distances.
+        compared = candidates.differing if query.fusion == "chance" else candidates.distances
+        fused = fuse(
+            [candidates.ids[i] for i in used], {name: values[used] for name, values in compared.items()},
+            bits=query.max_distances(self._schema), weights=query.weights, fusion=self._fusion(query),
+        )  # fmt: skip
+        if leading:
+            chosen = {name: own[used] for name, own in leading.items()}
+            fused = lead(fused, chosen, sum(query.weights.values()), query.rrf_k)
+        return _Ranking(candidates, used, fused, judgement)
 
     def _judge(self, distances: Mapping[str, NDArray[Any]], *, detail: bool = False) -> Judgement | None:
         return None if self._chance is None else judge(distances, self._chance, detail=detail)
@@ -224,35 +294,24 @@ class Searcher:
         said = "; ".join(filter(None, (said, query.note)))
         return Hits(passed, query.max_distances(self._schema), said)
 
-    def _rank(self, candidates: Candidates, query: Query, judgement: Judgement | None) -> Hits:
-        """The best ``k`` of those candidates that a granularity with a weight retrieved, or that lead."""
-        leading = judgement.leading if query.auto and judgement is not None else {}
-        used = [
-            i
-            for i, names in enumerate(candidates.retrieved_by)
-            if not query.weights.keys().isdisjoint(names) or any(own[i] for own in leading.values())
-        ]
-        bits = query.max_distances(self._schema)
-        # Chance is that of Hamming distances.
-        compared = candidates.differing if query.fusion == "chance" else candidates.distances
-        distances = {name: values[used] for name, values in compared.items()}
-        fused = fuse(
-            [candidates.rows[i].id for i in used], distances, bits=bits, weights=query.weights,
-            fusion=self._fusion(query),
-        )  # fmt: skip
-        if leading:
-            chosen = {name: own[used] for name, own in leading.items()}
-            fused = lead(fused, chosen, sum(query.weights.values()), query.rrf_k)
-        hits = []
-        for place, i in enumerate(fused.order[: query.k], start=1):
-            row, verdict = candidates.rows[used[i]], _verdict(judgement, used[i])
+    def _hits(self, ranking: _Ranking, query: Query, rows: Mapping[str, Row]) -> Hits:
+        """The best ``k`` of a ranking that have a row."""
+        candidates, fused, judgement = ranking.candidates, ranking.fused, ranking.judgement
+        hits: list[Hit] = []
+        for i in fused.order.tolist():
+            place = ranking.used[i]
+            if len(hits) == query.k:
+                break
+            if (row := rows.get(candidates.ids[place])) is None:
+                continue
+            verdict = _verdict(judgement, place)
             # Searched without a weight, the regions say something about the image only that stands out on them.
-            names = [name for name in distances if name != REGIONS or REGIONS in (*query.weights, verdict.get("lead"))]
+            names = [n for n in fused.ranks if n != REGIONS or REGIONS in (*query.weights, verdict.get("lead"))]
             hits.append(Hit(
-                place, row.id, row.path, float(fused.scores[i]),
-                {name: round(float(candidates.differing[name][used[i]])) for name in names},
+                len(hits) + 1, row.id, row.path, float(fused.scores[i]),
+                {name: round(float(candidates.differing[name][place])) for name in names},
                 {name: float(fused.ranks[name][i]) for name in names},
-                _row_fields(row), candidates.boxes[used[i]] if REGIONS in names else None, **verdict,
+                _row_fields(row), candidates.box(row) if REGIONS in names else None, **verdict,
             ))  # fmt: skip
         return self._answer(hits, query)
 
@@ -315,7 +374,7 @@ def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str
     total, exclude = trace.total(), set(request.exclude)
     ids = {name: [key for key in own if key not in exclude] for name, (_, own) in trace.results.items()}
     positions = {name: {key: place for place, key in enumerate(own, 1)} for name, own in ids.items()}
-    places = {} if candidates is None else {row.id: i for i, row in enumerate(candidates.rows)}
+    places = {} if candidates is None else {key: i for i, key in enumerate(candidates.ids)}
     fields = {}
     for name in (name for name in bits if name in query.weights):
         own = [places[key] for key in ids.get(name, ()) if key in places]
@@ -343,7 +402,7 @@ def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str
         for hit in hits
     ]
     return Explanation(
-        hits, query, fields, None if candidates is None else len(candidates.rows), contributions,
+        hits, query, fields, None if candidates is None else len(candidates.ids), contributions,
         trace.seconds, total,
     )  # fmt: skip
 

@@ -331,11 +331,11 @@ class Store(Protocol):
         depth: int,
         where: str | None = None,
         *,
-        known: dict[str, Row] | None = None,
+        known: dict[str, Mapping[str, bytes]] | None = None,
     ) -> list[Neighbours]:
         """Search one field with (n, bits / 8) uint8 codes: one ``Neighbours`` a query, at most ``depth`` long.
 
-        With ``known`` (id -> row with all its codes), the rows of the hits are returned inline where the collection can
+        With ``known`` (id -> granularity -> code), all codes of the hits are returned inline where the collection can
         return them, and added to ``known``.
         """
 

@@ -357,7 +357,8 @@ class MilvusStore:
             for record in records:
                 record[COPY] = layout.copied(record)
         self.regions.upsert(rows)
-        for some in _chunks(records, layout.rows_a_call):
+        most = min(layout.rows_a_call, LITE_ROWS_WITH_TAGS) if self._connection.engine.lite else layout.rows_a_call
+        for some in _chunks(records, most):
             self._call(collections.upsert(self._connection, self.collection, self._fields, some), writes=True)
 
     def nearest(
@@ -367,7 +368,7 @@ class MilvusStore:
         depth: int,
         where: str | None = None,
         *,
-        known: dict[str, Row] | None = None,
+        known: dict[str, Mapping[str, bytes]] | None = None,
     ) -> list[Neighbours]:
         """See ``Store``."""
         layout = self._ready()
@@ -375,10 +376,9 @@ class MilvusStore:
         layout.check_depth(depth)
         chosen = render(where, layout.filterable, lite=self._connection.engine.lite)
         parameters = self._connection.engine.search(layout.schema, depth, self._lists.get(granularity))
-        output = [] if known is None else self._by_id.with_a_search()
+        output = [] if known is None else self._by_id.columns_of_codes()
         all_neighbours: list[Neighbours] = []
-        most = LITE_ROWS_WITH_TAGS if output and self._connection.engine.lite else _RESULTS_A_CALL
-        for some in _chunks(codes, _queries_a_call(depth, most)):
+        for some in _chunks(codes, _queries_a_call(depth)):
             queries = [code.tobytes() for code in some]
             results = self._call(
                 partial(
@@ -397,8 +397,7 @@ class MilvusStore:
                 for _, hits in zip(queries, results, strict=True):
                     all_neighbours.append(neighbours(hits_of(hits, 8 * layout.bytes[granularity], depth)))
                     if output and known is not None:
-                        fresh = [hit for i, hit in zip(hits.ids, hits, strict=True) if i not in known]
-                        known |= {row.id: row for row in map(self._by_id.row, fresh)}
+                        known |= self._by_id.codes_of_hits(hits, known)
         return all_neighbours
 
     def hybrid(self, codes: Mapping[str, Codes], search: HybridSearch) -> list[list[tuple[str, float]]]:
@@ -630,8 +629,8 @@ def _check_fused(pairs: Sequence[tuple[object, float]], k: int) -> None:
             raise ValueError(f"{row_id!r} has the score {score}")
 
 
-def _queries_a_call(depth: int, most: int = _RESULTS_A_CALL) -> int:
-    return min(MOST_QUERIES, max(1, most // depth))
+def _queries_a_call(depth: int) -> int:
+    return min(MOST_QUERIES, max(1, _RESULTS_A_CALL // depth))
 
 
 def _chunks(items: Any, size: int) -> Iterator[Any]:

@@ -328,11 +328,11 @@ def result_fields(result: SearchResult, schema: Schema, *, with_candidates: bool
         "hits": [hit.as_dict() for hit in result.hits], "remark": result.hits.remark or None,
     }  # fmt: skip
     if with_candidates and candidates is not None:
-        judged = [{} if judgement is None else judgement.of(i) for i in range(len(candidates.rows))]
+        judged = [{} if judgement is None else judgement.of(i) for i in range(len(candidates.ids))]
         shown = {name: values.tolist() for name, values in candidates.differing.items() if name in compared}
         exact = {name: values.tolist() for name, values in candidates.distances.items() if name in compared}
         response["candidates"] = [
-            row_fields(row)
+            row_fields(result.rows[key])
             | {
                 "distances": {name: values[i] for name, values in shown.items()},
                 "ranked_by": {name: values[i] for name, values in exact.items()},
@@ -340,10 +340,11 @@ def result_fields(result: SearchResult, schema: Schema, *, with_candidates: bool
             }
             | (
                 {"box": list(box)}
-                if (box := candidates.boxes[i]) and REGIONS in (*compared, judged[i].get("lead"))
+                if (box := candidates.box(result.rows[key])) and REGIONS in (*compared, judged[i].get("lead"))
                 else {}
             )
             | judged[i]
-            for i, row in enumerate(candidates.rows)
+            for i, key in enumerate(candidates.ids)
+            if key in result.rows  # others were deleted since
         ]
     return response

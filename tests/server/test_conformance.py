@@ -121,9 +121,9 @@ def test_an_interrupt_leaves_nothing(proxy: StrictProxy) -> None:
 def test_a_server_that_goes_away_is_named_with_what_is_left_there(proxy: StrictProxy) -> None:
     report = conformance(MilvusConfig(proxy.uri, timeout=3), stop_at("search", proxy.stop))
     after = report.features[4:]
-    assert (after[0].name, after[0].outcome) == ("rows with a search", "fails")
+    assert (after[0].name, after[0].outcome) == ("codes with a search", "fails")
     assert {(each.outcome, each.message) for each in after[1:]} == {
-        ("not tried", "the server went away during 'rows with a search'")
+        ("not tried", "the server went away during 'codes with a search'")
     }
     (left,) = report.left
     proxy.start()

@@ -32,7 +32,7 @@ from tests.server.strict_proxy import VERSIONS, StrictProxy, strict_proxy
 from tests.servers import lite_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 PLACES = ["memory", "file", "tcp", *VERSIONS, *(["server"] if "MGM_TEST_URI" in os.environ else [])]
@@ -228,11 +228,8 @@ def test_columns_added_later_hold_values_and_the_others_stay(store: Store) -> No
         for one in (store, other):
             fetched = one.fetch([row.id for row in rows])
             scanned = {row.id: row for batch in one.scan(granularities=granularities) for row in batch}
-            known: dict[str, Row] = {}
-            code = np.zeros((1, bits_of(store)["coarse"] // 8), np.uint8)
-            one.nearest("coarse", code, 20, 'title > ""', known=known)
             for row in rows:
-                for got in (fetched[row.id], scanned[row.id], *([known[row.id]] if row.id in known else [])):
+                for got in (fetched[row.id], scanned[row.id]):
                     assert {name: got.fields[name] for name in MISSING} == MISSING | {
                         name: value for name, value in row.fields.items() if name in MISSING
                     }
@@ -327,18 +324,19 @@ def test_nearest_returns_what_there_is(store: Store) -> None:
     assert set(found.ids) == {row.id for row in rows[15:]}
 
 
-def test_rows_come_along_with_a_search(store: Store) -> None:
+def test_codes_come_along_with_a_search(store: Store) -> None:
     rows = make_rows(store, 40)
     store.upsert(rows)
     changed = replace(rows[7], path="/moved.jpg", codes={name: b"\xff" * len(c) for name, c in rows[7].codes.items()})
     store.upsert([changed])
-    written = {row.id: row for row in [*rows, changed]}
+    written = {row.id: row.codes for row in [*rows, changed]}
     for name, bits in bits_of(store).items():
         queries = np.stack([np.zeros(bits // 8, np.uint8), np.full(bits // 8, 255, np.uint8)])
-        known = {rows[3].id: replace(rows[3], path="known already")}
+        already: Mapping[str, bytes] = {"known": b"already"}
+        known = {rows[3].id: already}
         both = store.nearest(name, queries, 25, where="size >= 1000", known=known)
         assert [len(found.ids) for found in both] == [25, 25]
-        assert known.pop(rows[3].id).path == "known already"
+        assert known.pop(rows[3].id) is already
         assert known == {i: written[i] for found in both for i in found.ids if i != rows[3].id}
 
 
