@@ -69,8 +69,15 @@ def _escaped(value: object) -> object:
     return type(value)(map(_escaped, value)) if isinstance(value, (list, tuple)) else value
 
 
-LONGEST = ("server/test_server.py", "integration/test_training.py", "web/test_browser.py")
-"""Files of a minute or more without a test that is marked as slow."""
+LONGEST = (
+    "server/test_server.py",
+    "integration/test_training.py",
+    "web/test_browser.py",
+    "web/test_browser_act.py",
+    "web/test_api.py",
+    "web/test_look.py",
+)
+"""Files without a test that is marked as slow that take a minute or more, or half a minute and would come last."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
