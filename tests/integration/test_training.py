@@ -591,10 +591,9 @@ def test_the_configurations_of_the_benchmarks_are_valid() -> None:
     assert all(TrainingConfiguration.load(file).epochs for file in files)
 
 
-def test_networks_of_torchvision_can_be_trained(tmp_path: Path) -> None:
-    photos = coloured(tmp_path / "photos")
+def test_networks_of_torchvision_can_be_trained(few: Path, tmp_path: Path) -> None:
     settings = small(backbone="resnet18", bits={"mid": 16, "fine": 16}, phases=[{"epochs": 1, "sides": [32]}])
-    train(photos, tmp_path / "e.safetensors", settings, device="cpu")
+    train(few, tmp_path / "e.safetensors", settings, device="cpu")
     encoder = load_encoder(tmp_path / "e.safetensors")
     assert encoder.backbone == "resnet18"
     assert dict(encoder.bits) == {"mid": 16, "fine": 16}
