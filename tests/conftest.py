@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mg_milvus.images import limits
-from tests import memory_store
+from tests import computed_features, memory_store
 from tests.images import collage
 
 if TYPE_CHECKING:
@@ -32,8 +33,15 @@ PER_KIND = 20
 KINDS = ("disc", "stripes", "blocks")
 
 
-def pytest_configure() -> None:
-    """Refuse a forced runtime that this CPU computes otherwise: without VNNI, products of 8 bits saturate."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder of computed features, and refuse a forced runtime that this CPU computes otherwise.
+
+    Without VNNI, products of 8 bits saturate.
+    """
+    if computed_features.VARIABLE not in os.environ:  # xdist's workers have that of the process that started them
+        folder = tempfile.mkdtemp(prefix="mgm-features-")
+        os.environ[computed_features.VARIABLE] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     if "MGM_RUNTIME" not in os.environ:
         return
     from mg_milvus.encoder.onnx_runtime import forced_runtime, has_fast_int8
@@ -61,14 +69,34 @@ def _escaped(value: object) -> object:
     return type(value)(map(_escaped, value)) if isinstance(value, (list, tuple)) else value
 
 
-LONGEST = ("server/test_server.py", "integration/test_training.py", "web/test_browser.py")
-"""Files of a minute or more without a test that is marked as slow."""
+LONGEST = (
+    "server/test_server.py",
+    "integration/test_training.py",
+    "web/test_browser.py",
+    "web/test_browser_act.py",
+    "web/test_api.py",
+    "web/test_look.py",
+)
+"""Files without a test that is marked as slow that take a minute or more, or half a minute and would come last."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long first, so that no worker begins with them when the others are done."""
     long = {item.path for item in items if item.get_closest_marker("slow") or item.path.as_posix().endswith(LONGEST)}
     items.sort(key=lambda item: item.path not in long)
+
+
+COMPUTES = re.compile("encoder|onnx|efficientnet|one_core|leaks|memory|costs|recall|explanation")
+"""In the names of files: what they test is the computation itself, or what it takes."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _computed_features(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The same images take the same network once, but where the network is what is tested."""
+    folder = None if COMPUTES.search(request.path.name) else os.environ[computed_features.VARIABLE]
+    computed_features.install(folder)
+    yield
+    computed_features.install(None)
 
 
 @pytest.fixture(autouse=True)

@@ -117,6 +117,9 @@ def load() -> dict[bytes, bytes]:
     for name in MODULES:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a forked process would wait for threads that it does not have"
+    from tests import computed_features
+
+    computed_features.install(os.environ.get(computed_features.VARIABLE))
     gc.collect()
     gc.freeze()  # collections would copy the pages that processes share
     return {name: value for name, value in os.environb.items() if name not in before}

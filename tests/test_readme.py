@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.forked import program
+
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docker/README.md")
 SKIP = "<!-- not run -->"
@@ -91,10 +93,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_code_runs_in_the_order_of_the_page(desk: Path) -> None:
-    bin_folder = Path(sys.executable).parent
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MGM_") or name == "MGM_RUNTIME"}
     environment = kept | {
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{program().parent}{os.pathsep}{os.environ['PATH']}",
         "XDG_CACHE_HOME": str(desk / "cache"),
     }
     ran = {"python": 0, "console": 0}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import make_photos
+from tests.in_process import mgm
 from tests.servers import free_port
 from tests.waiting import PATIENCE
 
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytest.importorskip("uvicorn", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
-
-
-def mgm(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mg_milvus", *map(str, arguments)],
-        cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE,
-    )  # fmt: skip
 
 
 def test_serve_answers_as_query_does_and_ends_quietly_with_ctrl_c(tmp_path: Path) -> None:
@@ -91,7 +85,10 @@ def test_without_the_extra_the_error_names_it(tmp_path: Path) -> None:
         "raise ModuleNotFoundError(\"No module named 'uvicorn'\", name='uvicorn')"
     )
     path = os.pathsep.join(filter(None, [str(tmp_path / "hidden"), os.environ.get("PYTHONPATH")]))
-    result = mgm("serve", cwd=tmp_path, PYTHONPATH=path)
+    result = subprocess.run(  # started: Python reads the path at its start
+        [sys.executable, "-m", "mg_milvus", "serve"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
     assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
     assert "needs the package uvicorn" in result.stderr
     assert "pip install 'mg-milvus[web]'" in result.stderr

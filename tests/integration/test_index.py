@@ -375,7 +375,7 @@ def test_a_large_encoder_with_weights_of_its_own_is_kept_in_the_cache_or_given(t
     fit_encoder(photos, file, FitOptions(backbone="resnet18", weights=weights))
     query = photos / "disc" / "00.jpg"
     with ImageIndex.open(tmp_path / "l.db", encoder=file) as index:
-        index.ingest(photos / "disc")
+        index.ingest(*sorted((photos / "disc").iterdir())[:5])
         expected = index.query(query, k=3)
     with ImageIndex.open(tmp_path / "l.db") as index:
         assert index.query(query, k=3) == expected

@@ -31,6 +31,7 @@ from mg_milvus.training.network import HashingNetwork, HashLayer
 from mg_milvus.training.train import pseudo_labels, spherical_kmeans, split, train
 from mg_milvus.training.trainer import MovingAverage, held_out_metrics, rate_at
 from tests.conftest import make_photos
+from tests.in_process import mgm
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -520,12 +521,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
 # Through the command
 
 
-def mgm(*arguments: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mg_milvus", *map(str, arguments)], capture_output=True, text=True, check=False, **kwargs
-    )
-
-
 CONFIG = """
 backbone: smallnet
 init: scratch
@@ -541,7 +536,8 @@ def test_the_command_survives_sigkill(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", 20)
     (photos / "disc" / "broken.jpg").write_bytes(b"no image")
     (tmp_path / "t.yaml").write_text(CONFIG)
-    whole = mgm("train", photos, "--out", tmp_path / "whole.safetensors", "--config", tmp_path / "t.yaml", "--json")
+    whole = mgm("train", photos, "--out", tmp_path / "whole.safetensors", "--config", tmp_path / "t.yaml", "--json",
+                cwd=tmp_path)  # fmt: skip
     assert whole.returncode == 3, whole.stderr
     record = json.loads(whole.stdout)
     assert record["failures"][0]["path"].endswith("broken.jpg")
@@ -555,7 +551,7 @@ def test_the_command_survives_sigkill(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert checkpoint.exists()
-    resumed = mgm(*arguments, "--resume")
+    resumed = mgm(*arguments, "--resume", cwd=tmp_path)
     assert resumed.returncode == 3, resumed.stderr
     assert json.loads(resumed.stdout)["fingerprint"] == record["fingerprint"]
     assert (tmp_path / "e.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
@@ -565,8 +561,9 @@ def test_the_trained_encoder_serves_an_index(few: Path, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(CONFIG)
     out = tmp_path / "mine.safetensors"
     trained = mgm(
-        "train", few, "--out", out, "--config", tmp_path / "t.yaml", "--epochs", 1,
+        "train", few, "--out", out, "--config", tmp_path / "t.yaml", "--epochs", "1",
         "--loss", "csq", "--recipe", "paper", "--tensorboard", tmp_path / "curves", "--report", tmp_path / "report",
+        cwd=tmp_path,
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert "epoch 1 of 1: loss mid" in trained.stderr
@@ -582,7 +579,7 @@ def test_the_trained_encoder_serves_an_index(few: Path, tmp_path: Path) -> None:
         course.setup["configuration"]["optimisation"] | {"batch": 16, "rate": 0.05, "optimizer": "adam"}
         == (course.setup["configuration"]["optimisation"])
     ), "the file goes before the recipe, and the recipe before the defaults"
-    wrong = mgm("train", few, "--out", out, "--config", tmp_path / "none.yaml")
+    wrong = mgm("train", few, "--out", out, "--config", tmp_path / "none.yaml", cwd=tmp_path)
     assert wrong.returncode == 1
     assert "cannot be read" in wrong.stderr
     assert wrong.stderr.count("\n") == 1
@@ -594,10 +591,9 @@ def test_the_configurations_of_the_benchmarks_are_valid() -> None:
     assert all(TrainingConfiguration.load(file).epochs for file in files)
 
 
-def test_networks_of_torchvision_can_be_trained(tmp_path: Path) -> None:
-    photos = coloured(tmp_path / "photos")
+def test_networks_of_torchvision_can_be_trained(few: Path, tmp_path: Path) -> None:
     settings = small(backbone="resnet18", bits={"mid": 16, "fine": 16}, phases=[{"epochs": 1, "sides": [32]}])
-    train(photos, tmp_path / "e.safetensors", settings, device="cpu")
+    train(few, tmp_path / "e.safetensors", settings, device="cpu")
     encoder = load_encoder(tmp_path / "e.safetensors")
     assert encoder.backbone == "resnet18"
     assert dict(encoder.bits) == {"mid": 16, "fine": 16}
