@@ -185,7 +185,7 @@ def test_the_overview_opens_into_smaller_clusters(browser: Browser, clustered: t
         page.wait_for_selector("#grid .card:nth-child(2) img")
         assert sorted(page.locator("#grid h3").all_inner_texts()) == ["00.jpg", "02.jpg"]
         page.click("#trail a:nth-child(2)")
-        page.wait_for_selector("#grid .card:nth-child(20) img")
+        page.locator("#grid .card img").nth(19).wait_for()
         # A name stays, and limits a search.
         page.fill("#name", "Blocks of colour")
         page.press("#name", "Enter")

@@ -368,8 +368,8 @@ function setUp() {
   });
   $("#in-cluster").addEventListener("click", () => search({ ...query, cluster: null }));
   $("#scores").addEventListener("click", ({ target }) => {
-    const shown = $("#grid").classList.toggle("scores");
-    target.setAttribute("aria-pressed", String(shown));
+    grid.showScores(!grid.scored);
+    target.setAttribute("aria-pressed", String(grid.scored));
   });
   $("#share").addEventListener("click", async ({ target }) => {
     try {
