@@ -59,7 +59,7 @@ from mg_milvus.web.media import Thumbnails, TooLargeError, read_body
 from mg_milvus.web.metrics import Metrics
 from mg_milvus.web.security import PAGES, Access, Guard, TooManyAttemptsError, check_address, error_response
 from mg_milvus.web.shares import Shares
-from mg_milvus.web.state import Listings, State, busy_response, page_facts
+from mg_milvus.web.state import Listings, State, busy_response, count_rows, page_facts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -81,6 +81,9 @@ MAX_STREAMS = 64
 MAX_ARCHIVES = 2
 MAX_DUPLICATE_SEARCHES = 8
 """Searches for near-duplicates, waiting ones included."""
+
+MAX_WARM_ROWS = 200_000
+"""Rows of an index whose first order is read at the start, which takes up to five seconds."""
 
 STATUS: tuple[tuple[type[MgMilvusError], int], ...] = (
     (NotIndexedError, 404),
@@ -156,10 +159,13 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
 
 
 def _warm_up(state: State) -> None:
-    """Load the encoder, which takes seconds, before the first query."""
+    """Load the encoder before the first query, then the order that ``/browse`` begins with: both take seconds."""
     state.thumbnails.trim()
     with suppress(MgMilvusError):  # without an index, or without its encoder, the first query says so
         state.index.warm_up()
+    with suppress(MgMilvusError):
+        if 0 < (rows := count_rows(state)) <= MAX_WARM_ROWS and not state.shutdown.is_set():
+            state.listings.of("folder", "", "", rows)
 
 
 def _templates() -> Environment:

@@ -136,6 +136,14 @@ def test_twenty_thousand_are_scrolled_with_few_cards_and_pages(browser: Browser,
             context.close()
 
 
+def test_the_first_order_is_read_at_the_start(many: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(many, WebSettings())
+    with TestClient(app):
+        pass
+    monkeypatch.delattr(ImageIndex, "listing")
+    assert app.state.mgm.listings.of("folder", "", "", MANY).ids[0] == f"{0:032x}"
+
+
 @pytest.fixture(scope="module")
 def clustered(labelled_photos: Path) -> Iterator[tuple[str, ImageIndex]]:
     """A page over the labelled images with codes that say their kind, and on mid whether their number is even."""

@@ -9,6 +9,7 @@ import { fixed, number, percent, rankText, said, t } from "./strings.js";
 const ROWS = 8; // rows of cards in a block
 const GAP = 20; // between cards, in pixels
 const HEIGHT = 260; // of a row, about
+const FEW = 12; // blocks that are placed at once: thousands take a second
 const MARGIN = "1200px 0px"; // how far from the window a block is filled
 const CHUNK = 1000; // entries of a range that are loaded at once
 const MOVED = 60; // cards that are animated at most
@@ -26,7 +27,7 @@ export class Grid {
    */
   constructor(container, { link, search, open, why = null, end = () => {}, fields = [], adorn = () => {} }) {
     Object.assign(this, { container, bits: {}, link, search, open, why, end, fields, adorn });
-    Object.assign(this, { entries: [], sections: [], cards: new Map(), blocks: [], columns: 0, scored: false });
+    Object.assign(this, { entries: [], sections: [], cards: new Map(), blocks: [], planned: [], columns: 0, scored: false });
     this.observer = new IntersectionObserver((seen) => seen.forEach((one) => this.toggle(one)), { rootMargin: MARGIN });
     new ResizeObserver(() => this.resized()).observe(container);
     container.addEventListener("keydown", (event) => this.walk(event));
@@ -89,25 +90,16 @@ export class Grid {
   /** anew: the images are others. Then those outside the window are left for after this frame. */
   place(anew = false) {
     this.columns = this.countColumns();
-    const plan = this.plan();
-    while (this.blocks.length > plan.length) {
+    this.planned = this.plan();
+    const count = scrollY < innerHeight ? Math.min(FEW, this.planned.length) : this.planned.length;
+    while (this.blocks.length > count) {
       const block = this.blocks.pop();
       this.observer.unobserve(block);
       block.heading?.remove();
       block.remove();
     }
-    while (this.blocks.length < plan.length) {
-      const block = h("ol", { class: "hits", role: "list" });
-      this.blocks.push(block);
-      this.container.append(block);
-    }
-    this.blocks.forEach((block, i) => {
-      block.range = plan[i];
-      block.start = plan[i].first + 1;
-      block.heading?.remove();
-      block.heading = plan[i].name === undefined ? null : h("h3", { class: "section" }, h("bdi", {}, plan[i].name));
-      if (block.heading) block.before(block.heading);
-    });
+    this.blocks.forEach((block, i) => this.assign(block, this.planned[i]));
+    this.append(count);
     if (this.blocks.length) this.fill(this.blocks[0]);
     this.height = (this.blocks[0]?.firstElementChild?.offsetHeight ?? 240) + GAP;
     const later = anew ? this.blocks.filter((block, i) => i && block.childElementCount && !inWindow(block)) : [];
@@ -120,6 +112,37 @@ export class Grid {
       this.observer.observe(block);
     });
     for (const [id, card] of this.cards) if (!card.isConnected) this.cards.delete(id);
+    if (count < this.planned.length) requestAnimationFrame(() => setTimeout(() => this.complete()));
+  }
+
+  /** Place the blocks that were left for after the first images. */
+  complete() {
+    const placed = this.blocks.length;
+    if (placed === this.planned.length) return;
+    this.append(this.planned.length);
+    for (const block of this.blocks.slice(placed)) this.observer.observe(block);
+  }
+
+  /** Empty blocks at the end, up to so many. */
+  append(count) {
+    const added = document.createDocumentFragment();
+    for (const range of this.planned.slice(this.blocks.length, count)) {
+      const block = h("ol", { class: "hits", role: "list" });
+      added.append(block);
+      this.assign(block, range);
+      this.empty(block);
+      this.blocks.push(block);
+    }
+    this.container.append(added);
+  }
+
+  /** Give a block its places and its heading. */
+  assign(block, range) {
+    block.range = range;
+    block.start = range.first + 1;
+    block.heading?.remove();
+    block.heading = range.name === undefined ? null : h("h3", { class: "section" }, h("bdi", {}, range.name));
+    if (block.heading) block.before(block.heading);
   }
 
   fill(block) {
@@ -155,11 +178,12 @@ export class Grid {
   toggle({ target, isIntersecting }) {
     if (isIntersecting) this.fill(target);
     else if (target.childElementCount && target !== this.blocks[0] && !target.contains(document.activeElement)) this.empty(target);
-    if (isIntersecting && target === this.blocks.at(-1)) this.end();
+    if (isIntersecting && target.range === this.planned.at(-1)) this.end();
   }
 
   /** Show the card of a place, and put the focus on its image. */
   focus(place) {
+    this.complete();
     const block = this.blocks.find(({ range }) => place < range.end);
     if (!block) return;
     this.fill(block);
@@ -170,11 +194,12 @@ export class Grid {
 
   /** Scroll to the heading of a section. */
   jump(section) {
+    this.complete();
     this.blocks.find(({ range }) => range.first === section.first)?.heading?.scrollIntoView({ behavior: "instant" });
   }
 
   countColumns() {
-    const probe = h("ol", { class: "hits" });
+    const probe = h("ol", { class: "hits probe" });
     this.container.append(probe);
     const columns = getComputedStyle(probe).gridTemplateColumns.split(" ").length;
     probe.remove();
