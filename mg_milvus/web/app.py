@@ -85,6 +85,9 @@ MAX_DUPLICATE_SEARCHES = 8
 MAX_WARM_ROWS = 200_000
 """Rows of an index whose first order is read at the start, which takes up to five seconds."""
 
+WARM_PAUSE = 10.0
+"""Seconds before that: the first queries come first."""
+
 STATUS: tuple[tuple[type[MgMilvusError], int], ...] = (
     (NotIndexedError, 404),
     (CollectionNotFoundError, 404),
@@ -129,6 +132,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         warming_up = asyncio.create_task(asyncio.to_thread(_warm_up, state))
         yield
+        state.shutdown.set()
         await warming_up
         state.encode.close()
         await asyncio.to_thread(state.ingests.close)
@@ -163,8 +167,10 @@ def _warm_up(state: State) -> None:
     state.thumbnails.trim()
     with suppress(MgMilvusError):  # without an index, or without its encoder, the first query says so
         state.index.warm_up()
+    if state.shutdown.wait(WARM_PAUSE):
+        return
     with suppress(MgMilvusError):
-        if 0 < (rows := count_rows(state)) <= MAX_WARM_ROWS and not state.shutdown.is_set():
+        if 0 < (rows := count_rows(state)) <= MAX_WARM_ROWS:
             state.listings.of("folder", "", "", rows)
 
 

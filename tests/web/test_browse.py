@@ -16,7 +16,7 @@ from mg_milvus.images.discover import content_hash, image_id
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description, Row
-from mg_milvus.web.app import create_app
+from mg_milvus.web.app import _warm_up, create_app
 from mg_milvus.web.security import WebSettings
 from tests.web.test_browser import CHROMIUM, PIXEL, ids, served, shown, violations, visit
 
@@ -138,8 +138,8 @@ def test_twenty_thousand_are_scrolled_with_few_cards_and_pages(browser: Browser,
 
 def test_the_first_order_is_read_at_the_start(many: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(many, WebSettings())
-    with TestClient(app):
-        pass
+    monkeypatch.setattr("mg_milvus.web.app.WARM_PAUSE", 0)
+    _warm_up(app.state.mgm)
     monkeypatch.delattr(ImageIndex, "listing")
     assert app.state.mgm.listings.of("folder", "", "", MANY).ids[0] == f"{0:032x}"
 
