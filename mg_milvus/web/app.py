@@ -41,7 +41,7 @@ from mg_milvus.errors import (
 )
 from mg_milvus.files import shown
 from mg_milvus.html import pages
-from mg_milvus.web import actions, api, browse
+from mg_milvus.web import actions, api, browse, duplicates
 from mg_milvus.web.jobs import DynamicBatcher, IngestRunner, bug_message
 from mg_milvus.web.languages import LANGUAGES, language_of, translate, words
 from mg_milvus.web.limits import (
@@ -150,7 +150,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     app.include_router(browse.changes_router)
     app.include_router(api.router)
     app.include_router(api.changes_router)
-    app.include_router(api.duplicates_router)
+    app.include_router(duplicates.router)
     _add_pages(app, state)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     for kind in (
