@@ -778,6 +778,27 @@ def test_the_page_speaks_the_language_of_the_browser(browser: Browser, home: str
         assert page.inner_text("#heading") == words["heading"]
 
 
+def test_a_reason_begins_in_the_language_of_the_page(browser: Browser, home: str) -> None:
+    with visit(browser, home, locale="de-DE") as page:
+        reasons = page.evaluate(
+            """async (errors) => {
+                const { sample } = await import("/static/api.js");
+                const said = [];
+                for (const error of errors) {
+                    window.fetch = async () => new Response(JSON.stringify({ error }), { status: 422 });
+                    said.push(await sample("").catch(({ message }) => message));
+                }
+                return said;
+            }""",
+            ["the image that was sent is no image", "filter, character 3: what", "other"],
+        )
+    assert reasons == [
+        "das Bild kann nicht gelesen werden: the image that was sent is no image",
+        "der Filter ist nicht lesbar: filter, character 3: what",
+        "other",
+    ]
+
+
 def test_the_language_is_chosen_on_the_page_and_remembered(browser: Browser, home: str) -> None:
     with visit(browser, home, locale="de-DE") as page:
         page.select_option("#language", "en")
