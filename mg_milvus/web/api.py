@@ -1,11 +1,9 @@
-"""``/api``: queries and images (``router``), changes of the index (``changes_router``), near-duplicates."""
+"""``/api``: queries and images (``router``), changes of the index (``changes_router``)."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
-import threading
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -22,14 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from mg_milvus.codes import signs
-from mg_milvus.duplicates.report import KEEP
 from mg_milvus.errors import ImageError, MgMilvusError, QueryError, ServeError
 from mg_milvus.images.discover import path_text, text_path
 from mg_milvus.schema.models import REGIONS
 from mg_milvus.search.query import QueryTerm, names_regions
 from mg_milvus.search.query_image import whole_codes
 from mg_milvus.search.rows import spellings as spellings_of
-from mg_milvus.web.jobs import Job, bug_message, events
+from mg_milvus.web.jobs import Job, events
 from mg_milvus.web.limits import check_filter
 from mg_milvus.web.media import (
     THUMBNAIL_SIDES,
@@ -57,16 +54,14 @@ from mg_milvus.web.schemas import (
     result_fields,
     row_fields,
 )
-from mg_milvus.web.security import error_response
 from mg_milvus.web.shares import PREFIX, Share, small_copy
 from mg_milvus.web.state import CurrentState, EventStream, State, check_writable, count_rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from mg_milvus.codes import QueryCodes
-    from mg_milvus.records import Progress
     from mg_milvus.search.query import QueryOptions
     from mg_milvus.search.query_image import QueryImage
 
@@ -606,90 +601,3 @@ def _job(state: CurrentState) -> Job:
     if state.ingests.job is None:
         raise HTTPException(404, "nothing has been ingested from this page yet")
     return state.ingests.job
-
-
-duplicates_router = APIRouter(prefix="/api/duplicates", responses={**ERRORS, **BUSY})
-
-
-def duplicate_options(
-    state: CurrentState,
-    distance: Annotated[
-        int | None, QueryParameter(ge=0, description="Largest distance of near images on fine, in bits.")
-    ] = None,
-    precision: Annotated[
-        float | None,
-        QueryParameter(gt=0, lt=1, description="Instead: share of the pairs that are not near by chance: 0.99"),
-    ] = None,
-    keep: Annotated[str, QueryParameter(description=f"Which image of a group to keep: {', '.join(KEEP)}.")] = "best",
-) -> dict[str, Any]:
-    """The options of a search for near-duplicates, from the address."""
-    file = state.settings.ignore_file
-    return {
-        "distance": distance,
-        "precision": precision,
-        "keep": keep,
-        "ignore": file if file and file.exists() else None,
-    }
-
-
-DuplicateOptions = Annotated[dict[str, Any], Depends(duplicate_options)]
-
-
-@duplicates_router.get("")
-async def duplicates(state: CurrentState, options: DuplicateOptions) -> Response:
-    """Groups of near-identical images, as ``mgm duplicates --json``; may take minutes; ``/events`` reports progress."""
-
-    def report_progress(_: Progress) -> None:
-        if state.shutdown.is_set():
-            raise _StoppedError
-
-    find = partial(state.index.duplicates, **options, progress=report_progress)
-    try:
-        with state.duplicate_slots.take():
-            report = await anyio.to_thread.run_sync(find, limiter=state.duplicates_limiter)
-    except _StoppedError:
-        return error_response(503, "the server shut down during the search; retry when it is back")
-    return JSONResponse(report.as_dict())
-
-
-@duplicates_router.get("/events", response_class=StreamingResponse, responses={
-    200: {"content": {"text/event-stream": {}}, "description": "The state, now and at each change, and the report."},
-})  # fmt: skip
-def duplicates_with_progress(state: CurrentState, options: DuplicateOptions) -> StreamingResponse:
-    """The same as server-sent events; the last one has the report. The search stops when the client disconnects."""
-    search = duplicate_events(state, options)
-    return EventStream(search, state.duplicate_slots)
-
-
-async def duplicate_events(state: State, options: dict[str, Any]) -> AsyncGenerator[str]:
-    """Server-sent events of a search, which stops soon after the generator is closed."""
-    job, stopped = Job("duplicates", stage="waiting"), threading.Event()
-
-    def report_progress(progress: Progress) -> None:
-        job.stage, job.done, job.total = progress.stage, progress.done, progress.total
-        if stopped.is_set() or state.shutdown.is_set():
-            raise _StoppedError
-
-    def work() -> None:
-        try:
-            report = state.index.duplicates(**options, progress=report_progress)
-            job.report, job.state = report.as_dict() | {"name": state.reports.add(report)}, "done"
-        except MgMilvusError as error:
-            job.error, job.state = str(error), "failed"
-        except _StoppedError:
-            job.state = "failed"
-        except Exception as error:
-            job.error, job.state = bug_message(error), "failed"
-            raise
-
-    working = asyncio.create_task(anyio.to_thread.run_sync(work, limiter=state.duplicates_limiter))
-    try:
-        async for event in events(job, state.shutdown):
-            yield event
-        await working
-    finally:
-        stopped.set()
-
-
-class _StoppedError(Exception):
-    """The client has disconnected, or the server shuts down."""

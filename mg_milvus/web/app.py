@@ -41,7 +41,7 @@ from mg_milvus.errors import (
 )
 from mg_milvus.files import shown
 from mg_milvus.html import pages
-from mg_milvus.web import actions, api, browse
+from mg_milvus.web import actions, api, browse, duplicates
 from mg_milvus.web.jobs import DynamicBatcher, IngestRunner, bug_message
 from mg_milvus.web.languages import LANGUAGES, language_of, translate, words
 from mg_milvus.web.limits import (
@@ -59,7 +59,7 @@ from mg_milvus.web.media import Thumbnails, TooLargeError, read_body
 from mg_milvus.web.metrics import Metrics
 from mg_milvus.web.security import PAGES, Access, Guard, TooManyAttemptsError, check_address, error_response
 from mg_milvus.web.shares import Shares
-from mg_milvus.web.state import Listings, State, busy_response, page_facts
+from mg_milvus.web.state import Listings, State, busy_response, count_rows, page_facts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -81,6 +81,12 @@ MAX_STREAMS = 64
 MAX_ARCHIVES = 2
 MAX_DUPLICATE_SEARCHES = 8
 """Searches for near-duplicates, waiting ones included."""
+
+MAX_WARM_ROWS = 200_000
+"""Rows of an index whose first order is read at the start, which takes up to five seconds."""
+
+WARM_PAUSE = 10.0
+"""Seconds before that: the first queries come first."""
 
 STATUS: tuple[tuple[type[MgMilvusError], int], ...] = (
     (NotIndexedError, 404),
@@ -126,6 +132,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         warming_up = asyncio.create_task(asyncio.to_thread(_warm_up, state))
         yield
+        state.shutdown.set()
         await warming_up
         state.encode.close()
         await asyncio.to_thread(state.ingests.close)
@@ -143,7 +150,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     app.include_router(browse.changes_router)
     app.include_router(api.router)
     app.include_router(api.changes_router)
-    app.include_router(api.duplicates_router)
+    app.include_router(duplicates.router)
     _add_pages(app, state)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     for kind in (
@@ -156,10 +163,15 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
 
 
 def _warm_up(state: State) -> None:
-    """Load the encoder, which takes seconds, before the first query."""
+    """Load the encoder before the first query, then the order that ``/browse`` begins with: both take seconds."""
     state.thumbnails.trim()
     with suppress(MgMilvusError):  # without an index, or without its encoder, the first query says so
         state.index.warm_up()
+    if state.shutdown.wait(WARM_PAUSE):
+        return
+    with suppress(MgMilvusError):
+        if 0 < (rows := count_rows(state)) <= MAX_WARM_ROWS:
+            state.listings.of("folder", "", "", rows)
 
 
 def _templates() -> Environment:

@@ -435,7 +435,7 @@ def test_a_search_for_near_duplicates_ends_when_nobody_listens(copied_index: Ima
     """As a server does when the connection is closed: it stops asking for events."""
     import asyncio
 
-    from mg_milvus.web.api import duplicate_events
+    from mg_milvus.web.duplicates import duplicate_events
 
     ended, told = threading.Event(), threading.Event()
 

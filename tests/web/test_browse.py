@@ -16,7 +16,7 @@ from mg_milvus.images.discover import content_hash, image_id
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Schema
 from mg_milvus.store.base import Description, Row
-from mg_milvus.web.app import create_app
+from mg_milvus.web.app import _warm_up, create_app
 from mg_milvus.web.security import WebSettings
 from tests.web.test_browser import CHROMIUM, PIXEL, ids, served, shown, violations, visit
 
@@ -136,6 +136,14 @@ def test_twenty_thousand_are_scrolled_with_few_cards_and_pages(browser: Browser,
             context.close()
 
 
+def test_the_first_order_is_read_at_the_start(many: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(many, WebSettings())
+    monkeypatch.setattr("mg_milvus.web.app.WARM_PAUSE", 0)
+    _warm_up(app.state.mgm)
+    monkeypatch.delattr(ImageIndex, "listing")
+    assert app.state.mgm.listings.of("folder", "", "", MANY).ids[0] == f"{0:032x}"
+
+
 @pytest.fixture(scope="module")
 def clustered(labelled_photos: Path) -> Iterator[tuple[str, ImageIndex]]:
     """A page over the labelled images with codes that say their kind, and on mid whether their number is even."""
@@ -185,7 +193,7 @@ def test_the_overview_opens_into_smaller_clusters(browser: Browser, clustered: t
         page.wait_for_selector("#grid .card:nth-child(2) img")
         assert sorted(page.locator("#grid h3").all_inner_texts()) == ["00.jpg", "02.jpg"]
         page.click("#trail a:nth-child(2)")
-        page.wait_for_selector("#grid .card:nth-child(20) img")
+        page.locator("#grid .card img").nth(19).wait_for()
         # A name stays, and limits a search.
         page.fill("#name", "Blocks of colour")
         page.press("#name", "Enter")

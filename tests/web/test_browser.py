@@ -118,6 +118,10 @@ def shown(page: Page) -> list[str]:
 
 def wait_for_results(page: Page) -> None:
     page.wait_for_selector("#grid:not([aria-busy]) .card .rank", state="attached")
+    page.wait_for_function(  # the first block comes with the answer, the others after that frame
+        "() => [...document.querySelectorAll('#grid .hits')]"
+        ".every((block) => block.childElementCount || block.getBoundingClientRect().top > innerHeight + 1000)"
+    )
 
 
 def drop(page: Page, file: Path) -> None:
@@ -151,6 +155,21 @@ def test_a_dropped_image_is_answered_as_by_the_library(page: Page, index: ImageI
     assert page.evaluate("document.querySelector('#query').naturalWidth") == 96
 
 
+def test_what_fits_the_window_is_there_first(page: Page, index: ImageIndex, folder: Path) -> None:
+    page.set_viewport_size({"width": 1280, "height": 500})
+    page.evaluate("""() => {
+        const grid = document.querySelector("#grid");
+        new MutationObserver(() => {
+            if (!grid.hasAttribute("aria-busy")) window.first ??= grid.querySelectorAll(".rank").length;
+        }).observe(grid, { attributes: true });
+    }""")
+    drop(page, folder / "disc" / "04.jpg")
+    first = page.evaluate("window.first")
+    assert first == 8  # two rows of four cards
+    page.wait_for_function("(first) => document.querySelectorAll('#grid .rank').length > first", arg=first)
+    assert shown(page) == ids(index.query(folder / "disc" / "04.jpg", k=len(shown(page))))
+
+
 def test_the_first_results_are_verified(page: Page, index: ImageIndex, folder: Path) -> None:
     image = folder / "disc" / "03.jpg"
     drop(page, image)
@@ -161,7 +180,7 @@ def test_the_first_results_are_verified(page: Page, index: ImageIndex, folder: P
     words = [hit.verified.verdict if hit.verified else hit.words for hit in expected]
     assert said[:12] == [word.replace(" %", "%") for word in words]
     assert said[0] == "identical file"
-    assert page.locator("#grid .card:first-child .region").count() == 1
+    assert page.locator("#grid .card").first.locator(".region").count() == 1
 
 
 def test_moving_a_slider_ranks_anew_and_asks_nobody(page: Page, index: ImageIndex, folder: Path) -> None:
@@ -354,6 +373,8 @@ def test_regions_are_mixed_in_without_a_request(regions_page: Page, collage_inde
 def test_regions_are_asked_when_they_first_count(regions_page: Page, collage_index: ImageIndex, collages: Path) -> None:
     page, image = regions_page, collages / "12.png"
     drop(page, image)
+    page.click("#scores")
+    assert page.locator(".card .bars .label:text('mid')").count() > 0
     assert page.locator(".card .bars .label:text('regions')").count() == 0
     page.focus("#weight-regions")
     for _ in range(15):
@@ -755,6 +776,27 @@ def test_the_page_speaks_the_language_of_the_browser(browser: Browser, home: str
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.goto(home + "browse")
         assert page.inner_text("#heading") == words["heading"]
+
+
+def test_a_reason_begins_in_the_language_of_the_page(browser: Browser, home: str) -> None:
+    with visit(browser, home, locale="de-DE") as page:
+        reasons = page.evaluate(
+            """async (errors) => {
+                const { sample } = await import("/static/api.js");
+                const said = [];
+                for (const error of errors) {
+                    window.fetch = async () => new Response(JSON.stringify({ error }), { status: 422 });
+                    said.push(await sample("").catch(({ message }) => message));
+                }
+                return said;
+            }""",
+            ["the image that was sent is no image", "filter, character 3: what", "other"],
+        )
+    assert reasons == [
+        "das Bild kann nicht gelesen werden: the image that was sent is no image",
+        "der Filter ist nicht lesbar: filter, character 3: what",
+        "other",
+    ]
 
 
 def test_the_language_is_chosen_on_the_page_and_remembered(browser: Browser, home: str) -> None:

@@ -141,13 +141,13 @@ def test_cards_show_what_was_chosen_and_scores_on_demand(page: Page, labelled_ph
     assert page.inner_text("h1") == "Shapes <b>"
     assert page.title() == "Shapes <b> · mg-milvus"
     drop(page, labelled_photos / "disc" / "04.jpg")
-    assert page.locator(".card:first-child h3 span").all_inner_texts() == ["disc", "4"]
+    assert page.locator(".card").first.locator("h3 span").all_inner_texts() == ["disc", "4"]
     assert page.is_hidden(".card .score")
     page.click("#scores")
     assert page.is_visible(".card .score")
     assert page.is_visible(".card .bars")
     assert page.get_attribute("#scores", "aria-pressed") == "true"
-    box = page.locator(".card:first-child .tile").bounding_box()
+    box = page.locator(".card .tile").first.bounding_box()
     assert box is not None
     assert box["width"] == pytest.approx(box["height"], abs=1)
     assert page.evaluate("getComputedStyle(document.querySelector('.card img')).objectFit") == "contain"

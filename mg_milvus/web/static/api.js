@@ -2,11 +2,23 @@
 
 import { said, t } from "./strings.js";
 
+const KINDS = [
+  [/^(the image that was sent|the bytes given|image \d)/, "problem.image"],
+  [/^the file of image/, "problem.file"],
+  [/^(a )?filter\b/, "problem.filter"],
+];
+
+/** Why something failed: what kind of problem it is in the page's language, before the exact reason in English. */
+function reason(error) {
+  const kind = document.documentElement.lang !== "en" && KINDS.find(([pattern]) => pattern.test(error));
+  return kind ? t("named", { name: t(kind[1]), text: error }) : said(error);
+}
+
 async function parse(response) {
   if (response.ok) return response.json();
   let message = t("server.status", { status: response.status });
   try {
-    message = said((await response.json()).error ?? message);
+    message = reason((await response.json()).error ?? message);
   } catch {
     // not JSON: a proxy's page, or nothing
   }

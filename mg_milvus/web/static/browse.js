@@ -97,6 +97,7 @@ async function show(next, top = 0) {
   $("#jump").replaceChildren(h("option", { value: "" }, "…"), ...sections.map(({ name }, i) => h("option", { value: i }, name)));
   $("#jump").onchange = ({ target }) => target.value && grid.jump(sections[target.value]);
   grid.show(new Listing(options, first, showProblem), about.bits, sections.length ? sections : undefined);
+  if (top) grid.complete();
   scrollTo({ top, behavior: "instant" });
 }
 

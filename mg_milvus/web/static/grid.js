@@ -8,6 +8,8 @@ import { fixed, number, percent, rankText, said, t } from "./strings.js";
 
 const ROWS = 8; // rows of cards in a block
 const GAP = 20; // between cards, in pixels
+const HEIGHT = 260; // of a row, about
+const FEW = 12; // blocks that are placed at once: thousands take a second
 const MARGIN = "1200px 0px"; // how far from the window a block is filled
 const CHUNK = 1000; // entries of a range that are loaded at once
 const MOVED = 60; // cards that are animated at most
@@ -25,7 +27,7 @@ export class Grid {
    */
   constructor(container, { link, search, open, why = null, end = () => {}, fields = [], adorn = () => {} }) {
     Object.assign(this, { container, bits: {}, link, search, open, why, end, fields, adorn });
-    Object.assign(this, { entries: [], sections: [], cards: new Map(), blocks: [], columns: 0 });
+    Object.assign(this, { entries: [], sections: [], cards: new Map(), blocks: [], planned: [], columns: 0, scored: false });
     this.observer = new IntersectionObserver((seen) => seen.forEach((one) => this.toggle(one)), { rootMargin: MARGIN });
     new ResizeObserver(() => this.resized()).observe(container);
     container.addEventListener("keydown", (event) => this.walk(event));
@@ -61,7 +63,7 @@ export class Grid {
     this.bits = bits;
     this.entries = entries;
     this.sections = sections;
-    this.place();
+    this.place(before.size > 0 && !entries.slice(0, this.columns).some((entry) => this.cards.get(entry?.row.id)?.entry.row === entry?.row));
     this.glide(before);
   }
 
@@ -70,50 +72,77 @@ export class Grid {
     this.show({ length: count, slice: (first, end) => Array(Math.min(end, count) - first).fill(undefined) }, {});
   }
 
-  /** First and end of each block, and the heading before it. */
+  /** First and end of each block, and the heading before it. The first block is what fits the window: it comes first. */
   plan() {
     const size = this.columns * ROWS;
-    return this.sections.flatMap(({ first, name }, i) => {
+    const lead = this.columns * Math.min(ROWS, Math.ceil(innerHeight / HEIGHT));
+    const plan = [];
+    this.sections.forEach(({ first, name }, i) => {
       const end = this.sections[i + 1]?.first ?? this.entries.length;
-      const count = Math.ceil((end - first) / size);
-      return Array.from({ length: count }, (_, n) => (
-        { first: first + n * size, end: Math.min(end, first + (n + 1) * size), name: n ? undefined : name }
-      ));
+      for (let start = first, next; start < end; start = next) {
+        next = Math.min(end, start + (start ? size : lead));
+        plan.push({ first: start, end: next, name: start === first ? name : undefined });
+      }
     });
+    return plan;
   }
 
-  place() {
+  /** anew: the images are others. Then those outside the window are left for after this frame. */
+  place(anew = false) {
     this.columns = this.countColumns();
-    const plan = this.plan();
-    while (this.blocks.length > plan.length) {
+    this.planned = this.plan();
+    const count = scrollY < innerHeight ? Math.min(FEW, this.planned.length) : this.planned.length;
+    while (this.blocks.length > count) {
       const block = this.blocks.pop();
       this.observer.unobserve(block);
       block.heading?.remove();
       block.remove();
     }
-    while (this.blocks.length < plan.length) {
-      const block = h("ol", { class: "hits", role: "list" });
-      this.blocks.push(block);
-      this.container.append(block);
-    }
-    this.blocks.forEach((block, i) => {
-      block.range = plan[i];
-      block.start = plan[i].first + 1;
-      block.heading?.remove();
-      block.heading = plan[i].name === undefined ? null : h("h3", { class: "section" }, h("bdi", {}, plan[i].name));
-      if (block.heading) block.before(block.heading);
-    });
+    this.blocks.forEach((block, i) => this.assign(block, this.planned[i]));
+    this.append(count);
     if (this.blocks.length) this.fill(this.blocks[0]);
     this.height = (this.blocks[0]?.firstElementChild?.offsetHeight ?? 240) + GAP;
+    const later = anew ? this.blocks.filter((block, i) => i && block.childElementCount && !inWindow(block)) : [];
+    for (const block of later) this.empty(block);
+    // so that they are noticed again where they are near the window already
+    for (const block of [...later, ...this.blocks.slice(-1)]) this.observer.unobserve(block);
     this.blocks.forEach((block, i) => {
       if (i === 0 || block.childElementCount) this.fill(block);
       else this.empty(block);
       this.observer.observe(block);
     });
-    const last = this.blocks.at(-1);
-    if (last) this.observer.unobserve(last); // so that it is noticed again where it is in the window already
-    if (last) this.observer.observe(last);
     for (const [id, card] of this.cards) if (!card.isConnected) this.cards.delete(id);
+    if (count < this.planned.length) requestAnimationFrame(() => setTimeout(() => this.complete()));
+  }
+
+  /** Place the blocks that were left for after the first images. */
+  complete() {
+    const placed = this.blocks.length;
+    if (placed === this.planned.length) return;
+    this.append(this.planned.length);
+    for (const block of this.blocks.slice(placed)) this.observer.observe(block);
+  }
+
+  /** Empty blocks at the end, up to so many. */
+  append(count) {
+    const added = document.createDocumentFragment();
+    for (const range of this.planned.slice(this.blocks.length, count)) {
+      const block = h("ol", { class: "hits", role: "list" });
+      added.append(block);
+      this.assign(block, range);
+      this.empty(block);
+      this.blocks.push(block);
+    }
+    this.container.append(added);
+  }
+
+  /** Give a block its places and its heading. */
+  assign(block, range) {
+    block.range = range;
+    block.start = range.first + 1;
+    block.heading?.remove();
+    block.heading = range.name === undefined ? null : h("h3", { class: "section" }, h("bdi", {}, range.name));
+    if (block.heading) block.before(block.heading);
   }
 
   fill(block) {
@@ -149,11 +178,12 @@ export class Grid {
   toggle({ target, isIntersecting }) {
     if (isIntersecting) this.fill(target);
     else if (target.childElementCount && target !== this.blocks[0] && !target.contains(document.activeElement)) this.empty(target);
-    if (isIntersecting && target === this.blocks.at(-1)) this.end();
+    if (isIntersecting && target.range === this.planned.at(-1)) this.end();
   }
 
   /** Show the card of a place, and put the focus on its image. */
   focus(place) {
+    this.complete();
     const block = this.blocks.find(({ range }) => place < range.end);
     if (!block) return;
     this.fill(block);
@@ -164,11 +194,12 @@ export class Grid {
 
   /** Scroll to the heading of a section. */
   jump(section) {
+    this.complete();
     this.blocks.find(({ range }) => range.first === section.first)?.heading?.scrollIntoView({ behavior: "instant" });
   }
 
   countColumns() {
-    const probe = h("ol", { class: "hits" });
+    const probe = h("ol", { class: "hits probe" });
     this.container.append(probe);
     const columns = getComputedStyle(probe).gridTemplateColumns.split(" ").length;
     probe.remove();
@@ -224,12 +255,9 @@ export class Grid {
     card.tile.append(card.rank);
     card.verdict = h("p", { class: "verdict" });
     card.score = h("span", { class: "score", title: t("card.score") });
-    card.ranks = new Map();
-    const bars = Object.keys(this.bits).map((granularity, place) => this.bar(card, row, granularity, place));
     about.append(
       h("div", { class: "line" }, title, card.score),
       card.verdict,
-      h("ul", { class: "bars", role: "list" }, ...bars),
       h("button", { class: "why", onclick: () => this.why(card.entry) },
         t("card.why"), h("span", { class: "unseen" }, ` ${name}`)),
     );
@@ -242,6 +270,19 @@ export class Grid {
     if (!values.length) return h("h3", { title: row.path }, ...nameParts(name));
     return h("h3", { class: "values", title: row.path },
       ...values.map((field) => h("span", { title: field }, valueText(field, row[field]))));
+  }
+
+  /** Show bars, distances and ranks on every card, or not. */
+  showScores(scored) {
+    this.scored = scored;
+    this.container.classList.toggle("scores", scored);
+    if (scored) for (const card of this.cards.values()) if (card.entry.ranks) this.update(card, card.entry);
+  }
+
+  bars(card, { row }) {
+    card.ranks = new Map();
+    const bars = Object.keys(this.bits).map((granularity, place) => this.bar(card, row, granularity, place));
+    card.verdict.after(h("ul", { class: "bars", role: "list" }, ...bars));
   }
 
   bar(card, row, granularity, place) {
@@ -261,6 +302,8 @@ export class Grid {
     card.rank.replaceChildren(h("span", { class: "unseen" }, `${t("card.rank")} `), number(rank));
     card.score.textContent = fixed(score, 4);
     this.verify(card, row);
+    if (!this.scored) return; // nobody sees them: half of a card's elements
+    if (!card.ranks) this.bars(card, card.entry);
     for (const [granularity, element] of card.ranks) element.textContent = `#${rankText(ranks[granularity])}`;
   }
 
@@ -321,6 +364,11 @@ function unlessElsewhere(event, action) {
   if (event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
   action();
+}
+
+function inWindow(block) {
+  const { top, bottom } = block.getBoundingClientRect();
+  return top < innerHeight && bottom > 0;
 }
 
 const skeleton = () => h("li", { class: "card skeleton", "aria-hidden": "true" }, h("div", { class: "tile" }), h("div", { class: "about" }, h("i")));

@@ -222,7 +222,7 @@ function show() {
 /** Rank the candidates that are here, with the weights as they are. */
 function rank() {
   if (!result?.response) {
-    $("#heading").textContent = about.rows ? t(query.cluster ? "cluster.some" : "random_images") : t("no_images_yet");
+    $("#heading").textContent = about.rows ? t(query.cluster ? "cluster.some" : Object.keys(query.filters).length ? "matching_images" : "random_images") : t("no_images_yet");
     $("#status").textContent = about.rows
       ? t(result?.rows.length ? "look_at_one" : "no_match_of_filter")
       : t(about.can_upload || about.folders.length ? "add_by_button" : "add_by_command");
@@ -368,8 +368,8 @@ function setUp() {
   });
   $("#in-cluster").addEventListener("click", () => search({ ...query, cluster: null }));
   $("#scores").addEventListener("click", ({ target }) => {
-    const shown = $("#grid").classList.toggle("scores");
-    target.setAttribute("aria-pressed", String(shown));
+    grid.showScores(!grid.scored);
+    target.setAttribute("aria-pressed", String(grid.scored));
   });
   $("#share").addEventListener("click", async ({ target }) => {
     try {
