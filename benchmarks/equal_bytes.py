@@ -12,7 +12,8 @@ once. Everything is fitted to them without labels, and they are searched: leave-
   Milvus' refinement does, which are counted in its bytes. All of them get the ``COMPONENTS`` first principal
   components, for their rotations need more images than dimensions, and fewer of these where the name says PCA.
 - ``first floats``: the first dimensions as they are, in float16, as an embedding made for it can be cut (Matryoshka).
-- Signs, ITQ and random hyperplanes compare codes with codes, the perceptual hash, too.
+- Signs, ITQ, random hyperplanes, spectral and anchor graph hashing (``spectral_methods.py``) compare codes with codes,
+  the perceptual hash, too.
 - mg-milvus: three granularities, fused by rank with the default weights; copies by ``fine`` alone, as the profile
   ``instance`` without its views. A query is known by its real codes, as in the product; ``codes with codes``: by its
   code.
@@ -31,6 +32,7 @@ from heads import sample
 from result_file import write_result
 from scipy.fft import dctn
 from side_by_side.measuring import show
+from spectral_methods import anchor_graph_hashing, spectral_hashing
 
 from mg_milvus.codes import hamming, in_steps, pack, signs, weighted_hamming
 from mg_milvus.encoder.load import load_encoder
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     Distances = NDArray[Any]
     Search = Callable[[Any], Distances]
     """Queries -> (queries, rows), smaller is nearer."""
+    Method = Callable[[Any, int], Callable[[Any], Distances]]
 
 SIZES = {16: (32, 48, 48), 32: (64, 64, 128), 56: (64, 128, 256)}
 """Bytes -> bits of ``coarse``, ``mid`` and ``fine``."""
@@ -110,6 +113,13 @@ def hyperplanes(bits: int, database: Floats) -> Search:
     planes = np.random.default_rng(0).standard_normal((database.shape[1], bits)).astype(np.float32)
     codes = pack(database @ planes)
     return lambda asked: hamming(pack(asked @ planes), codes)
+
+
+def learned(method: Method, bits: int, database: Floats) -> Search:
+    """Signs of a hash function that is learned from the database."""
+    real = method(database.astype(np.float64), bits)
+    codes = pack(real(database.astype(np.float64)))
+    return lambda asked: hamming(pack(real(asked.astype(np.float64))), codes)
 
 
 def half_floats(values: Floats) -> Search:
@@ -228,6 +238,8 @@ def compare(own: Set) -> dict[str, dict[str, float]]:
             "ITQ": binary(8 * size, database, rotated=True),
             "PCA, signs": binary(8 * size, database, rotated=False),
             "random hyperplanes": hyperplanes(8 * size, database),
+            "spectral hashing": learned(spectral_hashing, 8 * size, database),
+            "anchor graph hashing": learned(anchor_graph_hashing, 8 * size, database),
         }
         for name, search in ways.items():
             table[f"{name}, {size}"] = own.figures(size, database, copies, search)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ANCHORS = 300
 NEIGHBOURS = 3
-"""Both as the paper on anchor graphs has them."""
+"""Both as the paper on anchor graphs has them; more anchors where there are more bits, for each bit needs one."""
 
 
 def anchor_graph_hashing(sample: Floats, bits: int) -> Hash:
@@ -27,9 +27,9 @@ def anchor_graph_hashing(sample: Floats, bits: int) -> Hash:
 
     The ``bits`` eigenvectors of the graph Laplacian with the smallest eigenvalues above 0, each out of the sample by
     its Nystrom extension ``z(x) W``, with ``W = sqrt(n) D^-1/2 V S^-1/2`` from the eigenvectors V and values S of
-    ``D^-1/2 Z^T Z D^-1/2``. At most one bit less than there are anchors.
+    ``D^-1/2 Z^T Z D^-1/2``. At most one bit less than there are rows in the sample.
     """
-    anchors = cluster_centres(sample, min(ANCHORS, len(sample)))
+    anchors = cluster_centres(sample, min(max(ANCHORS, bits + 1), len(sample)))
     tied = affinities(sample, anchors, min(NEIGHBOURS, len(anchors) - 1))
     mass = tied.sum(axis=0)
     anchors, tied, mass = anchors[mass > 0], tied[:, mass > 0], mass[mass > 0]

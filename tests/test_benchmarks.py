@@ -185,7 +185,10 @@ CODES = {
     "the first floats, in float16": "first floats",
     **{
         name: name
-        for name in ("mg-milvus, codes with codes", "OPQ", "PCA, float16", "PCA, signs", "random hyperplanes")
+        for name in (
+            "mg-milvus, codes with codes", "OPQ", "PCA, float16", "PCA, signs", "random hyperplanes",
+            "spectral hashing", "anchor graph hashing",
+        )
     },
 }  # fmt: skip
 
