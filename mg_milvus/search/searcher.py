@@ -16,7 +16,7 @@ from mg_milvus.schema.models import FINE, REGIONS, TEXT
 from mg_milvus.schema.tags import readable, with_user_tags
 from mg_milvus.search.chance import FEWEST
 from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
-from mg_milvus.search.fusion import Fusion, fuse, lead, shared_ranks
+from mg_milvus.search.fusion import Fusion, fuse, lead, lead_score, shared_ranks
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.retrieve import Candidates, SearchRequest, differing_bits, exact_distances, retrieve, stacked
 from mg_milvus.search.verdicts import NEIGHBOURS, Judgement, judge, remark
@@ -381,7 +381,8 @@ def _score(hit: Hit, name: str, query: Query, distance: float) -> float | None:
     """The granularity's term of the fused score; the distance is a share of the largest possible one."""
     weight = query.weights.get(name)
     if query.auto and hit.lead == name:
-        weight = (weight or 0.0) + sum(query.weights.values())
+        own = (weight or 0.0) / (query.rrf_k + hit.ranks[name])
+        return own + float(lead_score(name, hit.ranks[name], sum(query.weights.values()), query.rrf_k))
     if weight is None:
         return None
     if query.fusion == "chance":
