@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mg_milvus.schema.models import REGIONS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -129,8 +131,7 @@ def fuse(
 def lead(fused: Fused, leading: Mapping[str, NDArray[np.bool_]], weight: float, rrf_k: int) -> Fused:
     """Move candidates that stand out on a granularity before all others.
 
-    Their score grows by weight / (rrf_k + rank on that granularity), where the first of all others has at most
-    weight / (rrf_k + 1).
+    Their score grows by ``lead_score``, where the first of all others has at most weight / (rrf_k + 1).
 
     Args:
         fused: by rank.
@@ -140,9 +141,17 @@ def lead(fused: Fused, leading: Mapping[str, NDArray[np.bool_]], weight: float, 
     """
     scores = fused.scores.copy()
     for name, chosen in leading.items():
-        scores[chosen] += weight / (rrf_k + fused.ranks[name][chosen])
+        scores[chosen] += lead_score(name, fused.ranks[name][chosen], weight, rrf_k)
     rounded = np.round(scores[fused.order] / weight, 12)
     return Fused(fused.order[np.argsort(-rounded, kind="stable")], scores, fused.ranks)
+
+
+def lead_score(name: str, rank: Any, weight: float, rrf_k: int) -> Any:
+    """What a candidate's score has more for standing out on a granularity: weight / (rrf_k + rank there).
+
+    On the regions one image stands out, whether it is the first there or not, and has weight / (rrf_k + 1).
+    """
+    return weight / (rrf_k + (1 if name == REGIONS else rank))
 
 
 def _ordered(ids: Sequence[str], scores: NDArray[np.float64], nearness: NDArray[np.float64]) -> NDArray[np.intp]:

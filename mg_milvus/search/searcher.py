@@ -13,14 +13,14 @@ from mg_milvus.codes import pack
 from mg_milvus.errors import QueryError
 from mg_milvus.records import VERDICTS, Hit
 from mg_milvus.results import Hits
-from mg_milvus.schema.models import REGIONS, TEXT
+from mg_milvus.schema.models import FINE, REGIONS, TEXT
 from mg_milvus.schema.tags import readable, with_user_tags
 from mg_milvus.search.chance import FEWEST
 from mg_milvus.search.explain import Contribution, Explanation, FieldResult, Trace
-from mg_milvus.search.fusion import Fused, Fusion, fuse, lead, shared_ranks
+from mg_milvus.search.fusion import Fused, Fusion, fuse, lead, lead_score, shared_ranks
 from mg_milvus.search.query import MAX_DEPTH
 from mg_milvus.search.retrieve import Candidates, SearchRequest, differing_bits, exact_distances, retrieve, stacked
-from mg_milvus.search.verdicts import Judgement, judge, remark
+from mg_milvus.search.verdicts import NEIGHBOURS, Judgement, judge, remark
 from mg_milvus.store.base import HybridSearch
 
 if TYPE_CHECKING:
@@ -131,10 +131,17 @@ class Searcher:
         wanted = [i for i, (_, weight) in enumerate(ordered) if weight > 0]
         sought = {name: values[wanted] for name, values in codes.items()} if wanted else {}
         request = SearchRequest(sought, query if wanted else query.text_only(), exclude)
-        retrieved = retrieve(self._store, self._schema, request)
+        retrieved = self._retrieve(request)
         codes_of = {key: own for each in retrieved for key, own in zip(each.ids, each.codes, strict=True)}
-        bits, ids = self._schema.bits, list(codes_of)
-        stored = stacked(list(codes_of.values()), bits)
+        weighted = {
+            key
+            for each in retrieved
+            for key, names in zip(each.ids, each.retrieved_by, strict=True)
+            if not query.weights.keys().isdisjoint(names)
+        }
+        # Behind them stands what only verdicts need.
+        ids, count, bits = sorted(codes_of, key=lambda key: key not in weighted), len(weighted), self._schema.bits
+        stored = stacked([codes_of[key] for key in ids], bits)
         distances = [exact_distances(stored, codes, i) for i in range(len(ordered))]
         differing = [differing_bits(stored, codes, i) for i in range(len(ordered))]
         compared = differing if query.fusion == "chance" else distances
@@ -152,7 +159,7 @@ class Searcher:
             ranked[TEXT], said[TEXT] = np.array([of_words[key] for key in ids], np.float64).reshape(len(ids), 2).T
             weights[TEXT] = query.weights[TEXT] * (of_images or 1.0)
         fused = fuse(
-            ids, ranked, weights=weights,
+            ids[:count], {key: values[:count] for key, values in ranked.items()}, weights=weights,
             bits={key: bits[name] for (_, name), key in names.items()} | query.max_distances(self._schema),
             fusion=self._fusion(query, {key: name for (_, name), key in names.items()}),
         )  # fmt: skip
@@ -162,7 +169,8 @@ class Searcher:
         if query.auto and judgement is not None:
             best = {name: np.min([fused.ranks[names[i, name]] for i in wanted], axis=0) for name in judgement.leading}
             total = sum(query.weights.values()) * of_images
-            fused = lead(replace(fused, ranks=fused.ranks | best), judgement.leading, total, query.rrf_k)
+            leading = {name: own[:count] for name, own in judgement.leading.items()}
+            fused = lead(replace(fused, ranks=fused.ranks | best), leading, total, query.rrf_k)
         order = fused.order.tolist()
         rows = self._rows([[ids[place] for place in order]], query.k)
         there = (place for place in order if ids[place] in rows)
@@ -220,7 +228,7 @@ class Searcher:
             )
         if query.fusion == "server":
             return [SearchResult(query, hits, None) for hits in self._hybrid_search(request)]
-        candidates = retrieve(self._store, self._schema, request)
+        candidates = self._retrieve(request)
         with request.trace.timed("fusion"):
             rankings = [self._rank(own, query) for own in candidates]
         with request.trace.timed("fetch"):
@@ -228,6 +236,16 @@ class Searcher:
         return [
             SearchResult(query, self._hits(own, query, rows), own.candidates, own.judgement, rows) for own in rankings
         ]
+
+    def _retrieve(self, request: SearchRequest) -> list[Candidates]:
+        """The candidates of each query image, and where hits get verdicts the nearest on ``fine``, whatever its weight.
+
+        What a hit is depends on these, and so not on the weights. Without a weight they take no part in the ranking.
+        """
+        query = request.query
+        if self._chance is not None and FINE in request.codes and FINE not in query.weights:
+            request = replace(request, query=replace(query, weights={**query.weights, FINE: 0.0}))
+        return retrieve(self._store, self._schema, request)
 
     def _rows(self, orders: Sequence[Sequence[str]], count: int) -> dict[str, Row]:
         """The rows, without codes, of the first ``count`` ids of each order that have one.
@@ -248,7 +266,8 @@ class Searcher:
         names = [*self._schema.bits, *([REGIONS] if query.regions == "contains" else [])]
         # Of words without an image there are no distances.
         distances = {name: candidates.differing[name] for name in names if name in candidates.differing}
-        judgement = self._judge(distances, detail=REGIONS in query.weights) if distances else None
+        fine = candidates.distances.get(FINE)
+        judgement = self._judge(distances, detail=REGIONS in query.weights, fine=fine) if distances else None
         leading = judgement.leading if query.auto and judgement is not None else {}
         used = [
             i
@@ -266,8 +285,10 @@ class Searcher:
             fused = lead(fused, chosen, sum(query.weights.values()), query.rrf_k)
         return _Ranking(candidates, used, fused, judgement)
 
-    def _judge(self, distances: Mapping[str, NDArray[Any]], *, detail: bool = False) -> Judgement | None:
-        return None if self._chance is None else judge(distances, self._chance, detail=detail)
+    def _judge(
+        self, distances: Mapping[str, NDArray[Any]], *, detail: bool = False, fine: NDArray[Any] | None = None
+    ) -> Judgement | None:
+        return None if self._chance is None else judge(distances, self._chance, detail=detail, fine=fine)
 
     def _fusion(self, query: Query, names: Mapping[str, str] | None = None) -> Fusion:
         """The fusion of a query; ``names``: what the granularities are called in it -> granularity."""
@@ -323,14 +344,25 @@ class Searcher:
             search = HybridSearch(query.weights, k, query.depth, query.rrf_k, query.where)
             results = self._store.hybrid({name: pack(_whole(codes[name])) for name in query.weights}, search)
         bits = self._schema.bits
+        near: list[list[str]] = [[] for _ in results]
         with trace.timed("fetch"):
-            rows = self._store.fetch(list(dict.fromkeys(key for own in results for key, _ in own)), tuple(bits))
+            if self._chance is not None and FINE in bits:  # what a hit is depends on them
+                count = NEIGHBOURS + len(request.exclude)
+                found = self._store.nearest(FINE, pack(_whole(codes[FINE])), count, query.where)
+                near = [list(own.ids) for own in found]
+            keys = [
+                key for own, others in zip(results, near, strict=True) for key in (*(key for key, _ in own), *others)
+            ]
+            rows = self._store.fetch(list(dict.fromkeys(keys)), tuple(bits))
         exclude, all_hits = set(request.exclude), []
         for i, result in enumerate(results):
             scores = {key: score for key, score in result if key in rows and key not in exclude}
             own = [rows[key] for key in scores][: query.k]
-            distances = differing_bits(stacked([row.codes for row in own], bits), codes, i)
-            ranks = {name: shared_ranks(values) for name, values in distances.items()}
+            known = {*scores, *exclude}
+            others = [rows[key] for key in list(scores)[query.k :]]
+            others += [rows[key] for key in near[i] if key in rows and key not in known]
+            distances = differing_bits(stacked([row.codes for row in (*own, *others)], bits), codes, i)
+            ranks = {name: shared_ranks(values[: len(own)]) for name, values in distances.items()}
             judgement = self._judge(distances)
             hits = [
                 Hit(
@@ -372,7 +404,11 @@ def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str
     """Explain a result by its candidates and trace; ``bits`` are the largest possible distances."""
     query, hits, candidates, trace = result.query, result.hits, result.candidates, request.trace
     total, exclude = trace.total(), set(request.exclude)
-    ids = {name: [key for key in own if key not in exclude] for name, (_, own) in trace.results.items()}
+    ids = {
+        name: [key for key in own if key not in exclude]
+        for name, (_, own) in trace.results.items()
+        if name != FINE or FINE in query.weights  # else it was searched for the verdicts
+    }
     positions = {name: {key: place for place, key in enumerate(own, 1)} for name, own in ids.items()}
     places = {} if candidates is None else {key: i for i, key in enumerate(candidates.ids)}
     fields = {}
@@ -389,6 +425,7 @@ def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str
             seconds=trace.seconds.get(f"search {name}"),
         )
     exact = {} if candidates is None else candidates.distances
+    count = None if candidates is None else len(set().union(*ids.values()) & places.keys())
     contributions = [
         {
             name: Contribution(
@@ -402,7 +439,7 @@ def _explanation(result: SearchResult, request: SearchRequest, bits: Mapping[str
         for hit in hits
     ]
     return Explanation(
-        hits, query, fields, None if candidates is None else len(candidates.ids), contributions,
+        hits, query, fields, count, contributions,
         trace.seconds, total,
     )  # fmt: skip
 
@@ -411,7 +448,8 @@ def _score(hit: Hit, name: str, query: Query, distance: float) -> float | None:
     """The granularity's term of the fused score; the distance is a share of the largest possible one."""
     weight = query.weights.get(name)
     if query.auto and hit.lead == name:
-        weight = (weight or 0.0) + sum(query.weights.values())
+        own = (weight or 0.0) / (query.rrf_k + hit.ranks[name])
+        return own + float(lead_score(name, hit.ranks[name], sum(query.weights.values()), query.rrf_k))
     if weight is None:
         return None
     if query.fusion == "chance":

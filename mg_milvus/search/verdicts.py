@@ -1,9 +1,10 @@
 """Verdicts: what a hit is to the query image, in words, from its distances and what chance looks like. Pure numpy.
 
 ``same image`` and ``same object or scene`` need a gap: the hit is clearly nearer on ``fine`` than the images behind
-it. ``same kind`` and ``loosely similar`` are probabilities of a logistic regression, fitted to labelled images of four
-kinds and to queries that are foreign to them (benchmarks/verdicts.py): of the distances as shares of the bits, and of
-the spread of the collection. Where images fall into clear groups, a distance on ``fine`` says more.
+it, which are those that ``fine`` itself finds nearest, whatever the weights of the query. ``same kind`` and ``loosely
+similar`` are probabilities of a logistic regression, fitted to labelled images of four kinds and to queries that are
+foreign to them (benchmarks/verdicts.py): of the distances as shares of the bits, and of the spread of the collection.
+Where images fall into clear groups, a distance on ``fine`` says more.
 """
 
 from __future__ import annotations
@@ -38,11 +39,19 @@ IMAGE_GAP = 0.80
 """The same image is at most this far, as a share of the distance of the next image."""
 OBJECT_GAP = 0.80
 """The same object or scene is at most this far, as a share of the distance of the ``CROWD``-th other image."""
-REGION_LEAD = 0.90
-"""The image that contains the query image is at most this far on the regions, as a share of the next one's distance."""
+REGION_LEAD = 0.92
+"""The image that contains the query image is at most this far on the regions and ``fine`` together, as a share of the
+next one's distance; see ``contains_query``."""
+OF_REGIONS = 1.5
+"""The power of the distance on the regions beside that on ``fine``: they tell more of a detail."""
+FLOOR, FLOOR_OF_REGIONS = 1 / 16, 4.0
+"""Distances below these, as a share of the bits of ``fine`` and in bits of the regions, hardly differ: about the
+standard deviation of the distance of random codes of 64 bits, and the scale of the soft minimum over regions."""
 REGION_GAP = 0.75
-"""So far it is the same object or scene, if it is among the ``AGREEING`` nearest on ``fine``, too."""
+"""So far on the regions alone it is the same object or scene, if it is among the ``AGREEING`` nearest on ``fine``."""
 AGREEING = 3
+NEIGHBOURS = 10
+"""The nearest images on ``fine``, and on the regions, of which one may lead as that which contains the query image."""
 CROWD = 5
 LIKELY = 0.85
 """Probability from which on a hit is of the same kind."""
@@ -89,14 +98,21 @@ class Judgement:
         }
 
 
-def judge(distances: Mapping[str, NDArray[Any]], chance: Chance, *, detail: bool = False) -> Judgement:
+def judge(
+    distances: Mapping[str, NDArray[Any]], chance: Chance, *, detail: bool = False, fine: NDArray[Any] | None = None
+) -> Judgement:
     """Judge the candidates of one query.
+
+    The nearest images on ``fine``, at least ``CROWD`` + 1, are to be among them, and with regions the ``NEIGHBOURS``
+    nearest on both: then what a candidate is does not depend on which others there are.
 
     Args:
         distances: granularity -> (n,) distances in bits, for every granularity of ``chance``; those of ``regions`` are
             of images that contain the query image.
         chance: of the collection.
         detail: the query image is looked for inside of others, so that whole images need not agree with the regions.
+        fine: (n,) distances on ``fine`` from the query's real codes, in bits; None: those of ``distances``. The image
+            that contains the query image is told by them.
     """
     shares = {name: np.asarray(distances[name]) / (len(chance.counts[name]) - 1) for name in chance.counts}
     confidence = kind_probability(shares, chance)
@@ -111,7 +127,8 @@ def judge(distances: Mapping[str, NDArray[Any]], chance: Chance, *, detail: bool
         image, thing = stands_out(shares[FINE])
         leading[FINE] = image
     if REGIONS in distances:
-        leading[REGIONS], contains = contains_query(distances[REGIONS], shares.get(FINE), detail=detail)
+        exact = shares.get(FINE) if fine is None else fine / (len(chance.counts[FINE]) - 1)
+        leading[REGIONS], contains = contains_query(distances[REGIONS], exact, detail=detail)
         leading[REGIONS] &= not image.any()  # where the image itself is there, others do not lead
         thing = thing | contains
     verdicts[thing] = VERDICTS.index(SAME_OBJECT)
@@ -158,19 +175,30 @@ def contains_query(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which candidate leads as the one that contains the query image, and which is the same object: (n,) and (n,) bool.
 
-    The nearest on the regions leads if it is clearly nearer than the next, or among the nearest on ``fine``, too. With
-    both it is the same object or scene.
+    The nearest on the regions and ``fine`` together leads if it is clearly nearer than the next, or among the
+    ``AGREEING`` nearest on each. Together is (fine + ``FLOOR``) * (regions + ``FLOOR_OF_REGIONS``) ** ``OF_REGIONS``,
+    of the ``NEIGHBOURS`` nearest on either. Without ``fine`` the nearest on the regions leads if it is clearly nearer.
+    The same object or scene is the nearest on the regions alone, with a larger gap, where ``fine`` agrees.
 
     Args:
         distances: (n,) of the regions, in bits.
-        fine: (n,) distances on ``fine``; None: the collection lacks it.
-        detail: the first condition is enough for both.
+        fine: (n,) distances on ``fine`` as shares of the bits; None: the collection lacks it.
+        detail: the same object needs no agreement of ``fine``.
     """
-    agrees = np.zeros(len(distances), bool)
-    if fine is not None and len(fine):
-        agrees = fine <= np.sort(fine)[min(AGREEING, len(fine)) - 1]
-    leads = gap(distances, REGION_LEAD) | (gap(distances, 1.0) & agrees)
+    if fine is None:
+        return gap(distances, REGION_LEAD), gap(distances, REGION_GAP) & detail
+    near = _nearest(fine, NEIGHBOURS) | _nearest(distances, NEIGHBOURS)
+    together = (fine + FLOOR) * (distances + FLOOR_OF_REGIONS) ** OF_REGIONS
+    together = np.where(near, together, np.inf)
+    agrees = _nearest(fine, AGREEING)
+    leads = gap(together, REGION_LEAD) | (gap(together, 1.0) & agrees & _nearest(distances, AGREEING))
     return leads, gap(distances, REGION_GAP) & (agrees | detail)
+
+
+def _nearest(distances: NDArray[Any], count: int) -> NDArray[np.bool_]:
+    """Which candidates are no farther than the one at place ``count``: (n,) bool."""
+    nearest: NDArray[np.bool_] = distances <= np.sort(distances)[:count][-1:]
+    return nearest
 
 
 def gap(distances: NDArray[Any], share: float) -> NDArray[np.bool_]:

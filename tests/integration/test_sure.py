@@ -64,6 +64,24 @@ def test_a_copy_is_the_same_image_and_noise_is_nothing(
     assert "is indexed; the nearest are" in labelled_index.query(noise).remark
 
 
+def test_what_a_hit_is_does_not_depend_on_the_weights(labelled_index: ImageIndex, photo: Path) -> None:
+    """Nor on how many hits there are, nor on who fuses: ``fine`` is searched for neighbours whatever its weight."""
+    edited = AUGMENTATIONS["jpeg"].apply(Image.open(photo), "mild")
+    every = labelled_index.query(edited, k=60, granularity="fine")
+    known = {hit.id: (hit.verdict, hit.confidence) for hit in every}
+    assert {verdict for verdict, _ in known.values()} > {"same image", "nothing in common"}
+    for options in (
+        {"granularity": "mid"}, {"granularity": "coarse"}, {"weights": {"coarse": 1, "mid": 1}},
+        {"fusion": "server", "profile": "balanced"},
+    ):  # fmt: skip
+        for k in (1, 7):
+            hits = labelled_index.query(edited, k=k, depth=10, **options)
+            assert {hit.id: (hit.verdict, hit.confidence) for hit in hits}.items() <= known.items()
+            assert len(hits) == k
+    together = labelled_index.query([edited, edited], k=7, granularity="mid")
+    assert {hit.id: (hit.verdict, hit.confidence) for hit in together}.items() <= known.items()
+
+
 def test_what_is_less_is_cut(labelled_index: ImageIndex, photo: Path, noise: Image.Image) -> None:
     every = labelled_index.query(photo, k=60)
     for word, verdicts in (

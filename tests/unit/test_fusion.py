@@ -187,3 +187,12 @@ def test_what_stands_out_leads() -> None:
 def test_fusion_by_chance_needs_the_pairs() -> None:
     with pytest.raises(ValueError, match="needs the distances of random pairs"):
         fuse(["a"], {"fine": np.array([1])}, bits=BITS, weights={"fine": 1}, fusion=Fusion("chance"))
+
+
+def test_the_image_that_contains_the_query_leads_whatever_its_rank_on_the_regions() -> None:
+    """Its score has 2 / 61 more: 2 / 63 + 2 / 61 is above 2 / 61 of the first."""
+    far = {"mid": np.array([1, 2, 3]), "regions": np.array([1, 2, 3])}
+    fused = fuse(["a", "b", "c"], far, bits={"mid": 8, "regions": 8}, weights={"mid": 2})
+    led = lead(fused, {"regions": np.array([False, False, True])}, 2, 60)
+    assert led.order.tolist() == [2, 0, 1]
+    assert led.scores.tolist() == pytest.approx([2 / 61, 2 / 62, 2 / 63 + 2 / 61])

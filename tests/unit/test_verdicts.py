@@ -76,7 +76,10 @@ def test_fractions_of_bits_and_lacking_granularities() -> None:
         ([10, 12, 30, 40, 50], [0.44, 0.41, 0.42, 0.43, 0.40], [0], []),
         ([10, 10.5, 30, 40, 50], [0.42, 0.41, 0.40, 0.43, 0.44], [0], []),  # no gap, and the third on fine
         ([10, 10.5, 30, 40, 50], [0.43, 0.41, 0.40, 0.42, 0.44], [], []),
-        ([10, 10, 30, 40, 50], [0.4, 0.41, 0.42, 0.43, 0.44], [], []),  # two are equally near
+        ([10, 10, 30, 40, 50], [0.4, 0.41, 0.42, 0.43, 0.44], [0], []),  # equally near on the regions: fine decides
+        ([10, 10, 30, 40, 50], [0.4, 0.4, 0.42, 0.43, 0.44], [], []),
+        # (0.2 + 1/16) * 14 ** 1.5 = 13.8 is 0.63 of the next, (0.4 + 1/16) * 13 ** 1.5 = 21.7
+        ([10, 9, 30, 40, 50], [0.2, 0.4, 0.42, 0.43, 0.44], [0], []),
     ],
 )
 def test_the_image_that_contains_the_query(
@@ -88,6 +91,22 @@ def test_the_image_that_contains_the_query(
     assert np.flatnonzero(contains_query(np.array(regions), None)[1]).tolist() == []
     alone = contains_query(np.array(regions), None, detail=True)[1]
     assert alone.tolist() == [place == 0 and regions[0] <= 0.75 * regions[1] for place in range(5)]
+
+
+def test_one_of_the_nearest_on_fine_or_the_regions_leads() -> None:
+    """The last is (0.2 + 1/16) * 24 ** 1.5 = 30.9, the first ten 83 and the next ten 42, but it is near on neither."""
+    regions, fine = np.array([60.0] * 10 + [12.0] * 10 + [20.0]), np.array([0.1] * 10 + [0.6] * 10 + [0.2])
+    assert not contains_query(regions, fine)[0].any()
+    assert np.flatnonzero(contains_query(regions[5:], fine[5:])[0]).tolist() == [15]
+
+
+def test_farther_candidates_do_not_change_what_a_hit_is() -> None:
+    near = np.array([60, 80, 88, 90, 92, 95, 96])  # 60 is 3/4 of the next, and 80 is farther than 4/5 of the crowd
+    far = {"coarse": np.full(7, 5), "mid": np.full(7, 10), "fine": near}
+    more = {name: np.append(own, [97, 99, 128, 200]) for name, own in far.items()}
+    words = [VERDICTS[place] for place in judge(far, CHANCE).verdicts]
+    assert words[:2] == ["same image", "same kind"]
+    assert [VERDICTS[place] for place in judge(more, CHANCE).verdicts[:7]] == words
 
 
 def test_a_remark_where_nothing_is_related() -> None:
