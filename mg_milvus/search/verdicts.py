@@ -59,10 +59,10 @@ POSSIBLE = 0.1
 """Probability from which on a hit is loosely similar: of what may well be of the kind no one says that it is nothing.
 Small collections, whose heads are fitted to few images, have no higher ones even for what is of the same kind."""
 
-INTERCEPT = 2.28
-SLOPES = {"coarse": -5.61, "mid": -8.62, FINE: 2.53}
-SPREAD = 161.8
-SPREAD_OF_FINE = -423.5
+INTERCEPT = -0.42
+SLOPES = {"coarse": -7.05, "mid": -3.66, FINE: 4.79}
+SPREAD = 169.6
+SPREAD_OF_FINE = -345.1
 """The slope of ``fine`` times the spread."""
 NEAREST_OF_KIND = 3.0
 """Standard deviations below a half of the bits from which on a distance on ``fine`` says nothing more about the kind:

@@ -49,7 +49,7 @@ def test_the_probability_is_the_logistic_of_distances_and_spread() -> None:
     least = 256 * (0.5 - 3 * variance**0.5)
     assert 81 < least < 83
     expected = [
-        1 / (1 + exp(-(2.28 - 5.61 * c / 64 - 8.62 * m / 128 + (2.53 - 423.5 * spread) * f / 256 + 161.8 * spread)))
+        1 / (1 + exp(-(-0.42 - 7.05 * c / 64 - 3.66 * m / 128 + (4.79 - 345.1 * spread) * f / 256 + 169.6 * spread)))
         for c, m, f in zip(far["coarse"].tolist(), far["mid"].tolist(), [least, 90, 128], strict=True)
     ]
     assert judged.confidence.tolist() == pytest.approx(expected)
