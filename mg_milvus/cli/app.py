@@ -48,6 +48,7 @@ PANELS = {
         "cluster",
         "list",
         "tags",
+        "facets",
         "tag",
         "delete",
         "relocate",

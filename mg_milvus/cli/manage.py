@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Examples:\n\nmgm relocate photos archive/photos\n\nmgm relocate /mnt/old /mnt/new")(relocate)
     app.command(epilog="Example: mgm info --uri http://localhost:19530")(info)
     app.command(epilog="Examples:\n\nmgm tags\n\nmgm tags --filter 'width >= 800'\n\nmgm tags --all")(tags)
+    app.command(epilog="Examples:\n\nmgm facets folder\n\nmgm facets brand --filter 'price < 50'")(facets)
     app.command(
         epilog="Examples:\n\nmgm doctor --uri http://localhost:19530\n\n"
         "mgm doctor --conformance --uri http://localhost:19530"
@@ -176,10 +177,39 @@ def tags(
         counts = index.tags(where)
     if as_json:
         print(json.dumps(counts))
-        return
+    else:
+        _print_counts(counts)
+
+
+def facets(
+    field: Annotated[
+        str, typer.Argument(metavar="FIELD", help="Any field of the images; or folder, name, date (months), tag")
+    ],
+    where: Annotated[
+        str | None,
+        typer.Option("--filter", metavar="EXPR", help="Count only images that match, e.g. 'width >= 800'"),
+    ] = None,
+    as_json: options.AsJson = False,
+    uri: options.Uri = None,
+    token: options.Token = None,
+    collection: options.Collection = None,
+    timeout: options.Timeout = 10.0,
+) -> None:
+    """Count the images that have each value of a field, the most frequent first; -: those without a value."""
+    from mg_milvus.cli.settings import open_index, settings_from
+
+    with open_index(settings_from(uri, token, collection), timeout=timeout) as index:
+        counts = index.facets(field, where)
+    if as_json:  # values are not always texts, as the keys of an object would be
+        print(json.dumps([{"value": value, "count": count} for value, count in counts.items()]))
+    else:
+        _print_counts({"-" if value is None else escape_controls(str(value)): count for value, count in counts.items()})
+
+
+def _print_counts(counts: Mapping[str, int]) -> None:
     width = max((len(f"{count:,}") for count in counts.values()), default=0)
-    for tag, count in counts.items():
-        print(f"{count:>{width},}  {tag}")
+    for name, count in counts.items():
+        print(f"{count:>{width},}  {name}")
 
 
 def doctor(

@@ -159,6 +159,17 @@ def test_the_commands_do_the_same(lite: ImageIndex, folder: Path) -> None:
         assert mgm(*wrong, *uri, cwd=folder).returncode == 2
 
 
+def test_a_command_counts_the_values_of_a_field(lite: ImageIndex, folder: Path) -> None:
+    uri = ("--uri", folder / "own.db")
+    assert mgm("facets", "kind", *uri, cwd=folder).stdout == "3  -\n1  round\n"
+    folders = mgm("facets", "folder", "--filter", 'path like "%/disc/%"', "--json", *uri, cwd=folder)
+    assert json.loads(folders.stdout) == [{"value": str(folder / "photos" / "disc"), "count": 2}]
+    assert json.loads(mgm("facets", "kind", "--json", *uri, cwd=folder).stdout)[0] == {"value": None, "count": 3}
+    unknown = mgm("facets", "colour", *uri, cwd=folder)
+    assert unknown.returncode == 1
+    assert "'colour'" in unknown.stderr
+
+
 def test_what_is_not_indexed_is_said(lite: ImageIndex) -> None:
     with pytest.raises(MgMilvusError, match="neither the id nor the path"):
         lite.tag(["/nowhere.jpg"], ["x"])
