@@ -662,8 +662,8 @@ class ImageIndex:
         if options.get("verify"):
             raise QueryError("verify needs the image itself; query with the image, or without verify")
         if not codes:
-            return self._searcher.search_one(codes, query.text_only(), exclude)
-        if REGIONS not in codes:
+            query = query.text_only()
+        elif REGIONS not in codes:
             query = query.without_regions(options)
         if all_candidates:
             return self._searcher.search_all_granularities(codes, query, exclude)

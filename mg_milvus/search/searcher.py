@@ -204,7 +204,7 @@ class Searcher:
         """Search with one query image, and return the candidates of every granularity, whatever its weight.
 
         They can be ranked again with any weights without another search. Regions are searched when
-        the query has them. Arguments as for ``search``.
+        the query has them. Without codes these are the candidates of the words alone. Arguments as for ``search``.
 
         Raises:
             QueryError: the query leaves the fusion to the server.
@@ -212,7 +212,7 @@ class Searcher:
         if query.fusion == "server":
             raise QueryError("candidates need fusion 'rank' or 'score', got 'server': query with one of the two")
         names = [*self._schema.bits, *([REGIONS] if query.regions else [])]
-        every = replace(query, weights=dict.fromkeys(names, 1.0))
+        every = replace(query, weights=dict.fromkeys(names, 1.0)) if codes else query
         (candidates,) = retrieve(self._store, self._schema, SearchRequest(codes, every, exclude))
         rows = self._store.fetch(candidates.ids)
         ranking = self._rank(candidates, query)

@@ -359,6 +359,10 @@ def test_the_page_takes_words(labelled_index: ImageIndex) -> None:
         expected = labelled_index.query(text=tag, k=3)
         assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
         assert (found["bits"], found["weights"], found["query"]["codes"]) == ({"text": 100}, {"text": 1.0}, "")
+        every = client.get("/api/query", params={"text": tag, "k": 1, "candidates": True}).json()
+        ranked = sorted(every["candidates"], key=lambda candidate: candidate["ranked_by"]["text"])
+        assert [candidate["id"] for candidate in ranked[:3]] == [hit.id for hit in expected]
+        assert [hit["id"] for hit in every["hits"]] == [expected[0].id]
         beside = client.get("/api/query", params={"text": tag, "id": expected[0].id, "k": 3, "candidates": True}).json()
         same = labelled_index.like(expected[0].id, text=tag, k=3)
         assert [hit["id"] for hit in beside["hits"]] == [hit.id for hit in same]
