@@ -357,8 +357,7 @@ class MilvusStore:
             for record in records:
                 record[COPY] = layout.copied(record)
         self.regions.upsert(rows)
-        most = min(layout.rows_a_call, LITE_ROWS_WITH_TAGS) if self._connection.engine.lite else layout.rows_a_call
-        for some in _chunks(records, most):
+        for some in _chunks(records, layout.rows_a_call):
             self._call(collections.upsert(self._connection, self.collection, self._fields, some), writes=True)
 
     def nearest(
