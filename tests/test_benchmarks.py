@@ -82,7 +82,7 @@ QUOTED = {
         "| the floor: key, path and codes alone; three bare searches | {sides > floor > written us|.0f} µs | "
         "{sides > floor > query ms|.1f} ms | {sides > floor > file bytes|,.0f} B | "
         "{sides > floor > memory bytes|,.0f} B |",
-        "`content_hash` {bytes of a row > content_hash}, the three tags {bytes of a row > tag_1} each",
+        "`content_hash` {bytes of a row > content_hash}, the three tags {bytes of a row > tags} in all",
         "the text copy of the codes {bytes of a row > _codes}",
     ],
     ("docs/benchmarks.md", "numpy_work"): [
