@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from mg_milvus.config import MilvusConfig
     from mg_milvus.store.conformance import Feature
 
+CountedWhere = Annotated[
+    str | None,
+    typer.Option("--filter", metavar="EXPR", help="Count only images that match, e.g. 'width >= 800'"),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
@@ -152,10 +157,7 @@ def _regions(regions: Mapping[str, Any] | None) -> str:
 
 
 def tags(
-    where: Annotated[
-        str | None,
-        typer.Option("--filter", metavar="EXPR", help="Count only images that match, e.g. 'width >= 800'"),
-    ] = None,
+    where: CountedWhere = None,
     every: Annotated[
         bool, typer.Option("--all", help="List the words that --text and filters know instead: mgm tags --all")
     ] = False,
@@ -185,10 +187,7 @@ def facets(
     field: Annotated[
         str, typer.Argument(metavar="FIELD", help="Any field of the images; or folder, name, date (months), tag")
     ],
-    where: Annotated[
-        str | None,
-        typer.Option("--filter", metavar="EXPR", help="Count only images that match, e.g. 'width >= 800'"),
-    ] = None,
+    where: CountedWhere = None,
     as_json: options.AsJson = False,
     uri: options.Uri = None,
     token: options.Token = None,
