@@ -34,6 +34,7 @@ ARGUMENTS = {
     "delete": ["photos/disc/00.jpg"],
     "tag": ["photos/disc/00.jpg", "--add", "beach"],
     "refit": ["--to", "other"],
+    "facets": ["kind"],
     "eval": ["photos", "--through-index"],
     "tune": ["photos"],
     "serve": ["--port", "0"],

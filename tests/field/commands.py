@@ -71,6 +71,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "encoder": ("builtin", "none.safetensors", "notes.txt"),
     "epochs": ("1",),
     "exclude": ("*.png", "photos/", "!", "*"),
+    "field": ("kind", "name", "path", "none", ""),
     "file": ("schema.yaml", "default", "none.yaml", "notes.txt", "photos/0.jpg"),
     "folder": FOLDERS,
     "folds": ("2", "5"),

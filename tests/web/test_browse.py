@@ -218,6 +218,24 @@ def test_the_overview_opens_into_smaller_clusters(browser: Browser, clustered: t
         assert shown(page) == list(index.listing("name", cluster=blocks).ids)
 
 
+def test_while_a_cluster_comes_nothing_acts_on_the_one_before(
+    browser: Browser, clustered: tuple[str, ImageIndex]
+) -> None:
+    home, _ = clustered
+    with visit(browser, home, "overview?in=1") as page:
+        page.wait_for_selector("#naming:visible")
+        asked = []
+        page.route("**/api/clusters?within=*", lambda route: asked.append(route))
+        page.click(".cluster a")
+        page.wait_for_url("**in=1.1")
+        for button in ("#naming", "#search-in", "#browse-in"):
+            assert page.is_hidden(button)
+        page.wait_for_function("() => document.querySelector('#clusters').ariaBusy === 'true'")
+        asked[0].continue_()
+        page.wait_for_selector("#naming:visible")
+        assert page.get_attribute("#search-in", "href") == "./?cluster=1.1"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_while_looking(browser: Browser, clustered: tuple[str, ImageIndex], scheme: str) -> None:
     with visit(browser, clustered[0], "?where.path=disc/0", color_scheme=scheme, bypass_csp=True) as page:

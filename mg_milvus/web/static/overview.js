@@ -54,6 +54,7 @@ async function show() {
   const mine = (shown += 1);
   const key = within();
   $("#clusters").setAttribute("aria-busy", "true");
+  if (key !== (here?.key ?? null)) for (const id of ["#naming", "#search-in", "#browse-in"]) $(id).hidden = true; // they act on what is left
   const inside = $("#clusters").contains(document.activeElement);
   if (!$("#clusters").childElementCount && !key) {
     $("#clusters").append(...Array.from({ length: SKELETONS }, () => h("li", { class: "cluster skeleton", "aria-hidden": "true" }, h("span", { class: "mosaic" }), h("span", { class: "line" }))));
