@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mg_milvus.encoder.file import BUILTIN
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.models import REGIONS, Schema
-from mg_milvus.schema.tags import TAG_COLUMN, TAG_ELEMENTS
+from mg_milvus.schema.tags import TAG_COLUMN
 from mg_milvus.store.base import fits, nlist_for, nprobe_for, rows_a_segment
 from mg_milvus.store.lite_workarounds import LARGE
 from mg_milvus.store.rows import COPY, Layout
@@ -29,8 +29,6 @@ _LITE_COLUMN = 14
 """Bytes of a column beside its name and value (counted in a file)."""
 _LITE_INT, _LITE_LONG = 3, 9
 """Bytes of numbers there: of sizes, which are written without their zeros; of times in nanoseconds, and of any."""
-_LITE_LIST = 6
-"""Bytes of a list of numbers beside them (counted in a file)."""
 _LITE_ROW = 62 + 12
 """Bytes of a row beside its columns and a second copy of its key: RowID, Timestamp, and SQLite's own (counted)."""
 _LITE_PAGE = 4096
@@ -48,6 +46,9 @@ _SERVER_ROW, _SERVER_TEXT = 92, 33
 """Bytes of a row in memory beside its values, by the types that Milvus keeps them in: 16 for times and numbers, 72 for
 the place of a key, 4 for the filter of keys; and of each text as an object. Predictions were within 30 % of Milvus
 2.3.5 with 200,000 and with a million rows of one code; its memory for loading hides the rest."""
+
+_TAGS = 20
+"""Bytes of tags as JSON: of two names and a group, all equally frequent."""
 
 _PARQUET_ROW = 50
 """Bytes of the columns that every image has but the path, compressed: two random hashes of 16 bytes, size, time."""
@@ -153,7 +154,7 @@ def images_table(schema: Schema, path_bytes: float, text_bytes: float) -> Table:
             Column("width", 8, "number", _LITE_INT),
             Column("height", 8, "number", _LITE_INT),
             Column("content_hash", 32, "text", 32),
-            Column(TAG_COLUMN, 2 * len(TAG_ELEMENTS), "number", _LITE_INT * len(TAG_ELEMENTS) + _LITE_LIST),
+            Column(TAG_COLUMN, _TAGS, "text", _TAGS),
             *(own[field.type](field.name) for field in schema.fields),
             *(Column(g.name, g.bits // 8, "code", g.bits // 8, bool(g.mmap)) for g in schema.granularities),
         ),

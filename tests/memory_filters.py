@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mg_milvus.schema.tags import LEVELS, NO_TAG, TAG_COLUMN, find_word, probability_of
+from mg_milvus.schema.tags import LEVELS, NO_TAG, STORED_TAGS, TAG_COLUMN, find_word, probability_of
 from mg_milvus.store.filter_language import FilterColumn, characters, members, parse, render, value_of
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def _condition(node: Any, where: str) -> Callable[[Mapping[str, Any]], bool | No
             return lambda row: None if (part := inner(row)) is None else not part
         case "null":
             name, missing = str(node.children[0]), node.children[1] is None
+            if name == STORED_TAGS:
+                return lambda row: (row[TAG_COLUMN][0][0] == NO_TAG) == missing
             return lambda row: (row[name] is None) == missing
         case "compare":
             nodes, comparisons = node.children[::2], map(str, node.children[1::2])
@@ -62,6 +64,9 @@ def _condition(node: Any, where: str) -> Callable[[Mapping[str, Any]], bool | No
     if name == "tags":
         words = [value_of(token, where) for token in members(node.children[2])]
         return lambda row: any(_has(row, word) for word in words) != negated
+    if name == STORED_TAGS:
+        stored = {value_of(token, where) for token in members(node.children[2])}
+        return lambda row: stored.isdisjoint(row[TAG_COLUMN][0]) == negated
     if name == "user_tags" and node.data == "among":
         given = [value_of(token, where) for token in members(node.children[2])]
         return lambda row: None if not row[name] else any(tag in row[name].split("|") for tag in given) != negated
@@ -119,7 +124,7 @@ def _as_times(one: Any, other: Any) -> tuple[Any, Any]:
 
 def _has(row: Mapping[str, Any], word: Any) -> bool:
     """Whether a row has a tag of this word, with a probability of at least a fifth."""
-    stored = [tag for tag in row[TAG_COLUMN] if tag != NO_TAG]
+    stored = [tag for tag in row[TAG_COLUMN][0] if tag != NO_TAG]
     return any(tag // LEVELS in find_word(word) and probability_of(tag % LEVELS) > 0.2 for tag in stored)
 
 
@@ -134,8 +139,7 @@ def _operand(node: Any, where: str) -> Callable[[Mapping[str, Any]], Any]:
 
         return computed
     if getattr(node, "type", None) == "NAME":
-        name, _, place = str(node).rstrip("]").partition("[")
-        return (lambda row: row[name][int(place)]) if place else itemgetter(name)
+        return itemgetter(str(node))
     value = value_of(node, where)
     return lambda _: value
 

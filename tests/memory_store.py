@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 from mg_milvus.codes import hamming
 from mg_milvus.errors import CollectionNotFoundError, QueryError, StoreError, UnsupportedError
 from mg_milvus.schema.models import region_id, split_id
+from mg_milvus.schema.tags import TAG_COLUMN
 from mg_milvus.store import milvus
 from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row
 from mg_milvus.store.collections import decode_description, encode_description, extended, tuned
@@ -128,6 +130,8 @@ class MemoryStore:
     def upsert(self, rows: Sequence[Row]) -> None:
         """See ``Store``."""
         records = self._layout().records(rows)
+        for record in records:
+            record[TAG_COLUMN] = json.loads(record[TAG_COLUMN])
         with self._lock:
             if any(row.region_codes for row in rows):
                 self.regions.add(rows)
@@ -183,16 +187,13 @@ class MemoryStore:
         records = self._records
         return {i: {name: records[i][name] for name in granularities} for i in ids if i in records}
 
-    def scan(
-        self, where: str | None = None, granularities: Sequence[str] = (), *, tags: bool = True
-    ) -> Iterator[list[Row]]:
+    def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
         """See ``Store``."""
         layout = self._layout()
         layout.output_fields(granularities)
         records = self._matching(layout, where)
         for start in range(0, len(records), _BATCH):
-            rows = [layout.row(record, granularities) for record in records[start : start + _BATCH]]
-            yield rows if tags else [replace(row, tags=()) for row in rows]
+            yield [layout.row(record, granularities) for record in records[start : start + _BATCH]]
 
     def values(self, columns: Sequence[str], where: str | None = None) -> Iterator[list[tuple[Any, ...]]]:
         """See ``Store``."""

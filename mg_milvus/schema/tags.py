@@ -1,9 +1,9 @@
 """Tags: the names of what images show, their groups, how they are stored, and the words that people say for them.
 
 A tag of an image is a name (``sports car``), or a group of names (``car``), with a probability. It is stored as one
-whole number of 16 bits, ``place * LEVELS + level``, those of an image in one column; so a filter finds a tag, at least
-as probable as wanted, by a comparison with an element of it. ``tags.tsv`` beside this file lists names (ImageNet's
-1,000 classes, by WordNet's lemmas), groups and words.
+whole number of 16 bits, ``number * LEVELS + level``, those of an image in one column; so a filter finds a tag, at least
+as probable as wanted, by a list of its levels. ``tags.tsv`` beside this file lists names (ImageNet's 1,000 classes, by
+WordNet's lemmas), groups and words.
 """
 
 from __future__ import annotations
@@ -33,14 +33,17 @@ SHOWN = 7
 """The level, a probability of .206, from which on an image has a tag: to filters, in counts, and where it is shown."""
 NAMES, GROUPS = 2, 1
 """Most names, and most groups, of an image."""
+NO_TAG = -1
+"""In place of a name or a group that an image has not."""
 TAG_COLUMN = "tags"
-"""The column of a row that holds its tags: names, most probable first, then a group."""
-TAG_ELEMENTS = tuple(f"{TAG_COLUMN}[{place}]" for place in range(NAMES + GROUPS))
-"""Its elements, as filters write them. Three columns would take three times as many bytes in Milvus Lite's file."""
-NAME_ELEMENTS, GROUP_ELEMENTS = TAG_ELEMENTS[:NAMES], TAG_ELEMENTS[NAMES:]
-NO_TAG = 32_767
-"""In place of an element without a tag; Milvus Lite stores negative numbers in ten bytes."""
-ANY_TAG = f"{NAME_ELEMENTS[0]} < {NO_TAG}"
+"""The column of a row that holds its tags, as JSON: ``[[name, name, group]]``, the more probable name first. Milvus
+Lite finds numbers in a list that is an element of a column, not in one that is all of it. Three columns of numbers
+would take twice as many bytes in its file, and a column of the type ARRAY four times as long to write."""
+TAG_BYTES = 21
+"""Most bytes of the column's value."""
+STORED_TAGS = "_tags"
+"""The name of the stored tags in filters that are not written by people, see ``condition``."""
+ANY_TAG = f"{STORED_TAGS} is not null"
 """The filter for images that a classifier has seen."""
 _NEAR = 3
 """Known words that a message offers."""
@@ -169,26 +172,46 @@ def check_tags(tags: Sequence[int]) -> Sequence[int]:
     return tags
 
 
-def to_elements(tags: Sequence[int]) -> list[int]:
-    """The stored tags of an image as the elements of its column; names and groups each keep their order.
+def names_and_groups(tags: Iterable[int]) -> tuple[list[int], list[int]]:
+    """The names and the groups among stored tags, each in their order."""
+    first, _ = _bounds()
+    names: list[int] = []
+    groups: list[int] = []
+    for tag in tags:
+        (names if tag < first else groups).append(tag)
+    return names, groups
+
+
+def to_column(tags: Sequence[int]) -> str:
+    """The stored tags of an image as the value of their column, JSON; names and groups each keep their order.
 
     Raises:
         ValueError: as ``check_tags``.
     """
-    check_tags(tags)
-    first = vocabulary().names * LEVELS
-    names, groups = [tag for tag in tags if tag < first], [tag for tag in tags if tag >= first]
-    return [*names, *[NO_TAG] * (NAMES - len(names)), *groups, *[NO_TAG] * (GROUPS - len(groups))]
+    names, groups = names_and_groups(check_tags(tags))
+    elements = [*names, *[NO_TAG] * (NAMES - len(names)), *groups, *[NO_TAG] * (GROUPS - len(groups))]
+    return f"[[{','.join(map(str, elements))}]]"
+
+
+def from_column(value: object) -> tuple[int, ...]:
+    """The stored tags in the value of their column, parsed.
+
+    Raises:
+        ValueError: ``to_column`` does not write it.
+    """
+    if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], list):
+        raise ValueError(f"the tags are {value!r:.100}, expected a list in a list")
+    return from_elements(value[0])
 
 
 def from_elements(values: Sequence[int]) -> tuple[int, ...]:
-    """The stored tags in the elements of a column.
+    """The stored tags among as many numbers as an image can have, ``NO_TAG`` where there are fewer.
 
     Raises:
-        ValueError: their number is another, or as ``check_tags``.
+        ValueError: there are more or fewer numbers, or as ``check_tags``.
     """
-    if len(values) != len(TAG_ELEMENTS):
-        raise ValueError(f"the tags are {values!r:.100}, expected {len(TAG_ELEMENTS)} numbers")
+    if len(values) != NAMES + GROUPS:
+        raise ValueError(f"the tags are {values!r:.100}, expected {NAMES + GROUPS} numbers")
     return tuple(check_tags([value for value in values if value != NO_TAG]))
 
 
@@ -204,27 +227,14 @@ def probability(tags: Sequence[int], numbers: frozenset[int]) -> float:
     return min(1.0, sum(probability_of(tag % LEVELS) for tag in tags if tag // LEVELS in numbers))
 
 
+def stored_as(numbers: Iterable[int], level: int) -> list[int]:
+    """All that these tags are stored as, at this level or above."""
+    return [number * LEVELS + each for number in sorted(numbers) for each in range(level, LEVELS)]
+
+
 def condition(numbers: Iterable[int], level: int = 0) -> str:
     """The filter for images that have one of these tags, at this level or above, in the language of filters."""
-    names = vocabulary().names
-    parts = []
-    for first, last in _spans(numbers, whole=level == 0):
-        low, high = first * LEVELS + level, last * LEVELS + LEVELS - 1
-        elements = NAME_ELEMENTS if last < names else GROUP_ELEMENTS
-        parts += [f"({element} >= {low} and {element} <= {high})" for element in elements]
-    return " or ".join(parts)
-
-
-def _spans(numbers: Iterable[int], *, whole: bool) -> list[tuple[int, int]]:
-    """Numbers as ranges, where ``whole`` ones are wanted; names and groups in different ones."""
-    names = vocabulary().names
-    spans: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if whole and spans and spans[-1][1] == number - 1 and number != names:
-            spans[-1] = spans[-1][0], number
-        else:
-            spans.append((number, number))
-    return spans
+    return f"{STORED_TAGS} in [{', '.join(map(str, stored_as(numbers, level)))}]"
 
 
 USER_TAGS = "user_tags"

@@ -105,7 +105,7 @@ def test_the_file_is_what_milvus_imports(home):
     types = {field.name: field.type for field in file.schema_arrow}
     assert types == {
         "id": pa.string(), "path": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "taken": pa.int64(),
-        "width": pa.int64(), "height": pa.int64(), "content_hash": pa.string(), "tags": pa.list_(pa.int16()),
+        "width": pa.int64(), "height": pa.int64(), "content_hash": pa.string(), "tags": pa.string(),
         "caption": pa.string(), "year": pa.int64(),
         "coarse": pa.list_(pa.uint8()), "mid": pa.list_(pa.uint8()), "fine": pa.list_(pa.uint8()),
     }  # fmt: skip
@@ -275,6 +275,24 @@ def test_codes_of_the_wrong_length_are_refused(codes, tmp_path):
         index.load(codes)
     damaged(part, "mid", pa.array([None, *values[1:]], pa.list_(pa.uint8())))
     with ImageIndex.open(tmp_path / "x.db") as index, pytest.raises(errors.CodeFileError, match="mid has empty cells"):
+        index.load(codes)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[1,2]]", r"the tags are \[1, 2\], expected 3 numbers"),
+        ("{}", "the tags are {}, expected a list in a list"),
+        ("[[1,2", "Expecting ',' delimiter"),
+        ("[" * 20_000, "the tags have 20,000 characters, expected at most 21"),
+        ("[[40000,-1,-1]]", "expected whole numbers from 0 to 31559"),
+    ],
+)
+def test_tags_that_cannot_be_are_refused(codes, tmp_path, text, says):
+    part = parts(codes)[0]
+    values = pq.read_table(part)["tags"].to_pylist()
+    damaged(part, "tags", pa.array([text, *values[1:]]))
+    with ImageIndex.open(tmp_path / "x.db") as index, pytest.raises(errors.CodeFileError, match=says):
         index.load(codes)
 
 

@@ -195,6 +195,11 @@ def test_one_granularity_through_the_command(server: RealMilvus, schema: Path, t
     (tag, images), *_ = counts.items()
     tagged = {hit["path"] for hit in hits if tag in hit["tags"]}
     assert len(tagged) == images
+    with closing(open_store(MilvusConfig(server.uri, collection=name, token=TOKEN))) as store:
+        of_filters = [
+            {row.path for batch in store.scan(f'tags {sign} "{tag}"') for row in batch} for sign in ("==", "!=")
+        ]
+    assert of_filters == [tagged, {row.path for row in rows} - tagged]
     for options in (("--text", tag), ("--like", asked, "--filter", f'tags == "{tag}"')):
         lines = mgm(server, "query", *options, "--json", "-k", "15", *place)[1].splitlines()
         assert {json.loads(line)["path"] for line in lines if tag in json.loads(line)["tags"]} | {str(asked)} == (

@@ -8,25 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mg_milvus.errors import QueryError
+from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.schema import tags
 from mg_milvus.schema.tags import (
-    GROUP_ELEMENTS,
     LEVELS,
-    NAME_ELEMENTS,
     NO_TAG,
-    TAG_ELEMENTS,
+    TAG_BYTES,
     condition,
     encode_tag,
     find_word,
+    from_column,
     from_elements,
     level_of,
     probability,
     probability_of,
     readable,
-    to_elements,
+    to_column,
     vocabulary,
 )
+from mg_milvus.store.filter_language import FilterColumn, render
 
 TABLE = vocabulary()
 DOG, CAT = TABLE.tags.index("dog"), TABLE.tags.index("cat")
@@ -43,7 +43,7 @@ def test_the_table_is_that_of_the_network() -> None:
     assert len(TABLE.synsets) == len(set(TABLE.synsets)) == len(TABLE.groups) == 1000
     assert TABLE.synsets[817] == "n04285008"
     assert len(TABLE.tags) == len({tag.casefold() for tag in TABLE.tags})
-    assert len(TABLE.tags) * LEVELS <= NO_TAG == 2**15 - 1
+    assert len(TABLE.tags) * LEVELS <= 2**15
     assert TABLE.groups[151] == TABLE.groups[268] == DOG
     assert sum(group == DOG for group in TABLE.groups) == 118  # ImageNet's breeds
 
@@ -120,21 +120,33 @@ def test_levels_rise_and_are_shown_from_a_fifth_on() -> None:
 
 def test_tags_in_a_column_and_back() -> None:
     stored = [encode_tag(151, 0.9), encode_tag(281, 0.05), encode_tag(DOG, 0.97)]
-    assert to_elements(stored) == stored
-    assert from_elements(stored) == tuple(stored)
-    assert to_elements([]) == [NO_TAG] * 3
-    assert to_elements(stored[2:]) == [NO_TAG, NO_TAG, stored[2]]
-    assert from_elements([NO_TAG, NO_TAG, stored[2]]) == (stored[2],)
-    assert TAG_ELEMENTS == ("tags[0]", "tags[1]", "tags[2]")
-    with pytest.raises(ValueError, match=r"the tags are \[1, 2\], expected 3 numbers"):
-        from_elements([1, 2])
+    first, second, group = stored
+    assert to_column(stored) == f"[[{first},{second},{group}]]"
+    assert to_column([group, first]) == f"[[{first},-1,{group}]]"
+    assert to_column([group]) == f"[[-1,-1,{group}]]"
+    assert to_column([]) == "[[-1,-1,-1]]"
+    assert from_column([[first, second, group]]) == tuple(stored)
+    assert from_column([[-1, -1, group]]) == (group,)
+    assert from_elements([first, -1, -1]) == (first,)
+    last = len(TABLE.tags) * LEVELS - 1
+    assert len(to_column([30_000 - 1, 30_000 - 2, last])) == TAG_BYTES
     assert readable(stored) == {"dog": 0.97, "Chihuahua": 0.89}  # the middle of a level; that of 5 % is not shown
 
 
 @pytest.mark.parametrize("wrong", [[-1], [NO_TAG], [1.5], [True], [0, 30, 60], [DOG * LEVELS, CAT * LEVELS]])
 def test_what_no_image_has_is_refused(wrong: list[int]) -> None:
     with pytest.raises(ValueError, match="tags"):
-        to_elements(wrong)
+        to_column(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [None, 3, "[[1,2,30000]]", {}, [], [1, 2, 30_000], [[1, 2]], [[1, 2, 3, 4]], [[1, 2, 3]], [[1, 2, None]],
+     [[1, 2, "30000"]], [[1.5, 2, -1]], [[-2, -1, -1]], [[True, -1, -1]], [[[1], -1, -1]], [[1, 2, -1], [1, 2, -1]]],
+)  # fmt: skip
+def test_what_no_column_holds_is_refused(wrong: object) -> None:
+    with pytest.raises(ValueError, match=r"the tags are|there are 3 tags"):
+        from_column(wrong)
 
 
 def test_the_probability_of_a_word_is_the_sum_over_its_tags() -> None:
@@ -146,12 +158,42 @@ def test_the_probability_of_a_word_is_the_sum_over_its_tags() -> None:
     assert probability([encode_tag(402, 1), encode_tag(546, 1)], find_word("guitar")) == 1
 
 
-def test_conditions_name_ranges() -> None:
-    first, second = NAME_ELEMENTS
-    assert condition([2, 3, 4]) == f"({first} >= 60 and {first} <= 149) or ({second} >= 60 and {second} <= 149)"
-    assert condition([2, 3], 7) == " or ".join(
-        f"({column} >= {low} and {column} <= {high})" for low, high in ((67, 89), (97, 119)) for column in NAME_ELEMENTS
-    )
-    low, high = DOG * LEVELS, DOG * LEVELS + LEVELS - 1
-    assert condition([DOG]) == f"({GROUP_ELEMENTS[0]} >= {low} and {GROUP_ELEMENTS[0]} <= {high})"
-    assert condition([999, 1000]).count(" or ") == 2  # a name and a group are not one range
+def test_conditions_list_all_that_a_tag_is_stored_as() -> None:
+    assert condition([3, 2], 28) == "_tags in [88, 89, 118, 119]"
+    assert condition([5]) == f"_tags in [{', '.join(str(150 + level) for level in range(30))}]"
+    assert condition([]) == "_tags in []"
+
+
+COLUMNS = {"id": FilterColumn("string"), "tags": FilterColumn("tags"), "_tags": FilterColumn("stored tags")}
+
+
+@pytest.mark.parametrize(
+    ("where", "written"),
+    [
+        ("_tags in [88, 89]", "json_contains_any(tags[0], [88, 89])"),
+        ("not (_tags in [88])", "(tags[0][0] not in [88]) and (tags[0][1] not in [88])"),
+        ("_tags not in [30000]", "tags[0][2] not in [30000]"),
+        (
+            "_tags not in [88, 30000]",
+            "(tags[0][0] not in [88]) and ((tags[0][1] not in [88]) and (tags[0][2] not in [30000]))",
+        ),
+        ("_tags in []", 'id == ""'),
+        ("_tags not in []", 'id != ""'),
+        ("_tags is not null", "tags[0][0] >= 0"),
+        ("not (_tags is not null)", "tags[0][0] < 0"),
+        ("_tags is null", "tags[0][0] < 0"),
+    ],
+)
+def test_what_milvus_reads(where: str, written: str) -> None:
+    assert render(where, COLUMNS, lite=True) == render(where, COLUMNS, lite=False) == written
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["_tags == 3", "_tags > 3", "_tags in [1.5]", '_tags in ["dog"]', "_tags in [true]", "_tags in [1,]",
+     '_tags like "1%"', "_tags[0] > 3", "tags[0] > 3", "_tagz in [3]"],
+)  # fmt: skip
+def test_stored_tags_are_found_by_lists_of_numbers_only(where: str) -> None:
+    says = r"whole numbers were expected|no column '_tag[sz]', the columns are (tags, id|id, tags): |cannot be read from here on"
+    with pytest.raises(FilterError, match=says):
+        render(where, COLUMNS, lite=True)
