@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # Milvus Lite 2.5.1 keeps a row as a protobuf message with the names of its columns, in pages of SQLite.
 _LITE_COLUMN = 14
 """Bytes of a column beside its name and value (counted in a file)."""
-_LITE_INT, _LITE_LONG = 3, 9
-"""Bytes of numbers there: of sizes, which are written without their zeros; of times in nanoseconds, and of any."""
+_LITE_INT, _LITE_TAGS, _LITE_LONG = 3, 7, 9
+"""Bytes of numbers there, without their leading zeros: of sizes; of tags; of times in nanoseconds, and of any."""
 _LITE_ROW = 62 + 12
 """Bytes of a row beside its columns and a second copy of its key: RowID, Timestamp, and SQLite's own (counted)."""
 _LITE_PAGE = 4096
@@ -46,9 +46,6 @@ _SERVER_ROW, _SERVER_TEXT = 92, 33
 """Bytes of a row in memory beside its values, by the types that Milvus keeps them in: 16 for times and numbers, 72 for
 the place of a key, 4 for the filter of keys; and of each text as an object. Predictions were within 30 % of Milvus
 2.3.5 with 200,000 and with a million rows of one code; its memory for loading hides the rest."""
-
-_TAGS = 20
-"""Bytes of tags as JSON: of two names and a group, all equally frequent."""
 
 _PARQUET_ROW = 50
 """Bytes of the columns that every image has but the path, compressed: two random hashes of 16 bytes, size, time."""
@@ -154,7 +151,7 @@ def images_table(schema: Schema, path_bytes: float, text_bytes: float) -> Table:
             Column("width", 8, "number", _LITE_INT),
             Column("height", 8, "number", _LITE_INT),
             Column("content_hash", 32, "text", 32),
-            Column(TAG_COLUMN, _TAGS, "text", _TAGS),
+            Column(TAG_COLUMN, 8, "number", _LITE_TAGS),
             *(own[field.type](field.name) for field in schema.fields),
             *(Column(g.name, g.bits // 8, "code", g.bits // 8, bool(g.mmap)) for g in schema.granularities),
         ),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mg_milvus.schema.tags import LEVELS, NO_TAG, STORED_TAGS, TAG_COLUMN, find_word, probability_of
+from mg_milvus.schema.tags import LEVELS, TAG_COLUMN, find_word, from_column, probability_of
 from mg_milvus.store.filter_language import FilterColumn, characters, members, parse, render, value_of
 
 if TYPE_CHECKING:
@@ -53,8 +53,6 @@ def _condition(node: Any, where: str) -> Callable[[Mapping[str, Any]], bool | No
             return lambda row: None if (part := inner(row)) is None else not part
         case "null":
             name, missing = str(node.children[0]), node.children[1] is None
-            if name == STORED_TAGS:
-                return lambda row: (row[TAG_COLUMN][0][0] == NO_TAG) == missing
             return lambda row: (row[name] is None) == missing
         case "compare":
             nodes, comparisons = node.children[::2], map(str, node.children[1::2])
@@ -64,9 +62,6 @@ def _condition(node: Any, where: str) -> Callable[[Mapping[str, Any]], bool | No
     if name == "tags":
         words = [value_of(token, where) for token in members(node.children[2])]
         return lambda row: any(_has(row, word) for word in words) != negated
-    if name == STORED_TAGS:
-        stored = {value_of(token, where) for token in members(node.children[2])}
-        return lambda row: stored.isdisjoint(row[TAG_COLUMN][0]) == negated
     if name == "user_tags" and node.data == "among":
         given = [value_of(token, where) for token in members(node.children[2])]
         return lambda row: None if not row[name] else any(tag in row[name].split("|") for tag in given) != negated
@@ -124,8 +119,8 @@ def _as_times(one: Any, other: Any) -> tuple[Any, Any]:
 
 def _has(row: Mapping[str, Any], word: Any) -> bool:
     """Whether a row has a tag of this word, with a probability of at least a fifth."""
-    stored = [tag for tag in row[TAG_COLUMN][0] if tag != NO_TAG]
-    return any(tag // LEVELS in find_word(word) and probability_of(tag % LEVELS) > 0.2 for tag in stored)
+    numbers = find_word(word)
+    return any(tag // LEVELS in numbers and probability_of(tag % LEVELS) > 0.2 for tag in from_column(row[TAG_COLUMN]))
 
 
 def _operand(node: Any, where: str) -> Callable[[Mapping[str, Any]], Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ import numpy as np
 from mg_milvus.codes import hamming
 from mg_milvus.errors import CollectionNotFoundError, QueryError, StoreError, UnsupportedError
 from mg_milvus.schema.models import region_id, split_id
-from mg_milvus.schema.tags import TAG_COLUMN
 from mg_milvus.store import milvus
 from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row
 from mg_milvus.store.collections import decode_description, encode_description, extended, tuned
@@ -130,8 +128,6 @@ class MemoryStore:
     def upsert(self, rows: Sequence[Row]) -> None:
         """See ``Store``."""
         records = self._layout().records(rows)
-        for record in records:
-            record[TAG_COLUMN] = json.loads(record[TAG_COLUMN])
         with self._lock:
             if any(row.region_codes for row in rows):
                 self.regions.add(rows)

@@ -33,7 +33,7 @@ from mg_milvus.errors import (
 from mg_milvus.files import open_plain, write_whole
 from mg_milvus.images.discover import image_id, is_url
 from mg_milvus.ingest.metadata import rows_at_once
-from mg_milvus.schema.tags import TAG_BYTES, TAG_COLUMN, from_column
+from mg_milvus.schema.tags import TAG_COLUMN, from_column
 from mg_milvus.store.base import Row
 from mg_milvus.store.collections import decode_description, encode_description
 from mg_milvus.store.regions import CODE, region_records
@@ -216,11 +216,9 @@ class CodeFile:
                 for place in range(len(batch))
             ]  # fmt: skip
 
-    def _tags(self, text: str) -> tuple[int, ...]:
+    def _tags(self, value: int) -> tuple[int, ...]:
         try:
-            if len(text) > TAG_BYTES:
-                raise ValueError(f"the tags have {len(text):,} characters, expected at most {TAG_BYTES}")
-            return from_column(json.loads(text))
+            return from_column(value)
         except ValueError as error:
             raise CodeFileError(f"{self.name}: {error}: encode it again") from error
 
@@ -259,7 +257,7 @@ class CodeFile:
 def _columns(schema: Schema, widths: Mapping[str, int]) -> Any:
     pa = arrow()
     types = {
-        "string": pa.string(), "int": pa.int64(), "json": pa.string(), "float": pa.float64(), "bool": pa.int8(),
+        "string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.int8(),
     }  # fmt: skip
     return pa.schema(
         [(column.name, types[column.type]) for column in Layout(schema).columns]

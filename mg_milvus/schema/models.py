@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mg_milvus.schema.errors import Model, Problem, field_error, format_value, model_error
-from mg_milvus.schema.tags import STORED_TAGS, TAG_COLUMN, USER_TAGS
+from mg_milvus.schema.tags import TAG_COLUMN, USER_TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +35,8 @@ PROFILES: dict[str, dict[str, float]] = {
 
 RESERVED_FIELDS = frozenset({
     "id", "path", "size", "mtime_ns", "taken", "width", "height", "content_hash", "_codes", TAG_COLUMN,
-    STORED_TAGS,
 })  # fmt: skip
-"""Columns that every row has, and a name that stands for one in filters."""
+"""Columns that every row has."""
 
 _RESULT_KEYS = frozenset({
     "query", "rank", "score", "distances", "ranks", "box", "verified", "verdict", "confidence", "chance", "lead",

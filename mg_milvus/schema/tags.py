@@ -1,9 +1,9 @@
 """Tags: the names of what images show, their groups, how they are stored, and the words that people say for them.
 
-A tag of an image is a name (``sports car``), or a group of names (``car``), with a probability. It is stored as one
-whole number of 16 bits, ``number * LEVELS + level``, those of an image in one column; so a filter finds a tag, at least
-as probable as wanted, by a list of its levels. ``tags.tsv`` beside this file lists names (ImageNet's 1,000 classes, by
-WordNet's lemmas), groups and words.
+A tag of an image is a name (``sports car``), or a group of names (``car``), with a probability: one whole number of 16
+bits, ``number * LEVELS + level``. All tags of an image are one whole number of 49 bits, see ``to_column``, whose
+remainders a filter compares. ``tags.tsv`` beside this file lists names (ImageNet's 1,000 classes, by WordNet's lemmas),
+groups and words.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import format_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 LEVELS = 30
 """Steps of probability: equal ones of the log odds."""
@@ -36,14 +36,11 @@ NAMES, GROUPS = 2, 1
 NO_TAG = -1
 """In place of a name or a group that an image has not."""
 TAG_COLUMN = "tags"
-"""The column of a row that holds its tags, as JSON: ``[[name, name, group]]``, the more probable name first. Milvus
-Lite finds numbers in a list that is an element of a column, not in one that is all of it. Three columns of numbers
-would take twice as many bytes in its file, and a column of the type ARRAY four times as long to write."""
-TAG_BYTES = 21
-"""Most bytes of the column's value."""
-STORED_TAGS = "_tags"
-"""The name of the stored tags in filters that are not written by people, see ``condition``."""
-ANY_TAG = f"{STORED_TAGS} is not null"
+"""The column of a row that holds its tags, see ``to_column``. Milvus Lite takes several times as long to write an
+array, or to compare JSON, and three columns would take nearly three times as many bytes in its file."""
+_OF_TAG, _OF_LEVEL = (2111, 2113, 2129), (31, 37, 41)
+"""Divisors of each place: two names, then a group. Their product is below 2**53: Milvus divides as doubles do."""
+ANY_TAG = f"{TAG_COLUMN} % {_OF_TAG[0]} != 0"
 """The filter for images that a classifier has seen."""
 _NEAR = 3
 """Known words that a message offers."""
@@ -172,36 +169,59 @@ def check_tags(tags: Sequence[int]) -> Sequence[int]:
     return tags
 
 
-def names_and_groups(tags: Iterable[int]) -> tuple[list[int], list[int]]:
-    """The names and the groups among stored tags, each in their order."""
-    first, _ = _bounds()
-    names: list[int] = []
-    groups: list[int] = []
-    for tag in tags:
-        (names if tag < first else groups).append(tag)
-    return names, groups
+@cache
+def _factors() -> tuple[int, tuple[int, ...]]:
+    """The product of all divisors, and for each the number with the remainder 1 by it and 0 by all others."""
+    divisors = (*_OF_TAG, *_OF_LEVEL)
+    product = math.prod(divisors)
+    return product, tuple(product // each * pow(product // each, -1, each) for each in divisors)
 
 
-def to_column(tags: Sequence[int]) -> str:
-    """The stored tags of an image as the value of their column, JSON; names and groups each keep their order.
+def to_column(tags: Sequence[int]) -> int:
+    """The stored tags of an image as the value of their column: one number from whose remainders each can be read.
+
+    Of place i, ``_OF_TAG[i]`` leaves ``2 * number + 1``, or one more where the image has the tag (from ``SHOWN`` on),
+    and ``_OF_LEVEL[i]`` leaves the level; both leave 0 where there is no tag. By the Chinese remainder theorem there is
+    one such number below the product of the divisors. Milvus compares a remainder in one pass over a plain column.
 
     Raises:
         ValueError: as ``check_tags``.
     """
-    names, groups = names_and_groups(check_tags(tags))
-    elements = [*names, *[NO_TAG] * (NAMES - len(names)), *groups, *[NO_TAG] * (GROUPS - len(groups))]
-    return f"[[{','.join(map(str, elements))}]]"
+    if not check_tags(tags):
+        return 0
+    first, _ = _bounds()
+    names, groups = [tag for tag in tags if tag < first], [tag for tag in tags if tag >= first]
+    product, factors = _factors()
+    value = 0
+    for place, tag in [*enumerate(names), *enumerate(groups, NAMES)]:
+        number, level = divmod(tag, LEVELS)
+        value += (2 * number + 1 + (level >= SHOWN)) * factors[place] + level * factors[len(_OF_TAG) + place]
+    return value % product
 
 
-def from_column(value: object) -> tuple[int, ...]:
-    """The stored tags in the value of their column, parsed.
+def from_column(value: int) -> tuple[int, ...]:
+    """The stored tags in the value of their column: names, most probable first, then a group.
 
     Raises:
-        ValueError: ``to_column`` does not write it.
+        ValueError: no image has these.
     """
-    if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], list):
-        raise ValueError(f"the tags are {value!r:.100}, expected a list in a list")
-    return from_elements(value[0])
+    if not value:
+        return ()
+    first, most = _bounds()
+    tags = []
+    for place, (of_tag, of_level) in enumerate(zip(_OF_TAG, _OF_LEVEL, strict=True)):
+        remainder, level = value % of_tag, value % of_level
+        if remainder == level == 0:
+            continue
+        number, shown = divmod(remainder - 1, 2)
+        tag = number * LEVELS + level
+        fits = 0 <= tag < first if place < NAMES else first <= tag < most
+        if not fits or level >= LEVELS or shown != (level >= SHOWN):
+            raise ValueError(f"the tags are {value}, which leaves {remainder} by {of_tag} and {level} by {of_level}")
+        tags.append(tag)
+    if not 0 < value < _factors()[0]:
+        raise ValueError(f"the tags are {value}, expected 0 to {_factors()[0] - 1}")
+    return tuple(tags)
 
 
 def from_elements(values: Sequence[int]) -> tuple[int, ...]:
@@ -227,14 +247,35 @@ def probability(tags: Sequence[int], numbers: frozenset[int]) -> float:
     return min(1.0, sum(probability_of(tag % LEVELS) for tag in tags if tag // LEVELS in numbers))
 
 
-def stored_as(numbers: Iterable[int], level: int) -> list[int]:
-    """All that these tags are stored as, at this level or above."""
-    return [number * LEVELS + each for number in sorted(numbers) for each in range(level, LEVELS)]
-
-
-def condition(numbers: Iterable[int], level: int = 0) -> str:
+def condition(numbers: Collection[int], level: int = 0) -> str:
     """The filter for images that have one of these tags, at this level or above, in the language of filters."""
-    return f"{STORED_TAGS} in [{', '.join(map(str, stored_as(numbers, level)))}]"
+    first = vocabulary().names
+    names, groups = sorted(n for n in numbers if n < first), sorted(n for n in numbers if n >= first)
+    return " or ".join(
+        _at_place(place, own, level) for place, own in enumerate([names] * NAMES + [groups] * GROUPS) if own
+    )
+
+
+def _at_place(place: int, numbers: Sequence[int], level: int) -> str:
+    """The filter for one of these tags at one place of the column."""
+    parts = []
+    for shown, levels in enumerate((range(SHOWN), range(SHOWN, LEVELS))):
+        wanted, others = range(max(level, levels.start), levels.stop), range(levels.start, level)
+        if not wanted:
+            continue
+        tagged = _remainders(_OF_TAG[place], "==", [2 * number + 1 + shown for number in numbers])
+        if others and len(others) <= len(wanted):
+            tagged = f"({tagged}) and {_remainders(_OF_LEVEL[place], '!=', others)}"
+        elif others:
+            tagged = f"({tagged}) and ({_remainders(_OF_LEVEL[place], '==', wanted)})"
+        parts.append(tagged)
+    return " or ".join(parts)
+
+
+def _remainders(divisor: int, sign: str, values: Iterable[int]) -> str:
+    """The filter that a remainder is one of these values, or with ``!=`` that it is none of them."""
+    word = " or " if sign == "==" else " and "
+    return word.join(f"{TAG_COLUMN} % {divisor} {sign} {value}" for value in values)
 
 
 USER_TAGS = "user_tags"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its name and type, most bytes of a string or of JSON, value when missing.
+    """A column: its name and type, most bytes of a string, value when missing.
 
     The types are "string", "int", "float", "bool" and "json".
     """

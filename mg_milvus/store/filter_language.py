@@ -7,7 +7,6 @@ A comparison with a missing value never holds, negated or not; ``is null`` finds
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,18 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.files import one_line
-from mg_milvus.schema.tags import (
-    GROUPS,
-    NAMES,
-    SHOWN,
-    STORED_TAGS,
-    TAG_COLUMN,
-    USER_TAGS,
-    find_word,
-    names_and_groups,
-    stored_as,
-    user_tag_pattern,
-)
+from mg_milvus.schema.tags import SHOWN, USER_TAGS, condition, find_word, user_tag_pattern
 from mg_milvus.store.filters import literal, validate
 
 if TYPE_CHECKING:
@@ -95,8 +83,8 @@ class FilterColumn:
     """A column as filters see it.
 
     Attributes:
-        type: "string", "int", "float", "bool"; "tags": all that an image has, compared with a word for some; or "stored
-            tags": the same as numbers, for conditions that are not written by people.
+        type: "string", "int", "float", "bool", or "tags": all that an image has, compared with a word for some; as they
+            are one number, ``schema.tags.condition`` compares its remainders.
         kind: ``full``: every row has a value; ``sparse``: some have none; ``added``: as that, and kept in the dynamic
             field of the collection, under the key of its name, and ``true`` under that of its name and ``?``.
         time: whether it holds nanoseconds since the epoch, and is compared with dates, too.
@@ -260,10 +248,8 @@ class _Writer:
             case "like":
                 return self._like(node, positive)
             case "null":
-                name, negated = str(node.children[0]), node.children[1] is not None
-                if name == STORED_TAGS:
-                    return f"{TAG_COLUMN}[0][0] {'<' if positive != negated else '>='} 0"
-                if self._columns[self._column(node.children[0])].type == "tags":
+                name, negated = self._column(node.children[0]), node.children[1] is not None
+                if self._columns[name].type == "tags":
                     raise self._refused(node, f"no image lacks {name}, it may have none; {_OF_TAGS}")
                 return self._missing(name) if positive != negated else self._present(name)
         raise self._refused(node, "a comparison was expected, such as width >= 800")
@@ -271,41 +257,16 @@ class _Writer:
     def _refused(self, node: Any, reason: str) -> FilterError:
         return _refused(node, self._text, reason)
 
-    def _user_tags(self, tags: Iterable[str], positive: bool) -> str:
-        """The condition that an image has one of the tags that people gave, or none of them, but others."""
-        likes = " or ".join(f"{USER_TAGS} like {user_tag_pattern(tag)}" for tag in tags)
-        return _Writer(likes, self._columns, self._lite).condition(parse(likes), positive)
+    def _tagged(self, condition: str, positive: bool) -> str:
+        """A condition on the columns of tags, which every row has, or its negation."""
+        return _Writer(condition, self._columns, self._lite).condition(parse(condition), positive)
 
-    def _words(self, node: Any, words: Iterable[Any], positive: bool) -> str:
-        """The condition that an image has a tag that one of these words stands for, or none of them."""
+    def _words(self, node: Any, words: Iterable[Any]) -> str:
+        """The condition that an image has a tag that one of these words stands for."""
         try:
-            numbers = frozenset[int]().union(*(find_word(word) for word in words))
+            return condition(frozenset[int]().union(*(find_word(word) for word in words)), SHOWN)
         except QueryError as exc:
             raise self._refused(node, str(exc)) from exc
-        return self._stored_tags(stored_as(numbers, SHOWN), positive)
-
-    def _whole_numbers(self, listed: Token) -> list[int]:
-        """The values of a list of whole numbers: all at once, for a word can stand for hundreds of stored tags."""
-        try:
-            numbers = json.loads(listed)
-        except ValueError:
-            numbers = None
-        if numbers is None or not all(type(number) is int for number in numbers):
-            raise self._refused(listed, "whole numbers were expected")
-        return list(numbers)
-
-    def _stored_tags(self, stored: Sequence[int], positive: bool) -> str:
-        """The condition that an image has one of these stored tags, or none of them.
-
-        Milvus reads the JSON of a row once for each condition on it, and Milvus Lite cannot negate that of a list.
-        """
-        if not stored:
-            return _NEVER if positive else _ALWAYS
-        if positive:
-            return f"json_contains_any({TAG_COLUMN}[0], {_numbers(stored)})"
-        names, groups = names_and_groups(stored)
-        places = [(place, names) for place in range(NAMES)] + [(NAMES + place, groups) for place in range(GROUPS)]
-        return _joined([f"{TAG_COLUMN}[0][{at}] not in {_numbers(own)}" for at, own in places if own], " and ")
 
     def _present(self, name: str) -> str:
         """The condition that a row has a value in this column."""
@@ -347,10 +308,9 @@ class _Writer:
         if getattr(node, "type", None) != "NAME":
             raise self._refused(node, "the name of a column was expected")
         name = str(node)
-        if name not in self._columns or self._columns[name].type == "stored tags":
-            known = [each for each, column in self._columns.items() if column.type != "stored tags"]
-            near = get_close_matches(name, known, n=3, cutoff=0.5)
-            names = ", ".join([*near, *(each for each in known if each not in near)])
+        if name not in self._columns:
+            near = get_close_matches(name, self._columns, n=3, cutoff=0.5)
+            names = ", ".join([*near, *(known for known in self._columns if known not in near)])
             raise self._refused(node, f"there is no column '{name[:60]}', the columns are {names}")
         return name
 
@@ -401,7 +361,8 @@ class _Writer:
             first, second = self._operand(left), self._operand(right)
             if isinstance(first, list) and isinstance(second, str) and str(sign) in "+*":
                 first, second = second, first
-            if not isinstance(first, str) or self._columns[first].type != "int" or not isinstance(second, list):
+            computed = {"int", "tags"} if sign == "%" else {"int"}
+            if not isinstance(first, str) or self._columns[first].type not in computed or not isinstance(second, list):
                 raise self._refused(node, wanted)
             if type(second[0]) is not int:
                 raise self._refused(node, wanted)
@@ -439,13 +400,13 @@ class _Writer:
         if self._columns[name].type == "tags":
             if sign not in {"==", "!="}:
                 raise self._refused(node, _OF_TAGS)
-            return self._words(node, [value], sign == "==")
+            return self._tagged(self._words(node, [value]), sign == "==")
         match self._check_type(node, name, value):
             case "string":
                 if not value and sign in {"==", "!="}:
                     return self._missing(name) if sign == "==" else self._present(name)
                 if name == USER_TAGS and sign in {"==", "!="}:
-                    return self._user_tags([value], sign == "==")
+                    return self._tagged(f"{name} like {user_tag_pattern(value)}", sign == "==")
                 written = f"{name} {sign} {literal(value)}"
                 return written if sign in {"==", ">"} else self._where_present(name, written)
             case "bool":
@@ -491,15 +452,13 @@ class _Writer:
 
     def _among(self, node: Any, positive: bool) -> str:
         column, negated, listed = node.children
-        positive = positive == (negated is None)
-        if column == STORED_TAGS:
-            return self._stored_tags(self._whole_numbers(listed), positive)
-        name = self._column(column)
+        name, positive = self._column(column), positive == (negated is None)
         if self._columns[name].type == "tags":
-            return self._words(listed, [value_of(token, self._text) for token in members(listed)], positive)
+            words = [value_of(token, self._text) for token in members(listed)]
+            return self._tagged(self._words(listed, words), positive) if words else _NEVER if positive else _ALWAYS
         if name == USER_TAGS and (tags := [value_of(token, self._text) for token in members(listed)]):
-            wanted = [tag for tag in tags if isinstance(tag, str)]
-            return self._user_tags(wanted, positive) if wanted else _NEVER
+            wanted = " or ".join(f"{name} like {user_tag_pattern(tag)}" for tag in tags if isinstance(tag, str))
+            return self._tagged(wanted, positive) if wanted else _NEVER
         column, written, empty = self._columns[name], [], False
         for token in members(listed):
             value: Any = self._compared(token, name, value_of(token, self._text))
@@ -555,11 +514,6 @@ class _Writer:
 
 _WITHOUT_NEXT = {0xD7FF, 0x10FFFF, 9, 12}
 """Characters whose next one is none, or a line end, which no literal holds."""
-
-
-def _numbers(values: Iterable[int]) -> str:
-    """A list of whole numbers as text."""
-    return f"[{', '.join(map(str, values))}]"
 
 
 def _float(value: float) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mg_milvus.errors import QueryError, StoreError
 from mg_milvus.files import one_line
-from mg_milvus.schema.tags import STORED_TAGS, TAG_BYTES, TAG_COLUMN, from_column, to_column
+from mg_milvus.schema.tags import TAG_COLUMN, from_column, to_column
 from mg_milvus.store.base import Neighbours, Row
 from mg_milvus.store.collections import Column
 from mg_milvus.store.filter_language import LEAST_FLOAT, LEAST_INT, FilterColumn
@@ -59,7 +59,7 @@ _FIXED = (
     Column("content_hash", "string", 64),
 )
 _TIMES = frozenset({"mtime_ns", "taken"})
-_TAGS = Column(TAG_COLUMN, "json", TAG_BYTES)
+_TAGS = Column(TAG_COLUMN, "int")
 MOST_META = 65_536
 """Most bytes of a JSON value on servers."""
 COPY = "_codes"
@@ -73,7 +73,7 @@ _ACCEPTED: dict[str, tuple[type, ...]] = {
     "float": (float, int, np.floating, np.integer),
     "bool": (bool, np.bool_),
 }
-_PYTHON: dict[str, type] = {"string": str, "int": int, "json": list, "float": float, "bool": bool}
+_PYTHON: dict[str, type] = {"string": str, "int": int, "float": float, "bool": bool}
 _STORED: dict[str, type] = _PYTHON | {"bool": int}
 
 
@@ -112,7 +112,7 @@ class Layout:
     def filterable(self) -> dict[str, FilterColumn]:
         """The columns as filters see them."""
         columns = {column.name: FilterColumn(column.type, time=column.name in _TIMES) for column in _FIXED}
-        columns |= {TAG_COLUMN: FilterColumn("tags"), STORED_TAGS: FilterColumn("stored tags")}
+        columns[TAG_COLUMN] = FilterColumn("tags")
         columns |= {column.name: FilterColumn(column.type, "sparse") for column in self._own}
         return columns | {column.name: FilterColumn(column.type, "added") for column in self._added}
 
@@ -165,8 +165,6 @@ class Layout:
 
     def records(self, rows: Sequence[Row]) -> list[Record]:
         """Rows as records; what a row's fields do not name has the default of its column, if there is one.
-
-        Tags are JSON in them, which Milvus gives back parsed.
 
         Raises:
             StoreError: a value that the column cannot hold. Nothing is left to the server here: Milvus Lite

@@ -102,7 +102,7 @@ class Milvus:
             assert table.schema.names == COLUMNS[collection]
             rows = table.to_pylist()
             for row in rows:
-                row |= {key: bytes(value) for key, value in row.items() if isinstance(value, list)}
+                row |= {key: bytes(value) for key, value in row.items() if isinstance(value, list) and key != "tags"}
                 if collection == "images":  # what Milvus Lite has, and a server has not
                     row[COPY] = layout.copied(row)
             store._client.insert(collection, rows)

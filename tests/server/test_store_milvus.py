@@ -83,8 +83,6 @@ def test_files_without_a_copy_of_the_codes_are_asked_and_filled_all_the_same(raw
             )  # fmt: skip
         elif column.type == "string":
             made.add_field(column.name, DataType.VARCHAR, max_length=column.max_bytes)
-        elif column.type == "json":
-            made.add_field(column.name, DataType.JSON)
         else:
             made.add_field(column.name, DataType.INT64)
     made.add_field("coarse", DataType.BINARY_VECTOR, dim=16)

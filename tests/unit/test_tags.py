@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from mg_milvus.schema import tags
 from mg_milvus.schema.tags import (
     LEVELS,
     NO_TAG,
-    TAG_BYTES,
+    SHOWN,
     condition,
     encode_tag,
     find_word,
@@ -27,6 +28,7 @@ from mg_milvus.schema.tags import (
     vocabulary,
 )
 from mg_milvus.store.filter_language import FilterColumn, render
+from tests.memory_filters import compile_filter
 
 TABLE = vocabulary()
 DOG, CAT = TABLE.tags.index("dog"), TABLE.tags.index("cat")
@@ -120,16 +122,22 @@ def test_levels_rise_and_are_shown_from_a_fifth_on() -> None:
 
 def test_tags_in_a_column_and_back() -> None:
     stored = [encode_tag(151, 0.9), encode_tag(281, 0.05), encode_tag(DOG, 0.97)]
-    first, second, group = stored
-    assert to_column(stored) == f"[[{first},{second},{group}]]"
-    assert to_column([group, first]) == f"[[{first},-1,{group}]]"
-    assert to_column([group]) == f"[[-1,-1,{group}]]"
-    assert to_column([]) == "[[-1,-1,-1]]"
-    assert from_column([[first, second, group]]) == tuple(stored)
-    assert from_column([[-1, -1, group]]) == (group,)
-    assert from_elements([first, -1, -1]) == (first,)
-    last = len(TABLE.tags) * LEVELS - 1
-    assert len(to_column([30_000 - 1, 30_000 - 2, last])) == TAG_BYTES
+    first, _, group = stored
+    assert [tag % LEVELS for tag in stored] == [16, 2, 20]
+    value = to_column(stored)
+    # Twice the number and one more, and again one more where the tag is shown; beside it the level.
+    assert [value % divisor for divisor in (2111, 2113, 2129)] == [2 * 151 + 2, 2 * 281 + 1, 2 * DOG + 2]
+    assert [value % divisor for divisor in (31, 37, 41)] == [16, 2, 20]
+    assert from_column(value) == tuple(stored)
+    assert to_column([]) == 0
+    assert from_column(0) == ()
+    alone = to_column([group])
+    assert [alone % divisor for divisor in (2111, 31, 2113, 37)] == [0] * 4
+    assert from_column(alone) == (group,)
+    assert to_column([group, first]) == to_column([first, group]) != to_column([first])
+    assert from_elements([first, NO_TAG, NO_TAG]) == (first,)
+    with pytest.raises(ValueError, match=r"the tags are \[1, 2\], expected 3 numbers"):
+        from_elements([1, 2])
     assert readable(stored) == {"dog": 0.97, "Chihuahua": 0.89}  # the middle of a level; that of 5 % is not shown
 
 
@@ -139,14 +147,40 @@ def test_what_no_image_has_is_refused(wrong: list[int]) -> None:
         to_column(wrong)
 
 
+NAMED, GROUPED = st.integers(0, 1000 * LEVELS - 1), st.integers(1000 * LEVELS, len(TABLE.tags) * LEVELS - 1)
+
+
+@given(st.lists(NAMED, max_size=2), st.lists(GROUPED, max_size=1))
+def test_all_tags_come_back_and_milvus_can_divide_them(names: list[int], groups: list[int]) -> None:
+    """Milvus divides as doubles do, which hold whole numbers below 2**53."""
+    value = to_column([*names, *groups])
+    assert 0 <= value < 2111 * 2113 * 2129 * 31 * 37 * 41 < 2**53
+    assert from_column(value) == (*names, *groups)
+
+
+def number_with(remainders: dict[int, int]) -> int:
+    """The least number that leaves these remainders, and 0 by the other divisors, by trying."""
+    value, step = 0, 1
+    for divisor in (2111, 2113, 2129, 31, 37, 41):
+        while value % divisor != remainders.get(divisor, 0):
+            value += step
+        step *= divisor
+    return value
+
+
 @pytest.mark.parametrize(
-    "wrong",
-    [None, 3, "[[1,2,30000]]", {}, [], [1, 2, 30_000], [[1, 2]], [[1, 2, 3, 4]], [[1, 2, 3]], [[1, 2, None]],
-     [[1, 2, "30000"]], [[1.5, 2, -1]], [[-2, -1, -1]], [[True, -1, -1]], [[[1], -1, -1]], [[1, 2, -1], [1, 2, -1]]],
+    "value",
+    [
+        -1, 1, 2**63 - 1, to_column([5]) + 2111 * 2113 * 2129 * 31 * 37 * 41,
+        number_with({2111: 304, 31: 30}), number_with({2111: 303, 31: 7}), number_with({2111: 304, 31: 6}),
+        number_with({2111: 2002, 31: 7}), number_with({2129: 304, 41: 7}), number_with({2129: 2106, 41: 7}),
+        number_with({37: 3}),
+    ],
 )  # fmt: skip
-def test_what_no_column_holds_is_refused(wrong: object) -> None:
-    with pytest.raises(ValueError, match=r"the tags are|there are 3 tags"):
-        from_column(wrong)
+def test_numbers_that_are_no_tags_are_refused(value: int) -> None:
+    assert from_column(number_with({2111: 304, 31: 7})) == (151 * LEVELS + 7,)
+    with pytest.raises(ValueError, match="the tags are "):
+        from_column(value)
 
 
 def test_the_probability_of_a_word_is_the_sum_over_its_tags() -> None:
@@ -158,42 +192,30 @@ def test_the_probability_of_a_word_is_the_sum_over_its_tags() -> None:
     assert probability([encode_tag(402, 1), encode_tag(546, 1)], find_word("guitar")) == 1
 
 
-def test_conditions_list_all_that_a_tag_is_stored_as() -> None:
-    assert condition([3, 2], 28) == "_tags in [88, 89, 118, 119]"
-    assert condition([5]) == f"_tags in [{', '.join(str(150 + level) for level in range(30))}]"
-    assert condition([]) == "_tags in []"
+def test_conditions_compare_remainders() -> None:
+    assert condition([3, 2], SHOWN) == "tags % 2111 == 6 or tags % 2111 == 8 or tags % 2113 == 6 or tags % 2113 == 8"
+    assert condition([DOG], SHOWN) == f"tags % 2129 == {2 * DOG + 2}"
+    assert condition([DOG]) == f"tags % 2129 == {2 * DOG + 1} or tags % 2129 == {2 * DOG + 2}"
+    assert condition([DOG], 28) == f"(tags % 2129 == {2 * DOG + 2}) and (tags % 41 == 28 or tags % 41 == 29)"
+    assert condition([DOG], 9) == f"(tags % 2129 == {2 * DOG + 2}) and tags % 41 != 7 and tags % 41 != 8"
+    assert condition([DOG], 6) == (
+        f"(tags % 2129 == {2 * DOG + 1}) and (tags % 41 == 6) or tags % 2129 == {2 * DOG + 2}"
+    )
 
 
-COLUMNS = {"id": FilterColumn("string"), "tags": FilterColumn("tags"), "_tags": FilterColumn("stored tags")}
+@given(st.lists(NAMED, max_size=2), st.lists(GROUPED, max_size=1), st.integers(0, LEVELS - 1), st.data())
+def test_conditions_hold_for_what_they_say(names: list[int], groups: list[int], level: int, data: Any) -> None:
+    stored = [*names, *groups]
+    number = st.integers(0, len(TABLE.tags) - 1) | st.sampled_from([tag // LEVELS for tag in [*stored, 0]])
+    numbers = data.draw(st.sets(number, min_size=1, max_size=4))
+    holds = any(tag // LEVELS in numbers and tag % LEVELS >= level for tag in stored)
+    columns, row = {"tags": FilterColumn("tags")}, {"tags": to_column(stored)}
+    for where, expected in ((condition(numbers, level), holds), (f"not ({condition(numbers, level)})", not holds)):
+        assert eval(render(where, columns, lite=True), row) == expected  # Python reads it as Milvus does
+        assert compile_filter(where, columns)(row) == expected
 
 
-@pytest.mark.parametrize(
-    ("where", "written"),
-    [
-        ("_tags in [88, 89]", "json_contains_any(tags[0], [88, 89])"),
-        ("not (_tags in [88])", "(tags[0][0] not in [88]) and (tags[0][1] not in [88])"),
-        ("_tags not in [30000]", "tags[0][2] not in [30000]"),
-        (
-            "_tags not in [88, 30000]",
-            "(tags[0][0] not in [88]) and ((tags[0][1] not in [88]) and (tags[0][2] not in [30000]))",
-        ),
-        ("_tags in []", 'id == ""'),
-        ("_tags not in []", 'id != ""'),
-        ("_tags is not null", "tags[0][0] >= 0"),
-        ("not (_tags is not null)", "tags[0][0] < 0"),
-        ("_tags is null", "tags[0][0] < 0"),
-    ],
-)
-def test_what_milvus_reads(where: str, written: str) -> None:
-    assert render(where, COLUMNS, lite=True) == render(where, COLUMNS, lite=False) == written
-
-
-@pytest.mark.parametrize(
-    "where",
-    ["_tags == 3", "_tags > 3", "_tags in [1.5]", '_tags in ["dog"]', "_tags in [true]", "_tags in [1,]",
-     '_tags like "1%"', "_tags[0] > 3", "tags[0] > 3", "_tagz in [3]"],
-)  # fmt: skip
-def test_stored_tags_are_found_by_lists_of_numbers_only(where: str) -> None:
-    says = r"whole numbers were expected|no column '_tag[sz]', the columns are (tags, id|id, tags): |cannot be read from here on"
-    with pytest.raises(FilterError, match=says):
-        render(where, COLUMNS, lite=True)
+@pytest.mark.parametrize("where", ["tags + 1 == 3", "tags / 2 == 3", "tags % 31 > 3", "tags > 3", "tags[0] > 3"])
+def test_tags_are_no_number_to_people(where: str) -> None:
+    with pytest.raises(FilterError):
+        render(where, {"tags": FilterColumn("tags")}, lite=True)
