@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mg_milvus.encoder.file import BUILTIN
 from mg_milvus.errors import QueryError
 from mg_milvus.schema.models import REGIONS, Schema
-from mg_milvus.schema.tags import TAG_COLUMN, TAG_ELEMENTS
+from mg_milvus.schema.tags import TAG_COLUMN
 from mg_milvus.store.base import fits, nlist_for, nprobe_for, rows_a_segment
 from mg_milvus.store.lite_workarounds import LARGE
 from mg_milvus.store.rows import COPY, Layout
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 # Milvus Lite 2.5.1 keeps a row as a protobuf message with the names of its columns, in pages of SQLite.
 _LITE_COLUMN = 14
 """Bytes of a column beside its name and value (counted in a file)."""
-_LITE_INT, _LITE_LONG = 3, 9
-"""Bytes of numbers there: of sizes, which are written without their zeros; of times in nanoseconds, and of any."""
-_LITE_LIST = 6
-"""Bytes of a list of numbers beside them (counted in a file)."""
+_LITE_INT, _LITE_TAGS, _LITE_LONG = 3, 7, 9
+"""Bytes of numbers there, without their leading zeros: of sizes; of tags; of times in nanoseconds, and of any."""
 _LITE_ROW = 62 + 12
 """Bytes of a row beside its columns and a second copy of its key: RowID, Timestamp, and SQLite's own (counted)."""
 _LITE_PAGE = 4096
@@ -153,7 +151,7 @@ def images_table(schema: Schema, path_bytes: float, text_bytes: float) -> Table:
             Column("width", 8, "number", _LITE_INT),
             Column("height", 8, "number", _LITE_INT),
             Column("content_hash", 32, "text", 32),
-            Column(TAG_COLUMN, 2 * len(TAG_ELEMENTS), "number", _LITE_INT * len(TAG_ELEMENTS) + _LITE_LIST),
+            Column(TAG_COLUMN, 8, "number", _LITE_TAGS),
             *(own[field.type](field.name) for field in schema.fields),
             *(Column(g.name, g.bits // 8, "code", g.bits // 8, bool(g.mmap)) for g in schema.granularities),
         ),

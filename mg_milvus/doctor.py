@@ -362,7 +362,7 @@ def index_recall(store: Store, granularities: tuple[str, ...], *, k: int = 10, q
         return {}
     codes = {name: _codes(sample, name) for name in granularities}
     nearest: dict[str, NDArray[np.int32]] = {name: np.empty((len(sample), 0), np.int32) for name in granularities}
-    for rows in store.scan(granularities=granularities, tags=False):
+    for rows in store.scan(granularities=granularities):
         for name in granularities:
             seen = np.hstack([nearest[name], hamming(codes[name], _codes(rows, name))])
             nearest[name] = np.sort(seen, axis=1)[:, :k]
@@ -379,7 +379,7 @@ def _random_sample(store: Store, granularities: tuple[str, ...], size: int) -> l
     chosen: list[Row] = []
     randomness = random.Random(_SEED)  # noqa: S311  (reproducible, not secret)
     count = 0
-    for rows in store.scan(granularities=granularities, tags=False):
+    for rows in store.scan(granularities=granularities):
         for row in rows:
             count += 1
             if len(chosen) < size:

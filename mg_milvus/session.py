@@ -356,7 +356,7 @@ class Session:
         for path in paths:
             wanted.setdefault(disks.location(stored_path(path)), []).append(path)
         found: dict[PathLike, str] = {}
-        for rows in self.store.scan(tags=False):
+        for rows in self.store.scan():
             for row in rows:
                 for path in wanted.get(disks.location(row.path), ()):
                     if same_place(row.path, stored_path(path), disks):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mg_milvus.schema.tags import LEVELS, NO_TAG, TAG_COLUMN, find_word, probability_of
+from mg_milvus.schema.tags import LEVELS, TAG_COLUMN, find_word, from_column, probability_of
 from mg_milvus.store.filter_language import FilterColumn, characters, members, parse, render, value_of
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ def _as_times(one: Any, other: Any) -> tuple[Any, Any]:
 
 def _has(row: Mapping[str, Any], word: Any) -> bool:
     """Whether a row has a tag of this word, with a probability of at least a fifth."""
-    stored = [tag for tag in row[TAG_COLUMN] if tag != NO_TAG]
-    return any(tag // LEVELS in find_word(word) and probability_of(tag % LEVELS) > 0.2 for tag in stored)
+    numbers = find_word(word)
+    return any(tag // LEVELS in numbers and probability_of(tag % LEVELS) > 0.2 for tag in from_column(row[TAG_COLUMN]))
 
 
 def _operand(node: Any, where: str) -> Callable[[Mapping[str, Any]], Any]:
@@ -134,8 +134,7 @@ def _operand(node: Any, where: str) -> Callable[[Mapping[str, Any]], Any]:
 
         return computed
     if getattr(node, "type", None) == "NAME":
-        name, _, place = str(node).rstrip("]").partition("[")
-        return (lambda row: row[name][int(place)]) if place else itemgetter(name)
+        return itemgetter(str(node))
     value = value_of(node, where)
     return lambda _: value
 

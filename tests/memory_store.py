@@ -183,16 +183,13 @@ class MemoryStore:
         records = self._records
         return {i: {name: records[i][name] for name in granularities} for i in ids if i in records}
 
-    def scan(
-        self, where: str | None = None, granularities: Sequence[str] = (), *, tags: bool = True
-    ) -> Iterator[list[Row]]:
+    def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
         """See ``Store``."""
         layout = self._layout()
         layout.output_fields(granularities)
         records = self._matching(layout, where)
         for start in range(0, len(records), _BATCH):
-            rows = [layout.row(record, granularities) for record in records[start : start + _BATCH]]
-            yield rows if tags else [replace(row, tags=()) for row in rows]
+            yield [layout.row(record, granularities) for record in records[start : start + _BATCH]]
 
     def values(self, columns: Sequence[str], where: str | None = None) -> Iterator[list[tuple[Any, ...]]]:
         """See ``Store``."""

@@ -159,9 +159,9 @@ def test_bytes_of_an_image(wire: tuple[str, Relay, Path]) -> None:
             store.upsert(rows(10_000 * count, count))
         sent[count] = traffic.sent("Upsert")
     # A text has a tag and its length before it. Numbers have seven bits a byte, least first: 2,000,000 has 21 bits,
-    # both times 61, pixels 12, a tag or none 15; the list of tags is a message in two others.
+    # both times 61, pixels 12, tags 0 or 49.
     texts = (2 + 32) + (2 + 51) + (2 + 32)
-    numbers = 3 + 2 * 9 + 2 + 2 + 3 * 3 + 3 * 2
+    numbers = 3 + 2 * 9 + 2 + 2 + 1
     codes = (64 + 128 + 256) // 8
     copied = 2 + 4 * math.ceil(codes / 3)  # once more as text, which a search of Milvus Lite can return
     row = texts + numbers + codes + copied

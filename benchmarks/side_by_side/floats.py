@@ -17,6 +17,7 @@ from pymilvus import DataType, MilvusClient
 
 from mg_milvus.codes import signs
 from mg_milvus.config import MilvusConfig
+from mg_milvus.schema.tags import LEVELS
 from mg_milvus.search import query
 from mg_milvus.search.searcher import Searcher
 from mg_milvus.store.base import Description, Row
@@ -102,8 +103,14 @@ def row(number: int, codes: dict[str, Codes]) -> Row:
     return Row(
         id=row_id(number), path=name_of(number), size=2_000_000 + number, mtime_ns=1_700_000_000_000_000_000 + number,
         width=4000, height=3000, content_hash=row_id(number),
-        codes={name: code.tobytes() for name, code in codes.items()},
+        codes={name: code.tobytes() for name, code in codes.items()}, tags=tags_of(number),
     )  # fmt: skip
+
+
+def tags_of(number: int) -> list[int]:
+    """Two names and a group."""
+    numbers = number % 1000, (number + 500) % 1000, 1000 + number % 50
+    return [tag * LEVELS + level for tag, level in zip(numbers, (20, 5, 25), strict=True)]
 
 
 def row_id(number: int) -> str:

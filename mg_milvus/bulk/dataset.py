@@ -33,7 +33,7 @@ from mg_milvus.errors import (
 from mg_milvus.files import open_plain, write_whole
 from mg_milvus.images.discover import image_id, is_url
 from mg_milvus.ingest.metadata import rows_at_once
-from mg_milvus.schema.tags import TAG_COLUMN, TAG_ELEMENTS, from_elements
+from mg_milvus.schema.tags import TAG_COLUMN, from_column
 from mg_milvus.store.base import Row
 from mg_milvus.store.collections import decode_description, encode_description
 from mg_milvus.store.regions import CODE, region_records
@@ -184,7 +184,6 @@ class CodeFile:
         if not self._file.schema_arrow.equals(_columns(schema, _widths(schema)), check_metadata=False):
             raise CodeFileError(f"{name} does not have the columns of its own schema: encode it again")
         lengths = dict.fromkeys(self._file.schema_arrow.names, 1) | _widths(schema)
-        lengths[TAG_COLUMN] = len(TAG_ELEMENTS)
         self._batch_rows = self._guarded(lambda: rows_at_once(self._file.metadata, lengths, GROUP_ROWS))
         self.rows = int(self._file.metadata.num_rows)
 
@@ -217,9 +216,9 @@ class CodeFile:
                 for place in range(len(batch))
             ]  # fmt: skip
 
-    def _tags(self, values: Sequence[int]) -> tuple[int, ...]:
+    def _tags(self, value: int) -> tuple[int, ...]:
         try:
-            return from_elements(values)
+            return from_column(value)
         except ValueError as error:
             raise CodeFileError(f"{self.name}: {error}: encode it again") from error
 
@@ -258,8 +257,7 @@ class CodeFile:
 def _columns(schema: Schema, widths: Mapping[str, int]) -> Any:
     pa = arrow()
     types = {
-        "string": pa.string(), "int": pa.int64(), "shorts": pa.list_(pa.int16()), "float": pa.float64(),
-        "bool": pa.int8(),
+        "string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.int8(),
     }  # fmt: skip
     return pa.schema(
         [(column.name, types[column.type]) for column in Layout(schema).columns]

@@ -120,7 +120,7 @@ def export(session: Session, folder: PathLike, *, progress: Callable[[Progress],
     )  # fmt: skip
 
 
-ROW_BYTES, REGION_BYTES = 226, 59
+ROW_BYTES, REGION_BYTES = 228, 59
 """Approximate bytes of a row on a server (mgm plan); the number of clusters grows only with their square root."""
 
 

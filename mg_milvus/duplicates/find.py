@@ -527,7 +527,7 @@ def _calibrate_on_sample(store: Store, schema: Schema, count: int) -> Calibratio
     """Calibrate on the rows whose ids are below a bound: ids are hashes, so these are a random sample."""
     bound = round(SAMPLE / count * 16**8)
     where = f'id < "{bound:08x}"' if bound < 16**8 else None
-    rows = [row for rows in store.scan(where, tuple(schema.bits), tags=False) for row in rows]
+    rows = [row for rows in store.scan(where, tuple(schema.bits)) for row in rows]
     words = {
         name: as_words(np.frombuffer(b"".join(row.codes[name] for row in rows), np.uint8).reshape(len(rows), bits // 8))
         for name, bits in schema.bits.items()

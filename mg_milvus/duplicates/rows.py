@@ -102,7 +102,7 @@ def read_rows(store: Store, schema: Schema, scope: Scope, progress: Callable[[Pr
     shots: list[int] = []
     contents: list[str] = []
     chunks: dict[str, list[bytes]] = defaultdict(list)
-    for rows in store.scan(None, tuple(schema.bits), tags=False):
+    for rows in store.scan(None, tuple(schema.bits)):
         seen += len(rows)
         chosen = [row for row in rows if folders is None or folders.holds(row.path)]
         ids += [row.id for row in chosen]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray  # noqa: TC002 - pydantic reads the annotations
 
-from mg_milvus.schema.tags import LEAST, LEVELS, NAMES, NO_TAG, TAG_ELEMENTS, level_of, vocabulary
+from mg_milvus.schema.tags import GROUPS, LEAST, LEVELS, NAMES, NO_TAG, level_of, vocabulary
 
 if TYPE_CHECKING:
     Tags = NDArray[np.int16]
@@ -65,7 +65,7 @@ def tags_of(averages: NDArray[np.floating[Any]], matrix: NDArray[np.float32]) ->
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     of_groups = shares @ _membership()
-    tags = np.full((len(shares), len(TAG_ELEMENTS)), NO_TAG, np.int16)
+    tags = np.full((len(shares), NAMES + GROUPS), NO_TAG, np.int16)
     best = np.argpartition(shares, -NAMES, axis=1)[:, -NAMES:]
     group = of_groups.argmax(axis=1)
     for row, (own, names) in enumerate(zip(shares, best, strict=True)):

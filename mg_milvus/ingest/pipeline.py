@@ -260,7 +260,7 @@ def missing_files(store: Store, roots: Sequence[str | os.PathLike[str]]) -> Iter
     """Yield, in batches, ids of the rows under the given folders whose file is gone, and of those that may be away."""
     disks = Disks()
     folders = Folders(roots, disks)
-    for rows in store.scan(tags=False):
+    for rows in store.scan():
         states = {row.id: disks.state(row.path) for row in rows if folders.holds(row.path)}
         yield [i for i, state in states.items() if state == "gone"], [i for i in states if states[i] == "away"]
 

@@ -164,7 +164,7 @@ def _remove_gone(old: Store, new: Store) -> int:
     if new.count() == old.count():
         return 0
     removed = 0
-    for rows in new.scan(tags=False):
+    for rows in new.scan():
         ids = [row.id for row in rows]
         there = old.fetch(ids)
         removed += new.delete([own for own in ids if own not in there])
@@ -184,7 +184,7 @@ class _Rows:
 
     def files(self, on_failure: Callable[[Failure], None]) -> Iterator[Found]:
         """The files of all rows, with their present size and time."""
-        for rows in self._store.scan(tags=False):
+        for rows in self._store.scan():
             for row in rows:
                 self._recent[row.id] = row.fields
                 try:

@@ -1,9 +1,9 @@
 """Tags: the names of what images show, their groups, how they are stored, and the words that people say for them.
 
-A tag of an image is a name (``sports car``), or a group of names (``car``), with a probability. It is stored as one
-whole number of 16 bits, ``place * LEVELS + level``, those of an image in one column; so a filter finds a tag, at least
-as probable as wanted, by a comparison with an element of it. ``tags.tsv`` beside this file lists names (ImageNet's
-1,000 classes, by WordNet's lemmas), groups and words.
+A tag of an image is a name (``sports car``), or a group of names (``car``), with a probability: one whole number of 16
+bits, ``number * LEVELS + level``. All tags of an image are one whole number of 49 bits, see ``to_column``, whose
+remainders a filter compares. ``tags.tsv`` beside this file lists names (ImageNet's 1,000 classes, by WordNet's lemmas),
+groups and words.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mg_milvus.errors import QueryError
 from mg_milvus.schema.errors import format_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 LEVELS = 30
 """Steps of probability: equal ones of the log odds."""
@@ -33,14 +33,14 @@ SHOWN = 7
 """The level, a probability of .206, from which on an image has a tag: to filters, in counts, and where it is shown."""
 NAMES, GROUPS = 2, 1
 """Most names, and most groups, of an image."""
+NO_TAG = -1
+"""In place of a name or a group that an image has not."""
 TAG_COLUMN = "tags"
-"""The column of a row that holds its tags: names, most probable first, then a group."""
-TAG_ELEMENTS = tuple(f"{TAG_COLUMN}[{place}]" for place in range(NAMES + GROUPS))
-"""Its elements, as filters write them. Three columns would take three times as many bytes in Milvus Lite's file."""
-NAME_ELEMENTS, GROUP_ELEMENTS = TAG_ELEMENTS[:NAMES], TAG_ELEMENTS[NAMES:]
-NO_TAG = 32_767
-"""In place of an element without a tag; Milvus Lite stores negative numbers in ten bytes."""
-ANY_TAG = f"{NAME_ELEMENTS[0]} < {NO_TAG}"
+"""The column of a row that holds its tags, see ``to_column``. Milvus Lite takes several times as long to write an
+array, or to compare JSON, and three columns would take nearly three times as many bytes in its file."""
+_OF_TAG, _OF_LEVEL = (2111, 2113, 2129), (31, 37, 41)
+"""Divisors of each place: two names, then a group. Their product is below 2**53: Milvus divides as doubles do."""
+ANY_TAG = f"{TAG_COLUMN} % {_OF_TAG[0]} != 0"
 """The filter for images that a classifier has seen."""
 _NEAR = 3
 """Known words that a message offers."""
@@ -169,26 +169,69 @@ def check_tags(tags: Sequence[int]) -> Sequence[int]:
     return tags
 
 
-def to_elements(tags: Sequence[int]) -> list[int]:
-    """The stored tags of an image as the elements of its column; names and groups each keep their order.
+@cache
+def _factors() -> tuple[int, tuple[int, ...]]:
+    """The product of all divisors, and for each the number with the remainder 1 by it and 0 by all others."""
+    divisors = (*_OF_TAG, *_OF_LEVEL)
+    product = math.prod(divisors)
+    return product, tuple(product // each * pow(product // each, -1, each) for each in divisors)
+
+
+def to_column(tags: Sequence[int]) -> int:
+    """The stored tags of an image as the value of their column: one number from whose remainders each can be read.
+
+    Of place i, ``_OF_TAG[i]`` leaves ``2 * number + 1``, or one more where the image has the tag (from ``SHOWN`` on),
+    and ``_OF_LEVEL[i]`` leaves the level; both leave 0 where there is no tag. By the Chinese remainder theorem there is
+    one such number below the product of the divisors. Milvus compares a remainder in one pass over a plain column.
 
     Raises:
         ValueError: as ``check_tags``.
     """
-    check_tags(tags)
-    first = vocabulary().names * LEVELS
+    if not check_tags(tags):
+        return 0
+    first, _ = _bounds()
     names, groups = [tag for tag in tags if tag < first], [tag for tag in tags if tag >= first]
-    return [*names, *[NO_TAG] * (NAMES - len(names)), *groups, *[NO_TAG] * (GROUPS - len(groups))]
+    product, factors = _factors()
+    value = 0
+    for place, tag in [*enumerate(names), *enumerate(groups, NAMES)]:
+        number, level = divmod(tag, LEVELS)
+        value += (2 * number + 1 + (level >= SHOWN)) * factors[place] + level * factors[len(_OF_TAG) + place]
+    return value % product
+
+
+def from_column(value: int) -> tuple[int, ...]:
+    """The stored tags in the value of their column: names, most probable first, then a group.
+
+    Raises:
+        ValueError: no image has these.
+    """
+    if not value:
+        return ()
+    first, most = _bounds()
+    tags = []
+    for place, (of_tag, of_level) in enumerate(zip(_OF_TAG, _OF_LEVEL, strict=True)):
+        remainder, level = value % of_tag, value % of_level
+        if remainder == level == 0:
+            continue
+        number, shown = divmod(remainder - 1, 2)
+        tag = number * LEVELS + level
+        fits = 0 <= tag < first if place < NAMES else first <= tag < most
+        if not fits or level >= LEVELS or shown != (level >= SHOWN):
+            raise ValueError(f"the tags are {value}, which leaves {remainder} by {of_tag} and {level} by {of_level}")
+        tags.append(tag)
+    if not 0 < value < _factors()[0]:
+        raise ValueError(f"the tags are {value}, expected 0 to {_factors()[0] - 1}")
+    return tuple(tags)
 
 
 def from_elements(values: Sequence[int]) -> tuple[int, ...]:
-    """The stored tags in the elements of a column.
+    """The stored tags among as many numbers as an image can have, ``NO_TAG`` where there are fewer.
 
     Raises:
-        ValueError: their number is another, or as ``check_tags``.
+        ValueError: there are more or fewer numbers, or as ``check_tags``.
     """
-    if len(values) != len(TAG_ELEMENTS):
-        raise ValueError(f"the tags are {values!r:.100}, expected {len(TAG_ELEMENTS)} numbers")
+    if len(values) != NAMES + GROUPS:
+        raise ValueError(f"the tags are {values!r:.100}, expected {NAMES + GROUPS} numbers")
     return tuple(check_tags([value for value in values if value != NO_TAG]))
 
 
@@ -204,27 +247,35 @@ def probability(tags: Sequence[int], numbers: frozenset[int]) -> float:
     return min(1.0, sum(probability_of(tag % LEVELS) for tag in tags if tag // LEVELS in numbers))
 
 
-def condition(numbers: Iterable[int], level: int = 0) -> str:
+def condition(numbers: Collection[int], level: int = 0) -> str:
     """The filter for images that have one of these tags, at this level or above, in the language of filters."""
-    names = vocabulary().names
+    first = vocabulary().names
+    names, groups = sorted(n for n in numbers if n < first), sorted(n for n in numbers if n >= first)
+    return " or ".join(
+        _at_place(place, own, level) for place, own in enumerate([names] * NAMES + [groups] * GROUPS) if own
+    )
+
+
+def _at_place(place: int, numbers: Sequence[int], level: int) -> str:
+    """The filter for one of these tags at one place of the column."""
     parts = []
-    for first, last in _spans(numbers, whole=level == 0):
-        low, high = first * LEVELS + level, last * LEVELS + LEVELS - 1
-        elements = NAME_ELEMENTS if last < names else GROUP_ELEMENTS
-        parts += [f"({element} >= {low} and {element} <= {high})" for element in elements]
+    for shown, levels in enumerate((range(SHOWN), range(SHOWN, LEVELS))):
+        wanted, others = range(max(level, levels.start), levels.stop), range(levels.start, level)
+        if not wanted:
+            continue
+        tagged = _remainders(_OF_TAG[place], "==", [2 * number + 1 + shown for number in numbers])
+        if others and len(others) <= len(wanted):
+            tagged = f"({tagged}) and {_remainders(_OF_LEVEL[place], '!=', others)}"
+        elif others:
+            tagged = f"({tagged}) and ({_remainders(_OF_LEVEL[place], '==', wanted)})"
+        parts.append(tagged)
     return " or ".join(parts)
 
 
-def _spans(numbers: Iterable[int], *, whole: bool) -> list[tuple[int, int]]:
-    """Numbers as ranges, where ``whole`` ones are wanted; names and groups in different ones."""
-    names = vocabulary().names
-    spans: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if whole and spans and spans[-1][1] == number - 1 and number != names:
-            spans[-1] = spans[-1][0], number
-        else:
-            spans.append((number, number))
-    return spans
+def _remainders(divisor: int, sign: str, values: Iterable[int]) -> str:
+    """The filter that a remainder is one of these values, or with ``!=`` that it is none of them."""
+    word = " or " if sign == "==" else " and "
+    return word.join(f"{TAG_COLUMN} % {divisor} {sign} {value}" for value in values)
 
 
 USER_TAGS = "user_tags"

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its name and type, most bytes of a string or of numbers, value when missing.
+    """A column: its name and type, most bytes of a string, value when missing.
 
-    The types are "string", "int", "shorts" (a few numbers of 16 bits), "float", "bool" and "json".
+    The types are "string", "int", "float", "bool" and "json".
     """
 
     name: str
@@ -302,7 +302,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 _TYPES = {
     "string": DataType.VARCHAR,
     "int": DataType.INT64,
-    "shorts": DataType.ARRAY,
     "float": DataType.DOUBLE,
     "bool": DataType.INT8,  # -1 where the value is missing
     "json": DataType.JSON,
@@ -393,8 +392,6 @@ def create(connection: Connection, new: NewCollection) -> None:
         options: dict[str, Any] = {}
         if column.type == "string":
             options = {"max_length": column.max_bytes}
-        elif column.type == "shorts":
-            options = {"element_type": DataType.INT16, "max_capacity": column.max_bytes // 2}
         if column.name == storage.partition_key:
             options["is_partition_key"] = True
         if column.name == "id":

@@ -63,7 +63,7 @@ BOOL.3: /(true|false)\b/i
 COMPARE: "==" | "!=" | "<=" | ">=" | "<" | ">"
 SIGN: "+" | "-"
 FACTOR: "*" | "/" | "%"
-NAME: /[A-Za-z_]\w*(\[\d\])?/
+NAME: /[A-Za-z_]\w*/
 NUMBER: /{_NUMBER}/
 STRING: /{_STRING}/s
 LIST: /{_ITEMS}(?:{_PLAIN_ITEM})?+\s*+\]/is
@@ -83,7 +83,8 @@ class FilterColumn:
     """A column as filters see it.
 
     Attributes:
-        type: "string", "int", "float", "bool", or "tags": all that an image has, compared with a word for some.
+        type: "string", "int", "float", "bool", or "tags": all that an image has, compared with a word for some; as they
+            are one number, ``schema.tags.condition`` compares its remainders.
         kind: ``full``: every row has a value; ``sparse``: some have none; ``added``: as that, and kept in the dynamic
             field of the collection, under the key of its name, and ``true`` under that of its name and ``?``.
         time: whether it holds nanoseconds since the epoch, and is compared with dates, too.
@@ -360,7 +361,8 @@ class _Writer:
             first, second = self._operand(left), self._operand(right)
             if isinstance(first, list) and isinstance(second, str) and str(sign) in "+*":
                 first, second = second, first
-            if not isinstance(first, str) or self._columns[first].type != "int" or not isinstance(second, list):
+            computed = {"int", "tags"} if sign == "%" else {"int"}
+            if not isinstance(first, str) or self._columns[first].type not in computed or not isinstance(second, list):
                 raise self._refused(node, wanted)
             if type(second[0]) is not int:
                 raise self._refused(node, wanted)

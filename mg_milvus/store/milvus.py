@@ -23,7 +23,6 @@ from mg_milvus.errors import (
 )
 from mg_milvus.files import one_line
 from mg_milvus.schema.models import COMPANION_ENDINGS, Schema
-from mg_milvus.schema.tags import TAG_COLUMN, to_elements
 from mg_milvus.store import collections
 from mg_milvus.store.base import Description, HybridSearch, IndexLists, Neighbours, Row, Store, typical_rows
 from mg_milvus.store.client import MOST_QUERIES, connect
@@ -41,7 +40,6 @@ from mg_milvus.store.filters import among
 from mg_milvus.store.regions import CODE, RegionTable
 from mg_milvus.store.rows import (
     COPY,
-    LITE_ROWS_WITH_TAGS,
     ById,
     Layout,
     check_collection_name,
@@ -439,16 +437,12 @@ class MilvusStore:
         self._ready().output_fields(granularities)
         return dict(self._by_id.codes(ids, granularities))
 
-    def scan(
-        self, where: str | None = None, granularities: Sequence[str] = (), *, tags: bool = True
-    ) -> Iterator[list[Row]]:
+    def scan(self, where: str | None = None, granularities: Sequence[str] = ()) -> Iterator[list[Row]]:
         """See ``Store``."""
         layout = self._ready()
-        absent = {} if tags else {TAG_COLUMN: to_elements(())}
-        columns = [name for name in layout.output_fields(granularities) if name not in absent]
-        for records in self._iterate(layout, columns, where):
+        for records in self._iterate(layout, layout.output_fields(granularities), where):
             with self._connection.reading():
-                rows = [layout.row({**record, **absent}, granularities) for record in records]
+                rows = [layout.row(record, granularities) for record in records]
             yield rows
 
     def values(self, columns: Sequence[str], where: str | None = None) -> Iterator[list[tuple[Any, ...]]]:
@@ -462,12 +456,11 @@ class MilvusStore:
     def _iterate(self, layout: Layout, columns: list[str], where: str | None) -> Iterator[Sequence[dict[str, Any]]]:
         """Records of all rows that match, ``_ROWS_A_CALL`` at most at a time."""
         lite = self._connection.engine.lite
-        most = LITE_ROWS_WITH_TAGS if TAG_COLUMN in columns else _SCANNED_A_CALL
         chosen = render(where, layout.filterable, lite=lite)
         iterator = self._call(
             lambda: self._client.query_iterator(
                 self.collection,
-                batch_size=most if lite else layout.rows_a_call,
+                batch_size=_SCANNED_A_CALL if lite else layout.rows_a_call,
                 filter=chosen,
                 output_fields=columns,
                 timeout=self._timeout,

@@ -14,7 +14,7 @@ import numpy as np
 
 from mg_milvus.errors import QueryError, StoreError
 from mg_milvus.files import one_line
-from mg_milvus.schema.tags import TAG_COLUMN, TAG_ELEMENTS, from_elements, to_elements
+from mg_milvus.schema.tags import TAG_COLUMN, from_column, to_column
 from mg_milvus.store.base import Neighbours, Row
 from mg_milvus.store.collections import Column
 from mg_milvus.store.filter_language import LEAST_FLOAT, LEAST_INT, FilterColumn
@@ -59,7 +59,7 @@ _FIXED = (
     Column("content_hash", "string", 64),
 )
 _TIMES = frozenset({"mtime_ns", "taken"})
-_TAGS = Column(TAG_COLUMN, "shorts", 2 * len(TAG_ELEMENTS))
+_TAGS = Column(TAG_COLUMN, "int")
 MOST_META = 65_536
 """Most bytes of a JSON value on servers."""
 COPY = "_codes"
@@ -73,7 +73,7 @@ _ACCEPTED: dict[str, tuple[type, ...]] = {
     "float": (float, int, np.floating, np.integer),
     "bool": (bool, np.bool_),
 }
-_PYTHON: dict[str, type] = {"string": str, "int": int, "shorts": list, "float": float, "bool": bool}
+_PYTHON: dict[str, type] = {"string": str, "int": int, "float": float, "bool": bool}
 _STORED: dict[str, type] = _PYTHON | {"bool": int}
 
 
@@ -112,7 +112,6 @@ class Layout:
     def filterable(self) -> dict[str, FilterColumn]:
         """The columns as filters see them."""
         columns = {column.name: FilterColumn(column.type, time=column.name in _TIMES) for column in _FIXED}
-        columns |= {element: FilterColumn("int") for element in TAG_ELEMENTS}
         columns[TAG_COLUMN] = FilterColumn("tags")
         columns |= {column.name: FilterColumn(column.type, "sparse") for column in self._own}
         return columns | {column.name: FilterColumn(column.type, "added") for column in self._added}
@@ -180,7 +179,7 @@ class Layout:
                 "width": row.width, "height": row.height, "content_hash": row.content_hash,
             }  # fmt: skip
             try:
-                record[TAG_COLUMN] = to_elements(row.tags)
+                record[TAG_COLUMN] = to_column(row.tags)
             except ValueError as exc:
                 raise StoreError(f"row {row.id}: {exc}") from exc
             if not known.issuperset(row.fields):
@@ -267,7 +266,7 @@ class Layout:
         for column in self._added:
             fields[column.name] = _added_value(column, record.get(column.name), row_id)
         return Row(
-            row_id, path, size, mtime_ns, width, height, content_hash, codes, fields, b"", from_elements(tags), taken
+            row_id, path, size, mtime_ns, width, height, content_hash, codes, fields, b"", from_column(tags), taken
         )  # fmt: skip
 
     def values(self, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -293,7 +292,7 @@ class Layout:
             raise ValueError("an id of a row is none")
         if column in self._own:
             return [value_of(column, value) for value in values]
-        return list(map(from_elements, values)) if column == _TAGS else values
+        return list(map(from_column, values)) if column == _TAGS else values
 
     def codes_of_copy(self, text: str) -> dict[str, bytes]:
         """The codes in a value of ``COPY``.
@@ -464,10 +463,6 @@ def _check_text(column: Column, row_id: str, value: str) -> None:
 
 _ROWS_A_CALL = 1000
 _CODES_A_CALL = 5000
-LITE_ROWS_WITH_TAGS = 160
-"""Rows of a call of Milvus Lite that returns an array column: its time grows with the square of their number, 33 s for
-8,000. Among 60,000 rows one takes 0.05 ms in calls of 128, and 0.11 in calls of 512. Writing slows
-down likewise, but each call reads the keys that are there, too: calls of 160 are slower than of 1,000."""
 
 
 class ById:
@@ -488,8 +483,7 @@ class ById:
         columns = self._layout.output_fields(() if self.copied else granularities)
         if self.copied and granularities:
             columns.append(COPY)
-        most = LITE_ROWS_WITH_TAGS if self._connection.engine.lite else _ROWS_A_CALL
-        for record in self._records(ids, columns, most):
+        for record in self._records(ids, columns, _ROWS_A_CALL):
             with self._reading():
                 row = self._row(record, granularities)
             yield row

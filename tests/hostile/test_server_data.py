@@ -440,7 +440,7 @@ ID = "0" * 32
 COPY = base64.b64encode(bytes(2)).decode()
 ENTITY = {
     "id": ID, "path": "/a/0.jpg", "size": 9, "mtime_ns": 9, "taken": 9, "width": 4, "height": 3,
-    "content_hash": "0" * 32, "tags": [29, 32_767, 32_767], "label": "", "_codes": COPY,
+    "content_hash": "0" * 32, "tags": 0, "label": "", "_codes": COPY,
 }  # fmt: skip
 CODE = np.zeros((1, 2), np.uint8)
 
@@ -580,7 +580,18 @@ def test_an_iterator_that_repeats_itself_ends(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"path": 5}, {"path": None}, {"path": "x" * 20_000}, {"size": "7"}, {"taken": 1.5}, {"id": ""}, {"tags": 3}],
+    [
+        {"path": 5},
+        {"path": None},
+        {"path": "x" * 20_000},
+        {"size": "7"},
+        {"taken": 1.5},
+        {"id": ""},
+        {"tags": 3},
+        {"tags": [0]},
+        {"tags": 1.0},
+        {"tags": -1},
+    ],
 )
 def test_columns_with_values_that_cannot_be(
     wrong: dict[str, Any], store: MilvusStore, monkeypatch: pytest.MonkeyPatch

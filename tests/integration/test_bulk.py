@@ -105,7 +105,7 @@ def test_the_file_is_what_milvus_imports(home):
     types = {field.name: field.type for field in file.schema_arrow}
     assert types == {
         "id": pa.string(), "path": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "taken": pa.int64(),
-        "width": pa.int64(), "height": pa.int64(), "content_hash": pa.string(), "tags": pa.list_(pa.int16()),
+        "width": pa.int64(), "height": pa.int64(), "content_hash": pa.string(), "tags": pa.int64(),
         "caption": pa.string(), "year": pa.int64(),
         "coarse": pa.list_(pa.uint8()), "mid": pa.list_(pa.uint8()), "fine": pa.list_(pa.uint8()),
     }  # fmt: skip
@@ -275,6 +275,15 @@ def test_codes_of_the_wrong_length_are_refused(codes, tmp_path):
         index.load(codes)
     damaged(part, "mid", pa.array([None, *values[1:]], pa.list_(pa.uint8())))
     with ImageIndex.open(tmp_path / "x.db") as index, pytest.raises(errors.CodeFileError, match="mid has empty cells"):
+        index.load(codes)
+
+
+def test_tags_that_cannot_be_are_refused(codes, tmp_path):
+    part = parts(codes)[0]
+    values = pq.read_table(part)["tags"].to_pylist()
+    damaged(part, "tags", pa.array([7, *values[1:]]))
+    says = "the tags are 7, which leaves 7 by 2111 and 7 by 31: encode it again"
+    with ImageIndex.open(tmp_path / "x.db") as index, pytest.raises(errors.CodeFileError, match=says):
         index.load(codes)
 
 

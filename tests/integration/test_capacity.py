@@ -29,19 +29,19 @@ def test_bytes_of_the_default_schema():
     (held,) = made.collections
     assert held.fields == {
         "id": 32, "path": 60, "size": 8, "mtime_ns": 8, "taken": 8, "width": 8, "height": 8, "content_hash": 32,
-        "tags": 6, "coarse": 8, "mid": 16, "fine": 32,
+        "tags": 8, "coarse": 8, "mid": 16, "fine": 32,
     }  # fmt: skip
     # A list of BIN_IVF_FLAT has a code and a number of 8 bytes a row.
     assert made.index == {"coarse": 16e9, "mid": 24e9, "fine": 40e9}
-    # 2**30 // 226 rows fit into a segment of 1 GiB: 4,751,070, of which a billion has 211.
-    assert held.segments == 211
-    assert held.nlist == round(4 * 4_751_070**0.5)
+    # 2**30 // 228 rows fit into a segment of 1 GiB: 4,709,393, of which a billion has 213.
+    assert held.segments == 213
+    assert held.nlist == round(4 * 4_709_393**0.5)
     assert made.encode_hours == pytest.approx(1e9 / 81 / 3600)
     assert plan(10**9, None, Assumptions(machines=4, images_per_second=1000)).encode_hours == pytest.approx(
         1e9 / 4000 / 3600
     )
-    # 14 + name + value bytes a column, 106 a row: 563, 66 of them for tags; the copy of 56 bytes of codes is 76 of
-    # text, 14 + 6 + 76 bytes. Of 659, 6 fit into a page of 4,096.
+    # 14 + name + value bytes a column, 106 a row: 551, 25 of them for tags; the copy of 56 bytes of codes is 76 of
+    # text, 14 + 6 + 76 bytes. Of 647, 6 fit into a page of 4,096.
     # In the index over the keys, 32 bytes and 9 more a row, in pages that are full to three quarters.
     assert made.lite_file == pytest.approx(1e9 * (4096 / 6 + 41 / 0.75))
 
@@ -147,7 +147,7 @@ def test_the_command(tmp_path):
     done = mgm("plan", "--images", "1e9", "--memory", "64GB", "--schema", "server", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("1,000,000,000 images, 226 bytes each: id 32, path 60, ")
+    assert lines[0].startswith("1,000,000,000 images, 228 bytes each: id 32, path 60, ")
     assert lines[3].startswith("Milvus Lite      737 GB file, ")
     assert "To fit into the memory, one of:" in lines
     done = mgm("plan", "--images", "2,000", "--json", cwd=tmp_path)

@@ -29,6 +29,7 @@ from mg_milvus.errors import PrivilegeError, StoreError
 from mg_milvus.images.discover import text_path
 from mg_milvus.index import ImageIndex
 from mg_milvus.schema.models import Granularity, Schema, StorageSettings
+from mg_milvus.schema.tags import ANY_TAG, LEVELS, condition, vocabulary
 from mg_milvus.store.base import Description, Row, Store
 from mg_milvus.store.milvus import open_store
 from tests.conftest import make_photos
@@ -195,6 +196,11 @@ def test_one_granularity_through_the_command(server: RealMilvus, schema: Path, t
     (tag, images), *_ = counts.items()
     tagged = {hit["path"] for hit in hits if tag in hit["tags"]}
     assert len(tagged) == images
+    with closing(open_store(MilvusConfig(server.uri, collection=name, token=TOKEN))) as store:
+        of_filters = [
+            {row.path for batch in store.scan(f'tags {sign} "{tag}"') for row in batch} for sign in ("==", "!=")
+        ]
+    assert of_filters == [tagged, {row.path for row in rows} - tagged]
     for options in (("--text", tag), ("--like", asked, "--filter", f'tags == "{tag}"')):
         lines = mgm(server, "query", *options, "--json", "-k", "15", *place)[1].splitlines()
         assert {json.loads(line)["path"] for line in lines if tag in json.loads(line)["tags"]} | {str(asked)} == (
@@ -262,7 +268,11 @@ def counts(store: MilvusStore, rows: int) -> bool:
 
 
 def test_growing_and_sealed_segments_give_the_same_answers(server: RealMilvus) -> None:
-    """All lists of the index are looked into, so both are exact; 64 bits tie a lot, so only distances are sure."""
+    """All lists of the index are looked into, so both are exact; 64 bits tie a lot, so only distances are sure.
+
+    Row n has the name n % 1000 at the level n % 30, and a group.
+    """
+    tabby = vocabulary().tags.index("tabby")  # 281, of the levels 11, 21 and 1
     random = np.random.default_rng(0)
     codes = random.integers(0, 256, (3000, 8), dtype=np.uint8)
     queries = random.integers(0, 256, (5, 8), dtype=np.uint8)
@@ -274,9 +284,16 @@ def test_growing_and_sealed_segments_give_the_same_answers(server: RealMilvus) -
     def found() -> list[list[int]]:
         return [one.distances.tolist() for one in store.nearest("fine", queries, 100)]
 
+    def tagged() -> list[int]:
+        filters = ('tags == "tabby"', 'tags != "tabby"', condition([tabby]), condition([tabby], 12), f"not ({ANY_TAG})")
+        return [store.count(where) for where in filters]
+
     with closing(store), closing(MilvusClient(server.uri, token=TOKEN)) as client:
         name = store.collection
-        store.upsert(make_rows(codes))
+        store.upsert([
+            replace(row, tags=[n % 1000 * LEVELS + n % LEVELS, 1000 * LEVELS]) for n, row in enumerate(make_rows(codes))
+        ])  # fmt: skip
+        assert tagged() == [2, 2998, 3, 1, 0]
         assert client.list_persistent_segments(name) == []
         assert found() == distances(codes)
 
@@ -289,6 +306,7 @@ def test_growing_and_sealed_segments_give_the_same_answers(server: RealMilvus) -
         one_list = {"metric_type": "HAMMING", "params": {"nprobe": 1}}
         assert len(client.search(name, [queries[0].tobytes()], limit=3000, search_params=one_list)[0]) < 1000
         assert found() == distances(codes)
+        assert tagged() == [2, 2998, 3, 1, 0]
 
         # Sealed rows are replaced and deleted: the new ones are in a segment that grows.
         changed = codes.copy()

@@ -25,7 +25,7 @@ from mg_milvus.errors import (
     UnsupportedError,
 )
 from mg_milvus.schema.models import ExtraField, FusionSettings, Granularity, RegionScale, RegionSettings, Schema
-from mg_milvus.schema.tags import LEVELS, vocabulary
+from mg_milvus.schema.tags import ANY_TAG, LEVELS, condition, vocabulary
 from mg_milvus.store.base import Description, HybridSearch, Row, Store
 from mg_milvus.store.milvus import open_store
 from tests.server.strict_proxy import VERSIONS, StrictProxy, strict_proxy
@@ -414,14 +414,55 @@ def test_scan_gives_every_row_once_in_bounded_batches(store: Store) -> None:
     assert {row.id: row.codes["coarse"] for row in found} == {row.id: row.codes["coarse"] for row in rows}
 
 
-def test_a_scan_without_tags_gives_all_else(store: Store) -> None:
-    tags = (5, 9, vocabulary().names * LEVELS)
-    rows = [replace(row, tags=tags) for row in make_rows(store, 20)]
-    store.upsert(rows)
-    with_tags = [row for batch in store.scan() for row in batch]
-    assert {row.tags for row in with_tags} == {tags}
-    without = [row for batch in store.scan(tags=False) for row in batch]
-    assert {row.id: row for row in without} == {row.id: replace(row, tags=()) for row in with_tags}
+def test_tags_and_filters_on_them(store: Store) -> None:
+    """Two names and a group, one name, a group alone, and none; the words are names, and the group of some of them."""
+    numbers = {tag: number for number, tag in enumerate(vocabulary().tags)}
+    beagle, tabby, dog, cat = (numbers[tag] * LEVELS for tag in ("beagle", "tabby", "dog", "cat"))
+    given = [
+        (beagle + 20, tabby + 7, dog + 29),  # .206 to .27 is the least that counts as a tag
+        (tabby + 6, beagle + 9, cat + 7),
+        (tabby + 29,),
+        (dog + 6,),
+        (),
+    ]
+    written = [replace(row, tags=tags) for row, tags in zip(make_rows(store, len(given)), given, strict=True)]
+    store.upsert(written)
+    where = {row.id: place for place, row in enumerate(written)}
+    assert {row.id: row for row in store.fetch(list(where)).values()} == {
+        row.id: replace(row, codes={}) for row in written
+    }
+    assert {where[row.id]: row.tags for rows in store.scan() for row in rows} == dict(enumerate(given))
+
+    def found(text: str) -> list[int]:
+        places = sorted(where[row.id] for rows in store.scan(text) for row in rows)
+        assert store.count(text) == len(places)
+        return places
+
+    words = {
+        'tags == "beagle"': [0, 1],
+        'tags == "tabby"': [0, 2],
+        'tags == "dog"': [0],
+        'tags in ["dog", "tabby"]': [0, 2],
+        'tags == "animal"': [0, 1],
+    }
+    for text, expected in words.items():
+        assert found(text.replace("==", "!=").replace(" in ", " not in ")) == sorted({*range(5)} - {*expected}), text
+    levels = {
+        condition([numbers["dog"]]): [0, 3],
+        condition([numbers["tabby"], numbers["cat"]], 7): [0, 1, 2],
+        condition([numbers["tabby"]], 6): [0, 1, 2],
+        condition([numbers["beagle"]], 9): [0, 1],
+        condition([numbers["beagle"]], 10): [0],
+        condition([numbers["dog"], numbers["tabby"]], 29): [0, 2],
+    }
+    for text, expected in (words | levels).items():
+        assert found(text) == expected, text
+        assert found(f"not ({text})") == sorted({*range(5)} - {*expected}), text
+        assert found(f"not (not ({text}) or size < 0)") == expected, text
+    assert found(ANY_TAG) == [0, 1, 2]
+    code = np.zeros((1, len(written[0].codes["coarse"])), np.uint8)
+    (nearest,) = store.nearest("coarse", code, 5, 'tags != "dog"')
+    assert sorted(where[each] for each in nearest.ids) == [1, 2, 3, 4]
 
 
 def test_values_are_some_columns_of_every_row_once(store: Store) -> None:

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
@@ -46,7 +46,7 @@ from tests.servers import free_port, lite_server, refusing_server
 from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 DESCRIPTION = Description(Schema(granularities=(Granularity(name="coarse", bits=16),)), "0123456789abcdef")
 LITE = Engine(True, (2, 5, 1), "Milvus Lite 2.5.1")
@@ -71,33 +71,6 @@ def raw(file: Path) -> MilvusStore:
     store.close()
 
 
-def test_no_call_of_milvus_lite_returns_many_rows_with_tags(raw: MilvusStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its time grows with the square of the rows of a call that returns an array column."""
-    raw.create(DESCRIPTION)
-    raw.upsert(rows(0, 700))
-    client, asked = raw._client, []
-
-    def counted(name: str, count: Callable[[Any, Any], int]) -> None:
-        original = getattr(client, name)
-
-        def call(*args: Any, **options: Any) -> Any:
-            if "tags" in options.get("output_fields", ()):
-                asked.append(count(args, options))
-            return original(*args, **options)
-
-        monkeypatch.setattr(client, name, call)
-
-    counted("search", lambda args, options: len(args[1]) * options["limit"])
-    counted("query_iterator", lambda _, options: options["batch_size"])
-    codes = np.arange(10, dtype=np.uint16).view(np.uint8).reshape(10, 2)
-    found = raw.nearest("coarse", codes, 100, known={})
-    assert [len(own.ids) for own in found] == [100] * 10
-    assert len({row.id for batch in raw.scan() for row in batch}) == 700
-    assert asked
-    assert max(asked) <= 160
-    assert len(raw.fetch([f"{n:032x}" for n in range(700)])) == 700
-
-
 def test_files_without_a_copy_of_the_codes_are_asked_and_filled_all_the_same(raw: MilvusStore) -> None:
     """Those that were made before Milvus Lite got the copy."""
     schema = DESCRIPTION.schema
@@ -110,8 +83,6 @@ def test_files_without_a_copy_of_the_codes_are_asked_and_filled_all_the_same(raw
             )  # fmt: skip
         elif column.type == "string":
             made.add_field(column.name, DataType.VARCHAR, max_length=column.max_bytes)
-        elif column.type == "shorts":
-            made.add_field(column.name, DataType.ARRAY, element_type=DataType.INT16, max_capacity=3)
         else:
             made.add_field(column.name, DataType.INT64)
     made.add_field("coarse", DataType.BINARY_VECTOR, dim=16)

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mg_milvus.errors import QueryError
+from mg_milvus.errors import FilterError, QueryError
 from mg_milvus.schema import tags
 from mg_milvus.schema.tags import (
-    GROUP_ELEMENTS,
     LEVELS,
-    NAME_ELEMENTS,
     NO_TAG,
-    TAG_ELEMENTS,
+    SHOWN,
     condition,
     encode_tag,
     find_word,
+    from_column,
     from_elements,
     level_of,
     probability,
     probability_of,
     readable,
-    to_elements,
+    to_column,
     vocabulary,
 )
+from mg_milvus.store.filter_language import FilterColumn, render
+from tests.memory_filters import compile_filter
 
 TABLE = vocabulary()
 DOG, CAT = TABLE.tags.index("dog"), TABLE.tags.index("cat")
@@ -43,7 +45,7 @@ def test_the_table_is_that_of_the_network() -> None:
     assert len(TABLE.synsets) == len(set(TABLE.synsets)) == len(TABLE.groups) == 1000
     assert TABLE.synsets[817] == "n04285008"
     assert len(TABLE.tags) == len({tag.casefold() for tag in TABLE.tags})
-    assert len(TABLE.tags) * LEVELS <= NO_TAG == 2**15 - 1
+    assert len(TABLE.tags) * LEVELS <= 2**15
     assert TABLE.groups[151] == TABLE.groups[268] == DOG
     assert sum(group == DOG for group in TABLE.groups) == 118  # ImageNet's breeds
 
@@ -120,12 +122,20 @@ def test_levels_rise_and_are_shown_from_a_fifth_on() -> None:
 
 def test_tags_in_a_column_and_back() -> None:
     stored = [encode_tag(151, 0.9), encode_tag(281, 0.05), encode_tag(DOG, 0.97)]
-    assert to_elements(stored) == stored
-    assert from_elements(stored) == tuple(stored)
-    assert to_elements([]) == [NO_TAG] * 3
-    assert to_elements(stored[2:]) == [NO_TAG, NO_TAG, stored[2]]
-    assert from_elements([NO_TAG, NO_TAG, stored[2]]) == (stored[2],)
-    assert TAG_ELEMENTS == ("tags[0]", "tags[1]", "tags[2]")
+    first, _, group = stored
+    assert [tag % LEVELS for tag in stored] == [16, 2, 20]
+    value = to_column(stored)
+    # Twice the number and one more, and again one more where the tag is shown; beside it the level.
+    assert [value % divisor for divisor in (2111, 2113, 2129)] == [2 * 151 + 2, 2 * 281 + 1, 2 * DOG + 2]
+    assert [value % divisor for divisor in (31, 37, 41)] == [16, 2, 20]
+    assert from_column(value) == tuple(stored)
+    assert to_column([]) == 0
+    assert from_column(0) == ()
+    alone = to_column([group])
+    assert [alone % divisor for divisor in (2111, 31, 2113, 37)] == [0] * 4
+    assert from_column(alone) == (group,)
+    assert to_column([group, first]) == to_column([first, group]) != to_column([first])
+    assert from_elements([first, NO_TAG, NO_TAG]) == (first,)
     with pytest.raises(ValueError, match=r"the tags are \[1, 2\], expected 3 numbers"):
         from_elements([1, 2])
     assert readable(stored) == {"dog": 0.97, "Chihuahua": 0.89}  # the middle of a level; that of 5 % is not shown
@@ -134,7 +144,43 @@ def test_tags_in_a_column_and_back() -> None:
 @pytest.mark.parametrize("wrong", [[-1], [NO_TAG], [1.5], [True], [0, 30, 60], [DOG * LEVELS, CAT * LEVELS]])
 def test_what_no_image_has_is_refused(wrong: list[int]) -> None:
     with pytest.raises(ValueError, match="tags"):
-        to_elements(wrong)
+        to_column(wrong)
+
+
+NAMED, GROUPED = st.integers(0, 1000 * LEVELS - 1), st.integers(1000 * LEVELS, len(TABLE.tags) * LEVELS - 1)
+
+
+@given(st.lists(NAMED, max_size=2), st.lists(GROUPED, max_size=1))
+def test_all_tags_come_back_and_milvus_can_divide_them(names: list[int], groups: list[int]) -> None:
+    """Milvus divides as doubles do, which hold whole numbers below 2**53."""
+    value = to_column([*names, *groups])
+    assert 0 <= value < 2111 * 2113 * 2129 * 31 * 37 * 41 < 2**53
+    assert from_column(value) == (*names, *groups)
+
+
+def number_with(remainders: dict[int, int]) -> int:
+    """The least number that leaves these remainders, and 0 by the other divisors, by trying."""
+    value, step = 0, 1
+    for divisor in (2111, 2113, 2129, 31, 37, 41):
+        while value % divisor != remainders.get(divisor, 0):
+            value += step
+        step *= divisor
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        -1, 1, 2**63 - 1, to_column([5]) + 2111 * 2113 * 2129 * 31 * 37 * 41,
+        number_with({2111: 304, 31: 30}), number_with({2111: 303, 31: 7}), number_with({2111: 304, 31: 6}),
+        number_with({2111: 2002, 31: 7}), number_with({2129: 304, 41: 7}), number_with({2129: 2106, 41: 7}),
+        number_with({37: 3}),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_no_tags_are_refused(value: int) -> None:
+    assert from_column(number_with({2111: 304, 31: 7})) == (151 * LEVELS + 7,)
+    with pytest.raises(ValueError, match="the tags are "):
+        from_column(value)
 
 
 def test_the_probability_of_a_word_is_the_sum_over_its_tags() -> None:
@@ -146,12 +192,30 @@ def test_the_probability_of_a_word_is_the_sum_over_its_tags() -> None:
     assert probability([encode_tag(402, 1), encode_tag(546, 1)], find_word("guitar")) == 1
 
 
-def test_conditions_name_ranges() -> None:
-    first, second = NAME_ELEMENTS
-    assert condition([2, 3, 4]) == f"({first} >= 60 and {first} <= 149) or ({second} >= 60 and {second} <= 149)"
-    assert condition([2, 3], 7) == " or ".join(
-        f"({column} >= {low} and {column} <= {high})" for low, high in ((67, 89), (97, 119)) for column in NAME_ELEMENTS
+def test_conditions_compare_remainders() -> None:
+    assert condition([3, 2], SHOWN) == "tags % 2111 == 6 or tags % 2111 == 8 or tags % 2113 == 6 or tags % 2113 == 8"
+    assert condition([DOG], SHOWN) == f"tags % 2129 == {2 * DOG + 2}"
+    assert condition([DOG]) == f"tags % 2129 == {2 * DOG + 1} or tags % 2129 == {2 * DOG + 2}"
+    assert condition([DOG], 28) == f"(tags % 2129 == {2 * DOG + 2}) and (tags % 41 == 28 or tags % 41 == 29)"
+    assert condition([DOG], 9) == f"(tags % 2129 == {2 * DOG + 2}) and tags % 41 != 7 and tags % 41 != 8"
+    assert condition([DOG], 6) == (
+        f"(tags % 2129 == {2 * DOG + 1}) and (tags % 41 == 6) or tags % 2129 == {2 * DOG + 2}"
     )
-    low, high = DOG * LEVELS, DOG * LEVELS + LEVELS - 1
-    assert condition([DOG]) == f"({GROUP_ELEMENTS[0]} >= {low} and {GROUP_ELEMENTS[0]} <= {high})"
-    assert condition([999, 1000]).count(" or ") == 2  # a name and a group are not one range
+
+
+@given(st.lists(NAMED, max_size=2), st.lists(GROUPED, max_size=1), st.integers(0, LEVELS - 1), st.data())
+def test_conditions_hold_for_what_they_say(names: list[int], groups: list[int], level: int, data: Any) -> None:
+    stored = [*names, *groups]
+    number = st.integers(0, len(TABLE.tags) - 1) | st.sampled_from([tag // LEVELS for tag in [*stored, 0]])
+    numbers = data.draw(st.sets(number, min_size=1, max_size=4))
+    holds = any(tag // LEVELS in numbers and tag % LEVELS >= level for tag in stored)
+    columns, row = {"tags": FilterColumn("tags")}, {"tags": to_column(stored)}
+    for where, expected in ((condition(numbers, level), holds), (f"not ({condition(numbers, level)})", not holds)):
+        assert eval(render(where, columns, lite=True), row) == expected  # Python reads it as Milvus does
+        assert compile_filter(where, columns)(row) == expected
+
+
+@pytest.mark.parametrize("where", ["tags + 1 == 3", "tags / 2 == 3", "tags % 31 > 3", "tags > 3", "tags[0] > 3"])
+def test_tags_are_no_number_to_people(where: str) -> None:
+    with pytest.raises(FilterError):
+        render(where, {"tags": FilterColumn("tags")}, lite=True)
