@@ -85,6 +85,14 @@ QUOTED = {
         "`content_hash` {bytes of a row > content_hash}, the three tags {bytes of a row > tags} in all",
         "the text copy of the codes {bytes of a row > _codes}",
     ],
+    ("docs/your-own-encoder.md", "few_labels"): [
+        "{labelled} labelled thumbnails of {classes} classes of tiny-imagenet, the mAP of {others|,} other images",
+        "from {means > without > mid|.3f} to {means > with > mid|.3f} by `mid` ({gains > mid > mean|.2f} ×) and from "
+        "{means > without > fused|.3f} to {means > with > fused|.3f} by the fused ranking "
+        "({gains > fused > mean|.2f} ×",
+        "for {processor s|.0f} s of a processor",
+        "from {means > other classes, without > fused|.3f} to {means > other classes, with > fused|.3f}",
+    ],
     ("docs/benchmarks.md", "numpy_work"): [
         "| candidates for near-duplicates among {codes|,} codes | {duplicates > seconds|.0f} s of a processor, "
         "{duplicates > memory MB|.0f} MB |",

@@ -15,7 +15,7 @@ from mg_milvus.cli.console import INTERRUPTED, UNREADABLE, ProgressView, passed_
 from mg_milvus.files import escape_controls
 
 if TYPE_CHECKING:
-    from mg_milvus.records import TableMatch
+    from mg_milvus.records import Failure, TableMatch
     from mg_milvus.results import IngestReport
 
 
@@ -37,8 +37,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command(epilog=EXAMPLES)(ingest)
     app.command(
-        epilog="Example:\n\nmgm fit photos/ --backbone resnet50 --out resnet50.safetensors\n\n"
-        "mgm ingest photos/ --encoder resnet50.safetensors"
+        epilog="Examples:\n\nmgm fit photos/ --backbone resnet50 --out resnet50.safetensors\n\n"
+        "mgm ingest photos/ --encoder resnet50.safetensors\n\n"
+        "mgm fit labelled/ --labels folders --out mine.safetensors      (a folder for each label)"
     )(fit)
     app.command(epilog="Examples:\n\nmgm refit\n\nmgm refit --to images2")(refit)
 
@@ -260,14 +261,24 @@ def fit(
         Method,
         typer.Option("--method", help="adaptive, or a baseline: itq, lsh (random hyperplanes)"),
     ] = Method.ADAPTIVE,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="folders|FILE",
+            help="What images show, to be learned: folders, a folder for each label, or a table (path,label; several "
+            "as a|b) such as labels.csv",
+        ),
+    ] = None,
     as_json: options.AsJson = False,
     device: options.DeviceOption = None,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     max_pixels: options.MaxPixels = None,
 ) -> None:
-    """Fit the hash heads of a backbone to images without labels, and write an encoder file."""
+    """Fit the hash heads of a backbone to images, with labels or without, and write an encoder file."""
     from mg_milvus.cli.settings import local_settings
+    from mg_milvus.evaluation.labels import read_labelled
     from mg_milvus.ingest.fit_heads import FitOptions, fit_encoder
     from mg_milvus.ingest.pipeline import Settings
     from mg_milvus.schema.models import Schema
@@ -276,6 +287,8 @@ def fit(
         raise options.UsageError("give --bits or --schema, not both")
     lengths = options.code_lengths(bits) if bits else None
     settings = local_settings(device=device, batch_size=batch_size, workers=workers, max_pixels=max_pixels)
+    without: list[Failure] = []
+    labelled = read_labelled(folder, None if labels == "folders" else labels, without.append) if labels else None
     with ProgressView() as view:
         report = fit_encoder(
             folder,
@@ -287,32 +300,35 @@ def fit(
                 bits=lengths,
                 schema=Schema.load(schema) if schema else Schema(),
                 method=method.value,
+                labels=labelled.by_path() if labelled else None,
                 sample=sample,
                 device=settings.device,
                 settings=Settings(settings.batch_size, settings.workers),
             ),
             progress=view,
         )
+    failures = tuple(dict.fromkeys((*report.failures, *without)))
     if as_json:
-        failures = [{"path": failure.path, "reason": failure.reason} for failure in report.failures]
         print(
             json.dumps(
                 {
                     "file": str(out), "fingerprint": report.fingerprint, "images": report.images,
-                    "bytes": report.bytes, "seconds": round(report.seconds, 3),
-                    "clients_need": report.clients_need, "failures": failures,
+                    "labels": dict(report.labels), "bytes": report.bytes, "seconds": round(report.seconds, 3),
+                    "clients_need": report.clients_need,
+                    "failures": [{"path": failure.path, "reason": failure.reason} for failure in failures],
                 }
             )
         )  # fmt: skip
     else:
+        learned = " and ".join(f"{count:,} labels by {name}" for name, count in report.labels.items())
         print(
             f"{escape_controls(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, heads fitted on "
-            f"{report.images:,} images in {report.seconds:.1f} s"
+            f"{report.images:,} images in {report.seconds:.1f} s{f'; learned: {learned}' if learned else ''}"
         )
         if report.clients_need:
             print(f"only the heads fit into Milvus: every client needs {escape_controls(report.clients_need)}")
-    print_failures(report.failures, as_json=as_json)
-    if report.failures:
+    print_failures(failures, as_json=as_json)
+    if failures:
         raise typer.Exit(UNREADABLE)
 
 

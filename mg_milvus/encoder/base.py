@@ -26,6 +26,7 @@ from mg_milvus.encoder.hash_heads import (
     shipped_head,
     statistics,
 )
+from mg_milvus.encoder.label_map import fit_label_map
 from mg_milvus.encoder.taps import OUTPUT
 from mg_milvus.errors import EncoderError
 from mg_milvus.schema.models import QUERY_PASSES, REGIONS, query_scales
@@ -166,6 +167,17 @@ class Encoder(Protocol):
     def adapted(self, sample: Features, bits: Mapping[str, int]) -> Encoder:
         """The same backbone with heads fitted on a sample of a collection's features (n, d)."""
 
+    def with_labels(self, sample: Features, labels: Mapping[str, NDArray[np.bool_]]) -> tuple[Encoder, Features]:
+        """The same backbone with features that labels have taught, and those of the sample; ``adapted`` fits heads.
+
+        Args:
+            sample: granularity -> (n, d) features of labelled images.
+            labels: granularity -> (n, m) which labels each of them has.
+
+        Raises:
+            EncoderError: this one has learned labels already, or its heads were trained.
+        """
+
     def baseline(self, sample: Features, bits: Mapping[str, int], method: str) -> Encoder:
         """The same backbone with the heads of a baseline, ``itq`` or ``lsh``, fitted on features (n, d) and fixed."""
 
@@ -279,7 +291,9 @@ class HashEncoder(ABC):
         hashing = [
             name
             for name in self.state.heads
-            if OUTPUT in poolings[name].stages and poolings[name].kind == "pyramid"  # linear in the vector
+            if OUTPUT in poolings[name].stages
+            and poolings[name].kind == "pyramid"  # linear in the vector
+            and name not in self.state.labels  # which are not
         ]
         if self.row.texts is None or not hashing:
             return None
@@ -325,7 +339,12 @@ class HashEncoder(ABC):
         features = self._in_batches(images, whole, self.regions)
         if TAGS in features:  # of all images at once: the classifier's weights are more than a cache holds
             features[TAGS] = tags_of(features[TAGS], self._classifier)
-        return features
+        return self._taught(features)
+
+    def _taught(self, features: Features) -> Features:
+        """Features with what labels have taught their granularities."""
+        labels = self.state.labels
+        return {name: labels[name](values) if name in labels else values for name, values in features.items()}
 
     def _in_batches(self, images: Sequence[Pixels], names: Sequence[str], regions: Sequence[Scale]) -> Features:
         """Features of granularities ``names``, and of windows ``regions``; images of the same shape share batches."""
@@ -471,6 +490,23 @@ class HashEncoder(ABC):
         moments = {name: self._statistics(name, values) for name, values in whole.items()}
         state = self.state.model_copy(update={"heads": heads, "statistics": moments})
         return self._like(state)
+
+    def with_labels(self, sample: Features, labels: Mapping[str, NDArray[np.bool_]]) -> tuple[Self, Features]:
+        if self.state.labels or self.state.configuration.fixed:
+            learned = "has learned labels already" if self.state.labels else "was trained"
+            raise EncoderError(f"the encoder {self.fingerprint} {learned}; give the network itself to teach it labels")
+        maps = {name: fit_label_map(sample[name], own) for name, own in labels.items()}
+        moments, heads = dict(self.state.statistics), dict(self.state.heads)
+        for name, learned_map in maps.items():
+            if name in moments:  # else ``adapted`` makes them
+                # Cluster centres of other images still stand for what the labelled ones do not show.
+                moments[name] = self._statistics(
+                    name, learned_map(np.concatenate([sample[name], moments[name].centres()]))
+                )
+            if name in heads:
+                heads[name] = shipped_head(moments[name], heads[name].bits)
+        taught = self._like(self.state.model_copy(update={"labels": maps, "statistics": moments, "heads": heads}))
+        return taught, taught._taught(sample)
 
     def baseline(self, sample: Features, bits: Mapping[str, int], method: str) -> Self:
         """The same backbone with the fixed heads of a baseline.

@@ -16,6 +16,7 @@ from mg_milvus.encoder.backbones import FUNCTION, Backbone, find_backbone
 from mg_milvus.encoder.classifier import Classifier
 from mg_milvus.encoder.hash_heads import DiffusionHead, Head, Statistics
 from mg_milvus.encoder.imagenet import PACKAGES, imagenet_network
+from mg_milvus.encoder.label_map import LabelMap
 from mg_milvus.encoder.pooling import Pooling, width
 from mg_milvus.encoder.taps import MOST_TAPS, OUTPUT
 from mg_milvus.encoder.weights import BFLOAT16, from_safetensors, single, to_safetensors, weights_fingerprint
@@ -30,24 +31,24 @@ if TYPE_CHECKING:
     from mg_milvus.encoder.weights import Weights
 
 
-def check_widths(
-    configuration: Configuration, heads: Mapping[str, Head | DiffusionHead], moments: Mapping[str, Statistics],
-    origin: str,
-) -> None:  # fmt: skip
+def check_widths(state: EncoderState, origin: str) -> None:
     """Compare the inputs of heads and statistics with the pooled features, without building the backbone.
 
     Raises:
         EncoderError: their lengths differ, or the backbone does not have a pooled stage.
     """
-    row = configuration.row
+    row, heads, moments = state.configuration.row, state.heads, state.statistics
     channels = dict(zip(row.stages, row.channels, strict=True))
-    for name, pooling in configuration.poolings.items():
+    for name, pooling in state.configuration.poolings.items():
         if unknown := sorted(set(pooling.stages) - channels.keys()):
             raise EncoderError(
                 f"{origin}: {name} reads the stage '{unknown[0]}', {row.name} has {', '.join(channels)}: make the file "
                 "again with mgm fit"
             )
         expected = width(pooling.model_copy(update={"kind": "gem"}) if name == REGIONS else pooling, channels)
+        if name in state.labels:
+            _check_labels(name, state.labels[name], expected, origin)
+            expected += state.labels[name].scores
         taken = [fitted[name].mean.shape for fitted in (heads, moments) if name in fitted]
         if name in moments:
             matrices = (moments[name].factor, moments[name].nuisance)
@@ -58,6 +59,16 @@ def check_widths(
                     f"{origin}: the head of {name} does not work (it is for features of the shape {shape}, and "
                     f"{row.name} gives {expected} numbers): make the file again with mgm fit"
                 )
+
+
+def _check_labels(name: str, learned: LabelMap, expected: int, origin: str) -> None:
+    shapes = learned.mean.shape, learned.weights.shape
+    works = shapes[0] == (expected,) and learned.weights.ndim == 2 and shapes[1][0] == expected and learned.scores
+    if not works or not all(np.isfinite(values).all() for values in (learned.mean, learned.weights)):
+        raise EncoderError(
+            f"{origin}: what labels taught {name} does not work (it has the shapes {shapes}, expected finite numbers "
+            f"for {expected} features): make the file again with mgm fit"
+        )
 
 
 def check_numbers(backbone: Weights, origin: str) -> None:
@@ -221,12 +232,14 @@ class EncoderState(BaseModel):
     backbone: dict[str, NDArray[Any]]
     heads: dict[str, Head | DiffusionHead]
     statistics: dict[str, Statistics]
+    labels: dict[str, LabelMap] = {}
+    """What labels have taught granularities, by which their features are longer."""
     classifier: Classifier | None = None
     """For tags; no code depends on it."""
 
 
 def fingerprint(state: EncoderState) -> str:
-    """16 hexadecimal digits over configuration, heads, statistics and, through its own fingerprint, the backbone."""
+    """16 hexadecimal digits over all but the classifier; over the backbone through its own fingerprint."""
     text = json.dumps(state.configuration.model_dump(mode="json", exclude_none=True), sort_keys=True)
     return hashlib.blake2b(f"{text}{weights_fingerprint(_fitted_weights(state))}".encode(), digest_size=8).hexdigest()
 
@@ -286,6 +299,11 @@ def from_bytes(data: bytes, origin: str, shared: EncoderState | None = None) -> 
             for g in configuration.poolings
             if g != REGIONS or f"statistics.{g}.mean" in fitted
         }
+        labels = {
+            g: LabelMap(fitted[f"labels.{g}.mean"], fitted[f"labels.{g}.weights"])
+            for g in configuration.poolings
+            if f"labels.{g}.mean" in fitted
+        }
     except (ValidationError, KeyError, TypeError) as error:
         detail = str(error)
         if isinstance(error, ValidationError):
@@ -308,12 +326,13 @@ def from_bytes(data: bytes, origin: str, shared: EncoderState | None = None) -> 
             f"{configuration.backbone} are on this machine"
         )
     check_numbers(backbone, origin)
-    check_widths(configuration, heads, moments, origin)
+    state = EncoderState(
+        configuration=configuration, backbone=backbone, heads=heads, statistics=moments, labels=labels,
+        classifier=classifier,
+    )  # fmt: skip
+    check_widths(state, origin)
     check_heads(heads, origin)
     check_moments(moments, origin)
-    state = EncoderState(
-        configuration=configuration, backbone=backbone, heads=heads, statistics=moments, classifier=classifier
-    )
     if fingerprint(state) != metadata.get(_FINGERPRINT):
         raise EncoderError(
             f"{origin} has the fingerprint {fingerprint(state)}, expected {metadata.get(_FINGERPRINT)}; the file is "
@@ -409,7 +428,7 @@ def _head(fitted: Mapping[str, Matrix], prefix: str) -> Head | DiffusionHead:
 
 
 def _fitted_weights(state: EncoderState) -> dict[str, NDArray[Any]]:
-    """Tensors of heads and statistics; means are float32, the other matrices float16, see ``hash_heads.half``."""
+    """Tensors of heads, statistics and labels; means are float32, the other matrices float16, see ``half``."""
     weights: dict[str, NDArray[Any]] = {}
     for name, head in state.heads.items():
         for field in fields(head):
@@ -419,6 +438,9 @@ def _fitted_weights(state: EncoderState) -> dict[str, NDArray[Any]]:
             value = getattr(moments, field.name)
             if value is not None:
                 weights[f"statistics.{name}.{field.name}"] = _stored(field.name, value)
+    for name, learned in state.labels.items():
+        for field in fields(learned):
+            weights[f"labels.{name}.{field.name}"] = _stored(field.name, getattr(learned, field.name))
     return weights
 
 

@@ -66,6 +66,11 @@ class Statistics:
     floor: float = NUISANCE_FLOOR
     clusters: Matrix | None = None
 
+    def centres(self) -> Matrix:
+        """The cluster centres as features: (m, d) float32, none of them where they are unknown."""
+        known = np.empty((0, len(self.factor)), np.float32) if self.clusters is None else self.clusters
+        return self.mean + known @ self.factor
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -415,7 +420,7 @@ def fit_diffusion_head(sample: Matrix, bits: int, shipped: Statistics | None, st
     own = cluster_centres(components, anchor_count(len(sample)))
     others = np.empty((0, axes.shape[1]))
     if shipped is not None and shipped.clusters is not None:
-        others = unit((shipped.mean + shipped.clusters @ shipped.factor - mean).astype(np.float64) @ axes)
+        others = unit((shipped.centres() - mean).astype(np.float64) @ axes)
     anchors = half(np.concatenate([own, others]))
     exact = anchors.astype(np.float64)
     neighbours = min(NEIGHBOURS, len(own) - 1)

@@ -79,6 +79,17 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.images)
 
+    def by_path(self) -> dict[str, tuple[str, ...]]:
+        """Path of an image -> its whole labels.
+
+        Raises:
+            LabelError: the images have none.
+        """
+        if self.classes is None:
+            raise LabelError("the images have no labels: expected a folder for each label, or a table of them")
+        names, members = self.classes.names, self.classes.members
+        return {image.path: tuple(names[i] for i in own) for image, own in zip(self.images, members, strict=True)}
+
     def subset(self, rows: Sequence[int] | NDArray[np.intp]) -> Labelled:
         """These images, in this order; the names of the labels stay as they are."""
         chosen = [int(row) for row in rows]

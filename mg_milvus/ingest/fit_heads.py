@@ -18,7 +18,7 @@ from mg_milvus.encoder.backbones import EXTRAS, LIBRARIES, library_of
 from mg_milvus.encoder.classifier import TAGS
 from mg_milvus.encoder.file import BUILTIN
 from mg_milvus.encoder.load import load_encoder, untrained_encoder
-from mg_milvus.errors import EncoderError, ImageError
+from mg_milvus.errors import EncoderError, ImageError, LabelError
 from mg_milvus.files import write_whole
 from mg_milvus.images.discover import discover, image_id
 from mg_milvus.ingest.pipeline import Counts, Settings, Writer, code_bytes, read_images, stored_tags
@@ -42,6 +42,8 @@ SAMPLE_SIZE = 5_000
 """Images that hash heads are fitted on, at most."""
 FEWEST_TO_FIT = 50
 """Fewest images to fit heads on; with fewer, the shipped heads are better."""
+LEARNING = ("coarse", "mid")
+"""Granularities that learn labels: their first parts, and the whole of them."""
 FAR_SHARE = 0.3
 FEWEST_FAR = 50
 """Heads should be fitted again when so many later images, and this share of them, are unlike the first: on photographs
@@ -171,6 +173,8 @@ class FitOptions:
         schema: what the codes are for; with its regions, unless ``bits`` are given.
         method: ``adaptive`` heads, which every collection fits again to its own images; or, to compare with, those of
             PCA and ITQ, or random hyperplanes (LSH), which collections use unchanged.
+        labels: path of an image -> its labels, such as ``vehicle/car``, which ``coarse`` (their first parts) and
+            ``mid`` learn; other images are left out. None: without labels.
         sample: images to fit on, at most.
         device: where the backbone runs.
         settings: batch size, decoding threads, largest image.
@@ -182,6 +186,7 @@ class FitOptions:
     bits: Mapping[str, int] | None = None
     schema: Schema = field(default_factory=Schema)
     method: Literal["adaptive", "itq", "lsh"] = "adaptive"
+    labels: Mapping[str, Sequence[str]] | None = None
     sample: int = SAMPLE_SIZE
     device: str = "auto"
     settings: Settings = field(default_factory=Settings)
@@ -212,6 +217,10 @@ class FitOptions:
         regions = self.schema.regions if REGIONS in self.lengths else None
         base = base.with_regions(regions.windows if regions else ())
         base.check(self.lengths)
+        if self.labels is not None and self.method != "adaptive":
+            raise EncoderError(f"labels teach adaptive heads only, not those of {self.method}; leave --method out")
+        if self.labels is not None and not set(LEARNING) & self.lengths.keys():
+            raise EncoderError(f"labels teach {' and '.join(LEARNING)} only, and these codes have neither")
         if base.regions and self.method != "adaptive":
             raise EncoderError(
                 f"regions have adaptive heads only, not those of {self.method}: take a schema without 'regions'"
@@ -231,6 +240,7 @@ class FitReport:
         bytes: size of the file.
         clients_need: what a client of a collection with this encoder must have besides the URI, because the file is
             too large to be kept whole in Milvus; empty: nothing.
+        labels: granularity -> number of labels that it has learned.
     """
 
     fingerprint: str
@@ -239,6 +249,7 @@ class FitReport:
     seconds: float
     bytes: int
     clients_need: str = ""
+    labels: Mapping[str, int] = field(default_factory=dict)
 
 
 def fit_encoder(
@@ -260,25 +271,35 @@ def fit_encoder(
         EncoderError: unknown backbone or granularity, or weights that do not fit.
         WeightsNotFoundError: pretrained weights are needed and cannot be fetched.
         ImageError: the folder does not exist, or has too few images.
+        LabelError: all labels are the same.
     """
     started = time.perf_counter()
     options = options or FitOptions()
     base, lengths = options.base_encoder(), options.lengths
     failures: list[Failure] = []
-    chosen, _ = random_sample(discover([folder], failures.append), options.sample)
+    found = discover([folder], failures.append)
+    if options.labels is not None:
+        found = (image for image in found if image.path in options.labels)
+    chosen, _ = random_sample(found, options.sample)
     report = progress or (lambda _: None)
     images, features = sample_features(
         chosen, base, options.settings,
         lambda done: report(Progress("reading images to fit the hash heads", done, len(chosen), len(failures))),
     )  # fmt: skip
     failures += [Failure(image.file.path, image.failure) for image in images if image.failure is not None]
-    order, good = by_content([image for image in images if image.failure is None])
+    readable = [image for image in images if image.failure is None]
+    order, good = by_content(readable)
     if good < FEWEST_TO_FIT:
         raise ImageError(
             f"{folder} has {good} different readable images, expected at least {FEWEST_TO_FIT} to fit hash heads; add "
             "more, or use the encoder 'builtin' as it is"
         )
     features = {name: values[order[:good]] for name, values in features.items()}
+    taught: dict[str, NDArray[np.bool_]] = {}
+    if options.labels is not None:
+        names = [options.labels[readable[row].file.path] for row in order[:good]]
+        taught = {name: own for name, own in _one_hot(names).items() if name in lengths}
+        base, features = base.with_labels(features, taught)
     adaptive = options.method == "adaptive"
     encoder = base.adapted(features, lengths) if adaptive else base.baseline(features, lengths, options.method)
     if encoder is base:
@@ -291,7 +312,27 @@ def fit_encoder(
     except OSError as error:
         raise EncoderError(f"the encoder cannot be written to {out}: {error.strerror}") from error
     needed = _needed(options, out) if len(data) > session.WHOLE_FILE_LIMIT else ""
-    return FitReport(encoder.fingerprint, good, tuple(failures), time.perf_counter() - started, len(data), needed)
+    return FitReport(
+        encoder.fingerprint, good, tuple(failures), time.perf_counter() - started, len(data), needed,
+        {name: own.shape[1] for name, own in taught.items()},
+    )  # fmt: skip
+
+
+def _one_hot(labels: Sequence[Sequence[str]]) -> dict[str, NDArray[np.bool_]]:
+    """Granularity -> (n, m) which of the labels that it learns each image has.
+
+    Raises:
+        LabelError: all images have the same.
+    """
+    taught = {}
+    first = [{*own, *(label.partition("/")[0] for label in own)} for own in labels]
+    for name, known in zip(LEARNING, (first, [set(own) for own in labels]), strict=True):
+        every = sorted(set().union(*known))
+        if len(set(map(frozenset, known))) > 1:
+            taught[name] = np.array([[label in own for label in every] for own in known])
+    if not taught:
+        raise LabelError(f"all images have the labels {', '.join(labels[0])}, expected at least two different ones")
+    return taught
 
 
 def heads_in_words(description: Description, rows: int, later: int, far: int) -> tuple[str, tuple[str, ...]]:
