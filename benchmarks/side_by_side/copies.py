@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mg_milvus.bulk import encode
-from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.augment import AUGMENTATIONS
 from mg_milvus.images.decode import open_image
@@ -59,7 +58,8 @@ def imagededup_cnn(folder: str, copies: int) -> dict[str, Any]:
     from mg_milvus.encoder.torch_runtime import TorchEncoder
 
     encoder = load_encoder("builtin")
-    network = TorchEncoder(encoder.parts)._network
+    torched = TorchEncoder(encoder.state, device="cpu")
+    network, row = torched._network, torched.row
 
     class Pooled(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def imagededup_cnn(folder: str, copies: int) -> dict[str, Any]:
 
     side = encoder.side
     prepare = transforms.Compose([
-        transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+        transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(row.mean, row.std)
     ])  # fmt: skip
     cnn = CNN(verbose=False, model_config=CustomModel("the same network", Pooled(), prepare))
     return _imagededup(cnn, folder, copies)
