@@ -62,7 +62,7 @@ class Images:
 
 def near_duplicates(images: Images, work: Path, _: int) -> dict[str, Any]:
     found = copies.compare(images.paths, work)
-    columns = ["images/s", "search s", "recall", "precision", "peak_mb"]
+    columns = ["encoding ms", "search s", "recall", "precision", "peak_mb"]
     show("Near-duplicates among images and one edited copy of each", columns, found)
     return {"copies": found}
 
