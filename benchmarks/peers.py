@@ -1,7 +1,7 @@
 """mg-milvus beside what people would use instead: the same images, the same machine, one run.
 
     make peers                                 # an environment with what benchmarks/peers.txt names
-    build/peers/bin/python benchmarks/peers.py FOLDER [--rows 60000] [--images 1000] [--json FILE]
+    build/peers/bin/python benchmarks/peers.py FOLDER [--rows 100000] [--images 1000] [--json FILE]
 
 FOLDER holds class/image; at most ``--images`` images of at most 40 classes are taken. The parts, each in a module of
 ``side_by_side/``: near-duplicates against imagededup; indexes of Milvus Lite, SQLite, hnswlib, FAISS and USearch with
@@ -88,7 +88,7 @@ def fusion(images: Images, work: Path, _: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rows", type=int, default=60_000, help="rows of an index, repeated from the images")
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of an index, repeated from the images")
     parser.add_argument("--images", type=int, default=1000, help="images of the folder; each gets an edited copy, too")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path)

@@ -33,7 +33,7 @@ INDEXES: dict[str, dict[str, Any]] = {
     "IVF_FLAT": {"metric_type": "COSINE", "params": {"nlist": 1024}},
     "BIN_FLAT": {"metric_type": "HAMMING"},
 }
-"""What Milvus Lite makes of them; it refuses HNSW, and AUTOINDEX is IVF_FLAT there."""
+"""Milvus Lite refuses HNSW for floats, and searches an IVF_FLAT of fewer than some 90,000 rows as if it were FLAT."""
 
 
 def repeated_floats(features: NDArray[np.float32], rows: int, random: np.random.Generator) -> NDArray[np.float32]:
