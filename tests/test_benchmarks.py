@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+
+from mg_milvus.schema.models import Schema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -354,6 +357,17 @@ def test_the_short_form_runs(bench: ModuleType, tmp_path: Path, capsys: pytest.C
     assert "something fell: measuring pure again" in said
     assert "committed on abacus" in said
     assert json.loads(written.read_text())["figures"].keys() == result["figures"].keys()
+
+
+@pytest.mark.filterwarnings("ignore:pkg_resources is deprecated")
+def test_bare_pymilvus_takes_the_rows_that_an_ingest_writes(bench: ModuleType, tmp_path: Path) -> None:
+    storing, floats = importlib.import_module("short.storing"), importlib.import_module("side_by_side.floats")
+    schema = Schema()
+    bare = storing.Bare(tmp_path / "bare.db", schema)
+    codes = {name: np.zeros(bits // 8, np.uint8) for name, bits in schema.bits.items()}
+    bare.upsert(bare.layout.records([floats.row(number, codes) for number in range(3)]))
+    assert bare.client.query("bare", filter="", output_fields=["count(*)"])[0]["count(*)"] == 3
+    bare.client.close()
 
 
 def test_a_folder_that_is_not_there_is_refused(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

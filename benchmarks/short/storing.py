@@ -42,6 +42,9 @@ class Bare:
                 columns.add_field(
                     column.name, DataType.VARCHAR, max_length=column.max_bytes, is_primary=column.name == "id"
                 )
+            elif column.type == "shorts":
+                capacity = column.max_bytes // 2
+                columns.add_field(column.name, DataType.ARRAY, element_type=DataType.INT16, max_capacity=capacity)
             else:
                 columns.add_field(column.name, DataType.INT64)
         indexes = self.client.prepare_index_params()
