@@ -115,11 +115,11 @@ audit: $(VENV)/.dev ## known vulnerabilities of what is installed, where their d
 constraints: $(VENV)/.dev ## note the installed versions as the newest that are tested
 	@$(BIN)/python .ci/constraints.py
 
-peers: build/peers/.made ## an environment for benchmarks/peers.py, with the tools it compares with
+peers: build/peers/.made ## an environment for benchmarks/peers.py, with the tools it compares with (hnswlib needs a C++ compiler)
 
-build/peers/.made: pyproject.toml
+build/peers/.made: pyproject.toml benchmarks/peers.txt
 	@$(PYTHON) -m venv --clear build/peers
-	@build/peers/bin/python -m pip --disable-pip-version-check install --quiet --quiet -e '.[parquet]' imagededup faiss-cpu ranx
+	@build/peers/bin/python .ci/install.py -e '.[parquet]' -r benchmarks/peers.txt
 	@touch $@
 
 bench: $(VENV)/.dev ## ratios of speed and bytes beside the committed ones; IMAGES=folder: your own, KEEP=1: commit these

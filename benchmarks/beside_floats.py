@@ -25,10 +25,11 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.grpc_gen import schema_pb2
 from result_file import write_result
 from short.turns import spent
-from side_by_side.floats import Binary, Floats, batches, name_of, row_id
+from side_by_side.floats import Binary, OneVector, batches, name_of, row_id
 from side_by_side.measuring import show
 from synthetic import synthetic_codes
 
+from mg_milvus.codes import signs
 from mg_milvus.schema.models import Schema
 
 if TYPE_CHECKING:
@@ -59,12 +60,15 @@ class Least:
                 row[name] = code.tobytes()
         self.client.upsert("images", rows)
 
-    def ask(self, codes: dict[str, Codes]) -> None:
+    def search(self, codes: dict[str, Codes]) -> None:
         for name, code in codes.items():
             self.client.search(
                 "images", [code[0].tobytes()], limit=DEPTH, anns_field=name, output_fields=["path"],
                 search_params={"metric_type": "HAMMING"},
             )  # fmt: skip
+
+    def close(self) -> None:
+        self.client.close()
 
 
 def taken(action: Callable[[], Any]) -> float:
@@ -80,7 +84,7 @@ def compare(work: Path, rows: int, dimensions: int) -> dict[str, Any]:
     codes = synthetic_codes(rows, schema, seed=1)
     floats = random.standard_normal((1000, dimensions)).astype(np.float32)
     sides: dict[str, Any] = {
-        "floats": Floats(work / "floats.db", dimensions, "FLAT"),
+        "floats": OneVector(work / "floats.db", dimensions, "FLAT"),
         "mg-milvus": Binary(work / "binary.db", schema),
         "floor": Least(work / "least.db", schema),
     }
@@ -94,9 +98,9 @@ def compare(work: Path, rows: int, dimensions: int) -> dict[str, Any]:
             written[name] += taken(lambda side=side, values=values, start=part.start: side.insert(start, values))
     for turn in range(QUERIES + 1):
         own = {name: values[[random.integers(rows)]] for name, values in codes.items()}
-        for name, side in sides.items():
-            value = floats[turn] if name == "floats" else own
-            seconds = taken(lambda side=side, value=value: side.ask(value))
+        real = {name: signs(code) for name, code in own.items()}
+        for name, value in {"floats": floats[turn], "mg-milvus": real, "floor": own}.items():
+            seconds = taken(lambda side=sides[name], value=value: side.search(value))
             asked[name] += seconds if turn else 0.0
     table = {}
     for name, side in sides.items():
@@ -107,7 +111,7 @@ def compare(work: Path, rows: int, dimensions: int) -> dict[str, Any]:
             "written us": 1e6 * written[name] / rows,
             "query ms": 1000 * asked[name] / QUERIES,
         }
-    for side in (sides["floats"].client, sides["mg-milvus"].store, sides["floor"].client):
+    for side in sides.values():
         side.close()
     ratios = {name: {key: table["floats"][key] / value for key, value in own.items()} for name, own in table.items()}
     return {"rows": rows, "dimensions": dimensions, "sides": table, "floats over": ratios,

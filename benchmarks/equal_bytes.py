@@ -13,7 +13,7 @@ once. Everything is fitted to them without labels, and they are searched: leave-
   components, for their rotations need more images than dimensions, and fewer of these where the name says PCA.
 - ``first floats``: the first dimensions as they are, in float16, as an embedding made for it can be cut (Matryoshka).
 - Signs, ITQ, random hyperplanes, spectral and anchor graph hashing (``spectral_methods.py``) compare codes with codes,
-  the perceptual hash, too.
+  the perceptual hash, too. Those that learn have no more bits than ``COMPONENTS``: 120 bytes where others have 128.
 - mg-milvus: three granularities, fused by rank with the default weights; copies by ``fine`` alone, as the profile
   ``instance`` without its views. A query is known by its real codes, as in the product; ``codes with codes``: by its
   code.
@@ -56,11 +56,11 @@ if TYPE_CHECKING:
     """Queries -> (queries, rows), smaller is nearer."""
     Method = Callable[[Any, int], Callable[[Any], Distances]]
 
-SIZES = {16: (32, 48, 48), 32: (64, 64, 128), 56: (64, 128, 256)}
+SIZES = {16: (32, 48, 48), 32: (64, 64, 128), 56: (64, 128, 256), 128: (128, 384, 512)}
 """Bytes -> bits of ``coarse``, ``mid`` and ``fine``."""
 FLOATS, FINE = "mid", "fine"
 """``mid`` has the float features that rank classes best (benchmarks/quality.py)."""
-COMPONENTS, COPIES, REFINED, ROUNDS = 448, 200, 100, 3
+COMPONENTS, COPIES, REFINED, ROUNDS = 960, 200, 100, 3
 RABITQ_BYTES = 8
 """What RaBitQ keeps of a vector beside its bits."""
 SIDE = 64
@@ -226,27 +226,30 @@ def compare(own: Set) -> dict[str, dict[str, float]]:
     pictures = [open_image(path).image for path in own.paths]
     for size in SIZES:
         table |= own.own(size)
-        kept = size // 2
+        kept, learnable = size // 2, min(8 * size, COMPONENTS)
         first = half_floats(unit[:, :kept])
-        ways: dict[str, Search] = {
+        quantizers: dict[str, Search] = {
             "PCA, PQ": quantizer(f"PCA{4 * size},PQ{size}np", database),
             "OPQ": quantizer(f"OPQ{size}_{4 * size},PQ{size}np", database),
             "PCA, RaBitQ": rabitq(size, database, refined=False),
             "PCA, RaBitQ, refined": rabitq(size, database, refined=True),
             "PCA, SQ8": quantizer(f"PCA{size},SQ8", database),
             "PCA, float16": quantizer(f"PCA{kept},SQfp16", database),
-            "ITQ": binary(8 * size, database, rotated=True),
-            "PCA, signs": binary(8 * size, database, rotated=False),
             "random hyperplanes": hyperplanes(8 * size, database),
-            "spectral hashing": learned(spectral_hashing, 8 * size, database),
-            "anchor graph hashing": learned(anchor_graph_hashing, 8 * size, database),
         }
-        for name, search in ways.items():
-            table[f"{name}, {size}"] = own.figures(size, database, copies, search)
+        hashes: dict[str, Search] = {
+            "ITQ": binary(learnable, database, rotated=True),
+            "PCA, signs": binary(learnable, database, rotated=False),
+            "spectral hashing": learned(spectral_hashing, learnable, database),
+            "anchor graph hashing": learned(anchor_graph_hashing, learnable, database),
+        }
+        for ways, taken in ((quantizers, size), (hashes, learnable / 8)):
+            for name, search in ways.items():
+                table[f"{name}, {size}"] = own.figures(taken, database, copies, search)
         table[f"first floats, {size}"] = own.figures(size, unit[:, :kept], edited[:, :kept], first)
-        hashes = perceptual(pictures, 8 * size)
+        seen = perceptual(pictures, 8 * size)
         table[f"perceptual hash, {size}"] = own.figures(
-            size, hashes, perceptual(own.copies, 8 * size), lambda asked, hashes=hashes: hamming(asked, hashes)
+            size, seen, perceptual(own.copies, 8 * size), lambda asked, seen=seen: hamming(asked, seen)
         )
     return table
 

@@ -1,11 +1,12 @@
 """mg-milvus beside what people would use instead: the same images, the same machine, one run.
 
-    make peers                                 # an environment with imagededup, FAISS and ranx
+    make peers                                 # an environment with what benchmarks/peers.txt names
     build/peers/bin/python benchmarks/peers.py FOLDER [--rows 100000] [--images 1000] [--json FILE]
 
-FOLDER holds class/image. The parts, each in a module of ``side_by_side/``: near-duplicates against imagededup; Milvus
-Lite with the float features of the same network; FAISS on the same codes; fusion against ranx and Milvus' rankers.
-Other codes of the same bytes are in ``equal_bytes.py``. Everything that is timed against another takes turns with it.
+FOLDER holds class/image; at most ``--images`` images of at most 40 classes are taken. The parts, each in a module of
+``side_by_side/``: near-duplicates against imagededup; indexes of Milvus Lite, SQLite, hnswlib, FAISS and USearch with
+floats and codes of the same network; fusion against ranx and Milvus' rankers. Other codes of the same bytes are in
+``equal_bytes.py``. Everything that is timed against another takes turns with it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import faiss
+from heads import sample
 from result_file import write_result
-from side_by_side import copies, floats, fusing, searches
+from side_by_side import copies, fusing, searches
 from side_by_side.measuring import show
 
 from mg_milvus.encoder.load import load_encoder
@@ -27,70 +28,59 @@ from mg_milvus.evaluation.encoded import encode_labelled
 from mg_milvus.evaluation.labels import read_labelled
 from mg_milvus.schema.models import Schema
 
-PARTS = ("copies", "floats", "searches", "fusion")
-FLOATS = "mid"
-"""The granularity whose float features rank photographs best (benchmarks/quality.py)."""
+PARTS = ("copies", "searches", "fusion")
 
 
 class Images:
-    """A labelled folder, encoded once: paths, labels, float features, the encoder fitted to it, codes."""
+    """Images of a labelled folder, encoded once: paths, labels, float features, the encoder fitted to them, codes."""
 
-    def __init__(self, folder: Path) -> None:
-        self.labelled = read_labelled(folder)
-        if self.labelled.classes is None:
+    def __init__(self, folder: Path, most: int) -> None:
+        labelled = read_labelled(folder)
+        if labelled.classes is None:
             raise SystemExit(f"{folder} holds no folders of images, which are the labels")
-        self.labels = [own[0] for own in self.labelled.classes.members]
+        self.labelled = sample(labelled, most)
         self.paths = [Path(found.path) for found in self.labelled.images]
         self.schema = Schema()
         self.base = load_encoder("builtin")
+
+    @cached_property
+    def labels(self) -> Any:
+        assert self.labelled.classes
+        return self.labelled.classes.ids()
 
     @cached_property
     def features(self) -> dict[str, Any]:
         encoded = encode_labelled(self.labelled, self.base)
         if encoded.failures:
             raise SystemExit(f"{encoded.failures[0].path} cannot be read: {encoded.failures[0].reason}")
-        return encoded.features
+        return {name: encoded.features[name] for name in self.schema.bits}
 
     @cached_property
     def encoder(self) -> Any:
         return self.base.adapted(self.features, self.schema.bits)
 
-    @cached_property
-    def codes(self) -> dict[str, Any]:
-        return self.encoder.codes({name: self.features[name] for name in self.schema.bits})
 
-
-def near_duplicates(images: Images, work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    found = copies.compare(images.paths[: options.images], work)
-    columns = ["images/s", "search s", "recall", "precision", "peak_mb"]
+def near_duplicates(images: Images, work: Path, _: int) -> dict[str, Any]:
+    found = copies.compare(images.paths, work)
+    columns = ["encoding ms", "search s", "recall", "precision", "peak_mb"]
     show("Near-duplicates among images and one edited copy of each", columns, found)
     return {"copies": found}
 
 
-def float_vectors(images: Images, work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    found = floats.compare(images.features[FLOATS], images.codes, images.schema, work, options.rows)
-    columns = ["rows/s", "query ms", "disk bytes", "memory bytes"]
-    show(f"Milvus Lite, {options.rows} rows in batches of {floats.BATCH}", columns, found)
-    return {"floats": found}
+def indexes(images: Images, work: Path, rows: int) -> dict[str, Any]:
+    found = searches.compare(
+        *searches.of_images(images.features, images.encoder), images.labels, images.schema, work, rows
+    )
+    columns = [*searches.RATIOS, "recall@10", "mAP"]
+    show(f"{rows:,} rows, {found['dimensions']:,} floats or codes", columns, found["systems"])
+    show("Of mg-milvus", list(searches.RATIOS), found["over mg-milvus"])
+    return {"searches": found}
 
 
-def bare_searches(images: Images, work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    random = np.random.default_rng(0)
-    many = {name: floats.repeated_codes(values, options.rows, random) for name, values in images.codes.items()}
-    binary = floats.Binary(work / "floor.db", images.schema)
-    for part in floats.batches(options.rows):
-        binary.insert(part.start, {name: values[part] for name, values in many.items()})
-    floor = searches.faiss_floor(many, images.schema, binary.store)
-    binary.store.close()
-    columns = ["FAISS flat ms", "FAISS HNSW ms", "HNSW recall@10", "Milvus Lite ms"]
-    show(f"One search for 100 among {options.rows} codes", columns, floor)
-    return {"faiss": floor}
-
-
-def fusion(images: Images, work: Path, _: argparse.Namespace) -> dict[str, Any]:
+def fusion(images: Images, work: Path, _: int) -> dict[str, Any]:
     alone = {name: {"ms": value} for name, value in fusing.fusion_alone(images.schema).items()}
     show("Fusion of 3 x 1,000 candidates", ["ms"], alone)
-    found = fusing.rankers(images.schema, images.codes, images.labels, work)
+    found = fusing.rankers(images.schema, images.encoder.codes(images.features), images.labels, work)
     show("Queries to Milvus Lite, fused", ["query ms", "precision@10"], found)
     return {"fusion": alone, "rankers": found}
 
@@ -98,18 +88,18 @@ def fusion(images: Images, work: Path, _: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rows", type=int, default=100_000, help="rows in Milvus Lite, repeated from the images")
-    parser.add_argument("--images", type=int, default=1000, help="images that get an edited copy")
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of an index, repeated from the images")
+    parser.add_argument("--images", type=int, default=1000, help="images of the folder; each gets an edited copy, too")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    images = Images(options.folder)
-    tools = ("pymilvus", "milvus-lite", "torch", "imagededup", "faiss-cpu", "ranx")
-    figures: dict[str, Any] = {"rows": options.rows, "versions": {name: version(name) for name in tools}}
-    works = dict(zip(PARTS, (near_duplicates, float_vectors, bare_searches, fusion), strict=True))
+    faiss.omp_set_num_threads(1)
+    images = Images(options.folder, options.images)
+    figures: dict[str, Any] = {}
+    works = dict(zip(PARTS, (near_duplicates, indexes, fusion), strict=True))
     for name in options.only:
         with tempfile.TemporaryDirectory() as work:
-            figures |= works[name](images, Path(work), options)
+            figures |= works[name](images, Path(work), options.rows)
     if options.json:
         write_result(options.json, figures)
 

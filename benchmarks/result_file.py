@@ -14,7 +14,7 @@ from typing import Any
 
 PACKAGES = (
     "mg-milvus", "numpy", "Pillow", "torch", "torchvision", "onnxruntime", "pymilvus", "milvus-lite", "grpcio",
-    "imagededup", "faiss-cpu", "ranx",
+    "imagededup", "faiss-cpu", "hnswlib", "usearch", "ranx",
 )  # fmt: skip
 FEATURES = (
     "avx2", "avx512f", "avx512_vnni", "avx512_vpopcntdq", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16",

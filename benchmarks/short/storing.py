@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pymilvus import DataType, MilvusClient
-from side_by_side.floats import Binary, Floats, repeated_codes, repeated_floats, row
+from side_by_side.floats import Binary, OneVector, repeated_codes, repeated_floats, row
 
 from mg_milvus.codes import signs
 from mg_milvus.schema.models import REGIONS, Schema
@@ -42,6 +42,9 @@ class Bare:
                 columns.add_field(
                     column.name, DataType.VARCHAR, max_length=column.max_bytes, is_primary=column.name == "id"
                 )
+            elif column.type == "shorts":
+                capacity = column.max_bytes // 2
+                columns.add_field(column.name, DataType.ARRAY, element_type=DataType.INT16, max_capacity=capacity)
             else:
                 columns.add_field(column.name, DataType.INT64)
         indexes = self.client.prepare_index_params()
@@ -120,7 +123,7 @@ def asked(
 def beside_floats(turns: Turns, codes: dict[str, Codes], work: Path, random: np.random.Generator) -> dict[str, float]:
     """What an ingest writes of an image beside one vector of floats and the name: time, a query, bytes."""
     vectors = repeated_floats(random.standard_normal((500, DIMENSIONS)).astype(np.float32), ROWS, random)
-    floats, binary = Floats(work / "floats.db", DIMENSIONS, "FLAT"), Binary(work / "beside.db", Schema())
+    floats, binary = OneVector(work / "floats.db", DIMENSIONS, "FLAT"), Binary(work / "beside.db", Schema())
     empty = [side.file.stat().st_size for side in (binary, floats)]
 
     def inserts(part: slice) -> tuple[Side, Side]:
@@ -132,11 +135,11 @@ def beside_floats(turns: Turns, codes: dict[str, Codes], work: Path, random: np.
     written = ratio(inserts(slice(start, start + BATCH)) for start in range(0, ROWS, BATCH))
     grown = [side.file.stat().st_size - before for side, before in zip((binary, floats), empty, strict=True)]
     asked = turns.times_as_fast(
-        lambda: binary.ask({name: values[[random.integers(ROWS)]] for name, values in codes.items()}),
-        lambda: floats.ask(vectors[random.integers(ROWS)]),
+        lambda: binary.search(real({name: values[[random.integers(ROWS)]] for name, values in codes.items()})),
+        lambda: floats.search(vectors[random.integers(ROWS)]),
     )
-    binary.store.close()
-    floats.client.close()
+    binary.close()
+    floats.close()
     return {
         "writing beside floats": written,
         "query beside floats": asked,

@@ -4,18 +4,18 @@ Each copy is made by one edit of middling strength, the edits in turn. A pair th
 image and its own copy. Every tool runs in a process of its own with the settings it comes with: perceptual hashes up
 to 10 bits apart, CNN features of cosine 0.9 and more, ``mgm duplicates`` with its precision of 0.99. imagededup's CNN
 gets the very network that mg-milvus ships, at its size. ``bulk.encode`` does what its ``encode_images`` does, into
-a file; ``ingest`` also fits hash heads and fills Milvus Lite.
+a file; ``ingest`` also fits hash heads and fills Milvus Lite. Times are those of processors.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from short.turns import spent
 
 from mg_milvus.bulk import encode
-from mg_milvus.encoder.backbones import IMAGENET_MEAN, IMAGENET_STD
 from mg_milvus.encoder.load import load_encoder
 from mg_milvus.images.augment import AUGMENTATIONS
 from mg_milvus.images.decode import open_image
@@ -23,7 +23,9 @@ from mg_milvus.index import ImageIndex
 from side_by_side.measuring import alone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    Result = TypeVar("Result")
 
 COPY = "-copy"
 
@@ -59,7 +61,8 @@ def imagededup_cnn(folder: str, copies: int) -> dict[str, Any]:
     from mg_milvus.encoder.torch_runtime import TorchEncoder
 
     encoder = load_encoder("builtin")
-    network = TorchEncoder(encoder.parts)._network
+    torched = TorchEncoder(encoder.state, device="cpu")
+    network, row = torched._network, torched.row
 
     class Pooled(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -68,38 +71,41 @@ def imagededup_cnn(folder: str, copies: int) -> dict[str, Any]:
 
     side = encoder.side
     prepare = transforms.Compose([
-        transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+        transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(row.mean, row.std)
     ])  # fmt: skip
     cnn = CNN(verbose=False, model_config=CustomModel("the same network", Pooled(), prepare))
     return _imagededup(cnn, folder, copies)
 
 
 def _imagededup(tool: Any, folder: str, copies: int) -> dict[str, Any]:
-    start = time.perf_counter()
-    codes = tool.encode_images(image_dir=folder)
-    rate = len(codes) / (time.perf_counter() - start)
-    start = time.perf_counter()
-    found = tool.find_duplicates(encoding_map=codes)
-    return {"images/s": rate, "search s": time.perf_counter() - start, **scored(_pairs(found), copies)}
+    codes, encoding = timed(lambda: tool.encode_images(image_dir=folder))
+    found, search = timed(lambda: tool.find_duplicates(encoding_map=codes))
+    return {"encoding ms": 1000 * encoding / len(codes), "search s": search, **scored(_pairs(found), copies)}
 
 
 def encoding(folder: str, out: str) -> dict[str, Any]:
-    return {"images/s": encode.encode(folder, out=out, encoder="builtin").images_per_second}
+    report, seconds = timed(lambda: encode.encode(folder, out=out, encoder="builtin"))
+    return {"encoding ms": 1000 * seconds / report.encoded}
 
 
 def mg_milvus(folder: str, uri: str, copies: int) -> dict[str, Any]:
     with ImageIndex.open(uri) as index:
-        rate = index.ingest(folder).images_per_second
-        start = time.perf_counter()
-        groups = index.duplicates().groups
-        taken = time.perf_counter() - start
+        report, seconds = timed(lambda: index.ingest(folder))
+        found, search = timed(index.duplicates)
     pairs = {
         frozenset((Path(a.path).stem, Path(b.path).stem))
-        for group in groups
+        for group in found.groups
         for place, a in enumerate(group.members)
         for b in group.members[:place]
     }
-    return {"images/s": rate, "search s": taken, **scored(pairs, copies)}
+    return {"encoding ms": 1000 * seconds / report.added, "search s": search, **scored(pairs, copies)}
+
+
+def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    """What it returns, and seconds of processors, of this process and those it starts."""
+    start = spent()
+    result = work()
+    return result, spent() - start
 
 
 def _pairs(found: dict[str, list[str]]) -> set[frozenset[str]]:

@@ -1,28 +1,23 @@
-"""Milvus Lite with the float features of the same network, as Milvus' image search tutorials do it.
+"""Milvus Lite with one vector an image, as Milvus' image search tutorials do it, and as mg-milvus uses it.
 
-Real features and codes of a folder, repeated with a little noise until there are enough rows, go into Milvus Lite in
-equal batches: on one side one FLOAT_VECTOR with COSINE and the file's name, on the other what an ingest of mg-milvus
-writes. A query is one search for 10 with the name on one side, and on the other three searches for 100 with rows and
-codes, and the fusion. Memory is what Milvus' own process takes.
+Rows are written in equal batches: on one side a vector and the file's name, on the other what an ingest of mg-milvus
+writes. A query is one search with the name on one side, and on the other three searches for 100 with rows and codes,
+and the fusion.
 """
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from processes import engine_pid, memory
 from pymilvus import DataType, MilvusClient
 
-from mg_milvus.codes import signs
 from mg_milvus.config import MilvusConfig
 from mg_milvus.schema.tags import LEVELS
 from mg_milvus.search import query
 from mg_milvus.search.searcher import Searcher
 from mg_milvus.store.base import Description, Row
 from mg_milvus.store.milvus import MilvusStore
-from side_by_side.measuring import in_turn, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,16 +25,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mg_milvus.codes import Codes
+    from mg_milvus.codes import Codes, RealCodes
     from mg_milvus.schema.models import Schema
 
 BATCH, K = 1000, 10
-COSINE_INDEXES: dict[str, dict[str, Any]] = {
-    "FLAT": {},
-    "IVF_FLAT": {"nlist": 1024},
-    "HNSW": {"M": 16, "efConstruction": 200},
-    "AUTOINDEX": {},
+INDEXES: dict[str, dict[str, Any]] = {
+    "FLAT": {"metric_type": "COSINE"},
+    "IVF_FLAT": {"metric_type": "COSINE", "params": {"nlist": 1024}},
+    "BIN_FLAT": {"metric_type": "HAMMING"},
 }
+"""Milvus Lite refuses HNSW for floats, and searches an IVF_FLAT of fewer than some 90,000 rows as if it were FLAT."""
 
 
 def repeated_floats(features: NDArray[np.float32], rows: int, random: np.random.Generator) -> NDArray[np.float32]:
@@ -54,39 +49,54 @@ def repeated_codes(codes: Codes, rows: int, random: np.random.Generator) -> Code
     return chosen ^ np.packbits(random.random((rows, 8 * codes.shape[1])) < 0.05, axis=1)
 
 
-class Floats:
-    """One float vector an image."""
+class OneVector:
+    """One vector an image: ``dimensions`` floats, or with BIN_FLAT a code of as many bits."""
 
-    def __init__(self, file: Path, dimensions: int, index: str) -> None:
-        self.file = file
+    def __init__(self, file: Path, dimensions: int, index: str, k: int = K) -> None:
+        self.file, self.k = file, k
         self.client = MilvusClient(str(file))
         schema = self.client.create_schema()
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("filename", DataType.VARCHAR, max_length=512)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimensions)
+        kind = DataType.BINARY_VECTOR if index == "BIN_FLAT" else DataType.FLOAT_VECTOR
+        schema.add_field("vector", kind, dim=dimensions)
         parameters = self.client.prepare_index_params()
-        parameters.add_index("vector", index_type=index, metric_type="COSINE", params=COSINE_INDEXES[index])
+        parameters.add_index("vector", index_type=index, **INDEXES[index])
         self.client.create_collection("images", schema=schema, index_params=parameters)
 
-    def insert(self, start: int, vectors: NDArray[np.float32]) -> None:
+    def insert(self, start: int, vectors: NDArray[Any]) -> None:
         rows = [
-            {"id": n, "filename": name_of(n), "vector": vector}
+            {"id": n, "filename": name_of(n), "vector": as_sent(vector)}
             for n, vector in enumerate(vectors, start)
         ]  # fmt: skip
         self.client.insert("images", rows)
 
-    def ask(self, vector: NDArray[np.float32]) -> None:
-        self.client.search("images", [vector], limit=K, output_fields=["filename"])
+    def fill(self, vectors: NDArray[Any]) -> None:
+        for part in batches(len(vectors)):
+            self.insert(part.start, vectors[part])
+
+    def search(self, vector: NDArray[Any]) -> list[int]:
+        """Numbers of the nearest rows."""
+        (found,) = self.client.search("images", [as_sent(vector)], limit=self.k, output_fields=["filename"])
+        return [hit["id"] for hit in found]
+
+    def close(self) -> None:
+        self.client.close()
+
+
+def as_sent(vector: NDArray[Any]) -> Any:
+    """Floats as they are, a code (bytes,) uint8 as bytes."""
+    return vector.tobytes() if vector.dtype == np.uint8 else vector
 
 
 class Binary:
-    """What mg-milvus writes and asks."""
+    """What mg-milvus writes, and its query."""
 
-    def __init__(self, file: Path, schema: Schema) -> None:
+    def __init__(self, file: Path, schema: Schema, k: int = K) -> None:
         self.file, self.schema = file, schema
         self.store = MilvusStore(MilvusConfig(str(file), collection="images"))
         self.store.create(Description(schema, "0" * 16))
-        self.query = query.Query.of(schema, {"k": K})
+        self.query = query.Query.of(schema, {"k": k})
 
     def insert(self, start: int, codes: dict[str, Codes]) -> None:
         self.store.upsert([
@@ -94,8 +104,17 @@ class Binary:
             for n in range(start, start + len(next(iter(codes.values()))))
         ])  # fmt: skip
 
-    def ask(self, codes: dict[str, Codes]) -> None:
-        Searcher(self.store, self.schema).search({name: signs(own) for name, own in codes.items()}, self.query)
+    def fill(self, codes: dict[str, Codes]) -> None:
+        for part in batches(len(next(iter(codes.values())))):
+            self.insert(part.start, {name: values[part] for name, values in codes.items()})
+
+    def search(self, codes: dict[str, RealCodes]) -> list[int]:
+        """Numbers of the best rows, by real codes (1, bits)."""
+        (hits,) = Searcher(self.store, self.schema).search(codes, self.query)
+        return [int(hit.id, 16) for hit in hits]
+
+    def close(self) -> None:
+        self.store.close()
 
 
 def row(number: int, codes: dict[str, Codes]) -> Row:
@@ -124,57 +143,3 @@ def name_of(number: int) -> str:
 def batches(rows: int) -> Iterator[slice]:
     for start in range(0, rows, BATCH):
         yield slice(start, min(rows, start + BATCH))
-
-
-def indexes_of_lite(folder: Path) -> list[str]:
-    """Those of ``COSINE_INDEXES`` that Milvus Lite makes."""
-    made = []
-    for index in COSINE_INDEXES:
-        try:
-            Floats(folder / f"try-{index}.db".lower(), 8, index).client.close()
-        except Exception as error:  # noqa: BLE001 - whatever pymilvus raises, the index cannot be made
-            print(f"Milvus Lite makes no {index} for floats: {str(error)[:100]}")
-        else:
-            made.append(index)
-    return made
-
-
-def compare(
-    features: NDArray[np.float32], codes: dict[str, Codes], schema: Schema, work: Path, rows: int
-) -> dict[str, dict[str, float]]:
-    """Way -> rows a second, milliseconds of a query, bytes of disk and memory an image."""
-    random = np.random.default_rng(0)
-    vectors = repeated_floats(features, rows, random)
-    hashed = {name: repeated_codes(values, rows, random) for name, values in codes.items()}
-    sides: dict[str, tuple[Any, float]] = {}
-    table: dict[str, dict[str, float]] = {}
-    ways = {f"floats, {index}": index for index in indexes_of_lite(work)}
-    for name, index in ways.items():
-        file = work / f"floats-{index}.db".lower()
-        side = Floats(file, vectors.shape[1], index)
-        before = memory(engine_pid(file))
-        taken = sum(seconds(lambda p=part, s=side: s.insert(p.start, vectors[p])) for part in batches(rows))
-        sides[name], table[name] = (side, before), {"rows/s": rows / taken}
-    file = work / "binary.db"
-    own = Binary(file, schema)
-    before = memory(engine_pid(file))
-    taken = sum(
-        seconds(lambda p=part: own.insert(p.start, {name: values[p] for name, values in hashed.items()}))
-        for part in batches(rows)
-    )
-    sides["mg-milvus"], table["mg-milvus"] = (own, before), {"rows/s": rows / taken}
-    gc.collect()
-
-    def query(side: Any) -> Any:
-        if isinstance(side, Floats):
-            return lambda: side.ask(vectors[random.integers(rows)])
-        return lambda: side.ask({name: values[[random.integers(rows)]] for name, values in hashed.items()})
-
-    times = in_turn({name: query(side) for name, (side, _) in sides.items()}, rounds=50)
-    for name, (side, before) in sides.items():
-        table[name] |= {
-            "query ms": times[name],
-            "disk bytes": sum(file.stat().st_size for file in work.glob(f"{side.file.name}*")) / rows,
-            "memory bytes": (memory(engine_pid(side.file)) - before) * 2**20 / rows,
-        }
-    return table
