@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
     from mg_milvus.index import ImageIndex
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # A worker a core: the threads of torch, in it and in the commands it starts, would only be in each other's way.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 memory_store.install()
 
 PER_KIND = 20
@@ -34,10 +30,14 @@ KINDS = ("disc", "stripes", "blocks")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder of computed features, and refuse a forced runtime that this CPU computes otherwise.
+    """Give each worker one core and all the folder of computed features; refuse a runtime that this CPU cannot compute.
 
     Without VNNI, products of 8 bits saturate.
     """
+    if config.getoption("numprocesses", None):
+        # Before the workers start: numpy's BLAS reads it when numpy is imported. More threads would only be in each
+        # other's way, and those of a BLAS wait busily.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if computed_features.VARIABLE not in os.environ:  # xdist's workers have that of the process that started them
         folder = tempfile.mkdtemp(prefix="mgm-features-")
         os.environ[computed_features.VARIABLE] = folder
