@@ -7,11 +7,13 @@ import re
 import shutil
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import typer.main
 from PIL import Image
 
 from mg_milvus.images import limits
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from mg_milvus.index import ImageIndex
 
 memory_store.install()
+# Typer builds all commands for every call of one, a twelfth of a second.
+typer.main.get_command = cache(typer.main.get_command)
 
 PER_KIND = 20
 KINDS = ("disc", "stripes", "blocks")
@@ -86,13 +90,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in long)
 
 
-COMPUTES = re.compile("encoder|onnx|efficientnet|one_core|leaks|memory|costs|recall|explanation")
+COMPUTES = re.compile("encoder|onnx|efficientnet|one_core|heads|leaks|memory|costs|recall|explanation")
 """In the names of files: what they test is the computation itself, or what it takes."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _computed_features(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The same images take the same network once, but where the network is what is tested."""
+    """The same images take the same network once, and have heads fitted once, but where these are what is tested."""
     folder = None if COMPUTES.search(request.path.name) else os.environ[computed_features.VARIABLE]
     computed_features.install(folder)
     yield
