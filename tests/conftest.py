@@ -90,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in long)
 
 
-COMPUTES = re.compile("encoder|onnx|efficientnet|one_core|heads|leaks|memory|costs|recall|explanation")
+COMPUTES = re.compile("encoder|onnx|efficientnet|one_core|leaks|memory|costs|recall|explanation")
 """In the names of files: what they test is the computation itself, or what it takes."""
 
 
