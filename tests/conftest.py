@@ -78,6 +78,8 @@ LONGEST = (
     "integration/test_training.py",
     "web/test_browser.py",
     "web/test_browser_act.py",
+    "web/test_browse.py",
+    "web/test_ten_minutes.py",
     "web/test_api.py",
     "web/test_look.py",
 )
