@@ -54,6 +54,13 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit("MGM_RUNTIME is onnx-int8, and this CPU has no VNNI: nothing to test", returncode=0)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores, for tests of servers and of the page wait a lot; each takes up to 3 GB of memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min((os.cpu_count() or 1) + 1, memory // 3_000_000_000))
+
+
 def pytest_report_header() -> str:
     """Which runtime the encoders of the tests use."""
     return f"encoder runtime: {os.environ.get('MGM_RUNTIME') or 'the default of this machine'}"
