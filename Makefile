@@ -80,7 +80,7 @@ unit: $(VENV)/.dev ## pytest: the unit tests
 	$(BIN)/python -m pytest tests/unit -n auto
 
 # A file's tests stay together, for they share what is costly to make; the slow files go first (tests/conftest.py).
-suite: $(VENV)/.dev ## pytest: all tests, as many at once as there are cores
+suite: $(VENV)/.dev ## pytest: all tests, one more at once than there are cores
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
 
 # What depends on the encoder's numbers, computed in the ways that `make suite` did not use: 8 bits are the default of a

@@ -7,11 +7,13 @@ import re
 import shutil
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import typer.main
 from PIL import Image
 
 from mg_milvus.images import limits
@@ -23,21 +25,23 @@ if TYPE_CHECKING:
 
     from mg_milvus.index import ImageIndex
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # A worker a core: the threads of torch, in it and in the commands it starts, would only be in each other's way.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 memory_store.install()
+# Typer builds all commands for every call of one, a twelfth of a second.
+typer.main.get_command = cache(typer.main.get_command)
 
 PER_KIND = 20
 KINDS = ("disc", "stripes", "blocks")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder of computed features, and refuse a forced runtime that this CPU computes otherwise.
+    """Give each worker one core and all the folder of computed features; refuse a runtime that this CPU cannot compute.
 
     Without VNNI, products of 8 bits saturate.
     """
+    if config.getoption("numprocesses", None):
+        # Before the workers start: numpy's BLAS reads it when numpy is imported. More threads would only be in each
+        # other's way, and those of a BLAS wait busily.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if computed_features.VARIABLE not in os.environ:  # xdist's workers have that of the process that started them
         folder = tempfile.mkdtemp(prefix="mgm-features-")
         os.environ[computed_features.VARIABLE] = folder
@@ -48,6 +52,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if forced_runtime() == "onnx-int8" and not has_fast_int8():
         pytest.exit("MGM_RUNTIME is onnx-int8, and this CPU has no VNNI: nothing to test", returncode=0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores, for tests of servers and of the page wait a lot; each takes up to 3 GB of memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min((os.cpu_count() or 1) + 1, memory // 3_000_000_000))
 
 
 def pytest_report_header() -> str:
@@ -74,6 +85,8 @@ LONGEST = (
     "integration/test_training.py",
     "web/test_browser.py",
     "web/test_browser_act.py",
+    "web/test_browse.py",
+    "web/test_ten_minutes.py",
     "web/test_api.py",
     "web/test_look.py",
 )
@@ -92,7 +105,7 @@ COMPUTES = re.compile("encoder|onnx|efficientnet|one_core|leaks|memory|costs|rec
 
 @pytest.fixture(autouse=True, scope="module")
 def _computed_features(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The same images take the same network once, but where the network is what is tested."""
+    """The same images take the same network once, and have heads fitted once, but where these are what is tested."""
     folder = None if COMPUTES.search(request.path.name) else os.environ[computed_features.VARIABLE]
     computed_features.install(folder)
     yield

@@ -117,8 +117,13 @@ def load() -> dict[bytes, bytes]:
     for name in MODULES:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a forked process would wait for threads that it does not have"
+    import typer.main
+
+    from mg_milvus.cli.app import app
     from tests import computed_features
 
+    typer.main.get_command = cache(typer.main.get_command)
+    typer.main.get_command(app)
     computed_features.install(os.environ.get(computed_features.VARIABLE))
     gc.collect()
     gc.freeze()  # collections would copy the pages that processes share

@@ -54,6 +54,7 @@ class MemoryStore:
         self._description: str | None = None
         self._added: tuple[str, ...] = ()
         self._records: dict[str, Record] = {}
+        self._sorted: tuple[dict[str, Record], list[Record]] = (self._records, [])
         self._encoders: dict[str, bytes] = {}
         self._statistics: bytes | None = None
         self._clusters: bytes | None = None
@@ -293,14 +294,19 @@ class MemoryStore:
 
     def _matching(self, layout: Layout, where: str | None) -> list[Record]:
         """The records that match, sorted by id. Writers replace the dictionary, so readers need no lock."""
+        known, records = self._sorted
+        if known is not self._records:
+            known = self._records
+            records = [record for _, record in sorted(known.items())]
+            self._sorted = known, records
         if not where:
-            return [record for _, record in sorted(self._records.items())]
+            return records
         matches = compile_filter(where, Layout(layout.schema, self._added).filterable)
-        found = []
-        for _, record in sorted(self._records.items()):
-            if matches(record | {column.name: value_of(column, record[column.name]) for column in layout.extras}):
-                found.append(record)
-        return found
+        return [
+            record
+            for record in records
+            if matches(record | {column.name: value_of(column, record[column.name]) for column in layout.extras})
+        ]
 
 
 class NoIndexes:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from functools import cache, cached_property
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mg_milvus.encoder.base import Features, Pixels
     from mg_milvus.encoder.file import Configuration, EncoderState
     from mg_milvus.encoder.onnx_graph import Ranges
+    from mg_milvus.encoder.weights import Weights
     from mg_milvus.schema.models import Scale
 
 
@@ -143,6 +144,28 @@ def open_session(graph: bytes) -> InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
+def _load_network(configuration: Configuration, backbone: Weights, tagged: tuple[str, ...]) -> InferenceSession:
+    if configuration.row.library:
+        return _session_of_file(configuration, backbone)
+    pooled = (stage for pooling in configuration.poolings.values() for stage in pooling.stages)
+    stages = sorted({*pooled, *tagged})
+    return open_session(backbone_graph(configuration.backbone, backbone, stages, ranges_of(configuration)))
+
+
+def _session_of_file(configuration: Configuration, backbone: Weights) -> InferenceSession:
+    try:
+        session = open_session(backbone[GRAPH].tobytes())
+        offered = {each.name for each in session.get_outputs()}
+        if missing := sorted(set(configuration.row.stages) - offered):
+            raise KeyError(missing[0])
+    except Exception as error:  # onnxruntime raises many kinds
+        reason = (str(error).splitlines() or [""])[0]
+        raise EncoderError(
+            f"the graph of {configuration.backbone} cannot be run ({reason}): make the encoder again"
+        ) from error
+    return session
+
+
 class OnnxEncoder(HashEncoder):
     """An ``Encoder`` whose backbone runs in onnxruntime.
 
@@ -155,32 +178,15 @@ class OnnxEncoder(HashEncoder):
     def __init__(self, state: EncoderState, *, device: str = "auto") -> None:
         _onnxruntime()  # fail early
         super().__init__(state, device=device)
+        self._network = cache(partial(_load_network, state.configuration, state.backbone, self._tagged_stage))
 
     @property
     def runtime(self) -> str:
         return f"onnxruntime, {'float32' if ranges_of(self.state.configuration) is None else '8 bits'}"
 
-    @cached_property
+    @property
     def _session(self) -> InferenceSession:
-        configuration = self.state.configuration
-        if self.row.library:
-            return self._session_of_file()
-        pooled = (stage for pooling in configuration.poolings.values() for stage in pooling.stages)
-        stages = sorted({*pooled, *self._tagged_stage})
-        return open_session(backbone_graph(self.backbone, self.state.backbone, stages, ranges_of(configuration)))
-
-    def _session_of_file(self) -> InferenceSession:
-        try:
-            session = open_session(self.state.backbone[GRAPH].tobytes())
-            offered = {each.name for each in session.get_outputs()}
-            if missing := sorted(set(self.row.stages) - offered):
-                raise KeyError(missing[0])
-        except Exception as error:  # onnxruntime raises many kinds
-            reason = (str(error).splitlines() or [""])[0]
-            raise EncoderError(
-                f"the graph of {self.backbone} cannot be run ({reason}): make the encoder again"
-            ) from error
-        return session
+        return self._network()
 
     @property
     def _images_at_once(self) -> int:
@@ -190,7 +196,7 @@ class OnnxEncoder(HashEncoder):
         return fixed if isinstance(fixed, int) else _IMAGES
 
     def _lend_network(self, other: Self) -> None:
-        other.__dict__["_session"] = self._session
+        other._network = self._network  # loaded by the first of both that computes
 
     def _features(self, images: Pixels, names: Sequence[str], regions: Sequence[Scale]) -> Features:
         poolings = self.state.configuration.poolings

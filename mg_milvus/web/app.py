@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 
 import anyio
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -59,7 +59,7 @@ from mg_milvus.web.media import Thumbnails, TooLargeError, read_body
 from mg_milvus.web.metrics import Metrics
 from mg_milvus.web.security import PAGES, Access, Guard, TooManyAttemptsError, check_address, error_response
 from mg_milvus.web.shares import Shares
-from mg_milvus.web.state import Listings, State, busy_response, count_rows, page_facts
+from mg_milvus.web.state import CurrentState, Listings, State, busy_response, count_rows, page_facts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -151,7 +151,7 @@ def create_app(index: ImageIndex, settings: WebSettings) -> FastAPI:
     app.include_router(api.router)
     app.include_router(api.changes_router)
     app.include_router(duplicates.router)
-    _add_pages(app, state)
+    app.include_router(_router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     for kind in (
         MgMilvusError, TooLargeError, BusyError, UploadsFullError, ClientDisconnect, RequestValidationError,
@@ -186,56 +186,67 @@ def _templates() -> Environment:
 
 TEMPLATES = _templates()
 
+_router = APIRouter(include_in_schema=False)
+"""The pages: functions of the module, for FastAPI keeps every function that it looked at, with what that refers to."""
 
-def _add_pages(app: FastAPI, state: State) -> None:
-    @app.get("/", include_in_schema=False)
-    def page(request: Request) -> Response:
-        return _page(request, "page.html.jinja", state)
 
-    @app.get("/duplicates", include_in_schema=False)
-    def duplicates(request: Request, keep: str = "best", distance: str = "") -> Response:
-        return _page(request, "duplicates.html.jinja", state, rules=list(KEEP), keep=keep, distance=distance)
+@_router.get("/")
+def _get_search(state: CurrentState, request: Request) -> Response:
+    return _page(request, "page.html.jinja", state)
 
-    @app.get("/browse", include_in_schema=False)
-    def browse_all(request: Request) -> Response:
-        return _page(request, "browse.html.jinja", state)
 
-    @app.get("/overview", include_in_schema=False)
-    def overview(request: Request) -> Response:
-        return _page(request, "overview.html.jinja", state)
+@_router.get("/duplicates")
+def _get_duplicates(state: CurrentState, request: Request, keep: str = "best", distance: str = "") -> Response:
+    return _page(request, "duplicates.html.jinja", state, rules=list(KEEP), keep=keep, distance=distance)
 
-    @app.get("/static/clusters.css", include_in_schema=False)
-    def look_of_clusters() -> Response:
-        return FileResponse(STYLES / "clusters.css")
 
-    @app.get("/static/look.css", include_in_schema=False)
-    def look() -> Response:
-        return FileResponse(STYLES / "result.css")
+@_router.get("/browse")
+def _get_browse(state: CurrentState, request: Request) -> Response:
+    return _page(request, "browse.html.jinja", state)
 
-    @app.get("/static/duplicates.css", include_in_schema=False)
-    def look_of_duplicates() -> Response:
-        return FileResponse(STYLES / "duplicates.css")
 
-    @app.get("/docs", include_in_schema=False)
-    def documentation(request: Request) -> Response:
-        return _html(request, "docs.html.jinja", api=app.openapi())
+@_router.get("/overview")
+def _get_overview(state: CurrentState, request: Request) -> Response:
+    return _page(request, "overview.html.jinja", state)
 
-    @app.post("/sign-in", include_in_schema=False)
-    async def sign_in(request: Request) -> Response:
-        form = parse_qs((await read_body(request, SIGN_IN_BYTES)).decode("utf-8", "replace"))
-        offered = form.get("token", [""])[0]
-        query = form.get("query", [""])[0]
-        page = _page_name(form.get("page", [""])[0])
-        try:
-            if not state.access.is_token(request, offered):
-                return _sign_in(request, REJECTED, query, page)
-        except TooManyAttemptsError as error:
-            return _too_many_page(request, error, query, page)
-        return state.access.sign_in(request, RedirectResponse(f"./{page}?{query}" if query else f"./{page}", 303))
 
-    @app.post("/sign-out", include_in_schema=False)
-    async def sign_out(request: Request) -> Response:
-        return state.access.sign_out(request, RedirectResponse("./", 303))
+@_router.get("/static/clusters.css")
+def _get_clusters_css() -> Response:
+    return FileResponse(STYLES / "clusters.css")
+
+
+@_router.get("/static/look.css")
+def _get_look_css() -> Response:
+    return FileResponse(STYLES / "result.css")
+
+
+@_router.get("/static/duplicates.css")
+def _get_duplicates_css() -> Response:
+    return FileResponse(STYLES / "duplicates.css")
+
+
+@_router.get("/docs")
+def _get_docs(request: Request) -> Response:
+    return _html(request, "docs.html.jinja", api=request.app.openapi())
+
+
+@_router.post("/sign-in")
+async def _post_sign_in(state: CurrentState, request: Request) -> Response:
+    form = parse_qs((await read_body(request, SIGN_IN_BYTES)).decode("utf-8", "replace"))
+    offered = form.get("token", [""])[0]
+    query = form.get("query", [""])[0]
+    page = _page_name(form.get("page", [""])[0])
+    try:
+        if not state.access.is_token(request, offered):
+            return _sign_in(request, REJECTED, query, page)
+    except TooManyAttemptsError as error:
+        return _too_many_page(request, error, query, page)
+    return state.access.sign_in(request, RedirectResponse(f"./{page}?{query}" if query else f"./{page}", 303))
+
+
+@_router.post("/sign-out")
+async def _post_sign_out(state: CurrentState, request: Request) -> Response:
+    return state.access.sign_out(request, RedirectResponse("./", 303))
 
 
 def _sign_in_page(request: Request, error: TooManyAttemptsError | None) -> Response:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from mg_milvus import __version__
+from tests import in_process
 from tests.forked import MGM, program
 from tests.waiting import PATIENCE
 
@@ -217,7 +218,7 @@ def test_a_dry_run_and_doctor_make_no_index(home, tmp_path):
     done = mgm("ingest", home / "images", "--dry-run", cwd=tmp_path)
     assert done.returncode in (0, 3)
     assert b"nothing was written" in done.stdout
-    told = mgm("doctor", "--json", cwd=tmp_path)
+    told = in_process.mgm("doctor", "--json", cwd=tmp_path)  # torch is imported here already
     checks = {check["name"]: check for check in json.loads(told.stdout)["checks"]}
     assert told.returncode == 0
     assert checks["milvus"]["message"] == "no index here yet (mgm.db): mgm ingest makes it"
@@ -226,18 +227,18 @@ def test_a_dry_run_and_doctor_make_no_index(home, tmp_path):
 
 
 def test_doctor_says_what_failed_and_what_to_do(tmp_path):
-    done = mgm("doctor", "--uri", "http://127.0.0.1:9", "--timeout", "0.5", cwd=tmp_path)
+    done = in_process.mgm("doctor", "--uri", "http://127.0.0.1:9", "--timeout", "0.5", cwd=tmp_path)
     assert done.returncode == 1
-    lines = done.stdout.decode().splitlines()
+    lines = done.stdout.splitlines()
     problem = next(i for i, line in enumerate(lines) if line.startswith("FAIL milvus: "))
     assert lines[problem + 1].startswith("     remedy: start the server")
     assert lines[-1] == f"1 of {sum(line.startswith(('ok ', 'FAIL ')) for line in lines)} checks failed."
 
 
 def test_doctor_finds_the_collection_and_its_encoder(home):
-    done = mgm("doctor", cwd=home)
-    assert done.returncode == 0, done.stdout.decode()
-    assert b"collection: 'images', 12 rows, encoder " in done.stdout
+    done = in_process.mgm("doctor", cwd=home)
+    assert done.returncode == 0, done.stdout
+    assert "collection: 'images', 12 rows, encoder " in done.stdout
 
 
 def test_without_an_index_a_query_is_one_line_and_makes_none(home, tmp_path):
@@ -331,8 +332,9 @@ def test_completion(tmp_path, words, expected):
 
 
 def test_completion_can_be_shown(tmp_path):
-    # Without this the shell is looked for among the parent processes, and a test may have none.
-    done = mgm("--show-completion", "bash", cwd=tmp_path, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    # Without this, read at the start, the shell is looked for among the parent processes, and a test may have none.
+    environment = ENVIRONMENT | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = subprocess.run([MGM, "--show-completion", "bash"], cwd=tmp_path, env=environment, capture_output=True)
     assert b"_MGM_COMPLETE=complete_bash" in done.stdout
 
 

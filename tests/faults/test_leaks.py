@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,3 +120,24 @@ def test_sixteen_threads_get_the_answers_of_one(uri: str, photos: Path) -> None:
         with ThreadPoolExecutor(16) as pool:
             together = list(pool.map(ask, list(range(16)) * 3))
     assert together == alone * 3
+
+
+def test_a_page_that_has_ended_is_freed_with_its_index() -> None:
+    """Programs that mount the page, and tests, make many: each index has an encoder of tens of megabytes."""
+    pytest.importorskip("fastapi", reason="the web page needs the extra web: pip install 'mg-milvus[web]'")
+    from fastapi.testclient import TestClient
+
+    from mg_milvus.web.app import create_app
+    from mg_milvus.web.security import WebSettings
+
+    def serve() -> tuple[weakref.ref[object], weakref.ref[object]]:
+        with ImageIndex.open("memory:", SCHEMA) as index:
+            app = create_app(index, WebSettings())
+            with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+                for path in ("", "docs", "static/look.css", "browse", "overview", "duplicates", "api/openapi.json"):
+                    assert client.get(f"/{path}").status_code == 200, path
+            return weakref.ref(app), weakref.ref(index)
+
+    app, index = serve()
+    gc.collect()
+    assert (app(), index()) == (None, None)

@@ -241,8 +241,14 @@ def test_held_out_metrics_by_hand() -> None:
 
 
 @pytest.fixture
-def few(tmp_path: Path) -> Path:
-    """30 images in three folders: no whole training here needs more."""
+def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """30 images in three folders: no whole training here needs more.
+
+    The statistics that are written beside the heads are of 16 of them, two of which are edited: with all, most of a
+    training here would be that.
+    """
+    monkeypatch.setattr(trainer_module, "STATISTICS_SAMPLE", 16)
+    monkeypatch.setattr(trainer_module, "EDITED_SAMPLE", 2)
     return make_photos(tmp_path / "photos", 10)
 
 
@@ -532,8 +538,8 @@ held_out: 0.2
 """
 
 
-def test_the_command_survives_sigkill(tmp_path: Path) -> None:
-    photos = make_photos(tmp_path / "photos", 20)
+def test_the_command_survives_sigkill(few: Path, tmp_path: Path) -> None:
+    photos = few
     (photos / "disc" / "broken.jpg").write_bytes(b"no image")
     (tmp_path / "t.yaml").write_text(CONFIG)
     whole = mgm("train", photos, "--out", tmp_path / "whole.safetensors", "--config", tmp_path / "t.yaml", "--json",
