@@ -288,7 +288,10 @@ def fit(
     lengths = options.code_lengths(bits) if bits else None
     settings = local_settings(device=device, batch_size=batch_size, workers=workers, max_pixels=max_pixels)
     without: list[Failure] = []
-    labelled = read_labelled(folder, None if labels == "folders" else labels, without.append) if labels else None
+    learned = None
+    if labels is not None:
+        table = None if labels == "folders" else labels
+        learned = read_labelled(folder, table, without.append).by_path()
     with ProgressView() as view:
         report = fit_encoder(
             folder,
@@ -300,7 +303,7 @@ def fit(
                 bits=lengths,
                 schema=Schema.load(schema) if schema else Schema(),
                 method=method.value,
-                labels=labelled.by_path() if labelled else None,
+                labels=learned,
                 sample=sample,
                 device=settings.device,
                 settings=Settings(settings.batch_size, settings.workers),
@@ -320,10 +323,10 @@ def fit(
             )
         )  # fmt: skip
     else:
-        learned = " and ".join(f"{count:,} labels by {name}" for name, count in report.labels.items())
+        taught = " and ".join(f"{count:,} labels by {name}" for name, count in report.labels.items())
         print(
             f"{escape_controls(str(out))}: encoder {report.fingerprint}, {report.bytes / 1e6:.1f} MB, heads fitted on "
-            f"{report.images:,} images in {report.seconds:.1f} s{f'; learned: {learned}' if learned else ''}"
+            f"{report.images:,} images in {report.seconds:.1f} s{f'; learned: {taught}' if taught else ''}"
         )
         if report.clients_need:
             print(f"only the heads fit into Milvus: every client needs {escape_controls(report.clients_need)}")

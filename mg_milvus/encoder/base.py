@@ -175,7 +175,7 @@ class Encoder(Protocol):
             labels: granularity -> (n, m) which labels each of them has.
 
         Raises:
-            EncoderError: this one has learned labels already, or its heads were trained.
+            EncoderError: this one has learned labels already, or its heads are fixed.
         """
 
     def baseline(self, sample: Features, bits: Mapping[str, int], method: str) -> Encoder:
@@ -493,16 +493,14 @@ class HashEncoder(ABC):
 
     def with_labels(self, sample: Features, labels: Mapping[str, NDArray[np.bool_]]) -> tuple[Self, Features]:
         if self.state.labels or self.state.configuration.fixed:
-            learned = "has learned labels already" if self.state.labels else "was trained"
-            raise EncoderError(f"the encoder {self.fingerprint} {learned}; give the network itself to teach it labels")
+            state = "has learned labels already" if self.state.labels else "has heads that are kept as they are"
+            raise EncoderError(f"the encoder {self.fingerprint} {state}; give the network itself to teach it labels")
         maps = {name: fit_label_map(sample[name], own) for name, own in labels.items()}
         moments, heads = dict(self.state.statistics), dict(self.state.heads)
-        for name, learned_map in maps.items():
+        for name, learned in maps.items():
             if name in moments:  # else ``adapted`` makes them
                 # Cluster centres of other images still stand for what the labelled ones do not show.
-                moments[name] = self._statistics(
-                    name, learned_map(np.concatenate([sample[name], moments[name].centres()]))
-                )
+                moments[name] = self._statistics(name, learned(np.concatenate([sample[name], moments[name].centres()])))
             if name in heads:
                 heads[name] = shipped_head(moments[name], heads[name].bits)
         taught = self._like(self.state.model_copy(update={"labels": maps, "statistics": moments, "heads": heads}))

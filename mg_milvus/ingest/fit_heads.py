@@ -43,7 +43,7 @@ SAMPLE_SIZE = 5_000
 FEWEST_TO_FIT = 50
 """Fewest images to fit heads on; with fewer, the shipped heads are better."""
 LEARNING = ("coarse", "mid")
-"""Granularities that learn labels: their first parts, and the whole of them."""
+"""Granularities that learn labels: the first parts beside the whole of them, and the whole alone."""
 FAR_SHARE = 0.3
 FEWEST_FAR = 50
 """Heads should be fitted again when so many later images, and this share of them, are unlike the first: on photographs
@@ -173,8 +173,8 @@ class FitOptions:
         schema: what the codes are for; with its regions, unless ``bits`` are given.
         method: ``adaptive`` heads, which every collection fits again to its own images; or, to compare with, those of
             PCA and ITQ, or random hyperplanes (LSH), which collections use unchanged.
-        labels: path of an image -> its labels, such as ``vehicle/car``, which ``coarse`` (their first parts) and
-            ``mid`` learn; other images are left out. None: without labels.
+        labels: path of an image -> its labels, such as ``vehicle/car``, which ``coarse`` and ``mid`` learn, ``coarse``
+            their first parts, too; other images are left out. None: without labels.
         sample: images to fit on, at most.
         device: where the backbone runs.
         settings: batch size, decoding threads, largest image.

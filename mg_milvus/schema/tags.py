@@ -39,7 +39,7 @@ TAG_COLUMN = "tags"
 """The column of a row that holds its tags, see ``to_column``. Milvus Lite takes several times as long to write an
 array, or to compare JSON, and three columns would take nearly three times as many bytes in its file."""
 _OF_TAG, _OF_LEVEL = (2111, 2113, 2129), (31, 37, 41)
-"""Divisors of each place: two names, then a group. Their product is below 2**53: Milvus divides as doubles do."""
+"""Divisors of each place: two names, then a group. Their product is below 2**53: exact as a double, too."""
 ANY_TAG = f"{TAG_COLUMN} % {_OF_TAG[0]} != 0"
 """The filter for images that a classifier has seen."""
 _NEAR = 3
